@@ -1,0 +1,349 @@
+"""One YAML file is one experiment: read it with its bases and overrides, and check it once, here."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dataengine.errors import InputError
+
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_count(value: object) -> object:
+    """Read `2.1B` or `32_768` as an integer; leave what is no such text to the validator."""
+    if isinstance(value, str) and (match := re.fullmatch(r"([\d_]+)(?:\.(\d+))?([KMBT]?)", value.strip())):
+        whole, decimals, suffix = match[1], match[2] or "", match[3]
+        scaled, rest = divmod(int(whole + decimals) * _SUFFIXES[suffix], 10 ** len(decimals))
+        return value if rest else scaled
+    return value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Direction = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+-[A-Za-z0-9]+$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StreamConfig(_Section):
+    """A stream of documents or of sentence pairs: where its records lie and how they become text."""
+
+    documents: tuple[str, ...] = ()  # paths or globs of JSON Lines files, plain, .gz or .zst
+    pairs: tuple[str, ...] = ()
+    text_key: str = "text"  # documents: the key of the text
+    directions: tuple[Direction, ...] = ()  # pairs: pair number i is written in direction i modulo their number
+    passes: int = Field(default=1, ge=1)  # how often the schedule may go through the stream
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> StreamConfig:
+        if bool(self.documents) == bool(self.pairs):
+            raise ValueError("a stream states either `documents` or `pairs`: a list of paths")
+        if bool(self.pairs) != bool(self.directions):
+            raise ValueError("`directions` (such as [en-zh]) goes with `pairs`, and pairs need it")
+        if self.pairs and self.text_key != "text":
+            raise ValueError("`text_key` goes with `documents`; the keys of pairs are their language codes")
+        return self
+
+
+class StageConfig(_Section):
+    """A run of steps with one mix. Its length is one of: steps, tokens (rounded down to steps), drain."""
+
+    name: Name
+    steps: Count | None = None
+    tokens: Count | None = None  # predicted tokens: seq_len a sample
+    drain: bool = False  # as many steps as the streams' remaining samples allow
+    mix: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]]  # stream -> relative weight
+    checkpoint_interval: Count | None = None  # steps from the stage's start; default train.checkpoint_interval
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> StageConfig:
+        if sum([self.steps is not None, self.tokens is not None, self.drain]) != 1:
+            raise ValueError("a stage states its length once: `steps`, `tokens` or `drain: true`")
+        if not self.mix:
+            raise ValueError("`mix` names at least one stream, such as {mono-en: 1}")
+        return self
+
+
+class ModelConfig(_Section):
+    """A Llama-type decoder, in the words of transformers.LlamaConfig. Defaults: TinyLlama 1.1B (paper, table 9)."""
+
+    hidden_size: Count = 2048
+    intermediate_size: Count = 5632
+    num_hidden_layers: Count = 22
+    num_attention_heads: Count = 32
+    num_key_value_heads: Count = 4
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    tie_word_embeddings: bool = False
+    init_seed: int = 3407  # weights do not depend on the rank or the world size
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelConfig:
+        if self.hidden_size % self.num_attention_heads or self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size}) "
+                f"and be a multiple of num_key_value_heads ({self.num_key_value_heads})"
+            )
+        return self
+
+
+class TrainConfig(_Section):
+    """Optimization, checkpoints and logs. Defaults: paper, table 10, and the reference code's horizon."""
+
+    learning_rate: float = Field(default=4e-4, gt=0)
+    min_learning_rate: float = Field(default=4e-5, ge=0)
+    warmup_steps: int = Field(default=2000, ge=0)
+    decay_steps: Count = 1_430_512  # the cosine ends here; later steps keep min_learning_rate
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = Field(default=1.0, gt=0)
+    microbatch_size: Count = 16  # samples a rank computes at a time
+    max_steps: Count | None = None  # stop early; default: the end of the schedule
+    checkpoint_interval: Count = 5000  # steps
+    keep_checkpoints: Count | None = None  # the newest so many; default: all
+    log_interval: Count = 10  # steps
+    loader_workers: int = Field(default=2, ge=0)  # processes a rank
+    seed: int = 3407
+    attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
+
+
+class EvaluateConfig(_Section):
+    """Translation of development sets."""
+
+    dev: dict[Direction, str] = {}  # direction -> JSON Lines file with a key per language
+    max_sentences: Count | None = None  # the first so many of each set
+    max_new_tokens: Count = 256
+    batch_size: Count = 32  # sentences
+
+
+class Config(_Section):
+    """One experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_/-]*$")]
+    out: str  # run folder: checkpoints, logs, exported models, scores; default runs/NAME
+    store: str = "store"  # built streams, shared by experiments
+    seed: int = Field(default=17, ge=0)  # of the order of samples
+    tokenizer: str  # a SentencePiece .model or a Hugging Face tokenizer.json
+    eos_token: str | None = None  # default: the tokenizer's own
+    bos: bool = False  # the paper's training data have none
+    seq_len: Count = 2048  # predicted tokens a sample; a sample holds one more
+    batch_size: Count = 512  # samples a step, over all ranks
+    lanes: Count = 1
+    shuffle_block: Count = 32_768  # samples
+    samples_per_shard: Count = 4096
+    max_bad_fraction: float = Field(default=0.001, ge=0, le=1)  # of a stream's records
+    languages: dict[str, str] = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
+    streams: dict[Name, StreamConfig]
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_out(cls, values: Any) -> Any:
+        return {"out": f"runs/{values.get('name')}", **values} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Config:
+        if self.batch_size % self.lanes:
+            raise ValueError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
+        for stage in self.stages:
+            for stream in stage.mix:
+                if stream not in self.streams:
+                    raise ValueError(
+                        f"stage '{stage.name}' mixes stream '{stream}', which `streams` does not define"
+                        f"{_nearest(stream, self.streams)}"
+                    )
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages need names of their own, got {', '.join(names)}")
+        directions = [d for stream in self.streams.values() for d in stream.directions] + list(self.evaluate.dev)
+        for language in [code for direction in directions for code in direction.split("-")]:
+            if language not in self.languages:
+                raise ValueError(
+                    f"no name for language '{language}': add `languages: {{{language}: ...}}`, "
+                    "the full name that prompts and training text use"
+                )
+        return self
+
+    @property
+    def streams_in_use(self) -> tuple[str, ...]:
+        """Names of the streams that some stage mixes, in the order in which `streams` defines them."""
+        used = {stream for stage in self.stages for stream in stage.mix}
+        return tuple(name for name in self.streams if name in used)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read an experiment: its file on top of the files that `base` names, then `a.b=value` overrides.
+
+    A `base` path is relative to the file that names it; all other paths are relative to the working directory.
+    Raises InputError naming file, line and key for anything that cannot be used.
+    """
+    values, lines = _read_chain(Path(path), ())
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"override '{override}' is not of the form key=value, such as train.max_steps=100")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"override '{override}': the value is not YAML: {_one_line(error)}") from None
+        loc = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        _set(values, loc, value, override)
+        lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
+        lines[loc] = f"override {override}"
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = [_describe(problem, lines, str(path)) for problem in error.errors()]
+        raise InputError("\n".join(problems)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_Loc = tuple[str | int, ...]
+
+
+def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[_Loc, str]]:
+    """Merge a file over its bases; say for each key the file and line that set it."""
+    if path.resolve() in above:
+        chain = " -> ".join(str(link) for link in (*above, path.resolve()))
+        raise InputError(f"{path}: `base` goes round in a circle: {chain}. Remove one of these `base` lines.")
+    values, lines = _read_file(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values, lines
+    if not isinstance(base, str):
+        raise InputError(f"{lines[('base',)]}: `base` is one path, relative to this file, got {base!r}")
+    base_path = path.parent / base
+    if not base_path.is_file():
+        raise InputError(f"{lines[('base',)]}: `base` names {base_path}, which does not exist. Correct the path.")
+    base_values, base_lines = _read_chain(base_path, (*above, path.resolve()))
+    merged = _merge(base_values, values)
+    return merged, {loc: at for loc, at in {**base_lines, **lines}.items()}
+
+
+def _read_file(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read config {path}: {error.strerror}. Give the path of a YAML file.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from None
+    lines: dict[_Loc, str] = {}
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+        if root is not None:
+            _note_lines(root, (), str(path), lines)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {_one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected `key: value` lines, such as `name: my_experiment`")
+    return values, lines
+
+
+def _note_lines(node: yaml.Node, loc: _Loc, path: str, lines: dict[_Loc, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            below = (*loc, str(key.value))
+            if below in lines:
+                where = f"{path}, line {key.start_mark.line + 1}"
+                raise InputError(f"{where}: key '{_dotted(below)}' stands twice. Remove one.")
+            lines[below] = f"{path}, line {key.start_mark.line + 1}"
+            _note_lines(value, below, path, lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[(*loc, index)] = f"{path}, line {value.start_mark.line + 1}"
+            _note_lines(value, (*loc, index), path, lines)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings merge key by key; anything else replaces."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _set(values: dict[str, Any], loc: _Loc, value: object, override: str) -> None:
+    at: Any = values
+    for depth, key in enumerate(loc):
+        last = depth == len(loc) - 1
+        if isinstance(at, list) and isinstance(key, int) and key < len(at):
+            pass
+        elif isinstance(at, dict):
+            key = str(key)
+            if not last:
+                at.setdefault(key, {})
+        else:
+            raise InputError(f"override '{override}': '{_dotted(loc[:depth])}' has no entry '{key}'")
+        if last:
+            at[key] = value
+        else:
+            at = at[key]
+
+
+def _describe(problem: Any, lines: Mapping[_Loc, str], path: str) -> str:
+    """One problem that pydantic found, as a sentence with its place."""
+    loc: _Loc = tuple(problem["loc"])
+    place = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), path)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(loc[:-1])
+        return (
+            f"{place}: unknown key '{_dotted(loc)}'{_nearest(str(loc[-1]), known)}. "
+            f"Known keys here: {', '.join(known)}."
+        )
+    if problem["type"] == "missing":
+        return f"{place}: key '{_dotted(loc)}' is missing. Add it."
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if problem["type"] == "value_error":
+        return f"{place}: {f'{_dotted(loc)}: ' if loc else ''}{message}."
+    return f"{place}: {_dotted(loc)}: {message}, got {problem['input']!r}."
+
+
+def _known_keys(loc: _Loc) -> list[str]:
+    """The keys of the section at `loc`."""
+    section: type[BaseModel] = Config
+    for key in loc:
+        if isinstance(key, str) and key in section.model_fields:
+            section = _SECTIONS.get(key, section)
+    return list(section.model_fields)
+
+
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "streams": StreamConfig,
+    "stages": StageConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
+
+
+def _nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _dotted(loc: _Loc) -> str:
+    return ".".join(str(part) for part in loc)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

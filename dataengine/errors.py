@@ -1,0 +1,20 @@
+"""The one exception that commands turn into a message and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
+
+
+def run_command(command: Callable[[], None]) -> int:
+    """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback."""
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    return 0

@@ -1,0 +1,38 @@
+"""Cut joined documents into samples of one width. No token is lost: what does not fill a sample is handed back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[Any]
+
+
+class Packer:
+    """Cut a flow of tokens into samples of `width` ids (seq_len + 1: inputs and, shifted by one, targets).
+
+    A document may span samples, and a sample may hold many; each ends with EOS, so their starts are recoverable.
+    """
+
+    def __init__(self, width: int, dtype: np.dtype[Any]) -> None:
+        self.width = width
+        self.tail: Tokens = np.empty(0, dtype)  # fewer than `width` tokens
+
+    def add(self, tokens: Tokens) -> Tokens:
+        """Append tokens; return the samples they complete, shape (num_samples, width)."""
+        if not len(tokens):
+            return np.empty((0, self.width), self.tail.dtype)
+        joined = np.concatenate([self.tail, tokens])
+        whole = len(joined) // self.width * self.width
+        self.tail = joined[whole:].copy()
+        return joined[:whole].reshape(-1, self.width)
+
+
+def pack_all(parts: Iterable[Tokens], width: int, dtype: np.dtype[Any]) -> tuple[Tokens, Tokens]:
+    """Pack parts in order; return the samples, shape (num_samples, width), and the tail."""
+    packer = Packer(width, dtype)
+    samples = [packer.add(part) for part in parts]
+    return np.concatenate(samples) if samples else np.empty((0, width), dtype), packer.tail

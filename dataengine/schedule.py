@@ -1,0 +1,162 @@
+"""Which stream each slot of a run draws from, by integer arithmetic alone.
+
+A *slot* is the position of a sample in the run: slot i of step s. Lanes cut each batch into L equal parts of equal
+composition, so the arithmetic here is that of one lane: a stage of quotas q (samples a stream, sum T over all lanes)
+gives each lane quotas q / L. No state is kept: every answer follows from the stages and a step.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64s = NDArray[np.int64]
+
+# Floors are taken of products of two sample counts, in int64.
+MAX_STAGE_SAMPLES = 3_000_000_000
+
+
+def count_drawn(quotas: Sequence[int], num_samples: int) -> list[int]:
+    """Count what each stream supplies among the first `num_samples` samples of a stage.
+
+    Takes positive quotas, shape (num_streams,); returns counts, same shape. They sum to exactly `num_samples`, none
+    falls as it grows, and at sum(quotas) they are the quotas. So the counts of one step are the difference of two
+    calls, and no state is kept. A count strays from its exact share by less than the number of streams.
+    """
+    counts, ahead, rest = [], num_samples, sum(quotas)
+    for quota in quotas:
+        passed_on = ahead * (rest - quota) // rest
+        counts.append(ahead - passed_on)
+        ahead, rest = passed_on, rest - quota
+    return counts
+
+
+def apportion(weights: Sequence[float], total: int) -> list[int]:
+    """Split `total` in proportion to positive weights by largest remainder; the parts sum to it exactly.
+
+    Ties go to the earlier weight. Weights are taken as the exact fractions that their floats are.
+    """
+    ratios = [weight.as_integer_ratio() for weight in weights]
+    denominator = max(bottom for _, bottom in ratios)  # all are powers of two
+    parts = [top * (denominator // bottom) for top, bottom in ratios]
+    whole = sum(parts)
+    counts = [total * part // whole for part in parts]
+    remainders = [total * part % whole for part in parts]
+    order = sorted(range(len(parts)), key=lambda k: (-remainders[k], k))
+    for k in order[: total - sum(counts)]:
+        counts[k] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of `steps` steps that draws `samples[stream]` samples, over all lanes, from each stream."""
+
+    name: str
+    steps: int
+    samples: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The stages of a run. Raises ValueError if their quotas do not fill `batch_size` x steps exactly."""
+
+    batch_size: int
+    lanes: int
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.lanes:
+            raise ValueError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
+        for stage in self.stages:
+            total = stage.steps * self.batch_size
+            if sum(stage.samples.values()) != total or total > MAX_STAGE_SAMPLES or stage.steps < 1:
+                raise ValueError(
+                    f"stage '{stage.name}': quotas {dict(stage.samples)} must sum to steps x batch_size = {total} "
+                    f"and to at most {MAX_STAGE_SAMPLES}"
+                )
+            if any(quota < 0 or quota % self.lanes for quota in stage.samples.values()):
+                raise ValueError(f"stage '{stage.name}': quotas must be multiples of {self.lanes} lanes")
+
+    @cached_property
+    def streams(self) -> tuple[str, ...]:
+        """Streams in the order of their first use."""
+        return tuple(dict.fromkeys(name for stage in self.stages for name in stage.samples))
+
+    @cached_property
+    def steps(self) -> int:
+        """Length of the run."""
+        return sum(stage.steps for stage in self.stages)
+
+    @cached_property
+    def stage_starts(self) -> list[int]:
+        """First step of each stage."""
+        starts = [0]
+        for stage in self.stages[:-1]:
+            starts.append(starts[-1] + stage.steps)
+        return starts
+
+    @cached_property
+    def _drawn_before(self) -> list[dict[str, int]]:
+        """Samples that one lane has drawn from each stream before each stage."""
+        drawn = dict.fromkeys(self.streams, 0)
+        before = []
+        for stage in self.stages:
+            before.append(dict(drawn))
+            for name, quota in stage.samples.items():
+                drawn[name] += quota // self.lanes
+        return before
+
+    def stage_index(self, step: int) -> int:
+        """Index of the stage that `step` belongs to. Raises IndexError outside the run."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} is outside the schedule's {self.steps} steps")
+        return bisect.bisect_right(self.stage_starts, step) - 1
+
+    def cursors(self, step: int) -> dict[str, int]:
+        """Samples drawn from each stream, over all lanes, before `step` (which may be the end of the run)."""
+        index = self.stage_index(step) if step < self.steps else len(self.stages) - 1
+        names, quotas = self._lane_quotas(index)
+        lane_slots = (step - self.stage_starts[index]) * (self.batch_size // self.lanes)
+        drawn = dict(self._drawn_before[index])
+        for name, count in zip(names, count_drawn(quotas, lane_slots), strict=True):
+            drawn[name] += count
+        return {name: count * self.lanes for name, count in drawn.items()}
+
+    def counts(self, step: int) -> dict[str, int]:
+        """Samples of each stream in the batch of `step`; they sum to batch_size."""
+        self.stage_index(step)
+        before, after = self.cursors(step), self.cursors(step + 1)
+        return {name: after[name] - before[name] for name in self.streams}
+
+    def lane_slots(self, step: int) -> tuple[Int64s, Int64s]:
+        """Stream number (in `streams`) and lane cursor of each slot of one lane; shape (batch_size / lanes,) each."""
+        index = self.stage_index(step)
+        names, quotas = self._lane_quotas(index)
+        width = self.batch_size // self.lanes
+        first = (step - self.stage_starts[index]) * width
+        drawn = _count_drawn_at(quotas, np.arange(first, first + width + 1, dtype=np.int64))  # (streams, width + 1)
+        which = np.argmax(drawn[:, 1:] > drawn[:, :-1], axis=0)  # exactly one stream's count rises at each slot
+        before = np.array([self._drawn_before[index][name] for name in names], dtype=np.int64)
+        numbers = np.array([self.streams.index(name) for name in names], dtype=np.int64)
+        return numbers[which], before[which] + drawn[which, np.arange(width)]
+
+    def _lane_quotas(self, index: int) -> tuple[list[str], list[int]]:
+        quotas = {name: quota // self.lanes for name, quota in self.stages[index].samples.items() if quota}
+        return list(quotas), list(quotas.values())
+
+
+def _count_drawn_at(quotas: Sequence[int], num_samples: Int64s) -> Int64s:
+    """`count_drawn` at many points at once; returns shape (num_streams, len(num_samples))."""
+    counts = np.empty((len(quotas), len(num_samples)), dtype=np.int64)
+    ahead, rest = num_samples, sum(quotas)
+    for k, quota in enumerate(quotas):
+        passed_on = ahead * (rest - quota) // rest
+        counts[k] = ahead - passed_on
+        ahead, rest = passed_on, rest - quota
+    return counts
