@@ -10,11 +10,15 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
 
 
-def run_command(command: Callable[[], None]) -> int:
-    """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback."""
+def run_command(command: Callable[[], None], *, quiet: bool = False) -> int:
+    """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback.
+
+    `quiet` leaves the message to another rank of the same run.
+    """
     try:
         command()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if not quiet:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0

@@ -1,0 +1,1 @@
+"""Train a decoder-only language model on the schedule of a dataengine manifest, and evaluate it."""

@@ -1,0 +1,209 @@
+"""Stream the samples of a manifest in its order: `streaming.StreamingDataset` with a schedule instead of epochs.
+
+The whole run is one epoch, so the one coordinate of a resume is the step. Only `_get_work` is replaced, by a lazy
+sequence of sample ids; downloads, caching and shards stay streaming's (streaming/base/dataset.py, 0.13).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streaming.base.dataset
+import torch
+from numpy.typing import NDArray
+from streaming import Stream, StreamingDataset
+from torch.utils.data import DataLoader
+
+from dataengine.errors import InputError
+from dataengine.manifest import Manifest
+from dataengine.order import RunOrder
+from dataengine.shards import COLUMN
+
+_STEPS_KEPT = 64
+
+
+class ScheduledDataset(StreamingDataset):  # type: ignore[misc]
+    """The samples of a rank, step after step.
+
+    An item is {"tokens": int64 (seq_len + 1,), "stream": number in manifest.streams, "sample_id": id in the order's
+    numbering}. Raises InputError if the world size does not divide the batch or a stream is not the manifest's.
+    """
+
+    def __init__(self, manifest: Manifest, store: Path, *, world_size: int) -> None:
+        check_world_size(manifest, world_size)
+        for stream in manifest.streams:
+            _check_index(stream.name, store / stream.remote, stream.index_sha256)
+        with _light_spanner():
+            super().__init__(
+                streams=[Stream(local=str(store / stream.remote)) for stream in manifest.streams],
+                batch_size=manifest.batch_size // world_size,
+                num_canonical_nodes=manifest.lanes,  # fixed, so that it never depends on the first run's nodes
+                shuffle=False,
+            )
+        self.manifest = manifest
+        self.epoch_size = manifest.schedule.steps * manifest.batch_size
+        self.length = self.epoch_size // world_size
+
+    def _get_work(self, epoch: int, sample_in_epoch: int) -> Any:
+        if epoch > 0 or sample_in_epoch >= self.epoch_size:
+            return np.empty(0, np.int64)
+        world = self._parallel_worker_world
+        return LazyOrder(
+            self.manifest.order,
+            first_step=sample_in_epoch // self.manifest.batch_size,
+            rank=world.rank,
+            world_size=world.num_ranks,
+            worker=world.worker_of_rank,
+            num_workers=world.workers_per_rank,
+        )
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
+        """One sample, with the number of its stream and its id."""
+        tokens = super().get_item(sample_id, retry)[COLUMN]
+        stream = int(np.searchsorted(self.manifest.order.first_ids, sample_id, side="right")) - 1
+        return {COLUMN: tokens.astype(np.int64), "stream": stream, "sample_id": int(sample_id)}
+
+    def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
+        """The step, and what the data were: plain integers and strings, as checkpoints keep them."""
+        state: dict[str, Any] = super().state_dict(num_samples, from_beginning)
+        step = state["sample_in_epoch"] // self.manifest.batch_size
+        return {**state, **_identity(self.manifest, step)}
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Take up a state. Raises InputError, with the reason, if it belongs to other data or another order."""
+        expected = _identity(self.manifest, obj["step"])
+        if obj["prefix_sha256"] != expected["prefix_sha256"]:
+            differing = [key for key in expected if key not in ("plan_id", "prefix_sha256") and obj[key] != expected[key]]
+            reason = ", ".join(f"{key} was {obj[key]} and is {expected[key]}" for key in differing)
+            raise InputError(
+                f"the checkpoint of step {obj['step']} was trained on other data than manifest {expected['plan_id'][:12]} "
+                f"gives up to that step (plan {obj['plan_id'][:12]}; "
+                f"{reason or 'streams, seed or stages differ'}). Restore that manifest by building with the "
+                "configuration beside the run, or give this run another `out`."
+            )
+        own = ("epoch", "sample_in_epoch", "num_canonical_nodes", "shuffle_seed", "initial_physical_nodes")
+        super().load_state_dict({key: obj[key] for key in own})
+
+
+class LazyOrder:
+    """The sample ids that one loader worker of one rank reads, computed as they are asked for.
+
+    It has the length and the items of the array that streaming's `_Iterator` expects. The loader takes batches from
+    its workers in turn, so batch k of worker w is step first_step + k * num_workers + w.
+    """
+
+    def __init__(
+        self, order: RunOrder, *, first_step: int, rank: int, world_size: int, worker: int, num_workers: int
+    ) -> None:
+        self._order, self._first, self._worker, self._num_workers = order, first_step, worker, num_workers
+        self._width = order.schedule.batch_size // world_size
+        self._start = rank * self._width
+        steps = order.schedule.steps - first_step
+        self._length = max(0, -(-(steps - worker) // num_workers)) * self._width
+        self._lock = threading.Lock()  # streaming reads ahead in threads of its own
+        self._known: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> int:
+        if not 0 <= index < self._length:
+            raise IndexError(f"index {index} of {self._length}")
+        batch, slot = divmod(int(index), self._width)
+        with self._lock:
+            ids = self._known.get(batch)
+            if ids is None:
+                step = self._first + batch * self._num_workers + self._worker
+                ids = self._order.sample_ids(step, self._start, self._start + self._width)
+                self._known[batch] = ids
+                if len(self._known) > _STEPS_KEPT:
+                    self._known.popitem(last=False)
+        return int(ids[slot])
+
+
+def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[str, Any]]:
+    """A loader of whole rank batches: {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64."""
+    return DataLoader(
+        dataset,
+        batch_size=dataset.batch_size,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=4 if num_workers else None,
+        persistent_workers=bool(num_workers),
+    )
+
+
+def check_world_size(manifest: Manifest, world_size: int) -> None:
+    """Raise InputError unless the ranks can share a batch equally."""
+    if manifest.batch_size % world_size:
+        fitting = [n for n in range(1, manifest.batch_size + 1) if manifest.batch_size % n == 0]
+        below = max(n for n in fitting if n < world_size)
+        raise InputError(
+            f"batch_size {manifest.batch_size} does not divide among {world_size} ranks. Start {below} ranks "
+            f"(composer -n {below} ...), or build with a batch_size that {world_size} divides."
+        )
+
+
+def _check_index(name: str, folder: Path, sha256: str) -> None:
+    try:
+        found = hashlib.sha256((folder / "index.json").read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"stream '{name}': cannot read {folder / 'index.json'}: {error.strerror}. "
+            "Build the streams first: dataengine build CONFIG"
+        ) from None
+    if found != sha256:
+        raise InputError(
+            f"stream '{name}': {folder / 'index.json'} is not the one that the manifest was made with. "
+            f"Remove {folder} and build again: dataengine build CONFIG"
+        )
+
+
+def _identity(manifest: Manifest, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "plan_id": manifest.plan_id,
+        "prefix_sha256": manifest.prefix_sha256(step),
+        "tokenizer_sha256": manifest.tokenizer_sha256,
+        "seq_len": manifest.seq_len,
+        "batch_size": manifest.batch_size,
+    }
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return {
+        COLUMN: torch.from_numpy(np.stack([item[COLUMN] for item in items])),
+        "stream": torch.tensor([item["stream"] for item in items]),
+        "sample_id": torch.tensor([item["sample_id"] for item in items]),
+    }
+
+
+class _LightSpanner:
+    """Find a sample's shard by bisection; streaming's own keeps 8 bytes a sample while it is made."""
+
+    def __init__(self, shard_sizes: NDArray[np.int64], span_size: int = 0) -> None:
+        self._bounds = np.concatenate([[0], np.cumsum(shard_sizes)])
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < self._bounds[-1]:
+            raise IndexError(f"sample {index} of {self._bounds[-1]}")
+        shard = int(np.searchsorted(self._bounds, index, side="right")) - 1
+        return shard, int(index - self._bounds[shard])
+
+
+@contextlib.contextmanager
+def _light_spanner() -> Iterator[None]:
+    own = streaming.base.dataset.Spanner
+    streaming.base.dataset.Spanner = _LightSpanner
+    try:
+        yield
+    finally:
+        streaming.base.dataset.Spanner = own

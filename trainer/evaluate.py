@@ -1,0 +1,116 @@
+"""Translate the development sets with a checkpoint and score them: `python trainer/evaluate.py CONFIG`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from sacrebleu.metrics import BLEU
+from transformers import LlamaForCausalLM
+
+from dataengine import pairs, sources
+from dataengine.config import Config, load_config
+from dataengine.errors import InputError, run_command
+from dataengine.storage import write_file
+from dataengine.tokens import load_tokenizer
+from trainer.export import export, find_checkpoint
+from trainer.translation import complete
+
+_ZH = {"zh", "zho", "cmn"}  # languages without spaces that sacrebleu tokenizes by its `zh`
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit with 0, or 2 for unusable input."""
+    parser = argparse.ArgumentParser(
+        prog="trainer/evaluate.py",
+        description="Export a checkpoint, translate the sets of `evaluate.dev` with the zero-shot prompt of the paper "
+        "and print BLEU per direction. Writes OUT/results.json and the translations to OUT/translations/step-N/.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    sys.exit(run_command(lambda: evaluate(load_config(options.config, options.overrides), options.step)))
+
+
+def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
+    """Score a checkpoint on every set of `evaluate.dev`; return and store the results."""
+    if not config.evaluate.dev:
+        raise InputError("nothing to evaluate: `evaluate.dev` names no set, such as {en-zh: dev.jsonl}")
+    sets = {
+        direction: _read_set(Path(path), direction, config.evaluate.max_sentences)
+        for direction, path in config.evaluate.dev.items()
+    }
+    out = Path(config.out)
+    checkpoint = find_checkpoint(out, step)
+    folder = export(config, checkpoint.step)
+    tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
+    model = model.to(device).eval()
+    scores = {}
+    for direction, (source_lines, references) in sets.items():
+        source, target = (config.languages[code] for code in direction.split("-"))
+        prompts = [pairs.translation_prompt(source, line, target) for line in source_lines]
+        hypotheses = complete(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=config.evaluate.max_new_tokens,
+            batch_size=config.evaluate.batch_size,
+            bos=config.bos,
+            title=direction,
+        )
+        bleu = BLEU(tokenize="zh" if direction.split("-")[1] in _ZH else "13a")
+        scores[direction] = {
+            "bleu": bleu.corpus_score(hypotheses, [references]).score,
+            "signature": str(bleu.get_signature()),
+            "sentences": len(hypotheses),
+            "empty": hypotheses.count(""),
+            "longer_than_context": sum(
+                len(ids) + config.evaluate.max_new_tokens > config.seq_len for ids in tokenizer.encode(prompts)
+            ),
+        }
+        rows = zip(source_lines, references, hypotheses, strict=True)
+        lines = [json.dumps(dict(zip(("source", "reference", "hypothesis"), row, strict=True)), ensure_ascii=False) for row in rows]
+        write_file(
+            out / "translations" / checkpoint.folder.name / f"{direction}.jsonl", "\n".join([*lines, ""]).encode()
+        )
+        print(f"{direction}: BLEU {scores[direction]['bleu']:.2f}  {scores[direction]['signature']}", flush=True)
+    results = {
+        "step": checkpoint.step,
+        "plan_id": checkpoint.plan_id,
+        "prompt": "zero-shot",
+        "decoding": {"method": "greedy", "max_new_tokens": config.evaluate.max_new_tokens, "bos": config.bos},
+        "translation": scores,
+    }
+    write_file(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
+    return results
+
+
+def _read_set(path: Path, direction: str, limit: int | None) -> tuple[list[str], list[str]]:
+    """Sources and references of a set. Every line counts, so a broken one is an error."""
+    source, target = direction.split("-")
+    records = []
+    for record in sources.read_pairs(path, (source, target)):
+        if isinstance(record, sources.Reject):
+            raise InputError(f"{path}, line {record.line}: {record.reason}: {record.excerpt}. Mend the line.")
+        records.append(record[1])
+    if not records:
+        raise InputError(f"{path} holds no pairs for {direction}. Give another file under evaluate.dev.")
+    records = records[:limit]
+    return [record[source] for record in records], [record[target] for record in records]
+
+
+if __name__ == "__main__":
+    main()

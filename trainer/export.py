@@ -1,0 +1,102 @@
+"""Write a checkpoint as a Hugging Face folder: `python trainer/export.py CONFIG [--step N] [key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+
+from dataengine.config import Config, load_config
+from dataengine.errors import InputError, run_command
+from dataengine.manifest import Manifest, read_manifest
+from dataengine.storage import new_folder
+from dataengine.tokens import load_tokenizer
+from trainer.checkpoints import Checkpoint, checkpoint_folder, newest_checkpoint, read_checkpoint
+from trainer.model import empty_model
+
+log = logging.getLogger(__name__)
+
+_PREFIX = "decoder.hf."  # of the weights' names in a checkpoint (trainer/model.py)
+_PROBES = ("Hello, world!", "English: A pair.\nChinese: 一对。", "  two  spaces, 3.14 and\ttabs")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit with 0, or 2 for unusable input."""
+    parser = argparse.ArgumentParser(
+        prog="trainer/export.py",
+        description="Write a checkpoint to OUT/exports/step-N as a folder that transformers loads.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
+    options = parser.parse_intermixed_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    sys.exit(run_command(lambda: print(export(load_config(options.config, options.overrides), options.step))))
+
+
+def export(config: Config, step: int | None = None) -> Path:
+    """Export the checkpoint of `step`, or the newest; return the folder. Does nothing if it is there already."""
+    out = Path(config.out)
+    manifest = read_manifest(out / "manifest.json")
+    checkpoint = find_checkpoint(out, step)
+    folder = out / "exports" / checkpoint.folder.name
+    if folder.is_dir():
+        return folder
+    model = empty_model(config.model, manifest)
+    load_weights(model, checkpoint)
+    with new_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        _save_tokenizer(config, manifest, temporary)
+    return folder
+
+
+def find_checkpoint(out: Path, step: int | None) -> Checkpoint:
+    """The complete checkpoint of a step, or the newest one. Raises InputError if there is none."""
+    if step is not None:
+        return read_checkpoint(checkpoint_folder(out, step))
+    newest = newest_checkpoint(out)
+    if newest is None:
+        raise InputError(f"no checkpoint under {out / 'checkpoints'}. Train first: composer trainer/train.py CONFIG")
+    return newest
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Read a sharded checkpoint's weights, whatever number of ranks wrote it, into a model on one process."""
+    weights = {_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    dcp.load({"state": {"model": weights}}, storage_reader=FileSystemReader(checkpoint.folder), no_dist=True)
+
+
+def _save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> None:
+    """Put a tokenizer beside the weights; say so if transformers' reading of it differs from ours."""
+    from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+
+    path = Path(config.tokenizer)
+    ours = load_tokenizer(path, config.eos_token)
+    if path.suffix == ".model":
+        # legacy=False: a text keeps its ids whatever control token stands before it
+        hf = LlamaTokenizer(str(path), legacy=False, add_bos_token=config.bos, add_eos_token=False)
+        hf.save_pretrained(folder)
+    else:
+        PreTrainedTokenizerFast(tokenizer_file=str(path)).save_pretrained(folder)
+        beside = path.with_name("tokenizer_config.json")
+        if beside.is_file():
+            shutil.copy(beside, folder / beside.name)
+    loaded = AutoTokenizer.from_pretrained(folder, use_fast=path.suffix == ".json")
+    for probe, ids in zip(_PROBES, ours.encode(_PROBES), strict=True):
+        theirs = loaded.encode(probe, add_special_tokens=False)
+        if theirs != ids:
+            log.warning("transformers tokenizes %r as %s, training used %s", probe, theirs, ids)
+
+
+if __name__ == "__main__":
+    main()
