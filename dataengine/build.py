@@ -1,8 +1,8 @@
 """Build the streams of an experiment and its manifest.
 
-    store/units/FINGERPRINT/            what one unit of work made: the memory of earlier builds, safe to remove
-    store/streams/NAME-FINGERPRINT/     shards and index.json, shared by all experiments that define this stream so
-    store/experiments/NAME/             manifest.json, config.yaml, build_report.json
+store/units/FINGERPRINT/            what one unit of work made: the memory of earlier builds, safe to remove
+store/streams/NAME-FINGERPRINT/     shards and index.json, shared by all experiments that define this stream so
+store/experiments/NAME/             manifest.json, config.yaml, build_report.json
 """
 
 from __future__ import annotations
@@ -247,9 +247,7 @@ def _check_rejects(
     if records and bad < records and bad <= config.max_bad_fraction * records:
         return
     if not records:
-        raise InputError(
-            f"stream '{name}': its files hold no records. Give files that do under streams.{name}."
-        )
+        raise InputError(f"stream '{name}': its files hold no records. Give files that do under streams.{name}.")
     worst = next(k for k, receipt in enumerate(receipts) if receipt.rejected)
     rejects = units_folder / units[worst].fingerprint / "rejects.jsonl"
     with rejects.open("rb") as file:
@@ -321,4 +319,3 @@ def _report(result: BuildResult) -> dict[str, Any]:
         ],
         "stages": [asdict(stage) for stage in manifest.stages],
     }
-

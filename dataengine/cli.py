@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     build.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
     build.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, such as batch_size=64"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings that replace the file's, such as batch_size=64",
     )
     build.add_argument("--workers", type=int, metavar="N", help="processes (default: the processors of this machine)")
     # argparse gives no `nargs="*"` what follows an option, so overrides after one arrive as unknown.

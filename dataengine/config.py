@@ -202,7 +202,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         loc = tuple(int(part) if part.isdigit() else part for part in key.split("."))
         _set(values, loc, value, override)
         lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
-        lines[loc] = f"override {override}"
+        for depth in range(1, len(loc) + 1):
+            lines.setdefault(loc[:depth], f"override {override}")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -233,8 +234,7 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], di
     if not base_path.is_file():
         raise InputError(f"{lines[('base',)]}: `base` names {base_path}, which does not exist. Correct the path.")
     base_values, base_lines = _read_chain(base_path, (*above, path.resolve()))
-    merged = _merge(base_values, values)
-    return merged, {loc: at for loc, at in {**base_lines, **lines}.items()}
+    return _merge(base_values, values), {**base_lines, **lines}
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
@@ -338,7 +338,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 
 def _nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean '{close[0]}'?" if close else ""
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _dotted(loc: _Loc) -> str:

@@ -42,9 +42,7 @@ def run_units(units: Sequence[Unit], folder: Path, *, workers: int, title: str) 
         disable=None,  # no bar where stderr is no terminal
     )  # fmt: skip
     with pool, bar:
-        futures: dict[Future[Receipt], int] = {
-            pool.submit(_run_in_worker, units[k], folder): k for k in largest_first
-        }
+        futures: dict[Future[Receipt], int] = {pool.submit(_run_in_worker, units[k], folder): k for k in largest_first}
         receipts: dict[int, Receipt] = {}
         waiting = set(futures)
         while waiting:

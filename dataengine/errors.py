@@ -10,7 +10,7 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
 
 
-def run_command(command: Callable[[], None], *, quiet: bool = False) -> int:
+def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
     """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback.
 
     `quiet` leaves the message to another rank of the same run.

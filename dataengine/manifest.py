@@ -83,11 +83,7 @@ class Manifest:
 
     def prefix_sha256(self, step: int) -> str:
         """Hash of all that decides the samples of the steps before `step`: stages not begun by then are left out."""
-        begun = [
-            stage
-            for stage, start in zip(self.stages, self.schedule.stage_starts, strict=True)
-            if start < step
-        ]
+        begun = [stage for stage, start in zip(self.stages, self.schedule.stage_starts, strict=True) if start < step]
         drawn = {name for stage in begun for name in stage.samples}
         return hashlib.sha256(
             _canonical(

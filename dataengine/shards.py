@@ -54,15 +54,13 @@ def encode_shard(samples: NDArray[Any], config: dict[str, Any]) -> bytes:
     first = 4 + 4 * (count + 1) + len(header)
     offsets = first + np.arange(count + 1, dtype=np.uint64) * samples.dtype.itemsize * samples.shape[1]
     little_endian = samples.astype(samples.dtype.newbyteorder("<"), copy=False)
-    return b"".join(
-        [np.uint32(count).tobytes(), offsets.astype("<u4").tobytes(), header, little_endian.tobytes()]
-    )
+    return b"".join([np.uint32(count).tobytes(), offsets.astype("<u4").tobytes(), header, little_endian.tobytes()])
 
 
 def write_shards(samples: NDArray[Any], directory: Path, first: int, samples_per_shard: int) -> list[Shard]:
     """Write samples, shape (num_samples, width), as shards numbered from `first`; the last may be short."""
     config = shard_config(samples.shape[1], samples.dtype, samples_per_shard)
-    shards = []
+    shards: list[Shard] = []
     for start in range(0, len(samples), samples_per_shard):
         content = encode_shard(samples[start : start + samples_per_shard], config)
         basename = shard_name(first + len(shards))

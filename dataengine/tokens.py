@@ -101,6 +101,7 @@ class _HuggingFace:
         self._whole = whole
         self.vocab_size = max(whole.get_vocab(with_added_tokens=True).values()) + 1
         self.eos_id = self._find(path, "eos_token", _USUAL_EOS, eos_token)
+        self.bos_id: int | None
         try:
             self.bos_id = self._find(path, "bos_token", _USUAL_BOS, None)
         except InputError:

@@ -154,9 +154,7 @@ class TokenizePairs(Unit):
                 pairs.write_pair(pair, pairs.direction_of(first + i, self.directions), self.languages)
                 for i, (_, pair) in enumerate(batch)
             ]
-            joined, sizes = join_documents(
-                tokenizer.encode(texts), dtype, eos_id=tokenizer.eos_id, bos_id=bos_id
-            )
+            joined, sizes = join_documents(tokenizer.encode(texts), dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
             tokens.append(joined)
             lengths.append(sizes)
             waiting += len(joined)

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import numpy as np
 import torch
@@ -22,11 +22,12 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from dataengine.manifest import Manifest
 from trainer.checkpoints import checkpoint_folder, mark_complete, remove_old
+from trainer.step_log import read_log
 
 log = logging.getLogger(__name__)
 
 
-class RestoreRng(Callback):  # type: ignore[misc]
+class RestoreRng(Callback):
     """Give each rank its random state back at the first step after a resume.
 
     Composer 0.32 does so only at the start of an epoch or when it winds a loader forward, not for a dataset that
@@ -43,7 +44,7 @@ class RestoreRng(Callback):  # type: ignore[misc]
             self.states = None
 
 
-class ClipGradients(Callback):  # type: ignore[misc]
+class ClipGradients(Callback):
     """Scale the gradients so that their norm over all ranks is at most `max_norm`; keep the norm before that."""
 
     def __init__(self, max_norm: float) -> None:
@@ -56,7 +57,7 @@ class ClipGradients(Callback):  # type: ignore[misc]
         self.norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
-class SampleLedger(Callback):  # type: ignore[misc]
+class SampleLedger(Callback):
     """Check every batch against the plan, and keep a digest of all samples trained on.
 
     The digest after a step is sha256(digest before + step + the batch's sample ids in slot order), little-endian
@@ -104,19 +105,26 @@ def next_digest(digest: str, step: int, sample_ids: NDArray[np.int64]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class StepLog(Callback):  # type: ignore[misc]
+class StepLog(Callback):
     """Write one row a step to OUT/log.csv and a line every `interval` steps to the console.
 
     Losses are means over all ranks; `samples/STREAM` counts what has been drawn since step 0.
     """
 
     def __init__(
-        self, out: Path, manifest: Manifest, ledger: SampleLedger, clip: ClipGradients, *, interval: int, last: int
+        self,
+        out: Path,
+        manifest: Manifest,
+        ledger: SampleLedger,
+        clip: ClipGradients,
+        *,
+        interval: int,
+        last: int,
     ) -> None:
         self._path, self._manifest, self._ledger, self._clip = out / "log.csv", manifest, ledger, clip
         self._interval, self._last = interval, last
         self._names = [stream.name for stream in manifest.streams]
-        self._sums = torch.zeros(2, len(self._names), dtype=torch.float64)  # losses and samples by stream, this step
+        self._sums = torch.zeros(2, len(self._names))  # losses and samples by stream, of this step and rank
         self._file: TextIO | None = None
         self._rate = self._learning_rate = 0.0
         self._begun = time.monotonic()
@@ -147,8 +155,9 @@ class StepLog(Callback):  # type: ignore[misc]
 
     def after_loss(self, state: State, logger: Logger) -> None:
         """Add up a microbatch's losses by stream, without waiting for the device."""
-        self._sums[0].index_add_(0, state.batch["stream"], state.outputs.detach().float())
-        self._sums[1].index_add_(0, state.batch["stream"], torch.ones_like(state.outputs, dtype=torch.float32))
+        losses = cast(Tensor, state.outputs).detach().float()  # (microbatch,)
+        self._sums[0].index_add_(0, state.batch["stream"], losses)
+        self._sums[1].index_add_(0, state.batch["stream"], torch.ones_like(losses))
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Write the row of the step that ended."""
@@ -192,14 +201,7 @@ class StepLog(Callback):  # type: ignore[misc]
             self._file.close()
 
 
-def read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a log.csv, one a step from step 0; a last row that was cut short is left out."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if row["digest"] and len(row["digest"]) == 64]
-
-
-class SaveCheckpoints(Callback):  # type: ignore[misc]
+class SaveCheckpoints(Callback):
     """Save after the given steps, mark each checkpoint complete, and let old ones go."""
 
     def __init__(

@@ -1,6 +1,6 @@
 """Save sharded checkpoints that are complete or ignored, and find the newest complete one.
 
-    OUT/checkpoints/step-00000040/   __0_0.distcp, __1_0.distcp, .metadata, and, last of all, COMPLETE.json
+OUT/checkpoints/step-00000040/   __0_0.distcp, __1_0.distcp, .metadata, and, last of all, COMPLETE.json
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def checkpoint_folder(out: Path, step: int) -> Path:
 
 def checkpoint_steps(schedule: Schedule, intervals: Sequence[int], last: int) -> list[int]:
     """Steps after which to save: each stage's interval counted from its start, each stage's end, and the last step."""
-    steps = set()
+    steps: set[int] = set()
     for stage, start, interval in zip(schedule.stages, schedule.stage_starts, intervals, strict=True):
         steps.update(range(start + interval, start + stage.steps, interval))
         steps.add(start + stage.steps)
@@ -104,8 +104,8 @@ def newest_checkpoint(out: Path) -> Checkpoint | None:
     damaged = sorted((out / "checkpoints").glob(f"step-*/{MARKER}"))
     if damaged:
         raise InputError(
-            f"no checkpoint under {out / 'checkpoints'} is usable, though {len(damaged)} were finished once (the newest "
-            f"is {damaged[-1].parent.name}). Restore them, or move {out} away to start at step 0."
+            f"no checkpoint under {out / 'checkpoints'} is usable, though {len(damaged)} were finished once (the "
+            f"newest is {damaged[-1].parent.name}). Restore them, or move {out} away to start at step 0."
         )
     return None
 

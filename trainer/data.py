@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import streaming.base.dataset
+import streaming.base.dataset as streaming_dataset
 import torch
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
@@ -29,7 +29,7 @@ from dataengine.shards import COLUMN
 _STEPS_KEPT = 64
 
 
-class ScheduledDataset(StreamingDataset):  # type: ignore[misc]
+class ScheduledDataset(StreamingDataset):
     """The samples of a rank, step after step.
 
     An item is {"tokens": int64 (seq_len + 1,), "stream": number in manifest.streams, "sample_id": id in the order's
@@ -80,12 +80,14 @@ class ScheduledDataset(StreamingDataset):  # type: ignore[misc]
         """Take up a state. Raises InputError, with the reason, if it belongs to other data or another order."""
         expected = _identity(self.manifest, obj["step"])
         if obj["prefix_sha256"] != expected["prefix_sha256"]:
-            differing = [key for key in expected if key not in ("plan_id", "prefix_sha256") and obj[key] != expected[key]]
+            differing = [
+                key for key in expected if key not in ("plan_id", "prefix_sha256") and obj[key] != expected[key]
+            ]
             reason = ", ".join(f"{key} was {obj[key]} and is {expected[key]}" for key in differing)
             raise InputError(
-                f"the checkpoint of step {obj['step']} was trained on other data than manifest {expected['plan_id'][:12]} "
-                f"gives up to that step (plan {obj['plan_id'][:12]}; "
-                f"{reason or 'streams, seed or stages differ'}). Restore that manifest by building with the "
+                f"the checkpoint of step {obj['step']} (plan {obj['plan_id'][:12]}) was trained on other data than "
+                f"manifest {expected['plan_id'][:12]} gives up to that step: "
+                f"{reason or 'streams, seed or stages differ'}. Restore that manifest by building with the "
                 "configuration beside the run, or give this run another `out`."
             )
         own = ("epoch", "sample_in_epoch", "num_canonical_nodes", "shuffle_seed", "initial_physical_nodes")
@@ -201,9 +203,10 @@ class _LightSpanner:
 
 @contextlib.contextmanager
 def _light_spanner() -> Iterator[None]:
-    own = streaming.base.dataset.Spanner
-    streaming.base.dataset.Spanner = _LightSpanner
+    module: Any = streaming_dataset
+    own = module.Spanner
+    module.Spanner = _LightSpanner
     try:
         yield
     finally:
-        streaming.base.dataset.Spanner = own
+        module.Spanner = own

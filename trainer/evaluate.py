@@ -82,9 +82,13 @@ def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
             ),
         }
         rows = zip(source_lines, references, hypotheses, strict=True)
-        lines = [json.dumps(dict(zip(("source", "reference", "hypothesis"), row, strict=True)), ensure_ascii=False) for row in rows]
+        lines = [
+            json.dumps(dict(zip(("source", "reference", "hypothesis"), row, strict=True)), ensure_ascii=False)
+            for row in rows
+        ]
         write_file(
-            out / "translations" / checkpoint.folder.name / f"{direction}.jsonl", "\n".join([*lines, ""]).encode()
+            out / "translations" / checkpoint.folder.name / f"{direction}.jsonl",
+            "\n".join([*lines, ""]).encode(),
         )
         print(f"{direction}: BLEU {scores[direction]['bleu']:.2f}  {scores[direction]['signature']}", flush=True)
     results = {

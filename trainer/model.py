@@ -25,7 +25,7 @@ _VOCAB_MULTIPLE = 64  # as in TinyLlama (lit_gpt/config.py): rows of the embeddi
 _CHUNK_TOKENS = 4096  # logits of so many positions are in memory at a time
 
 
-class TranslationModel(ComposerModel):  # type: ignore[misc]
+class TranslationModel(ComposerModel):
     """What Composer trains: a batch in, the mean of the samples' losses out."""
 
     def __init__(self, decoder: PackedDecoder) -> None:

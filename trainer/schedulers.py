@@ -19,4 +19,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step >= config.decay_steps:
         return config.min_learning_rate
     done = (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps)
-    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+    return (
+        config.min_learning_rate
+        + (config.learning_rate - config.min_learning_rate) * (1 + math.cos(math.pi * done)) / 2
+    )

@@ -39,7 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, such as out=runs/second"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings that replace the file's, such as out=runs/second",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -172,7 +175,9 @@ def check_agreement(config: Config, manifest: Manifest) -> None:
 def check_resume(config: Config, resume: Checkpoint) -> None:
     """Raise InputError unless a checkpoint's weights have the sizes that the config states."""
     sizes = config.model.model_dump(mode="json")
-    differing = [f"{key} was {resume.model.get(key)} and is {sizes[key]}" for key in sizes if resume.model.get(key) != sizes[key]]
+    differing = [
+        f"{key} was {resume.model.get(key)} and is {sizes[key]}" for key in sizes if resume.model.get(key) != sizes[key]
+    ]
     if differing:
         raise InputError(
             f"{resume.folder} holds another model: {', '.join(differing)}. "

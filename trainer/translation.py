@@ -54,7 +54,7 @@ def complete(
     return lines
 
 
-class EndOfLine(StoppingCriteria):  # type: ignore[misc]
+class EndOfLine(StoppingCriteria):
     """Stop a sequence at a line break that follows text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -1,0 +1,37 @@
+# Every target sets up what it needs in .venv; nothing but Python 3.11 and make is taken for granted.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint bench lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+demo: $(INSTALLED) ## build, train, kill, resume, evaluate on real text (under 10 minutes on 2 cores)
+	$(BIN)/python demo/demo.py
+
+test: $(INSTALLED) ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## run the benchmarks in their quick form
+	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
+
+lock: $(INSTALLED) ## resolve the dependencies anew
+	$(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url --no-header --no-annotate \
+	    --extra eval --extra comet --extra dev --quiet --upgrade -o requirements.lock
+
+clean: ## remove what runs and builds left
+	rm -rf runs store
+
+$(INSTALLED): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock -e .
+	touch $(INSTALLED)

@@ -1,0 +1,88 @@
+"""Draw a run: `python trainer/report.py RUN...` writes RUN/report.png, loss per stream and mix over steps."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError, run_command
+from dataengine.manifest import Manifest, read_manifest
+from trainer.step_log import read_log
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit with 0, or 2 for unusable input."""
+    parser = argparse.ArgumentParser(
+        prog="trainer/report.py",
+        description="Draw loss per stream and mix over steps of runs, to RUN/report.png each.",
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders (a config's `out`)")
+    options = parser.parse_args(arguments)
+    sys.exit(run_command(lambda: _draw(options.runs)))
+
+
+def _draw(runs: Sequence[Path]) -> None:
+    for run in runs:
+        print(draw_run(run))
+
+
+def draw_run(run: Path) -> Path:
+    """Draw one run from its log and manifest; return the picture's path."""
+    manifest = read_manifest(run / "manifest.json")
+    if not (run / "log.csv").is_file():
+        raise InputError(f"no log.csv in {run}: give the folder of a run that has trained at least a step")
+    rows = read_log(run / "log.csv")
+    if not rows:
+        raise InputError(f"{run / 'log.csv'} has no steps yet")
+    names = [stream.name for stream in manifest.streams]
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(9, 6.5), sharex=True, height_ratios=(2, 1), layout="constrained"
+    )
+    steps = np.array([int(row["step"]) for row in rows])
+    for number, name in enumerate(names):
+        losses = np.array([float(row[f"loss/{name}"] or "nan") for row in rows])
+        above.plot(steps, losses, color=f"C{number}", linewidth=1.2, label=name)
+    above.set_ylabel("training loss (nats a token)")
+    above.legend(title="stream", frameon=False)
+    above.grid(alpha=0.3)
+    above.set_title(f"{manifest.name}: {len(rows):,} of {manifest.schedule.steps:,} steps", loc="left")
+    below.stackplot(steps, *_mix(manifest, steps), colors=[f"C{n}" for n in range(len(names))], step="post", alpha=0.8)
+    below.set(ylabel="samples of the batch", xlabel="step", ylim=(0, manifest.batch_size), xlim=(0, steps[-1] + 1))
+    for stage, start in zip(manifest.stages, manifest.schedule.stage_starts, strict=True):
+        if start <= steps[-1]:
+            below.annotate(
+                stage.name,
+                (start, manifest.batch_size),
+                xytext=(4, -12),
+                textcoords="offset points",
+                fontsize=9,
+            )
+        if 0 < start <= steps[-1]:
+            for axes in (above, below):
+                axes.axvline(start, color="black", linewidth=0.8, linestyle=":")
+    path = run / "report.png"
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path
+
+
+def _mix(manifest: Manifest, steps: NDArray[np.int64]) -> list[list[int]]:
+    """Samples of each stream in each step's batch; shape (num_streams, len(steps))."""
+    counts = [manifest.schedule.counts(int(step)) for step in steps]
+    return [[count.get(stream.name, 0) for count in counts] for stream in manifest.streams]
+
+
+if __name__ == "__main__":
+    main()
