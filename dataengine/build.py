@@ -170,6 +170,7 @@ def _build_stream(
         _publish_stream(name, folder, store / "units", packed, packed_receipts, receipts, form, vocab_size)
     fields = orjson.loads(summary.read_bytes())
     shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
+    del fields["packed"]
     _check_stream(folder, shards)
     stream = Stream(
         name=name,
@@ -224,14 +225,20 @@ def _publish_stream(
         for receipt in first_receipts:
             rejected.update(receipt.rejected)
         summary = {
+            # Documents begin where a unit does and after each EOS of its samples, which its tail continues.
+            "packed": [
+                {"samples": sum(shard.samples for shard in receipt.shards), "tail": receipt.tail}
+                for receipt in receipts
+            ],
             "index_sha256": hashlib.sha256(index).hexdigest(),
             "shards": [asdict(shard) for shard in shards],
             "records": sum(receipt.records for receipt in first_receipts),
             "kept": sum(receipt.kept for receipt in first_receipts),
             "rejected": dict(sorted(rejected.items())),
             "tokens": sum(receipt.tokens for receipt in first_receipts),
-            "remainder": len(remainder),
+            "remainder": len(remainder),  # tokens, kept in remainder.npy
         }
+        np.save(temporary / "remainder.npy", remainder)
         write_file(temporary / "stream.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
 
 

@@ -144,7 +144,7 @@ class Config(_Section):
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)  # of a stream's records
     languages: dict[str, str] = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
     streams: dict[Name, StreamConfig]
-    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
+    stages: tuple[StageConfig, ...]
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -156,6 +156,11 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Config:
+        for key in ("out", "store"):
+            if "://" in getattr(self, key):
+                raise ValueError(
+                    f"object stores are not supported yet: {key} is {getattr(self, key)}. Give a local folder"
+                )
         if self.batch_size % self.lanes:
             raise ValueError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
         for stage in self.stages:
@@ -165,6 +170,8 @@ class Config(_Section):
                         f"stage '{stage.name}' mixes stream '{stream}', which `streams` does not define"
                         f"{_nearest(stream, self.streams)}"
                     )
+        if not self.stages:
+            raise ValueError("`stages` needs at least one stage, such as {name: all, drain: true, mix: {mono: 1}}")
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages need names of their own, got {', '.join(names)}")

@@ -176,7 +176,8 @@ def resolve_stages(
 def _drain_steps(weights: Sequence[float], left: Sequence[int], width: int) -> int:
     """The most steps of `width` samples whose split by weight fits into what is left."""
     total = math.fsum(weights)
-    steps = int(min(count * total / weight for count, weight in zip(left, weights, strict=True)) / width) + 1
+    # Largest remainder gives more than the share less one, so a share may exceed what is left by less than one.
+    steps = int(min((count + 1) * total / weight for count, weight in zip(left, weights, strict=True)) / width) + 1
     while steps and any(q > n for q, n in zip(apportion(weights, steps * width), left, strict=True)):
         steps -= 1
     return steps

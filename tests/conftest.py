@@ -1,0 +1,103 @@
+"""Small real corpora for tests, cut from the demonstration data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dataengine.config import Config, load_config
+from dataengine.sources import read_lines
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "demo" / "data"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path() -> Path:
+    return DEMO / "tokenizer.model"
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two files of documents and two of pairs."""
+    folder = tmp_path_factory.mktemp("corpora")
+    documents = list(read_lines(DEMO / "mono.en.jsonl.zst"))[:120]
+    pairs = list(read_lines(DEMO / "en-zh.train.jsonl.zst"))[:600]
+    for name, lines in (
+        ("mono.0.jsonl", documents[:50]),
+        ("mono.1.jsonl", documents[50:]),
+        ("pairs.0.jsonl", pairs[:200]),
+        ("pairs.1.jsonl", pairs[200:]),
+    ):
+        (folder / name).write_bytes(b"\n".join(lines) + b"\n")
+    return folder
+
+
+ConfigMaker = Callable[..., Config]
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, corpora: Path, tokenizer_path: Path) -> ConfigMaker:
+    """A config over the corpora, in a folder of the test; keyword arguments replace top-level keys."""
+
+    def make(overrides: list[str] | None = None, **changes: Any) -> Config:
+        path = tmp_path / "experiment.yaml"
+        path.write_text(
+            yaml.safe_dump({**small_experiment(corpora, tokenizer_path, tmp_path), **changes}, sort_keys=False)
+        )
+        return load_config(path, overrides or [])
+
+    return make
+
+
+def small_experiment(corpora: Path, tokenizer: Path, folder: Path) -> dict[str, Any]:
+    """Three streams, three stages with mixes, a model of a few thousand parameters."""
+    return {
+        "name": "small",
+        "out": str(folder / "run"),
+        "store": str(folder / "store"),
+        "tokenizer": str(tokenizer),
+        "seq_len": 32,
+        "batch_size": 8,
+        "samples_per_shard": 64,
+        "shuffle_block": 100,
+        "streams": {
+            "mono": {"documents": [str(corpora / "mono.*.jsonl")]},
+            "en-zh": {"pairs": [str(corpora / "pairs.*.jsonl")], "directions": ["en-zh"]},
+            "both": {"pairs": [str(corpora / "pairs.*.jsonl")], "directions": ["en-zh", "zh-en"]},
+        },
+        "stages": [
+            {"name": "first", "steps": 6, "mix": {"mono": 1}},
+            {"name": "mixed", "steps": 6, "mix": {"mono": 3, "en-zh": 2, "both": 1}},
+            {"name": "last", "steps": 4, "mix": {"en-zh": 1}},
+        ],
+        "model": {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        "train": {
+            "learning_rate": 0.01,
+            "min_learning_rate": 0.001,
+            "warmup_steps": 4,
+            "decay_steps": 16,
+            "microbatch_size": 2,
+            "checkpoint_interval": 4,
+            "log_interval": 1,
+            "loader_workers": 1,
+        },
+        "evaluate": {"dev": {"en-zh": str(DEMO / "en-zh.dev.jsonl")}, "max_sentences": 4, "max_new_tokens": 8},
+    }
+
+
+def write_jsonl(path: Path, records: list[Any]) -> Path:
+    """Write records as JSON Lines."""
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path

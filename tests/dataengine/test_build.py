@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from streaming import StreamingDataset
+
+from dataengine import build as building
+from dataengine import units
+from dataengine.build import build
+from dataengine.config import Config, dump_config
+from dataengine.errors import InputError
+from dataengine.pairs import write_pair
+from dataengine.sources import read_documents, read_pairs
+from dataengine.tokens import load_tokenizer
+from tests.conftest import ConfigMaker, write_jsonl
+
+
+def hashes(config: Config, pattern: str = "streams/**/*") -> dict[str, str]:
+    """sha256 of each file of the store."""
+    store = Path(config.store)
+    return {
+        str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(store.glob(pattern))
+        if path.is_file()
+    }
+
+
+def stream_tokens(config: Config, name: str) -> list[int]:
+    """All tokens of a built stream, in the order of its shards, as stock StreamingDataset reads them."""
+    (folder,) = Path(config.store, "streams").glob(f"{name}-*")
+    dataset = StreamingDataset(local=str(folder), batch_size=1, shuffle=False, validate_hash="xxh64")
+    return np.concatenate([dataset[k]["tokens"] for k in range(len(dataset))]).tolist()  # type: ignore[no-any-return]
+
+
+def test_second_build_does_nothing(make_config: ConfigMaker) -> None:
+    config = make_config()
+    first = build(config, workers=1)
+    before = {path: path.stat().st_mtime_ns for path in Path(config.store).rglob("*")}
+    second = build(config, workers=1)
+    assert (first.new, second.new) == (True, False)
+    assert second.manifest == first.manifest
+    assert {path: path.stat().st_mtime_ns for path in Path(config.store).rglob("*")} == before
+
+
+def test_bytes_do_not_depend_on_workers(make_config: ConfigMaker, tmp_path: Path) -> None:
+    one, two = (make_config(store=str(tmp_path / f"workers{n}")) for n in (1, 2))
+    plans = [build(config, workers=n).manifest.plan_id for n, config in ((1, one), (2, two))]
+    assert plans[0] == plans[1]
+    assert hashes(one) == hashes(two)
+    assert len([name for name in hashes(one) if name.endswith(".mds")]) > 6
+
+
+def test_documents_keep_their_order_and_no_token_is_lost(make_config: ConfigMaker, corpora: Path) -> None:
+    config = make_config()
+    result = build(config, workers=2)
+    tokenizer = load_tokenizer(config.tokenizer)
+    bodies: list[int] = []
+    tails: list[int] = []
+    for path in sorted(corpora.glob("mono.*.jsonl")):
+        texts = [text for _, text in read_documents(path, "text")]  # type: ignore[misc]
+        flow = [token for ids in tokenizer.encode(texts) for token in [*ids, tokenizer.eos_id]]
+        whole = len(flow) // 33 * 33
+        bodies += flow[:whole]
+        tails += flow[whole:]
+    expected = bodies + tails
+    got = stream_tokens(config, "mono")
+    remainder = result.streams[0].remainder
+    assert got == expected[: len(expected) - remainder]
+    assert remainder == len(expected) % 33
+    assert result.streams[0].tokens == len(expected)
+
+
+def unit_flows(config: Config, name: str) -> list[list[int]]:
+    """The tokens of each unit of a stream, joined again from its samples, its tail and the reported remainder."""
+    tokens = stream_tokens(config, name)
+    (summary,) = Path(config.store, "streams").glob(f"{name}-*/stream.json")
+    packed = orjson.loads(summary.read_bytes())["packed"]
+    at, flows = 0, []
+    for unit in packed:
+        flows.append(tokens[at : at + unit["samples"] * 33])
+        at += unit["samples"] * 33
+    tails = tokens[at:]
+    (remainder,) = Path(config.store, "streams").glob(f"{name}-*/remainder.npy")
+    tails += np.load(remainder).tolist()
+    for flow, unit in zip(flows, packed, strict=True):
+        flow += tails[: unit["tail"]]
+        tails = tails[unit["tail"] :]
+    assert not tails
+    return flows
+
+
+def split_documents(tokens: list[int], eos_id: int) -> list[tuple[int, ...]]:
+    documents, current = [], []
+    for token in tokens:
+        if token == eos_id:
+            documents.append(tuple(current))
+            current = []
+        else:
+            current.append(token)
+    return documents
+
+
+@pytest.mark.parametrize("merge_tokens", [1 << 25, 2000])
+@pytest.mark.parametrize("run_tokens", [1 << 23, 3000])
+def test_pairs_come_once_each_shuffled_over_all_files(
+    make_config: ConfigMaker, corpora: Path, monkeypatch: pytest.MonkeyPatch, merge_tokens: int, run_tokens: int
+) -> None:
+    monkeypatch.setattr(building, "MERGE_TOKENS", merge_tokens)
+    monkeypatch.setattr(units, "_RUN_TOKENS", run_tokens)
+    config = make_config()
+    monkeypatch.setattr(building, "run_units", lambda us, folder, **_: [units.run_unit(u, folder) for u in us])
+    result = build(config, workers=1)
+    tokenizer = load_tokenizer(config.tokenizer)
+    expected = []
+    for path in sorted(corpora.glob("pairs.*.jsonl")):
+        pairs = [pair for _, pair in read_pairs(path, ("en", "zh"))]  # type: ignore[misc]
+        texts = [write_pair(pair, ("en-zh", "zh-en")[n % 2], config.languages) for n, pair in enumerate(pairs)]
+        expected += [tuple(ids) for ids in tokenizer.encode(texts)]
+    flow = unit_flows(config, "both")
+    got = [document for unit in flow for document in split_documents(unit, tokenizer.eos_id)]
+    assert Counter(got) == Counter(expected)
+    assert len(flow) == (1 if merge_tokens > 2000 else -(-result.streams[2].tokens // 2000))
+    places = {document: place for place, document in enumerate(expected)}
+    order = [places[document] for document in got]
+    assert np.mean(np.abs(np.diff(order))) > len(expected) / 4  # a random order has a third
+    assert hashlib.sha256(repr(order).encode()).hexdigest()[:16] == ORDER_OF_PAIRS  # whatever the runs and ranges were
+
+
+ORDER_OF_PAIRS = "0f020c339a9dce5c"
+
+
+def test_a_stream_is_shared_and_a_changed_source_rebuilds_only_its_unit(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path
+) -> None:
+    for name in ("mono.0.jsonl", "mono.1.jsonl"):
+        (tmp_path / name).write_bytes((corpora / name).read_bytes())
+    streams = {"mono": {"documents": [str(tmp_path / "mono.*.jsonl")]}}
+    stages = [{"name": "only", "steps": 4, "mix": {"mono": 1}}]
+    config = make_config(streams=streams, stages=stages)
+    build(config, workers=1)
+    other = make_config(streams=streams, stages=stages, name="other", batch_size=4)
+    assert [built.new for built in build(other, workers=1).streams] == [False]
+
+    first = {path.name for path in Path(config.store, "units").iterdir()}
+    with (tmp_path / "mono.1.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    assert [built.new for built in build(config, workers=1).streams] == [True]
+    assert len({path.name for path in Path(config.store, "units").iterdir()} - first) == 1
+
+
+def test_units_may_be_removed_after_a_build(make_config: ConfigMaker) -> None:
+    config = make_config()
+    build(config, workers=1)
+    subprocess.run(["rm", "-r", str(Path(config.store, "units"))], check=True)
+    assert not build(config, workers=1).new
+
+
+@pytest.mark.parametrize("moment", [0.05, 0.3, 0.6])
+def test_killed_build_goes_on_to_the_same_bytes(make_config: ConfigMaker, tmp_path: Path, moment: float) -> None:
+    whole = make_config(store=str(tmp_path / "whole"))
+    build(whole, workers=1)
+    config = make_config(store=str(tmp_path / "killed"))
+    path = tmp_path / "killed.yaml"
+    path.write_text(dump_config(config))
+    command = [sys.executable, "-m", "dataengine", "build", str(path), "--workers", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    store = Path(config.store)
+    while not list(store.glob("units/*")) and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(moment)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert hashes(config) == hashes(whole)
+    assert not list(store.rglob(".writing-*"))
+
+
+def documents_only(make_config: ConfigMaker, path: Path, **changes: Any) -> Config:
+    return make_config(
+        streams={"mono": {"documents": [str(path)]}},
+        stages=[{"name": "only", "drain": True, "mix": {"mono": 1}}],
+        batch_size=1,
+        **changes,
+    )
+
+
+def build_error(config: Config) -> str:
+    with pytest.raises(InputError) as error:
+        build(config, workers=1)
+    assert not list(Path(config.store).rglob(".writing-*"))
+    assert not list(Path(config.store).rglob("index.json"))
+    assert not list(Path(config.store).rglob("manifest.json"))
+    return str(error.value)
+
+
+def test_few_bad_records_are_written_down_and_left_out(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"text": f"document number {n}"} for n in range(99)])
+    with path.open("a") as file:
+        file.write("{broken\n")
+    config = documents_only(make_config, path, max_bad_fraction=0.01)
+    (built,) = build(config, workers=1).streams
+    assert (built.records, built.kept, built.rejected) == (100, 99, {"not JSON": 1})
+    (rejects,) = Path(config.store).rglob("rejects.jsonl")
+    reject = json.loads(rejects.read_text())
+    assert (reject["file"], reject["line"], reject["reason"]) == (str(path), 100, "not JSON")
+
+
+def test_too_many_bad_records_fail_the_build(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"text": "good"}] * 98 + [{"text": " "}, {"txt": "x"}])
+    config = documents_only(make_config, path, max_bad_fraction=0.01)
+    message = build_error(config)
+    (rejects,) = Path(config.store).rglob("rejects.jsonl")
+    assert message == (
+        "stream 'mono': 2 of 100 records are unusable (1 'text' is empty, 1 no key 'text'), more than max_bad_fraction "
+        f'0.01 allows. The first: {path}, line 99: \'text\' is empty: {{"text":" "}} (all of them: {rejects}). '
+        "Mend the file, or raise max_bad_fraction to go on without them."
+    )
+
+
+def test_wrong_encoding_is_named(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes('{"text": "编码"}\n'.encode("gbk") * 20)
+    message = build_error(documents_only(make_config, path))
+    assert message.startswith("stream 'mono': 20 of 20 records are unusable (20 not UTF-8), more than max_bad_fraction")
+    assert f"The first: {path}, line 1: not UTF-8: byte 10: " in message
+
+
+def test_empty_side_of_a_pair_is_named(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "pairs.jsonl", [{"en": "a", "zh": "一"}, {"en": "b", "zh": ""}])
+    config = make_config(
+        streams={"en-zh": {"pairs": [str(path)], "directions": ["en-zh"]}},
+        stages=[{"name": "only", "drain": True, "mix": {"en-zh": 1}}],
+    )
+    message = build_error(config)
+    assert message.startswith("stream 'en-zh': 1 of 2 records are unusable (1 'zh' is empty), more than ")
+    assert f'The first: {path}, line 2: \'zh\' is empty: {{"en":"b","zh":""}}' in message
+
+
+def test_hopeless_input_stops_early(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"content": "x"}] * 12_000)
+    assert build_error(documents_only(make_config, path)) == (
+        f"{path}: 10,000 of the first 10,000 records are unusable, the last one for no key 'text' (line 10000: "
+        '{"content":"x"}). Check the file\'s format, encoding and keys.'
+    )
+
+
+def test_empty_and_tiny_sources(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text("\n\n")
+    assert build_error(documents_only(make_config, path)) == (
+        "stream 'mono': its files hold no records. Give files that do under streams.mono."
+    )
+    write_jsonl(path, [{"text": "tiny"}])
+    assert "too few for one sample of 33. Add sources to streams.mono or lower seq_len." in build_error(
+        documents_only(make_config, path)
+    )
+
+
+def test_missing_file_truncated_archive_and_small_stream(make_config: ConfigMaker, tmp_path: Path) -> None:
+    assert build_error(documents_only(make_config, tmp_path / "none.jsonl")).startswith("stream 'mono': no file ")
+    path = tmp_path / "docs.jsonl.gz"
+    path.write_bytes(b"\x1f\x8b\x08\x00")
+    assert "the archive ends early, after 0 bytes of text" in build_error(documents_only(make_config, path))
+    config = make_config(["stages.0.steps=1000000"])
+    with pytest.raises(InputError, match=r"stream 'mono' is too small: stage 'first' draws 8,000,000 samples"):
+        build(config, workers=1)
+    assert not list(Path(config.store).rglob("manifest.json"))
+
+
+def test_shards_beyond_mds_are_refused(make_config: ConfigMaker) -> None:
+    assert "MDS holds less than 4 GiB" in build_error(make_config(samples_per_shard=100_000_000))
+
+
+def test_bos_begins_documents(make_config: ConfigMaker) -> None:
+    config = make_config(bos=True)
+    build(config, workers=1)
+    tokens = stream_tokens(config, "en-zh")
+    starts = [tokens[k + 1] for k, token in enumerate(tokens[:-1]) if token == 2]
+    assert set(starts) == {1}
+    assert tokens[0] == 1
+
+
+def test_damaged_shard_is_noticed_and_removal_mends_it(make_config: ConfigMaker) -> None:
+    config = make_config()
+    build(config, workers=1)
+    shard = next(Path(config.store, "streams").glob("mono-*/shard.00000.mds"))
+    content = shard.read_bytes()
+    shard.unlink()
+    shard.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=r"shard\.00000\.mds is missing or damaged\. Remove the folder .* and build"):
+        build(config, workers=1)
+    subprocess.run(["rm", "-r", str(shard.parent)], check=True)
+    build(config, workers=1)
+    assert shard.read_bytes() == content
+
+
+def test_report_counts_every_record(make_config: ConfigMaker) -> None:
+    config = make_config()
+    result = build(config, workers=1)
+    report = orjson.loads(result.path.with_name("build_report.json").read_bytes())
+    for stream in report["streams"]:
+        assert stream["records"] == stream["kept"] + sum(stream["rejected"].values())
+        assert stream["tokens"] == stream["samples"] * 33 + stream["remainder_tokens"]

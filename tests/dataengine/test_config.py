@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dataengine.config import Config, dump_config, load_config, parse_count
+from dataengine.errors import InputError
+from tests.conftest import ROOT, ConfigMaker
+
+BASE = """\
+name: base
+tokenizer: t.model
+streams:
+  mono:
+    documents: [a.jsonl]
+stages:
+  - {name: only, steps: 3, mix: {mono: 1}}
+"""
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def message(path: Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as error:
+        load_config(path, overrides)
+    return str(error.value)
+
+
+def test_every_experiment_loads() -> None:
+    paths = [path for path in (ROOT / "yamls").rglob("*.yaml") if path.parent.name != "base"]
+    assert paths
+    for path in paths:
+        assert isinstance(load_config(path), Config)
+
+
+def test_child_merges_over_base_and_overrides_come_last(tmp_path: Path) -> None:
+    write(tmp_path, "base/base.yaml", BASE + "train: {learning_rate: 1e-3, warmup_steps: 5}\n")
+    write(tmp_path, "middle.yaml", "base: base/base.yaml\nseq_len: 64\ntrain: {warmup_steps: 7}\n")
+    child = write(tmp_path, "child.yaml", "base: middle.yaml\nname: child\n")
+    config = load_config(child, ["train.clip_norm=2", "stages.0.steps=9", "batch_size=1_024"])
+    assert (config.name, config.out, config.seq_len, config.batch_size) == ("child", "runs/child", 64, 1024)
+    assert (config.train.learning_rate, config.train.warmup_steps, config.train.clip_norm) == (1e-3, 7, 2)
+    assert config.stages[0].steps == 9
+
+
+def test_resolved_config_reads_back_equal(make_config: ConfigMaker, tmp_path: Path) -> None:
+    config = make_config()
+    path = write(tmp_path, "resolved.yaml", dump_config(config))
+    assert load_config(path) == config
+
+
+def test_counts_with_suffixes() -> None:
+    assert [parse_count(t) for t in ("2.1B", "162.5B", "32_768", "4K", "1.5", "x", 7)] == [
+        2_100_000_000, 162_500_000_000, 32_768, 4_000, "1.5", "x", 7,
+    ]  # fmt: skip
+
+
+def test_unknown_key_names_line_and_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path, "typo.yaml", BASE + "train:\n  lerning_rate: 1\n")
+    assert message(path).startswith(
+        f"{path}, line 9: unknown key 'train.lerning_rate' (did you mean 'learning_rate'?). Known keys here: "
+        "learning_rate, min_learning_rate, warmup_steps, "
+    )
+    path = write(tmp_path, "typo2.yaml", BASE.replace("steps: 3", "stepps: 3"))
+    assert f"{path}, line 7: unknown key 'stages.0.stepps' (did you mean 'steps'?)" in message(path)
+
+
+def test_unknown_key_in_a_base_names_the_base(tmp_path: Path) -> None:
+    base = write(tmp_path, "base.yaml", BASE + "seqlen: 5\n")
+    path = write(tmp_path, "child.yaml", "base: base.yaml\nname: child\n")
+    assert message(path).startswith(f"{base}, line 8: unknown key 'seqlen' (did you mean 'seq_len'?). Known keys")
+
+
+def test_unknown_key_in_an_override(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", BASE)
+    assert message(path, "trian.seed=3").startswith(
+        "override trian.seed=3: unknown key 'trian' (did you mean 'train'?). Known keys here: name, out, "
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("mix: {mono: 1}", "mix: {momo: 1}"), "{path}: stage 'only' mixes stream 'momo', which `streams` does not "
+         "define (did you mean 'mono'?)."),
+        (("steps: 3", "steps: 3, drain: true"), "{path}, line 7: stages.0: a stage states its length once: `steps`, "
+         "`tokens` or `drain: true`."),
+        (("steps: 3", "steps: -3"), "{path}, line 7: stages.0.steps: input should be greater than 0, got -3."),
+        (("steps: 3", "steps: many"), "{path}, line 7: stages.0.steps: input should be a valid integer, unable to "
+         "parse string as an integer, got 'many'."),
+        (("tokenizer: t.model\n", ""), "{path}: key 'tokenizer' is missing. Add it."),
+        (("documents: [a.jsonl]", "pairs: [a.jsonl]"), "{path}, line 4: streams.mono: `directions` (such as [en-zh]) "
+         "goes with `pairs`, and pairs need it."),
+        (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en-xx]"), "{path}: no name for language 'xx': "
+         "add `languages: {xx: ...}`, the full name that prompts and training text use."),
+        (("name: base", "name: base\nbatch_size: 6\nlanes: 4"), "{path}: lanes (4) must divide batch_size (6)."),
+        (("name: base", "name: base\nname: again"), "{path}, line 2: key 'name' stands twice. Remove one."),
+        (("name: base", "name: base\nout: s3://bucket/run"), "{path}: object stores are not supported yet: out is "
+         "s3://bucket/run. Give a local folder."),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], expected: str) -> None:
+    path = write(tmp_path, "a.yaml", BASE.replace(*change))
+    assert message(path) == expected.replace("{path}", str(path))
+
+
+def test_base_mistakes(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", "base: b.yaml\n")
+    assert (
+        message(path) == f"{path}, line 1: `base` names {tmp_path / 'b.yaml'}, which does not exist. Correct the path."
+    )
+    write(tmp_path, "b.yaml", "base: a.yaml\n")
+    assert "`base` goes round in a circle: " in message(path)
+    assert message(tmp_path / "none.yaml") == (
+        f"cannot read config {tmp_path / 'none.yaml'}: No such file or directory. Give the path of a YAML file."
+    )
+
+
+def test_files_that_are_no_yaml(tmp_path: Path) -> None:
+    assert "not valid YAML" in message(write(tmp_path, "a.yaml", "a: [1\n"))
+    assert "expected `key: value` lines" in message(write(tmp_path, "b.yaml", "- 1\n"))
+    path = tmp_path / "c.yaml"
+    path.write_bytes("name: 名".encode("gbk"))
+    assert message(path) == f"{path}: not UTF-8 at byte 6. Save the file as UTF-8."
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train", "override 'train' is not of the form key=value, such as train.max_steps=100"),
+        ("stages.5.steps=1", "override 'stages.5.steps=1': 'stages' has no entry '5'"),
+        ("name.x=1", "override 'name.x=1': 'name' has no entry 'x'"),
+        ("name=[", "override 'name=[': the value is not YAML: "),
+    ],
+)
+def test_override_mistakes(tmp_path: Path, override: str, expected: str) -> None:
+    assert message(write(tmp_path, "a.yaml", BASE), override).startswith(expected)
+
+
+def test_yaml_is_loaded_safely(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", BASE + "out: !!python/object/apply:os.getcwd []\n")
+    assert "not valid YAML" in message(path)
+
+
+def test_small_experiment_is_valid_yaml(make_config: ConfigMaker) -> None:
+    assert yaml.safe_load(dump_config(make_config()))["streams"]["both"]["directions"] == ["en-zh", "zh-en"]
