@@ -55,11 +55,17 @@ def apportion(weights: Sequence[float], total: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of `steps` steps that draws `samples[stream]` samples, over all lanes, from each stream."""
+    """A run of `steps` steps that draws `samples[stream]` samples, over all lanes, from each stream.
+
+    The order of the streams decides which slots they take, so it is always that of their names.
+    """
 
     name: str
     steps: int
     samples: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", dict(sorted(self.samples.items())))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.tensor import DTensor
 
 from dataengine.manifest import Manifest
 from trainer.checkpoints import checkpoint_folder, mark_complete, remove_old
@@ -45,16 +46,31 @@ class RestoreRng(Callback):
 
 
 class ClipGradients(Callback):
-    """Scale the gradients so that their norm over all ranks is at most `max_norm`; keep the norm before that."""
+    """Scale the gradients so that their norm over all ranks is at most `max_norm`; keep the norm before that.
+
+    FSDP2 averages gradients by reduce-scatter with ReduceOp.AVG, which gloo of torch 2.7 takes for a sum
+    (pytorch/pytorch#162338). So what it does is measured once, and mended here, before anything uses the gradients.
+    """
 
     def __init__(self, max_norm: float) -> None:
         self._max_norm = max_norm
+        self._excess = 1.0
         self.norm = float("nan")
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Average ones over the ranks: 1 where averages are averages, the number of ranks where they are sums."""
+        ones = state.device.tensor_to_device(torch.ones(dist.get_world_size()))
+        average = torch.empty_like(ones[:1])
+        torch.distributed.reduce_scatter_tensor(average, ones, op=torch.distributed.ReduceOp.AVG)
+        self._excess = float(average.item())
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Clip between the backward pass and the optimizer's step."""
-        norm: Any = torch.nn.utils.clip_grad_norm_(state.model.parameters(), self._max_norm)
-        self.norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        parameters = list(state.model.parameters())
+        if self._excess != 1.0:
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self._excess)
+        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
+        self.norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 class SampleLedger(Callback):

@@ -101,6 +101,15 @@ def test_a_manifest_reads_back_equal_and_its_hash_is_the_plan_id(tmp_path: Path)
     assert written.plan_id == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_a_manifest_that_is_read_has_the_order_of_the_one_that_was_written(tmp_path: Path) -> None:
+    written = manifest((Stage("x", 9, {"b": 60, "a": 30}),))
+    path = tmp_path / "manifest.json"
+    path.write_bytes(written.content)
+    read = read_manifest(path)
+    for step in range(9):
+        assert read.order.sample_ids(step).tolist() == written.order.sample_ids(step).tolist()
+
+
 def test_damage_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     with pytest.raises(InputError, match=r"no manifest at .*Build the streams first: dataengine build CONFIG"):

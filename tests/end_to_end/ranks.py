@@ -1,0 +1,133 @@
+"""Start training ranks cheaply: one warm process imports Composer and forks a process a rank."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from trainer.step_log import read_log
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["trainer.train", "trainer.callbacks", "trainer.data", "trainer.model", "composer.utils.parallelism"]
+)
+DEADLINE_S = 240
+
+
+def start(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: bool = False) -> list[ForkServerProcess]:
+    """Start the ranks of a run; their output goes to OUT.rank0.txt and so on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        environment = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "NODE_RANK": "0",
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        printed = out.with_name(f"{out.name}.rank{rank}.txt")
+        arguments = (environment, str(config), [f"out={out}", *overrides], printed, probe)
+        processes.append(_CONTEXT.Process(target=_train_rank, args=arguments))
+        processes[-1].start()
+    return processes
+
+
+def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:
+    """Wait for the ranks to end; return their exit codes. Ends them all if they take too long."""
+    deadline = time.monotonic() + DEADLINE_S
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def train(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: bool = False) -> list[dict[str, str]]:
+    """Run to the end; return the log. Fails with what rank 0 printed."""
+    codes = finish(start(config, out, *overrides, ranks=ranks, probe=probe))
+    assert codes == [0] * ranks, (codes, printed(out))
+    return read_log(out / "log.csv")
+
+
+def refuse(config: Path, out: Path, *overrides: str, ranks: int = 2) -> str:
+    """Start a run that must end with exit code 2 on every rank; return the one message of rank 0."""
+    codes = finish(start(config, out, *overrides, ranks=ranks))
+    assert codes == [2] * ranks, (codes, printed(out))
+    assert "Traceback" not in printed(out)
+    return next(line for line in printed(out).splitlines() if line.startswith("error: "))
+
+
+def kill_at(processes: Sequence[ForkServerProcess], out: Path, rows: int) -> None:
+    """SIGKILL all ranks once the log has so many rows."""
+    deadline = time.monotonic() + DEADLINE_S
+    log = out / "log.csv"
+    while not (log.is_file() and len(read_log(log)) >= rows):
+        assert time.monotonic() < deadline, printed(out)
+        assert processes[0].is_alive(), printed(out)
+        time.sleep(0.005)
+    for process in processes:
+        os.kill(process.pid or 0, signal.SIGKILL)
+    for process in processes:
+        process.join()
+
+
+def printed(out: Path) -> str:
+    """What rank 0 of the last start printed."""
+    return out.with_name(f"{out.name}.rank0.txt").read_text(errors="replace")
+
+
+def _train_rank(environment: dict[str, str], config: str, overrides: list[str], printed: Path, probe: bool) -> None:
+    os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in a run by the launcher
+    descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    import torch
+
+    import trainer.train
+
+    torch.set_num_threads(1)
+    if probe:
+        _draw_random_numbers(trainer.train)
+    trainer.train.main([config, *overrides])
+    sys.exit("main returns only through sys.exit")
+
+
+def _draw_random_numbers(module: Any) -> None:
+    """Let every step draw a random number on each rank and note it in OUT/random.RANK.txt."""
+    from composer import Callback
+
+    class Probe(Callback):
+        def __init__(self, path: Path) -> None:
+            self.path = path
+
+        def before_forward(self, state: Any, logger: Any) -> None:
+            import torch
+
+            with self.path.open("a") as file:
+                file.write(f"{int(state.timestamp.batch)} {torch.rand(1).item()!r}\n")
+
+    make = module.make_trainer
+
+    def make_with_probe(config: Any, *arguments: Any, **named: Any) -> Any:
+        made = make(config, *arguments, **named)
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+        made.state.callbacks.append(Probe(Path(config.out) / f"random.{os.environ['RANK']}.txt"))
+        return made
+
+    module.make_trainer = make_with_probe

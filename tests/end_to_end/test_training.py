@@ -1,0 +1,262 @@
+"""Real training with FSDP2 on CPU: what a run gives does not depend on kills, workers or the number of ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import LlamaForCausalLM
+
+from dataengine.build import build
+from dataengine.config import load_config
+from dataengine.manifest import Manifest
+from dataengine.tokens import load_tokenizer
+from tests.conftest import small_experiment
+from tests.end_to_end import ranks
+from trainer.callbacks import next_digest
+from trainer.checkpoints import MARKER, complete_checkpoints, newest_checkpoint
+from trainer.data import ScheduledDataset
+from trainer.evaluate import evaluate
+from trainer.export import export, load_weights
+from trainer.model import build_model
+from trainer.report import draw_run
+
+
+@dataclass(frozen=True)
+class Experiment:
+    config: Path
+    folder: Path
+    manifest: Manifest
+    straight: list[dict[str, str]]  # the log of an uninterrupted run on 2 ranks, in folder / "straight"
+
+
+EXACT = ("step", "stage", "loss", "loss/mono", "loss/en-zh", "loss/both", "learning_rate", "grad_norm", "digest")
+
+
+def exact(log: list[dict[str, str]]) -> list[tuple[str, ...]]:
+    """What must be equal to the last bit; a log holds shortest decimals, which read back as the same floats."""
+    return [tuple(row[column] for column in EXACT) for row in log]
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path) -> Experiment:
+    folder = tmp_path_factory.mktemp("experiment")
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(small_experiment(corpora, tokenizer_path, folder), sort_keys=False))
+    manifest = build(load_config(path), workers=1).manifest
+    return Experiment(path, folder, manifest, ranks.train(path, folder / "straight"))
+
+
+def test_the_log_is_the_plan(experiment: Experiment) -> None:
+    digest = ""
+    for step, row in enumerate(experiment.straight):
+        digest = next_digest(digest, step, experiment.manifest.order.sample_ids(step))
+        assert int(row["step"]) == step
+        assert row["digest"] == digest
+        cursors = experiment.manifest.schedule.cursors(step + 1)
+        assert {name: int(row[f"samples/{name}"]) for name in cursors} == cursors
+        counts = experiment.manifest.schedule.counts(step)
+        present = {name: float(row[f"loss/{name}"]) for name in counts if counts[name]}
+        mean = math.fsum(present[name] * counts[name] for name in present) / 8
+        assert math.isclose(mean, float(row["loss"]), rel_tol=1e-5)
+        assert all(row[f"loss/{name}"] == "" for name in counts if not counts[name])
+    assert len(experiment.straight) == 16
+    assert float(experiment.straight[5]["loss"]) < float(experiment.straight[0]["loss"]) - 0.3
+
+
+def test_checkpoints_fall_on_intervals_stage_ends_and_the_end(experiment: Experiment) -> None:
+    found = complete_checkpoints(experiment.folder / "straight")
+    assert [checkpoint.step for checkpoint in found] == [4, 6, 10, 12, 16]
+    assert all(len([name for name in c.files if name.endswith(".distcp")]) == 2 for c in found)
+
+
+@pytest.mark.parametrize("rows", [5, 9, 13])
+def test_a_killed_run_goes_on_bit_for_bit(experiment: Experiment, rows: int) -> None:
+    out = experiment.folder / f"killed{rows}"
+    ranks.kill_at(ranks.start(experiment.config, out), out, rows)
+    assert len(complete_checkpoints(out)) in (1, 2, 3, 4)
+    resumed = ranks.train(experiment.config, out)
+    assert "resuming from" in ranks.printed(out)
+    assert exact(resumed) == exact(experiment.straight)
+
+
+def test_a_finished_run_has_nothing_to_do(experiment: Experiment) -> None:
+    before = (experiment.folder / "straight" / "log.csv").read_bytes()
+    ranks.train(experiment.config, experiment.folder / "straight")
+    assert "nothing to do: " in ranks.printed(experiment.folder / "straight")
+    assert (experiment.folder / "straight" / "log.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (4, 2)])
+def test_sample_ids_do_not_depend_on_the_number_of_ranks(experiment: Experiment, first: int, second: int) -> None:
+    out = experiment.folder / f"ranks{first}to{second}"
+    ranks.train(experiment.config, out, "train.max_steps=8", ranks=first)
+    log = ranks.train(experiment.config, out, ranks=second)
+    assert [row["digest"] for row in log] == [row["digest"] for row in experiment.straight]
+    for column in ("loss", "grad_norm"):  # sums over ranks round differently
+        values = np.array([[float(row[column]) for row in rows] for rows in (log, experiment.straight)])
+        assert np.allclose(values[0], values[1], rtol=1e-4), column
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_nothing_depends_on_loader_workers(experiment: Experiment, workers: int) -> None:
+    out = experiment.folder / f"workers{workers}"
+    ranks.train(experiment.config, out, f"train.loader_workers={workers}", "train.max_steps=7")
+    log = ranks.train(experiment.config, out, f"train.loader_workers={3 - workers}")
+    assert exact(log) == exact(experiment.straight)
+
+
+def test_random_state_comes_back(experiment: Experiment) -> None:
+    whole, parts = experiment.folder / "random", experiment.folder / "random_parts"
+    ranks.train(experiment.config, whole, "train.max_steps=8", probe=True)
+    ranks.train(experiment.config, parts, "train.max_steps=4", probe=True)
+    ranks.train(experiment.config, parts, "train.max_steps=8", probe=True)
+    for rank in range(2):
+        numbers = (whole / f"random.{rank}.txt").read_text()
+        assert len(numbers.splitlines()) == 8 * 2  # two microbatches a step
+        assert (parts / f"random.{rank}.txt").read_text() == numbers
+    assert (whole / "random.0.txt").read_text() != (whole / "random.1.txt").read_text()
+
+
+def copy_run(experiment: Experiment, name: str) -> Path:
+    out = experiment.folder / name
+    shutil.copytree(experiment.folder / "straight", out)
+    return out
+
+
+@pytest.mark.parametrize("fault", ["no marker", "file cut short", "file missing"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(experiment: Experiment, fault: str) -> None:
+    out = copy_run(experiment, fault.replace(" ", "_"))
+    newest = out / "checkpoints" / "step-00000016"
+    if fault == "no marker":
+        (newest / MARKER).unlink()
+    elif fault == "file missing":
+        (newest / "__1_0.distcp").unlink()
+    else:
+        content = (newest / "__0_0.distcp").read_bytes()
+        (newest / "__0_0.distcp").write_bytes(content[:-1])
+    log = ranks.train(experiment.config, out)
+    assert "passing over " in ranks.printed(out)
+    assert "step-00000012, steps 12 to 16" in ranks.printed(out)
+    assert exact(log) == exact(experiment.straight)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(experiment: Experiment) -> None:
+    out = copy_run(experiment, "all_damaged")
+    for path in out.glob("checkpoints/*/.metadata"):
+        path.unlink()
+    assert ranks.refuse(experiment.config, out) == (
+        f"error: no checkpoint under {out}/checkpoints is usable, though 5 were finished once (the newest is "
+        f"step-00000016). Restore them, or move {out} away to start at step 0."
+    )
+
+
+def test_only_the_newest_checkpoints_are_kept_if_asked(experiment: Experiment) -> None:
+    out = experiment.folder / "retention"
+    ranks.train(experiment.config, out, "train.keep_checkpoints=2", "train.max_steps=10")
+    assert [checkpoint.step for checkpoint in complete_checkpoints(out)] == [6, 10]
+    ranks.train(experiment.config, out, "train.keep_checkpoints=2")
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000012", "step-00000016"]
+
+
+def test_a_resume_on_other_data_is_refused(experiment: Experiment) -> None:
+    out = copy_run(experiment, "other_data")
+    shutil.rmtree(out / "checkpoints" / "step-00000016")
+    store = f"store={experiment.folder / 'other_store'}"
+    changes = [store, "stages.1.mix.mono=1", f"out={out}"]
+    build(load_config(experiment.config, changes), workers=1)
+    message = ranks.refuse(experiment.config, out, *changes)
+    assert message.startswith("error: the checkpoint of step 12 (plan ")
+    assert message.endswith(
+        "gives up to that step: streams, seed or stages differ. Restore that manifest by building with the "
+        "configuration beside the run, or give this run another `out`."
+    )
+
+
+def test_a_schedule_can_grow_after_the_steps_that_are_trained(experiment: Experiment) -> None:
+    out = copy_run(experiment, "longer")
+    stages = [*load_config(experiment.config).model_dump(mode="json")["stages"]]
+    stages.append({"name": "more", "steps": 2, "drain": False, "mix": {"both": 1.0}})
+    changes = [f"store={experiment.folder / 'longer_store'}", f"stages={json.dumps(stages)}"]
+    build(load_config(experiment.config, changes), workers=1)
+    log = ranks.train(experiment.config, out, *changes)
+    assert exact(log[:16]) == exact(experiment.straight)
+    assert [row["stage"] for row in log[16:]] == ["more", "more"]
+
+
+def test_another_model_is_refused(experiment: Experiment) -> None:
+    out = copy_run(experiment, "other_model")
+    assert ranks.refuse(experiment.config, out, "model.hidden_size=64", "train.max_steps=20") == (
+        f"error: {out}/checkpoints/step-00000016 holds another model: hidden_size was 32 and is 64. Restore these "
+        "settings under `model`, or give this run another `out`."
+    )
+
+
+def test_batches_that_do_not_divide_are_refused(experiment: Experiment) -> None:
+    assert ranks.refuse(experiment.config, experiment.folder / "three", ranks=3) == (
+        "error: batch_size 8 does not divide among 3 ranks. Start 2 ranks (composer -n 2 ...), or build with a "
+        "batch_size that 3 divides."
+    )
+
+
+@pytest.mark.parametrize("step", [4, 12])
+def test_an_exported_checkpoint_has_the_loss_of_the_next_logged_step(experiment: Experiment, step: int) -> None:
+    config = load_config(experiment.config, [f"out={experiment.folder / 'straight'}"])
+    model = LlamaForCausalLM.from_pretrained(export(config, step)).eval()
+    dataset = ScheduledDataset(experiment.manifest, Path(config.store), world_size=1)
+    items = [dataset[int(i)] for i in experiment.manifest.order.sample_ids(step)]
+    tokens = torch.from_numpy(np.stack([item["tokens"] for item in items]))
+    with torch.no_grad():
+        logits = model(tokens[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
+    assert math.isclose(loss, float(experiment.straight[step]["loss"]), rel_tol=1e-5)
+
+
+def test_export_is_the_same_from_other_numbers_of_ranks(experiment: Experiment) -> None:
+    out = experiment.folder / "one_rank"
+    ranks.train(experiment.config, out, "train.max_steps=4", ranks=1)
+    states = []
+    for run in (out, experiment.folder / "straight"):
+        checkpoint = complete_checkpoints(run)[0]
+        model: Any = build_model(load_config(experiment.config).model, experiment.manifest, "sdpa").decoder.hf
+        load_weights(model, checkpoint)
+        states.append(model.state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.allclose(states[0][key], states[1][key], atol=2e-4) for key in states[0])
+
+
+def test_evaluation_scores_the_newest_checkpoint(experiment: Experiment) -> None:
+    out = copy_run(experiment, "evaluated")
+    config = load_config(experiment.config, [f"out={out}"])
+    results = evaluate(config)
+    assert json.loads((out / "results.json").read_text()) == results
+    score = results["translation"]["en-zh"]
+    assert results["step"] == 16
+    assert score["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:")
+    assert 0 <= score["bleu"] <= 100
+    rows = (out / "translations" / "step-00000016" / "en-zh.jsonl").read_text().splitlines()
+    assert len(rows) == score["sentences"] == 4
+    tokenizer_folder = export(config)
+    from transformers import AutoTokenizer
+
+    hf = AutoTokenizer.from_pretrained(tokenizer_folder, use_fast=False)
+    text = "English: Open file\nChinese: 打开文件"
+    assert hf.encode(text, add_special_tokens=False) == load_tokenizer(config.tokenizer).encode([text])[0]
+
+
+def test_the_picture_of_a_run(experiment: Experiment) -> None:
+    path = draw_run(experiment.folder / "straight")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.stat().st_size > 10_000
+
+
+def test_newest_checkpoint_of_a_new_run_is_none(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
