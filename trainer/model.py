@@ -79,8 +79,7 @@ def build_model(config: ModelConfig, manifest: Manifest, attention: str) -> Tran
     They depend on `init_seed` alone: the same on every rank. `attention` is one of auto, flash_attention_2, sdpa.
     """
     implementation = _choose_attention(attention)
-    with no_init_weights():
-        hf = LlamaForCausalLM(_llama_config(config, manifest, implementation))
+    hf = _new_model(_llama_config(config, manifest, implementation))
     generator = torch.Generator().manual_seed(config.init_seed)
     std = math.sqrt(2 / 5 / config.hidden_size)
     output_std = 1 / math.sqrt(config.hidden_size) / config.num_hidden_layers
@@ -95,8 +94,14 @@ def build_model(config: ModelConfig, manifest: Manifest, attention: str) -> Tran
 
 def empty_model(config: ModelConfig, manifest: Manifest) -> LlamaForCausalLM:
     """A model without meaningful weights, to load a checkpoint into."""
+    return _new_model(_llama_config(config, manifest, "sdpa"))
+
+
+def _new_model(config: LlamaConfig) -> LlamaForCausalLM:
     with no_init_weights():
-        return LlamaForCausalLM(_llama_config(config, manifest, "sdpa"))
+        hf = LlamaForCausalLM(config)
+    hf.tie_weights()  # no_init_weights leaves this out too
+    return hf
 
 
 def _llama_config(config: ModelConfig, manifest: Manifest, attention: str) -> LlamaConfig:

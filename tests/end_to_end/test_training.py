@@ -210,14 +210,28 @@ def test_batches_that_do_not_divide_are_refused(experiment: Experiment) -> None:
 @pytest.mark.parametrize("step", [4, 12])
 def test_an_exported_checkpoint_has_the_loss_of_the_next_logged_step(experiment: Experiment, step: int) -> None:
     config = load_config(experiment.config, [f"out={experiment.folder / 'straight'}"])
-    model = LlamaForCausalLM.from_pretrained(export(config, step)).eval()
-    dataset = ScheduledDataset(experiment.manifest, Path(config.store), world_size=1)
+    assert_next_loss(experiment, experiment.straight, LlamaForCausalLM.from_pretrained(export(config, step)), step)
+
+
+def assert_next_loss(experiment: Experiment, log: list[dict[str, str]], model: Any, step: int) -> None:
+    """The weights after `step` steps give the loss that was logged for step number `step`."""
+    folder = load_config(experiment.config).store
+    dataset = ScheduledDataset(experiment.manifest, Path(folder), world_size=1)
     items = [dataset[int(i)] for i in experiment.manifest.order.sample_ids(step)]
     tokens = torch.from_numpy(np.stack([item["tokens"] for item in items]))
     with torch.no_grad():
-        logits = model(tokens[:, :-1]).logits
+        logits = model.eval()(tokens[:, :-1]).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
-    assert math.isclose(loss, float(experiment.straight[step]["loss"]), rel_tol=1e-5)
+    assert math.isclose(loss, float(log[step]["loss"]), rel_tol=1e-5)
+
+
+def test_tied_embeddings_train_resume_and_export(experiment: Experiment) -> None:
+    out = experiment.folder / "tied"
+    changes = ["model.tie_word_embeddings=true", "train.max_steps=5"]
+    ranks.train(experiment.config, out, *changes[:1], "train.max_steps=4")
+    log = ranks.train(experiment.config, out, *changes)
+    config = load_config(experiment.config, [*changes, f"out={out}"])
+    assert_next_loss(experiment, log, LlamaForCausalLM.from_pretrained(export(config, 4)), 4)
 
 
 def test_export_is_the_same_from_other_numbers_of_ranks(experiment: Experiment) -> None:

@@ -1,0 +1,74 @@
+"""The command that users type, with Composer's own launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dataengine.build import build
+from dataengine.config import load_config
+from tests.conftest import ROOT, small_experiment
+from tests.end_to_end.test_training import exact
+from trainer.step_log import read_log
+
+pytestmark = pytest.mark.slow
+COMPOSER = Path(sys.executable).parent / "composer"
+
+
+def launch(*arguments: str) -> subprocess.Popen[str]:
+    command = [str(COMPOSER), "-n", "2", "trainer/train.py", *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path) -> Path:
+    folder = tmp_path_factory.mktemp("launched")
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(small_experiment(corpora, tokenizer_path, folder), sort_keys=False))
+    build(load_config(path), workers=1)
+    return path
+
+
+def test_killed_with_its_launcher_and_started_again(config: Path) -> None:
+    straight, killed = config.parent / "straight", config.parent / "killed"
+    process = launch(str(config), f"out={straight}")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    process = launch(str(config), f"out={killed}")
+    log = killed / "log.csv"
+    while not (log.is_file() and len(read_log(log)) > 8):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    process = launch(str(config), f"out={killed}")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert "resuming from" in printed
+    assert exact(read_log(log)) == exact(read_log(straight / "log.csv"))
+
+
+def test_a_tokenizer_that_is_not_the_manifests_is_refused(config: Path, tmp_path: Path) -> None:
+    from sentencepiece import SentencePieceTrainer
+
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"some words to learn from {n}" for n in range(200)))
+    SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(tmp_path / "other"), vocab_size=60, model_type="bpe", minloglevel=2
+    )
+    process = launch(str(config), f"tokenizer={tmp_path / 'other.model'}", f"out={tmp_path / 'run'}")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "error: tokenizer mismatch: the streams of manifest " in printed
+    assert "Set `tokenizer` to the file that the build used, or build again: dataengine build CONFIG" in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "run").exists()
