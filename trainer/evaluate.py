@@ -16,6 +16,7 @@ if __name__ == "__main__":  # as a script: find packages beside this folder, not
 import torch
 from sacrebleu.metrics import BLEU
 from transformers import LlamaForCausalLM
+from transformers.utils import logging as transformers_log
 
 from dataengine import pairs, sources
 from dataengine.config import Config, load_config
@@ -58,6 +59,7 @@ def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     model = model.to(device).eval()
+    transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context, which are counted below
     scores = {}
     for direction, (source_lines, references) in sets.items():
         source, target = (config.languages[code] for code in direction.split("-"))

@@ -6,6 +6,7 @@ import argparse
 import logging
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def find_checkpoint(out: Path, step: int | None) -> Checkpoint:
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Read a sharded checkpoint's weights, whatever number of ranks wrote it, into a model on one process."""
     weights = {_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
     dcp.load({"state": {"model": weights}}, storage_reader=FileSystemReader(checkpoint.folder), no_dist=True)
 
 
