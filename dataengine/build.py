@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def experiment_folder(config: Config) -> Path:
     return Path(config.store) / "experiments" / config.name
 
 
-def build(config: Config, *, workers: int, log: Callable[[str], None] = print) -> BuildResult:
+def build(config: Config, *, workers: int) -> BuildResult:
     """Build what is missing, publish the manifest, and return it. Raises InputError for unusable input.
 
     Finished units and streams are taken up as they are, so a build that was killed goes on where it stopped, and a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import logging
 import shutil
 import time
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.tensor import DTensor
 
 from dataengine.manifest import Manifest
+from dataengine.storage import write_file
 from trainer.checkpoints import checkpoint_folder, mark_complete, remove_old
 from trainer.step_log import read_log
 
@@ -151,12 +153,13 @@ class StepLog(Callback):
         self._first = int(state.timestamp.batch)
         self._begun = time.monotonic()
         if dist.get_global_rank() == 0:
-            rows = read_log(self._path)[: self._first] if self._path.is_file() else []
-            self._file = self._path.open("w", newline="")
-            writer = csv.DictWriter(self._file, self._columns)
+            rows = read_log(self._path) if self._path.is_file() else []
+            kept = io.StringIO(newline="")
+            writer = csv.DictWriter(kept, self._columns)
             writer.writeheader()
-            writer.writerows(rows)
-            self._file.flush()
+            writer.writerows(row for row in rows if int(row["step"]) < self._first)
+            write_file(self._path, kept.getvalue().encode())
+            self._file = self._path.open("a", newline="", encoding="utf-8")
 
     @property
     def _columns(self) -> list[str]:

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def export(config: Config, step: int | None = None) -> Path:
     """Export the checkpoint of `step`, or the newest; return the folder. Does nothing if it is there already."""
     out = Path(config.out)
-    manifest = read_manifest(out / "manifest.json")
     checkpoint = find_checkpoint(out, step)
+    manifest = read_manifest(out / "manifest.json")
     folder = out / "exports" / checkpoint.folder.name
     if folder.is_dir():
         return folder

@@ -9,10 +9,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pydantic import BaseModel
 
 from dataengine.build import experiment_folder
 from dataengine.config import Config, dump_config, load_config
@@ -157,19 +159,34 @@ def check_agreement(config: Config, manifest: Manifest) -> None:
             f"sha256 {manifest.tokenizer_sha256[:12]}, but {config.tokenizer} has {tokenizer.sha256[:12]}. "
             "Set `tokenizer` to the file that the build used, or build again: dataengine build CONFIG"
         )
-    for key in ("seq_len", "batch_size", "lanes", "seed", "shuffle_block"):
-        if getattr(config, key) != getattr(manifest, key):
+    built = load_config(experiment_folder(config) / "config.yaml")
+    for key in ("streams", "stages", "seq_len", "batch_size", "lanes", "seed", "shuffle_block", "bos", "languages"):
+        now, then = (_plain(getattr(c, key)) for c in (config, built))
+        if now != then:
+            where, now, then = _first_difference(key, now, then)
             raise InputError(
-                f"{key} is {getattr(config, key)} in the config and {getattr(manifest, key)} in the manifest of "
-                f"'{manifest.name}'. Build with this config first: dataengine build CONFIG"
+                f"{where} is {now} in the config, but was {then} when '{manifest.name}' was built. "
+                "Build with this config first: dataengine build CONFIG"
             )
-    names = [stage.name for stage in config.stages]
-    built = [stage.name for stage in manifest.stages]
-    if names != built:
-        raise InputError(
-            f"the config's stages are {', '.join(names)}, the manifest's are {', '.join(built)}. "
-            "Build with this config first: dataengine build CONFIG"
-        )
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON values, without what the build does not depend on."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude={"checkpoint_interval"})
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
+
+
+def _first_difference(key: str, now: Any, then: Any) -> tuple[str, Any, Any]:
+    """The dotted key of the first difference inside two settings, and its two values."""
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        now, then = dict(enumerate(now)), dict(enumerate(then))
+    if isinstance(now, dict) and isinstance(then, dict) and now.keys() == then.keys():
+        inner = next(k for k in now if now[k] != then[k])
+        return _first_difference(f"{key}.{inner}", now[inner], then[inner])
+    return key, now, then
 
 
 def check_resume(config: Config, resume: Checkpoint) -> None:

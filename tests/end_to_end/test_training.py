@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from dataengine.build import build
 from dataengine.config import load_config
+from dataengine.errors import InputError
 from dataengine.manifest import Manifest
 from dataengine.tokens import load_tokenizer
 from tests.conftest import small_experiment
@@ -28,6 +29,7 @@ from trainer.evaluate import evaluate
 from trainer.export import export, load_weights
 from trainer.model import build_model
 from trainer.report import draw_run
+from trainer.train import check_agreement
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,28 @@ def test_another_model_is_refused(experiment: Experiment) -> None:
         f"error: {out}/checkpoints/step-00000016 holds another model: hidden_size was 32 and is 64. Restore these "
         "settings under `model`, or give this run another `out`."
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ("stages.1.steps=7", "stages.1.steps is 7 in the config, but was 6 when 'small' was built."),
+        ("stages.1.mix.both=2", "stages.1.mix.both is 2.0 in the config, but was 1.0 when 'small' was built."),
+        ("batch_size=16", "batch_size is 16 in the config, but was 8 when 'small' was built."),
+        ("streams.both.directions=[zh-en]", "streams.both.directions is ['zh-en'] in the config, but was ['en-zh', "
+         "'zh-en'] when 'small' was built."),
+    ],
+)  # fmt: skip
+def test_a_config_that_was_changed_after_the_build_is_refused(
+    experiment: Experiment, change: str, difference: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        check_agreement(load_config(experiment.config, [change]), experiment.manifest)
+    assert str(error.value) == f"{difference} Build with this config first: dataengine build CONFIG"
+
+
+def test_the_checkpoint_interval_may_change_after_the_build(experiment: Experiment) -> None:
+    check_agreement(load_config(experiment.config, ["stages.0.checkpoint_interval=2"]), experiment.manifest)
 
 
 def test_batches_that_do_not_divide_are_refused(experiment: Experiment) -> None:
