@@ -23,9 +23,12 @@ from dataengine import sources
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import run_units
 from dataengine.errors import InputError
-from dataengine.manifest import Manifest, Stream, resolve_stages
+from dataengine.manifest import Manifest, Stream
 from dataengine.packing import pack_all
+from dataengine.parent import parent_stream, read_parent, stream_sizes
+from dataengine.schedule import Schedule
 from dataengine.shards import Shard, encode_index, shard_config, shard_name, write_shards
+from dataengine.stages import resolve_stages
 from dataengine.storage import link_file, new_folder, remove_leftovers, write_file
 from dataengine.tokens import load_tokenizer, token_dtype
 from dataengine.units import (
@@ -103,10 +106,22 @@ def build(config: Config, *, workers: int) -> BuildResult:
     files = {name: [identify(path) for path in paths[name]] for name in paths}
     identify.save()
 
-    built = []
+    built = {}
     for name in config.streams_in_use:
         units = _first_units(config.streams[name], files[name], form, config.languages)
-        built.append(_build_stream(name, units, form, config, tokenizer.vocab_size, workers))
+        built[name] = _build_stream(name, units, form, config, tokenizer.vocab_size, workers)
+    parent = read_parent(config)
+    stages = resolve_stages(
+        config.stages,
+        stream_sizes(config, {name: b.stream.samples for name, b in built.items()}, parent),
+        batch_size=config.batch_size,
+        lanes=config.lanes,
+        seq_len=config.seq_len,
+        budget=config.budget,
+        before=parent.stages if parent else (),
+    )
+    # In the order of first use, so that a stage added later changes no number of a sample.
+    used = Schedule(config.batch_size, config.lanes, stages).streams
     manifest = Manifest(
         name=config.name,
         tokenizer_sha256=tokenizer.sha256,
@@ -117,19 +132,15 @@ def build(config: Config, *, workers: int) -> BuildResult:
         lanes=config.lanes,
         seed=config.seed,
         shuffle_block=config.shuffle_block,
-        streams=tuple(b.stream for b in built),
-        stages=resolve_stages(
-            config.stages,
-            {b.stream.name: b.stream.samples for b in built},
-            {name: config.streams[name].passes for name in config.streams_in_use},
-            batch_size=config.batch_size,
-            lanes=config.lanes,
-            seq_len=config.seq_len,
-        ),
+        streams=tuple(built[name].stream if name in built else parent_stream(parent, name) for name in used),
+        stages=stages,
+        parent={"plan_id": parent.plan_id, "step": parent.step} if parent else None,
     )
+    if parent:
+        parent.check_child(manifest)
     path = experiment_folder(config) / "manifest.json"
-    new = not path.is_file() or path.read_bytes() != manifest.content or any(b.new for b in built)
-    result = BuildResult(manifest, path, built, new, time.monotonic() - begun)
+    new = not path.is_file() or path.read_bytes() != manifest.content or any(b.new for b in built.values())
+    result = BuildResult(manifest, path, list(built.values()), new, time.monotonic() - begun)
     if new:
         write_file(path.with_name("build_report.json"), orjson.dumps(_report(result), option=orjson.OPT_INDENT_2))
     resolved = dump_config(config).encode()
@@ -146,9 +157,8 @@ def _first_units(
     """The units that read a stream's files, in the order of the files."""
     if stream.documents:
         return [TokenizeDocuments(form, file, stream.text_key) for file in files]
-    codes = dict.fromkeys(code for direction in stream.directions for code in direction.split("-"))
-    named = {code: languages[code] for code in codes}
-    return [TokenizePairs(form, file, stream.directions, named) for file in files]
+    named = {code: languages[code] for code in stream.languages}
+    return [TokenizePairs(form, file, stream.directions, stream.adjacent, stream.sides, named) for file in files]
 
 
 def _build_stream(
@@ -167,10 +177,10 @@ def _build_stream(
         if isinstance(units[0], TokenizePairs):
             packed = _merge_units(units, receipts, form)
             packed_receipts = run_units(packed, store / "units", workers=workers, title=f"{name}, shuffling")
-        _publish_stream(name, folder, store / "units", packed, packed_receipts, receipts, form, vocab_size)
+        _publish_stream(name, folder, store / "units", packed, packed_receipts, units, receipts, form, vocab_size)
     fields = orjson.loads(summary.read_bytes())
     shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
-    del fields["packed"]
+    del fields["packed"], fields["sources"]
     _check_stream(folder, shards)
     stream = Stream(
         name=name,
@@ -197,6 +207,7 @@ def _publish_stream(
     units_folder: Path,
     units: Sequence[Unit],
     receipts: Sequence[Receipt],
+    first_units: Sequence[Unit],
     first_receipts: Sequence[Receipt],
     form: TokenFormat,
     vocab_size: int,
@@ -205,7 +216,8 @@ def _publish_stream(
     dtype = token_dtype(vocab_size)
     shards: list[Shard] = []
     with new_folder(folder) as temporary:
-        for unit, receipt in zip(units, receipts, strict=True):
+        for number, (unit, receipt) in enumerate(zip(units, receipts, strict=True)):
+            link_file(units_folder / unit.fingerprint / "documents.npy", temporary / f"documents.{number:05d}.npy")
             for shard in receipt.shards:
                 basename = shard_name(len(shards))
                 link_file(units_folder / unit.fingerprint / shard.basename, temporary / basename)
@@ -225,10 +237,17 @@ def _publish_stream(
         for receipt in first_receipts:
             rejected.update(receipt.rejected)
         summary = {
+            "sources": [
+                unit.source.path for unit in first_units if isinstance(unit, TokenizeDocuments | TokenizePairs)
+            ],
             # Documents begin where a unit does and after each EOS of its samples, which its tail continues.
             "packed": [
-                {"samples": sum(shard.samples for shard in receipt.shards), "tail": receipt.tail}
-                for receipt in receipts
+                {
+                    "samples": sum(shard.samples for shard in receipt.shards),
+                    "tail": receipt.tail,
+                    "source": number if isinstance(unit, TokenizeDocuments) else None,  # None: as documents say
+                }
+                for number, (unit, receipt) in enumerate(zip(units, receipts, strict=True))
             ],
             "index_sha256": hashlib.sha256(index).hexdigest(),
             "shards": [asdict(shard) for shard in shards],

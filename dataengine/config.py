@@ -34,6 +34,19 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class AssumeConfig(_Section):
+    """The size of a stream that is not built yet, so that `dataengine plan` can show its schedule."""
+
+    tokens: Count | None = None  # all tokens of its samples
+    samples: Count | None = None
+
+    @model_validator(mode="after")
+    def _states_one(self) -> AssumeConfig:
+        if (self.tokens is None) == (self.samples is None):
+            raise ValueError("state `tokens` or `samples`, such as {tokens: 162.5B}")
+        return self
+
+
 class StreamConfig(_Section):
     """A stream of documents or of sentence pairs: where its records lie and how they become text."""
 
@@ -41,36 +54,104 @@ class StreamConfig(_Section):
     pairs: tuple[str, ...] = ()
     text_key: str = "text"  # documents: the key of the text
     directions: tuple[Direction, ...] = ()  # pairs: pair number i is written in direction i modulo their number
+    adjacent: bool = True  # pairs: false takes the target of another pair, at random, each once
+    sides: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")], ...] = ()  # pairs: only these sides, a document each
     passes: int = Field(default=1, ge=1)  # how often the schedule may go through the stream
+    assume: AssumeConfig | None = None  # its size until it is built
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> StreamConfig:
         if bool(self.documents) == bool(self.pairs):
             raise ValueError("a stream states either `documents` or `pairs`: a list of paths")
-        if bool(self.pairs) != bool(self.directions):
-            raise ValueError("`directions` (such as [en-zh]) goes with `pairs`, and pairs need it")
+        if bool(self.pairs) != (bool(self.directions) != bool(self.sides)):
+            raise ValueError("pairs need either `directions` (such as [en-zh]) or `sides` (such as [zh])")
+        if self.documents and (self.directions or self.sides):
+            raise ValueError("`directions` and `sides` go with `pairs`")
         if self.pairs and self.text_key != "text":
             raise ValueError("`text_key` goes with `documents`; the keys of pairs are their language codes")
+        if not self.adjacent and not self.directions:
+            raise ValueError("`adjacent: false` goes with `directions`")
+        return self
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that the stream writes."""
+        return tuple(dict.fromkeys([*self.sides, *(code for d in self.directions for code in d.split("-"))]))
+
+
+class BudgetConfig(_Section):
+    """The length of the whole run, for stages that state `fraction` or `rest`."""
+
+    steps: Count | None = None
+    tokens: Count | None = None  # predicted tokens, rounded down to steps
+
+    @model_validator(mode="after")
+    def _states_one(self) -> BudgetConfig:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("state `steps` or `tokens`, such as {steps: 160_000}")
         return self
 
 
+class ParentConfig(_Section):
+    """The run that this one goes on from: its steps before `step`, then the stages of this config."""
+
+    manifest: str  # path of the parent's manifest.json
+    step: Count
+
+
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Mix = dict[Name, Weight | Literal["by_size", "all", "rest"]]
+
+
 class StageConfig(_Section):
-    """A run of steps with one mix. Its length is one of: steps, tokens (rounded down to steps), drain."""
+    """A run of steps with one mix, or with a mix that moves from `mix` to `to_mix`.
+
+    The length is one of steps, tokens, samples (the latter two rounded down to steps), fraction (of the budget),
+    drain and rest. A mix gives each stream a relative weight; or `by_size`: as much as is left of it; or `all` of what
+    is left of it, while one stream takes the `rest` of each batch.
+    """
 
     name: Name
     steps: Count | None = None
     tokens: Count | None = None  # predicted tokens: seq_len a sample
+    samples: Count | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     drain: bool = False  # as many steps as the streams' remaining samples allow
-    mix: dict[Name, Annotated[float, Field(gt=0, allow_inf_nan=False)]]  # stream -> relative weight
+    rest: bool = False  # what the other stages leave of the budget
+    mix: Mix
+    to_mix: dict[Name, Weight] | None = None
+    at: Annotated[float, Field(ge=0, le=1)] | None = None  # begins after this fraction of the other stages' steps
     checkpoint_interval: Count | None = None  # steps from the stage's start; default train.checkpoint_interval
+    restart_learning_rate: bool = False  # warm up and decay anew from the stage's start
 
     @model_validator(mode="after")
-    def _has_one_length(self) -> StageConfig:
-        if sum([self.steps is not None, self.tokens is not None, self.drain]) != 1:
-            raise ValueError("a stage states its length once: `steps`, `tokens` or `drain: true`")
+    def _agrees(self) -> StageConfig:
+        lengths = (self.steps, self.tokens, self.samples, self.fraction, self.drain or None, self.rest or None)
+        if sum(length is not None for length in lengths) != 1:
+            raise ValueError(
+                "a stage states its length once: "
+                "`steps`, `tokens`, `samples`, `fraction`, `drain: true` or `rest: true`"
+            )
         if not self.mix:
             raise ValueError("`mix` names at least one stream, such as {mono-en: 1}")
+        words = {weight for weight in self.mix.values() if isinstance(weight, str)}
+        numbers = any(isinstance(weight, float) for weight in self.mix.values())
+        if "by_size" in words and (numbers or words != {"by_size"}):
+            raise ValueError("`by_size` is for all streams of a mix or for none")
+        if words & {"all", "rest"} and (numbers or list(self.mix.values()).count("rest") != 1):
+            raise ValueError("in a mix with `all` or `rest`, exactly one stream is `rest` and all others are `all`")
+        if self.to_mix is not None and (words or self.drain):
+            raise ValueError("a ramp (`to_mix`) needs numbers in both mixes and a length other than `drain`")
+        if self.drain and words & {"all", "rest"}:
+            raise ValueError("`drain` needs weights or `by_size`; `all` and `rest` need a stated length")
+        if self.rest and self.at is not None:
+            raise ValueError("a stage that is the `rest` has no place of its own: `at` goes with the other stages")
         return self
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that the stage draws from."""
+        return tuple(dict.fromkeys([*self.mix, *(self.to_mix or ())]))
 
 
 class ModelConfig(_Section):
@@ -144,7 +225,9 @@ class Config(_Section):
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)  # of a stream's records
     languages: dict[str, str] = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
     streams: dict[Name, StreamConfig]
+    budget: BudgetConfig | None = None
     stages: tuple[StageConfig, ...]
+    parent: ParentConfig | None = None
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -164,7 +247,7 @@ class Config(_Section):
         if self.batch_size % self.lanes:
             raise ValueError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
         for stage in self.stages:
-            for stream in stage.mix:
+            for stream in stage.streams:
                 if stream not in self.streams:
                     raise ValueError(
                         f"stage '{stage.name}' mixes stream '{stream}', which `streams` does not define"
@@ -175,8 +258,12 @@ class Config(_Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) < len(names):
             raise ValueError(f"stages need names of their own, got {', '.join(names)}")
-        directions = [d for stream in self.streams.values() for d in stream.directions] + list(self.evaluate.dev)
-        for language in [code for direction in directions for code in direction.split("-")]:
+        if self.budget is None and any(stage.rest or stage.fraction for stage in self.stages):
+            raise ValueError("a stage with `rest` or `fraction` needs the run's `budget`, such as {steps: 160_000}")
+        if sum(stage.rest for stage in self.stages) > 1:
+            raise ValueError("only one stage can be the `rest` of the budget")
+        codes = [code for stream in self.streams.values() for code in stream.languages]
+        for language in codes + [code for direction in self.evaluate.dev for code in direction.split("-")]:
             if language not in self.languages:
                 raise ValueError(
                     f"no name for language '{language}': add `languages: {{{language}: ...}}`, "
@@ -186,9 +273,8 @@ class Config(_Section):
 
     @property
     def streams_in_use(self) -> tuple[str, ...]:
-        """Names of the streams that some stage mixes, in the order in which `streams` defines them."""
-        used = {stream for stage in self.stages for stream in stage.mix}
-        return tuple(name for name in self.streams if name in used)
+        """Names of the streams that some stage mixes, in the order of the stages."""
+        return tuple(dict.fromkeys(stream for stage in self.stages for stream in stage.streams))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -335,6 +421,9 @@ def _known_keys(loc: _Loc) -> list[str]:
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
+    "assume": AssumeConfig,
+    "budget": BudgetConfig,
+    "parent": ParentConfig,
     "streams": StreamConfig,
     "stages": StageConfig,
     "model": ModelConfig,

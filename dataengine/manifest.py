@@ -7,8 +7,6 @@ another disk or in a bucket, keeps its plan_id.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +14,9 @@ from typing import Any
 
 import orjson
 
-from dataengine.config import StageConfig
 from dataengine.errors import InputError
 from dataengine.order import RunOrder
-from dataengine.schedule import Schedule, Stage, apportion
+from dataengine.schedule import Schedule, Stage
 from dataengine.shards import Shard
 
 VERSION = 1
@@ -83,8 +80,13 @@ class Manifest:
 
     def prefix_sha256(self, step: int) -> str:
         """Hash of all that decides the samples of the steps before `step`: stages not begun by then are left out."""
-        begun = [stage for stage, start in zip(self.stages, self.schedule.stage_starts, strict=True) if start < step]
-        drawn = {name for stage in begun for name in stage.samples}
+        begun: list[dict[str, Any]] = [
+            {"steps": stage.steps, "samples": stage.samples, "until": min(start + stage.length, step)}
+            for stage, start in zip(self.stages, self.schedule.stage_starts, strict=True)
+            if start < step
+        ]
+        drawn = {name for stage in begun for name in stage["samples"]}
+        first_ids = self.order.first_ids.tolist()
         return hashlib.sha256(
             _canonical(
                 {
@@ -94,8 +96,12 @@ class Manifest:
                     "lanes": self.lanes,
                     "seed": self.seed,
                     "shuffle_block": self.shuffle_block,
-                    "stages": [asdict(stage) for stage in begun],
-                    "streams": {s.name: s.index_sha256 for s in self.streams if s.name in drawn},
+                    "stages": begun,
+                    "streams": {
+                        stream.name: [stream.index_sha256, first_id]
+                        for stream, first_id in zip(self.streams, first_ids, strict=False)
+                        if stream.name in drawn
+                    },
                     "step": step,
                 }
             )
@@ -129,79 +135,6 @@ def read_manifest(path: Path) -> Manifest:
     if not intact:
         raise InputError(f"{path} is not as it was written. Build again: dataengine build CONFIG")
     return manifest
-
-
-def resolve_stages(
-    stages: Sequence[StageConfig],
-    available: Mapping[str, int],
-    passes: Mapping[str, int],
-    *,
-    batch_size: int,
-    lanes: int,
-    seq_len: int,
-) -> tuple[Stage, ...]:
-    """Turn the stages that a config states into integers.
-
-    `available` gives each stream's samples; a stream may be drawn from `passes` times, each lane taking an equal
-    range. Mixes are split by largest remainder in units of one sample a lane, so sums are exact. Raises InputError
-    if a stream has too little, naming what is asked and what there is.
-    """
-    left = {name: available[name] // lanes * passes[name] for name in available}  # samples a lane
-    resolved = []
-    for stage in stages:
-        names, weights = list(stage.mix), list(stage.mix.values())
-        width = batch_size // lanes
-        if stage.drain:
-            steps = _drain_steps(weights, [left[name] for name in names], width)
-        elif stage.tokens is not None:
-            steps = stage.tokens // (batch_size * seq_len)
-        else:
-            steps = stage.steps or 0
-        if steps < 1:
-            reason = "its streams have no full batch left" if stage.drain else "its tokens fill no batch"
-            raise InputError(
-                f"stage '{stage.name}' has no step: {reason} of {batch_size} samples x {seq_len} tokens. "
-                "Ask for more tokens, add sources, or lower batch_size."
-            )
-        quotas = apportion(weights, steps * width)
-        for name, quota in zip(names, quotas, strict=True):
-            if quota > left[name]:
-                raise InputError(_too_small(stage.name, name, quota, left, available, passes, lanes, seq_len))
-            left[name] -= quota
-        samples = {name: quota * lanes for name, quota in zip(names, quotas, strict=True)}
-        resolved.append(Stage(stage.name, steps, samples))
-    return tuple(resolved)
-
-
-def _drain_steps(weights: Sequence[float], left: Sequence[int], width: int) -> int:
-    """The most steps of `width` samples whose split by weight fits into what is left."""
-    total = math.fsum(weights)
-    # Largest remainder gives more than the share less one, so a share may exceed what is left by less than one.
-    steps = int(min((count + 1) * total / weight for count, weight in zip(left, weights, strict=True)) / width) + 1
-    while steps and any(q > n for q, n in zip(apportion(weights, steps * width), left, strict=True)):
-        steps -= 1
-    return steps
-
-
-def _too_small(
-    stage: str,
-    name: str,
-    quota: int,
-    left: Mapping[str, int],
-    available: Mapping[str, int],
-    passes: Mapping[str, int],
-    lanes: int,
-    seq_len: int,
-) -> str:
-    have, want = left[name] * lanes, quota * lanes
-    used = available[name] // lanes * lanes * passes[name] - have
-    needed = -(-(used + want) // max(available[name] // lanes * lanes, 1))
-    return (
-        f"stream '{name}' is too small: stage '{stage}' draws {want:,} samples ({want * seq_len:,} tokens), but it has "
-        f"{have:,} left ({available[name]:,} samples x {passes[name]} pass(es), {used:,} drawn by earlier stages). "
-        f"Add sources to streams.{name}, shorten the stage, lower its weight, or repeat the stream with "
-        f"streams.{name}.passes: {needed}."
-    )
 
 
 def _canonical(value: object) -> bytes:

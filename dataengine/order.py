@@ -168,7 +168,7 @@ class RunOrder:
         Rank r of W takes slots [r B / W, (r + 1) B / W), so the ranks' parts join to one batch for every W.
         """
         stop = self.schedule.batch_size if stop is None else stop
-        width = self.schedule.batch_size // self.schedule.lanes
+        width = self.schedule.width
         numbers, cursors = self.schedule.lane_slots(step)
         parts = []
         for lane in range(start // width, -(-stop // width)):

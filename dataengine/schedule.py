@@ -8,8 +8,10 @@ gives each lane quotas q / L. No state is kept: every answer follows from the st
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -36,14 +38,14 @@ def count_drawn(quotas: Sequence[int], num_samples: int) -> list[int]:
     return counts
 
 
-def apportion(weights: Sequence[float], total: int) -> list[int]:
-    """Split `total` in proportion to positive weights by largest remainder; the parts sum to it exactly.
+def apportion(weights: Sequence[float | Fraction], total: int) -> list[int]:
+    """Split `total` in proportion to weights (not all 0) by largest remainder; the parts sum to it exactly.
 
-    Ties go to the earlier weight. Weights are taken as the exact fractions that their floats are.
+    Ties go to the earlier weight. A float counts as the exact fraction that it is.
     """
-    ratios = [weight.as_integer_ratio() for weight in weights]
-    denominator = max(bottom for _, bottom in ratios)  # all are powers of two
-    parts = [top * (denominator // bottom) for top, bottom in ratios]
+    fractions = [Fraction(weight) for weight in weights]
+    denominator = math.lcm(*(fraction.denominator for fraction in fractions))
+    parts = [int(fraction * denominator) for fraction in fractions]
     whole = sum(parts)
     counts = [total * part // whole for part in parts]
     remainders = [total * part % whole for part in parts]
@@ -57,15 +59,23 @@ def apportion(weights: Sequence[float], total: int) -> list[int]:
 class Stage:
     """A run of `steps` steps that draws `samples[stream]` samples, over all lanes, from each stream.
 
-    The order of the streams decides which slots they take, so it is always that of their names.
+    The order of the streams decides which slots they take, so it is always that of their names. A stage that a fork
+    leaves early keeps its quotas, which decide its slots, and ends after `cut` steps. Stages of one name in a row are
+    pieces of one stage.
     """
 
     name: str
     steps: int
     samples: Mapping[str, int]
+    cut: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", dict(sorted(self.samples.items())))
+
+    @property
+    def length(self) -> int:
+        """Steps that are run."""
+        return self.steps if self.cut is None else self.cut
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,8 @@ class Schedule:
                     f"stage '{stage.name}': quotas {dict(stage.samples)} must sum to steps x batch_size = {total} "
                     f"and to at most {MAX_STAGE_SAMPLES}"
                 )
+            if not 0 < stage.length <= stage.steps:
+                raise ValueError(f"stage '{stage.name}': cut {stage.cut} is not within its {stage.steps} steps")
             if any(quota < 0 or quota % self.lanes for quota in stage.samples.values()):
                 raise ValueError(f"stage '{stage.name}': quotas must be multiples of {self.lanes} lanes")
 
@@ -97,14 +109,14 @@ class Schedule:
     @cached_property
     def steps(self) -> int:
         """Length of the run."""
-        return sum(stage.steps for stage in self.stages)
+        return sum(stage.length for stage in self.stages)
 
     @cached_property
     def stage_starts(self) -> list[int]:
         """First step of each stage."""
         starts = [0]
         for stage in self.stages[:-1]:
-            starts.append(starts[-1] + stage.steps)
+            starts.append(starts[-1] + stage.length)
         return starts
 
     @cached_property
@@ -112,11 +124,17 @@ class Schedule:
         """Samples that one lane has drawn from each stream before each stage."""
         drawn = dict.fromkeys(self.streams, 0)
         before = []
-        for stage in self.stages:
+        for index, stage in enumerate(self.stages):
             before.append(dict(drawn))
-            for name, quota in stage.samples.items():
-                drawn[name] += quota // self.lanes
+            names, quotas = self._lane_quotas(index)
+            for name, count in zip(names, count_drawn(quotas, stage.length * self.width), strict=True):
+                drawn[name] += count
         return before
+
+    @property
+    def width(self) -> int:
+        """Samples of one lane in a step."""
+        return self.batch_size // self.lanes
 
     def stage_index(self, step: int) -> int:
         """Index of the stage that `step` belongs to. Raises IndexError outside the run."""
@@ -128,7 +146,7 @@ class Schedule:
         """Samples drawn from each stream, over all lanes, before `step` (which may be the end of the run)."""
         index = self.stage_index(step) if step < self.steps else len(self.stages) - 1
         names, quotas = self._lane_quotas(index)
-        lane_slots = (step - self.stage_starts[index]) * (self.batch_size // self.lanes)
+        lane_slots = (step - self.stage_starts[index]) * self.width
         drawn = dict(self._drawn_before[index])
         for name, count in zip(names, count_drawn(quotas, lane_slots), strict=True):
             drawn[name] += count
@@ -144,13 +162,14 @@ class Schedule:
         """Stream number (in `streams`) and lane cursor of each slot of one lane; shape (batch_size / lanes,) each."""
         index = self.stage_index(step)
         names, quotas = self._lane_quotas(index)
-        width = self.batch_size // self.lanes
-        first = (step - self.stage_starts[index]) * width
-        drawn = _count_drawn_at(quotas, np.arange(first, first + width + 1, dtype=np.int64))  # (streams, width + 1)
+        first = (step - self.stage_starts[index]) * self.width
+        drawn = _count_drawn_at(
+            quotas, np.arange(first, first + self.width + 1, dtype=np.int64)
+        )  # (streams, width + 1)
         which = np.argmax(drawn[:, 1:] > drawn[:, :-1], axis=0)  # exactly one stream's count rises at each slot
         before = np.array([self._drawn_before[index][name] for name in names], dtype=np.int64)
         numbers = np.array([self.streams.index(name) for name in names], dtype=np.int64)
-        return numbers[which], before[which] + drawn[which, np.arange(width)]
+        return numbers[which], before[which] + drawn[which, np.arange(self.width)]
 
     def _lane_quotas(self, index: int) -> tuple[list[str], list[int]]:
         quotas = {name: quota // self.lanes for name, quota in self.stages[index].samples.items() if quota}

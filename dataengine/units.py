@@ -28,9 +28,10 @@ from dataengine.shards import Shard, ShardWriter
 from dataengine.storage import new_folder, write_file
 from dataengine.tokens import Tokenizer, join_documents, load_tokenizer, token_dtype
 
-SCHEMA = 1  # raise when the same input would give other bytes
+SCHEMA = 2  # raise when the same input would give other bytes
 
 _BATCH = 1000  # texts given to the tokenizer at a time
+_WINDOW = 1 << 16  # pairs among which targets are exchanged
 _RUN_TOKENS = 1 << 23
 _EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the keys or the format are wrong
 
@@ -116,25 +117,28 @@ class TokenizeDocuments(Unit):
         packer = Packer(self.format.seq_len + 1, dtype)
         writer = ShardWriter(folder, self.format.samples_per_shard)
         tally = _Tally(self.source, folder)
+        provenance = []
         records = sources.read_documents(Path(self.source.path), self.text_key, on_progress)
-        for texts in _batched(tally.keep(records)):
-            tokens, _ = join_documents(
-                tokenizer.encode([text for _, text in texts]), dtype, eos_id=tokenizer.eos_id, bos_id=bos_id
-            )
+        for batch in _batched(tally.keep(records), _BATCH):
+            encoded = tokenizer.encode([text for _, text in batch])
+            tokens, lengths = join_documents(encoded, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
             tally.tokens += len(tokens)
             writer.add(packer.add(tokens))
-        np.save(folder / "tail.npy", packer.tail)
+            provenance.append(make_provenance(0, [line for line, _ in batch], lengths))
+        _save_packed(folder, packer.tail, provenance)
         return tally.receipt(tail=len(packer.tail), shards=writer.finish())
 
 
 @dataclass(frozen=True)
 class TokenizePairs(Unit):
-    """Tokenize one file of pairs into runs sorted by each pair's random key."""
+    """Tokenize one file of pairs into runs sorted by each document's random key."""
 
     kind: ClassVar[str] = "pairs"
     source: SourceFile
     directions: tuple[str, ...]
-    languages: dict[str, str]  # code -> name, of the directions' languages
+    adjacent: bool
+    sides: tuple[str, ...]
+    languages: dict[str, str]  # code -> name
 
     @property
     def input_bytes(self) -> int:
@@ -143,34 +147,49 @@ class TokenizePairs(Unit):
     def write(self, folder: Path, units: Path, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
         tally = _Tally(self.source, folder)
-        seed = order.derive_key("pairs", self.source.xxh3_128)
-        tokens: list[Tokens] = []
-        lengths: list[NDArray[np.int64]] = []
-        begun, runs, waiting = 0, 0, 0  # number of the run's first pair; runs written; tokens of the run
-        records = sources.read_pairs(Path(self.source.path), tuple(self.languages), on_progress)
-        for batch in _batched(tally.keep(records)):
-            first = begun + sum(map(len, lengths))
-            texts = [
-                pairs.write_pair(pair, pairs.direction_of(first + i, self.directions), self.languages)
-                for i, (_, pair) in enumerate(batch)
-            ]
-            joined, sizes = join_documents(tokenizer.encode(texts), dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
-            tokens.append(joined)
-            lengths.append(sizes)
-            waiting += len(joined)
-            if waiting >= _RUN_TOKENS:
-                begun += _write_run(folder, runs, begun, seed, tokens, lengths)
-                runs, waiting, tokens, lengths = runs + 1, 0, [], []
-            tally.tokens += len(joined)
-        if lengths:
-            _write_run(folder, runs, begun, seed, tokens, lengths)
-            runs += 1
-        return tally.receipt(runs=runs)
+        run = _Run(folder, order.derive_key("pairs", self.source.xxh3_128))
+        records = tally.keep(sources.read_pairs(Path(self.source.path), tuple(self.languages), on_progress))
+        for lines, texts in self._documents(records):
+            encoded = tokenizer.encode(texts)
+            tokens, lengths = join_documents(encoded, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+            tally.tokens += len(tokens)
+            run.add(tokens, lengths, lines)
+        return tally.receipt(runs=run.finish())
+
+    def _documents(self, records: Iterator[tuple[int, dict[str, str]]]) -> Iterator[tuple[list[int], list[str]]]:
+        """Batches of documents: their source lines and their texts."""
+        number = 0
+        for batch in _batched(records, _BATCH if self.adjacent else _WINDOW, at_least=2 * len(self.directions)):
+            lines, found = [line for line, _ in batch], [pair for _, pair in batch]
+            if self.sides:
+                yield (
+                    [line for line in lines for _ in self.sides],
+                    [pairs.write_side(pair, side, self.languages) for pair in found for side in self.sides],
+                )
+            else:
+                if not self.adjacent:
+                    found = self._exchange(found, number)
+                yield (
+                    lines,
+                    [
+                        pairs.write_pair(pair, pairs.direction_of(number + k, self.directions), self.languages)
+                        for k, pair in enumerate(found)
+                    ],
+                )
+            number += len(batch)
+
+    def _exchange(self, found: list[dict[str, str]], number: int) -> list[dict[str, str]]:
+        try:
+            return pairs.exchange_targets(
+                found, number, self.directions, order.derive_key("targets", self.source.xxh3_128)
+            )
+        except ValueError as error:
+            raise InputError(f"{self.source.path}: {error}. Give a file with more pairs.") from None
 
 
 @dataclass(frozen=True)
 class MergeRuns(Unit):
-    """Pack the pairs whose keys lie in one of `ranges` equal ranges, in the order of their keys."""
+    """Pack the documents whose keys lie in one of `ranges` equal ranges, in the order of their keys."""
 
     kind: ClassVar[str] = "merge"
     runs: tuple[tuple[str, int], ...]  # fingerprint of a TokenizePairs unit, its number of runs
@@ -185,23 +204,42 @@ class MergeRuns(Unit):
     def write(self, folder: Path, units: Path, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
         low, high = ((1 << 64) * n // self.ranges for n in (self.number, self.number + 1))
-        keys, lengths, tokens = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], [np.empty(0, dtype)]
-        for fingerprint, count in self.runs:
+        keys, tokens, provenance = [np.empty(0, np.uint64)], [np.empty(0, dtype)], [np.empty(0, PROVENANCE)]
+        for source, (fingerprint, count) in enumerate(self.runs):
             for run in range(count):
                 part = [np.load(units / fingerprint / name, mmap_mode="r") for name in _run_names(run)]
-                run_keys, offsets, run_tokens = part
+                run_keys, offsets, lines, run_tokens = part
                 first = int(np.searchsorted(run_keys, np.uint64(low)))
                 last = len(run_keys) if high == 1 << 64 else int(np.searchsorted(run_keys, np.uint64(high)))
                 keys.append(run_keys[first:last])
-                lengths.append(np.diff(offsets[first : last + 1]))
                 tokens.append(run_tokens[offsets[first] : offsets[last]])
-        ordered, _ = _sort_documents(np.concatenate(keys), np.concatenate(lengths), np.concatenate(tokens))
+                provenance.append(make_provenance(source, lines[first:last], np.diff(offsets[first : last + 1])))
+        documents = np.concatenate(provenance)
+        ordered, by_key = _sort_documents(
+            np.concatenate(keys), documents["tokens"].astype(np.int64), np.concatenate(tokens)
+        )
         packer = Packer(self.format.seq_len + 1, dtype)
         writer = ShardWriter(folder, self.format.samples_per_shard)
         writer.add(packer.add(ordered))
-        np.save(folder / "tail.npy", packer.tail)
+        _save_packed(folder, packer.tail, [documents[by_key]])
         on_progress(self.tokens)
         return Receipt(0, 0, {}, len(ordered), len(packer.tail), 0, writer.finish())
+
+
+# A document of a packed unit: number of its file among the stream's, its line, its length with EOS (and BOS).
+PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
+
+
+def make_provenance(source: int, lines: Any, lengths: Any) -> NDArray[Any]:
+    """Provenance of documents of one file, shape (n,)."""
+    made = np.empty(len(lengths), PROVENANCE)
+    made["source"], made["line"], made["tokens"] = source, lines, lengths
+    return made
+
+
+def _save_packed(folder: Path, tail: Tokens, provenance: Sequence[NDArray[Any]]) -> None:
+    np.save(folder / "tail.npy", tail)
+    np.save(folder / "documents.npy", np.concatenate(provenance) if provenance else np.empty(0, PROVENANCE))
 
 
 def run_unit(unit: Unit, units: Path, on_progress: OnProgress = lambda count: None) -> Receipt:
@@ -279,26 +317,53 @@ class _Tally:
         return Receipt(self.records, kept, dict(sorted(self.rejected.items())), self.tokens, tail, runs, list(shards))
 
 
-def _batched(records: Iterator[T]) -> Iterator[list[T]]:
-    while batch := list(islice(records, _BATCH)):
-        yield batch
+def _batched(records: Iterator[T], size: int, at_least: int = 1) -> Iterator[list[T]]:
+    """Lists of `size` records; a last one with fewer than `at_least` joins the one before."""
+    held: list[T] = []
+    while batch := list(islice(records, size)):
+        if held and len(batch) >= at_least:
+            yield held
+            held = batch
+        else:
+            held += batch
+    if held:
+        yield held
 
 
 def _run_names(number: int) -> list[str]:
-    return [f"run.{number:05d}.{part}.npy" for part in ("keys", "offsets", "tokens")]
+    return [f"run.{number:05d}.{part}.npy" for part in ("keys", "offsets", "lines", "tokens")]
 
 
-def _write_run(
-    folder: Path, number: int, first: int, seed: int, tokens: list[Tokens], lengths: list[NDArray[np.int64]]
-) -> int:
-    """Write one sorted run of pairs `first`, `first` + 1, ...; return how many."""
-    sizes = np.concatenate(lengths)
-    keys = order.hash_numbers(np.arange(first, first + len(sizes), dtype=np.int64), seed)
-    ordered, by_key = _sort_documents(keys, sizes, np.concatenate(tokens))
-    offsets = np.concatenate([[0], np.cumsum(sizes[by_key])]).astype(np.int64)
-    for name, array in zip(_run_names(number), (keys[by_key], offsets, ordered), strict=True):
-        np.save(folder / name, array)
-    return len(sizes)
+class _Run:
+    """Gather documents and write them as runs sorted by key, each of about _RUN_TOKENS tokens."""
+
+    def __init__(self, folder: Path, key: int) -> None:
+        self._folder, self._key = folder, key
+        self._first = self._runs = self._waiting = 0  # number of the run's first document; runs written; tokens
+        self._parts: list[tuple[Tokens, NDArray[np.int64], NDArray[np.uint32]]] = []
+
+    def add(self, tokens: Tokens, lengths: NDArray[np.int64], lines: Sequence[int]) -> None:
+        """Take joined documents, their lengths and their source lines."""
+        self._parts.append((tokens, lengths, np.array(lines, np.uint32)))
+        self._waiting += len(tokens)
+        if self._waiting >= _RUN_TOKENS:
+            self._write()
+
+    def finish(self) -> int:
+        """Write what waits; return the number of runs."""
+        if self._parts:
+            self._write()
+        return self._runs
+
+    def _write(self) -> None:
+        tokens, lengths, lines = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        keys = order.hash_numbers(np.arange(self._first, self._first + len(lengths), dtype=np.int64), self._key)
+        ordered, by_key = _sort_documents(keys, lengths, tokens)
+        offsets = np.concatenate([[0], np.cumsum(lengths[by_key])]).astype(np.int64)
+        arrays = (keys[by_key], offsets, lines[by_key], ordered)
+        for name, array in zip(_run_names(self._runs), arrays, strict=True):
+            np.save(self._folder / name, array)
+        self._first, self._runs, self._waiting, self._parts = self._first + len(lengths), self._runs + 1, 0, []
 
 
 def _sort_documents(

@@ -9,12 +9,12 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dataengine.config import Config
 from dataengine.errors import InputError
 from dataengine.schedule import Schedule
 from dataengine.storage import write_file
@@ -41,18 +41,19 @@ def checkpoint_folder(out: Path, step: int) -> Path:
     return out / "checkpoints" / f"step-{step:08d}"
 
 
-def checkpoint_steps(schedule: Schedule, intervals: Sequence[int], last: int) -> list[int]:
-    """Steps after which to save: each stage's interval counted from its start, each stage's end, and the last step."""
+def checkpoint_steps(schedule: Schedule, intervals: Mapping[str, int], default: int, last: int) -> list[int]:
+    """Steps after which to save: each stage's interval counted from its start, each stage's end, and the last step.
+
+    `intervals` maps stage names; pieces of one stage in a row count as one.
+    """
     steps: set[int] = set()
-    for stage, start, interval in zip(schedule.stages, schedule.stage_starts, intervals, strict=True):
-        steps.update(range(start + interval, start + stage.steps, interval))
-        steps.add(start + stage.steps)
-    return sorted({step for step in steps if step < last} | {last})
-
-
-def stage_intervals(config: Config) -> list[int]:
-    """The checkpoint interval of each stage, in steps."""
-    return [stage.checkpoint_interval or config.train.checkpoint_interval for stage in config.stages]
+    start = 0
+    for name, pieces in groupby(schedule.stages, key=lambda stage: stage.name):
+        end = start + sum(piece.length for piece in pieces)
+        steps.update(range(start, end, intervals.get(name, default)))
+        steps.add(end)
+        start = end
+    return sorted({step for step in steps if 0 < step < last} | {last})
 
 
 def mark_complete(folder: Path, step: int, plan_id: str, world_size: int, model: dict[str, Any]) -> None:

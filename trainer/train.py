@@ -22,8 +22,8 @@ from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.storage import write_file
 from dataengine.tokens import load_tokenizer
-from trainer.checkpoints import Checkpoint, checkpoint_steps, newest_checkpoint, stage_intervals
-from trainer.schedulers import learning_rate
+from trainer.checkpoints import Checkpoint, checkpoint_steps, newest_checkpoint
+from trainer.schedulers import learning_rate, restart_steps
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -116,13 +116,16 @@ def make_trainer(
         fused=on_gpu,
     )
 
+    restarts = restart_steps(manifest.schedule, {stage.name for stage in config.stages if stage.restart_learning_rate})
+
     def rate_multiplier(state: State, ssr: float = 1.0) -> float:
-        return learning_rate(int(state.timestamp.batch), config.train) / config.train.learning_rate
+        return learning_rate(int(state.timestamp.batch), config.train, restarts) / config.train.learning_rate
 
     restore, ledger, clip = RestoreRng(), SampleLedger(manifest), ClipGradients(config.train.clip_norm)
     out = Path(config.out)
     step_log = StepLog(out, manifest, ledger, clip, interval=config.train.log_interval, last=last)
-    steps = checkpoint_steps(manifest.schedule, stage_intervals(config), last)
+    intervals = {s.name: s.checkpoint_interval for s in config.stages if s.checkpoint_interval}
+    steps = checkpoint_steps(manifest.schedule, intervals, config.train.checkpoint_interval, last)
     sizes = config.model.model_dump(mode="json")
     save = SaveCheckpoints(out, manifest, sizes, steps, config.train.keep_checkpoints)
     trainer = Trainer(
@@ -160,7 +163,19 @@ def check_agreement(config: Config, manifest: Manifest) -> None:
             "Set `tokenizer` to the file that the build used, or build again: dataengine build CONFIG"
         )
     built = load_config(experiment_folder(config) / "config.yaml")
-    for key in ("streams", "stages", "seq_len", "batch_size", "lanes", "seed", "shuffle_block", "bos", "languages"):
+    for key in (
+        "streams",
+        "budget",
+        "stages",
+        "parent",
+        "seq_len",
+        "batch_size",
+        "lanes",
+        "seed",
+        "shuffle_block",
+        "bos",
+        "languages",
+    ):
         now, then = (_plain(getattr(c, key)) for c in (config, built))
         if now != then:
             where, now, then = _first_difference(key, now, then)
@@ -173,7 +188,7 @@ def check_agreement(config: Config, manifest: Manifest) -> None:
 def _plain(value: Any) -> Any:
     """A setting as JSON values, without what the build does not depend on."""
     if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", exclude={"checkpoint_interval"})
+        return value.model_dump(mode="json", exclude={"checkpoint_interval", "restart_learning_rate", "assume"})
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, tuple) else value

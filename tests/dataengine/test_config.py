@@ -91,13 +91,13 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
         (("mix: {mono: 1}", "mix: {momo: 1}"), "{path}: stage 'only' mixes stream 'momo', which `streams` does not "
          "define (did you mean 'mono'?)."),
         (("steps: 3", "steps: 3, drain: true"), "{path}, line 7: stages.0: a stage states its length once: `steps`, "
-         "`tokens` or `drain: true`."),
+         "`tokens`, `samples`, `fraction`, `drain: true` or `rest: true`."),
         (("steps: 3", "steps: -3"), "{path}, line 7: stages.0.steps: input should be greater than 0, got -3."),
         (("steps: 3", "steps: many"), "{path}, line 7: stages.0.steps: input should be a valid integer, unable to "
          "parse string as an integer, got 'many'."),
         (("tokenizer: t.model\n", ""), "{path}: key 'tokenizer' is missing. Add it."),
-        (("documents: [a.jsonl]", "pairs: [a.jsonl]"), "{path}, line 4: streams.mono: `directions` (such as [en-zh]) "
-         "goes with `pairs`, and pairs need it."),
+        (("documents: [a.jsonl]", "pairs: [a.jsonl]"), "{path}, line 4: streams.mono: pairs need either `directions` "
+         "(such as [en-zh]) or `sides` (such as [zh])."),
         (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en-xx]"), "{path}: no name for language 'xx': "
          "add `languages: {xx: ...}`, the full name that prompts and training text use."),
         (("name: base", "name: base\nbatch_size: 6\nlanes: 4"), "{path}: lanes (4) must divide batch_size (6)."),

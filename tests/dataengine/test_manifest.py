@@ -4,80 +4,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from dataengine.config import StageConfig
 from dataengine.errors import InputError
-from dataengine.manifest import Manifest, Stream, read_manifest, resolve_stages
-from dataengine.schedule import Schedule, Stage
+from dataengine.manifest import Manifest, Stream, read_manifest
+from dataengine.schedule import Stage
 from dataengine.shards import Shard
-
-
-def resolve(stages: list[dict[str, object]], available: dict[str, int], **sizes: int) -> tuple[Stage, ...]:
-    sizes = {"batch_size": 10, "lanes": 1, "seq_len": 100, **sizes}
-    return resolve_stages(
-        [StageConfig.model_validate({"name": f"stage{k}", **stage}) for k, stage in enumerate(stages)],
-        available,
-        dict.fromkeys(available, sizes.pop("passes", 1)),
-        **sizes,
-    )
-
-
-def test_steps_tokens_and_drain_worked_by_hand() -> None:
-    stages = resolve(
-        [
-            {"steps": 3, "mix": {"a": 2, "b": 1}},
-            {"tokens": "4.5K", "mix": {"a": 1}},  # 4,500 tokens = 4.5 batches: 4 steps
-            {"drain": True, "mix": {"a": 1, "b": 1}},
-        ],
-        {"a": 100, "b": 33},
-    )
-    assert stages == (
-        Stage("stage0", 3, {"a": 20, "b": 10}),
-        Stage("stage1", 4, {"a": 40}),
-        Stage("stage2", 4, {"a": 20, "b": 20}),  # b has 23 left
-    )
-
-
-@given(
-    st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 3000), min_size=1),
-    st.data(),
-    st.integers(1, 4),
-    st.integers(1, 8),
-    st.integers(1, 3),
-)
-def test_what_resolves_is_exact_and_drain_leaves_less_than_a_batch(
-    available: dict[str, int], data: st.DataObject, lanes: int, width: int, passes: int
-) -> None:
-    mix = {name: data.draw(st.floats(0.05, 5)) for name in available}
-    batch = lanes * width
-    try:
-        (stage,) = resolve([{"drain": True, "mix": mix}], available, batch_size=batch, lanes=lanes, passes=passes)
-    except InputError:
-        return
-    Schedule(batch, lanes, (stage,))  # checks that the quotas fill the steps
-    assert all(stage.samples[name] <= available[name] // lanes * lanes * passes for name in mix)
-    with pytest.raises(InputError, match="is too small"):
-        resolve([{"steps": stage.steps + 1, "mix": mix}], available, batch_size=batch, lanes=lanes, passes=passes)
-
-
-def test_a_stream_that_is_too_small_is_named_with_its_numbers() -> None:
-    with pytest.raises(InputError) as error:
-        resolve([{"steps": 2, "mix": {"a": 1}}, {"steps": 5, "mix": {"a": 1}}], {"a": 32})
-    assert str(error.value) == (
-        "stream 'a' is too small: stage 'stage1' draws 50 samples (5,000 tokens), but it has 12 left (32 samples x 1 "
-        "pass(es), 20 drawn by earlier stages). Add sources to streams.a, shorten the stage, lower its weight, or "
-        "repeat the stream with streams.a.passes: 3."
-    )
-    assert resolve([{"steps": 2, "mix": {"a": 1}}, {"steps": 5, "mix": {"a": 1}}], {"a": 32}, passes=3)
-
-
-def test_a_stage_without_a_batch_is_an_error() -> None:
-    with pytest.raises(InputError, match=r"stage 'stage0' has no step: its tokens fill no batch of 10 samples x 100"):
-        resolve([{"tokens": 999, "mix": {"a": 1}}], {"a": 32})
-    with pytest.raises(InputError, match=r"stage 'stage0' has no step: its streams have no full batch left"):
-        resolve([{"drain": True, "mix": {"a": 1}}], {"a": 9})
 
 
 def manifest(stages: tuple[Stage, ...], **changes: object) -> Manifest:

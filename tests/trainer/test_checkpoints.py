@@ -22,13 +22,18 @@ SCHEDULE = Schedule(1, 1, (Stage("long", 12, {"x": 12}), Stage("short", 5, {"x":
 
 
 def test_intervals_count_from_each_stages_start() -> None:
-    assert checkpoint_steps(SCHEDULE, [5, 2], 17) == [5, 10, 12, 14, 16, 17]
-    assert checkpoint_steps(SCHEDULE, [100, 100], 17) == [12, 17]
+    assert checkpoint_steps(SCHEDULE, {"short": 2}, 5, 17) == [5, 10, 12, 14, 16, 17]
+    assert checkpoint_steps(SCHEDULE, {}, 100, 17) == [12, 17]
+
+
+def test_pieces_of_a_stage_count_as_one() -> None:
+    pieces = Schedule(1, 1, tuple(Stage("ramp", 2, {"x": 2}) for _ in range(4)))
+    assert checkpoint_steps(pieces, {"ramp": 3}, 100, 8) == [3, 6, 8]
 
 
 def test_the_last_step_is_always_saved() -> None:
-    assert checkpoint_steps(SCHEDULE, [5, 2], 11) == [5, 10, 11]
-    assert checkpoint_steps(SCHEDULE, [5, 2], 1) == [1]
+    assert checkpoint_steps(SCHEDULE, {"short": 2}, 5, 11) == [5, 10, 11]
+    assert checkpoint_steps(SCHEDULE, {}, 5, 1) == [1]
 
 
 def make(out: Path, step: int) -> Path:

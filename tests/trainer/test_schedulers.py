@@ -5,7 +5,8 @@ import math
 import pytest
 
 from dataengine.config import TrainConfig
-from trainer.schedulers import learning_rate
+from dataengine.schedule import Schedule, Stage
+from trainer.schedulers import learning_rate, restart_steps
 
 PAPER = TrainConfig()
 
@@ -41,3 +42,16 @@ def test_the_reference_lags_by_a_quarter_of_a_step_in_the_warm_up() -> None:
     for step in (0, 10, 500, 1999):
         reference = 4e-4 * (4 * step + 3) / 8000
         assert learning_rate(step, PAPER) - reference == pytest.approx(4e-4 / 8000, rel=1e-6)
+
+
+def test_a_restart_warms_up_anew() -> None:
+    """The paper's second stage (PAPER, reference code): 2.0e-4 at its step 1,000, 4.0e-4 at 2,000."""
+    rates = [learning_rate(155_000 + step, PAPER, [155_000]) for step in (0, 999, 1999, 3999)]
+    assert rates == pytest.approx([2e-7, 2e-4, 4e-4, 4e-4], rel=1e-4)
+    assert learning_rate(154_999, PAPER, [155_000]) == learning_rate(154_999, PAPER)
+
+
+def test_restarts_are_the_first_steps_of_stages() -> None:
+    schedule = Schedule(1, 1, (Stage("a", 3, {"x": 3}), Stage("b", 2, {"x": 2}), Stage("a", 3, {"x": 3})))
+    assert restart_steps(schedule, {"a", "b"}) == [0, 3]
+    assert restart_steps(schedule, {"b"}) == [3]

@@ -1,0 +1,83 @@
+"""Go on from another run's schedule at a step: its steps stay as they are, its streams are not drawn twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataengine.config import Config
+from dataengine.errors import InputError
+from dataengine.manifest import Manifest, Stream, read_manifest
+from dataengine.schedule import Stage
+from dataengine.stages import StreamSize, cut_schedule
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that a child goes on from at `step`."""
+
+    manifest: Manifest
+    path: str
+    step: int
+
+    @property
+    def plan_id(self) -> str:
+        """The parent's plan."""
+        return self.manifest.plan_id
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The parent's stages up to the step."""
+        return cut_schedule(self.manifest.schedule, self.step)
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        """Samples drawn from each stream before the step."""
+        return self.manifest.schedule.cursors(self.step)
+
+    def check_child(self, child: Manifest) -> None:
+        """Raise InputError unless the child's steps before `step` are the parent's, to the sample."""
+        if child.prefix_sha256(self.step) == self.manifest.prefix_sha256(self.step):
+            return
+        keys = ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block")
+        differing = [
+            f"{key} was {getattr(self.manifest, key)} and is {getattr(child, key)}"
+            for key in keys
+            if getattr(self.manifest, key) != getattr(child, key)
+        ]
+        now = {stream.name: stream.index_sha256 for stream in child.streams}
+        differing += [
+            f"stream '{stream.name}' is another"
+            for stream in self.manifest.streams
+            if self.drawn.get(stream.name) and now.get(stream.name) != stream.index_sha256
+        ]
+        raise InputError(
+            f"this config cannot go on from {self.path} at step {self.step:,}, for the steps before would change: "
+            f"{', '.join(differing) or 'the order of the streams differs'}. Keep what the parent has, or drop `parent`."
+        )
+
+
+def read_parent(config: Config) -> Parent | None:
+    """The parent that a config names. Raises InputError if its manifest or step is unusable."""
+    if config.parent is None:
+        return None
+    manifest = read_manifest(Path(config.parent.manifest))
+    if config.parent.step > manifest.schedule.steps:
+        raise InputError(
+            f"parent.step is {config.parent.step:,}, but {config.parent.manifest} has {manifest.schedule.steps:,} "
+            "steps. Name one of them, or its end."
+        )
+    return Parent(manifest, config.parent.manifest, config.parent.step)
+
+
+def stream_sizes(config: Config, samples: Mapping[str, int], parent: Parent | None) -> dict[str, StreamSize]:
+    """What the stages of a config may draw, given the samples of each stream."""
+    drawn = parent.drawn if parent else {}
+    return {name: StreamSize(samples[name], config.streams[name].passes, drawn.get(name, 0)) for name in samples}
+
+
+def parent_stream(parent: Parent | None, name: str) -> Stream:
+    """A stream that only the parent's stages draw from."""
+    assert parent is not None, f"stream '{name}' is neither built nor a parent's"
+    return next(stream for stream in parent.manifest.streams if stream.name == name)

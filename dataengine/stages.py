@@ -1,0 +1,235 @@
+"""What a config says of its stages, turned into integers: exact steps, exact samples, in the order of time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+
+from dataengine.config import BudgetConfig, StageConfig
+from dataengine.errors import InputError
+from dataengine.schedule import Schedule, Stage, apportion, count_drawn
+
+RAMP_PIECES = 100  # a ramp is so many runs of steps of one mix each, or one a step
+
+
+@dataclass(frozen=True)
+class StreamSize:
+    """What the stages may draw from a stream: `samples` a pass, `passes` times, less `drawn` by a parent's steps."""
+
+    samples: int
+    passes: int = 1
+    drawn: int = 0
+
+    def left(self, lanes: int) -> int:
+        """Samples that one lane may still draw; each lane has an equal range of the stream."""
+        return self.samples // lanes * self.passes - self.drawn // lanes
+
+
+def resolve_stages(
+    stages: Sequence[StageConfig],
+    streams: Mapping[str, StreamSize],
+    *,
+    batch_size: int,
+    lanes: int,
+    seq_len: int,
+    budget: BudgetConfig | None = None,
+    before: Sequence[Stage] = (),
+) -> tuple[Stage, ...]:
+    """Turn stages into integers, after the stages `before` (a parent's, up to its last step).
+
+    Stages take their samples in the order of the list, the `rest` last of all; `drain`, `all` and `by_size` go by what
+    is left then. Mixes are split by largest remainder in units of one sample a lane, so sums are exact. A stage with
+    `at` then moves to its place among the others, splitting one if need be; the pieces keep the name. Raises
+    InputError, with numbers, if a stream has too little.
+    """
+    resolver = _Resolver(dict(streams), batch_size, lanes, seq_len)
+    total = resolver.budget_steps(budget)
+    begun = sum(stage.length for stage in before)
+    resolved: list[list[Stage]] = [[] for _ in stages]
+    for number in sorted(range(len(stages)), key=lambda n: stages[n].rest):  # a stable sort: the rest goes last
+        others = begun + sum(piece.length for pieces in resolved for piece in pieces)
+        steps = resolver.steps(stages[number], total, others)
+        resolved[number] = resolver.quotas(stages[number], steps)
+    length = begun + sum(piece.length for pieces in resolved for piece in pieces)
+    if total is not None and length > total:
+        raise InputError(
+            f"the stages take {length:,} steps, more than the budget of {total:,}. Raise `budget`, shorten a stage, or "
+            "give one `rest: true`."
+        )
+    placed = [pieces for stage, pieces in zip(stages, resolved, strict=True) if stage.at is None]
+    timeline = [piece for pieces in placed for piece in pieces]
+    others = sum(piece.length for piece in timeline)
+    inserts = [(stage.at, pieces) for stage, pieces in zip(stages, resolved, strict=True) if stage.at is not None]
+    for at, pieces in sorted(inserts, key=lambda insert: -(insert[0] or 0)):  # later ones first: places stay valid
+        timeline = _insert(timeline, round((at or 0) * others), pieces, batch_size, lanes)
+    return (*before, *timeline)
+
+
+def cut_schedule(schedule: Schedule, step: int) -> tuple[Stage, ...]:
+    """The stages of the steps before `step`; the last of them keeps its quotas and stops early, so its slots stay."""
+    kept = []
+    for stage, start in zip(schedule.stages, schedule.stage_starts, strict=True):
+        if start < step:
+            kept.append(stage if step >= start + stage.length else replace(stage, cut=step - start))
+    return tuple(kept)
+
+
+@dataclass
+class _Resolver:
+    """The samples that the stages so far leave in each stream."""
+
+    streams: dict[str, StreamSize]
+    batch_size: int
+    lanes: int
+    seq_len: int
+
+    def __post_init__(self) -> None:
+        self.width = self.batch_size // self.lanes
+        self.left = {name: size.left(self.lanes) for name, size in self.streams.items()}
+
+    def budget_steps(self, budget: BudgetConfig | None) -> int | None:
+        if budget is None:
+            return None
+        return budget.steps or (budget.tokens or 0) // (self.batch_size * self.seq_len)
+
+    def steps(self, stage: StageConfig, total: int | None, others: int) -> int:
+        """Length of a stage, given the budget and the steps of the other stages."""
+        if stage.steps is not None:
+            return stage.steps
+        if stage.tokens is not None:
+            steps = stage.tokens // (self.batch_size * self.seq_len)
+        elif stage.samples is not None:
+            steps = stage.samples // self.batch_size
+        elif stage.drain:
+            names, weights = self._weights(stage, self.left)
+            steps = drain_steps(weights, [self.left[name] for name in names], self.width)
+        else:
+            assert total is not None  # Config sees to it
+            if stage.rest and total <= others:
+                raise InputError(
+                    f"stage '{stage.name}' is the rest of the budget of {total:,} steps, but the other stages take "
+                    f"{others:,}. Raise `budget` or shorten them."
+                )
+            steps = total - others if stage.rest else round((stage.fraction or 0) * total)
+        if steps < 1:
+            reason = "its streams have no full batch left" if stage.drain else "its length is less than a batch"
+            raise InputError(
+                f"stage '{stage.name}' has no step: {reason} of {self.batch_size} samples x {self.seq_len} tokens. "
+                "Ask for more, add sources, or lower batch_size."
+            )
+        return steps
+
+    def quotas(self, stage: StageConfig, steps: int) -> list[Stage]:
+        """The stage in one piece, or a ramp in many, each with exact samples; takes them from what is left."""
+        if stage.to_mix is None:
+            return [self._take(stage, steps, self._split(stage, steps))]
+        first, last = (dict(zip(*self._weights(stage, self.left, mix), strict=True)) for mix in (None, stage.to_mix))
+        first, last = (_normalized(weights) for weights in (first, last))
+        names = sorted({*first, *last})
+        count = min(steps, RAMP_PIECES)
+        edges = [steps * piece // count for piece in range(count + 1)]
+        pieces = []
+        owed = dict.fromkeys(names, Fraction(0))  # exact share so far less what was given
+        for low, high in pairwise(edges):
+            middle = Fraction(low + high, 2 * steps)
+            samples = (high - low) * self.width
+            for name in names:
+                weight = first.get(name, Fraction(0)) * (1 - middle) + last.get(name, Fraction(0)) * middle
+                owed[name] += weight * samples
+            quotas = {name: max(math.floor(share), 0) for name, share in owed.items()}
+            by_remainder = sorted(names, key=lambda name: quotas[name] - owed[name])
+            for name in by_remainder[: samples - sum(quotas.values())]:
+                quotas[name] += 1
+            owed = {name: owed[name] - quotas[name] for name in names}
+            pieces.append(self._take(stage, high - low, quotas))
+        return pieces
+
+    def _split(self, stage: StageConfig, steps: int) -> dict[str, int]:
+        """Samples a lane from each stream of a stage with one mix."""
+        if "rest" not in stage.mix.values():
+            names, weights = self._weights(stage, self.left)
+            return dict(zip(names, apportion(weights, steps * self.width), strict=True))
+        quotas = {name: self.left[name] for name, weight in stage.mix.items() if weight == "all"}
+        missing = steps * self.width - sum(quotas.values())
+        (rest,) = (name for name, weight in stage.mix.items() if weight == "rest")
+        if missing < 0:
+            raise InputError(
+                f"stage '{stage.name}': the streams that it draws `all` of have {sum(quotas.values()) * self.lanes:,} "
+                f"samples, more than its {steps:,} steps hold ({steps * self.batch_size:,}). Lengthen the stage."
+            )
+        return {**quotas, rest: missing}
+
+    def _weights(
+        self, stage: StageConfig, left: Mapping[str, int], mix: object = None
+    ) -> tuple[list[str], list[Fraction]]:
+        """Streams and weights of a mix; `by_size` weighs each stream by what is left of it."""
+        chosen = stage.mix if mix is None else mix
+        assert isinstance(chosen, dict)
+        weights = {name: left[name] if weight == "by_size" else weight for name, weight in chosen.items()}
+        named = {name: Fraction(weight) for name, weight in weights.items() if weight}
+        if not named:
+            raise InputError(f"stage '{stage.name}': nothing is left of {', '.join(chosen)}. Add sources or passes.")
+        return list(named), list(named.values())
+
+    def _take(self, stage: StageConfig, steps: int, quotas: Mapping[str, int]) -> Stage:
+        for name, quota in quotas.items():
+            if quota > self.left[name]:
+                raise InputError(self._too_small(stage.name, name, quota))
+            self.left[name] -= quota
+        return Stage(stage.name, steps, {name: quota * self.lanes for name, quota in quotas.items() if quota})
+
+    def _too_small(self, stage: str, name: str, quota: int) -> str:
+        size = self.streams[name]
+        have, want = self.left[name] * self.lanes, quota * self.lanes
+        a_pass = size.samples // self.lanes * self.lanes
+        drawn = a_pass * size.passes - have
+        needed = -(-(drawn + want) // max(a_pass, 1))
+        return (
+            f"stream '{name}' is too small: stage '{stage}' draws {want:,} samples ({want * self.seq_len:,} tokens), "
+            f"but it has {have:,} left ({size.samples:,} samples x {size.passes} pass(es), {drawn:,} drawn by earlier "
+            f"stages). Add sources to streams.{name}, shorten the stage, lower its weight, or repeat the stream with "
+            f"streams.{name}.passes: {needed}."
+        )
+
+
+def drain_steps(weights: Sequence[Fraction], left: Sequence[int], width: int) -> int:
+    """The most steps of `width` samples whose split by weight fits into what is left."""
+    total = sum(weights)
+    # Largest remainder gives more than the share less one, so a share may exceed what is left by less than one.
+    steps = math.floor(min((n + 1) * total / weight for n, weight in zip(left, weights, strict=True)) / width)
+    while steps and any(q > n for q, n in zip(apportion(weights, steps * width), left, strict=True)):
+        steps -= 1
+    return steps
+
+
+def _normalized(weights: Mapping[str, Fraction]) -> dict[str, Fraction]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def _insert(timeline: list[Stage], step: int, pieces: list[Stage], batch_size: int, lanes: int) -> list[Stage]:
+    """Put pieces before `step` of a timeline, splitting the stage that it falls into."""
+    placed: list[Stage] = []
+    start, inserted = 0, False
+    for stage in timeline:
+        if not inserted and step <= start:
+            placed += pieces
+            inserted = True
+        inside = step - start
+        if not inserted and 0 < inside < stage.length:
+            names = list(stage.samples)
+            lane_quotas = [quota // lanes for quota in stage.samples.values()]
+            drawn = count_drawn(lane_quotas, inside * batch_size // lanes)
+            head = {name: count * lanes for name, count in zip(names, drawn, strict=True)}
+            tail = {name: stage.samples[name] - head[name] for name in names}
+            placed.append(Stage(stage.name, inside, {n: c for n, c in head.items() if c}))
+            placed += pieces
+            placed.append(Stage(stage.name, stage.length - inside, {n: c for n, c in tail.items() if c}))
+            inserted = True
+        else:
+            placed.append(stage)
+        start += stage.length
+    return placed if inserted else placed + pieces

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataengine.config import BudgetConfig, StageConfig
+from dataengine.errors import InputError
+from dataengine.schedule import Schedule, Stage
+from dataengine.stages import StreamSize, cut_schedule, resolve_stages
+
+
+def resolve(
+    stages: list[dict[str, Any]], available: dict[str, int], passes: int = 1, steps: int | None = None, **sizes: Any
+) -> tuple[Stage, ...]:
+    return resolve_stages(
+        [StageConfig.model_validate({"name": f"stage{k}", **stage}) for k, stage in enumerate(stages)],
+        {name: StreamSize(samples, passes) for name, samples in available.items()},
+        budget=BudgetConfig(steps=steps) if steps else None,
+        **{"batch_size": 10, "lanes": 1, "seq_len": 100, **sizes},
+    )
+
+
+def test_steps_tokens_and_drain_worked_by_hand() -> None:
+    stages = resolve(
+        [
+            {"steps": 3, "mix": {"a": 2, "b": 1}},
+            {"tokens": "4.5K", "mix": {"a": 1}},  # 4,500 tokens = 4.5 batches: 4 steps
+            {"drain": True, "mix": {"a": 1, "b": 1}},
+        ],
+        {"a": 100, "b": 33},
+    )
+    assert stages == (
+        Stage("stage0", 3, {"a": 20, "b": 10}),
+        Stage("stage1", 4, {"a": 40}),
+        Stage("stage2", 4, {"a": 20, "b": 20}),  # b has 23 left
+    )
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 3000), min_size=1),
+    st.data(),
+    st.integers(1, 4),
+    st.integers(1, 8),
+    st.integers(1, 3),
+)
+def test_what_resolves_is_exact_and_drain_leaves_less_than_a_batch(
+    available: dict[str, int], data: st.DataObject, lanes: int, width: int, passes: int
+) -> None:
+    mix = {name: data.draw(st.floats(0.05, 5)) for name in available}
+    batch = lanes * width
+    try:
+        (stage,) = resolve([{"drain": True, "mix": mix}], available, batch_size=batch, lanes=lanes, passes=passes)
+    except InputError:
+        return
+    Schedule(batch, lanes, (stage,))  # checks that the quotas fill the steps
+    assert all(stage.samples.get(name, 0) <= available[name] // lanes * lanes * passes for name in mix)
+    with pytest.raises(InputError, match="is too small"):
+        resolve([{"steps": stage.steps + 1, "mix": mix}], available, batch_size=batch, lanes=lanes, passes=passes)
+
+
+def test_a_stream_that_is_too_small_is_named_with_its_numbers() -> None:
+    with pytest.raises(InputError) as error:
+        resolve([{"steps": 2, "mix": {"a": 1}}, {"steps": 5, "mix": {"a": 1}}], {"a": 32})
+    assert str(error.value) == (
+        "stream 'a' is too small: stage 'stage1' draws 50 samples (5,000 tokens), but it has 12 left (32 samples x 1 "
+        "pass(es), 20 drawn by earlier stages). Add sources to streams.a, shorten the stage, lower its weight, or "
+        "repeat the stream with streams.a.passes: 3."
+    )
+    assert resolve([{"steps": 2, "mix": {"a": 1}}, {"steps": 5, "mix": {"a": 1}}], {"a": 32}, passes=3)
+
+
+def test_a_stage_without_a_batch_is_an_error() -> None:
+    with pytest.raises(
+        InputError, match=r"stage 'stage0' has no step: its length is less than a batch of 10 samples x 100"
+    ):
+        resolve([{"tokens": 999, "mix": {"a": 1}}], {"a": 32})
+    with pytest.raises(InputError, match=r"stage 'stage0' has no step: its streams have no full batch left"):
+        resolve([{"drain": True, "mix": {"a": 1}}], {"a": 9})
+
+
+def test_samples_fraction_and_rest_fill_the_budget() -> None:
+    stages = resolve(
+        [
+            {"rest": True, "mix": {"a": 1}},
+            {"samples": 45, "mix": {"b": 1}},
+            {"fraction": 0.25, "mix": {"a": 1}},
+            {"drain": True, "mix": {"c": 1}},
+        ],
+        {"a": 1000, "b": 50, "c": 39},
+        steps=20,
+    )
+    assert [(stage.name, stage.steps) for stage in stages] == [
+        ("stage0", 8),
+        ("stage1", 4),
+        ("stage2", 5),
+        ("stage3", 3),
+    ]
+
+
+def test_all_of_some_streams_and_the_rest_from_one() -> None:
+    (stage,) = resolve(
+        [{"rest": True, "mix": {"a": "rest", "b": "all", "c": "all"}}], {"a": 999, "b": 33, "c": 7}, steps=20
+    )
+    assert stage.samples == {"a": 160, "b": 33, "c": 7}
+    with pytest.raises(
+        InputError, match=r"the streams that it draws `all` of have 40 samples, more than its 3 steps hold"
+    ):
+        resolve([{"steps": 3, "mix": {"a": "rest", "b": "all", "c": "all"}}], {"a": 999, "b": 33, "c": 7})
+
+
+def test_by_size_drains_streams_together() -> None:
+    (stage,) = resolve(
+        [{"drain": True, "mix": {"a": "by_size", "b": "by_size", "empty": "by_size"}}], {"a": 66, "b": 33, "empty": 0}
+    )
+    assert stage == Stage("stage0", 9, {"a": 60, "b": 30})
+    with pytest.raises(InputError, match="nothing is left of a"):
+        resolve([{"drain": True, "mix": {"a": "by_size"}}], {"a": 0})
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        (0, [("stage1", 2), ("stage0", 10)]),
+        (0.3, [("stage0", 3), ("stage1", 2), ("stage0", 7)]),
+        (1, [("stage0", 10), ("stage1", 2)]),
+    ],
+)
+def test_a_stage_can_be_placed_anywhere(at: float, expected: list[tuple[str, int]]) -> None:
+    stages = resolve(
+        [{"rest": True, "mix": {"a": 3, "c": 1}}, {"steps": 2, "at": at, "mix": {"b": 1}}],
+        {"a": 100, "b": 20, "c": 100},
+        steps=12,
+    )
+    assert [(stage.name, stage.steps) for stage in stages] == expected
+    totals = {name: sum(stage.samples.get(name, 0) for stage in stages) for name in "abc"}
+    assert totals == {"a": 75, "b": 20, "c": 25}
+    Schedule(10, 1, stages)
+
+
+def test_a_ramp_moves_from_one_mix_to_another() -> None:
+    stages = resolve([{"steps": 4, "mix": {"a": 1}, "to_mix": {"a": 1, "b": 1}}], {"a": 100, "b": 100})
+    # b's exact share is 0.625, 1.875, 3.125, 4.375 of the 10 samples of each step, 10 in all; what one step rounds away
+    # the next one gives back
+    assert [stage.samples["b"] for stage in stages] == [1, 1, 4, 4]
+    long = resolve([{"steps": 1000, "mix": {"a": 1}, "to_mix": {"b": 1}}], {"a": 9000, "b": 9000})
+    assert len(long) == 100
+    assert sum(stage.samples.get("a", 0) for stage in long) == 5000
+
+
+def test_a_budget_that_is_exceeded_or_leaves_nothing() -> None:
+    with pytest.raises(InputError, match=r"the stages take 6 steps, more than the budget of 5\. Raise `budget`"):
+        resolve([{"steps": 6, "mix": {"a": 1}}], {"a": 100}, steps=5)
+    with pytest.raises(
+        InputError, match=r"stage 'stage1' is the rest of the budget of 5 steps, but the other stages take 5"
+    ):
+        resolve([{"steps": 5, "mix": {"a": 1}}, {"rest": True, "mix": {"a": 1}}], {"a": 100}, steps=5)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_whatever_resolves_is_exact(data: st.DataObject) -> None:
+    """Random stages over up to 12 streams, with ramps, placement, repetition and lanes."""
+    lanes, width = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 8))
+    names = [f"s{k}" for k in range(data.draw(st.integers(1, 12)))]
+    available = {name: data.draw(st.integers(1, 400)) for name in names}
+    passes = data.draw(st.integers(1, 3))
+    mixes = st.dictionaries(st.sampled_from(names), st.floats(0.01, 10), min_size=1)
+    stages: list[dict[str, Any]] = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        stage: dict[str, Any] = {"mix": data.draw(mixes)}
+        kind = data.draw(st.sampled_from(["steps", "fraction", "drain", "ramp", "at"]))
+        stage |= {"drain": {"drain": True}, "fraction": {"fraction": 0.2}}.get(
+            kind, {"steps": data.draw(st.integers(1, 30))}
+        )
+        if kind == "ramp":
+            stage["to_mix"] = data.draw(mixes)
+        if kind == "at":
+            stage["at"] = data.draw(st.floats(0, 1))
+        stages.append(stage)
+    try:
+        resolved = resolve(stages, available, passes, steps=500, batch_size=lanes * width, lanes=lanes)
+    except InputError:
+        return
+    schedule = Schedule(lanes * width, lanes, resolved)
+    cursors = schedule.cursors(schedule.steps)
+    for name in schedule.streams:
+        assert cursors[name] <= available[name] // lanes * lanes * passes
+    for step in range(schedule.steps):
+        counts = schedule.counts(step)
+        assert sum(counts.values()) == lanes * width
+        assert min(counts.values()) >= 0
+
+
+@given(st.integers(1, 14), st.integers(0, 3))
+def test_a_cut_keeps_every_slot_before_it(step: int, more: int) -> None:
+    whole = Schedule(8, 2, (Stage("x", 7, {"a": 30, "b": 26}), Stage("y", 7, {"a": 14, "b": 42})))
+    cut = Schedule(8, 2, (*cut_schedule(whole, step), *[Stage("z", 1, {"b": 8})] * more))
+    assert cut.steps == step + more
+    for s in range(step):
+        assert all(np.array_equal(a, b) for a, b in zip(whole.lane_slots(s), cut.lane_slots(s), strict=True))
+    assert cut.cursors(step) == whole.cursors(step)
+
+
+def test_a_child_draws_only_what_its_parent_left() -> None:
+    before = (Stage("x", 3, {"a": 30}),)
+    child = resolve_stages(
+        [StageConfig.model_validate({"name": "more", "drain": True, "mix": {"a": 1}})],
+        {"a": StreamSize(65, 1, drawn=30)},
+        batch_size=10, lanes=1, seq_len=100, before=before,
+    )  # fmt: skip
+    assert child == (*before, Stage("more", 3, {"a": 30}))
