@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dataengine.errors import run_command
+from dataengine.errors import InputError, run_command
+from dataengine.tables import table
 
 if TYPE_CHECKING:
     from dataengine.build import BuildResult
@@ -36,27 +37,71 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="settings that replace the file's, such as batch_size=64",
     )
     build.add_argument("--workers", type=int, metavar="N", help="processes (default: the processors of this machine)")
+    plan = commands.add_parser(
+        "plan",
+        help="what each step will be made of",
+        description="Show the schedule of a manifest, or of a config whether its streams are built or only assumed: "
+        "stages, shares, passes, what is never drawn, and what reading costs.",
+        epilog="example: dataengine plan yamls/parallel_last_all.yaml --plot plan.png --diff yamls/parallel_first.yaml",
+    )
+    plan.add_argument("config", metavar="CONFIG|MANIFEST", help="an experiment's YAML file, or a manifest.json")
+    plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+    plan.add_argument("--steps", metavar="A:B", help="the counts and sample ids of steps A to B - 1")
+    plan.add_argument(
+        "--text", type=int, metavar="N", help="with --steps: the text of the first N samples of each step"
+    )
+    plan.add_argument("--plot", metavar="FILE", help="draw mix and tokens over steps: .png, .svg, .pdf or .html")
+    plan.add_argument("--diff", metavar="OTHER", help="the first step at which OTHER (config or manifest) differs")
+    plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that read (default: 1)")
+    plan.add_argument("--tokens-per-second", type=float, metavar="X", help="also say how many hours the run takes")
     # argparse gives no `nargs="*"` what follows an option, so overrides after one arrive as unknown.
     options, rest = parser.parse_known_args(arguments)
     if unknown := [argument for argument in rest if argument.startswith("-")]:
         parser.error(f"unknown option {' '.join(unknown)}")
     options.overrides += rest
-    if options.workers is not None and options.workers < 1:
+    if options.command == "build" and options.workers is not None and options.workers < 1:
         parser.error("--workers must be at least 1")
+    command = {"build": _build, "plan": _plan}[options.command]
     try:
-        sys.exit(run_command(lambda: _build(options.config, options.overrides, options.workers)))
+        sys.exit(run_command(lambda: command(options)))
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
 
 
-def _build(path: str, overrides: Sequence[str], workers: int | None) -> None:
+def _plan(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from dataengine.plan import describe_difference, describe_plan, describe_steps, load_plan
+
+    plan = load_plan(options.config, options.overrides)
+    if options.diff:
+        print(describe_difference(plan, load_plan(options.diff)))
+    elif options.steps:
+        first, colon, last = options.steps.partition(":")
+        if not (colon and first.isdigit() and last.isdigit()):
+            raise InputError(f"--steps {options.steps} is not of the form A:B, such as 0:3")
+        print(describe_steps(plan, int(first), int(last), options.text or 0))
+    else:
+        print(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second))
+    if options.plot:
+        from dataengine.plot import plot_plan
+
+        plot_plan(plan.manifest, Path(options.plot))
+        print(f"picture {options.plot}")
+
+
+def _build(options: argparse.Namespace) -> None:
     # Imported here so that --help answers at once.
     from dataengine.build import build
     from dataengine.config import load_config
     from dataengine.engines import default_workers
 
-    print(describe_build(build(load_config(path, overrides), workers=workers or default_workers())))
+    print(
+        describe_build(
+            build(load_config(options.config, options.overrides), workers=options.workers or default_workers())
+        )
+    )
 
 
 def describe_build(result: BuildResult) -> str:
@@ -94,21 +139,11 @@ def describe_build(result: BuildResult) -> str:
     ]
     return "\n".join(
         [
-            *_table(streams),
+            *table(streams),
             "",
-            *_table(stages),
+            *table(stages),
             *rejects,
             "",
             f"manifest {result.path} (plan {manifest.plan_id[:12]}) in {result.seconds:.1f} s",
         ]
     )
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines

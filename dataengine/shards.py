@@ -70,6 +70,15 @@ def write_shards(samples: NDArray[Any], directory: Path, first: int, samples_per
     return shards
 
 
+def read_rows(path: Path, rows: Sequence[int], width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Some samples of a shard, shape (len(rows), width), without reading the rest of it."""
+    with path.open("rb") as file:
+        count = int(np.frombuffer(file.read(4), "<u4")[0])
+        first = int(np.frombuffer(file.read(4), "<u4")[0])
+    samples = np.memmap(path, dtype.newbyteorder("<"), "r", first, (count, width))
+    return samples[np.asarray(rows, np.int64)].astype(dtype)
+
+
 class ShardWriter:
     """Gather samples and write each full shard; `finish` writes the rest."""
 

@@ -10,16 +10,13 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import matplotlib
 import numpy as np
-from numpy.typing import NDArray
+from matplotlib import pyplot as plt
 
 from dataengine.errors import InputError, run_command
-from dataengine.manifest import Manifest, read_manifest
+from dataengine.manifest import read_manifest
+from dataengine.plot import draw_mix, save_figure, stream_colours
 from trainer.step_log import read_log
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,37 +48,22 @@ def draw_run(run: Path) -> Path:
         2, 1, figsize=(9, 6.5), sharex=True, height_ratios=(2, 1), layout="constrained"
     )
     steps = np.array([int(row["step"]) for row in rows])
-    for number, name in enumerate(names):
+    colours = stream_colours(manifest)
+    for name in names:
         losses = np.array([float(row[f"loss/{name}"] or "nan") for row in rows])
-        above.plot(steps, losses, color=f"C{number}", linewidth=1.2, label=name)
+        above.plot(steps, losses, color=colours[name], linewidth=1.2, label=name)
     above.set_ylabel("training loss (nats a token)")
     above.legend(title="stream", frameon=False)
     above.grid(alpha=0.3)
     above.set_title(f"{manifest.name}: {len(rows):,} of {manifest.schedule.steps:,} steps", loc="left")
-    below.stackplot(steps, *_mix(manifest, steps), colors=[f"C{n}" for n in range(len(names))], step="post", alpha=0.8)
-    below.set(ylabel="samples of the batch", xlabel="step", ylim=(0, manifest.batch_size), xlim=(0, steps[-1] + 1))
-    for stage, start in zip(manifest.stages, manifest.schedule.stage_starts, strict=True):
+    draw_mix(below, manifest, steps)
+    below.set(xlabel="step")
+    for start in manifest.schedule.stage_starts[1:]:
         if start <= steps[-1]:
-            below.annotate(
-                stage.name,
-                (start, manifest.batch_size),
-                xytext=(4, -12),
-                textcoords="offset points",
-                fontsize=9,
-            )
-        if 0 < start <= steps[-1]:
-            for axes in (above, below):
-                axes.axvline(start, color="black", linewidth=0.8, linestyle=":")
+            above.axvline(start, color="black", linewidth=0.8, linestyle=":")
     path = run / "report.png"
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save_figure(figure, path)
     return path
-
-
-def _mix(manifest: Manifest, steps: NDArray[np.int64]) -> list[list[int]]:
-    """Samples of each stream in each step's batch; shape (num_streams, len(steps))."""
-    counts = [manifest.schedule.counts(int(step)) for step in steps]
-    return [[count.get(stream.name, 0) for count in counts] for stream in manifest.streams]
 
 
 if __name__ == "__main__":

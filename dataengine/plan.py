@@ -1,0 +1,284 @@
+"""Look at a run's schedule before it runs: from its manifest, or from a config whose streams are not built yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from dataengine.build import experiment_folder
+from dataengine.config import Config, StreamConfig, dump_config, load_config
+from dataengine.errors import InputError
+from dataengine.manifest import Manifest, Stream, read_manifest
+from dataengine.parent import parent_stream, read_parent, stream_sizes
+from dataengine.schedule import Schedule, Stage, count_drawn
+from dataengine.shards import Shard, read_rows
+from dataengine.stages import resolve_stages
+from dataengine.tables import table
+from dataengine.tokens import load_tokenizer, token_dtype
+
+_UNKNOWN = "assumed"  # stands for the hashes of what is not built
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule to look at. `assumed` streams are not built: their sizes are stated, not counted."""
+
+    manifest: Manifest
+    assumed: tuple[str, ...]
+    store: Path | None  # where the streams lie, if they are built
+    config: Config | None
+
+
+def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of a manifest (.json) or a config (YAML): the built one if it is up to date, else by `assume`."""
+    if path.endswith(".json"):
+        if overrides:
+            raise InputError("a manifest is as it is: overrides go with a config")
+        store = next((parent.parent for parent in Path(path).parents if parent.name == "experiments"), None)
+        return Plan(read_manifest(Path(path)), (), store, None)
+    config = load_config(path, overrides)
+    folder = experiment_folder(config)
+    if (folder / "config.yaml").is_file() and (folder / "config.yaml").read_bytes() == dump_config(config).encode():
+        return Plan(read_manifest(folder / "manifest.json"), (), Path(config.store), config)
+    return _assume(config)
+
+
+def _assume(config: Config) -> Plan:
+    """The plan of a config whose streams have the sizes that it states."""
+    missing = [name for name in config.streams_in_use if config.streams[name].assume is None]
+    if missing:
+        raise InputError(
+            f"'{config.name}' is not built as its config stands now, and streams {', '.join(missing)} state no size. "
+            f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
+        )
+    streams = {name: _assumed_stream(name, config.streams[name], config) for name in config.streams_in_use}
+    parent = read_parent(config)
+    stages = resolve_stages(
+        config.stages,
+        stream_sizes(config, {name: stream.samples for name, stream in streams.items()}, parent),
+        batch_size=config.batch_size,
+        lanes=config.lanes,
+        seq_len=config.seq_len,
+        budget=config.budget,
+        before=parent.stages if parent else (),
+    )
+    used = Schedule(config.batch_size, config.lanes, stages).streams
+    manifest = Manifest(
+        name=config.name,
+        tokenizer_sha256=_UNKNOWN,
+        vocab_size=0,
+        eos_id=0,
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        lanes=config.lanes,
+        seed=config.seed,
+        shuffle_block=config.shuffle_block,
+        streams=tuple(streams[name] if name in streams else parent_stream(parent, name) for name in used),
+        stages=stages,
+        parent={"plan_id": parent.plan_id, "step": parent.step} if parent else None,
+    )
+    return Plan(manifest, tuple(streams), None, config)
+
+
+def _assumed_stream(name: str, stream: StreamConfig, config: Config) -> Stream:
+    assert stream.assume is not None
+    width = config.seq_len + 1
+    samples = stream.assume.samples or (stream.assume.tokens or 0) // width
+    full, rest = divmod(samples, config.samples_per_shard)
+    size = config.samples_per_shard * (width * 2 + 4)  # uint16 tokens and their offsets
+    shards = [Shard("", config.samples_per_shard, size, "")] * full
+    shards += [Shard("", rest, rest * (width * 2 + 4), "")] * bool(rest)
+    return Stream(name, "", _UNKNOWN, samples, samples * width, tuple(shards))
+
+
+def describe_plan(plan: Plan, *, nodes: int = 1, tokens_per_second: float | None = None) -> str:
+    """Tables of a plan: stages, streams, and what reading them costs each of `nodes` nodes."""
+    manifest, schedule = plan.manifest, plan.manifest.schedule
+    title = f"{manifest.name}: plan {manifest.plan_id[:12]}" if not plan.assumed else f"{manifest.name}: not built"
+    total = schedule.steps * manifest.batch_size * manifest.seq_len
+    lines = [
+        f"{title}, {schedule.steps:,} steps of {manifest.batch_size:,} x {manifest.seq_len:,} = {total:,} tokens",
+        "",
+    ]
+    stages = [("stage", "from step", "steps", "predicted tokens", "mix", "drift")]
+    for first, last in _groups(schedule.stages):
+        pieces, start = schedule.stages[first:last], schedule.stage_starts[first]
+        length = sum(piece.length for piece in pieces)
+        mix = _mix(pieces[0])
+        if len(pieces) > 1:
+            mix += f" -> {_mix(pieces[-1])}"
+        drift = max(_drift(piece, manifest.lanes, manifest.batch_size) for piece in pieces)
+        tokens = length * manifest.batch_size * manifest.seq_len
+        stages.append((pieces[0].name, f"{start:,}", f"{length:,}", f"{tokens:,}", mix, f"{drift:.1f}"))
+    lines += [
+        *table(stages, left=(0, 4)),
+        "",
+        "drift: the most samples by which a stream is ahead of or behind its share",
+        "",
+    ]
+    cursors = schedule.cursors(schedule.steps)
+    rows = [("stream", "samples", "drawn", "tokens drawn", "share", "passes", "never drawn", "read by a node")]
+    for stream in manifest.streams:
+        drawn = cursors.get(stream.name, 0)
+        share = drawn / (schedule.steps * manifest.batch_size)
+        mark = " (assumed)" if stream.name in plan.assumed else ""
+        rows.append(
+            (
+                stream.name + mark,
+                f"{stream.samples:,}",
+                f"{drawn:,}",
+                f"{drawn * manifest.seq_len:,}",
+                f"{share:.2%}",
+                f"{drawn / max(stream.samples, 1):.3f}",
+                f"{max(stream.samples - drawn, 0):,}",
+                _size(_bytes_read(stream, drawn, nodes, manifest.lanes)),
+            )
+        )
+    lines += table(rows)
+    read = sum(_bytes_read(stream, cursors.get(stream.name, 0), nodes, manifest.lanes) for stream in manifest.streams)
+    cache = _size(_cache(manifest, nodes))
+    lines += ["", f"each of {nodes} node(s) reads {_size(read)} in all and needs at least {cache} of cache"]
+    if tokens_per_second:
+        hours = total / tokens_per_second / 3600
+        lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s")
+    if plan.assumed:
+        lines.append("Sizes marked (assumed) are the config's; the build counts.")
+    return "\n".join(lines)
+
+
+def describe_steps(plan: Plan, first: int, last: int, texts: int = 0) -> str:
+    """For steps first..last: stage, the sample ids of each stream in slot order, and the text of some samples."""
+    manifest, schedule = plan.manifest, plan.manifest.schedule
+    if not 0 <= first < last <= schedule.steps:
+        raise InputError(
+            f"steps {first}:{last} are not within the schedule's {schedule.steps:,} steps (0:{schedule.steps})"
+        )
+    lines = []
+    for step in range(first, last):
+        ids = manifest.order.sample_ids(step)
+        numbers = manifest.order.stream_numbers(ids)
+        lines.append(f"step {step} ({schedule.stages[schedule.stage_index(step)].name})")
+        for number, stream in enumerate(manifest.streams):
+            mine = ids[numbers == number] - manifest.order.first_ids[number]
+            if len(mine):
+                lines.append(f"  {stream.name}: {len(mine)} samples: {' '.join(map(str, mine.tolist()))}")
+        for slot in range(min(texts, len(ids))):
+            lines += _sample_text(plan, int(numbers[slot]), int(ids[slot]), slot)
+    return "\n".join(lines)
+
+
+def describe_difference(one: Plan, other: Plan) -> str:
+    """Where two plans part: the first step that differs, and how."""
+    a, b = one.manifest, other.manifest
+    names = f"{a.name} and {b.name}"
+    for key in ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block"):
+        if getattr(a, key) != getattr(b, key):
+            return f"{names} differ from step 0 on: {key} is {getattr(a, key)} and {getattr(b, key)}"
+    step = _first_difference(a, b)
+    if step is None:
+        return f"{names} are the same in all {a.schedule.steps:,} steps"
+    rows: list[tuple[str, ...]] = [("", a.name, b.name)]
+    for label, at in ((f"step {step:,}", "counts"), ("from there on", "rest"), ("in all", "all")):
+        rows.append((label, *(_summary(m, step, at) for m in (a, b))))
+    head = f"{names} are the same for {step:,} steps" if step else f"{names} differ from the first step on"
+    return "\n".join([head, "", *table(rows, left=(0, 1, 2))])
+
+
+def _first_difference(a: Manifest, b: Manifest) -> int | None:
+    """The first step whose batches differ; None if there is none."""
+    steps = min(a.schedule.steps, b.schedule.steps)
+    shards = [{s.name: (s.index_sha256, s.samples) for s in m.streams} for m in (a, b)]
+    step = 0
+    for x, y in zip(a.stages, b.stages, strict=False):  # equal stages need no look at their steps
+        same = x.samples == y.samples and x.steps == y.steps and x.length == y.length
+        if not same or any(shards[0][name] != shards[1][name] for name in x.samples):
+            break
+        step += x.length
+    while step < steps:
+        slots = [m.schedule.lane_slots(step) for m in (a, b)]
+        drawn = [{m.schedule.streams[n] for n in np.unique(s[0])} for m, s in zip((a, b), slots, strict=True)]
+        named = [np.array(m.schedule.streams)[s[0]] for m, s in zip((a, b), slots, strict=True)]
+        if not (np.array_equal(named[0], named[1]) and np.array_equal(slots[0][1], slots[1][1])):
+            return step
+        if any(shards[0][name] != shards[1][name] for name in drawn[0]):
+            return step
+        step += 1
+    return None if a.schedule.steps == b.schedule.steps else steps
+
+
+def _summary(manifest: Manifest, step: int, what: str) -> str:
+    schedule = manifest.schedule
+    if what == "counts":
+        if step >= schedule.steps:
+            return "has ended"
+        counts = schedule.counts(step)
+        return ", ".join(f"{n} {c:,}" for n, c in counts.items() if c) + " samples"
+    before = schedule.cursors(step) if what == "rest" else {}
+    after = schedule.cursors(schedule.steps)
+    parts = {name: (count - before.get(name, 0)) * manifest.seq_len for name, count in after.items()}
+    return ", ".join(f"{name} {tokens:,}" for name, tokens in parts.items() if tokens) + " tokens"
+
+
+def _groups(stages: Sequence[Stage]) -> list[tuple[int, int]]:
+    """Runs of pieces of one stage, as index ranges."""
+    edges = [0] + [k for k in range(1, len(stages)) if stages[k].name != stages[k - 1].name] + [len(stages)]
+    return list(pairwise(edges))
+
+
+def _mix(stage: Stage) -> str:
+    total = sum(stage.samples.values())
+    return ", ".join(f"{name} {samples / total:.2%}" for name, samples in stage.samples.items() if samples)
+
+
+def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> float:
+    """The most samples by which a stream strays from its share, at some of the stage's steps."""
+    quotas = [quota // lanes for quota in stage.samples.values() if quota]
+    total, worst = sum(quotas), 0.0
+    for step in np.unique(np.linspace(0, stage.length, min(stage.length, probes) + 1).astype(int)).tolist():
+        slots = step * batch_size // lanes
+        for count, quota in zip(count_drawn(quotas, slots), quotas, strict=True):
+            worst = max(worst, abs(count - slots * quota / total) * lanes)
+    return worst
+
+
+def _bytes_read(stream: Stream, drawn: int, nodes: int, lanes: int) -> float:
+    """Bytes of a stream that one node downloads: its lanes' part of what is drawn in the first pass."""
+    part = 1 / nodes if lanes % nodes == 0 else 1.0
+    return sum(shard.bytes for shard in stream.shards) * min(drawn / max(stream.samples, 1), 1) * part
+
+
+def _cache(manifest: Manifest, nodes: int) -> float:
+    """Bytes that hold two shuffle blocks (one read, one fetched ahead) of each stream of a stage and each lane."""
+    lanes = -(-manifest.lanes // nodes)
+    need = {
+        stream.name: 2 * manifest.shuffle_block / stream.shards[0].samples * stream.shards[0].bytes * lanes
+        for stream in manifest.streams
+    }
+    total = {stream.name: sum(shard.bytes for shard in stream.shards) for stream in manifest.streams}
+    return max(sum(min(need[name], total[name]) for name in stage.samples) for stage in manifest.stages)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.2f} TB"
+
+
+def _sample_text(plan: Plan, number: int, sample_id: int, slot: int) -> list[str]:
+    stream = plan.manifest.streams[number]
+    if plan.store is None or plan.config is None:
+        raise InputError("the text of samples needs a config whose streams are built: dataengine build CONFIG")
+    position = sample_id - int(plan.manifest.order.first_ids[number])
+    ends = np.cumsum([shard.samples for shard in stream.shards])
+    shard = int(np.searchsorted(ends, position, side="right"))
+    row = position - (int(ends[shard - 1]) if shard else 0)
+    path = plan.store / stream.remote / stream.shards[shard].basename
+    tokens = read_rows(path, [row], plan.manifest.seq_len + 1, token_dtype(plan.manifest.vocab_size))[0]
+    text = load_tokenizer(plan.config.tokenizer, plan.config.eos_token).decode(tokens.tolist())
+    return [f"  slot {slot}, {stream.name} {position}:", *[f"    | {line}" for line in text.split("\n")]]

@@ -1,0 +1,96 @@
+"""Draw a schedule: the mix over steps, and the tokens drawn from each stream."""
+
+from __future__ import annotations
+
+import io
+from itertools import groupby
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError
+from dataengine.manifest import Manifest
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+_POINTS = 1500
+
+
+def plot_plan(manifest: Manifest, path: Path) -> None:
+    """Write a picture of a plan as .png, .svg, .pdf or .html."""
+    schedule = manifest.schedule
+    figure, (above, below) = plt.subplots(2, 1, figsize=(10, 6.5), sharex=True, layout="constrained")
+    figure.suptitle(
+        f"{manifest.name}: {schedule.steps:,} steps of {manifest.batch_size:,} x {manifest.seq_len:,} tokens"
+    )
+    starts = np.array([*schedule.stage_starts, schedule.steps])
+    steps = np.unique(np.concatenate([np.linspace(0, schedule.steps, _POINTS).astype(int), starts, starts[1:] - 1]))
+    draw_mix(above, manifest, steps)
+    cursors = [schedule.cursors(int(step)) for step in steps]
+    colours = stream_colours(manifest)
+    for stream in manifest.streams:
+        drawn = np.array([cursor.get(stream.name, 0) for cursor in cursors])
+        label = f"{stream.name}: {drawn[-1] * manifest.seq_len:,} tokens"
+        below.plot(steps, drawn / max(stream.samples, 1), color=colours[stream.name], label=label)
+    below.set(xlabel="step", ylabel="passes through the stream", ylim=(0, None))
+    below.grid(alpha=0.3)
+    below.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def stream_colours(manifest: Manifest) -> dict[str, str]:
+    """A colour for each stream, the first for the one that the run draws most from."""
+    drawn = manifest.schedule.cursors(manifest.schedule.steps)
+    names = sorted((stream.name for stream in manifest.streams), key=lambda name: -drawn.get(name, 0))
+    return {name: f"C{number}" for number, name in enumerate(names)}
+
+
+def draw_mix(axes: Axes, manifest: Manifest, steps: NDArray[np.int64]) -> None:
+    """Stack each stream's share of the batches at `steps` (the average up to the next one), and name the stages."""
+    schedule = manifest.schedule
+    edges = np.append(steps[steps < schedule.steps], min(int(steps[-1]) + 1, schedule.steps))
+    edges = np.unique(edges)
+    cursors = [schedule.cursors(int(step)) for step in edges]
+    colours = stream_colours(manifest)
+    counts = np.array([[cursor.get(name, 0) for cursor in cursors] for name in colours])
+    shares = np.diff(counts, axis=1) / np.diff(edges) / manifest.batch_size
+    shares = np.concatenate([shares, shares[:, -1:]], axis=1)  # a step plot needs the last value twice
+    axes.stackplot(edges, shares, labels=list(colours), colors=list(colours.values()), step="post", alpha=0.8)
+    axes.set(ylabel="share of the batch", ylim=(0, 1), xlim=(0, edges[-1]))
+    at = 0
+    for name, pieces in groupby(manifest.stages, key=lambda stage: stage.name):
+        length = sum(piece.length for piece in pieces)
+        if at < edges[-1]:
+            narrow = length < 0.12 * edges[-1]  # its name stands upright
+            axes.annotate(
+                name,
+                (at, 1),
+                xytext=(2 if narrow else 4, -4),
+                textcoords="offset points",
+                fontsize=8 if narrow else 9,
+                rotation=90 if narrow else 0,
+                verticalalignment="top",
+            )
+            if at:
+                axes.axvline(at, color="black", linewidth=0.8, linestyle=":")
+        at += length
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Save and close a figure; .html is a page that holds it as SVG. Raises InputError for other endings."""
+    if path.suffix == ".html":
+        picture = io.StringIO()
+        figure.savefig(picture, format="svg")
+        svg = picture.getvalue()
+        page = f"<!doctype html><meta charset='utf-8'><title>{path.stem}</title>{svg[svg.index('<svg') :]}"
+        path.write_text(page, encoding="utf-8")
+    elif path.suffix in (".png", ".svg", ".pdf"):
+        figure.savefig(path, dpi=130)
+    else:
+        raise InputError(f"cannot draw into {path}: the name must end in .png, .svg, .pdf or .html")
+    plt.close(figure)
