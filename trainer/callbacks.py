@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import logging
 import shutil
@@ -25,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from dataengine.manifest import Manifest
 from dataengine.storage import write_file
 from trainer.checkpoints import checkpoint_folder, mark_complete, remove_old
-from trainer.step_log import read_log
+from trainer.step_log import next_digest, read_log
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +114,6 @@ class SampleLedger(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Taken from a checkpoint."""
         self.digest = state["digest"]
-
-
-def next_digest(digest: str, step: int, sample_ids: NDArray[np.int64]) -> str:
-    """The ledger's digest after a step."""
-    content = bytes.fromhex(digest) + np.int64(step).astype("<i8").tobytes() + sample_ids.astype("<i8").tobytes()
-    return hashlib.sha256(content).hexdigest()
 
 
 class StepLog(Callback):

@@ -20,15 +20,16 @@ from dataengine.config import load_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
 from dataengine.tokens import load_tokenizer
-from tests.conftest import small_experiment
+from tests.conftest import ROOT, small_experiment
 from tests.end_to_end import ranks
-from trainer.callbacks import next_digest
+from trainer.audit import audit
 from trainer.checkpoints import MARKER, complete_checkpoints, newest_checkpoint
 from trainer.data import ScheduledDataset
 from trainer.evaluate import evaluate
 from trainer.export import export, load_weights
 from trainer.model import build_model
 from trainer.report import draw_run
+from trainer.step_log import next_digest
 from trainer.train import check_agreement
 
 
@@ -192,6 +193,79 @@ def test_a_schedule_can_grow_after_the_steps_that_are_trained(experiment: Experi
     log = ranks.train(experiment.config, out, *changes)
     assert exact(log[:16]) == exact(experiment.straight)
     assert [row["stage"] for row in log[16:]] == ["more", "more"]
+
+
+def test_a_fork_keeps_its_parents_steps_and_draws_nothing_twice(experiment: Experiment) -> None:
+    """From step 9, in the middle of the mixed stage, to another mix."""
+    store = load_config(experiment.config).store
+    parent = f"parent={{manifest: {store}/experiments/small/manifest.json, step: 9}}"
+    stages = "stages=[{name: other, steps: 5, mix: {mono: 1, both: 3}}, {name: end, drain: true, mix: {en-zh: 1}}]"
+    changes = ["name=fork", parent, stages]
+    child = build(load_config(experiment.config, changes), workers=1).manifest
+    assert child.parent == {"plan_id": experiment.manifest.plan_id, "step": 9}
+    assert child.prefix_sha256(9) == experiment.manifest.prefix_sha256(9)
+    drawn = np.concatenate([child.order.sample_ids(step) for step in range(child.schedule.steps)])
+    assert len(np.unique(drawn)) == len(drawn)
+    out = experiment.folder / "fork"
+    shutil.copytree(experiment.folder / "straight" / "checkpoints" / "step-00000006", out / "checkpoints/step-00000006")
+    shutil.copy(experiment.folder / "straight" / "log.csv", out)
+    log = ranks.train(experiment.config, out, *changes, "train.max_steps=14")
+    assert "steps 6 to 14" in ranks.printed(out)
+    assert exact(log[:9]) == exact(experiment.straight[:9])
+    assert [row["stage"] for row in log[8:]] == ["mixed", *["other"] * 5]
+    too_late = experiment.folder / "fork_too_late"
+    shutil.copytree(experiment.folder / "straight", too_late)
+    assert "was trained on other data" in ranks.refuse(experiment.config, too_late, *changes)
+
+
+def test_a_child_that_would_change_the_past_is_refused(experiment: Experiment) -> None:
+    store = load_config(experiment.config).store
+    parent = f"parent={{manifest: {store}/experiments/small/manifest.json, step: 9}}"
+    with pytest.raises(
+        InputError, match=r"cannot go on from .* at step 9, for the steps before would change: seed was 17"
+    ):
+        build(load_config(experiment.config, ["name=bad", parent, "seed=18"]), workers=1)
+    with pytest.raises(InputError, match=r"parent\.step is 99, but .* has 16 steps"):
+        build(load_config(experiment.config, ["name=bad", parent.replace("9}", "99}")]), workers=1)
+
+
+def test_the_audit_proves_a_run_and_finds_its_documents(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = copy_run(experiment, "audited")
+    lines = tmp_path / "lines.jsonl"
+    audit(out, step=8, lines=lines)
+    printed = capsys.readouterr().out
+    assert "8 steps, every digest of the log is what plan" in printed
+    assert f"digest {experiment.straight[7]['digest']}" in printed
+    parts = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert sum(part["tokens"] for part in parts) == 8 * 8 * 33
+    chosen = parts[-1]
+    audit(out, find=f"{chosen['file']}:{chosen['line']}")
+    assert f"step {chosen['step']}, slot {chosen['slot']}: {chosen['stream']} sample" in capsys.readouterr().out
+    log = (out / "log.csv").read_text()
+    (out / "log.csv").write_text(log.replace(experiment.straight[5]["digest"], "0" * 64))
+    with pytest.raises(SystemExit) as stop:
+        audit(out)
+    assert stop.value.code == 1
+    assert capsys.readouterr().out.startswith("DIFFERENT at step 5: the log has 0000000000000000, the manifest gives ")
+
+
+@pytest.fixture(scope="module")
+def mini_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mini") / "store"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "yamls" / "mini").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_mini_experiment_draws_what_its_plan_says(path: Path, mini_store: Path) -> None:
+    """The first steps of each setting; the trainer itself stops at a batch that is not the plan's."""
+    config = load_config(path, [f"store={mini_store}"])
+    manifest = build(config, workers=1).manifest
+    assert manifest.schedule.steps == 200
+    out = mini_store.parent / path.stem
+    log = ranks.train(path, out, f"store={mini_store}", "train.max_steps=3", "train.log_interval=1")
+    for name, drawn in manifest.schedule.cursors(3).items():
+        assert int(log[-1][f"samples/{name}"]) == drawn
 
 
 def test_another_model_is_refused(experiment: Experiment) -> None:

@@ -1,0 +1,111 @@
+"""From a sample of a built stream to the documents and source lines in it, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError
+from dataengine.schedule import Int64s
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A part of a document in a sample: its file, its line, and which of its tokens, EOS counted."""
+
+    path: str
+    line: int
+    first_token: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class StreamProvenance:
+    """The provenance of a built stream: `folder` is the stream's, `width` the tokens of a sample."""
+
+    folder: Path
+    width: int
+
+    @cached_property
+    def _summary(self) -> dict[str, Any]:
+        try:
+            return orjson.loads((self.folder / "stream.json").read_bytes())  # type: ignore[no-any-return]
+        except OSError as error:
+            raise InputError(f"cannot read {self.folder / 'stream.json'}: {error.strerror}. Build again.") from None
+
+    @property
+    def sources(self) -> list[str]:
+        """The stream's files, as they were named when it was built."""
+        return list(self._summary["sources"])
+
+    @cached_property
+    def _segments(self) -> NDArray[np.int64]:
+        """Where each unit's flow of tokens lies in the stream: rows (unit, start in the stream, start in the unit,
+        tokens), first the units' own samples, then their tails in the joined tail samples."""
+        rows, at = [], 0
+        for number, unit in enumerate(self._summary["packed"]):
+            tokens = unit["samples"] * self.width
+            rows.append((number, at, 0, tokens))
+            at += tokens
+        for number, unit in enumerate(self._summary["packed"]):
+            rows.append((number, at, unit["samples"] * self.width, unit["tail"]))
+            at += unit["tail"]
+        return np.array(rows, np.int64)
+
+    def documents(self, unit: int) -> NDArray[Any]:
+        """The documents of a unit, in its order: see units.PROVENANCE."""
+        found = np.load(self.folder / f"documents.{unit:05d}.npy", mmap_mode="r")
+        number = self._summary["packed"][unit]["source"]
+        if number is not None:
+            found = np.array(found)
+            found["source"] = number
+        return found  # type: ignore[no-any-return]
+
+    def origins(self, sample: int) -> Iterator[Origin]:
+        """The documents of a sample (its number in the stream), in the order of its tokens."""
+        low, high = sample * self.width, (sample + 1) * self.width
+        for unit, start, inside, tokens in self._segments.tolist():
+            first, last = max(low, start), min(high, start + tokens)
+            if first < last:
+                yield from self._documents_between(unit, inside + first - start, inside + last - start)
+
+    def _documents_between(self, unit: int, low: int, high: int) -> Iterator[Origin]:
+        documents = self.documents(unit)
+        ends = np.cumsum(documents["tokens"], dtype=np.int64)
+        sources = self.sources
+        for k in range(int(np.searchsorted(ends, low, "right")), len(documents)):
+            begin = int(ends[k]) - int(documents["tokens"][k])
+            if begin >= high:
+                break
+            first = max(low - begin, 0)
+            count = min(high, int(ends[k])) - begin - first
+            yield Origin(sources[documents["source"][k]], int(documents["line"][k]), first, count)
+
+    def samples_of(self, path: str, line: int) -> Int64s:
+        """The samples that hold a part of the documents of a source line. Raises InputError for an unknown file."""
+        if path not in self.sources:
+            raise InputError(f"{path} is no source of {self.folder.name}; they are {', '.join(self.sources)}")
+        number, found = self.sources.index(path), []
+        for unit, start, inside, tokens in self._segments.tolist():
+            documents = self.documents(unit)
+            ends = np.cumsum(documents["tokens"], dtype=np.int64)
+            for k in np.flatnonzero((documents["source"] == number) & (documents["line"] == line)).tolist():
+                begin = int(ends[k]) - int(documents["tokens"][k])
+                first, last = max(begin, inside), min(int(ends[k]), inside + tokens)
+                if first < last:
+                    low, high = start + first - inside, start + last - inside
+                    found.append(np.arange(low // self.width, -(-high // self.width)))
+        samples = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        return samples[samples < self.num_samples]  # what is in the reported remainder is in no sample
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the stream."""
+        return sum(shard["samples"] for shard in self._summary["shards"])

@@ -1,0 +1,125 @@
+"""Prove what a run was trained on: `python trainer/audit.py RUN` recomputes the digests of its log."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import orjson
+from tqdm import tqdm
+
+from dataengine.config import load_config
+from dataengine.errors import InputError, run_command
+from dataengine.manifest import Manifest, read_manifest
+from dataengine.provenance import StreamProvenance
+from dataengine.tables import table
+from trainer.step_log import next_digest, read_log
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit with 0, 1 if the log is not what the manifest gives, 2 for unusable input."""
+    parser = argparse.ArgumentParser(
+        prog="trainer/audit.py",
+        description="Recompute the digest of every logged step from the run's manifest and compare. With --lines, "
+        "write down every document trained on; with --find, say which steps saw a source line.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder (a config's `out`)")
+    parser.add_argument(
+        "--step", type=int, metavar="N", help="look at the first N steps (default: all that are logged)"
+    )
+    parser.add_argument(
+        "--lines",
+        type=Path,
+        metavar="FILE",
+        help="write a JSON line for each part of a document: step, slot, file, line",
+    )
+    parser.add_argument("--find", metavar="FILE:LINE", help="which steps saw this source line")
+    options = parser.parse_args(arguments)
+    sys.exit(run_command(lambda: audit(options.run, options.step, options.lines, options.find)))
+
+
+def audit(run: Path, step: int | None = None, lines: Path | None = None, find: str | None = None) -> None:
+    """Compare log and manifest; print what was drawn. Raises InputError for what cannot be read."""
+    manifest = read_manifest(run / "manifest.json")
+    if not (run / "log.csv").is_file():
+        raise InputError(f"no log.csv in {run}: give the folder of a run that has trained at least a step")
+    rows = read_log(run / "log.csv")
+    steps = min(len(rows), step or len(rows))
+    digest = ""
+    for number in tqdm(range(steps), desc="digests", unit="step", disable=None):
+        digest = next_digest(digest, number, manifest.order.sample_ids(number))
+        if rows[number]["digest"] != digest:
+            print(
+                f"DIFFERENT at step {number}: the log has {rows[number]['digest'][:16]}, the manifest gives "
+                f"{digest[:16]}. The run was not trained on what {run / 'manifest.json'} says from this step on."
+            )
+            sys.exit(1)
+    print(f"{manifest.name}: {steps:,} steps, every digest of the log is what plan {manifest.plan_id[:12]} gives")
+    print(f"digest {digest}")
+    cursors = manifest.schedule.cursors(steps)
+    drawn = [("stream", "samples drawn", "passes")]
+    for stream in manifest.streams:
+        count = cursors.get(stream.name, 0)
+        drawn.append((stream.name, f"{count:,}", f"{count / stream.samples:.3f}"))
+    print("\n".join(table(drawn)))
+    if lines or find:
+        store = Path(load_config(run / "config.yaml").store)
+        provenance = [StreamProvenance(store / s.remote, manifest.seq_len + 1) for s in manifest.streams]
+        if lines:
+            _write_lines(manifest, provenance, steps, lines)
+        if find:
+            _find_line(manifest, provenance, steps, find)
+
+
+def _write_lines(manifest: Manifest, provenance: Sequence[StreamProvenance], steps: int, path: Path) -> None:
+    """Write every part of a document of the first steps, in the order of training."""
+    files: Counter[str] = Counter()
+    with path.open("wb") as file:
+        for step in tqdm(range(steps), desc="documents", unit="step", disable=None):
+            ids = manifest.order.sample_ids(step)
+            numbers = manifest.order.stream_numbers(ids)
+            for slot, (sample_id, number) in enumerate(zip(ids.tolist(), numbers.tolist(), strict=True)):
+                sample = sample_id - int(manifest.order.first_ids[number])
+                for part in provenance[number].origins(sample):
+                    row = {"step": step, "slot": slot, "stream": manifest.streams[number].name, "sample": sample}
+                    row |= {"file": part.path, "line": part.line, "first_token": part.first_token}
+                    row |= {"tokens": part.num_tokens}
+                    file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+                    files[part.path] += 1
+    print(f"{sum(files.values()):,} parts of documents in {path}: {', '.join(f'{n:,} {f}' for f, n in files.items())}")
+
+
+def _find_line(manifest: Manifest, provenance: Sequence[StreamProvenance], steps: int, find: str) -> None:
+    """Print the steps that saw a source line."""
+    name, _, line = find.rpartition(":")
+    if not name or not line.isdigit():
+        raise InputError(f"--find {find} is not of the form FILE:LINE, such as corpus/docs.jsonl:17")
+    if not any(name in stream.sources for stream in provenance):
+        known = sorted({source for stream in provenance for source in stream.sources})
+        raise InputError(f"{name} is no source of this run; they are {', '.join(known)}")
+    wanted = [
+        stream.samples_of(name, int(line)) + first
+        for stream, first in zip(provenance, manifest.order.first_ids.tolist(), strict=False)
+        if name in stream.sources
+    ]
+    ids = np.concatenate(wanted)
+    seen = []
+    for step in tqdm(range(steps), desc="looking", unit="step", disable=None):
+        batch = manifest.order.sample_ids(step)
+        for slot in np.flatnonzero(np.isin(batch, ids)).tolist():
+            number = int(manifest.order.stream_numbers(batch[slot : slot + 1])[0])
+            sample = int(batch[slot]) - int(manifest.order.first_ids[number])
+            seen.append(f"  step {step}, slot {slot}: {manifest.streams[number].name} sample {sample}")
+    print(f"{find} is in {len(ids)} sample(s), drawn {len(seen)} time(s) in {steps:,} steps")
+    print("\n".join(seen))
+
+
+if __name__ == "__main__":
+    main()
