@@ -15,7 +15,7 @@ from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream, read_manifest
 from dataengine.parent import parent_stream, read_parent, stream_sizes
 from dataengine.schedule import Schedule, Stage, count_drawn
-from dataengine.shards import Shard, read_rows
+from dataengine.shards import Shard, map_shard
 from dataengine.stages import resolve_stages
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
@@ -279,6 +279,6 @@ def _sample_text(plan: Plan, number: int, sample_id: int, slot: int) -> list[str
     shard = int(np.searchsorted(ends, position, side="right"))
     row = position - (int(ends[shard - 1]) if shard else 0)
     path = plan.store / stream.remote / stream.shards[shard].basename
-    tokens = read_rows(path, [row], plan.manifest.seq_len + 1, token_dtype(plan.manifest.vocab_size))[0]
+    tokens = map_shard(path, plan.manifest.seq_len + 1, token_dtype(plan.manifest.vocab_size))[row]
     text = load_tokenizer(plan.config.tokenizer, plan.config.eos_token).decode(tokens.tolist())
     return [f"  slot {slot}, {stream.name} {position}:", *[f"    | {line}" for line in text.split("\n")]]

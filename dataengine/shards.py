@@ -70,13 +70,11 @@ def write_shards(samples: NDArray[Any], directory: Path, first: int, samples_per
     return shards
 
 
-def read_rows(path: Path, rows: Sequence[int], width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Some samples of a shard, shape (len(rows), width), without reading the rest of it."""
+def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The samples of a shard, shape (num_samples, width), mapped: a row is read when it is used."""
     with path.open("rb") as file:
-        count = int(np.frombuffer(file.read(4), "<u4")[0])
-        first = int(np.frombuffer(file.read(4), "<u4")[0])
-    samples = np.memmap(path, dtype.newbyteorder("<"), "r", first, (count, width))
-    return samples[np.asarray(rows, np.int64)].astype(dtype)
+        count, first = np.frombuffer(file.read(8), "<u4").tolist()  # number of samples, offset of the first
+    return np.memmap(path, dtype.newbyteorder("<"), "r", first, (count, width))
 
 
 class ShardWriter:

@@ -1,14 +1,14 @@
 """Stream the samples of a manifest in its order: `streaming.StreamingDataset` with a schedule instead of epochs.
 
-The whole run is one epoch, so the one coordinate of a resume is the step. Only `_get_work` is replaced, by a lazy
-sequence of sample ids; downloads, caching and shards stay streaming's (streaming/base/dataset.py, 0.13).
+The whole run is one epoch, so the one coordinate of a resume is the step. `_get_work` gives a lazy sequence of sample
+ids, and samples are read as rows of mapped shards; indexes, worlds and the resume state stay streaming's
+(streaming/base/dataset.py, 0.13).
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,16 +24,18 @@ from torch.utils.data import DataLoader
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
 from dataengine.order import RunOrder
-from dataengine.shards import COLUMN
+from dataengine.shards import COLUMN, map_shard
+from dataengine.tokens import token_dtype
 
-_STEPS_KEPT = 64
+_SHARDS_MAPPED = 256  # by each worker; a mapping costs an open file
 
 
 class ScheduledDataset(StreamingDataset):
     """The samples of a rank, step after step.
 
-    An item is {"tokens": int64 (seq_len + 1,), "stream": number in manifest.streams, "sample_id": id in the order's
-    numbering}. Raises InputError if the world size does not divide the batch or a stream is not the manifest's.
+    An item is {"tokens": (seq_len + 1,) in the shards' type, "stream": number in manifest.streams, "sample_id": id in
+    the order's numbering}. Raises InputError if the world size does not divide the batch or a stream is not the
+    manifest's.
     """
 
     def __init__(self, manifest: Manifest, store: Path, *, world_size: int) -> None:
@@ -47,7 +49,8 @@ class ScheduledDataset(StreamingDataset):
                 num_canonical_nodes=manifest.lanes,  # fixed, so that it never depends on the first run's nodes
                 shuffle=False,
             )
-        self.manifest = manifest
+        self.manifest, self._store = manifest, store
+        self._mapped: OrderedDict[int, NDArray[Any]] = OrderedDict()  # each loader worker fills its own
         self.epoch_size = manifest.schedule.steps * manifest.batch_size
         self.length = self.epoch_size // world_size
 
@@ -64,11 +67,36 @@ class ScheduledDataset(StreamingDataset):
             num_workers=world.workers_per_rank,
         )
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """This worker's samples, from the step that a checkpoint set.
+
+        streaming's own iterator runs three threads that fetch ahead, and takes a lock of the node for every sample. All
+        shards are on this disk, so samples are read as they are asked for; the loader's workers do so ahead of time.
+        """
+        self._unique_worker_world = self._unique_rank_world.detect_workers()
+        self._parallel_worker_world = self._parallel_rank_world.detect_workers()
+        order = self._get_work(*self._resume_incr_epoch())
+        for index in range(len(order)):
+            yield self.get_item(order[index])
+
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """One sample, with the number of its stream and its id."""
-        tokens = super().get_item(sample_id, retry)[COLUMN]
-        stream = int(np.searchsorted(self.manifest.order.first_ids, sample_id, side="right")) - 1
-        return {COLUMN: tokens.astype(np.int64), "stream": stream, "sample_id": int(sample_id)}
+        """One sample, with the number of its stream and its id. Reads a row of a shard that stays mapped."""
+        shard, row = self.spanner[sample_id]
+        tokens = self._map_shard(shard)[row]
+        return {COLUMN: tokens, "stream": int(self.stream_per_shard[shard]), "sample_id": int(sample_id)}
+
+    def _map_shard(self, shard: int) -> NDArray[Any]:
+        mapped = self._mapped.get(shard)
+        if mapped is None:
+            stream = self.manifest.streams[self.stream_per_shard[shard]]
+            basename = stream.shards[shard - self.shard_offset_per_stream[self.stream_per_shard[shard]]].basename
+            width, dtype = self.manifest.seq_len + 1, token_dtype(self.manifest.vocab_size)
+            mapped = self._mapped[shard] = map_shard(self._store / stream.remote / basename, width, dtype)
+            if len(self._mapped) > _SHARDS_MAPPED:
+                self._mapped.popitem(last=False)
+        else:
+            self._mapped.move_to_end(shard)
+        return mapped
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """The step, and what the data were: plain integers and strings, as checkpoints keep them."""
@@ -97,8 +125,8 @@ class ScheduledDataset(StreamingDataset):
 class LazyOrder:
     """The sample ids that one loader worker of one rank reads, computed as they are asked for.
 
-    It has the length and the items of the array that streaming's `_Iterator` expects. The loader takes batches from
-    its workers in turn, so batch k of worker w is step first_step + k * num_workers + w.
+    The loader takes batches from its workers in turn, so batch k of worker w is step
+    first_step + k * num_workers + w.
     """
 
     def __init__(
@@ -109,8 +137,7 @@ class LazyOrder:
         self._start = rank * self._width
         steps = order.schedule.steps - first_step
         self._length = max(0, -(-(steps - worker) // num_workers)) * self._width
-        self._lock = threading.Lock()  # streaming reads ahead in threads of its own
-        self._known: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._batch, self._ids = -1, np.empty(0, np.int64)  # the batch asked for last
 
     def __len__(self) -> int:
         return self._length
@@ -119,19 +146,18 @@ class LazyOrder:
         if not 0 <= index < self._length:
             raise IndexError(f"index {index} of {self._length}")
         batch, slot = divmod(int(index), self._width)
-        with self._lock:
-            ids = self._known.get(batch)
-            if ids is None:
-                step = self._first + batch * self._num_workers + self._worker
-                ids = self._order.sample_ids(step, self._start, self._start + self._width)
-                self._known[batch] = ids
-                if len(self._known) > _STEPS_KEPT:
-                    self._known.popitem(last=False)
-        return int(ids[slot])
+        if batch != self._batch:
+            step = self._first + batch * self._num_workers + self._worker
+            self._ids = self._order.sample_ids(step, self._start, self._start + self._width)
+            self._batch = batch
+        return int(self._ids[slot])
 
 
 def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[str, Any]]:
-    """A loader of whole rank batches: {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64."""
+    """A loader of whole rank batches: {"tokens": int32 (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}.
+
+    Tokens become int64 on the device: half as many bytes pass from the workers.
+    """
     return DataLoader(
         dataset,
         batch_size=dataset.batch_size,
@@ -182,7 +208,7 @@ def _identity(manifest: Manifest, step: int) -> dict[str, Any]:
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {
-        COLUMN: torch.from_numpy(np.stack([item[COLUMN] for item in items])),
+        COLUMN: torch.from_numpy(np.stack([item[COLUMN] for item in items]).astype(np.int32)),
         "stream": torch.tensor([item["stream"] for item in items]),
         "sample_id": torch.tensor([item["sample_id"] for item in items]),
     }

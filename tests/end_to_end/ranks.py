@@ -22,7 +22,7 @@ _CONTEXT.set_forkserver_preload(
 DEADLINE_S = 240
 
 
-def start(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: bool = False) -> list[ForkServerProcess]:
+def start(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: str = "") -> list[ForkServerProcess]:
     """Start the ranks of a run; their output goes to OUT.rank0.txt and so on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -57,7 +57,7 @@ def finish(processes: Sequence[ForkServerProcess]) -> list[int | None]:
     return codes
 
 
-def train(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: bool = False) -> list[dict[str, str]]:
+def train(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: str = "") -> list[dict[str, str]]:
     """Run to the end; return the log. Fails with what rank 0 printed."""
     codes = finish(start(config, out, *overrides, ranks=ranks, probe=probe))
     assert codes == [0] * ranks, (codes, printed(out))
@@ -91,7 +91,7 @@ def printed(out: Path) -> str:
     return out.with_name(f"{out.name}.rank0.txt").read_text(errors="replace")
 
 
-def _train_rank(environment: dict[str, str], config: str, overrides: list[str], printed: Path, probe: bool) -> None:
+def _train_rank(environment: dict[str, str], config: str, overrides: list[str], printed: Path, probe: str) -> None:
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in a run by the launcher
     descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -102,10 +102,24 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
     import trainer.train
 
     torch.set_num_threads(1)
-    if probe:
+    if probe == "random":
         _draw_random_numbers(trainer.train)
+    if probe == "stray" and environment["RANK"] == "1":
+        _stray_from_the_plan()
     trainer.train.main([config, *overrides])
     sys.exit("main returns only through sys.exit")
+
+
+def _stray_from_the_plan() -> None:
+    """Let this rank's loader give two samples of step 3 in each other's place."""
+    import trainer.data
+
+    own = trainer.data.LazyOrder.__getitem__
+
+    def exchanged(order: Any, index: int) -> int:
+        return own(order, {12: 13, 13: 12}.get(index, index))  # 4 samples a step on each of 2 ranks
+
+    trainer.data.LazyOrder.__getitem__ = exchanged  # type: ignore[method-assign]
 
 
 def _draw_random_numbers(module: Any) -> None:

@@ -29,7 +29,7 @@ from trainer.evaluate import evaluate
 from trainer.export import export, load_weights
 from trainer.model import build_model
 from trainer.report import draw_run
-from trainer.step_log import next_digest
+from trainer.step_log import next_digest, read_log
 from trainer.train import check_agreement
 
 
@@ -119,9 +119,9 @@ def test_nothing_depends_on_loader_workers(experiment: Experiment, workers: int)
 
 def test_random_state_comes_back(experiment: Experiment) -> None:
     whole, parts = experiment.folder / "random", experiment.folder / "random_parts"
-    ranks.train(experiment.config, whole, "train.max_steps=8", probe=True)
-    ranks.train(experiment.config, parts, "train.max_steps=4", probe=True)
-    ranks.train(experiment.config, parts, "train.max_steps=8", probe=True)
+    ranks.train(experiment.config, whole, "train.max_steps=8", probe="random")
+    ranks.train(experiment.config, parts, "train.max_steps=4", probe="random")
+    ranks.train(experiment.config, parts, "train.max_steps=8", probe="random")
     for rank in range(2):
         numbers = (whole / f"random.{rank}.txt").read_text()
         assert len(numbers.splitlines()) == 8 * 2  # two microbatches a step
@@ -193,6 +193,20 @@ def test_a_schedule_can_grow_after_the_steps_that_are_trained(experiment: Experi
     log = ranks.train(experiment.config, out, *changes)
     assert exact(log[:16]) == exact(experiment.straight)
     assert [row["stage"] for row in log[16:]] == ["more", "more"]
+
+
+def test_a_batch_that_is_not_the_plans_stops_every_rank(experiment: Experiment) -> None:
+    out = experiment.folder / "stray"
+    codes = ranks.finish(ranks.start(experiment.config, out, "train.loader_workers=0", probe="stray"))
+    assert codes == [1, 1]
+    planned = experiment.manifest.order.sample_ids(3).tolist()
+    given = [*planned[:4], planned[5], planned[4], *planned[6:]]
+    for rank in range(2):
+        assert (
+            f"step 3: the loader gave 8 samples that differ from the plan's 8 from slot 4 on: {given[4:]} for "
+            f"{planned[4:]}. Nothing of this batch was trained on; the last checkpoint is good."
+        ) in out.with_name(f"stray.rank{rank}.txt").read_text()
+    assert len(read_log(out / "log.csv")) == 3
 
 
 def test_a_fork_keeps_its_parents_steps_and_draws_nothing_twice(experiment: Experiment) -> None:
@@ -316,7 +330,7 @@ def assert_next_loss(experiment: Experiment, log: list[dict[str, str]], model: A
     folder = load_config(experiment.config).store
     dataset = ScheduledDataset(experiment.manifest, Path(folder), world_size=1)
     items = [dataset[int(i)] for i in experiment.manifest.order.sample_ids(step)]
-    tokens = torch.from_numpy(np.stack([item["tokens"] for item in items]))
+    tokens = torch.from_numpy(np.stack([item["tokens"] for item in items]).astype(np.int64))
     with torch.no_grad():
         logits = model.eval()(tokens[:, :-1]).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
