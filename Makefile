@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
 
-demo: $(INSTALLED) ## build, train, kill, resume, evaluate on real text (under 10 minutes on 2 cores)
+demo: $(INSTALLED) ## build, train, kill, resume, evaluate on real text (5 minutes on 2 cores)
 	$(BIN)/python demo/demo.py
 
 test: $(INSTALLED) ## run all tests
@@ -27,10 +27,11 @@ lock: $(INSTALLED) ## resolve the dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url --no-header --no-annotate \
 	    --extra eval --extra comet --extra dev --quiet --upgrade -o requirements.lock
 
-clean: ## remove what runs and builds left
-	rm -rf runs store
+clean: ## remove what the demonstration left
+	rm -rf runs/demo
 
 $(INSTALLED): requirements.lock pyproject.toml
+	@echo 'installing into .venv (6.4 GB, about a minute)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock -e .

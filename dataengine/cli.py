@@ -93,15 +93,17 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _build(options: argparse.Namespace) -> None:
     # Imported here so that --help answers at once.
+    from pathlib import Path
+
     from dataengine.build import build
     from dataengine.config import load_config
     from dataengine.engines import default_workers
 
-    print(
-        describe_build(
-            build(load_config(options.config, options.overrides), workers=options.workers or default_workers())
-        )
-    )
+    config = load_config(options.config, options.overrides)
+    print(describe_build(build(config, workers=options.workers or default_workers())))
+    for direction, path in config.evaluate.dev.items():
+        if not Path(path).is_file():
+            print(f"note: evaluate.dev.{direction} is {path}, which does not exist yet", file=sys.stderr)
 
 
 def describe_build(result: BuildResult) -> str:
@@ -120,7 +122,7 @@ def describe_build(result: BuildResult) -> str:
                 f"{built.stream.samples:,}",
                 f"{built.remainder:,} tokens",
                 f"{len(built.stream.shards):,}",
-                "built" if built.new else "taken up",
+                "built" if built.new else "reused",
             )
         )
     names = [built.stream.name for built in result.streams]

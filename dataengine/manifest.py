@@ -7,6 +7,8 @@ another disk or in a bucket, keeps its plan_id.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,14 +80,38 @@ class Manifest:
         """sha256 of the manifest file."""
         return hashlib.sha256(self.content).hexdigest()
 
+    def differences(self, other: Manifest, step: int) -> list[str]:
+        """What makes the steps before `step` others, in words for a message."""
+        keys = ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block")
+        found = [
+            f"{key} was {getattr(self, key)} and is {getattr(other, key)}"
+            for key in keys
+            if getattr(self, key) != getattr(other, key)
+        ]
+        drawn, now = self.schedule.cursors(min(step, self.schedule.steps)), {s.name: s for s in other.streams}
+        found += [
+            f"stream '{stream.name}' is not the one of then (its sources or settings changed)"
+            for stream in self.streams
+            if drawn.get(stream.name)
+            and (stream.name not in now or now[stream.name].index_sha256 != stream.index_sha256)
+        ]
+        for old, new, start in zip(self.stages, other.stages, self.schedule.stage_starts, strict=False):
+            if start < step and (old.samples != new.samples or old.length != new.length):
+                was, now_is = (f"{stage.length:,} steps of {_words(stage)}" for stage in (old, new))
+                found.append(f"stage '{old.name}' was {was} and is {now_is}")
+        return found or ["the order of streams or stages is another"]
+
     def prefix_sha256(self, step: int) -> str:
-        """Hash of all that decides the samples of the steps before `step`: stages not begun by then are left out."""
+        """Hash of all that decides the samples of the steps before `step`: stages not begun by then are left out.
+
+        Quotas of one ratio give the same slots (`count_drawn`), so only the ratio counts, and a stage may grow.
+        """
         begun: list[dict[str, Any]] = [
-            {"steps": stage.steps, "samples": stage.samples, "until": min(start + stage.length, step)}
+            {"mix": _ratio(stage.samples), "until": min(start + stage.length, step)}
             for stage, start in zip(self.stages, self.schedule.stage_starts, strict=True)
             if start < step
         ]
-        drawn = {name for stage in begun for name in stage["samples"]}
+        drawn = {name for stage in begun for name in stage["mix"]}
         first_ids = self.order.first_ids.tolist()
         return hashlib.sha256(
             _canonical(
@@ -135,6 +161,15 @@ def read_manifest(path: Path) -> Manifest:
     if not intact:
         raise InputError(f"{path} is not as it was written. Build again: dataengine build CONFIG")
     return manifest
+
+
+def _ratio(samples: Mapping[str, int]) -> dict[str, int]:
+    divisor = math.gcd(*samples.values())
+    return {name: count // divisor for name, count in samples.items() if count}
+
+
+def _words(stage: Stage) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in stage.samples.items())
 
 
 def _canonical(value: object) -> bytes:

@@ -40,21 +40,9 @@ class Parent:
         """Raise InputError unless the child's steps before `step` are the parent's, to the sample."""
         if child.prefix_sha256(self.step) == self.manifest.prefix_sha256(self.step):
             return
-        keys = ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block")
-        differing = [
-            f"{key} was {getattr(self.manifest, key)} and is {getattr(child, key)}"
-            for key in keys
-            if getattr(self.manifest, key) != getattr(child, key)
-        ]
-        now = {stream.name: stream.index_sha256 for stream in child.streams}
-        differing += [
-            f"stream '{stream.name}' is another"
-            for stream in self.manifest.streams
-            if self.drawn.get(stream.name) and now.get(stream.name) != stream.index_sha256
-        ]
         raise InputError(
             f"this config cannot go on from {self.path} at step {self.step:,}, for the steps before would change: "
-            f"{', '.join(differing) or 'the order of the streams differs'}. Keep what the parent has, or drop `parent`."
+            f"{', '.join(self.manifest.differences(child, self.step))}. Keep what the parent has, or drop `parent`."
         )
 
 

@@ -45,7 +45,8 @@ def load_tokenizer(path: str | Path, eos_token: str | None = None) -> Tokenizer:
     except OSError as error:
         raise InputError(
             f"cannot read tokenizer {path}: {error.strerror}. "
-            "Set `tokenizer` to a SentencePiece .model file or a Hugging Face tokenizer.json."
+            "Set `tokenizer` to a SentencePiece .model file or a Hugging Face tokenizer.json (relative paths start at "
+            f"the working directory, {Path.cwd()})."
         ) from None
     if path.suffix == ".model":
         return _SentencePiece(path, content, eos_token)

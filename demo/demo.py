@@ -61,13 +61,14 @@ def main() -> None:
     first, second = read_log(straight / "log.csv"), read_log(killed / "log.csv")
     equal_samples = [row["digest"] for row in first] == [row["digest"] for row in second]
     equal_losses = [row["loss"] for row in first] == [row["loss"] for row in second]
-    scores = json.loads((killed / "results.json").read_text())["translation"]
+    (results,) = killed.glob("evaluations/*/results.json")
+    scores = json.loads(results.read_text())["translation"]
     for stream in manifest.streams:
         drawn = int(second[-1][f"samples/{stream.name}"])
         losses = [row[f"loss/{stream.name}"] for row in second if row[f"loss/{stream.name}"]]
         print(
-            f"stream {stream.name}: {stream.tokens:,} tokens built, {drawn * (manifest.seq_len + 1):,} tokens drawn, "
-            f"final loss {float(losses[-1]):.4f}"
+            f"stream {stream.name}: {stream.samples:,} samples built, {drawn:,} drawn "
+            f"({drawn * manifest.seq_len:,} predicted tokens), final loss {float(losses[-1]):.4f}"
         )
     print(f"steps {len(second)}, {len(second) * manifest.batch_size * manifest.seq_len:,} predicted tokens")
     for direction, score in scores.items():

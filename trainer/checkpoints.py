@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from dataengine.config import ModelConfig
 from dataengine.errors import InputError
 from dataengine.schedule import Schedule
 from dataengine.storage import write_file
@@ -92,6 +93,21 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if found != size:
             raise InputError(f"{folder}: {name} has {found} bytes, not {size}: the checkpoint is damaged")
     return checkpoint
+
+
+def check_model(model: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Raise InputError unless a checkpoint's weights have the sizes that the config states."""
+    sizes = model.model_dump(mode="json")
+    differing = [
+        f"{key} was {checkpoint.model.get(key)} and is {sizes[key]}"
+        for key in sizes
+        if checkpoint.model.get(key) != sizes[key]
+    ]
+    if differing:
+        raise InputError(
+            f"{checkpoint.folder} holds another model: {', '.join(differing)}. "
+            "Restore these settings under `model`, or give this run another `out`."
+        )
 
 
 def newest_checkpoint(out: Path) -> Checkpoint | None:

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="trainer/evaluate.py",
         description="Export a checkpoint, translate the sets of `evaluate.dev` with the zero-shot prompt of the paper "
-        "and print BLEU per direction. Writes OUT/results.json and the translations to OUT/translations/step-N/.",
+        "and print BLEU per direction. Writes results.json and the translations to OUT/evaluations/step-N/.",
     )
     parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
@@ -89,10 +89,14 @@ def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
             for row in rows
         ]
         write_file(
-            out / "translations" / checkpoint.folder.name / f"{direction}.jsonl",
+            out / "evaluations" / checkpoint.folder.name / f"{direction}.jsonl",
             "\n".join([*lines, ""]).encode(),
         )
-        print(f"{direction}: BLEU {scores[direction]['bleu']:.2f}  {scores[direction]['signature']}", flush=True)
+        print(
+            f"{checkpoint.folder.name} {direction}: "
+            f"BLEU {scores[direction]['bleu']:.2f}  {scores[direction]['signature']}",
+            flush=True,
+        )
     results = {
         "step": checkpoint.step,
         "plan_id": checkpoint.plan_id,
@@ -100,7 +104,10 @@ def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
         "decoding": {"method": "greedy", "max_new_tokens": config.evaluate.max_new_tokens, "bos": config.bos},
         "translation": scores,
     }
-    write_file(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False).encode())
+    write_file(
+        out / "evaluations" / checkpoint.folder.name / "results.json",
+        json.dumps(results, indent=2, ensure_ascii=False).encode(),
+    )
     return results
 
 

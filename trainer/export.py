@@ -22,7 +22,14 @@ from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.storage import new_folder
 from dataengine.tokens import load_tokenizer
-from trainer.checkpoints import Checkpoint, checkpoint_folder, newest_checkpoint, read_checkpoint
+from trainer.checkpoints import (
+    Checkpoint,
+    check_model,
+    checkpoint_folder,
+    complete_checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from trainer.model import empty_model
 
 log = logging.getLogger(__name__)
@@ -49,6 +56,7 @@ def export(config: Config, step: int | None = None) -> Path:
     """Export the checkpoint of `step`, or the newest; return the folder. Does nothing if it is there already."""
     out = Path(config.out)
     checkpoint = find_checkpoint(out, step)
+    check_model(config.model, checkpoint)
     manifest = read_manifest(out / "manifest.json")
     folder = out / "exports" / checkpoint.folder.name
     if folder.is_dir():
@@ -56,6 +64,9 @@ def export(config: Config, step: int | None = None) -> Path:
     model = empty_model(config.model, manifest)
     load_weights(model, checkpoint)
     with new_folder(folder) as temporary:
+        spare = list(range(manifest.vocab_size, model.config.vocab_size))  # rows that pad the embedding
+        if spare and model.generation_config is not None:
+            model.generation_config.suppress_tokens = spare
         model.save_pretrained(temporary)
         _save_tokenizer(config, manifest, temporary)
     return folder
@@ -64,6 +75,9 @@ def export(config: Config, step: int | None = None) -> Path:
 def find_checkpoint(out: Path, step: int | None) -> Checkpoint:
     """The complete checkpoint of a step, or the newest one. Raises InputError if there is none."""
     if step is not None:
+        if not checkpoint_folder(out, step).is_dir():
+            steps = ", ".join(str(checkpoint.step) for checkpoint in complete_checkpoints(out))
+            raise InputError(f"{out} has no checkpoint of {step} steps; it has those of {steps or 'none'}")
         return read_checkpoint(checkpoint_folder(out, step))
     newest = newest_checkpoint(out)
     if newest is None:
@@ -86,7 +100,9 @@ def _save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> None:
     ours = load_tokenizer(path, config.eos_token)
     if path.suffix == ".model":
         # legacy=False: a text keeps its ids whatever control token stands before it
-        hf = LlamaTokenizer(str(path), legacy=False, add_bos_token=config.bos, add_eos_token=False)
+        hf = LlamaTokenizer(
+            str(path), legacy=False, add_bos_token=config.bos, add_eos_token=False, model_max_length=manifest.seq_len
+        )
         hf.save_pretrained(folder)
     else:
         PreTrainedTokenizerFast(tokenizer_file=str(path)).save_pretrained(folder)

@@ -37,9 +37,9 @@ def _draw(runs: Sequence[Path]) -> None:
 
 def draw_run(run: Path) -> Path:
     """Draw one run from its log and manifest; return the picture's path."""
-    manifest = read_manifest(run / "manifest.json")
     if not (run / "log.csv").is_file():
-        raise InputError(f"no log.csv in {run}: give the folder of a run that has trained at least a step")
+        raise InputError(f"no log.csv in {run}: give the folder (a config's `out`) of a run that has trained")
+    manifest = read_manifest(run / "manifest.json")
     rows = read_log(run / "log.csv")
     if not rows:
         raise InputError(f"{run / 'log.csv'} has no steps yet")

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.storage import write_file
 from dataengine.tokens import load_tokenizer
-from trainer.checkpoints import Checkpoint, checkpoint_steps, newest_checkpoint
+from trainer.checkpoints import Checkpoint, check_model, checkpoint_steps, newest_checkpoint
 from trainer.schedulers import learning_rate, restart_steps
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for name in ("trainer", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if _rank() == 0 else logging.ERROR)
-    sys.exit(run_command(lambda: train(load_config(options.config, options.overrides)), quiet=_rank() != 0))
+    code = run_command(lambda: train(load_config(options.config, options.overrides)), quiet=_rank() != 0)
+    if code and _rank() != 0:
+        time.sleep(3)  # let the rank with the message end first: the launcher passes on the first exit code it sees
+    sys.exit(code)
 
 
 def train(config: Config) -> None:
@@ -63,10 +67,13 @@ def train(config: Config) -> None:
     last = min(config.train.max_steps or manifest.schedule.steps, manifest.schedule.steps)
     resume = newest_checkpoint(out)
     if resume is not None:
-        check_resume(config, resume)
+        check_model(config.model, resume)
+        check_past(manifest, out, resume.step)
         if resume.step >= last:
             log.info("nothing to do: %s has %d of %d steps", resume.folder, resume.step, last)
             return
+        _tell_changes(config, out)
+    log.info("%s: importing Composer, which takes a while", config.name)
     trainer = make_trainer(config, manifest, world_size=world_size, last=last, resume=resume)
     if _rank() == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -91,6 +98,7 @@ def make_trainer(
 ) -> Trainer:
     """Composer's Trainer for an experiment, loaded from a checkpoint if one is given."""
     warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
+    warnings.filterwarnings("ignore", message=r"\s*The current world size")  # of random states, on a resume
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch's own checkpoint writer
     import torch
     from composer import DataSpec, Trainer
@@ -204,17 +212,31 @@ def _first_difference(key: str, now: Any, then: Any) -> tuple[str, Any, Any]:
     return key, now, then
 
 
-def check_resume(config: Config, resume: Checkpoint) -> None:
-    """Raise InputError unless a checkpoint's weights have the sizes that the config states."""
-    sizes = config.model.model_dump(mode="json")
-    differing = [
-        f"{key} was {resume.model.get(key)} and is {sizes[key]}" for key in sizes if resume.model.get(key) != sizes[key]
-    ]
-    if differing:
+def check_past(manifest: Manifest, out: Path, step: int) -> None:
+    """Raise InputError, with the reason, unless the manifest gives the samples that a run was trained on up to a step.
+
+    The dataset checks the same by the hash in the checkpoint; this knows what differs.
+    """
+    if not (out / "manifest.json").is_file():  # a checkpoint that was copied here, for a fork
+        return
+    before = read_manifest(out / "manifest.json")
+    if before.prefix_sha256(step) != manifest.prefix_sha256(step):
         raise InputError(
-            f"{resume.folder} holds another model: {', '.join(differing)}. "
-            "Restore these settings under `model`, or give this run another `out`."
+            f"the {step:,} steps that {out} has trained would change: "
+            f"{', '.join(before.differences(manifest, step))}. Build with {out / 'config.yaml'} and the sources of "
+            "then, change only what comes after these steps (stages can be added), or give this run another `out`."
         )
+
+
+def _tell_changes(config: Config, out: Path) -> None:
+    """Say which training settings differ from those that the run had so far; they may, but not unseen."""
+    if not (out / "config.yaml").is_file():
+        return
+    before = load_config(out / "config.yaml").train
+    for key in type(before).model_fields:
+        was, now = getattr(before, key), getattr(config.train, key)
+        if was != now and key not in ("max_steps", "log_interval", "loader_workers", "keep_checkpoints"):
+            log.warning("train.%s was %s so far and is %s from here on", key, was, now)
 
 
 def _rank() -> int:

@@ -46,6 +46,7 @@ def complete(
             max_new_tokens=max_new_tokens,
             eos_token_id=tokenizer.eos_id,
             pad_token_id=tokenizer.eos_id,
+            suppress_tokens=list(range(tokenizer.vocab_size, model.config.vocab_size)) or None,  # rows of padding
             stopping_criteria=stop,
         )
         for k, row in zip(chosen, output[:, tokens.shape[1] :].tolist(), strict=True):

@@ -177,11 +177,19 @@ def test_a_resume_on_other_data_is_refused(experiment: Experiment) -> None:
     changes = [store, "stages.1.mix.mono=1", f"out={out}"]
     build(load_config(experiment.config, changes), workers=1)
     message = ranks.refuse(experiment.config, out, *changes)
-    assert message.startswith("error: the checkpoint of step 12 (plan ")
-    assert message.endswith(
-        "gives up to that step: streams, seed or stages differ. Restore that manifest by building with the "
-        "configuration beside the run, or give this run another `out`."
+    assert message == (
+        f"error: the 12 steps that {out} has trained would change: stage 'mixed' was 6 steps of 8 both, 16 en-zh, "
+        f"24 mono and is 6 steps of 12 both, 24 en-zh, 12 mono. Build with {out}/config.yaml and the sources of "
+        "then, change only what comes after these steps (stages can be added), or give this run another `out`."
     )
+
+
+def test_the_dataset_refuses_a_state_of_other_data_itself(experiment: Experiment) -> None:
+    dataset = ScheduledDataset(experiment.manifest, Path(load_config(experiment.config).store), world_size=1)
+    state = dataset.state_dict(8 * 12, True)
+    dataset.load_state_dict(state)
+    with pytest.raises(InputError, match=r"the checkpoint of step 12 \(plan .*\) was trained on other data"):
+        dataset.load_state_dict({**state, "prefix_sha256": "0" * 64})
 
 
 def test_a_schedule_can_grow_after_the_steps_that_are_trained(experiment: Experiment) -> None:
@@ -229,7 +237,7 @@ def test_a_fork_keeps_its_parents_steps_and_draws_nothing_twice(experiment: Expe
     assert [row["stage"] for row in log[8:]] == ["mixed", *["other"] * 5]
     too_late = experiment.folder / "fork_too_late"
     shutil.copytree(experiment.folder / "straight", too_late)
-    assert "was trained on other data" in ranks.refuse(experiment.config, too_late, *changes)
+    assert "the 16 steps that" in ranks.refuse(experiment.config, too_late, *changes)
 
 
 def test_a_child_that_would_change_the_past_is_refused(experiment: Experiment) -> None:
@@ -280,6 +288,24 @@ def test_every_mini_experiment_draws_what_its_plan_says(path: Path, mini_store: 
     log = ranks.train(path, out, f"store={mini_store}", "train.max_steps=3", "train.log_interval=1")
     for name, drawn in manifest.schedule.cursors(3).items():
         assert int(log[-1][f"samples/{name}"]) == drawn
+
+
+def test_the_last_stage_of_one_stream_can_be_made_longer(experiment: Experiment) -> None:
+    out = copy_run(experiment, "longer_stage")
+    changes = [f"store={experiment.folder / 'longer_stage_store'}", "stages.2.steps=6", "train.learning_rate=0.02"]
+    build(load_config(experiment.config, changes), workers=1)
+    log = ranks.train(experiment.config, out, *changes)
+    assert exact(log[:16]) == exact(experiment.straight)
+    assert len(log) == 18
+    assert "train.learning_rate was 0.01 so far and is 0.02 from here on" in ranks.printed(out)
+
+
+def test_a_checkpoint_that_is_not_there_is_named(experiment: Experiment) -> None:
+    config = load_config(experiment.config, [f"out={experiment.folder / 'straight'}"])
+    with pytest.raises(InputError, match=r"straight has no checkpoint of 5 steps; it has those of 4, 6, 10, 12, 16"):
+        export(config, 5)
+    with pytest.raises(InputError, match=r"holds another model: hidden_size was 32 and is 64"):
+        export(load_config(experiment.config, [f"out={config.out}", "model.hidden_size=64"]), 4)
 
 
 def test_another_model_is_refused(experiment: Experiment) -> None:
@@ -363,12 +389,12 @@ def test_evaluation_scores_the_newest_checkpoint(experiment: Experiment) -> None
     out = copy_run(experiment, "evaluated")
     config = load_config(experiment.config, [f"out={out}"])
     results = evaluate(config)
-    assert json.loads((out / "results.json").read_text()) == results
+    assert json.loads((out / "evaluations" / "step-00000016" / "results.json").read_text()) == results
     score = results["translation"]["en-zh"]
     assert results["step"] == 16
     assert score["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:")
     assert 0 <= score["bleu"] <= 100
-    rows = (out / "translations" / "step-00000016" / "en-zh.jsonl").read_text().splitlines()
+    rows = (out / "evaluations" / "step-00000016" / "en-zh.jsonl").read_text().splitlines()
     assert len(rows) == score["sentences"] == 4
     tokenizer_folder = export(config)
     from transformers import AutoTokenizer

@@ -30,6 +30,15 @@ def test_a_completion_does_not_depend_on_its_batch() -> None:
     assert any(batched)
 
 
+def test_rows_that_pad_the_embedding_are_never_chosen() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[:6000] = 0  # every id of the vocabulary scores 0, some padding more
+    assert complete(model, TOKENIZER, ["Hello"], batch_size=1, max_new_tokens=3, bos=False, title="test") == [
+        TOKENIZER.decode([0, 0, 0]).strip()
+    ]
+
+
 def test_generation_stops_at_the_end_of_the_first_line_with_text() -> None:
     stop = EndOfLine(TOKENIZER)
     newline = TOKENIZER.encode(["\n"])[0][-1]
