@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dataengine.errors import InputError
 
+_LANGUAGES = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -223,7 +224,7 @@ class Config(_Section):
     shuffle_block: Count = 32_768  # samples
     samples_per_shard: Count = 4096
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)  # of a stream's records
-    languages: dict[str, str] = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
+    languages: dict[str, str] = _LANGUAGES
     streams: dict[Name, StreamConfig]
     budget: BudgetConfig | None = None
     stages: tuple[StageConfig, ...]
@@ -234,8 +235,13 @@ class Config(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_out(cls, values: Any) -> Any:
-        return {"out": f"runs/{values.get('name')}", **values} if isinstance(values, dict) else values
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        filled = {"out": f"runs/{values.get('name')}", **values}
+        if isinstance(filled.get("languages"), dict):  # a config adds to the usual names
+            filled["languages"] = {**_LANGUAGES, **filled["languages"]}
+        return filled
 
     @model_validator(mode="after")
     def _names_agree(self) -> Config:

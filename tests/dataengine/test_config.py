@@ -50,6 +50,11 @@ def test_child_merges_over_base_and_overrides_come_last(tmp_path: Path) -> None:
     assert config.stages[0].steps == 9
 
 
+def test_languages_add_to_the_usual_ones(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "a.yaml", BASE + "languages: {de: German}\n"))
+    assert config.languages == {"en": "English", "zh": "Chinese", "id": "Indonesian", "de": "German"}
+
+
 def test_resolved_config_reads_back_equal(make_config: ConfigMaker, tmp_path: Path) -> None:
     config = make_config()
     path = write(tmp_path, "resolved.yaml", dump_config(config))
