@@ -74,16 +74,17 @@ def read_all(make: Callable[[Path], Any], folder: Path, workers: int, result: An
     multiprocessing.set_start_method("fork", force=True)
     loader: Any
     if make is ours:
-        from trainer.data import make_loader
+        from trainer.data import make_loader, to_tensors
 
-        loader = make_loader(make(folder), workers)
+        loader = map(to_tensors, make_loader(make(folder), workers))
     else:
         loader = DataLoader(make(folder), batch_size=BATCH, num_workers=workers, collate_fn=collate)
     batches = iter(loader)
     next(batches)
     begun, count = time.perf_counter(), 0
     for batch in batches:
-        tokens = (batch["tokens"] if make is ours else batch).long()
+        tokens = batch["tokens"] if make is ours else batch
+        assert tokens.dtype == torch.int64
         assert tokens.shape == (BATCH, WIDTH)
         count += len(tokens)
     result["rate"] = count / (time.perf_counter() - begun)

@@ -153,20 +153,25 @@ class LazyOrder:
         return int(self._ids[slot])
 
 
-def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[str, Any]]:
-    """A loader of whole rank batches: {"tokens": int32 (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}.
+def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[str, NDArray[Any]]]:
+    """A loader of whole rank batches as arrays; `to_tensors` makes tensors of them.
 
-    Tokens become int64 on the device: half as many bytes pass from the workers.
+    Arrays pass from the workers through a pipe. Tensors would pass as files in shared memory, three a batch, which
+    takes more than ten times as long.
     """
     return DataLoader(
         dataset,
         batch_size=dataset.batch_size,
         num_workers=num_workers,
         collate_fn=_collate,
-        pin_memory=torch.cuda.is_available(),
         prefetch_factor=4 if num_workers else None,
         persistent_workers=bool(num_workers),
     )
+
+
+def to_tensors(batch: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
+    """A batch as the model takes it: {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64."""
+    return {key: torch.from_numpy(values.astype(np.int64)) for key, values in batch.items()}
 
 
 def check_world_size(manifest: Manifest, world_size: int) -> None:
@@ -206,12 +211,8 @@ def _identity(manifest: Manifest, step: int) -> dict[str, Any]:
     }
 
 
-def _collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    return {
-        COLUMN: torch.from_numpy(np.stack([item[COLUMN] for item in items]).astype(np.int32)),
-        "stream": torch.tensor([item["stream"] for item in items]),
-        "sample_id": torch.tensor([item["sample_id"] for item in items]),
-    }
+def _collate(items: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
+    return {key: np.stack([item[key] for item in items]) for key in items[0]}
 
 
 class _LightSpanner:

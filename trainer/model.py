@@ -58,7 +58,6 @@ class PackedDecoder(nn.Module):
         Documents in a sample see each other, and every token counts (paper: no mask). Logits are made and dropped a
         chunk at a time, and made again for the backward pass.
         """
-        tokens = tokens.long()
         hidden = self.hf.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state  # (b, seq_len, d)
         targets = tokens[:, 1:].reshape(-1)
         losses = [

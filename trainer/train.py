@@ -107,7 +107,7 @@ def make_trainer(
     from composer.utils.parallelism import FSDP2Config
 
     from trainer.callbacks import ClipGradients, RestoreRng, SampleLedger, SaveCheckpoints, StepLog
-    from trainer.data import ScheduledDataset, check_world_size, make_loader
+    from trainer.data import ScheduledDataset, check_world_size, make_loader, to_tensors
     from trainer.model import build_model
 
     check_world_size(manifest, world_size)
@@ -140,6 +140,7 @@ def make_trainer(
         model=model,
         train_dataloader=DataSpec(
             make_loader(dataset, config.train.loader_workers),
+            batch_transforms=to_tensors,
             get_num_tokens_in_batch=lambda batch: batch["tokens"][:, 1:].numel(),
         ),
         optimizers=optimizer,
