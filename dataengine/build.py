@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,33 +110,14 @@ def build(config: Config, *, workers: int) -> BuildResult:
     for name in config.streams_in_use:
         units = _first_units(config.streams[name], files[name], form, config.languages)
         built[name] = _build_stream(name, units, form, config, tokenizer.vocab_size, workers)
-    parent = read_parent(config)
-    stages = resolve_stages(
-        config.stages,
-        stream_sizes(config, {name: b.stream.samples for name, b in built.items()}, parent),
-        batch_size=config.batch_size,
-        lanes=config.lanes,
-        seq_len=config.seq_len,
-        budget=config.budget,
-        before=parent.stages if parent else (),
-    )
-    # In the order of first use, so that a stage added later changes no number of a sample.
-    used = Schedule(config.batch_size, config.lanes, stages).streams
-    manifest = Manifest(
-        name=config.name,
+    manifest = make_manifest(
+        config,
+        {name: b.stream for name, b in built.items()},
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
-        seq_len=config.seq_len,
-        batch_size=config.batch_size,
-        lanes=config.lanes,
-        seed=config.seed,
-        shuffle_block=config.shuffle_block,
-        streams=tuple(built[name].stream if name in built else parent_stream(parent, name) for name in used),
-        stages=stages,
-        parent={"plan_id": parent.plan_id, "step": parent.step} if parent else None,
     )
-    if parent:
+    if parent := read_parent(config):
         parent.check_child(manifest)
     path = experiment_folder(config) / "manifest.json"
     new = not path.is_file() or path.read_bytes() != manifest.content or any(b.new for b in built.values())
@@ -149,6 +130,38 @@ def build(config: Config, *, workers: int) -> BuildResult:
     if new:
         write_file(path, manifest.content)
     return result
+
+
+def make_manifest(
+    config: Config, streams: Mapping[str, Stream], *, tokenizer_sha256: str, vocab_size: int, eos_id: int
+) -> Manifest:
+    """The manifest of a config over the streams that it uses, whether built or assumed: its stages in integers."""
+    parent = read_parent(config)
+    stages = resolve_stages(
+        config.stages,
+        stream_sizes(config, {name: stream.samples for name, stream in streams.items()}, parent),
+        batch_size=config.batch_size,
+        lanes=config.lanes,
+        seq_len=config.seq_len,
+        budget=config.budget,
+        before=parent.stages if parent else (),
+    )
+    # In the order of first use, so that a stage added later changes no number of a sample.
+    used = Schedule(config.batch_size, config.lanes, stages).streams
+    return Manifest(
+        name=config.name,
+        tokenizer_sha256=tokenizer_sha256,
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        lanes=config.lanes,
+        seed=config.seed,
+        shuffle_block=config.shuffle_block,
+        streams=tuple(streams[name] if name in streams else parent_stream(parent, name) for name in used),
+        stages=stages,
+        parent={"plan_id": parent.plan_id, "step": parent.step} if parent else None,
+    )
 
 
 def _first_units(

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dataengine.build import experiment_folder
+from dataengine.build import experiment_folder, make_manifest
 from dataengine.config import Config, StreamConfig, dump_config, load_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream, read_manifest
-from dataengine.parent import parent_stream, read_parent, stream_sizes
-from dataengine.schedule import Schedule, Stage, count_drawn
+from dataengine.schedule import Stage, count_drawn
 from dataengine.shards import Shard, map_shard
-from dataengine.stages import resolve_stages
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
 
@@ -56,31 +54,7 @@ def _assume(config: Config) -> Plan:
             f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
         )
     streams = {name: _assumed_stream(name, config.streams[name], config) for name in config.streams_in_use}
-    parent = read_parent(config)
-    stages = resolve_stages(
-        config.stages,
-        stream_sizes(config, {name: stream.samples for name, stream in streams.items()}, parent),
-        batch_size=config.batch_size,
-        lanes=config.lanes,
-        seq_len=config.seq_len,
-        budget=config.budget,
-        before=parent.stages if parent else (),
-    )
-    used = Schedule(config.batch_size, config.lanes, stages).streams
-    manifest = Manifest(
-        name=config.name,
-        tokenizer_sha256=_UNKNOWN,
-        vocab_size=0,
-        eos_id=0,
-        seq_len=config.seq_len,
-        batch_size=config.batch_size,
-        lanes=config.lanes,
-        seed=config.seed,
-        shuffle_block=config.shuffle_block,
-        streams=tuple(streams[name] if name in streams else parent_stream(parent, name) for name in used),
-        stages=stages,
-        parent={"plan_id": parent.plan_id, "step": parent.step} if parent else None,
-    )
+    manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
     return Plan(manifest, tuple(streams), None, config)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,19 @@ class StreamProvenance:
             at += unit["tail"]
         return np.array(rows, np.int64)
 
-    def documents(self, unit: int) -> NDArray[Any]:
-        """The documents of a unit, in its order: see units.PROVENANCE."""
+    @cached_property
+    def _documents(self) -> Callable[[int], tuple[NDArray[Any], Int64s]]:
+        """`_load_documents`, remembered: neighbouring look-ups ask for few units."""
+        return lru_cache(maxsize=64)(self._load_documents)
+
+    def _load_documents(self, unit: int) -> tuple[NDArray[Any], Int64s]:
+        """The documents of a unit, in its order (see units.PROVENANCE), and where each ends in its flow of tokens."""
         found = np.load(self.folder / f"documents.{unit:05d}.npy", mmap_mode="r")
         number = self._summary["packed"][unit]["source"]
         if number is not None:
             found = np.array(found)
             found["source"] = number
-        return found  # type: ignore[no-any-return]
+        return found, np.cumsum(found["tokens"], dtype=np.int64)
 
     def origins(self, sample: int) -> Iterator[Origin]:
         """The documents of a sample (its number in the stream), in the order of its tokens."""
@@ -77,8 +82,7 @@ class StreamProvenance:
                 yield from self._documents_between(unit, inside + first - start, inside + last - start)
 
     def _documents_between(self, unit: int, low: int, high: int) -> Iterator[Origin]:
-        documents = self.documents(unit)
-        ends = np.cumsum(documents["tokens"], dtype=np.int64)
+        documents, ends = self._documents(unit)
         sources = self.sources
         for k in range(int(np.searchsorted(ends, low, "right")), len(documents)):
             begin = int(ends[k]) - int(documents["tokens"][k])
@@ -94,8 +98,7 @@ class StreamProvenance:
             raise InputError(f"{path} is no source of {self.folder.name}; they are {', '.join(self.sources)}")
         number, found = self.sources.index(path), []
         for unit, start, inside, tokens in self._segments.tolist():
-            documents = self.documents(unit)
-            ends = np.cumsum(documents["tokens"], dtype=np.int64)
+            documents, ends = self._documents(unit)
             for k in np.flatnonzero((documents["source"] == number) & (documents["line"] == line)).tolist():
                 begin = int(ends[k]) - int(documents["tokens"][k])
                 first, last = max(begin, inside), min(int(ends[k]), inside + tokens)
