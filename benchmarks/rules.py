@@ -1,0 +1,186 @@
+"""How fast the rules decide on pairs, against the same rules in plain Python: `python benchmarks/rules.py`.
+
+Both decide on the same pairs (a small file is gone through until 100,000 are reached) in batches of 1,000, as a build
+reads them, in one thread; every decision must be equal. Pairs/s, median of runs in rotated order. The plain rules take
+pair by pair and stop at the first that drops it; where a rule looks at the text itself (links, markup, digits, repeats,
+equal sides), both call the same function, the plain rules on every pair and ours on the few that the columns leave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import orjson
+import zstandard
+from numpy.typing import NDArray
+
+from dataengine.rules import (
+    DENSE_SCRIPTS,
+    PAIR_RULES,
+    PairRules,
+    check_pairs,
+    digits_differ,
+    find_links,
+    fold,
+    has_markup,
+    repeats,
+    script_ranges,
+    scripts_of,
+    without_arguments,
+)
+
+BATCH = 1000
+
+
+def main() -> None:
+    """Print the table, or a JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", default="demo/data/en-zh.train.jsonl.zst", help=".jsonl.zst (default: %(default)s)")
+    parser.add_argument("--languages", default="en-zh", help="keys of the pairs, source first (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    source, target = options.languages.split("-")
+    with zstandard.open(options.pairs, "rb") as file:
+        pairs = [orjson.loads(line) for line in file.read().splitlines()]
+    pairs *= -(-100_000 // len(pairs))
+    sides = [pair[source] for pair in pairs], [pair[target] for pair in pairs]
+    methods: dict[str, Callable[..., Sequence[int] | NDArray[np.uint8]]] = {"ours": check_pairs, "plain": plain_pairs}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    decisions: dict[str, NDArray[np.uint8]] = {}
+    for run in range(options.runs):
+        for name in sorted(methods, reverse=run % 2 == 1):
+            begun = time.perf_counter()
+            batches = [
+                methods[name](sides[0][k : k + BATCH], sides[1][k : k + BATCH], (source, target), PairRules())
+                for k in range(0, len(pairs), BATCH)
+            ]
+            seconds[name].append(time.perf_counter() - begun)
+            decisions[name] = np.concatenate([np.asarray(batch, np.uint8) for batch in batches])
+    ours, theirs = decisions["ours"], decisions["plain"]
+    assert np.array_equal(ours, theirs), f"decisions differ at pairs {np.flatnonzero(ours != theirs)[:10].tolist()}"
+    rates = {name: len(pairs) / statistics.median(seconds[name]) for name in methods}
+    ratio = rates["ours"] / rates["plain"]
+    if options.json:
+        row = {"benchmark": "rules", "ours": rates["ours"], "unit": "pairs/s", "peer": "the same rules in plain Python"}
+        print(json.dumps({**row, "peer_value": rates["plain"], "ratio": ratio}))
+        return
+    print(f"{'rules':12} {'ours':>10} {'plain Python':>13}  pairs/s")
+    print(f"{options.languages:12} {rates['ours']:10,.0f} {rates['plain']:13,.0f} {ratio:7.1f}x")
+    drops = np.bincount(ours, minlength=len(PAIR_RULES) + 1)[1:].tolist()
+    dropped = ", ".join(f"{name} {count}" for name, count in zip(PAIR_RULES, drops, strict=True) if count)
+    print(f"{len(pairs):,} pairs, decisions equal; dropped: {dropped or 'none'}")
+
+
+def plain_pairs(
+    sources: Sequence[str], targets: Sequence[str], languages: tuple[str, str], rules: PairRules
+) -> list[int]:
+    """`check_pairs`, pair by pair."""
+    return [plain_pair(source, target, languages, rules) for source, target in zip(sources, targets, strict=True)]
+
+
+def plain_pair(source: str, target: str, languages: tuple[str, str], rules: PairRules) -> int:
+    """The rules in their order, for one pair."""
+    name = first_rule(source, target, languages, rules)
+    return PAIR_RULES.index(name) + 1 if name else 0
+
+
+def first_rule(source: str, target: str, languages: tuple[str, str], rules: PairRules) -> str | None:
+    """The name of the first rule that drops a pair."""
+    sides = (source, target)
+    for text in sides:
+        if rules.min_characters is not None and len(text) < rules.min_characters:
+            return "length"
+        if rules.max_characters is not None and len(text) > rules.max_characters:
+            return "length"
+    if rules.drop_broken_characters and any(BROKEN.search(text) for text in sides):
+        return "broken_characters"
+    letters = [count_letters(text) for text in sides]
+    if rules.min_letter_share is not None:
+        for text, (weight, dense, marks) in zip(sides, letters, strict=True):
+            solid = len("".join(text.split())) + 2 * dense
+            if weight + marks < rules.min_letter_share * solid:
+                return "few_letters"
+    if rules.drop_identical_sides and fold(source) == fold(target) != "":
+        return "identical_sides"
+    if rules.min_script_share is not None:
+        for text, language, (weight, _, _) in zip(sides, languages, letters, strict=True):
+            found = count_letters_of(language, text)
+            if found is not None and found < rules.min_script_share * weight:
+                return "wrong_script"
+    if rules.max_length_ratio is not None:
+        shorter, longer = sorted(len(text.encode("utf-8", "surrogatepass")) for text in sides)
+        if longer > rules.max_length_ratio * shorter + rules.length_slack:
+            return "length_ratio"
+    most = rules.max_missing_digits
+    if most is not None and digits_differ(source, target, most):
+        source_rest, target_rest = map(without_arguments, sides)
+        if digits_differ(source_rest, target_rest, most):
+            return "digit_mismatch"
+    if rules.drop_link_mismatch and find_links(source) != find_links(target):
+        return "link_mismatch"
+    if rules.drop_markup and any(has_markup(text) for text in sides):
+        return "markup"
+    share = rules.max_repeated_share
+    if share is not None and any(repeats(text, share) for text in sides):
+        return "repetition"
+    return None
+
+
+@lru_cache
+def class_of(*scripts: str) -> re.Pattern[str]:
+    """Runs of letters of some scripts."""
+    ranges = [bounds for script in scripts for bounds in script_ranges(script)]
+    return runs_of(filter(str.isalpha, (chr(code) for first, last in ranges for code in range(first, last + 1))))
+
+
+def runs_of(characters: Iterable[str]) -> re.Pattern[str]:
+    """Runs of some characters, as one character class of ranges."""
+    codes = sorted(map(ord, characters))
+    firsts = [code for code, before in zip(codes, [-9, *codes], strict=False) if code != before + 1]
+    lasts = [code for code, after in zip(codes, [*codes[1:], -9], strict=True) if code != after - 1]
+    return re.compile("[" + "".join(rf"\U{a:08x}-\U{b:08x}" for a, b in zip(firsts, lasts, strict=True)) + "]+")
+
+
+BROKEN = runs_of(
+    character
+    for character in map(chr, range(sys.maxunicode + 1))
+    if character == "\ufffd" or (unicodedata.category(character) in ("Cc", "Co", "Cs") and not character.isspace())
+)
+
+
+def count(characters: re.Pattern[str], text: str) -> int:
+    """How many characters of a class are in a text."""
+    return sum(map(len, characters.findall(text)))
+
+
+def count_letters(text: str) -> tuple[int, int, int]:
+    """Letters, where one of a dense script counts as three; letters of dense scripts; marks."""
+    kinds = Counter(map(unicodedata.category, text))
+    dense = count(class_of(*DENSE_SCRIPTS), text)
+    letters = kinds["Lu"] + kinds["Ll"] + kinds["Lt"] + kinds["Lm"] + kinds["Lo"]
+    return letters + 2 * dense, dense, kinds["Mn"] + kinds["Mc"] + kinds["Me"]
+
+
+def count_letters_of(language: str, text: str) -> int | None:
+    """Letters of the scripts of a language; a dense letter counts as three."""
+    scripts = scripts_of(language)
+    if not scripts:
+        return None
+    dense = [script for script in scripts if script in DENSE_SCRIPTS]
+    letters = count(class_of(*scripts), text)
+    return letters + 2 * count(class_of(*dense), text) if dense else letters
+
+
+if __name__ == "__main__":
+    main()
