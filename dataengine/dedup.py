@@ -1,0 +1,305 @@
+"""Exact and near duplicates: keys that units make of their records, and the reduce that finds every later occurrence.
+
+    texts, pairs -> keys (a unit's, sorted) -> ranges of the key space -> duplicates (unit, record, kind)
+
+A record is a duplicate if one of its keys occurs at an earlier record, in canonical order: that of the units, then that
+of the records in one. It does not matter whether the earlier record is itself a duplicate, so what is found does not
+depend on the order in which keys are looked at, and the first record with a key always survives that key.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import lru_cache
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError
+from dataengine.order import hash_numbers
+
+# 24 bytes without a gap, so that equal keys are equal bytes. `high` and `low` are a 128-bit hash; `record` is the
+# record's number in its unit; `kind` (a Kind) is hashed too, so that keys of two kinds are never equal.
+KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u4"), ("kind", "<u4")])
+
+Keys = NDArray[np.void]  # of dtype KEY, shape (n,)
+UInt32s = NDArray[np.uint32]
+UInt64s = NDArray[np.uint64]
+
+PERMUTATIONS = 128  # of a MinHash signature
+SHINGLE_WORDS = 5
+
+_SEED = 17  # of MinHash
+_GROUP = 1 << 17  # characters worked on at a time: what fits the processor's cache
+# Forms that NFKC replaces and that are in nearly every Chinese text.
+_FULL_WIDTH = (*zip("，：；！？（）\u3000", ",:;!?() ", strict=True), ("…", "..."))
+
+
+class Kind(IntEnum):
+    """What of a record a key was made from."""
+
+    DOCUMENT = 1
+    PAIR = 2
+    SOURCE = 3
+    TARGET = 4
+    NEAR = 5
+
+
+def normalize(text: str) -> str:
+    """Fold what does not make a text another one: compatibility forms (NFKC), case, and white space, to one space."""
+    if not text.isascii() and not unicodedata.is_normalized("NFKC", text):
+        for wide, narrow in _FULL_WIDTH:  # five times faster than `normalize`, and all that most Chinese texts need
+            text = text.replace(wide, narrow)
+        text = unicodedata.normalize("NFKC", text)  # looks first whether there is something to do
+    return " ".join(text.casefold().split())
+
+
+# --- Keys ---
+
+
+def text_keys(texts: Sequence[str], kind: int, first_record: int) -> Keys:
+    """A key of each normalised text; record numbers count from `first_record`. Shape (n,)."""
+    return _make_keys([normalize(text).encode() for text in texts], kind, first_record)
+
+
+def pair_keys(sources: Sequence[str], targets: Sequence[str], kind: int, first_record: int) -> Keys:
+    """A key of each pair, both sides normalised. Shape (n,)."""
+    both = zip(sources, targets, strict=True)  # a normalised text has no line break, so no two pairs join to one text
+    return _make_keys(
+        [f"{normalize(source)}\n{normalize(target)}".encode() for source, target in both], kind, first_record
+    )
+
+
+def near_keys(texts: Sequence[str], threshold: float, first_record: int) -> Keys:
+    """Keys that two texts share, one at least, if they are alike: MinHash with banding (Broder 1997; Leskovec et al.).
+
+    Alike is the Jaccard similarity of their sets of shingles, which are 5 words, or 10 Chinese or Japanese characters
+    (`hash_grams`; punctuation does not count); a shorter text is one shingle. Texts as alike as `threshold` share a key
+    with a probability of about one half, which falls and rises steeply around it (`choose_bands`). Shape (m * bands,)
+    in the order of the records, where m texts have a letter or digit; the others get no key. Raises InputError for a
+    threshold that is not between 0 and 1.
+    """
+    import rensa  # type: ignore[import-untyped]
+
+    bands, rows = choose_bands(threshold)
+    counts: list[NDArray[np.int64]] = []
+    shingles: list[UInt64s] = []
+    for grams in hash_grams([normalize(text) for text in texts], SHINGLE_WORDS):
+        lone = (np.bincount(grams.rows, minlength=len(grams.texts)) == 0) & (grams.weights > 0)
+        owners = np.concatenate([grams.rows, np.flatnonzero(lone)])
+        shingles.append(np.concatenate([grams.hashes, grams.texts[lone]])[np.argsort(owners, kind="stable")])
+        counts.append(np.bincount(owners, minlength=len(grams.texts)))
+    sizes = np.concatenate([np.zeros(0, np.int64), *counts])
+    records = np.flatnonzero(sizes)
+    if not len(records):
+        return np.empty(0, KEY)
+    ends = np.cumsum(sizes[records])
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+        np.concatenate(shingles), np.concatenate([[0], ends]).astype(np.uint64), PERMUTATIONS, _SEED
+    )
+    signatures = np.array(matrix.to_rows(), "<u4")[:, : bands * rows].tobytes()
+    width = 4 * rows
+    digests = b"".join(
+        xxhash.xxh3_128_digest(signatures[at : at + width], Kind.NEAR + ((at // width % bands) << 8))
+        for at in range(0, len(signatures), width)
+    )
+    return _fill_keys(digests, np.repeat(records + first_record, bands), Kind.NEAR)
+
+
+def num_bands(threshold: float) -> int:
+    """Keys that `near_keys` makes of a text."""
+    return choose_bands(threshold)[0]
+
+
+@lru_cache
+def choose_bands(threshold: float) -> tuple[int, int]:
+    """Bands and rows in one, of at most 128 values: two texts share a band with a probability 1 - (1 - s^rows)^bands.
+
+    Of the cuts whose probability is one half at a similarity closest to `threshold` (to a hundredth), the one with the
+    most rows: its curve is the steepest.
+    """
+    if not 0 < threshold < 1:
+        raise InputError(f"near-duplicate threshold {threshold:g} is not between 0 and 1. Give one such as 0.8.")
+
+    def rank(cut: tuple[int, int]) -> tuple[float, int, float]:
+        bands, rows = cut
+        distance = abs((1 - 0.5 ** (1 / bands)) ** (1 / rows) - threshold)
+        return round(distance, 2), -rows, distance
+
+    cuts = [(n, rows) for rows in range(1, PERMUTATIONS + 1) for n in range(1, PERMUTATIONS // rows + 1)]
+    return min(cuts, key=rank)
+
+
+def _make_keys(contents: Sequence[bytes], kind: int, first_record: int) -> Keys:
+    digests = b"".join([xxhash.xxh3_128_digest(content, kind) for content in contents])
+    return _fill_keys(digests, np.arange(first_record, first_record + len(contents)), kind)
+
+
+def _fill_keys(digests: bytes, records: NDArray[np.int64], kind: int) -> Keys:
+    halves = np.frombuffer(digests, ">u8").reshape(-1, 2)
+    keys = np.empty(len(records), KEY)
+    keys["high"], keys["low"], keys["record"], keys["kind"] = halves[:, 0], halves[:, 1], records, kind
+    return keys
+
+
+# --- N-grams ---
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Hashes of n texts and of the m n-grams in them, in the order of the texts.
+
+    An n-gram's hash is equal to that of a text which is the same words.
+    """
+
+    texts: UInt64s  # (n,): each text as a whole
+    weights: NDArray[np.int64]  # (n,): its length, WORD_WEIGHT a word
+    hashes: UInt64s  # (m,)
+    rows: NDArray[np.int64]  # (m,): the text that each n-gram is in
+
+
+WORD_WEIGHT = 4
+# What a token weighs, by class: a word; a Chinese or Japanese character, of which about two translate an English word
+# (2.2 in pairs of documentation); a letter of the scripts of South-East Asia that write no spaces.
+_WEIGHTS = np.array([0, WORD_WEIGHT, 2, 1])
+_WORD, _WIDE, _NARROW = 1, 2, 3
+_UNSPACED = (
+    (0x0E00, 0x0EFF, _NARROW),  # Thai, Lao
+    (0x1000, 0x109F, _NARROW),  # Burmese
+    (0x1780, 0x17FF, _NARROW),  # Khmer
+    (0x3005, 0x3007, _WIDE),
+    (0x3040, 0x312F, _WIDE),  # kana, bopomofo
+    (0x31F0, 0x31FF, _WIDE),
+    (0x3400, 0x9FFF, _WIDE),  # Han
+    (0xF900, 0xFAFF, _WIDE),
+    (0x20000, 0x3FFFF, _WIDE),
+)
+
+
+def hash_grams(texts: Sequence[str], words: int) -> Iterator[Grams]:
+    """Hashes of normalised texts and of their n-grams of `words` words; a Grams for each run of consecutive texts.
+
+    A word is a run of letters, marks and digits; all else only parts words. In scripts without spaces a character is a
+    token that weighs less than a word, and an n-gram is as many tokens as reach the weight of `words` words: 13 words,
+    26 Chinese characters, or both mixed. So an n-gram is found again whatever stands around it.
+    """
+    first = 0
+    while first < len(texts):
+        last, size = first, 0
+        while last < len(texts) and (last == first or size + len(texts[last]) < _GROUP):
+            size += len(texts[last]) + 1
+            last += 1
+        yield _hash_group(texts[first:last], words)
+        first = last
+
+
+def _hash_group(texts: Sequence[str], words: int) -> Grams:
+    codes = np.frombuffer(("\n".join(texts) + "\n").encode("utf-32-le", "surrogatepass"), "<u4")
+    values, kinds = _alphabet()
+    classes = kinds[codes]
+    inside = classes > _WORD
+    inside[0] |= classes[0] == _WORD
+    inside[1:] |= (classes[1:] == _WORD) & (classes[:-1] != _WORD)
+    starts = np.flatnonzero(inside)
+
+    ends = np.cumsum([len(text) + 1 for text in texts])
+    bounds = np.concatenate([[0], np.searchsorted(starts, ends)])  # of each text's tokens
+    powers, inverses = _usual_powers() if len(codes) <= _USUAL_SIZE else _powers(len(codes))
+    tokens = np.zeros(0, np.uint64)
+    if len(starts):  # separators are zero, so that a token may be summed up to where the next one starts
+        tokens = _mix(np.add.reduceat(values[codes] * powers[: len(codes)], starts) * inverses[starts])
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(tokens * powers[: len(tokens)])])
+    lengths = np.concatenate([[0], np.cumsum(_WEIGHTS[classes[starts]])])
+
+    def hash_spans(begins: NDArray[np.int64], stops: NDArray[np.int64]) -> UInt64s:
+        return _mix((sums[stops] - sums[begins]) * inverses[begins])
+
+    stops = np.searchsorted(lengths, lengths[:-1] + WORD_WEIGHT * words)
+    owners = np.repeat(np.arange(len(texts)), np.diff(bounds))
+    begins = np.flatnonzero(stops <= bounds[1:][owners])
+    return Grams(
+        texts=hash_spans(bounds[:-1], bounds[1:]),
+        weights=lengths[bounds[1:]] - lengths[bounds[:-1]],
+        hashes=hash_spans(begins, stops[begins]),
+        rows=owners[begins],
+    )
+
+
+_USUAL_SIZE = 2 * _GROUP
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
+
+
+def _mix(values: UInt64s) -> UInt64s:
+    return hash_numbers(values.view(np.int64), _SEED)
+
+
+@lru_cache(maxsize=1)
+def _alphabet() -> tuple[UInt64s, NDArray[np.uint8]]:
+    """The value of each code point in a polynomial hash, 0 for what parts words, and its class."""
+    kinds = np.array([unicodedata.category(chr(code))[0] in "LMN" for code in range(0x110000)], np.uint8)
+    for low, high, kind in _UNSPACED:
+        kinds[low : high + 1] *= np.uint8(kind)
+    return hash_numbers(np.arange(len(kinds)), _SEED) * (kinds > 0), kinds
+
+
+@lru_cache(maxsize=1)
+def _usual_powers() -> tuple[UInt64s, UInt64s]:
+    return _powers(_USUAL_SIZE)
+
+
+def _powers(size: int) -> tuple[UInt64s, UInt64s]:
+    """Powers of the base of the polynomial hash, modulo 2^64, and their inverses; shapes (size,).
+
+    The hash of a span is the sum of its values times the powers of their places, divided by the power of its start.
+    """
+    return _power_series(_BASE, size), _power_series(pow(_BASE, -1, 1 << 64), size)
+
+
+def _power_series(base: int, size: int) -> UInt64s:
+    factors = np.full(size, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors)
+
+
+# --- The reduce ---
+
+
+def sort_keys(keys: Keys) -> Keys:
+    """The keys in the order of (high, low, record)."""
+    by_record = np.argsort(keys["record"], kind="stable")
+    ordered: Keys = keys[by_record[_hash_order(keys["high"][by_record], keys["low"][by_record])]]
+    return ordered
+
+
+def find_duplicates(parts: Sequence[Keys]) -> tuple[UInt32s, UInt32s, UInt32s]:
+    """The duplicates among the keys of one range of the key space: a sorted part from each unit, in canonical order.
+
+    Returns the unit (an index of `parts`), record and kind of every key that occurred at an earlier record, each of
+    shape (n,), sorted by (unit, record, kind), none twice. A key that a record has twice does not make it a duplicate.
+    """
+    keys = np.concatenate([np.empty(0, KEY), *parts])
+    unit = np.repeat(np.arange(len(parts), dtype=np.uint32), [len(part) for part in parts])
+    order = _hash_order(keys["high"], keys["low"])  # equal keys stay in the order of (unit, record)
+    high, low, record, unit = keys["high"][order], keys["low"][order], keys["record"][order], unit[order]
+    fresh = np.ones(len(order), bool)  # begins a run of equal keys
+    fresh[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+    first = np.flatnonzero(fresh)[np.cumsum(fresh) - 1]
+    later = np.flatnonzero((unit != unit[first]) | (record != record[first]))
+    found = np.stack([unit[later], record[later], keys["kind"][order[later]]])
+    found = found[:, np.lexsort(found[::-1])]
+    once = np.ones(len(later), bool)
+    once[1:] = np.any(found[:, 1:] != found[:, :-1], axis=0)
+    return found[0, once], found[1, once], found[2, once]
+
+
+def _hash_order(high: UInt64s, low: UInt64s) -> NDArray[np.int64]:
+    """`np.lexsort((low, high))`, ten times faster unless two hashes share their high half alone, as hardly any do."""
+    order: NDArray[np.int64] = np.argsort(high, kind="stable")
+    high_sorted, low_sorted = high[order], low[order]
+    if np.any((high_sorted[1:] == high_sorted[:-1]) & (low_sorted[1:] != low_sorted[:-1])):
+        order = np.lexsort((low, high))
+    return order
