@@ -1,0 +1,181 @@
+"""Reference-free COMET models such as CometKiwi: a pair goes in, a score comes out.
+
+The paper names CometKiwi-2022 and its thresholds, 0.42 for ZH-EN and 0.58 for ID-EN (section 6.2), but neither the
+checkpoint nor which side is the source. The public model of that name is Unbabel/wmt22-cometkiwi-da.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError
+
+_LARGE = 1 << 30  # bytes; hashing a file takes half a second a GiB or more, so that beyond this a bar shows it
+_REFERENCE_FREE = ("unified_metric", "referenceless_regression_metric", "xcomet_metric")
+
+
+class CometScorer:
+    """A loaded COMET model that scores pairs without reference; see `load_scorer`."""
+
+    def __init__(self, model: Any, sha256: str, device: Any, batch_size: int) -> None:
+        self.sha256 = sha256  # of hparams.yaml and the checkpoint
+        self._model, self._device, self._batch_size = model, device, batch_size
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> NDArray[np.float32]:
+        """Scores of pairs, shape (n,), in the order given; batches are of pairs of similar length."""
+        scores = np.empty(len(sources), np.float32)
+        lengths = [len(source) + len(target) for source, target in zip(sources, targets, strict=True)]
+        order = np.argsort(lengths, kind="stable")[::-1]  # the longest first: lack of memory shows at once
+        batches = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
+
+        def prepare(batch: NDArray[np.int64]) -> Any:
+            pairs = [{"src": sources[k], "mt": targets[k]} for k in batch.tolist()]
+            return self._model.prepare_sample(pairs, stage="predict")
+
+        # One thread tokenizes ahead of the model, and only one: the tokenizer may not be used by two at a time.
+        with ThreadPoolExecutor(1) as tokenizing:
+            for batch, inputs in zip(batches, tokenizing.map(prepare, batches), strict=True):
+                scores[batch] = self._run_model(inputs)
+        return scores
+
+    def _run_model(self, inputs: Any) -> NDArray[np.float32]:
+        """Scores of one batch: what the model's `predict` computes, without its trainer and loader."""
+        import torch
+
+        inputs = self._model.transfer_batch_to_device(inputs, self._device, 0)
+        for half in (True, False) if self._device.type == "cuda" else (False,):
+            with torch.inference_mode(), torch.autocast(self._device.type, torch.float16, enabled=half):
+                scores = self._model.predict_step(inputs)["scores"].float()
+            if torch.isfinite(scores).all():  # float16 may overflow in a batch; then float32 decides
+                break
+        return scores.cpu().numpy()  # type: ignore[no-any-return]
+
+
+def load_scorer(model: str, device: str = "auto", batch_size: int = 64) -> CometScorer:
+    """Load a reference-free COMET model.
+
+    `model` is a checkpoint (MODEL/checkpoints/*.ckpt, beside MODEL/hparams.yaml), the folder MODEL, or a name on the
+    Hugging Face hub such as Unbabel/wmt22-cometkiwi-da, which is downloaded or taken from the hub's cache
+    (HF_HUB_OFFLINE and HF_TOKEN are respected; the model is gated).
+
+    A checkpoint has the weights but not the tokenizer and the configuration of its encoder. They are read from
+    MODEL/encoder if that folder exists (config.json and the tokenizer's files of, say, microsoft/infoxlm-large), else
+    from the hub or its cache, by the name that the checkpoint holds.
+
+    `device` is auto (the first GPU, or else the CPU), cpu, cuda or cuda:N. A GPU computes in float16, which moves a
+    score by about 1e-3; on a CPU scores equal those of the model's own `predict` to 1e-5. They do not depend on what
+    else is in a batch beyond that. One process uses one device: use more by scoring parts in several processes.
+
+    Raises InputError if the model cannot be had, or needs references.
+    """
+    checkpoint, hparams = _find_checkpoint(model)
+    identity = hparams.get("class_identifier")
+    if identity not in _REFERENCE_FREE or "src" not in hparams.get("input_segments", ["src"]):
+        raise InputError(
+            f"model {model} needs references (class {identity}, inputs {hparams.get('input_segments', 'with ref')}), "
+            "and pairs of training text have none. Use a reference-free model such as Unbabel/wmt22-cometkiwi-da."
+        )
+    try:
+        import torch
+        from comet.models import str2model  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise InputError(f"scoring needs unbabel-comet ({error}). Install the extra: dataengine[comet].") from None
+    changes: dict[str, Any] = {"load_pretrained_weights": False}
+    encoder = checkpoint.parent.parent / "encoder"
+    if encoder.is_dir():
+        changes["pretrained_model"] = str(encoder)
+    if hparams.get("layer_transformation") == "sparsemax_patch":
+        # Models from before comet 2.2.4 asked for sparsemax and were trained with softmax, and this marks them. comet
+        # itself heeds the mark only where pkg_resources can be imported, which setuptools 82 and later lack.
+        changes["layer_transformation"] = "softmax"
+    try:
+        place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {device} cannot be used: {error}. Use auto, cpu, cuda or cuda:N.") from None
+    try:
+        with warnings.catch_warnings():
+            # Not strict, since old checkpoints hold buffers that are computed now; but no weight may stay random.
+            warnings.filterwarnings("error", "Found keys that are in the model state dict but not in the checkpoint")
+            loaded = str2model[identity].load_from_checkpoint(checkpoint, map_location="cpu", strict=False, **changes)
+    except Exception as error:  # pickle, zip, missing keys, hub and network: the libraries raise all sorts
+        raise InputError(
+            f"cannot load model {checkpoint}. If it is the encoder that is missing, put the config.json and the "
+            f"tokenizer's files of {hparams.get('pretrained_model')} into {encoder}, or run once with a network; if "
+            f"it is the checkpoint, fetch it again (a file of a few lines is a Git LFS pointer). What failed: {error}"
+        ) from None
+    return CometScorer(loaded.eval().to(place), _hash_model(checkpoint), place, batch_size)
+
+
+def hash_model(model: str) -> str:
+    """The `sha256` that the scorer of a model has, without loading it. Raises InputError if it cannot be had."""
+    return _hash_model(_find_checkpoint(model)[0])
+
+
+def _find_checkpoint(model: str) -> tuple[Path, Mapping[str, Any]]:
+    """The checkpoint that a path or a hub name means, and the content of its hparams.yaml."""
+    path = Path(model)
+    if not path.exists():
+        path = _download(model)
+    if path.is_dir():
+        found = sorted(path.glob("checkpoints/*.ckpt"))
+        if len(found) != 1:
+            raise InputError(f"model {path}: expected one file checkpoints/*.ckpt, found {len(found)}. Name the file.")
+        path = found[0]
+    hparams_path = path.absolute().parent.parent / "hparams.yaml"
+    try:
+        hparams = yaml.safe_load(hparams_path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"model {model}: cannot read {hparams_path}: {error.strerror}. A COMET model is a folder with hparams.yaml "
+            "and checkpoints/model.ckpt."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"model {model}: {hparams_path} is no YAML: {error}. Fetch the model again.") from None
+    if not isinstance(hparams, Mapping):
+        raise InputError(f"model {model}: {hparams_path} holds no settings. Fetch the model again.")
+    return path.absolute(), hparams
+
+
+def _download(model: str) -> Path:
+    """The folder of a model on the hub. Direct, as `comet.download_model` gives one message for all faults."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
+        raise InputError(f"model {model}: no such file or folder. Correct the path, or give a name on the hub.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["hparams.yaml", "checkpoints/*"]))
+    except Exception as error:  # gated, unknown, offline, network: the hub has a class for each
+        raise InputError(
+            f"model {model} is no file or folder here, and cannot be fetched from the Hugging Face hub: {error}. "
+            "For a gated model accept its licence on its page and set HF_TOKEN; without a network give the path of "
+            "its folder."
+        ) from None
+
+
+def _hash_model(checkpoint: Path) -> str:
+    """sha256 over hparams.yaml and the checkpoint."""
+    from tqdm import tqdm
+
+    digest = hashlib.sha256((checkpoint.parent.parent / "hparams.yaml").read_bytes())
+    size = checkpoint.stat().st_size
+    with (
+        checkpoint.open("rb") as file,
+        tqdm(
+            desc="hashing the model", total=size, unit="B", unit_scale=True, disable=None if size > _LARGE else True
+        ) as bar,
+    ):
+        while block := file.read(1 << 22):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()
