@@ -5,24 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.packing import Packer, pack_all
-from dataengine.tokens import join_documents
 
 UINT16 = np.dtype(np.uint16)
 
 
-def test_documents_are_joined_and_cut_by_hand() -> None:
-    tokens, lengths = join_documents([[5, 6], [], [7]], UINT16, eos_id=2, bos_id=None)
-    assert tokens.tolist() == [5, 6, 2, 2, 7, 2]
-    assert lengths.tolist() == [3, 1, 2]
-    samples, tail = pack_all([tokens], 4, UINT16)
+def test_a_flow_is_cut_by_hand() -> None:
+    samples, tail = pack_all([np.array([5, 6, 2], UINT16), np.array([2, 7, 2], UINT16)], 4, UINT16)
     assert samples.tolist() == [[5, 6, 2, 2]]
     assert tail.tolist() == [7, 2]
-
-
-def test_bos_begins_every_document() -> None:
-    tokens, lengths = join_documents([[5], [6]], UINT16, eos_id=2, bos_id=1)
-    assert tokens.tolist() == [1, 5, 2, 1, 6, 2]
-    assert lengths.tolist() == [3, 3]
 
 
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=30), max_size=20), st.integers(1, 17))
