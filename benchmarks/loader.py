@@ -103,12 +103,15 @@ def write_stream(folder: Path, samples: int) -> None:
 
     from dataengine.manifest import Manifest, Stream
     from dataengine.schedule import Stage
-    from dataengine.shards import encode_index, shard_config, write_shards
+    from dataengine.shards import ShardFormat, encode_index, write_shards
 
     ids = np.random.default_rng(0).integers(0, 32_000, (samples, WIDTH)).astype(np.uint16)
     (folder / "stream").mkdir()
-    shards = write_shards(ids, folder / "stream", 0, PER_SHARD)
-    index = encode_index(shards, shard_config(WIDTH, ids.dtype, PER_SHARD))
+    form = ShardFormat(PER_SHARD)
+    shards = write_shards(
+        ids, lambda name, content: None if (folder / "stream" / name).write_bytes(content) else None, 0, form
+    )
+    index = encode_index(shards, form.config(WIDTH, ids.dtype))
     (folder / "stream" / "index.json").write_bytes(index)
     sha256 = hashlib.sha256(index).hexdigest()
     stream = Stream("s", "stream", sha256, samples, samples * WIDTH, tuple(shards))

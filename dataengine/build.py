@@ -1,59 +1,110 @@
 """Build the streams of an experiment and its manifest.
 
 store/units/FINGERPRINT/            what one unit of work made: the memory of earlier builds, safe to remove
+store/keeps/                        which records of a part cleaning keeps; safe to remove as well
 store/streams/NAME-FINGERPRINT/     shards and index.json, shared by all experiments that define this stream so
 store/experiments/NAME/             manifest.json, config.yaml, build_report.json
+
+A stream goes through rounds of units (clean, compare, tokenize, shuffle); the rounds of all streams run side by side.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
 
-import numpy as np
 import orjson
 
-from dataengine import sources
+from dataengine import cleaning, sources
+from dataengine.cleaning import Cleaning, CleanRecords, Codes, FindDuplicates
 from dataengine.config import Config, StreamConfig, dump_config
-from dataengine.engines import run_units
+from dataengine.engines import Engine, LocalEngine
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream
+from dataengine.objects import find_files
 from dataengine.packing import pack_all
 from dataengine.parent import parent_stream, read_parent, stream_sizes
+from dataengine.runs import BUCKETS, encode_npy, num_ranges, read_npy
 from dataengine.schedule import Schedule
-from dataengine.shards import Shard, encode_index, shard_config, shard_name, write_shards
+from dataengine.scores import ScoreCache
+from dataengine.shards import Shard, ShardFormat, encode_index, read_shard, shard_name, write_shards
+from dataengine.sources import RecordFormat, SourcePart
 from dataengine.stages import resolve_stages
-from dataengine.storage import link_file, new_folder, remove_leftovers, write_file
-from dataengine.tokens import load_tokenizer, token_dtype
-from dataengine.units import (
-    SCHEMA,
-    MergeRuns,
-    Receipt,
-    SourceFile,
-    TokenFormat,
-    TokenizeDocuments,
-    TokenizePairs,
-    Unit,
-    fingerprint_of,
-)
+from dataengine.storage import Store, open_store
+from dataengine.tokenizing import MergeRuns, TokenFormat, TokenizeDocuments, TokenizePairs
+from dataengine.tokens import Tokenizer, load_tokenizer, token_dtype
+from dataengine.units import SCHEMA, Keep, Receipt, Unit, fingerprint_of, identity_of, publish_keep
 
 MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
+
+Round = tuple[str, Sequence[Unit]]  # what it does, in a word for the progress bar, and its units
+Rounds = Generator[Round, list[Receipt], "T"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """A stream that is to be built: all that decides its bytes."""
+
+    name: str
+    parts: tuple[SourcePart, ...]
+    records: RecordFormat
+    cleaning: Cleaning | None
+    format: TokenFormat
+    directions: tuple[str, ...]
+    adjacent: bool
+    sides: tuple[str, ...]
+    languages: dict[str, str]  # of pairs: code -> name, in the order of a record's texts; of documents: none
+    vocab_size: int
+
+    @cached_property
+    def folder(self) -> str:
+        """Key of the stream's folder in the store."""
+        decides = {**identity_of(self), "parts": [identity_of(part) for part in self.parts]}
+        return f"streams/{self.name}-{fingerprint_of([SCHEMA, MERGE_TOKENS, BUCKETS, decides])[:12]}"
+
+    def clean_units(self) -> list[CleanRecords]:
+        """The units that judge the records of each part."""
+        assert self.cleaning is not None
+        return [CleanRecords(part, self.records, self.cleaning) for part in self.parts]
+
+    def token_unit(self, part: SourcePart, keep: Keep | None) -> TokenizeDocuments | TokenizePairs:
+        """The unit that tokenizes a part."""
+        if not self.languages:
+            return TokenizeDocuments(self.format, part, self.records, keep)
+        return TokenizePairs(
+            self.format, part, self.records, keep, self.directions, self.adjacent, self.sides, self.languages
+        )
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A config with its sources listed and its tokenizer loaded."""
+
+    config: Config
+    store: Store
+    tokenizer: Tokenizer
+    streams: dict[str, StreamPlan]
 
 
 @dataclass(frozen=True)
 class BuiltStream:
-    """A stream in the store and what went into it; `remainder` tokens did not fill a last sample."""
+    """A stream in the store and what went into it.
+
+    records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`.
+    """
 
     stream: Stream
     records: int
     kept: int
     rejected: dict[str, int]
+    dropped: dict[str, int]
     tokens: int
     remainder: int
     new: bool
@@ -64,72 +115,258 @@ class BuildResult:
     """What a build left: the manifest and the streams behind it; `new` if anything was written."""
 
     manifest: Manifest
-    path: Path
+    path: str
     streams: list[BuiltStream]
     new: bool
     seconds: float
 
 
-def experiment_folder(config: Config) -> Path:
-    """Where the experiment's manifest lies."""
-    return Path(config.store) / "experiments" / config.name
+def experiment_url(config: Config, name: str = "manifest.json") -> str:
+    """Where a file of the experiment lies in the store."""
+    return f"{config.store.rstrip('/')}/experiments/{config.name}/{name}"
 
 
-def build(config: Config, *, workers: int) -> BuildResult:
+def build(config: Config, *, workers: int = 1, engine: Engine | None = None, store: Store | None = None) -> BuildResult:
     """Build what is missing, publish the manifest, and return it. Raises InputError for unusable input.
 
     Finished units and streams are taken up as they are, so a build that was killed goes on where it stopped, and a
-    second build does nothing. Bytes do not depend on `workers`.
+    second build does nothing. Bytes do not depend on the engine (default: `workers` processes of this machine).
     """
     begun = time.monotonic()
-    store = Path(config.store)
+    prepared = prepare(config, store or open_store(config.store), threads=max(workers, 4))
+    store = prepared.store
+    missing = missing_streams(prepared)
+    made = run_rounds(
+        {name: make_stream(plan, config, store) for name, plan in missing.items()},
+        engine or LocalEngine(workers),
+        store,
+    )
+    for name, plan in missing.items():
+        _publish_stream(plan, made[name], store)
+    built = {name: _read_stream(plan, store, new=name in missing) for name, plan in prepared.streams.items()}
+    manifest = make_manifest(
+        config,
+        {name: b.stream for name, b in built.items()},
+        tokenizer_sha256=prepared.tokenizer.sha256,
+        vocab_size=prepared.tokenizer.vocab_size,
+        eos_id=prepared.tokenizer.eos_id,
+    )
+    if parent := read_parent(config):
+        parent.check_child(manifest)
+    folder = f"experiments/{config.name}"
+    new = bool(missing) or _read(store, f"{folder}/manifest.json") != manifest.content
+    result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
+    if new:
+        report = orjson.dumps(_report(result), option=orjson.OPT_INDENT_2)
+        store.write(f"{folder}/build_report.json", report)
+    resolved = dump_config(config).encode()
+    if _read(store, f"{folder}/config.yaml") != resolved:
+        store.write(f"{folder}/config.yaml", resolved)
+    if new:
+        store.write(f"{folder}/manifest.json", manifest.content)
+    return result
+
+
+def work(config: Config, engine: Engine) -> None:
+    """Run the units of a build by an engine that has a part of them, and publish nothing."""
+    prepared = prepare(config, open_store(config.store))
+    missing = missing_streams(prepared)
+    run_rounds(
+        {name: make_stream(plan, config, prepared.store) for name, plan in missing.items()}, engine, prepared.store
+    )
+
+
+def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
+    """Load the tokenizer, list the sources and identify their content."""
     tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
     if config.bos and tokenizer.bos_id is None:
         raise InputError(f"`bos: true`, but tokenizer {config.tokenizer} has no begin-of-sentence token")
     form = TokenFormat(
         tokenizer=config.tokenizer,
         tokenizer_sha256=tokenizer.sha256,
+        engine=config.tokenizer_engine,
         eos_token=config.eos_token,
         bos=config.bos,
         seq_len=config.seq_len,
-        samples_per_shard=config.samples_per_shard,
+        shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
     )
     _check_shard_size(form, tokenizer.vocab_size)
-    paths = {
-        name: sources.expand_paths(config.streams[name].documents or config.streams[name].pairs, name)
-        for name in config.streams_in_use
-    }
-    for folder in ("units", "streams", "."):
-        (store / folder).mkdir(parents=True, exist_ok=True)
-        remove_leftovers(store / folder)
-    identify = _FileHashes(store / "source_hashes.json")
-    files = {name: [identify(path) for path in paths[name]] for name in paths}
-    identify.save()
-
-    built = {}
+    for folder in ("units/", "streams/", ""):
+        store.remove_leftovers(folder)
+    known = orjson.loads(_read(store, "source_hashes.json") or b"{}")
+    found: dict[str, Any] = {}
+    streams = {}
     for name in config.streams_in_use:
-        units = _first_units(config.streams[name], files[name], form, config.languages)
-        built[name] = _build_stream(name, units, form, config, tokenizer.vocab_size, workers)
-    manifest = make_manifest(
-        config,
-        {name: b.stream for name, b in built.items()},
-        tokenizer_sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
+        stream = config.streams[name]
+        records = record_format(stream)
+        codes = stream.codes
+        paths = [
+            path if isinstance(path, str) else {stream.keys.get(code, code): path.get(code, "") for code in codes}
+            for path in (*stream.documents, *stream.pairs)
+        ]
+        parts, hashes = sources.plan_parts(
+            paths, name, records, format=stream.format, part_bytes=config.part_bytes, hashes=known, threads=threads
+        )
+        found |= hashes
+        streams[name] = StreamPlan(
+            name=name,
+            parts=tuple(parts),
+            records=records,
+            cleaning=_plan_cleaning(stream),
+            format=form,
+            directions=stream.directions,
+            adjacent=stream.adjacent,
+            sides=stream.sides,
+            languages={code: config.languages[code] for code in codes},
+            vocab_size=tokenizer.vocab_size,
+        )
+    if found.keys() - known.keys():
+        store.write("source_hashes.json", orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
+    return Preparation(config, store, tokenizer, streams)
+
+
+def record_format(stream: StreamConfig) -> RecordFormat:
+    """How a stream's records are found in its files."""
+    pairs = bool(stream.pairs)
+    return RecordFormat(
+        keys=tuple(stream.keys.get(code, code) for code in stream.codes) if pairs else (stream.text_key,),
+        languages=stream.codes if pairs else (),
+        columns=stream.columns,
+        split=stream.split,
+        label_key=stream.clean.subsets.key if stream.clean.subsets else None,
+        one_line=pairs,
     )
-    if parent := read_parent(config):
-        parent.check_child(manifest)
-    path = experiment_folder(config) / "manifest.json"
-    new = not path.is_file() or path.read_bytes() != manifest.content or any(b.new for b in built.values())
-    result = BuildResult(manifest, path, list(built.values()), new, time.monotonic() - begun)
-    if new:
-        write_file(path.with_name("build_report.json"), orjson.dumps(_report(result), option=orjson.OPT_INDENT_2))
-    resolved = dump_config(config).encode()
-    if new or not path.with_name("config.yaml").is_file() or path.with_name("config.yaml").read_bytes() != resolved:
-        write_file(path.with_name("config.yaml"), resolved)
-    if new:
-        write_file(path, manifest.content)
-    return result
+
+
+def _plan_cleaning(stream: StreamConfig) -> Cleaning | None:
+    """What a stream drops; None if nothing."""
+    clean, scores = stream.clean, stream.scores
+    rules = clean.pair_rules or clean.document_rules
+    evaluation = tuple(file.path for pattern in clean.decontaminate for file in find_files(pattern))
+    if len(evaluation) < len(clean.decontaminate):
+        raise InputError(f"`decontaminate`: no file {', '.join(clean.decontaminate)}. Correct the paths.")
+    made = Cleaning(
+        languages=stream.codes if stream.pairs else (stream.language or "",),
+        rules=rules.model_dump(mode="json") if rules else None,
+        min_language_score=clean.min_language_score,
+        subsets=clean.subsets.drop if clean.subsets else (),
+        dedup=clean.dedup,
+        near_dedup=clean.near_dedup,
+        evaluation=cleaning.evaluation_identity(evaluation) if evaluation else None,
+        evaluation_paths=evaluation,
+        scores=scores.thresholds if scores else {},
+        score_model=model_identity(scores.model) if scores else None,
+    )
+    return made if made.reasons else None
+
+
+def model_identity(model: str) -> str:
+    """sha256 of a scoring model, without loading it."""
+    from dataengine.comet import hash_model
+
+    return hash_model(model)
+
+
+def missing_streams(prepared: Preparation) -> dict[str, StreamPlan]:
+    """The streams that the store does not have."""
+    return {
+        name: plan
+        for name, plan in prepared.streams.items()
+        if prepared.store.size(f"{plan.folder}/index.json") is None
+    }
+
+
+def run_rounds(streams: Mapping[str, Rounds[T]], engine: Engine, store: Store) -> dict[str, T]:
+    """Run the rounds of all streams, those of one turn together; return what each stream comes to."""
+    results: dict[str, T] = {}
+    rounds: dict[str, Round] = {}
+
+    def advance(name: str, receipts: list[Receipt] | None) -> None:
+        try:
+            rounds[name] = next(streams[name]) if receipts is None else streams[name].send(receipts)
+        except StopIteration as end:
+            results[name] = end.value
+
+    for name in streams:
+        advance(name, None)
+    while rounds:
+        turn, rounds = dict(rounds), {}
+        title = ", ".join(dict.fromkeys(word for word, _ in turn.values()))
+        receipts = engine.run([unit for _, units in turn.values() for unit in units], store, title)
+        at = 0
+        for name, (_, units) in turn.items():
+            advance(name, receipts[at : at + len(units)])
+            at += len(units)
+    return results
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What cleaning says of each part: the units that judged it, their receipts, and the reason for each record."""
+
+    units: list[CleanRecords]
+    receipts: list[Receipt]
+    codes: list[Codes]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The finished units of a stream: of reading (one a part) and of packing, with their receipts."""
+
+    reading: list[Receipt]
+    dropped: dict[str, int]
+    units: list[Unit]
+    receipts: list[Receipt]
+
+
+def clean_stream(plan: StreamPlan, config: Config, store: Store, *, with_scores: bool = True) -> Rounds[Cleaned]:
+    """Judge the records of a stream."""
+    assert plan.cleaning is not None
+    units = plan.clean_units()
+    receipts = yield "cleaning", units
+    check_rejects(plan, receipts, units, config.max_bad_fraction, store)
+    comparing: list[FindDuplicates] = []
+    if plan.cleaning.finds_duplicates:
+        comparing = cleaning.duplicate_units(units, receipts)
+        yield "comparing", comparing
+    caches = {
+        direction: ScoreCache(store, str(plan.cleaning.score_model), direction)
+        for direction in plan.cleaning.scores
+        if with_scores
+    }
+    return Cleaned(units, receipts, cleaning.decide(units, receipts, comparing, store, caches))
+
+
+def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed]:
+    """Clean, tokenize and pack a stream."""
+    keeps: list[Keep | None] = [None] * len(plan.parts)
+    dropped: Counter[str] = Counter()
+    if plan.cleaning is not None:
+        cleaned = yield from clean_stream(plan, config, store)
+        keeps = [publish_keep(codes == 0, store) for codes in cleaned.codes]
+        for codes in cleaned.codes:
+            dropped.update(cleaning.count_reasons(codes, plan.cleaning))
+    units = [plan.token_unit(part, keep) for part, keep in zip(plan.parts, keeps, strict=True)]
+    receipts = yield "tokenizing", units
+    check_rejects(plan, receipts, units, config.max_bad_fraction, store)
+    records = sum(receipt.records for receipt in receipts)
+    kept = sum(receipt.kept for receipt in receipts)
+    rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)
+    assert records == kept + rejected + dropped.total(), f"stream '{plan.name}': records are unaccounted for"
+    if not kept:
+        raise InputError(
+            f"stream '{plan.name}': cleaning drops all {records:,} records ({_words(dropped)}). "
+            f"Look at them (dataengine inspect CONFIG --stream {plan.name}) and loosen streams.{plan.name}.clean."
+        )
+    packed: Sequence[Unit] = units
+    packed_receipts = receipts
+    if plan.languages:
+        tokens = sum(receipt.tokens for receipt in receipts)
+        ranges = num_ranges(tokens, MERGE_TOKENS)
+        runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
+        packed = [MergeRuns(plan.format, runs, number, ranges, tokens // ranges) for number in range(ranges)]
+        packed_receipts = yield "shuffling", packed
+    return Packed(receipts, dict(dropped), list(packed), packed_receipts)
 
 
 def make_manifest(
@@ -164,118 +401,105 @@ def make_manifest(
     )
 
 
-def _first_units(
-    stream: StreamConfig, files: Sequence[SourceFile], form: TokenFormat, languages: dict[str, str]
-) -> list[Unit]:
-    """The units that read a stream's files, in the order of the files."""
-    if stream.documents:
-        return [TokenizeDocuments(form, file, stream.text_key) for file in files]
-    named = {code: languages[code] for code in stream.languages}
-    return [TokenizePairs(form, file, stream.directions, stream.adjacent, stream.sides, named) for file in files]
+def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
+    """Gather the shards of the units, then those of their joined tails, into one stream; index.json makes it whole."""
+    width, dtype = plan.format.seq_len + 1, token_dtype(plan.vocab_size)
+    links: list[tuple[str, str]] = []
+    shards: list[Shard] = []
+    for number, (unit, receipt) in enumerate(zip(packed.units, packed.receipts, strict=True)):
+        links.append((f"{unit.folder}/documents.npy", f"documents.{number:05d}.npy"))
+        for shard in receipt.shards:
+            shards.append(_renamed(shard, len(shards)))
+            links.append((f"{unit.folder}/{shard.stored.basename}", shards[-1].stored.basename))
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(lambda link: store.link(link[0], f"{plan.folder}/{link[1]}"), links):
+            pass
+        tails = pool.map(lambda unit: read_npy(store, f"{unit.folder}/tail.npy"), packed.units)
+        samples, remainder = pack_all(tails, width, dtype)
+    shards += write_shards(
+        samples, lambda name, content: store.write(f"{plan.folder}/{name}", content), len(shards), plan.format.shards
+    )
+    if not shards:
+        raise InputError(
+            f"stream '{plan.name}' has {len(remainder):,} tokens, too few for one sample of {width}. "
+            f"Add sources to streams.{plan.name} or lower seq_len."
+        )
+    tokens = sum(receipt.tokens for receipt in packed.receipts)
+    assert tokens == sum(shard.samples for shard in shards) * width + len(remainder), f"{plan.name}: tokens are lost"
+    index = encode_index(shards, plan.format.shards.config(width, dtype))
+    rejected: Counter[str] = Counter()
+    for receipt in packed.reading:
+        rejected.update(receipt.rejected)
+    summary = {
+        "sources": _source_lines(plan.parts, packed.reading),
+        # Documents begin where a unit does and after each EOS of its samples, which its tail continues.
+        "packed": [
+            {
+                "samples": sum(shard.samples for shard in receipt.shards),
+                "tail": receipt.tail,
+                "source": None if plan.languages else number,  # None: as documents say
+            }
+            for number, receipt in enumerate(packed.receipts)
+        ],
+        "index_sha256": hashlib.sha256(index).hexdigest(),
+        "shards": [asdict(shard) for shard in shards],
+        "records": sum(receipt.records for receipt in packed.reading),
+        "kept": sum(receipt.kept for receipt in packed.reading),
+        "rejected": dict(sorted(rejected.items())),
+        "dropped": packed.dropped,
+        "tokens": tokens,
+        "remainder": len(remainder),  # tokens, kept in remainder.npy
+    }
+    store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
+    store.write(f"{plan.folder}/stream.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    store.write(f"{plan.folder}/index.json", index)
 
 
-def _build_stream(
-    name: str, units: Sequence[Unit], form: TokenFormat, config: Config, vocab_size: int, workers: int
-) -> BuiltStream:
-    """Build a stream unless the store has it."""
-    store = Path(config.store)
-    fingerprint = fingerprint_of([SCHEMA, MERGE_TOKENS, [unit.fingerprint for unit in units]])
-    folder = store / "streams" / f"{name}-{fingerprint[:12]}"
-    summary = folder / "stream.json"
-    new = not summary.is_file()
-    if new:
-        receipts = run_units(units, store / "units", workers=workers, title=name)
-        _check_rejects(name, receipts, units, config, store / "units")
-        packed, packed_receipts = list(units), receipts
-        if isinstance(units[0], TokenizePairs):
-            packed = _merge_units(units, receipts, form)
-            packed_receipts = run_units(packed, store / "units", workers=workers, title=f"{name}, shuffling")
-        _publish_stream(name, folder, store / "units", packed, packed_receipts, units, receipts, form, vocab_size)
-    fields = orjson.loads(summary.read_bytes())
-    shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
-    del fields["packed"], fields["sources"]
-    _check_stream(folder, shards)
+def _renamed(shard: Shard, number: int) -> Shard:
+    """A unit's shard under its number in the stream."""
+    name = shard_name(number)
+    packed = replace(shard.zip, basename=shard.zip.basename.replace(shard.raw.basename, name)) if shard.zip else None
+    return Shard(shard.samples, replace(shard.raw, basename=name), packed)
+
+
+def _source_lines(parts: Sequence[SourcePart], receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+    """Each part's file, the number of its first line there (rows of Parquet, units of TMX), and its lines."""
+    before: Counter[tuple[str, ...]] = Counter()
+    found = []
+    for part, receipt in zip(parts, receipts, strict=True):
+        if part.start == 0:
+            before[part.paths] = 0  # a file that is named twice
+        found.append({"path": part.paths[0], "line": before[part.paths] + 1, "lines": receipt.lines})
+        before[part.paths] += receipt.lines
+    return found
+
+
+def _read_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
+    """A stream of the store, its shards there in their sizes."""
+    fields = orjson.loads(store.read(f"{plan.folder}/stream.json"))
+    shards = tuple(read_shard(shard) for shard in fields["shards"])
+    sizes = store.sizes(f"{plan.folder}/")
+    for shard in shards:
+        key = f"{plan.folder}/{shard.stored.basename}"
+        if sizes.get(key) != shard.stored.bytes:
+            raise InputError(
+                f"{store.url}/{key} is missing or damaged. Remove the folder {store.url}/{plan.folder} and build again."
+            )
+    samples = sum(shard.samples for shard in shards)
     stream = Stream(
-        name=name,
-        remote=f"streams/{folder.name}",
-        index_sha256=fields.pop("index_sha256"),
-        samples=sum(shard.samples for shard in shards),
-        tokens=sum(shard.samples for shard in shards) * (config.seq_len + 1),
+        name=plan.name,
+        remote=plan.folder,
+        index_sha256=fields["index_sha256"],
+        samples=samples,
+        tokens=samples * (plan.format.seq_len + 1),
         shards=shards,
     )
-    return BuiltStream(stream, new=new, **fields)
+    counts = {key: fields[key] for key in ("records", "kept", "rejected", "dropped", "tokens", "remainder")}
+    return BuiltStream(stream, new=new, **counts)
 
 
-def _merge_units(units: Sequence[Unit], receipts: Sequence[Receipt], form: TokenFormat) -> list[Unit]:
-    """The units that pack the pairs of the given units, in the order of their keys."""
-    tokens = sum(receipt.tokens for receipt in receipts)
-    ranges = max(1, -(-tokens // MERGE_TOKENS))
-    runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
-    return [MergeRuns(form, runs, number, ranges, tokens // ranges) for number in range(ranges)]
-
-
-def _publish_stream(
-    name: str,
-    folder: Path,
-    units_folder: Path,
-    units: Sequence[Unit],
-    receipts: Sequence[Receipt],
-    first_units: Sequence[Unit],
-    first_receipts: Sequence[Receipt],
-    form: TokenFormat,
-    vocab_size: int,
-) -> None:
-    """Gather the shards of the units, then those of their joined tails, into one stream."""
-    dtype = token_dtype(vocab_size)
-    shards: list[Shard] = []
-    with new_folder(folder) as temporary:
-        for number, (unit, receipt) in enumerate(zip(units, receipts, strict=True)):
-            link_file(units_folder / unit.fingerprint / "documents.npy", temporary / f"documents.{number:05d}.npy")
-            for shard in receipt.shards:
-                basename = shard_name(len(shards))
-                link_file(units_folder / unit.fingerprint / shard.basename, temporary / basename)
-                shards.append(Shard(basename, shard.samples, shard.bytes, shard.xxh64))
-        tails = (np.load(units_folder / unit.fingerprint / "tail.npy") for unit in units)
-        samples, remainder = pack_all(tails, form.seq_len + 1, dtype)
-        shards += write_shards(samples, temporary, len(shards), form.samples_per_shard)
-        if not shards:
-            raise InputError(
-                f"stream '{name}' has {len(remainder):,} tokens, too few for one sample of {form.seq_len + 1}. "
-                f"Add sources to streams.{name} or lower seq_len."
-            )
-        config = shard_config(form.seq_len + 1, dtype, form.samples_per_shard)
-        index = encode_index(shards, config)
-        write_file(temporary / "index.json", index)
-        rejected: Counter[str] = Counter()
-        for receipt in first_receipts:
-            rejected.update(receipt.rejected)
-        summary = {
-            "sources": [
-                unit.source.path for unit in first_units if isinstance(unit, TokenizeDocuments | TokenizePairs)
-            ],
-            # Documents begin where a unit does and after each EOS of its samples, which its tail continues.
-            "packed": [
-                {
-                    "samples": sum(shard.samples for shard in receipt.shards),
-                    "tail": receipt.tail,
-                    "source": number if isinstance(unit, TokenizeDocuments) else None,  # None: as documents say
-                }
-                for number, (unit, receipt) in enumerate(zip(units, receipts, strict=True))
-            ],
-            "index_sha256": hashlib.sha256(index).hexdigest(),
-            "shards": [asdict(shard) for shard in shards],
-            "records": sum(receipt.records for receipt in first_receipts),
-            "kept": sum(receipt.kept for receipt in first_receipts),
-            "rejected": dict(sorted(rejected.items())),
-            "tokens": sum(receipt.tokens for receipt in first_receipts),
-            "remainder": len(remainder),  # tokens, kept in remainder.npy
-        }
-        np.save(temporary / "remainder.npy", remainder)
-        write_file(temporary / "stream.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
-
-
-def _check_rejects(
-    name: str, receipts: Sequence[Receipt], units: Sequence[Unit], config: Config, units_folder: Path
+def check_rejects(
+    plan: StreamPlan, receipts: Sequence[Receipt], units: Sequence[Unit], max_bad_fraction: float, store: Store
 ) -> None:
     """Refuse a stream of which more than max_bad_fraction of the records are unusable, or all."""
     records = sum(receipt.records for receipt in receipts)
@@ -283,59 +507,43 @@ def _check_rejects(
     for receipt in receipts:
         rejected.update(receipt.rejected)
     bad = rejected.total()
-    if records and bad < records and bad <= config.max_bad_fraction * records:
-        return
     if not records:
-        raise InputError(f"stream '{name}': its files hold no records. Give files that do under streams.{name}.")
+        raise InputError(
+            f"stream '{plan.name}': its files hold no records. Give files that do under streams.{plan.name}."
+        )
+    if bad < records and bad <= max_bad_fraction * records:
+        return
     worst = next(k for k, receipt in enumerate(receipts) if receipt.rejected)
-    rejects = units_folder / units[worst].fingerprint / "rejects.jsonl"
-    with rejects.open("rb") as file:
-        first = orjson.loads(file.readline())
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())
+    key = f"{units[worst].folder}/rejects.jsonl"
+    first = orjson.loads(store.read(key).partition(b"\n")[0])
+    line = first["line"] + _source_lines(plan.parts, receipts)[worst]["line"] - 1
     raise InputError(
-        f"stream '{name}': {bad:,} of {records:,} records are unusable ({reasons}), more than max_bad_fraction "
-        f"{config.max_bad_fraction:g} allows. The first: {first['file']}, line {first['line']}: {first['reason']}: "
-        f"{first['excerpt']} (all of them: {rejects}). Mend the file, or raise max_bad_fraction to go on without them."
+        f"stream '{plan.name}': {bad:,} of {records:,} records are unusable ({_words(rejected)}), more than "
+        f"max_bad_fraction {max_bad_fraction:g} allows. The first: {first['file']}, line {line}: {first['reason']}: "
+        f"{first['excerpt']} (more of them: {store.url}/{key}). "
+        "Mend the file, or raise max_bad_fraction to go on without them."
     )
 
 
-def _check_stream(folder: Path, shards: Sequence[Shard]) -> None:
-    for shard in shards:
-        path = folder / shard.basename
-        if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise InputError(f"{path} is missing or damaged. Remove the folder {folder} and build again.")
+def _words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in Counter(counts).most_common())
 
 
 def _check_shard_size(form: TokenFormat, vocab_size: int) -> None:
-    size = form.samples_per_shard * ((form.seq_len + 1) * token_dtype(vocab_size).itemsize + 4)
+    count = form.shards.samples_per_shard
+    size = count * ((form.seq_len + 1) * token_dtype(vocab_size).itemsize + 4)
     if size >= 1 << 32:
         raise InputError(
-            f"samples_per_shard {form.samples_per_shard:,} x seq_len {form.seq_len:,} makes shards of {size:,} bytes; "
+            f"samples_per_shard {count:,} x seq_len {form.seq_len:,} makes shards of {size:,} bytes; "
             "MDS holds less than 4 GiB in one. Lower samples_per_shard."
         )
 
 
-class _FileHashes:
-    """Content hashes of source files, remembered by path, size and modification time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._known: dict[str, str] = orjson.loads(path.read_bytes()) if path.is_file() else {}
-        self._found: dict[str, str] = {}
-
-    def __call__(self, path: Path) -> SourceFile:
-        try:
-            status = os.stat(path)
-            key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-            self._found[key] = self._known.get(key) or sources.hash_file(path)
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}. Check its permissions.") from None
-        return SourceFile(str(path), status.st_size, self._found[key])
-
-    def save(self) -> None:
-        """Keep the hashes for the next build."""
-        if self._found.keys() - self._known.keys():
-            write_file(self._path, orjson.dumps({**self._known, **self._found}, option=orjson.OPT_INDENT_2))
+def _read(store: Store, key: str) -> bytes | None:
+    try:
+        return store.read(key)
+    except FileNotFoundError:
+        return None
 
 
 def _report(result: BuildResult) -> dict[str, Any]:
@@ -348,8 +556,9 @@ def _report(result: BuildResult) -> dict[str, Any]:
                 "name": built.stream.name,
                 "folder": built.stream.remote,
                 "records": built.records,
-                "kept": built.kept,
                 "rejected": built.rejected,
+                "dropped": built.dropped,
+                "kept": built.kept,
                 "tokens": built.tokens,
                 "samples": built.stream.samples,
                 "remainder_tokens": built.remainder,

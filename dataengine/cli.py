@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dataengine.errors import InputError, run_command
@@ -12,40 +12,125 @@ from dataengine.tables import table
 
 if TYPE_CHECKING:
     from dataengine.build import BuildResult
+    from dataengine.config import Config
+    from dataengine.engines import Engine
+
+_STORES = (
+    "Sources and `store` may be local or s3://bucket/prefix (credentials as the AWS tools find them; S3_ENDPOINT_URL "
+    "names another S3-compatible store)."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, 2 for unusable input, or 130 after Ctrl-C."""
+    parser = _make_parser()
+    # argparse gives no `nargs="*"` what follows an option, so overrides after one arrive as unknown.
+    options, rest = parser.parse_known_args(arguments)
+    if unknown := [argument for argument in rest if argument.startswith("-")]:
+        parser.error(f"unknown option {' '.join(unknown)}")
+    if rest and not hasattr(options, "overrides"):
+        parser.error(f"unknown argument {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    if getattr(options, "workers", None) is not None and options.workers < 1:
+        parser.error("--workers must be at least 1")
+    run: Callable[[argparse.Namespace], None] = options.run
+    try:
+        sys.exit(run_command(lambda: run(options)))
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dataengine",
         description="Turn documents and sentence pairs into token streams and a training schedule.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    build = commands.add_parser(
-        "build",
-        help="sources -> streams of MDS shards -> manifest",
-        description="Build the streams that an experiment's stages draw from, and its manifest. What is already built "
-        "is taken up as it is: a killed build goes on where it stopped, a second build does nothing, and experiments "
-        "that define a stream alike share it. The bytes do not depend on the number of workers.",
-        epilog="example: dataengine build yamls/mini/uni_en_zh.yaml --workers 8 store=/data/store",
-    )
-    build.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], help: str, description: str, example: str,
+                *, config: str = "CONFIG") -> argparse.ArgumentParser:  # fmt: skip
+        made = commands.add_parser(name, help=help, description=description, epilog=f"example: dataengine {example}")
+        made.set_defaults(run=run)
+        made.add_argument("config", metavar=config, help="the experiment's YAML file" if config == "CONFIG" else None)
+        made.add_argument(
+            "overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, such as batch_size=64"
+        )
+        return made
+
+    build = command(
+        "build", _build, "sources -> streams of MDS shards -> manifest",
+        "Build the streams that an experiment's stages draw from, and its manifest. What is already built is taken up "
+        "as it is: a killed build goes on where it stopped, a second build does nothing, and experiments that define a "
+        f"stream alike share it. The bytes do not depend on the engine or the number of workers. {_STORES}",
+        "build yamls/mini/uni_en_zh.yaml --workers 8 store=/data/store",
+    )  # fmt: skip
+    _add_workers(build)
     build.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="settings that replace the file's, such as batch_size=64",
+        "--engine", choices=("local", "ray"), default="local",
+        help="where units of work run: processes of this machine (default), or tasks of a Ray cluster",
+    )  # fmt: skip
+    build.add_argument("--ray-address", metavar="ADDRESS", help="the cluster (default: RAY_ADDRESS, or this machine's)")
+    build.add_argument(
+        "--dry-run", action="store_true", help="estimate tokens, time, disk and drops from a sample; write no stream"
     )
-    build.add_argument("--workers", type=int, metavar="N", help="processes (default: the processors of this machine)")
-    plan = commands.add_parser(
-        "plan",
-        help="what each step will be made of",
-        description="Show the schedule of a manifest, or of a config whether its streams are built or only assumed: "
-        "stages, shares, passes, what is never drawn, and what reading costs.",
-        epilog="example: dataengine plan yamls/parallel_last_all.yaml --plot plan.png --diff yamls/parallel_first.yaml",
-    )
-    plan.add_argument("config", metavar="CONFIG|MANIFEST", help="an experiment's YAML file, or a manifest.json")
-    plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+    build.add_argument("--sample", metavar="BYTES", default="16M", help="with --dry-run: read so much of each stream")
+
+    worker = command(
+        "worker", _worker, "one slice of a build, for a job array",
+        "Run one slice of a build's units of work: the same command with another --slice on each machine (Slurm array, "
+        "Kubernetes indexed job, spark foreach), all on one store. Between rounds a worker waits for the other slices. "
+        "Then `dataengine finalize` publishes the streams and the manifest.",
+        "worker yamls/uni_en_zh.yaml --slice $((SLURM_ARRAY_TASK_ID + 1))/64 store=s3://bucket/store",
+    )  # fmt: skip
+    worker.add_argument("--slice", required=True, metavar="I/N", help="slice I of N, from 1/N to N/N")
+    worker.add_argument(
+        "--wait", type=float, metavar="SECONDS", default=86_400.0,
+        help="wait so long for other slices (default: a day); 0 ends after what can be done, to be started again",
+    )  # fmt: skip
+    _add_workers(worker)
+    finalize = command(
+        "finalize", _finalize, "publish what workers built",
+        "Publish the streams and the manifest once every unit is done; runs none itself, and names the slices that "
+        "are not done.",
+        "finalize yamls/uni_en_zh.yaml --slices 64 store=s3://bucket/store",
+    )  # fmt: skip
+    finalize.add_argument("--slices", type=int, default=1, metavar="N", help="the number of slices, to name those left")
+
+    score = command(
+        "score", _score, "score pairs by a COMET model",
+        "Score the pairs that cleaning keeps, for streams with `scores`, by a reference-free COMET model such as "
+        "CometKiwi. Scores are kept in the store by pair and model: a score is never computed twice, a killed run goes "
+        "on, and a new threshold costs a build but no scoring.",
+        "score yamls/last_all_filtered.yaml --device cuda",
+    )  # fmt: skip
+    score.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    score.add_argument("--batch-size", type=int, default=64, metavar="N", help="pairs at a time (default: 64)")
+    score.add_argument("--slice", default="1/1", metavar="I/N", help="score slice I of N, such as one for each GPU")
+    score.add_argument("--stream", action="append", metavar="NAME", help="only this stream (may be repeated)")
+    _add_workers(score)
+
+    inspect = command(
+        "inspect", _inspect, "what cleaning drops, and what samples hold",
+        "Show how many records each rule drops, with examples from the sources; or a sample with the files and lines "
+        "that it is made of; or the samples that hold a source line.",
+        "inspect yamls/mini/uni_en_zh.yaml --stream en-zh --reason length_ratio --count 20",
+    )  # fmt: skip
+    inspect.add_argument("--stream", action="append", metavar="NAME", help="only this stream (may be repeated)")
+    inspect.add_argument("--reason", metavar="NAME", help="examples of this reason only")
+    inspect.add_argument("--count", type=int, default=3, metavar="N", help="examples of each reason (default: 3)")
+    inspect.add_argument("--sample", type=int, metavar="K", help="with one --stream: sample K of the built stream")
+    inspect.add_argument("--line", metavar="FILE:LINE", help="the samples that hold this line of a source")
+    _add_workers(inspect)
+
+    plan = command(
+        "plan", _plan, "what each step will be made of",
+        "Show the schedule of a manifest, or of a config whether its streams are built or only assumed: stages, "
+        "shares, passes, what is never drawn, and what reading costs.",
+        "plan yamls/parallel_last_all.yaml --plot plan.png --diff yamls/parallel_first.yaml",
+        config="CONFIG|MANIFEST",
+    )  # fmt: skip
     plan.add_argument("--steps", metavar="A:B", help="the counts and sample ids of steps A to B - 1")
     plan.add_argument(
         "--text", type=int, metavar="N", help="with --steps: the text of the first N samples of each step"
@@ -54,19 +139,133 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan.add_argument("--diff", metavar="OTHER", help="the first step at which OTHER (config or manifest) differs")
     plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that read (default: 1)")
     plan.add_argument("--tokens-per-second", type=float, metavar="X", help="also say how many hours the run takes")
-    # argparse gives no `nargs="*"` what follows an option, so overrides after one arrive as unknown.
-    options, rest = parser.parse_known_args(arguments)
-    if unknown := [argument for argument in rest if argument.startswith("-")]:
-        parser.error(f"unknown option {' '.join(unknown)}")
-    options.overrides += rest
-    if options.command == "build" and options.workers is not None and options.workers < 1:
-        parser.error("--workers must be at least 1")
-    command = {"build": _build, "plan": _plan}[options.command]
+
+    command(
+        "verify", _verify, "hash what was built again",
+        "Read and hash every shard of an experiment's streams, or of one stream's folder, local or remote, and name "
+        "each that is not as it was written.",
+        "verify s3://bucket/store/streams/mono-0123456789ab",
+        config="CONFIG|FOLDER",
+    )  # fmt: skip
+    export = command(
+        "export", _export, "the samples in the order of training, for other trainers",
+        "Write the samples of a schedule in the order of training as one MDS stream, which any trainer that reads MDS "
+        "can go through without shuffling. A killed export goes on.",
+        "export yamls/mini/uni_en_zh.yaml --to s3://bucket/mixed --steps 0:1000",
+    )  # fmt: skip
+    export.add_argument("--to", required=True, metavar="FOLDER", help="a folder or URL that is empty or does not exist")
+    export.add_argument("--steps", metavar="A:B", help="only steps A to B - 1 (default: all)")
+    return parser
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: the processors of this machine)")
+
+
+# The commands import what they need themselves, so that --help answers at once.
+
+
+def _load(options: argparse.Namespace) -> tuple[Config, int]:
+    """The config, and the number of workers."""
+    from dataengine.config import load_config
+    from dataengine.engines import default_workers
+
+    config = load_config(options.config, options.overrides)
+    return config, getattr(options, "workers", None) or default_workers()
+
+
+def _build(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from dataengine.build import build, prepare
+    from dataengine.config import parse_count
+    from dataengine.engines import LocalEngine, RayEngine
+    from dataengine.storage import open_store
+
+    config, workers = _load(options)
+    if options.dry_run:
+        from dataengine.estimate import describe_estimate
+
+        sample = parse_count(options.sample)
+        if not isinstance(sample, int):
+            raise InputError(f"--sample {options.sample} is no number of bytes, such as 16M")
+        print(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
+        return
+    engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
+    print(describe_build(build(config, workers=workers, engine=engine)))
+    for direction, path in config.evaluate.dev.items():
+        if not Path(path).is_file():
+            print(f"note: evaluate.dev.{direction} is {path}, which does not exist yet", file=sys.stderr)
+
+
+def _worker(options: argparse.Namespace) -> None:
+    from dataengine.build import work
+    from dataengine.engines import OthersNotDoneError, SliceEngine
+
+    config, workers = _load(options)
+    number, slices = _parse_slice(options.slice)
     try:
-        sys.exit(run_command(lambda: command(options)))
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        work(config, SliceEngine(number, slices, workers, options.wait))
+    except OthersNotDoneError as waits:
+        print(f"slice {options.slice} is done with {waits.title}; others are not: slices {waits.words}. "
+              "Start this slice again when they are.")  # fmt: skip
+    else:
+        print(
+            f"slice {options.slice} is done with all its units. "
+            f"When all slices are: dataengine finalize {options.config}"
+        )
+
+
+def _finalize(options: argparse.Namespace) -> None:
+    from dataengine.build import build
+    from dataengine.engines import FinishedEngine, OthersNotDoneError
+
+    config, _ = _load(options)
+    try:
+        print(describe_build(build(config, engine=FinishedEngine(options.slices))))
+    except OthersNotDoneError as waits:
+        raise InputError(
+            f"{waits.title} is not done: slices {waits.words} of {options.slices} have units left. Start those workers "
+            f"again, or do the rest here: dataengine build {options.config}"
+        ) from None
+
+
+def _score(options: argparse.Namespace) -> None:
+    from dataengine.scoring import score_streams
+
+    config, workers = _load(options)
+    number, slices = _parse_slice(options.slice)
+    names = _names(config, options.stream, [name for name in config.streams_in_use if config.streams[name].scores])
+    print(
+        score_streams(
+            config, names, device=options.device, batch_size=options.batch_size, number=number, slices=slices,
+            workers=workers,
+        )
+    )  # fmt: skip
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from dataengine import inspection
+    from dataengine.build import prepare
+    from dataengine.engines import LocalEngine
+    from dataengine.storage import open_store
+
+    config, workers = _load(options)
+    if options.line is not None:
+        print(inspection.describe_line(config, options.line))
+        return
+    names = _names(config, options.stream, list(config.streams_in_use))
+    if options.sample is not None:
+        if len(names) != 1:
+            raise InputError("--sample needs the --stream whose sample it is")
+        print(inspection.describe_sample(config, names[0], options.sample))
+        return
+    prepared = prepare(config, open_store(config.store))
+    print(
+        inspection.describe_cleaning(
+            prepared, LocalEngine(workers), names=names, reason=options.reason, count=options.count
+        )
+    )
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -78,10 +277,8 @@ def _plan(options: argparse.Namespace) -> None:
     if options.diff:
         print(describe_difference(plan, load_plan(options.diff)))
     elif options.steps:
-        first, colon, last = options.steps.partition(":")
-        if not (colon and first.isdigit() and last.isdigit()):
-            raise InputError(f"--steps {options.steps} is not of the form A:B, such as 0:3")
-        print(describe_steps(plan, int(first), int(last), options.text or 0))
+        first, last = _parse_steps(options.steps)
+        print(describe_steps(plan, first, last, options.text or 0))
     else:
         print(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second))
     if options.plot:
@@ -91,19 +288,52 @@ def _plan(options: argparse.Namespace) -> None:
         print(f"picture {options.plot}")
 
 
-def _build(options: argparse.Namespace) -> None:
-    # Imported here so that --help answers at once.
-    from pathlib import Path
+def _verify(options: argparse.Namespace) -> None:
+    from dataengine.verify import verify
 
-    from dataengine.build import build
-    from dataengine.config import load_config
-    from dataengine.engines import default_workers
+    target = _load(options)[0] if options.config.endswith((".yaml", ".yml")) else options.config
+    problems, shards, size = verify(target)
+    if problems:
+        raise InputError("\n".join([*problems, f"{len(problems):,} of {shards:,} shards and indexes are not whole."]))
+    print(f"{shards:,} shards, {size:,} bytes: all as they were written")
 
-    config = load_config(options.config, options.overrides)
-    print(describe_build(build(config, workers=options.workers or default_workers())))
-    for direction, path in config.evaluate.dev.items():
-        if not Path(path).is_file():
-            print(f"note: evaluate.dev.{direction} is {path}, which does not exist yet", file=sys.stderr)
+
+def _export(options: argparse.Namespace) -> None:
+    from dataengine.build import experiment_url
+    from dataengine.export import export
+    from dataengine.manifest import read_manifest
+    from dataengine.shards import ShardFormat
+    from dataengine.storage import open_store
+
+    config, _ = _load(options)
+    manifest = read_manifest(experiment_url(config))
+    first, last = _parse_steps(options.steps) if options.steps else (0, manifest.schedule.steps)
+    form = ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression)
+    count = export(manifest, open_store(config.store), form, open_store(options.to), first, last)
+    print(f"{count:,} samples of steps {first:,} to {last - 1:,} in {options.to} (plan {manifest.plan_id[:12]})")
+
+
+def _parse_slice(text: str) -> tuple[int, int]:
+    """The number of a slice, from 0, and the number of slices."""
+    number, _, slices = text.partition("/")
+    if not (number.isdigit() and slices.isdigit() and 1 <= int(number) <= int(slices)):
+        raise InputError(f"--slice {text} is not of the form I/N with I from 1 to N, such as 3/8")
+    return int(number) - 1, int(slices)
+
+
+def _parse_steps(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit()):
+        raise InputError(f"--steps {text} is not of the form A:B, such as 0:3")
+    return int(first), int(last)
+
+
+def _names(config: Config, chosen: list[str] | None, usual: list[str]) -> list[str]:
+    """The streams that a command is about."""
+    for name in chosen or ():
+        if name not in config.streams_in_use:
+            raise InputError(f"--stream {name}: the stages use {', '.join(config.streams_in_use)}")
+    return chosen or usual
 
 
 def describe_build(result: BuildResult) -> str:
@@ -111,12 +341,14 @@ def describe_build(result: BuildResult) -> str:
     manifest = result.manifest
     if not result.new:
         return f"nothing to do: {result.path} is up to date (plan {manifest.plan_id[:12]})"
-    streams = [("stream", "records", "kept", "tokens", "samples", "remainder", "shards", "")]
+    records = [("stream", "records", "unusable", "dropped", "kept", "tokens", "samples", "remainder", "shards", "")]
     for built in result.streams:
-        streams.append(
+        records.append(
             (
                 built.stream.name,
                 f"{built.records:,}",
+                f"{sum(built.rejected.values()):,}",
+                f"{sum(built.dropped.values()):,}",
                 f"{built.kept:,}",
                 f"{built.tokens:,}",
                 f"{built.stream.samples:,}",
@@ -134,17 +366,18 @@ def describe_build(result: BuildResult) -> str:
             for name in names
         ]
         stages.append((stage.name, f"{stage.steps:,}", f"{samples * manifest.seq_len:,}", *shares))
-    rejects = [
-        f"{built.stream.name}: dropped {count:,} records: {reason}"
+    reasons = [
+        f"{built.stream.name}: {count:,} {word}: {reason}"
         for built in result.streams
-        for reason, count in built.rejected.items()
+        for word, counts in (("unusable", built.rejected), ("dropped", built.dropped))
+        for reason, count in counts.items()
     ]
     return "\n".join(
         [
-            *table(streams),
+            *table(records),
+            *reasons,
             "",
             *table(stages),
-            *rejects,
             "",
             f"manifest {result.path} (plan {manifest.plan_id[:12]}) in {result.seconds:.1f} s",
         ]

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dataengine.errors import InputError
+from dataengine.rules import DocumentRules, PairRules
 
 _LANGUAGES = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -48,15 +49,49 @@ class AssumeConfig(_Section):
         return self
 
 
+class SubsetsConfig(_Section):
+    """Records to leave out by the name of the subset that they come from."""
+
+    key: str  # where a record states it, such as meta.redpajama_set_name
+    drop: tuple[str, ...]  # such as [RedPajamaGithub]
+
+
+class CleanConfig(_Section):
+    """What is dropped before tokenizing; each drop is counted by its reason. All is off until it is named."""
+
+    pair_rules: PairRules | None = None  # {} takes the defaults
+    document_rules: DocumentRules | None = None
+    min_language_score: float | None = Field(default=None, gt=0, le=1)  # of the language that a text should have
+    dedup: tuple[str, ...] = ()  # text (documents); pair, or a language's code for that side alone (pairs)
+    near_dedup: Annotated[float, Field(gt=0, lt=1)] | None = None  # MinHash: least Jaccard similarity of near twins
+    decontaminate: tuple[str, ...] = ()  # files of evaluation texts; what shares a text or a long n-gram goes
+    subsets: SubsetsConfig | None = None
+
+
+class ScoresConfig(_Section):
+    """Quality of pairs by a reference-free COMET model (`dataengine score`); pairs below a threshold are dropped."""
+
+    model: str  # checkpoint (path, or a name on the Hugging Face hub)
+    thresholds: dict[Direction, float] = Field(min_length=1)  # the paper: {zh-en: 0.42}, {id-en: 0.58}
+
+
 class StreamConfig(_Section):
     """A stream of documents or of sentence pairs: where its records lie and how they become text."""
 
-    documents: tuple[str, ...] = ()  # paths or globs of JSON Lines files, plain, .gz or .zst
-    pairs: tuple[str, ...] = ()
-    text_key: str = "text"  # documents: the key of the text
+    # Paths, globs or URLs: .jsonl .json .txt .tsv .tmx, plain, .gz or .zst, and .parquet
+    documents: tuple[str, ...] = ()
+    pairs: tuple[str | dict[str, str], ...] = ()  # a mapping is a Moses corpus: {en: corpus.en, zh: corpus.zh}
+    format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None  # default: by the file's name
+    text_key: str = "text"  # documents: the key of the text; a dotted key goes into nested objects
+    keys: dict[str, str] = {}  # pairs: language -> key of its sentence; default: the language's code
+    columns: tuple[str, ...] = ()  # .tsv: the names of its columns
+    split: Literal["line", "paragraph", "file"] = "line"  # .txt: what a document is
+    language: str | None = None  # documents: the code of their language, for rules and min_language_score
     directions: tuple[Direction, ...] = ()  # pairs: pair number i is written in direction i modulo their number
     adjacent: bool = True  # pairs: false takes the target of another pair, at random, each once
     sides: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")], ...] = ()  # pairs: only these sides, a document each
+    clean: CleanConfig = CleanConfig()
+    scores: ScoresConfig | None = None
     passes: int = Field(default=1, ge=1)  # how often the schedule may go through the stream
     assume: AssumeConfig | None = None  # its size until it is built
 
@@ -69,15 +104,32 @@ class StreamConfig(_Section):
         if self.documents and (self.directions or self.sides):
             raise ValueError("`directions` and `sides` go with `pairs`")
         if self.pairs and self.text_key != "text":
-            raise ValueError("`text_key` goes with `documents`; the keys of pairs are their language codes")
+            raise ValueError("`text_key` goes with `documents`; pairs have `keys`, by default their language codes")
         if not self.adjacent and not self.directions:
             raise ValueError("`adjacent: false` goes with `directions`")
+        if self.documents and (self.keys or self.scores or self.clean.pair_rules):
+            raise ValueError("`keys`, `scores` and `clean.pair_rules` go with `pairs`")
+        if self.pairs and (self.language or self.clean.document_rules):
+            raise ValueError("`language` and `clean.document_rules` go with `documents`")
+        known = ("text",) if self.documents else ("pair", *self.codes)
+        if unknown := [kind for kind in self.clean.dedup if kind not in known]:
+            raise ValueError(f"clean.dedup: {', '.join(unknown)}: expected some of {', '.join(known)}")
+        if self.pairs and self.clean != CleanConfig() and len(self.codes) != 2:
+            raise ValueError("cleaning compares two languages: state `keys` for both, such as {en: en, zh: zh}")
+        for direction in self.scores.thresholds if self.scores else ():
+            if set(direction.split("-")) != set(self.codes):
+                raise ValueError(f"scores.thresholds: {direction} is no direction of {' and '.join(self.codes)}")
         return self
 
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages that the stream writes."""
         return tuple(dict.fromkeys([*self.sides, *(code for d in self.directions for code in d.split("-"))]))
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Codes of the languages that the stream reads: those that it writes, and others that `keys` name."""
+        return tuple(dict.fromkeys([*self.languages, *self.keys]))
 
 
 class BudgetConfig(_Section):
@@ -215,7 +267,9 @@ class Config(_Section):
     out: str  # run folder: checkpoints, logs, exported models, scores; default runs/NAME
     store: str = "store"  # built streams, shared by experiments
     seed: int = Field(default=17, ge=0)  # of the order of samples
+    part_bytes: Count = 128 * 10**6  # plain files and Parquet are cut into units of work of about so many bytes
     tokenizer: str  # a SentencePiece .model or a Hugging Face tokenizer.json
+    tokenizer_engine: Literal["auto", "reference"] = "auto"  # auto: gigatoken where it is seen to give the same ids
     eos_token: str | None = None  # default: the tokenizer's own
     bos: bool = False  # the paper's training data have none
     seq_len: Count = 2048  # predicted tokens a sample; a sample holds one more
@@ -223,6 +277,8 @@ class Config(_Section):
     lanes: Count = 1
     shuffle_block: Count = 32_768  # samples
     samples_per_shard: Count = 4096
+    shard_hashes: tuple[Literal["xxh64", "xxh3_128", "sha256"], ...] = Field(default=("xxh64",), min_length=1)
+    shard_compression: Annotated[str, Field(pattern=r"^zstd:([1-9]|1\d|2[0-2])$")] | None = None  # such as zstd:1
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1)  # of a stream's records
     languages: dict[str, str] = _LANGUAGES
     streams: dict[Name, StreamConfig]
@@ -245,11 +301,8 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Config:
-        for key in ("out", "store"):
-            if "://" in getattr(self, key):
-                raise ValueError(
-                    f"object stores are not supported yet: {key} is {getattr(self, key)}. Give a local folder"
-                )
+        if "://" in self.out:
+            raise ValueError(f"object stores are not supported yet: out is {self.out}. Give a local folder")
         if self.batch_size % self.lanes:
             raise ValueError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
         for stage in self.stages:
@@ -427,6 +480,11 @@ def _known_keys(loc: _Loc) -> list[str]:
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
+    "clean": CleanConfig,
+    "document_rules": DocumentRules,
+    "pair_rules": PairRules,
+    "scores": ScoresConfig,
+    "subsets": SubsetsConfig,
     "assume": AssumeConfig,
     "budget": BudgetConfig,
     "parent": ParentConfig,

@@ -17,11 +17,13 @@ from typing import Any
 import orjson
 
 from dataengine.errors import InputError
+from dataengine.objects import is_url
 from dataengine.order import RunOrder
 from dataengine.schedule import Schedule, Stage
-from dataengine.shards import Shard
+from dataengine.shards import Shard, read_shard
+from dataengine.storage import open_store
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,11 @@ class Manifest:
         ).hexdigest()
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read and check a manifest. Raises InputError if there is none or it is damaged."""
+def read_manifest(path: Path | str) -> Manifest:
+    """Read and check a manifest, of a path or a URL. Raises InputError if there is none or it is damaged."""
+    folder, _, name = str(path).rpartition("/")
     try:
-        content = path.read_bytes()
+        content = open_store(folder).read(name) if is_url(str(path)) else Path(path).read_bytes()
     except OSError as error:
         raise InputError(
             f"no manifest at {path}: {error.strerror}. Build the streams first: dataengine build CONFIG"
@@ -148,8 +151,7 @@ def read_manifest(path: Path) -> Manifest:
         if version == VERSION:
             fields.pop("totals")
             fields["streams"] = tuple(
-                Stream(**{**stream, "shards": tuple(Shard(**shard) for shard in stream["shards"])})
-                for stream in fields["streams"]
+                Stream(**{**stream, "shards": tuple(map(read_shard, stream["shards"]))}) for stream in fields["streams"]
             )
             fields["stages"] = tuple(Stage(**stage) for stage in fields["stages"])
             manifest = Manifest(**fields)

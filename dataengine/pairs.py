@@ -26,37 +26,47 @@ def first_line(completion: str) -> str:
     return next((line.strip() for line in completion.split("\n")[:3] if line.strip()), "")
 
 
-def direction_of(number: int, directions: Sequence[str]) -> str:
-    """The direction that pair `number` of a file is written in: each pair once, the directions in turn."""
-    return directions[number % len(directions)]
+def write_pairs(
+    columns: Mapping[str, Sequence[str]], first: int, directions: Sequence[str], languages: Mapping[str, str]
+) -> list[str]:
+    """Pairs as texts. `columns` holds the sentences of each language; `first` is the number of the first pair."""
+    texts = [""] * len(next(iter(columns.values())))
+    step = len(directions)
+    for number, direction in enumerate(directions):
+        source, target = direction.split("-")
+        turn = slice((number - first) % step, None, step)
+        before, between = f"{languages[source]}: ", f"\n{languages[target]}: "
+        texts[turn] = [
+            f"{before}{one}{between}{other}"
+            for one, other in zip(columns[source][turn], columns[target][turn], strict=True)
+        ]
+    return texts
 
 
-def write_pair(pair: Mapping[str, str], direction: str, languages: Mapping[str, str]) -> str:
-    """A record with a key per language as text in one direction."""
-    source, target = direction.split("-")
-    return format_pair(languages[source], pair[source], languages[target], pair[target])
-
-
-def write_side(pair: Mapping[str, str], code: str, languages: Mapping[str, str]) -> str:
-    """One side of a record as a document, with its language's name (setting Multilingual)."""
-    return f"{languages[code]}: {pair[code]}"
+def write_sides(columns: Mapping[str, Sequence[str]], sides: Sequence[str], languages: Mapping[str, str]) -> list[str]:
+    """The named sides of each pair as documents with their language's name (setting Multilingual), pair by pair."""
+    texts = [""] * (len(sides) * len(columns[sides[0]]))
+    for number, side in enumerate(sides):
+        texts[number :: len(sides)] = [f"{languages[side]}: {text}" for text in columns[side]]
+    return texts
 
 
 def exchange_targets(
-    pairs: Sequence[Mapping[str, str]], first: int, directions: Sequence[str], key: int
-) -> list[dict[str, str]]:
+    columns: Mapping[str, Sequence[str]], first: int, directions: Sequence[str], key: int
+) -> dict[str, list[str]]:
     """Give each pair the target of another pair of its direction, each target once (setting Non-Adjacent).
 
-    The pairs, numbers `first` and on of their file, are laid in a circle in the order of a keyed hash, and each takes
+    The pairs, numbers `first` and on of their part, are laid in a circle in the order of a keyed hash, and each takes
     the next one's target: a derangement. Raises ValueError if a direction has but one pair.
     """
-    exchanged: list[dict[str, str]] = [{} for _ in pairs]
-    hashes = hash_numbers(np.arange(first, first + len(pairs), dtype=np.int64), key)
+    exchanged = {code: list(texts) for code, texts in columns.items()}
+    count = len(next(iter(columns.values())))
+    in_circle = np.argsort(hash_numbers(np.arange(first, first + count, dtype=np.int64), key))
     for number, direction in enumerate(directions):
-        source, target = direction.split("-")
-        circle = [k for k in np.argsort(hashes).tolist() if (first + k) % len(directions) == number]
+        target = direction.split("-")[1]
+        circle = in_circle[(in_circle + first) % len(directions) == number].tolist()
         if len(circle) == 1:
             raise ValueError(f"one pair alone in direction {direction} cannot take another's target")
         for here, there in zip(circle, circle[1:] + circle[:1], strict=True):
-            exchanged[here] = {source: pairs[here][source], target: pairs[there][target]}
+            exchanged[target][here] = columns[target][there]
     return exchanged

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from dataengine.config import Config
 from dataengine.errors import InputError
@@ -50,7 +49,7 @@ def read_parent(config: Config) -> Parent | None:
     """The parent that a config names. Raises InputError if its manifest or step is unusable."""
     if config.parent is None:
         return None
-    manifest = read_manifest(Path(config.parent.manifest))
+    manifest = read_manifest(config.parent.manifest)
     if config.parent.step > manifest.schedule.steps:
         raise InputError(
             f"parent.step is {config.parent.step:,}, but {config.parent.manifest} has {manifest.schedule.steps:,} "

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
-from dataengine.build import experiment_folder, make_manifest
+from dataengine.build import experiment_url, make_manifest
 from dataengine.config import Config, StreamConfig, dump_config, load_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream, read_manifest
 from dataengine.schedule import Stage, count_drawn
-from dataengine.shards import Shard, map_shard
-from dataengine.tables import table
+from dataengine.shards import Shard, StoredFile
+from dataengine.storage import Store, open_store
+from dataengine.streams import StreamReader
+from dataengine.tables import size_words, table
 from dataengine.tokens import load_tokenizer, token_dtype
 
 _UNKNOWN = "assumed"  # stands for the hashes of what is not built
@@ -27,7 +29,7 @@ class Plan:
 
     manifest: Manifest
     assumed: tuple[str, ...]
-    store: Path | None  # where the streams lie, if they are built
+    store: Store | None  # where the streams lie, if they are built
     config: Config | None
 
 
@@ -36,12 +38,12 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
     if path.endswith(".json"):
         if overrides:
             raise InputError("a manifest is as it is: overrides go with a config")
-        store = next((parent.parent for parent in Path(path).parents if parent.name == "experiments"), None)
-        return Plan(read_manifest(Path(path)), (), store, None)
+        return Plan(read_manifest(path), (), None, None)
     config = load_config(path, overrides)
-    folder = experiment_folder(config)
-    if (folder / "config.yaml").is_file() and (folder / "config.yaml").read_bytes() == dump_config(config).encode():
-        return Plan(read_manifest(folder / "manifest.json"), (), Path(config.store), config)
+    store = open_store(config.store)
+    with suppress(FileNotFoundError):
+        if store.read(f"experiments/{config.name}/config.yaml") == dump_config(config).encode():
+            return Plan(read_manifest(experiment_url(config)), (), store, config)
     return _assume(config)
 
 
@@ -64,8 +66,8 @@ def _assumed_stream(name: str, stream: StreamConfig, config: Config) -> Stream:
     samples = stream.assume.samples or (stream.assume.tokens or 0) // width
     full, rest = divmod(samples, config.samples_per_shard)
     size = config.samples_per_shard * (width * 2 + 4)  # uint16 tokens and their offsets
-    shards = [Shard("", config.samples_per_shard, size, "")] * full
-    shards += [Shard("", rest, rest * (width * 2 + 4), "")] * bool(rest)
+    shards = [Shard(config.samples_per_shard, StoredFile("", size, {}))] * full
+    shards += [Shard(rest, StoredFile("", rest * (width * 2 + 4), {}))] * bool(rest)
     return Stream(name, "", _UNKNOWN, samples, samples * width, tuple(shards))
 
 
@@ -109,13 +111,13 @@ def describe_plan(plan: Plan, *, nodes: int = 1, tokens_per_second: float | None
                 f"{share:.2%}",
                 f"{drawn / max(stream.samples, 1):.3f}",
                 f"{max(stream.samples - drawn, 0):,}",
-                _size(_bytes_read(stream, drawn, nodes, manifest.lanes)),
+                size_words(_bytes_read(stream, drawn, nodes, manifest.lanes)),
             )
         )
     lines += table(rows)
     read = sum(_bytes_read(stream, cursors.get(stream.name, 0), nodes, manifest.lanes) for stream in manifest.streams)
-    cache = _size(_cache(manifest, nodes))
-    lines += ["", f"each of {nodes} node(s) reads {_size(read)} in all and needs at least {cache} of cache"]
+    cache = size_words(_cache(manifest, nodes))
+    lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in all and needs at least {cache} of cache"]
     if tokens_per_second:
         hours = total / tokens_per_second / 3600
         lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s")
@@ -222,26 +224,18 @@ def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> floa
 def _bytes_read(stream: Stream, drawn: int, nodes: int, lanes: int) -> float:
     """Bytes of a stream that one node downloads: its lanes' part of what is drawn in the first pass."""
     part = 1 / nodes if lanes % nodes == 0 else 1.0
-    return sum(shard.bytes for shard in stream.shards) * min(drawn / max(stream.samples, 1), 1) * part
+    return sum(shard.stored.bytes for shard in stream.shards) * min(drawn / max(stream.samples, 1), 1) * part
 
 
 def _cache(manifest: Manifest, nodes: int) -> float:
     """Bytes that hold two shuffle blocks (one read, one fetched ahead) of each stream of a stage and each lane."""
     lanes = -(-manifest.lanes // nodes)
     need = {
-        stream.name: 2 * manifest.shuffle_block / stream.shards[0].samples * stream.shards[0].bytes * lanes
+        stream.name: 2 * manifest.shuffle_block / stream.shards[0].samples * stream.shards[0].raw.bytes * lanes
         for stream in manifest.streams
     }
-    total = {stream.name: sum(shard.bytes for shard in stream.shards) for stream in manifest.streams}
+    total = {stream.name: sum(shard.stored.bytes for shard in stream.shards) for stream in manifest.streams}
     return max(sum(min(need[name], total[name]) for name in stage.samples) for stage in manifest.stages)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.2f} TB"
 
 
 def _sample_text(plan: Plan, number: int, sample_id: int, slot: int) -> list[str]:
@@ -249,10 +243,7 @@ def _sample_text(plan: Plan, number: int, sample_id: int, slot: int) -> list[str
     if plan.store is None or plan.config is None:
         raise InputError("the text of samples needs a config whose streams are built: dataengine build CONFIG")
     position = sample_id - int(plan.manifest.order.first_ids[number])
-    ends = np.cumsum([shard.samples for shard in stream.shards])
-    shard = int(np.searchsorted(ends, position, side="right"))
-    row = position - (int(ends[shard - 1]) if shard else 0)
-    path = plan.store / stream.remote / stream.shards[shard].basename
-    tokens = map_shard(path, plan.manifest.seq_len + 1, token_dtype(plan.manifest.vocab_size))[row]
+    dtype = token_dtype(plan.manifest.vocab_size)
+    (tokens,) = StreamReader(plan.store, stream, plan.manifest.seq_len + 1, dtype).read([position])
     text = load_tokenizer(plan.config.tokenizer, plan.config.eos_token).decode(tokens.tolist())
     return [f"  slot {slot}, {stream.name} {position}:", *[f"    | {line}" for line in text.split("\n")]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,9 @@ import orjson
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
+from dataengine.runs import read_npy
 from dataengine.schedule import Int64s
+from dataengine.storage import Store
 
 
 @dataclass(frozen=True)
@@ -28,22 +29,28 @@ class Origin:
 
 @dataclass(frozen=True)
 class StreamProvenance:
-    """The provenance of a built stream: `folder` is the stream's, `width` the tokens of a sample."""
+    """The provenance of a built stream: `folder` is the key of the stream's folder, `width` the tokens of a sample."""
 
-    folder: Path
+    store: Store
+    folder: str
     width: int
 
     @cached_property
     def _summary(self) -> dict[str, Any]:
         try:
-            return orjson.loads((self.folder / "stream.json").read_bytes())  # type: ignore[no-any-return]
-        except OSError as error:
-            raise InputError(f"cannot read {self.folder / 'stream.json'}: {error.strerror}. Build again.") from None
+            return orjson.loads(self.store.read(f"{self.folder}/stream.json"))  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            raise InputError(f"no {self.store.url}/{self.folder}/stream.json. Build again.") from None
 
     @property
     def sources(self) -> list[str]:
         """The stream's files, as they were named when it was built."""
-        return list(self._summary["sources"])
+        return list(dict.fromkeys(part["path"] for part in self._summary["sources"]))
+
+    @cached_property
+    def _first_lines(self) -> NDArray[np.int64]:
+        """The number in its file of each part's first line, shape (parts,)."""
+        return np.array([part["line"] for part in self._summary["sources"]], np.int64)
 
     @cached_property
     def _segments(self) -> NDArray[np.int64]:
@@ -66,10 +73,9 @@ class StreamProvenance:
 
     def _load_documents(self, unit: int) -> tuple[NDArray[Any], Int64s]:
         """The documents of a unit, in its order (see units.PROVENANCE), and where each ends in its flow of tokens."""
-        found = np.load(self.folder / f"documents.{unit:05d}.npy", mmap_mode="r")
+        found = read_npy(self.store, f"{self.folder}/documents.{unit:05d}.npy")
         number = self._summary["packed"][unit]["source"]
         if number is not None:
-            found = np.array(found)
             found["source"] = number
         return found, np.cumsum(found["tokens"], dtype=np.int64)
 
@@ -83,23 +89,28 @@ class StreamProvenance:
 
     def _documents_between(self, unit: int, low: int, high: int) -> Iterator[Origin]:
         documents, ends = self._documents(unit)
-        sources = self.sources
+        sources = self._summary["sources"]
         for k in range(int(np.searchsorted(ends, low, "right")), len(documents)):
             begin = int(ends[k]) - int(documents["tokens"][k])
             if begin >= high:
                 break
             first = max(low - begin, 0)
             count = min(high, int(ends[k])) - begin - first
-            yield Origin(sources[documents["source"][k]], int(documents["line"][k]), first, count)
+            part = int(documents["source"][k])
+            line = int(self._first_lines[part]) + int(documents["line"][k]) - 1
+            yield Origin(sources[part]["path"], line, first, count)
 
     def samples_of(self, path: str, line: int) -> Int64s:
         """The samples that hold a part of the documents of a source line. Raises InputError for an unknown file."""
         if path not in self.sources:
-            raise InputError(f"{path} is no source of {self.folder.name}; they are {', '.join(self.sources)}")
-        number, found = self.sources.index(path), []
+            name = self.folder.rpartition("/")[2]
+            raise InputError(f"{path} is no source of {name}; they are {', '.join(self.sources)}")
+        found = []
+        named = np.array([part["path"] == path for part in self._summary["sources"]])
         for unit, start, inside, tokens in self._segments.tolist():
             documents, ends = self._documents(unit)
-            for k in np.flatnonzero((documents["source"] == number) & (documents["line"] == line)).tolist():
+            lines = self._first_lines[documents["source"]] + documents["line"] - 1
+            for k in np.flatnonzero(named[documents["source"]] & (lines == line)).tolist():
                 begin = int(ends[k]) - int(documents["tokens"][k])
                 first, last = max(begin, inside), min(int(ends[k]), inside + tokens)
                 if first < last:

@@ -6,45 +6,77 @@ samples. One column of fixed size has no size words, so a shard can also be read
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
+import zstandard
 from numpy.typing import NDArray
 
 COLUMN = "tokens"
 
+Add = Callable[[str, bytes], None]  # takes the name and the content of a file to keep
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a store: its name, its size and the hashes of its content in hex, by algorithm."""
+
+    basename: str
+    bytes: int
+    hashes: dict[str, str]
+
 
 @dataclass(frozen=True)
 class Shard:
-    """A written shard. `bytes` is its size; `xxh64` the hash of its content in hex."""
+    """A written shard: the raw one, and the compressed one if that is what is stored."""
 
-    basename: str
     samples: int
-    bytes: int
-    xxh64: str
+    raw: StoredFile
+    zip: StoredFile | None = None
+
+    @property
+    def stored(self) -> StoredFile:
+        """What lies in the store."""
+        return self.zip or self.raw
 
 
-def shard_config(width: int, dtype: np.dtype[Any], samples_per_shard: int) -> dict[str, Any]:
-    """The description of its column that each shard and the index carry."""
-    config: dict[str, Any] = {
-        "column_encodings": [f"ndarray:{dtype.name}:{width}"],
-        "column_names": [COLUMN],
-        "column_sizes": [width * dtype.itemsize],
-        "compression": None,
-        "format": "mds",
-        "hashes": ["xxh64"],
-        "size_limit": 0,
-        "version": 2,
-    }
-    # The limit at which MDSWriter would cut, counted as it counts; its own digits are part of the header.
-    while (limit := 8 + len(_dump(config)) + samples_per_shard * (width * dtype.itemsize + 4)) != config["size_limit"]:
-        config["size_limit"] = limit
-    return config
+def read_shard(fields: dict[str, Any]) -> Shard:
+    """A shard from its JSON form."""
+    packed = fields["zip"]
+    return Shard(fields["samples"], StoredFile(**fields["raw"]), StoredFile(**packed) if packed else None)
+
+
+@dataclass(frozen=True)
+class ShardFormat:
+    """What decides the bytes of shards, given their samples."""
+
+    samples_per_shard: int
+    hashes: tuple[str, ...] = ("xxh64",)  # names as in streaming: xxh64, sha256 ...
+    compression: str | None = None  # "zstd:1"
+
+    def config(self, width: int, dtype: np.dtype[Any]) -> dict[str, Any]:
+        """The description of the column that each shard and the index carry."""
+        config: dict[str, Any] = {
+            "column_encodings": [f"ndarray:{dtype.name}:{width}"],
+            "column_names": [COLUMN],
+            "column_sizes": [width * dtype.itemsize],
+            "compression": self.compression,
+            "format": "mds",
+            "hashes": list(self.hashes),
+            "size_limit": 0,
+            "version": 2,
+        }
+        # The limit at which MDSWriter would cut, counted as it counts; its own digits are part of the header.
+        row = width * dtype.itemsize + 4
+        while (limit := 8 + len(_dump(config)) + self.samples_per_shard * row) != config["size_limit"]:
+            config["size_limit"] = limit
+        return config
 
 
 def encode_shard(samples: NDArray[Any], config: dict[str, Any]) -> bytes:
@@ -53,21 +85,42 @@ def encode_shard(samples: NDArray[Any], config: dict[str, Any]) -> bytes:
     count = len(samples)
     first = 4 + 4 * (count + 1) + len(header)
     offsets = first + np.arange(count + 1, dtype=np.uint64) * samples.dtype.itemsize * samples.shape[1]
-    little_endian = samples.astype(samples.dtype.newbyteorder("<"), copy=False)
-    return b"".join([np.uint32(count).tobytes(), offsets.astype("<u4").tobytes(), header, little_endian.tobytes()])
+    little_endian = np.ascontiguousarray(samples, samples.dtype.newbyteorder("<"))
+    return b"".join([np.uint32(count).tobytes(), offsets.astype("<u4").tobytes(), header, little_endian.data.cast("B")])
 
 
-def write_shards(samples: NDArray[Any], directory: Path, first: int, samples_per_shard: int) -> list[Shard]:
+def write_shards(samples: NDArray[Any], add: Add, first: int, form: ShardFormat) -> list[Shard]:
     """Write samples, shape (num_samples, width), as shards numbered from `first`; the last may be short."""
-    config = shard_config(samples.shape[1], samples.dtype, samples_per_shard)
+    config = form.config(samples.shape[1], samples.dtype)
     shards: list[Shard] = []
-    for start in range(0, len(samples), samples_per_shard):
-        content = encode_shard(samples[start : start + samples_per_shard], config)
-        basename = shard_name(first + len(shards))
-        (directory / basename).write_bytes(content)
-        count = min(samples_per_shard, len(samples) - start)
-        shards.append(Shard(basename, count, len(content), xxhash.xxh64(content).hexdigest()))
+    for start in range(0, len(samples), form.samples_per_shard):
+        rows = samples[start : start + form.samples_per_shard]
+        content = encode_shard(rows, config)
+        raw = describe_file(shard_name(first + len(shards)), content, form.hashes)
+        packed = None
+        if form.compression:
+            content = compress(content, form.compression)
+            packed = describe_file(f"{raw.basename}.zstd", content, form.hashes)
+        shards.append(Shard(len(rows), raw, packed))
+        add(shards[-1].stored.basename, content)
     return shards
+
+
+def compress(content: bytes, compression: str) -> bytes:
+    """Content compressed as streaming names it: zstd:LEVEL."""
+    return zstandard.ZstdCompressor(level=int(compression.partition(":")[2])).compress(content)
+
+
+def describe_file(basename: str, content: bytes, algorithms: Sequence[str]) -> StoredFile:
+    """Name, size and hashes of a file."""
+    return StoredFile(basename, len(content), {name: hash_bytes(content, name) for name in algorithms})
+
+
+def hash_bytes(content: bytes, algorithm: str) -> str:
+    """Hash in hex by streaming's name of the algorithm, such as xxh64 or sha256."""
+    if algorithm.startswith("xxh"):
+        return str(getattr(xxhash, algorithm)(content).hexdigest())
+    return hashlib.new(algorithm, content).hexdigest()
 
 
 def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -77,31 +130,38 @@ def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.memmap(path, dtype.newbyteorder("<"), "r", first, (count, width))
 
 
-class ShardWriter:
-    """Gather samples and write each full shard; `finish` writes the rest."""
+def view_shard(content: bytes, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The samples of a shard that is in memory, shape (num_samples, width), without a copy."""
+    count, first = np.frombuffer(content, "<u4", 2).tolist()  # number of samples, offset of the first
+    return np.frombuffer(content, dtype.newbyteorder("<"), count * width, first).reshape(count, width)
 
-    def __init__(self, directory: Path, samples_per_shard: int) -> None:
-        self._directory, self._samples_per_shard = directory, samples_per_shard
+
+class ShardWriter:
+    """Gather samples and hand each full shard to `add`; `finish` hands over the rest."""
+
+    def __init__(self, add: Add, form: ShardFormat) -> None:
+        self._add, self._format = add, form
         self._waiting: list[NDArray[Any]] = []
+        self._count = 0
         self.shards: list[Shard] = []
 
     def add(self, samples: NDArray[Any]) -> None:
         """Take samples, shape (num_samples, width)."""
         self._waiting.append(samples)
-        count = sum(map(len, self._waiting))
-        if count >= self._samples_per_shard:
-            self._write(count - count % self._samples_per_shard)
+        self._count += len(samples)
+        if self._count >= self._format.samples_per_shard:
+            self._write(self._count - self._count % self._format.samples_per_shard)
 
     def finish(self) -> list[Shard]:
         """Write what waits; return all shards."""
-        self._write(sum(map(len, self._waiting)))
+        self._write(self._count)
         return self.shards
 
     def _write(self, count: int) -> None:
         if count:
             joined = np.concatenate(self._waiting)
-            self._waiting = [joined[count:].copy()]
-            self.shards += write_shards(joined[:count], self._directory, len(self.shards), self._samples_per_shard)
+            self._waiting, self._count = [joined[count:].copy()], len(joined) - count
+            self.shards += write_shards(joined[:count], self._add, len(self.shards), self._format)
 
 
 def shard_name(number: int) -> str:
@@ -114,9 +174,9 @@ def encode_index(shards: Sequence[Shard], config: dict[str, Any]) -> bytes:
     entries = [
         {
             **config,
-            "raw_data": {"basename": shard.basename, "bytes": shard.bytes, "hashes": {"xxh64": shard.xxh64}},
+            "raw_data": asdict(shard.raw),
             "samples": shard.samples,
-            "zip_data": None,
+            "zip_data": asdict(shard.zip) if shard.zip else None,
         }
         for shard in shards
     ]

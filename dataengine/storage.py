@@ -1,29 +1,53 @@
-"""Publish files and folders whole or not at all."""
+"""Publish files and folders whole or not at all, on local disk or in an object store.
+
+Amazon's S3 and most others know conditional writes: a new object never replaces another. Where they are not known
+(gs:// by Google's S3 interface, some S3-compatible stores) a new object is first looked for and then put; two writers
+at once put the same bytes there, for the names of what is built derive from what the content is made of.
+"""
 
 from __future__ import annotations
 
+import base64
+import errno
+import hashlib
 import os
 import shutil
 import socket
+import sys
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from dataengine import objects
+from dataengine.errors import InputError
+
 _PREFIX = ".writing-"
+_PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
+_IN_FLIGHT = 4  # files of a folder that are uploaded at a time
+_CONFLICTS = 10  # attempts while the store says that another write is under way
+
+AddFile = Callable[[str, bytes], None]
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file by a temporary name, fsync and rename: readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_PREFIX}{_owner()}-{path.name}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 
@@ -35,22 +59,29 @@ def new_folder(path: Path) -> Iterator[Path]:
     here derive from what the content is made of.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_PREFIX}{_owner()}-{path.name}")
+    temporary = _temporary(path)
     temporary.mkdir()
     try:
         yield temporary
-        for file in temporary.iterdir():
-            descriptor = os.open(file, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-        _sync_folder(temporary)
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if not path.is_dir():
-                raise
+        _publish(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Make a filled folder appear at `path`, unless there is one."""
+    for file in temporary.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    _sync_folder(temporary)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if not path.is_dir():
+            raise
     _sync_folder(path.parent)
 
 
@@ -73,8 +104,9 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _owner() -> str:
-    return f"{_host()}~{os.getpid()}~{uuid.uuid4().hex[:8]}"
+def _temporary(path: Path) -> Path:
+    """A name beside `path` for what is not whole yet; it tells whose it is."""
+    return path.with_name(f"{_PREFIX}{_host()}~{os.getpid()}~{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 def _host() -> str:
@@ -94,3 +126,388 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_store(url: str) -> Store:
+    """The store at a local folder or below the URL of an object store; it need not exist yet.
+
+    Raises InputError if the URL or the environment cannot be used. A store holds no connection, so it can be pickled.
+    """
+    if objects.is_url(url):
+        scheme, _, _ = objects.split_url(url)
+        objects.endpoint_of(scheme)
+        return S3Store(url.rstrip("/"))
+    if "://" in url:
+        raise InputError(
+            f"store '{url}': not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/prefix."
+        )
+    return LocalStore(url)
+
+
+@dataclass(frozen=True)
+class Store(ABC):
+    """A place for builds. Keys and prefixes are relative, "a/b/c"; a prefix names a folder, "" the whole store."""
+
+    url: str
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """Content of a file. Raises FileNotFoundError if there is none, InputError if it cannot be read."""
+
+    @abstractmethod
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file, all of them. Raises as `read`, and InputError if it is shorter."""
+
+    @abstractmethod
+    def size(self, key: str) -> int | None:
+        """Size of a file in bytes; None if there is none."""
+
+    @abstractmethod
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Size in bytes of every file below a folder, by key, in the order of the keys."""
+
+    @abstractmethod
+    def write(self, key: str, content: bytes) -> None:
+        """Write or replace a file, whole or not at all. Raises InputError if it cannot be written."""
+
+    @abstractmethod
+    def link(self, source: str, key: str) -> None:
+        """Give the content of `source` a second key, without reading it if possible."""
+
+    @abstractmethod
+    def remove(self, prefix: str) -> None:
+        """Remove a file or a folder with all below it; nothing happens if there is none."""
+
+    @abstractmethod
+    def new_folder(self, key: str, last: str) -> AbstractContextManager[AddFile]:
+        """Fill a folder by calls of (name, content); if the file `last` is there, then all are, and are whole.
+
+        On an error in the block, `last` does not appear. Files that are there already, of another attempt, stay. Raises
+        InputError if a file cannot be written, and RuntimeError where a store finds other content under its name.
+        """
+
+    @abstractmethod
+    def remove_leftovers(self, prefix: str) -> None:
+        """Remove what dead processes of this machine left half-written directly in a folder."""
+
+
+class LocalStore(Store):
+    """A store in a local (or mounted) folder; folders appear by renaming, so they are there whole or not at all."""
+
+    def path(self, key: str) -> Path:
+        """Where a file of the store is."""
+        return Path(self.url, key)
+
+    def read(self, key: str) -> bytes:
+        with _reading(self.path(key)):
+            return self.path(key).read_bytes()
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        path = self.path(key)
+        with _reading(path), path.open("rb") as file:
+            file.seek(start)
+            content = file.read(stop - start)
+        if len(content) != stop - start:
+            raise InputError(
+                f"{path}: got {len(content):,} bytes of [{start:,}, {stop:,}). It was changed; build again."
+            )
+        return content
+
+    def size(self, key: str) -> int | None:
+        try:
+            with _reading(self.path(key)):
+                return self.path(key).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        folder = prefix.rstrip("/")
+        with _reading(self.path(folder)):
+            return dict(sorted(_walk(self.path(folder), f"{folder}/" if folder else "")))
+
+    def write(self, key: str, content: bytes) -> None:
+        with _writing(self.path(key)):
+            write_file(self.path(key), content)
+
+    def link(self, source: str, key: str) -> None:
+        """As stated; the name is safe from power loss once a file was written into the same folder afterwards."""
+        path = self.path(key)
+        temporary = _temporary(path)
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                link_file(self.path(source), temporary)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)  # there still if both were names of one file
+
+    def remove(self, prefix: str) -> None:
+        path = self.path(prefix.rstrip("/"))
+        with _writing(path):
+            if path.is_dir():
+                gone = _temporary(path)
+                os.rename(path, gone)  # a folder must not be seen in parts
+                shutil.rmtree(gone)
+            else:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def new_folder(self, key: str, last: str) -> Iterator[AddFile]:
+        path = self.path(key)
+        temporary = _temporary(path)
+        with _writing(path):
+            temporary.mkdir(parents=True)
+
+        def add(name: str, content: bytes) -> None:
+            with _writing(path / name):
+                (temporary / name).write_bytes(content)
+
+        try:
+            yield add
+            assert (temporary / last).exists(), f"{path}: no {last}"
+            with _writing(path):
+                if path.is_dir() and not (path / last).exists():  # a copy that was cut short, not ours
+                    self.remove(key)
+                _publish(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def remove_leftovers(self, prefix: str) -> None:
+        with _writing(self.path(prefix)):
+            remove_leftovers(self.path(prefix))
+
+
+def _walk(folder: Path | str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Key and size of every file below a folder that exists, without what is half-written."""
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return  # removed while we look, or not there yet
+    for entry in entries:
+        if entry.name.startswith(_PREFIX):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{prefix}{entry.name}/")
+        elif entry.is_file():
+            yield prefix + entry.name, entry.stat().st_size
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}. Check the path and its permissions."
+        ) from None
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "Free space" if full else "Check the path and its permissions"
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}. {remedy}, or choose another store; then run again."
+        ) from None
+
+
+class S3Store(Store):
+    """A store below s3://bucket/prefix, or the same of gs:// or oci:// (see `objects`)."""
+
+    def _url(self, key: str) -> str:
+        return f"{self.url}/{key}"
+
+    def read(self, key: str) -> bytes:
+        return objects.get_bytes(self._url(key))
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        return objects.get_bytes(self._url(key), start, stop)
+
+    def size(self, key: str) -> int | None:
+        try:
+            return objects.stat_object(self._url(key)).size
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        folder = prefix.rstrip("/")
+        found = objects.list_objects(self._url(f"{folder}/" if folder else ""))
+        return dict(sorted((file.path.removeprefix(self._url("")), file.size) for file in found))
+
+    def write(self, key: str, content: bytes) -> None:
+        self._upload(key, content, replace=True)
+
+    def link(self, source: str, key: str) -> None:
+        """Copy inside the store; objects of up to 5 GB."""
+        client, target = objects.connect(self._url(key))
+        _, origin = objects.connect(self._url(source))
+        with objects.faults(self._url(source)):
+            client.copy_object(**target, CopySource=origin)
+
+    def remove(self, prefix: str) -> None:
+        """As stated, but not at once: a reader may see a part of the folder."""
+        folder = prefix.rstrip("/")
+        keys = [*self.sizes(folder), *([folder] if folder and self.size(folder) is not None else [])]
+        client, request = objects.connect(self._url(""))
+        bucket, root = request["Bucket"], request["Key"]
+        with objects.faults(self._url(prefix)):
+            if not self.url.startswith("s3://"):  # they may not know deletion in batches
+                with ThreadPoolExecutor(_IN_FLIGHT) as pool:
+                    list(pool.map(lambda key: client.delete_object(Bucket=bucket, Key=root + key), keys))
+                return
+            for first in range(0, len(keys), 1000):
+                batch = {"Objects": [{"Key": root + key} for key in keys[first : first + 1000]], "Quiet": True}
+                errors = client.delete_objects(Bucket=bucket, Delete=batch).get("Errors", [])
+                if errors:
+                    raise InputError(
+                        f"cannot remove {self._url(prefix)}: {errors[0].get('Code')}: {errors[0].get('Message')} "
+                        f"({len(errors)} objects). Check that these credentials may delete there."
+                    )
+
+    @contextmanager
+    def new_folder(self, key: str, last: str) -> Iterator[AddFile]:
+        held: list[bytes] = []
+        running: set[Future[None]] = set()
+
+        def settle(at_most: int) -> None:
+            """Wait until so many uploads are under way; raise what went wrong with one."""
+            while len(running) > at_most:
+                for upload in wait(running, return_when=FIRST_COMPLETED).done:
+                    running.remove(upload)
+                    upload.result()
+
+        def add(name: str, content: bytes) -> None:
+            if name == last:
+                held.append(content)
+                return
+            settle(_IN_FLIGHT - 1)
+            running.add(pool.submit(self._upload, f"{key}/{name}", content, replace=False))
+
+        with ThreadPoolExecutor(_IN_FLIGHT) as pool:
+            yield add
+            settle(0)
+        assert held, f"{self._url(key)}: no {last}"
+        self._upload(f"{key}/{last}", held[-1], replace=False)
+
+    def remove_leftovers(self, prefix: str) -> None:
+        """Nothing: a half-written object is never seen; a rule of the bucket should abort incomplete uploads."""
+
+    def _upload(self, key: str, content: bytes, *, replace: bool) -> None:
+        """Put an object. If not `replace`, one that is there stays, and must be equal."""
+        from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+
+        url = self._url(key)
+        with objects.faults(url):
+            for attempt in range(_CONFLICTS):
+                plain = _is_plain(self.url)
+                equal = self._equals(key, content) if plain and not replace else None
+                if equal is None:
+                    try:
+                        _put(url, content, new=not replace and not plain, plain=plain)
+                        return
+                    except ClientError as error:
+                        status, code = (
+                            error.response["ResponseMetadata"]["HTTPStatusCode"],
+                            error.response["Error"]["Code"],
+                        )
+                        if not plain and (status == 501 or code in _UNKNOWN_HEADER):
+                            _make_plain(self.url, code)
+                            continue
+                        if status == 409:  # another write of it is under way
+                            objects.pause(attempt)
+                            continue
+                        if status != 412:
+                            raise
+                    equal = self._equals(key, content)
+                if equal:
+                    return
+                if equal is False:
+                    raise RuntimeError(
+                        f"{url}: other content is there under this name: nondeterminism. The same input and settings "
+                        "gave different bytes; remove the object and find out what differed between the two runs."
+                    )
+        raise InputError(f"{url}: the store kept saying that another write is under way. Run again.")
+
+    def _equals(self, key: str, content: bytes) -> bool | None:
+        """Whether an object has this content; None if there is none."""
+        url = self._url(key)
+        client, request = objects.connect(url)
+        if not _is_plain(self.url):
+            request["ChecksumMode"] = "ENABLED"
+        try:
+            with objects.faults(url):
+                head = client.head_object(**request)
+            if head["ContentLength"] != len(content):
+                return False
+            if head.get("ChecksumSHA256") == _checksum(content):
+                return True
+            return objects.get_bytes(url) == content  # no checksum, or of other parts
+        except FileNotFoundError:
+            return None
+
+
+# Error codes of stores that do not know conditional writes or SHA-256 checksums.
+_UNKNOWN_HEADER = ("NotImplemented", "UnsupportedOperation", "UnsupportedArgument", "InvalidArgument", "InvalidRequest")
+
+_PLAIN: dict[str, object] = {}  # stores that turned out to be of those
+
+
+def _is_plain(url: str) -> bool:
+    return url.startswith("gs://") or url in _PLAIN
+
+
+def _make_plain(url: str, code: str) -> None:
+    mine = object()
+    if _PLAIN.setdefault(url, mine) is mine:  # the first of several threads
+        print(
+            f"{url}: this store does not know conditional writes ({code}); writing without.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _put(url: str, content: bytes, *, new: bool, plain: bool) -> None:
+    """Put an object, in parts if it is large, with a digest that the store checks; `new` fails (412) if it is there."""
+    client, request = objects.connect(url)
+    condition = {"IfNoneMatch": "*"} if new else {}
+    parts = _parts(content)
+    if len(parts) == 1:
+        client.put_object(**request, Body=content, **_digest(content, plain), **condition)
+        return
+    made = client.create_multipart_upload(**request, **({} if plain else {"ChecksumAlgorithm": "SHA256"}))
+    request["UploadId"] = made["UploadId"]
+    try:
+        uploaded: list[dict[str, Any]] = []
+        for number, part in enumerate(parts, start=1):
+            digest = _digest(part, plain)
+            answer = client.upload_part(**request, PartNumber=number, Body=bytes(part), **digest)
+            checksum = {} if plain else {"ChecksumSHA256": digest["ChecksumSHA256"]}
+            uploaded.append({"PartNumber": number, "ETag": answer["ETag"], **checksum})
+        client.complete_multipart_upload(**request, MultipartUpload={"Parts": uploaded}, **condition)
+    except BaseException:
+        with suppress(Exception):  # what went wrong matters more
+            client.abort_multipart_upload(**request)
+        raise
+
+
+def _parts(content: bytes) -> list[memoryview]:
+    return [memoryview(content)[at : at + _PART] for at in range(0, max(1, len(content)), _PART)]
+
+
+def _digest(part: bytes | memoryview, plain: bool) -> dict[str, str]:
+    if plain:
+        return {"ContentMD5": base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()}
+    return {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": base64.b64encode(hashlib.sha256(part).digest()).decode()}
+
+
+def _checksum(content: bytes) -> str:
+    """The checksum that S3 reports of an object that `_put` made: in parts, the one of theirs and their number."""
+    digests = [hashlib.sha256(part).digest() for part in _parts(content)]
+    if len(digests) == 1:
+        return base64.b64encode(digests[0]).decode()
+    return f"{base64.b64encode(hashlib.sha256(b''.join(digests)).digest()).decode()}-{len(digests)}"

@@ -1,4 +1,4 @@
-"""Text tables."""
+"""Text tables, and numbers in words."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[s
         ).rstrip()
         for row in rows
     ]
+
+
+def size_words(count: float) -> str:
+    """A number of bytes in words."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.2f} TB"

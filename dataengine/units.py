@@ -1,81 +1,51 @@
 """Work units of a build. A unit is a pure function of what its fingerprint covers, and publishes its folder whole.
 
-    documents file -> TokenizeDocuments -> shards + tail
-    pairs file     -> TokenizePairs     -> runs sorted by a random key
-    all runs       -> MergeRuns (one a range of keys) -> shards + tail
-
-The runs are those of an external merge sort, so that pairs are shuffled over all files of a stream in bounded memory.
+Cleaning reads a source part and says which records to keep (cleaning.py); tokenizing reads it again and writes samples
+(tokenizing.py). Units of one round do not depend on each other and may run anywhere that sees the store.
 """
 
 from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import islice
-from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from dataengine import order, pairs, sources
 from dataengine.errors import InputError
-from dataengine.packing import Packer, Tokens
-from dataengine.shards import Shard, ShardWriter
-from dataengine.storage import new_folder, write_file
-from dataengine.tokens import Tokenizer, join_documents, load_tokenizer, token_dtype
+from dataengine.shards import Add, Shard, read_shard
+from dataengine.sources import RecordFormat, Records, Reject, SourcePart, read_records
+from dataengine.storage import Store
 
-SCHEMA = 2  # raise when the same input would give other bytes
+SCHEMA = 3  # raise when the same input would give other bytes
 
-_BATCH = 1000  # texts given to the tokenizer at a time
-_WINDOW = 1 << 16  # pairs among which targets are exchanged
-_RUN_TOKENS = 1 << 23
 _EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the keys or the format are wrong
+_REJECTS = 10_000  # so many of a unit are written down; all are counted
 
 OnProgress = Callable[[int], None]  # hears of input bytes read
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class TokenFormat:
-    """How text becomes tokens, and tokens samples."""
-
-    tokenizer: str = field(metadata={"identity": False})  # path; its sha256 stands for it
-    tokenizer_sha256: str
-    eos_token: str | None
-    bos: bool
-    seq_len: int
-    samples_per_shard: int
-
-    def load(self) -> tuple[Tokenizer, np.dtype[Any], int | None]:
-        """The tokenizer, the type of tokens, and the id that begins a document, if any."""
-        tokenizer = load_tokenizer(self.tokenizer, self.eos_token)
-        return tokenizer, token_dtype(tokenizer.vocab_size), tokenizer.bos_id if self.bos else None
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    """An input file; its identity is its content, not its place."""
-
-    path: str = field(metadata={"identity": False})
-    size: int
-    xxh3_128: str
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a unit did. `tail` tokens follow those in its shards; `runs` are those of TokenizePairs."""
+    """What a unit did. `tail` tokens follow those in its shards; `runs` are those of a unit that writes sorted runs.
 
-    records: int
-    kept: int
-    rejected: dict[str, int]
-    tokens: int
-    tail: int
-    runs: int
-    shards: list[Shard]
+    Every record is accounted for: records = kept + all rejected (unusable) + all dropped (by cleaning).
+    """
+
+    lines: int = 0
+    records: int = 0
+    kept: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    tail: int = 0
+    runs: int = 0
+    shards: list[Shard] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -83,12 +53,16 @@ class Unit(ABC):
     """A unit of work; subclasses add what it does."""
 
     kind: ClassVar[str]
-    format: TokenFormat
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides this unit's bytes."""
-        return fingerprint_of({"schema": SCHEMA, "kind": self.kind, **_identity(self)})
+        return fingerprint_of({"schema": SCHEMA, "kind": self.kind, **identity_of(self)})
+
+    @property
+    def folder(self) -> str:
+        """Key of its folder in the store."""
+        return f"units/{self.fingerprint}"
 
     @property
     @abstractmethod
@@ -96,176 +70,43 @@ class Unit(ABC):
         """Size of the input, for progress."""
 
     @abstractmethod
-    def write(self, folder: Path, units: Path, on_progress: OnProgress) -> Receipt:
-        """Do the work into `folder`; `units` holds the folders of the units this one reads."""
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        """Do the work: read from the store and the sources, hand the files of the unit's folder to `add`."""
 
 
-@dataclass(frozen=True)
-class TokenizeDocuments(Unit):
-    """Tokenize one file of documents and pack them in their order."""
-
-    kind: ClassVar[str] = "documents"
-    source: SourceFile
-    text_key: str
-
-    @property
-    def input_bytes(self) -> int:
-        return self.source.size
-
-    def write(self, folder: Path, units: Path, on_progress: OnProgress) -> Receipt:
-        tokenizer, dtype, bos_id = self.format.load()
-        packer = Packer(self.format.seq_len + 1, dtype)
-        writer = ShardWriter(folder, self.format.samples_per_shard)
-        tally = _Tally(self.source, folder)
-        provenance = []
-        records = sources.read_documents(Path(self.source.path), self.text_key, on_progress)
-        for batch in _batched(tally.keep(records), _BATCH):
-            encoded = tokenizer.encode([text for _, text in batch])
-            tokens, lengths = join_documents(encoded, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
-            tally.tokens += len(tokens)
-            writer.add(packer.add(tokens))
-            provenance.append(make_provenance(0, [line for line, _ in batch], lengths))
-        _save_packed(folder, packer.tail, provenance)
-        return tally.receipt(tail=len(packer.tail), shards=writer.finish())
-
-
-@dataclass(frozen=True)
-class TokenizePairs(Unit):
-    """Tokenize one file of pairs into runs sorted by each document's random key."""
-
-    kind: ClassVar[str] = "pairs"
-    source: SourceFile
-    directions: tuple[str, ...]
-    adjacent: bool
-    sides: tuple[str, ...]
-    languages: dict[str, str]  # code -> name
-
-    @property
-    def input_bytes(self) -> int:
-        return self.source.size
-
-    def write(self, folder: Path, units: Path, on_progress: OnProgress) -> Receipt:
-        tokenizer, dtype, bos_id = self.format.load()
-        tally = _Tally(self.source, folder)
-        run = _Run(folder, order.derive_key("pairs", self.source.xxh3_128))
-        records = tally.keep(sources.read_pairs(Path(self.source.path), tuple(self.languages), on_progress))
-        for lines, texts in self._documents(records):
-            encoded = tokenizer.encode(texts)
-            tokens, lengths = join_documents(encoded, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
-            tally.tokens += len(tokens)
-            run.add(tokens, lengths, lines)
-        return tally.receipt(runs=run.finish())
-
-    def _documents(self, records: Iterator[tuple[int, dict[str, str]]]) -> Iterator[tuple[list[int], list[str]]]:
-        """Batches of documents: their source lines and their texts."""
-        number = 0
-        for batch in _batched(records, _BATCH if self.adjacent else _WINDOW, at_least=2 * len(self.directions)):
-            lines, found = [line for line, _ in batch], [pair for _, pair in batch]
-            if self.sides:
-                yield (
-                    [line for line in lines for _ in self.sides],
-                    [pairs.write_side(pair, side, self.languages) for pair in found for side in self.sides],
-                )
-            else:
-                if not self.adjacent:
-                    found = self._exchange(found, number)
-                yield (
-                    lines,
-                    [
-                        pairs.write_pair(pair, pairs.direction_of(number + k, self.directions), self.languages)
-                        for k, pair in enumerate(found)
-                    ],
-                )
-            number += len(batch)
-
-    def _exchange(self, found: list[dict[str, str]], number: int) -> list[dict[str, str]]:
-        try:
-            return pairs.exchange_targets(
-                found, number, self.directions, order.derive_key("targets", self.source.xxh3_128)
-            )
-        except ValueError as error:
-            raise InputError(f"{self.source.path}: {error}. Give a file with more pairs.") from None
-
-
-@dataclass(frozen=True)
-class MergeRuns(Unit):
-    """Pack the documents whose keys lie in one of `ranges` equal ranges, in the order of their keys."""
-
-    kind: ClassVar[str] = "merge"
-    runs: tuple[tuple[str, int], ...]  # fingerprint of a TokenizePairs unit, its number of runs
-    number: int
-    ranges: int
-    tokens: int = field(metadata={"identity": False})  # about so many, for progress
-
-    @property
-    def input_bytes(self) -> int:
-        return self.tokens
-
-    def write(self, folder: Path, units: Path, on_progress: OnProgress) -> Receipt:
-        _, dtype, _ = self.format.load()
-        low, high = ((1 << 64) * n // self.ranges for n in (self.number, self.number + 1))
-        keys, tokens, provenance = [np.empty(0, np.uint64)], [np.empty(0, dtype)], [np.empty(0, PROVENANCE)]
-        for source, (fingerprint, count) in enumerate(self.runs):
-            for run in range(count):
-                part = [np.load(units / fingerprint / name, mmap_mode="r") for name in _run_names(run)]
-                run_keys, offsets, lines, run_tokens = part
-                first = int(np.searchsorted(run_keys, np.uint64(low)))
-                last = len(run_keys) if high == 1 << 64 else int(np.searchsorted(run_keys, np.uint64(high)))
-                keys.append(run_keys[first:last])
-                tokens.append(run_tokens[offsets[first] : offsets[last]])
-                provenance.append(make_provenance(source, lines[first:last], np.diff(offsets[first : last + 1])))
-        documents = np.concatenate(provenance)
-        ordered, by_key = _sort_documents(
-            np.concatenate(keys), documents["tokens"].astype(np.int64), np.concatenate(tokens)
-        )
-        packer = Packer(self.format.seq_len + 1, dtype)
-        writer = ShardWriter(folder, self.format.samples_per_shard)
-        writer.add(packer.add(ordered))
-        _save_packed(folder, packer.tail, [documents[by_key]])
-        on_progress(self.tokens)
-        return Receipt(0, 0, {}, len(ordered), len(packer.tail), 0, writer.finish())
-
-
-# A document of a packed unit: number of its file among the stream's, its line, its length with EOS (and BOS).
-PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
-
-
-def make_provenance(source: int, lines: Any, lengths: Any) -> NDArray[Any]:
-    """Provenance of documents of one file, shape (n,)."""
-    made = np.empty(len(lengths), PROVENANCE)
-    made["source"], made["line"], made["tokens"] = source, lines, lengths
-    return made
-
-
-def _save_packed(folder: Path, tail: Tokens, provenance: Sequence[NDArray[Any]]) -> None:
-    np.save(folder / "tail.npy", tail)
-    np.save(folder / "documents.npy", np.concatenate(provenance) if provenance else np.empty(0, PROVENANCE))
-
-
-def run_unit(unit: Unit, units: Path, on_progress: OnProgress = lambda count: None) -> Receipt:
-    """Do a unit's work unless its folder is there already, whole; return its receipt."""
-    folder = units / unit.fingerprint
-    done = read_receipt(folder)
-    if done is not None:
-        return done
-    with new_folder(folder) as temporary:
-        receipt = unit.write(temporary, units, on_progress)
-        write_file(temporary / "receipt.json", orjson.dumps(receipt, option=orjson.OPT_INDENT_2))
+def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: None) -> Receipt:
+    """Do a unit's work and publish its folder, the receipt last."""
+    with store.new_folder(unit.folder, last="receipt.json") as add:
+        receipt = unit.work(store, add, on_progress)
+        add("receipt.json", orjson.dumps(receipt, option=orjson.OPT_INDENT_2))
     return receipt
 
 
-def read_receipt(folder: Path) -> Receipt | None:
-    """The receipt of a finished unit whose shards are there in their sizes; else None."""
-    try:
-        fields = orjson.loads((folder / "receipt.json").read_bytes())
-    except FileNotFoundError:
-        return None
-    shards = [Shard(**shard) for shard in fields.pop("shards")]
-    for shard in shards:
-        path = folder / shard.basename
-        if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise InputError(f"{path} is missing or damaged. Remove the folder {folder} and build again.")
-    return Receipt(**fields, shards=shards)
+def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Receipt]:
+    """The receipts of those units whose folders are there, whole."""
+    if not units:
+        return {}
+    sizes = store.sizes("units/")
+    there = {k: unit for k, unit in units.items() if f"{unit.folder}/receipt.json" in sizes}
+
+    def read(k: int) -> Receipt:
+        receipt = read_receipt(store.read(f"{there[k].folder}/receipt.json"))
+        for shard in receipt.shards:
+            key = f"{there[k].folder}/{shard.stored.basename}"
+            if sizes.get(key) != shard.stored.bytes:
+                raise InputError(
+                    f"{store.url}/{key} is missing or damaged. Remove the folder {there[k].folder} and build again."
+                )
+        return receipt
+
+    with ThreadPoolExecutor(16) as pool:
+        return dict(zip(there, pool.map(read, there), strict=True))
+
+
+def read_receipt(content: bytes) -> Receipt:
+    """A receipt from its JSON form."""
+    fields = orjson.loads(content)
+    return Receipt(**{**fields, "shards": [read_shard(shard) for shard in fields["shards"]]})
 
 
 def fingerprint_of(identity: object) -> str:
@@ -273,105 +114,108 @@ def fingerprint_of(identity: object) -> str:
     return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
-def _identity(value: Any) -> dict[str, Any]:
+def identity_of(value: Any) -> dict[str, Any]:
     """The fields of a dataclass that decide bytes."""
     fields = {}
     for name, info in value.__dataclass_fields__.items():
         if info.metadata.get("identity", True):
             inner = getattr(value, name)
-            fields[name] = _identity(inner) if hasattr(inner, "__dataclass_fields__") else inner
+            fields[name] = identity_of(inner) if hasattr(inner, "__dataclass_fields__") else inner
     return fields
 
 
-class _Tally:
-    """Counts of one source file's records; writes the rejected ones to rejects.jsonl."""
+@dataclass(frozen=True)
+class Keep:
+    """Which of a part's usable records are kept: a bit for each, in the store."""
 
-    def __init__(self, source: SourceFile, folder: Path) -> None:
-        self._source, self._rejects = source, folder / "rejects.jsonl"
-        self.records = self.tokens = 0
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """Where the bits are."""
+        return f"keeps/{self.sha256[:32]}.bits"
+
+
+def publish_keep(kept: NDArray[np.bool_], store: Store) -> Keep | None:
+    """Put the decision into the store; None if all are kept, so that such a part is as if it were not cleaned."""
+    if kept.all():
+        return None
+    content = np.packbits(kept).tobytes()
+    keep = Keep(hashlib.sha256(content).hexdigest())
+    if store.size(keep.key) is None:
+        store.write(keep.key, content)
+    return keep
+
+
+class Reading:
+    """Go through the usable records of a part, those of `kept` only if given; count all and write down the unusable."""
+
+    def __init__(
+        self, part: SourcePart, form: RecordFormat, on_progress: OnProgress, bits: NDArray[np.uint8] | None = None
+    ) -> None:
+        self._part, self._form, self._on_progress, self._bits = part, form, on_progress, bits
+        self._written: list[bytes] = []
+        self.lines = self.usable = self.kept = 0
         self.rejected: dict[str, int] = {}
 
-    def keep(self, records: Iterable[tuple[int, T] | sources.Reject]) -> Iterator[tuple[int, T]]:
-        """Pass on the usable records; write down and count the others."""
-        with self._rejects.open("wb") as file:
-            for record in records:
-                self.records += 1
-                if isinstance(record, sources.Reject):
-                    self.rejected[record.reason] = self.rejected.get(record.reason, 0) + 1
-                    line = {"file": self._source.path, **asdict(record)}
-                    file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-                    self._stop_early(record)
-                else:
-                    yield record
+    def batches(self, size: int) -> Iterator[Records]:
+        """Batches of at most `size` records; `usable` counts those before the end of the latest."""
+        for batch in self._all(size):
+            for reject in batch.rejects:
+                self._note(reject)
+            first, self.usable = self.usable, self.usable + len(batch.lines)
+            if self._bits is not None:
+                batch = select(batch, self._kept(first))
+            self.kept += len(batch.lines)
+            if batch.lines:
+                yield batch
 
-    def _stop_early(self, reject: sources.Reject) -> None:
+    def _all(self, size: int) -> Generator[Records, None, None]:
+        self.lines = yield from read_records(self._part, self._form, self._on_progress, size)
+
+    def _kept(self, first: int) -> NDArray[np.bool_]:
+        assert self._bits is not None
+        low = first // 8
+        bits = np.unpackbits(self._bits[low : self.usable // 8 + 1]).astype(bool)
+        return bits[first - 8 * low : self.usable - 8 * low]
+
+    def _note(self, reject: Reject) -> None:
+        self.rejected[reject.reason] = self.rejected.get(reject.reason, 0) + 1
         bad = sum(self.rejected.values())
-        if self.records == _EARLY_RECORDS and bad > self.records / 2:
+        if bad <= _REJECTS:
+            place = {"file": self._part.paths[0], "part_start": self._part.start}
+            self._written.append(orjson.dumps({**place, **asdict(reject)}, option=orjson.OPT_APPEND_NEWLINE))
+        seen = self.usable + bad
+        if bad > _EARLY_RECORDS / 2 and bad > seen / 2 and seen >= _EARLY_RECORDS:
             raise InputError(
-                f"{self._source.path}: {bad:,} of the first {self.records:,} records are unusable, the last one for "
-                f"{reject.reason} (line {reject.line}: {reject.excerpt}). Check the file's format, encoding and keys."
+                f"{self._part.paths[0]}: {bad:,} of the first {seen:,} records are unusable, the last one for "
+                f"{reject.reason} (line {reject.line:,}{self._after()}: {reject.excerpt}). "
+                "Check the file's format, encoding and keys."
             )
 
-    def receipt(self, *, tail: int = 0, runs: int = 0, shards: Sequence[Shard] = ()) -> Receipt:
-        kept = self.records - sum(self.rejected.values())
-        return Receipt(self.records, kept, dict(sorted(self.rejected.items())), self.tokens, tail, runs, list(shards))
+    def _after(self) -> str:
+        return f" after byte {self._part.start:,}" if self._part.start else ""
+
+    def finish(self, add: Add) -> dict[str, Any]:
+        """Publish the unusable records; return the counts that a receipt takes."""
+        if self._written:
+            add("rejects.jsonl", b"".join(self._written))
+        return {
+            "lines": self.lines,
+            "records": self.usable + sum(self.rejected.values()),
+            "kept": self.kept,
+            "rejected": dict(sorted(self.rejected.items())),
+        }
 
 
-def _batched(records: Iterator[T], size: int, at_least: int = 1) -> Iterator[list[T]]:
-    """Lists of `size` records; a last one with fewer than `at_least` joins the one before."""
-    held: list[T] = []
-    while batch := list(islice(records, size)):
-        if held and len(batch) >= at_least:
-            yield held
-            held = batch
-        else:
-            held += batch
-    if held:
-        yield held
-
-
-def _run_names(number: int) -> list[str]:
-    return [f"run.{number:05d}.{part}.npy" for part in ("keys", "offsets", "lines", "tokens")]
-
-
-class _Run:
-    """Gather documents and write them as runs sorted by key, each of about _RUN_TOKENS tokens."""
-
-    def __init__(self, folder: Path, key: int) -> None:
-        self._folder, self._key = folder, key
-        self._first = self._runs = self._waiting = 0  # number of the run's first document; runs written; tokens
-        self._parts: list[tuple[Tokens, NDArray[np.int64], NDArray[np.uint32]]] = []
-
-    def add(self, tokens: Tokens, lengths: NDArray[np.int64], lines: Sequence[int]) -> None:
-        """Take joined documents, their lengths and their source lines."""
-        self._parts.append((tokens, lengths, np.array(lines, np.uint32)))
-        self._waiting += len(tokens)
-        if self._waiting >= _RUN_TOKENS:
-            self._write()
-
-    def finish(self) -> int:
-        """Write what waits; return the number of runs."""
-        if self._parts:
-            self._write()
-        return self._runs
-
-    def _write(self) -> None:
-        tokens, lengths, lines = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        keys = order.hash_numbers(np.arange(self._first, self._first + len(lengths), dtype=np.int64), self._key)
-        ordered, by_key = _sort_documents(keys, lengths, tokens)
-        offsets = np.concatenate([[0], np.cumsum(lengths[by_key])]).astype(np.int64)
-        arrays = (keys[by_key], offsets, lines[by_key], ordered)
-        for name, array in zip(_run_names(self._runs), arrays, strict=True):
-            np.save(self._folder / name, array)
-        self._first, self._runs, self._waiting, self._parts = self._first + len(lengths), self._runs + 1, 0, []
-
-
-def _sort_documents(
-    keys: NDArray[np.uint64], lengths: NDArray[np.int64], tokens: Tokens
-) -> tuple[Tokens, NDArray[np.int64]]:
-    """Reorder joined documents by key (ties keep their order); return the tokens and the documents' new order."""
-    by_key = np.argsort(keys, kind="stable")
-    begins = (np.cumsum(lengths) - lengths)[by_key]
-    sizes = lengths[by_key]
-    shifts = begins - (np.cumsum(sizes) - sizes)
-    return tokens[np.repeat(shifts, sizes) + np.arange(len(tokens), dtype=np.int64)], by_key
+def select(batch: Records, kept: NDArray[np.bool_]) -> Records:
+    """The records of a batch where `kept`, shape (n,), is true."""
+    if kept.all():
+        return batch
+    chosen = np.flatnonzero(kept).tolist()
+    return Records(
+        [batch.lines[k] for k in chosen],
+        tuple([texts[k] for k in chosen] for texts in batch.texts),
+        [batch.labels[k] for k in chosen] if batch.labels else [],
+        batch.rejects,
+    )

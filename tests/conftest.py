@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dataengine.config import Config, load_config
-from dataengine.sources import read_lines
+from dataengine.sources import RecordFormat, read_lines, read_records, whole_file
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo" / "data"
@@ -95,6 +95,16 @@ def small_experiment(corpora: Path, tokenizer: Path, folder: Path) -> dict[str, 
         },
         "evaluate": {"dev": {"en-zh": str(DEMO / "en-zh.dev.jsonl")}, "max_sentences": 4, "max_new_tokens": 8},
     }
+
+
+def read_texts(path: Path, *keys: str) -> list[tuple[int, tuple[str, ...]]]:
+    """Line and texts of each record of a file; two keys make it one of pairs."""
+    form = RecordFormat(keys, one_line=len(keys) > 1)
+    return [
+        (line, texts)
+        for batch in read_records(whole_file(path), form, lambda count: None)
+        for line, texts in zip(batch.lines, zip(*batch.texts, strict=True), strict=True)
+    ]
 
 
 def write_jsonl(path: Path, records: list[Any]) -> Path:

@@ -19,6 +19,7 @@ from dataengine.config import load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.provenance import StreamProvenance
+from dataengine.storage import open_store
 from dataengine.tables import table
 from trainer.step_log import next_digest, read_log
 
@@ -70,8 +71,8 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
         drawn.append((stream.name, f"{count:,}", f"{count / stream.samples:.3f}"))
     print("\n".join(table(drawn)))
     if lines or find:
-        store = Path(load_config(run / "config.yaml").store)
-        provenance = [StreamProvenance(store / s.remote, manifest.seq_len + 1) for s in manifest.streams]
+        store = open_store(load_config(run / "config.yaml").store)
+        provenance = [StreamProvenance(store, s.remote, manifest.seq_len + 1) for s in manifest.streams]
         if lines:
             _write_lines(manifest, provenance, steps, lines)
         if find:

@@ -89,7 +89,7 @@ class ScheduledDataset(StreamingDataset):
         mapped = self._mapped.get(shard)
         if mapped is None:
             stream = self.manifest.streams[self.stream_per_shard[shard]]
-            basename = stream.shards[shard - self.shard_offset_per_stream[self.stream_per_shard[shard]]].basename
+            basename = stream.shards[shard - self.shard_offset_per_stream[self.stream_per_shard[shard]]].raw.basename
             width, dtype = self.manifest.seq_len + 1, token_dtype(self.manifest.vocab_size)
             mapped = self._mapped[shard] = map_shard(self._store / stream.remote / basename, width, dtype)
             if len(self._mapped) > _SHARDS_MAPPED:

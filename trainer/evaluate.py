@@ -18,9 +18,10 @@ from sacrebleu.metrics import BLEU
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_log
 
-from dataengine import pairs, sources
+from dataengine import pairs
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
+from dataengine.sources import RecordFormat, read_records, whole_file
 from dataengine.storage import write_file
 from dataengine.tokens import load_tokenizer
 from trainer.export import export, find_checkpoint
@@ -114,15 +115,16 @@ def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
 def _read_set(path: Path, direction: str, limit: int | None) -> tuple[list[str], list[str]]:
     """Sources and references of a set. Every line counts, so a broken one is an error."""
     source, target = direction.split("-")
-    records = []
-    for record in sources.read_pairs(path, (source, target)):
-        if isinstance(record, sources.Reject):
-            raise InputError(f"{path}, line {record.line}: {record.reason}: {record.excerpt}. Mend the line.")
-        records.append(record[1])
-    if not records:
+    form = RecordFormat((source, target), (source, target), one_line=True)
+    columns: tuple[list[str], list[str]] = [], []
+    for batch in read_records(whole_file(path), form):
+        for reject in batch.rejects:
+            raise InputError(f"{path}, line {reject.line}: {reject.reason}: {reject.excerpt}. Mend the line.")
+        for column, texts in zip(columns, batch.texts, strict=True):
+            column.extend(texts)
+    if not columns[0]:
         raise InputError(f"{path} holds no pairs for {direction}. Give another file under evaluate.dev.")
-    records = records[:limit]
-    return [record[source] for record in records], [record[target] for record in records]
+    return columns[0][:limit], columns[1][:limit]
 
 
 if __name__ == "__main__":

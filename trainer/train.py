@@ -17,10 +17,11 @@ if __name__ == "__main__":  # as a script: find packages beside this folder, not
 
 from pydantic import BaseModel
 
-from dataengine.build import experiment_folder
+from dataengine.build import experiment_url
 from dataengine.config import Config, dump_config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
+from dataengine.objects import is_url
 from dataengine.storage import write_file
 from dataengine.tokens import load_tokenizer
 from trainer.checkpoints import Checkpoint, check_model, checkpoint_steps, newest_checkpoint
@@ -60,8 +61,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(config: Config) -> None:
     """Train to the end of the schedule, or to `train.max_steps`. Raises InputError for what the user has to mend."""
     # All that can be wrong with the input is looked at before Composer is imported, which takes 20 s.
-    manifest = read_manifest(experiment_folder(config) / "manifest.json")
+    manifest = read_manifest(experiment_url(config))
     check_agreement(config, manifest)
+    if is_url(config.store) or any(shard.zip for stream in manifest.streams for shard in stream.shards):
+        raise InputError(
+            f"the trainer reads uncompressed streams of a local store; these are in {config.store}"
+            f"{' and compressed' if manifest.streams[0].shards[0].zip else ''}. Copy them to this disk, or build them "
+            "with store=FOLDER and without shard_compression."
+        )
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     out = Path(config.out)
     last = min(config.train.max_steps or manifest.schedule.steps, manifest.schedule.steps)
@@ -171,7 +178,7 @@ def check_agreement(config: Config, manifest: Manifest) -> None:
             f"sha256 {manifest.tokenizer_sha256[:12]}, but {config.tokenizer} has {tokenizer.sha256[:12]}. "
             "Set `tokenizer` to the file that the build used, or build again: dataengine build CONFIG"
         )
-    built = load_config(experiment_folder(config) / "config.yaml")
+    built = load_config(experiment_url(config, "config.yaml"))
     for key in (
         "streams",
         "budget",

@@ -17,14 +17,13 @@ import pytest
 from streaming import StreamingDataset
 
 from dataengine import build as building
-from dataengine import units
+from dataengine import tokenizing
 from dataengine.build import build
 from dataengine.config import Config, dump_config
 from dataengine.errors import InputError
-from dataengine.pairs import write_pair
-from dataengine.sources import read_documents, read_pairs
+from dataengine.pairs import write_pairs
 from dataengine.tokens import load_tokenizer
-from tests.conftest import ConfigMaker, write_jsonl
+from tests.conftest import ConfigMaker, read_texts, write_jsonl
 
 
 def hashes(config: Config, pattern: str = "streams/**/*") -> dict[str, str]:
@@ -69,7 +68,7 @@ def test_documents_keep_their_order_and_no_token_is_lost(make_config: ConfigMake
     bodies: list[int] = []
     tails: list[int] = []
     for path in sorted(corpora.glob("mono.*.jsonl")):
-        texts = [text for _, text in read_documents(path, "text")]  # type: ignore[misc]
+        texts = [text for _, (text,) in read_texts(path, "text")]
         flow = [token for ids in tokenizer.encode(texts) for token in [*ids, tokenizer.eos_id]]
         whole = len(flow) // 33 * 33
         bodies += flow[:whole]
@@ -118,15 +117,14 @@ def test_pairs_come_once_each_shuffled_over_all_files(
     make_config: ConfigMaker, corpora: Path, monkeypatch: pytest.MonkeyPatch, merge_tokens: int, run_tokens: int
 ) -> None:
     monkeypatch.setattr(building, "MERGE_TOKENS", merge_tokens)
-    monkeypatch.setattr(units, "_RUN_TOKENS", run_tokens)
+    monkeypatch.setattr(tokenizing, "_RUN_TOKENS", run_tokens)
     config = make_config()
-    monkeypatch.setattr(building, "run_units", lambda us, folder, **_: [units.run_unit(u, folder) for u in us])
     result = build(config, workers=1)
     tokenizer = load_tokenizer(config.tokenizer)
     expected = []
     for path in sorted(corpora.glob("pairs.*.jsonl")):
-        pairs = [pair for _, pair in read_pairs(path, ("en", "zh"))]  # type: ignore[misc]
-        texts = [write_pair(pair, ("en-zh", "zh-en")[n % 2], config.languages) for n, pair in enumerate(pairs)]
+        en, zh = zip(*(pair for _, pair in read_texts(path, "en", "zh")), strict=True)
+        texts = write_pairs({"en": en, "zh": zh}, 0, ("en-zh", "zh-en"), config.languages)
         expected += [tuple(ids) for ids in tokenizer.encode(texts)]
     flow = unit_flows(config, "both")
     got = [document for unit in flow for document in split_documents(unit, tokenizer.eos_id)]
@@ -225,7 +223,7 @@ def test_too_many_bad_records_fail_the_build(make_config: ConfigMaker, tmp_path:
     (rejects,) = Path(config.store).rglob("rejects.jsonl")
     assert message == (
         "stream 'mono': 2 of 100 records are unusable (1 'text' is empty, 1 no key 'text'), more than max_bad_fraction "
-        f'0.01 allows. The first: {path}, line 99: \'text\' is empty: {{"text":" "}} (all of them: {rejects}). '
+        f'0.01 allows. The first: {path}, line 99: \'text\' is empty: {{"text": " "}} (more of them: {rejects}). '
         "Mend the file, or raise max_bad_fraction to go on without them."
     )
 
@@ -246,14 +244,14 @@ def test_empty_side_of_a_pair_is_named(make_config: ConfigMaker, tmp_path: Path)
     )
     message = build_error(config)
     assert message.startswith("stream 'en-zh': 1 of 2 records are unusable (1 'zh' is empty), more than ")
-    assert f'The first: {path}, line 2: \'zh\' is empty: {{"en":"b","zh":""}}' in message
+    assert f'The first: {path}, line 2: \'zh\' is empty: {{"en": "b", "zh": ""}}' in message
 
 
 def test_hopeless_input_stops_early(make_config: ConfigMaker, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "docs.jsonl", [{"content": "x"}] * 12_000)
     assert build_error(documents_only(make_config, path)) == (
-        f"{path}: 10,000 of the first 10,000 records are unusable, the last one for no key 'text' (line 10000: "
-        '{"content":"x"}). Check the file\'s format, encoding and keys.'
+        f"{path}: 10,000 of the first 10,000 records are unusable, the last one for no key 'text' (line 10,000: "
+        '{"content": "x"}). Check the file\'s format, encoding and keys.'
     )
 
 
@@ -310,7 +308,7 @@ def test_damaged_shard_is_noticed_and_removal_mends_it(make_config: ConfigMaker)
 def test_report_counts_every_record(make_config: ConfigMaker) -> None:
     config = make_config()
     result = build(config, workers=1)
-    report = orjson.loads(result.path.with_name("build_report.json").read_bytes())
+    report = orjson.loads(Path(result.path).with_name("build_report.json").read_bytes())
     for stream in report["streams"]:
-        assert stream["records"] == stream["kept"] + sum(stream["rejected"].values())
+        assert stream["records"] == stream["kept"] + sum(stream["rejected"].values()) + sum(stream["dropped"].values())
         assert stream["tokens"] == stream["samples"] * 33 + stream["remainder_tokens"]

@@ -8,11 +8,11 @@ import pytest
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream, read_manifest
 from dataengine.schedule import Stage
-from dataengine.shards import Shard
+from dataengine.shards import Shard, StoredFile
 
 
 def manifest(stages: tuple[Stage, ...], **changes: object) -> Manifest:
-    shards = tuple(Shard(f"shard.{k:05d}.mds", 50, 1000 + k, f"{k:016x}") for k in range(3))
+    shards = tuple(Shard(50, StoredFile(f"shard.{k:05d}.mds", 1000 + k, {"xxh64": f"{k:016x}"})) for k in range(3))
     streams = tuple(Stream(name, f"streams/{name}-0", name * 64, 150, 15_150, shards) for name in ("a", "b"))
     fields: dict[str, object] = {
         "name": "m", "tokenizer_sha256": "t" * 64, "vocab_size": 6000, "eos_id": 2, "seq_len": 100, "batch_size": 10,
@@ -52,8 +52,8 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b'"seed":17', b'"seed": 17'))
     with pytest.raises(InputError, match=r"is not as it was written"):
         read_manifest(path)
-    path.write_bytes(content.replace(b'"version":1', b'"version":9'))
-    with pytest.raises(InputError, match=r"has version 9, this program reads 1"):
+    path.write_bytes(content.replace(b'"version":2', b'"version":9'))
+    with pytest.raises(InputError, match=r"has version 9, this program reads 2"):
         read_manifest(path)
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -10,15 +9,15 @@ import pytest
 from streaming import StreamingDataset
 
 from dataengine import build as building
-from dataengine import units
+from dataengine import tokenizing
 from dataengine.build import build
 from dataengine.config import Config
 from dataengine.errors import InputError
-from dataengine.pairs import write_pair, write_side
+from dataengine.pairs import write_pairs, write_sides
 from dataengine.provenance import StreamProvenance
-from dataengine.sources import read_documents, read_pairs
+from dataengine.storage import open_store
 from dataengine.tokens import load_tokenizer
-from tests.conftest import ConfigMaker
+from tests.conftest import ConfigMaker, read_texts
 
 STREAMS = {
     "mono": {"documents": ["mono.*.jsonl"]},
@@ -31,8 +30,7 @@ STREAMS = {
 def config(make_config: ConfigMaker, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Streams of several units, runs and ranges."""
     monkeypatch.setattr(building, "MERGE_TOKENS", 5000)
-    monkeypatch.setattr(units, "_RUN_TOKENS", 3000)
-    monkeypatch.setattr(building, "run_units", lambda us, folder, **_: [units.run_unit(u, folder) for u in us])
+    monkeypatch.setattr(tokenizing, "_RUN_TOKENS", 3000)
     streams = {
         name: {key: [str(corpora / v) if "*" in v else v for v in values] for key, values in stream.items()}
         for name, stream in STREAMS.items()
@@ -50,16 +48,15 @@ def expected_ids(config: Config, name: str) -> dict[tuple[str, int], list[list[i
     found: dict[tuple[str, int], list[list[int]]] = defaultdict(list)
     for pattern in config.streams[name].documents or config.streams[name].pairs:
         for path in sorted(Path(pattern).parent.glob(Path(pattern).name)):
-            records: list[Any] = list(
-                read_documents(path, "text") if name == "mono" else read_pairs(path, ("en", "zh"))
-            )
-            for number, (line, record) in enumerate(records):
+            keys = ("text",) if name == "mono" else ("en", "zh")
+            for number, (line, record) in enumerate(read_texts(path, *keys)):
+                columns = {key: [text] for key, text in zip(keys, record, strict=True)}
                 if name == "mono":
-                    texts = [record]
+                    texts = columns["text"]
                 elif name == "sides":
-                    texts = [write_side(record, code, config.languages) for code in ("zh", "en")]
+                    texts = write_sides(columns, ("zh", "en"), config.languages)
                 else:
-                    texts = [write_pair(record, ("en-zh", "zh-en")[number % 2], config.languages)]
+                    texts = write_pairs(columns, number, ("en-zh", "zh-en"), config.languages)
                 found[str(path), line] += [[*ids, tokenizer.eos_id] for ids in tokenizer.encode(texts)]
     return found
 
@@ -67,7 +64,7 @@ def expected_ids(config: Config, name: str) -> dict[tuple[str, int], list[list[i
 @pytest.mark.parametrize("name", list(STREAMS))
 def test_every_token_of_every_sample_comes_from_where_it_says(config: Config, name: str) -> None:
     (folder,) = Path(config.store, "streams").glob(f"{name}-*")
-    provenance = StreamProvenance(folder, 33)
+    provenance = StreamProvenance(open_store(config.store), f"streams/{folder.name}", 33)
     dataset = StreamingDataset(local=str(folder), batch_size=1, shuffle=False)
     expected = expected_ids(config, name)
     covered = 0
@@ -87,7 +84,7 @@ def test_every_token_of_every_sample_comes_from_where_it_says(config: Config, na
 @pytest.mark.parametrize("name", list(STREAMS))
 def test_looking_up_a_line_is_the_inverse(config: Config, name: str) -> None:
     (folder,) = Path(config.store, "streams").glob(f"{name}-*")
-    provenance = StreamProvenance(folder, 33)
+    provenance = StreamProvenance(open_store(config.store), f"streams/{folder.name}", 33)
     samples: dict[tuple[str, int], set[int]] = defaultdict(set)
     for sample in range(provenance.num_samples):
         for origin in provenance.origins(sample):
@@ -113,7 +110,7 @@ def test_streams_of_other_kinds(make_config: ConfigMaker, corpora: Path) -> None
     )
     result = build(config, workers=1)
     tokenizer = load_tokenizer(config.tokenizer)
-    records: list[Any] = [record for _, record in read_pairs(Path(pairs[0]), ("en", "zh"))]  # type: ignore[misc]
+    records = [dict(zip(("en", "zh"), pair, strict=True)) for _, pair in read_texts(Path(pairs[0]), "en", "zh")]
     texts = {}
     for stream in result.manifest.streams:
         folder = Path(config.store, stream.remote)
@@ -128,7 +125,7 @@ def test_streams_of_other_kinds(make_config: ConfigMaker, corpora: Path) -> None
     assert sorted(target for _, target in moved) == sorted(record["en"] for record in records)
     kept = [source for source, target in moved if own[source.removeprefix("Chinese: ")] == target]
     assert len(kept) <= len(records) - len({record["en"] for record in records})  # equal sentences of other pairs
-    receipts = orjson.loads((result.path.parent / "build_report.json").read_bytes())
+    receipts = orjson.loads(Path(result.path).with_name("build_report.json").read_bytes())
     assert [stream["kept"] for stream in receipts["streams"]] == [200, 200]
 
 

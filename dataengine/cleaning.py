@@ -1,0 +1,310 @@
+"""Which records of a stream are kept, and why the others are not.
+
+    part                -> CleanRecords   -> what rules, language and decontamination drop; sorted keys of the rest
+    keys of all parts   -> FindDuplicates (one a range of keys) -> records whose key an earlier record has
+    both, and scores    -> decide         -> a bit for each record
+
+A reason is a name such as "length_ratio" or "duplicate pair"; in files it is a number, 1 + its place in `reasons`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine import dedup, scores
+from dataengine.errors import InputError
+from dataengine.runs import bucket_bounds, buckets_of, encode_npy, num_ranges, read_array, read_npy
+from dataengine.shards import Add
+from dataengine.sources import RecordFormat, Records, SourcePart
+from dataengine.storage import Store
+from dataengine.units import OnProgress, Reading, Receipt, Unit, select
+
+if TYPE_CHECKING:
+    from dataengine.decontaminate import EvaluationTexts
+
+Codes = NDArray[np.uint8]  # reasons of records, 0 = kept
+
+DROPPED = np.dtype([("record", "<u4"), ("reason", "<u1")])
+DUPLICATE = np.dtype([("part", "<u4"), ("record", "<u4"), ("reason", "<u1")])
+
+_BATCH = 4096
+_RUN_KEYS = 1 << 21  # keys sorted at a time
+RANGE_KEYS = 1 << 22  # a FindDuplicates unit holds about so many keys
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What a stream drops. All of it decides bytes."""
+
+    languages: tuple[str, ...]  # codes of a record's texts, "" where none is stated; one text: documents
+    rules: dict[str, Any] | None  # fields of rules.PairRules or rules.DocumentRules
+    min_language_score: float | None
+    subsets: tuple[str, ...]  # labels to drop
+    dedup: tuple[str, ...]  # "text", "pair" or codes of languages
+    near_dedup: float | None  # Jaccard similarity
+    evaluation: str | None  # identity of the evaluation texts
+    evaluation_paths: tuple[str, ...] = field(metadata={"identity": False})
+    scores: dict[str, float]  # direction -> least score
+    score_model: str | None  # sha256
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Names of all reasons to drop a record, in the order in which they are tried."""
+        from dataengine.rules import DOCUMENT_RULES, PAIR_RULES
+
+        names = ["subset"] if self.subsets else []
+        if self.rules is not None:
+            names += PAIR_RULES if len(self.languages) == 2 else DOCUMENT_RULES
+        if self.min_language_score is not None:
+            names += [f"language {code}" for code in self.languages if code]
+        if self.evaluation is not None:
+            names.append("evaluation text")
+        names += [f"duplicate {kind}" for kind in self.dedup]
+        if self.near_dedup is not None:
+            names.append("near duplicate")
+        return (*names, *(f"score {direction}" for direction in self.scores))
+
+    @property
+    def finds_duplicates(self) -> bool:
+        """Whether records are compared with each other."""
+        return bool(self.dedup) or self.near_dedup is not None
+
+    def code(self, reason: str) -> int:
+        """The number that stands for a reason."""
+        return 1 + self.reasons.index(reason)
+
+
+def check_records(batch: Records, cleaning: Cleaning) -> Codes:
+    """Why each record of a batch is dropped by what it is by itself, shape (n,)."""
+    codes = np.zeros(len(batch.lines), np.uint8)
+
+    def drop(reason: str | None, found: NDArray[Any]) -> None:
+        """Note a reason (or numbers of rules, counted from 1) for those that are still kept."""
+        alive = np.flatnonzero(codes == 0)
+        codes[alive] = np.where(found, cleaning.code(reason), 0) if reason else found
+
+    def texts() -> tuple[list[str], ...]:
+        return select(batch, codes == 0).texts
+
+    if cleaning.subsets:
+        drop("subset", np.isin(np.array(batch.labels, object), cleaning.subsets))
+    if cleaning.rules is not None:
+        first = _rules(cleaning, *texts())
+        drop(None, np.where(first, first + (1 if cleaning.subsets else 0), 0))
+    if cleaning.min_language_score is not None:
+        from dataengine.language import score_language
+
+        for column, code in enumerate(cleaning.languages):
+            if code:  # a text that is too short to judge has no score (nan) and stays
+                drop(f"language {code}", score_language(texts()[column], code) < cleaning.min_language_score)
+    if cleaning.evaluation is not None:
+        evaluation = _evaluation_texts(cleaning.evaluation_paths)
+        if evaluation.identity != cleaning.evaluation:
+            raise InputError("the evaluation texts of `decontaminate` changed while the build ran. Build again.")
+        found = [evaluation.contaminated(column) for column in texts()]
+        drop("evaluation text", np.logical_or.reduce(found))
+    return codes
+
+
+def _rules(cleaning: Cleaning, *texts: list[str]) -> Codes:
+    from dataengine import rules
+
+    if len(texts) == 2:
+        languages = (cleaning.languages[0], cleaning.languages[1])
+        return rules.check_pairs(*texts, languages, rules.PairRules.model_validate(cleaning.rules))
+    found = rules.DocumentRules.model_validate(cleaning.rules)
+    return rules.check_documents(texts[0], cleaning.languages[0] or None, found)
+
+
+@lru_cache(maxsize=4)
+def _evaluation_texts(paths: tuple[str, ...]) -> EvaluationTexts:
+    from dataengine.decontaminate import EvaluationTexts
+
+    return EvaluationTexts.load(paths)
+
+
+def evaluation_identity(paths: tuple[str, ...]) -> str:
+    """What stands for the evaluation texts in fingerprints."""
+    return _evaluation_texts(paths).identity
+
+
+def duplicate_keys(batch: Records, cleaning: Cleaning, records: NDArray[np.int64]) -> NDArray[Any]:
+    """The keys by which records (their numbers, shape (n,)) are compared, shape (n times kinds,) of dedup.KEY."""
+    found = []
+    for kind in cleaning.dedup:
+        code = cleaning.code(f"duplicate {kind}")
+        if kind == "pair":
+            found.append(dedup.pair_keys(batch.texts[0], batch.texts[1], code, 0))
+        else:
+            column = 0 if kind == "text" else cleaning.languages.index(kind)
+            found.append(dedup.text_keys(batch.texts[column], code, 0))
+    if cleaning.near_dedup is not None:
+        near = dedup.near_keys([" ".join(texts) for texts in zip(*batch.texts, strict=True)], cleaning.near_dedup, 0)
+        near["kind"] = cleaning.code("near duplicate")
+        found.append(near)
+    keys: NDArray[Any] = np.concatenate(found)
+    keys["record"] = records[keys["record"]]
+    return keys
+
+
+@dataclass(frozen=True)
+class CleanRecords(Unit):
+    """Judge the records of a part one by one, and write down the keys by which the rest is compared."""
+
+    kind: ClassVar[str] = "clean"
+    part: SourcePart
+    records: RecordFormat
+    cleaning: Cleaning
+
+    @property
+    def input_bytes(self) -> int:
+        return self.part.size
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        reading = Reading(self.part, self.records, on_progress)
+        keys = _KeyRuns(add)
+        codes = [np.empty(0, np.uint8)]
+        hashes = {direction: [np.empty(0, scores.KEY)] for direction in self.cleaning.scores}
+        for batch in reading.batches(_BATCH):
+            first = reading.usable - len(batch.lines)
+            codes.append(check_records(batch, self.cleaning))
+            kept = codes[-1] == 0
+            if self.cleaning.finds_duplicates and kept.any():
+                keys.add(duplicate_keys(select(batch, kept), self.cleaning, first + np.flatnonzero(kept)))
+            for direction, found in hashes.items():
+                source, target = (self.cleaning.languages.index(code) for code in direction.split("-"))
+                found.append(scores.hash_pairs(batch.texts[source], batch.texts[target]))
+        judged = np.concatenate(codes)
+        dropped = np.empty(np.count_nonzero(judged), DROPPED)
+        dropped["record"], dropped["reason"] = np.flatnonzero(judged), judged[judged > 0]
+        add("dropped.npy", encode_npy(dropped))
+        for direction, found in hashes.items():
+            add(f"pairs.{direction}.npy", encode_npy(np.concatenate(found)))
+        counts = reading.finish(add)
+        counts["kept"] -= len(dropped)
+        return Receipt(**counts, dropped=count_reasons(judged, self.cleaning), runs=keys.finish())
+
+
+class _KeyRuns:
+    """Write keys as sorted runs: .keys, and .bounds.npy, shape (BUCKETS + 1,): where each range of keys begins."""
+
+    def __init__(self, add: Add) -> None:
+        self._add = add
+        self._parts: list[NDArray[Any]] = []
+        self._waiting = self._runs = 0
+
+    def add(self, keys: NDArray[Any]) -> None:
+        self._parts.append(keys)
+        self._waiting += len(keys)
+        if self._waiting >= _RUN_KEYS:
+            self._write()
+
+    def finish(self) -> int:
+        """Write what waits; return the number of runs."""
+        if self._parts:
+            self._write()
+        return self._runs
+
+    def _write(self) -> None:
+        keys = dedup.sort_keys(np.concatenate(self._parts))
+        name = f"run.{self._runs:05d}"
+        self._add(f"{name}.keys", keys.tobytes())
+        self._add(f"{name}.bounds.npy", encode_npy(bucket_bounds(keys["high"])))
+        self._runs, self._waiting, self._parts = self._runs + 1, 0, []
+
+
+@dataclass(frozen=True)
+class FindDuplicates(Unit):
+    """Find the records one of whose keys, in one of `ranges` ranges, an earlier record of the stream has."""
+
+    kind: ClassVar[str] = "duplicates"
+    runs: tuple[tuple[str, int], ...]  # fingerprint of a CleanRecords unit, its number of runs; in the stream's order
+    number: int
+    ranges: int  # at most runs.BUCKETS
+    keys: int = field(metadata={"identity": False})  # about so many, for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.keys * dedup.KEY.itemsize
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        low, high = buckets_of(self.number, self.ranges)
+        parts = []
+        for fingerprint, count in self.runs:
+            keys = [np.empty(0, dedup.KEY)]
+            for run in range(count):
+                name = f"units/{fingerprint}/run.{run:05d}"
+                bounds = read_npy(store, f"{name}.bounds.npy")
+                keys.append(read_array(store, f"{name}.keys", dedup.KEY, int(bounds[low]), int(bounds[high])))
+            parts.append(dedup.sort_keys(np.concatenate(keys)))
+        found = dedup.find_duplicates(parts)
+        on_progress(self.input_bytes)
+        duplicates = np.empty(len(found[0]), DUPLICATE)
+        duplicates["part"], duplicates["record"], duplicates["reason"] = found
+        add("duplicates.npy", encode_npy(duplicates))
+        return Receipt()
+
+
+def duplicate_units(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) -> list[FindDuplicates]:
+    """The units that compare the records of all parts."""
+    cleaning = units[0].cleaning
+    kinds = len(cleaning.dedup) + (dedup.num_bands(cleaning.near_dedup) if cleaning.near_dedup is not None else 0)
+    keys = kinds * sum(receipt.kept for receipt in receipts)
+    ranges = num_ranges(keys, RANGE_KEYS)
+    runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
+    return [FindDuplicates(runs, number, ranges, keys // ranges) for number in range(ranges)]
+
+
+def decide(
+    units: Sequence[CleanRecords],
+    receipts: Sequence[Receipt],
+    comparing: Sequence[FindDuplicates],
+    store: Store,
+    caches: Mapping[str, scores.ScoreCache],
+) -> list[Codes]:
+    """The reason for each usable record of each part. `caches` holds the scores of each direction that counts.
+
+    Raises InputError if a pair that all else keeps has no score.
+    """
+    decided: list[Codes] = []
+    cleaning = units[0].cleaning
+    for unit, receipt in zip(units, receipts, strict=True):
+        codes = np.zeros(receipt.kept + sum(receipt.dropped.values()), np.uint8)
+        dropped = read_npy(store, f"{unit.folder}/dropped.npy")
+        codes[dropped["record"]] = dropped["reason"]
+        decided.append(codes)
+    found = [read_npy(store, f"{unit.folder}/duplicates.npy") for unit in comparing]
+    duplicates = np.concatenate([np.empty(0, DUPLICATE), *found])
+    # A record that several keys betray is counted under the first kind.
+    duplicates = duplicates[np.lexsort((duplicates["reason"], duplicates["record"], duplicates["part"]))]
+    bounds = np.searchsorted(duplicates["part"], np.arange(len(units) + 1))
+    for number, codes in enumerate(decided):
+        here = duplicates[bounds[number] : bounds[number + 1]]
+        records, first = np.unique(here["record"], return_index=True)
+        codes[records] = here["reason"][first]
+    for direction, cache in caches.items():
+        missing = 0
+        for unit, codes in zip(units, decided, strict=True):
+            hashes = read_npy(store, f"{unit.folder}/pairs.{direction}.npy")
+            alive = np.flatnonzero(codes == 0)
+            found_scores = scores.lookup(cache.load(unit.part.digest), hashes[alive])
+            missing += int(np.isnan(found_scores).sum())
+            codes[alive[found_scores < np.float32(cleaning.scores[direction])]] = cleaning.code(f"score {direction}")
+        if missing:
+            raise InputError(
+                f"{missing:,} pairs that {', '.join(sorted({unit.part.paths[0] for unit in units})[:3])} ... hold have "
+                f"no {direction} score by this model. Score them first: dataengine score CONFIG"
+            )
+    return decided
+
+
+def count_reasons(codes: Codes, cleaning: Cleaning) -> dict[str, int]:
+    """How many records each reason drops; reasons that drop none are left out."""
+    counts = np.bincount(codes, minlength=1 + len(cleaning.reasons))
+    return {reason: int(count) for reason, count in zip(cleaning.reasons, counts[1:], strict=True) if count}

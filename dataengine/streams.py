@@ -1,0 +1,64 @@
+"""Read the samples of built streams, from any store: to look at them, to check them, to write them out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError
+from dataengine.manifest import Stream
+from dataengine.shards import hash_bytes, map_shard, view_shard
+from dataengine.storage import LocalStore, Store
+
+_SHARDS = 32  # kept in memory, about 16 MB each, where they cannot be mapped
+
+
+class StreamReader:
+    """The samples of a stream by their numbers. `width` is tokens a sample, `dtype` their type in the shards."""
+
+    def __init__(self, store: Store, stream: Stream, width: int, dtype: np.dtype[Any]) -> None:
+        self._store, self._stream, self._width, self._dtype = store, stream, width, dtype
+        self._shard = lru_cache(maxsize=_SHARDS)(self._open_shard)
+
+    @cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        return np.cumsum([shard.samples for shard in self._stream.shards], dtype=np.int64)
+
+    def read(self, samples: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+        """Samples, shape (n,), as tokens, shape (n, width)."""
+        rows = np.empty((len(samples), self._width), self._dtype)
+        shards = np.searchsorted(self._ends, samples, side="right")
+        for place, (sample, shard) in enumerate(zip(samples, shards.tolist(), strict=True)):
+            rows[place] = self._shard(shard)[int(sample) - (int(self._ends[shard - 1]) if shard else 0)]
+        return rows
+
+    def _open_shard(self, number: int) -> NDArray[Any]:
+        shard = self._stream.shards[number]
+        if isinstance(self._store, LocalStore) and shard.zip is None:
+            return map_shard(self._store.path(f"{self._stream.remote}/{shard.raw.basename}"), self._width, self._dtype)
+        return view_shard(read_raw_shard(self._store, self._stream, number), self._width, self._dtype)
+
+
+def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
+    """A raw shard, all its hashes checked. Raises InputError if it is missing or damaged."""
+    shard = stream.shards[number]
+    key = f"{stream.remote}/{shard.stored.basename}"
+    try:
+        content = store.read(key)
+    except FileNotFoundError:
+        raise InputError(f"{store.url}/{key} is missing") from None
+    for algorithm, expected in shard.stored.hashes.items():
+        if (found := hash_bytes(content, algorithm)) != expected:
+            raise InputError(f"{store.url}/{key} is damaged: its {algorithm} is {found}, and {expected} was written")
+    if shard.zip is None:
+        return content
+    raw = zstandard.ZstdDecompressor().decompress(content)
+    for algorithm, expected in shard.raw.hashes.items():
+        if hash_bytes(raw, algorithm) != expected:
+            raise InputError(f"{store.url}/{key} is damaged: its content is not what was compressed")
+    return raw

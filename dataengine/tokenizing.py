@@ -1,0 +1,271 @@
+"""Units that turn the kept records of source parts into samples.
+
+    documents part -> TokenizeDocuments -> shards + tail
+    pairs part     -> TokenizePairs     -> runs sorted by a random key
+    all runs       -> MergeRuns (one a range of keys) -> shards + tail
+
+The runs are those of an external merge sort, so that pairs are shuffled over all parts of a stream in bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine import order, pairs
+from dataengine.errors import InputError
+from dataengine.packing import Packer, Tokens
+from dataengine.runs import bucket_bounds, buckets_of, encode_npy, read_array, read_npy
+from dataengine.shards import Add, ShardFormat, ShardWriter
+from dataengine.sources import RecordFormat, SourcePart
+from dataengine.storage import Store
+from dataengine.tokens import Tokenizer, join_documents, load_tokenizer, token_dtype
+from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit
+
+_BATCH = 1000  # texts given to the tokenizer at a time
+_WINDOW = 1 << 16  # pairs among which targets are exchanged
+_RUN_TOKENS = 1 << 23
+_GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indices
+
+# A document of a packed unit: number of its part among the stream's, its line there, its length with EOS (and BOS).
+PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
+_RUN = np.dtype([("key", "<u8"), ("line", "<u4"), ("tokens", "<u4")])  # a document of a run
+
+
+@dataclass(frozen=True)
+class TokenFormat:
+    """How text becomes tokens, and tokens samples."""
+
+    tokenizer: str = field(metadata={"identity": False})  # path; its sha256 stands for it
+    tokenizer_sha256: str
+    engine: Literal["auto", "reference"] = field(metadata={"identity": False})  # the ids are the same
+    eos_token: str | None
+    bos: bool
+    seq_len: int
+    shards: ShardFormat
+
+    def load(self) -> tuple[Tokenizer, np.dtype[Any], int | None]:
+        """The tokenizer, the type of tokens, and the id that begins a document, if any."""
+        tokenizer = load_tokenizer(self.tokenizer, self.eos_token, engine=self.engine)
+        if tokenizer.sha256 != self.tokenizer_sha256:
+            raise InputError(f"tokenizer {self.tokenizer} changed while the build ran. Build again.")
+        return tokenizer, token_dtype(tokenizer.vocab_size), tokenizer.bos_id if self.bos else None
+
+
+@dataclass(frozen=True)
+class TokenizeDocuments(Unit):
+    """Tokenize one part of documents and pack them in their order."""
+
+    kind: ClassVar[str] = "documents"
+    format: TokenFormat
+    part: SourcePart
+    records: RecordFormat
+    keep: Keep | None
+
+    @property
+    def input_bytes(self) -> int:
+        return self.part.size
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        tokenizer, dtype, bos_id = self.format.load()
+        packer = Packer(self.format.seq_len + 1, dtype)
+        writer = ShardWriter(add, self.format.shards)
+        reading = _open(self.part, self.records, self.keep, store, on_progress)
+        provenance, total = [], 0
+        for batch in reading.batches(_BATCH):
+            tokens, lengths = tokenizer.encode_flat(batch.texts[0])
+            tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+            total += len(tokens)
+            writer.add(packer.add(tokens))
+            provenance.append(make_provenance(0, batch.lines, lengths))
+        _add_packed(add, packer.tail, provenance)
+        return Receipt(**reading.finish(add), tokens=total, tail=len(packer.tail), shards=writer.finish())
+
+
+@dataclass(frozen=True)
+class TokenizePairs(Unit):
+    """Tokenize one part of pairs into runs sorted by each document's random key."""
+
+    kind: ClassVar[str] = "pairs"
+    format: TokenFormat
+    part: SourcePart
+    records: RecordFormat
+    keep: Keep | None
+    directions: tuple[str, ...]
+    adjacent: bool
+    sides: tuple[str, ...]
+    languages: dict[str, str]  # code -> name, in the order of the records' texts
+
+    @property
+    def input_bytes(self) -> int:
+        return self.part.size
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        tokenizer, dtype, bos_id = self.format.load()
+        run = _Run(add, order.derive_key("pairs", self.part.digest), dtype)
+        reading = _open(self.part, self.records, self.keep, store, on_progress)
+        total = 0
+        for lines, texts in self._documents(reading):
+            tokens, lengths = tokenizer.encode_flat(texts)
+            tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+            total += len(tokens)
+            run.add(tokens, lengths, lines)
+        return Receipt(**reading.finish(add), tokens=total, runs=run.finish())
+
+    def _documents(self, reading: Reading) -> Iterator[tuple[list[int], list[str]]]:
+        """Batches of documents: their source lines and their texts."""
+        number = 0
+        for lines, texts in self._windows(reading):
+            columns = dict(zip(self.languages, texts, strict=True))
+            if self.sides:
+                yield (
+                    [line for line in lines for _ in self.sides],
+                    pairs.write_sides(columns, self.sides, self.languages),
+                )
+            else:
+                paired = columns if self.adjacent else self._exchange(columns, number)
+                yield lines, pairs.write_pairs(paired, number, self.directions, self.languages)
+            number += len(lines)
+
+    def _windows(self, reading: Reading) -> Iterator[tuple[list[int], list[list[str]]]]:
+        """Batches; if targets are exchanged, exactly _WINDOW pairs, a last one too small with the one before."""
+        if self.adjacent:
+            for batch in reading.batches(8 * _BATCH):
+                yield batch.lines, list(batch.texts)
+            return
+        lines: list[int] = []
+        texts: list[list[str]] = [[] for _ in self.languages]
+        for batch in reading.batches(8 * _BATCH):
+            lines += batch.lines
+            for held, new in zip(texts, batch.texts, strict=True):
+                held += new
+            while len(lines) >= _WINDOW + 2 * len(self.directions):
+                yield lines[:_WINDOW], [held[:_WINDOW] for held in texts]
+                lines, texts = lines[_WINDOW:], [held[_WINDOW:] for held in texts]
+        if lines:
+            yield lines, texts
+
+    def _exchange(self, columns: dict[str, list[str]], number: int) -> dict[str, list[str]]:
+        key = order.derive_key("targets", self.part.digest)
+        try:
+            return pairs.exchange_targets(columns, number, self.directions, key)
+        except ValueError as error:
+            raise InputError(f"{self.part.paths[0]}: {error}. Give a file with more pairs.") from None
+
+
+@dataclass(frozen=True)
+class MergeRuns(Unit):
+    """Pack the documents whose keys lie in one of `ranges` ranges, in the order of their keys."""
+
+    kind: ClassVar[str] = "merge"
+    format: TokenFormat
+    runs: tuple[tuple[str, int], ...]  # fingerprint of a TokenizePairs unit, its number of runs
+    number: int
+    ranges: int  # at most runs.BUCKETS
+    tokens: int = field(metadata={"identity": False})  # about so many, for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.tokens
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        _, dtype, _ = self.format.load()
+        low, high = buckets_of(self.number, self.ranges)
+        found, tokens, sources = [], [], []
+        for source, (fingerprint, count) in enumerate(self.runs):
+            for run in range(count):
+                name = f"units/{fingerprint}/run.{run:05d}"
+                bounds = read_npy(store, f"{name}.bounds.npy")[:, [low, high]]
+                (first, last), (begin, end) = bounds.tolist()
+                found.append(read_array(store, f"{name}.documents", _RUN, first, last))
+                tokens.append(read_array(store, f"{name}.tokens", dtype, begin, end))
+                sources.append(np.full(last - first, source, np.uint32))
+        documents = np.concatenate([np.empty(0, _RUN), *found])
+        by_key = np.argsort(documents["key"], kind="stable")
+        ordered = gather(np.concatenate([np.empty(0, dtype), *tokens]), documents["tokens"].astype(np.int64), by_key)
+        provenance = make_provenance(
+            np.concatenate([np.empty(0, np.uint32), *sources]), documents["line"], documents["tokens"]
+        )
+        packer = Packer(self.format.seq_len + 1, dtype)
+        writer = ShardWriter(add, self.format.shards)
+        writer.add(packer.add(ordered))
+        _add_packed(add, packer.tail, [provenance[by_key]])
+        on_progress(self.tokens)
+        return Receipt(tokens=len(ordered), tail=len(packer.tail), shards=writer.finish())
+
+
+def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
+    """Provenance of documents, shape (n,)."""
+    made = np.empty(len(lengths), PROVENANCE)
+    made["source"], made["line"], made["tokens"] = source, lines, lengths
+    return made
+
+
+def gather(tokens: Tokens, lengths: NDArray[np.int64], new_order: NDArray[np.int64]) -> Tokens:
+    """Joined documents in a new order: document k of the result is document new_order[k] of the input."""
+    begins, sizes = (np.cumsum(lengths) - lengths)[new_order], lengths[new_order]
+    ends = np.cumsum(sizes)
+    shifts = begins - (ends - sizes)
+    moved, first, at = np.empty_like(tokens), 0, 0
+    while first < len(sizes):
+        last = max(int(np.searchsorted(ends, at + _GATHER, "right")), first + 1)
+        end = int(ends[last - 1])
+        moved[at:end] = tokens[np.repeat(shifts[first:last], sizes[first:last]) + np.arange(at, end)]
+        first, at = last, end
+    return moved
+
+
+def _open(part: SourcePart, form: RecordFormat, keep: Keep | None, store: Store, on_progress: OnProgress) -> Reading:
+    return Reading(part, form, on_progress, np.frombuffer(store.read(keep.key), np.uint8) if keep else None)
+
+
+def _add_packed(add: Add, tail: Tokens, provenance: Sequence[NDArray[Any]]) -> None:
+    add("tail.npy", encode_npy(tail))
+    add("documents.npy", encode_npy(np.concatenate(provenance) if provenance else np.empty(0, PROVENANCE)))
+
+
+class _Run:
+    """Gather documents and write them as runs sorted by key, each of about _RUN_TOKENS tokens.
+
+    A run is three files: .documents (_RUN each), .tokens in the same order, and .bounds.npy, shape (2, BUCKETS + 1):
+    the first document and the first token of each range of keys.
+    """
+
+    def __init__(self, add: Add, key: int, dtype: np.dtype[Any]) -> None:
+        self._add, self._key, self._dtype = add, key, dtype
+        self._first = self._runs = self._waiting = 0  # number of the run's first document; runs written; tokens
+        self._parts: list[tuple[Tokens, NDArray[np.int64], NDArray[np.uint32]]] = []
+
+    def add(self, tokens: Tokens, lengths: NDArray[np.int64], lines: Sequence[int]) -> None:
+        """Take joined documents, their lengths and their source lines."""
+        self._parts.append((tokens, lengths, np.array(lines, np.uint32)))
+        self._waiting += len(tokens)
+        if self._waiting >= _RUN_TOKENS:
+            self._write()
+
+    def finish(self) -> int:
+        """Write what waits; return the number of runs."""
+        if self._parts:
+            self._write()
+        return self._runs
+
+    def _write(self) -> None:
+        tokens, lengths, lines = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        documents = np.empty(len(lengths), _RUN)
+        numbers = np.arange(self._first, self._first + len(lengths), dtype=np.int64)
+        documents["key"], documents["line"], documents["tokens"] = (
+            order.hash_numbers(numbers, self._key), lines, lengths
+        )  # fmt: skip
+        by_key = np.argsort(documents["key"], kind="stable")
+        sorted_documents = documents[by_key]
+        bounds = bucket_bounds(sorted_documents["key"])
+        ends = np.concatenate([[0], np.cumsum(sorted_documents["tokens"], dtype=np.int64)])
+        name = f"run.{self._runs:05d}"
+        self._add(f"{name}.documents", sorted_documents.tobytes())
+        self._add(f"{name}.tokens", gather(tokens, lengths, by_key).tobytes())
+        self._add(f"{name}.bounds.npy", encode_npy(np.stack([bounds, ends[bounds]])))
+        self._first, self._runs, self._waiting, self._parts = self._first + len(lengths), self._runs + 1, 0, []

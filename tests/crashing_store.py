@@ -1,0 +1,87 @@
+"""A store that kills the process which uses it at a named moment, once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dataengine.storage import Store
+
+# Each moment: what is done, a part of the file's key, and whether it is done before the process dies.
+MOMENTS = {
+    "a unit begins": ("folder", "units/", False),
+    "before a unit's first shard": ("add", ".mds", False),
+    "after a unit's first shard": ("add", ".mds", True),
+    "after a sorted run": ("add", ".bounds.npy", True),
+    "before a receipt": ("add", "receipt.json", False),
+    "after a unit is published": ("published", "units/", True),
+    "before a decision": ("write", "keeps/", False),
+    "after a decision": ("write", "keeps/", True),
+    "before a stream's shard": ("link", ".mds", False),
+    "after a stream's shard": ("link", ".mds", True),
+    "before stream.json": ("write", "stream.json", False),
+    "before index.json": ("write", "index.json", False),
+    "after index.json": ("write", "index.json", True),
+    "before the manifest": ("write", "manifest.json", False),
+    "after the manifest": ("write", "manifest.json", True),
+}
+
+
+class CrashingStore(Store):
+    """Passes everything on to `inner`; the first process to reach the moment dies by SIGKILL. `marker` is a file."""
+
+    def __init__(self, inner: Store, moment: str, marker: Path) -> None:
+        self.inner, self.url, self.marker = inner, inner.url, str(marker)
+        self.operation, self.key_part, self.done = MOMENTS[moment]
+
+    def _reach(self, operation: str, key: str, done: bool) -> None:
+        if operation == self.operation and self.key_part in key and done == self.done:
+            try:
+                os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def read(self, key: str) -> bytes:
+        return self.inner.read(key)
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        return self.inner.read_range(key, start, stop)
+
+    def size(self, key: str) -> int | None:
+        return self.inner.size(key)
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        return self.inner.sizes(prefix)
+
+    def write(self, key: str, content: bytes) -> None:
+        self._reach("write", key, False)
+        self.inner.write(key, content)
+        self._reach("write", key, True)
+
+    def link(self, source: str, key: str) -> None:
+        self._reach("link", key, False)
+        self.inner.link(source, key)
+        self._reach("link", key, True)
+
+    def remove(self, prefix: str) -> None:
+        self.inner.remove(prefix)
+
+    def remove_leftovers(self, prefix: str) -> None:
+        self.inner.remove_leftovers(prefix)
+
+    @contextmanager
+    def new_folder(self, key: str, last: str) -> Iterator[Callable[[str, bytes], None]]:
+        with self.inner.new_folder(key, last) as add:
+
+            def add_or_die(name: str, content: bytes) -> None:
+                self._reach("add", name, False)
+                add(name, content)
+                self._reach("add", name, True)
+
+            self._reach("folder", key, False)
+            yield add_or_die
+        self._reach("published", key, True)
