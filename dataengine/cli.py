@@ -75,7 +75,9 @@ def _make_parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--dry-run", action="store_true", help="estimate tokens, time, disk and drops from a sample; write no stream"
     )
-    build.add_argument("--sample", metavar="BYTES", default="16M", help="with --dry-run: read so much of each stream")
+    build.add_argument(
+        "--sample", metavar="BYTES", default="4M", help="with --dry-run: read so much of each stream (default: 4M)"
+    )
 
     worker = command(
         "worker", _worker, "one slice of a build, for a job array",
@@ -188,7 +190,7 @@ def _build(options: argparse.Namespace) -> None:
 
         sample = parse_count(options.sample)
         if not isinstance(sample, int):
-            raise InputError(f"--sample {options.sample} is no number of bytes, such as 16M")
+            raise InputError(f"--sample {options.sample} is no number of bytes, such as 4M")
         print(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
         return
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)

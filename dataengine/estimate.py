@@ -22,7 +22,7 @@ from dataengine.sources import Records, SourcePart
 from dataengine.tables import size_words, table
 from dataengine.units import Reading, select
 
-SAMPLE_BYTES = 16 * 10**6  # read of each stream
+SAMPLE_BYTES = 4 * 10**6  # read of each stream
 _PLACES = 8  # parts that a sample is spread over
 _BATCH = 500
 
@@ -33,6 +33,7 @@ class StreamEstimate:
 
     name: str
     bytes: int
+    largest_part: int  # bytes; one worker reads a part, so it bounds the time
     sampled_bytes: int = 0
     records: int = 0
     kept: int = 0
@@ -50,7 +51,7 @@ class StreamEstimate:
 
 def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstimate:
     """Read a sample of a stream and take it through cleaning and tokenizing. Writes nothing."""
-    made = StreamEstimate(plan.name, sum(part.size for part in plan.parts))
+    made = StreamEstimate(plan.name, sum(part.size for part in plan.parts), max(part.size for part in plan.parts))
     tokenizer, dtype, bos_id = plan.format.load()
     places = np.unique(np.linspace(0, len(plan.parts) - 1, min(_PLACES, len(plan.parts))).round().astype(int)).tolist()
     keys = [np.empty(0, dedup.KEY)]
@@ -141,7 +142,7 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
                 f"{one.kept * one.scale:,.0f}",
                 f"{one.tokens * one.scale:,.0f}",
                 size_words(one.tokens * one.scale * one.bytes_per_token),
-                _duration(one.seconds * one.scale / workers),
+                _duration(one.seconds / max(one.sampled_bytes, 1) * max(one.bytes / workers, one.largest_part)),
             )
         )
     lines = ["estimated from a sample; nothing was written", "", *table(rows)]

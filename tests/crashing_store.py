@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 
 from dataengine.storage import Store
 
@@ -30,15 +30,17 @@ MOMENTS = {
 }
 
 
+@dataclass(frozen=True)
 class CrashingStore(Store):
     """Passes everything on to `inner`; the first process to reach the moment dies by SIGKILL. `marker` is a file."""
 
-    def __init__(self, inner: Store, moment: str, marker: Path) -> None:
-        self.inner, self.url, self.marker = inner, inner.url, str(marker)
-        self.operation, self.key_part, self.done = MOMENTS[moment]
+    inner: Store
+    moment: str
+    marker: str
 
     def _reach(self, operation: str, key: str, done: bool) -> None:
-        if operation == self.operation and self.key_part in key and done == self.done:
+        wanted, key_part, when = MOMENTS[self.moment]
+        if operation == wanted and key_part in key and done == when:
             try:
                 os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
             except FileExistsError:

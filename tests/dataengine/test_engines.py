@@ -1,0 +1,246 @@
+"""Builds that die, on every engine and store, and go on to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataengine.build import build, work
+from dataengine.engines import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
+from dataengine.errors import InputError
+from dataengine.storage import LocalStore, Store, open_store
+from tests.conftest import ConfigMaker
+from tests.crashing_store import MOMENTS, CrashingStore
+from tests.object_store import ObjectStore, object_store  # noqa: F401
+
+
+def cleaned(corpora: Path) -> dict[str, Any]:
+    """Streams whose builds have all kinds of units, several of each."""
+    return {
+        "part_bytes": 20_000,
+        "streams": {
+            "mono": {
+                "documents": [str(corpora / "mono.*.jsonl")],
+                "clean": {"document_rules": {}, "near_dedup": 0.7},
+            },
+            "both": {
+                "pairs": [str(corpora / "pairs.*.jsonl")],
+                "directions": ["en-zh", "zh-en"],
+                "clean": {"pair_rules": {"max_characters": 150}, "dedup": ["pair", "zh"]},
+            },
+        },
+        "stages": [{"name": "all", "steps": 10, "mix": {"mono": 3, "both": 1}}],
+    }
+
+
+def tree(store: Store) -> dict[str, str]:
+    """sha256 of every file that a build publishes."""
+    keys = [*store.sizes("streams/"), *store.sizes("experiments/")]
+    return {
+        key: hashlib.sha256(store.read(key)).hexdigest()
+        for key in keys
+        if not key.endswith(("build_report.json", "config.yaml"))
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The tree of an undisturbed build, once there is one."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    whole: dict[str, dict[str, str]], make_config: ConfigMaker, corpora: Path, tmp_path: Path
+) -> dict[str, str]:
+    if not whole:
+        config = make_config(**cleaned(corpora), store=str(tmp_path / "whole"))
+        build(config, workers=1)
+        whole["tree"] = tree(open_store(config.store))
+    return whole["tree"]
+
+
+def crash(store: Store, moment: str, folder: Path) -> CrashingStore:
+    """The store, where the first process to reach the moment dies and leaves `folder`/died."""
+    return CrashingStore(store.url, store, moment, str(folder / "died"))
+
+
+def in_child(run: Callable[[], object]) -> int:
+    """Run something in a forked process; return how it ended, as os.waitpid says."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+            os._exit(0)
+        except InputError:
+            os._exit(2)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], moment: str, workers: int
+) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    config = make_config(**cleaned(corpora), store=store.url)
+    crashing = crash(store, moment, tmp_path)
+    ended = in_child(lambda: build(config, workers=workers, store=crashing))
+    assert (tmp_path / "died").exists()
+    assert ended != 0  # by SIGKILL itself, or with the message that a worker died
+    build(config, workers=workers)
+    assert tree(store) == undisturbed
+    assert not list(Path(store.url).rglob(".writing-*"))
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_build_in_a_bucket_that_was_killed_goes_on_to_the_same_bytes(
+    make_config: ConfigMaker,
+    corpora: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+    object_store: ObjectStore,  # noqa: F811
+    moment: str,
+) -> None:
+    url = f"{object_store.url}/some/store"
+    config = make_config(**cleaned(corpora), store=url)
+    crashing = crash(open_store(url), moment, tmp_path)
+    assert in_child(lambda: build(config, store=crashing)) == 9
+    result = build(config)
+    assert result.path == f"{url}/experiments/small/manifest.json"
+    assert tree(open_store(url)) == undisturbed
+    assert not build(config).new
+
+
+def test_sources_in_a_bucket_give_the_same_streams(
+    make_config: ConfigMaker,
+    corpora: Path,
+    undisturbed: dict[str, str],
+    object_store: ObjectStore,  # noqa: F811
+) -> None:
+    for path in corpora.iterdir():
+        object_store.client.put_object(Bucket=object_store.bucket, Key=f"in/{path.name}", Body=path.read_bytes())
+    changes = cleaned(corpora)
+    changes["streams"]["mono"]["documents"] = [f"{object_store.url}/in/mono.*.jsonl"]
+    changes["streams"]["both"]["pairs"] = [f"{object_store.url}/in/pairs.*.jsonl"]
+    config = make_config(**changes, store=f"{object_store.url}/out")
+    build(config, workers=2)
+    there = open_store(config.store)
+    shards = {key.rpartition("/")[2]: found for key, found in tree(there).items() if "mono-" in key and ".mds" in key}
+    assert shards == {
+        key.rpartition("/")[2]: found for key, found in undisturbed.items() if "mono-" in key and ".mds" in key
+    }
+    assert not build(config).new
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+def test_slices_give_the_same_bytes(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], slices: int
+) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    with pytest.raises(OthersNotDoneError) as early:
+        build(config, engine=FinishedEngine(slices))
+    assert sorted(early.value.left) == list(range(slices))
+    finished = 0
+    for _ in range(10):  # each round ends when every slice has had its turn
+        finished = 0
+        for number in range(slices):
+            try:
+                work(config, SliceEngine(number, slices, 1, 0))
+                finished += 1
+            except OthersNotDoneError as waits:
+                assert number not in waits.left
+        if finished == slices:
+            break
+    assert finished == slices
+    build(config, engine=FinishedEngine(slices))
+    assert tree(open_store(config.store)) == undisturbed
+
+
+def test_slices_that_run_together_wait_for_each_other(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    children = []
+    for number in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                work(config, SliceEngine(number, 2, 1, 60))
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    build(config, engine=FinishedEngine(2))
+    assert tree(open_store(config.store)) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes on this machine."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    ray.init(address=made.address, log_to_driver=False, configure_logging=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["a unit begins", "before a receipt", "after a unit is published"])
+def test_a_ray_task_that_dies_is_run_again(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], cluster: Any, moment: str
+) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    config = make_config(**cleaned(corpora), store=store.url)
+    crashing = crash(store, moment, tmp_path)
+    build(config, engine=RayEngine(cluster.address), store=crashing)
+    assert (tmp_path / "died").exists()
+    assert tree(store) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_ray_node_that_is_lost_changes_nothing(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], cluster: Any
+) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    config = make_config(**cleaned(corpora), store=store.url)
+    lost = cluster.add_node(num_cpus=1)
+
+    @dataclass(frozen=True)
+    class LosesANode(LocalStore):
+        """Removes the node while the first units run."""
+
+        def sizes(self, prefix: str) -> dict[str, int]:
+            found = super().sizes(prefix)
+            if lost in cluster.worker_nodes and found:
+                cluster.remove_node(lost)
+            return found
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return LocalStore, (self.url,)
+
+    build(config, engine=RayEngine(cluster.address), store=LosesANode(store.url))
+    assert lost not in cluster.worker_nodes
+    assert tree(store) == undisturbed
+
+
+def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    config = make_config(**cleaned(corpora), store=store.url)
+    with pytest.raises(InputError, match=r"a worker process died .* run the same command again, with fewer --workers"):
+        build(config, workers=2, store=crash(store, "before a receipt", tmp_path))
