@@ -28,20 +28,21 @@ from dataengine.engines import Engine, LocalEngine
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream
 from dataengine.objects import find_files
-from dataengine.packing import pack_all
+from dataengine.packing import Packer
 from dataengine.parent import parent_stream, read_parent, stream_sizes
 from dataengine.runs import BUCKETS, encode_npy, num_ranges, read_npy
 from dataengine.schedule import Schedule
 from dataengine.scores import ScoreCache
-from dataengine.shards import Shard, ShardFormat, encode_index, read_shard, shard_name, write_shards
+from dataengine.shards import Shard, ShardFormat, ShardWriter, encode_index, read_shard, shard_name
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.stages import resolve_stages
 from dataengine.storage import Store, open_store
-from dataengine.tokenizing import MergeRuns, TokenFormat, TokenizeDocuments, TokenizePairs
+from dataengine.tokenizing import MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
 from dataengine.tokens import Tokenizer, load_tokenizer, token_dtype
 from dataengine.units import SCHEMA, Keep, Receipt, Unit, fingerprint_of, identity_of, publish_keep
 
 MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
+TAIL_TOKENS = 1 << 26  # a PackTails unit packs at least so many, if there are
 
 Round = tuple[str, Sequence[Unit]]  # what it does, in a word for the progress bar, and its units
 Rounds = Generator[Round, list[Receipt], "T"]
@@ -67,7 +68,7 @@ class StreamPlan:
     def folder(self) -> str:
         """Key of the stream's folder in the store."""
         decides = {**identity_of(self), "parts": [identity_of(part) for part in self.parts]}
-        return f"streams/{self.name}-{fingerprint_of([SCHEMA, MERGE_TOKENS, BUCKETS, decides])[:12]}"
+        return f"streams/{self.name}-{fingerprint_of([SCHEMA, MERGE_TOKENS, TAIL_TOKENS, BUCKETS, decides])[:12]}"
 
     def clean_units(self) -> list[CleanRecords]:
         """The units that judge the records of each part."""
@@ -317,6 +318,8 @@ class Packed:
     dropped: dict[str, int]
     units: list[Unit]
     receipts: list[Receipt]
+    tails: list[PackTails]
+    tail_receipts: list[Receipt]
 
 
 def clean_stream(plan: StreamPlan, config: Config, store: Store, *, with_scores: bool = True) -> Rounds[Cleaned]:
@@ -366,7 +369,19 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
         packed = [MergeRuns(plan.format, runs, number, ranges, tokens // ranges) for number in range(ranges)]
         packed_receipts = yield "shuffling", packed
-    return Packed(receipts, dict(dropped), list(packed), packed_receipts)
+    tails = _tail_units(packed, packed_receipts, plan.format)
+    tail_receipts = yield "packing", tails
+    return Packed(receipts, dict(dropped), list(packed), packed_receipts, tails, tail_receipts)
+
+
+def _tail_units(units: Sequence[Unit], receipts: Sequence[Receipt], form: TokenFormat) -> list[PackTails]:
+    """The units that pack the tails of consecutive units together."""
+    groups: list[tuple[list[str], int]] = []
+    for unit, receipt in zip(units, receipts, strict=True):
+        if not groups or groups[-1][1] >= TAIL_TOKENS:
+            groups.append(([], 0))
+        groups[-1] = ([*groups[-1][0], unit.fingerprint], groups[-1][1] + receipt.tail)
+    return [PackTails(form, tuple(fingerprints), tokens) for fingerprints, tokens in groups]
 
 
 def make_manifest(
@@ -404,21 +419,25 @@ def make_manifest(
 def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
     """Gather the shards of the units, then those of their joined tails, into one stream; index.json makes it whole."""
     width, dtype = plan.format.seq_len + 1, token_dtype(plan.vocab_size)
-    links: list[tuple[str, str]] = []
+    links = [
+        (f"{unit.folder}/documents.npy", f"documents.{number:05d}.npy") for number, unit in enumerate(packed.units)
+    ]
     shards: list[Shard] = []
-    for number, (unit, receipt) in enumerate(zip(packed.units, packed.receipts, strict=True)):
-        links.append((f"{unit.folder}/documents.npy", f"documents.{number:05d}.npy"))
+    for unit, receipt in zip([*packed.units, *packed.tails], [*packed.receipts, *packed.tail_receipts], strict=True):
         for shard in receipt.shards:
             shards.append(_renamed(shard, len(shards)))
             links.append((f"{unit.folder}/{shard.stored.basename}", shards[-1].stored.basename))
     with ThreadPoolExecutor(16) as pool:
         for _ in pool.map(lambda link: store.link(link[0], f"{plan.folder}/{link[1]}"), links):
             pass
-        tails = pool.map(lambda unit: read_npy(store, f"{unit.folder}/tail.npy"), packed.units)
-        samples, remainder = pack_all(tails, width, dtype)
-    shards += write_shards(
-        samples, lambda name, content: store.write(f"{plan.folder}/{name}", content), len(shards), plan.format.shards
+    packer = Packer(width, dtype)
+    writer = ShardWriter(
+        lambda name, content: store.write(f"{plan.folder}/{name}", content), plan.format.shards, first=len(shards)
     )
+    for tail_unit in packed.tails:
+        writer.add(packer.add(read_npy(store, f"{tail_unit.folder}/tail.npy")))
+    remainder = packer.tail
+    shards += writer.finish()
     if not shards:
         raise InputError(
             f"stream '{plan.name}' has {len(remainder):,} tokens, too few for one sample of {width}. "
@@ -432,15 +451,8 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
         rejected.update(receipt.rejected)
     summary = {
         "sources": _source_lines(plan.parts, packed.reading),
-        # Documents begin where a unit does and after each EOS of its samples, which its tail continues.
-        "packed": [
-            {
-                "samples": sum(shard.samples for shard in receipt.shards),
-                "tail": receipt.tail,
-                "source": None if plan.languages else number,  # None: as documents say
-            }
-            for number, receipt in enumerate(packed.receipts)
-        ],
+        "packed": [None if plan.languages else number for number in range(len(packed.units))],  # None: documents say it
+        "segments": _segments(packed, width),
         "index_sha256": hashlib.sha256(index).hexdigest(),
         "shards": [asdict(shard) for shard in shards],
         "records": sum(receipt.records for receipt in packed.reading),
@@ -453,6 +465,32 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
     store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
     store.write(f"{plan.folder}/stream.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
     store.write(f"{plan.folder}/index.json", index)
+
+
+def _segments(packed: Packed, width: int) -> list[list[int]]:
+    """Where the flow of tokens of each unit lies in the stream: [unit, start in the stream, start in the unit, tokens].
+
+    First the units' own shards, then their tails in those of each group, then what is left of the groups.
+    """
+    rows, at = [], 0
+    own = [width * sum(shard.samples for shard in receipt.shards) for receipt in packed.receipts]
+    for number, tokens in enumerate(own):
+        rows.append([number, at, 0, tokens])
+        at += tokens
+    left: list[list[int]] = []
+    number = 0
+    for unit, receipt in zip(packed.tails, packed.tail_receipts, strict=True):
+        room = width * sum(shard.samples for shard in receipt.shards)
+        for _ in unit.units:
+            tail = packed.receipts[number].tail
+            here = min(tail, room)
+            rows.append([number, at, own[number], here])
+            left.append([number, 0, own[number] + here, tail - here])
+            at, room, number = at + here, room - here, number + 1
+    for row in left:
+        rows.append([row[0], at, *row[2:]])
+        at += row[3]
+    return [row for row in rows if row[3]]
 
 
 def _renamed(shard: Shard, number: int) -> Shard:

@@ -55,16 +55,8 @@ class StreamProvenance:
     @cached_property
     def _segments(self) -> NDArray[np.int64]:
         """Where each unit's flow of tokens lies in the stream: rows (unit, start in the stream, start in the unit,
-        tokens), first the units' own samples, then their tails in the joined tail samples."""
-        rows, at = [], 0
-        for number, unit in enumerate(self._summary["packed"]):
-            tokens = unit["samples"] * self.width
-            rows.append((number, at, 0, tokens))
-            at += tokens
-        for number, unit in enumerate(self._summary["packed"]):
-            rows.append((number, at, unit["samples"] * self.width, unit["tail"]))
-            at += unit["tail"]
-        return np.array(rows, np.int64)
+        tokens), in the order of the stream."""
+        return np.array(self._summary["segments"], np.int64).reshape(-1, 4)
 
     @cached_property
     def _documents(self) -> Callable[[int], tuple[NDArray[Any], Int64s]]:
@@ -74,7 +66,7 @@ class StreamProvenance:
     def _load_documents(self, unit: int) -> tuple[NDArray[Any], Int64s]:
         """The documents of a unit, in its order (see units.PROVENANCE), and where each ends in its flow of tokens."""
         found = read_npy(self.store, f"{self.folder}/documents.{unit:05d}.npy")
-        number = self._summary["packed"][unit]["source"]
+        number = self._summary["packed"][unit]
         if number is not None:
             found["source"] = number
         return found, np.cumsum(found["tokens"], dtype=np.int64)
@@ -82,7 +74,8 @@ class StreamProvenance:
     def origins(self, sample: int) -> Iterator[Origin]:
         """The documents of a sample (its number in the stream), in the order of its tokens."""
         low, high = sample * self.width, (sample + 1) * self.width
-        for unit, start, inside, tokens in self._segments.tolist():
+        begin, end = np.searchsorted(self._segments[:, 1], [low, high - 1], "right").tolist()
+        for unit, start, inside, tokens in self._segments[max(begin - 1, 0) : end].tolist():
             first, last = max(low, start), min(high, start + tokens)
             if first < last:
                 yield from self._documents_between(unit, inside + first - start, inside + last - start)

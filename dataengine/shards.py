@@ -137,10 +137,10 @@ def view_shard(content: bytes, width: int, dtype: np.dtype[Any]) -> NDArray[Any]
 
 
 class ShardWriter:
-    """Gather samples and hand each full shard to `add`; `finish` hands over the rest."""
+    """Gather samples and hand each full shard to `add`; `rest` are those that do not fill one."""
 
-    def __init__(self, add: Add, form: ShardFormat) -> None:
-        self._add, self._format = add, form
+    def __init__(self, add: Add, form: ShardFormat, first: int = 0) -> None:
+        self._add, self._format, self._first = add, form, first  # the first shard's number
         self._waiting: list[NDArray[Any]] = []
         self._count = 0
         self.shards: list[Shard] = []
@@ -152,8 +152,13 @@ class ShardWriter:
         if self._count >= self._format.samples_per_shard:
             self._write(self._count - self._count % self._format.samples_per_shard)
 
+    @property
+    def rest(self) -> list[NDArray[Any]]:
+        """What waits, in parts of shape (num_samples, width)."""
+        return self._waiting
+
     def finish(self) -> list[Shard]:
-        """Write what waits; return all shards."""
+        """Write what waits as a last, short shard; return all shards."""
         self._write(self._count)
         return self.shards
 
@@ -161,7 +166,7 @@ class ShardWriter:
         if count:
             joined = np.concatenate(self._waiting)
             self._waiting, self._count = [joined[count:].copy()], len(joined) - count
-            self.shards += write_shards(joined[:count], self._add, len(self.shards), self._format)
+            self.shards += write_shards(joined[:count], self._add, self._first + len(self.shards), self._format)
 
 
 def shard_name(number: int) -> str:

@@ -3,6 +3,9 @@
     documents part -> TokenizeDocuments -> shards + tail
     pairs part     -> TokenizePairs     -> runs sorted by a random key
     all runs       -> MergeRuns (one a range of keys) -> shards + tail
+    tails          -> PackTails (one a group of units) -> shards + tail
+
+Shards of units are full ones; a tail is what is left, less than a shard, so that many small files make no small shards.
 
 The runs are those of an external merge sort, so that pairs are shuffled over all parts of a stream in bounded memory.
 """
@@ -10,6 +13,7 @@ The runs are those of an external merge sort, so that pairs are shuffled over al
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +33,7 @@ from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit
 _BATCH = 1000  # texts given to the tokenizer at a time
 _WINDOW = 1 << 16  # pairs among which targets are exchanged
 _RUN_TOKENS = 1 << 23
+_READERS = 16  # threads
 _GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indices
 
 # A document of a packed unit: number of its part among the stream's, its line there, its length with EOS (and BOS).
@@ -82,8 +87,9 @@ class TokenizeDocuments(Unit):
             total += len(tokens)
             writer.add(packer.add(tokens))
             provenance.append(make_provenance(0, batch.lines, lengths))
-        _add_packed(add, packer.tail, provenance)
-        return Receipt(**reading.finish(add), tokens=total, tail=len(packer.tail), shards=writer.finish())
+        add("documents.npy", encode_npy(np.concatenate([np.empty(0, PROVENANCE), *provenance])))
+        tail = _add_tail(add, writer, packer)
+        return Receipt(**reading.finish(add), tokens=total, tail=tail, shards=writer.shards)
 
 
 @dataclass(frozen=True)
@@ -193,9 +199,33 @@ class MergeRuns(Unit):
         packer = Packer(self.format.seq_len + 1, dtype)
         writer = ShardWriter(add, self.format.shards)
         writer.add(packer.add(ordered))
-        _add_packed(add, packer.tail, [provenance[by_key]])
+        add("documents.npy", encode_npy(provenance[by_key]))
         on_progress(self.tokens)
-        return Receipt(tokens=len(ordered), tail=len(packer.tail), shards=writer.finish())
+        return Receipt(tokens=len(ordered), tail=_add_tail(add, writer, packer), shards=writer.shards)
+
+
+@dataclass(frozen=True)
+class PackTails(Unit):
+    """Pack the tails of units, in their order."""
+
+    kind: ClassVar[str] = "tails"
+    format: TokenFormat
+    units: tuple[str, ...]  # fingerprints
+    tokens: int = field(metadata={"identity": False})  # so many, for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.tokens
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        _, dtype, _ = self.format.load()
+        packer = Packer(self.format.seq_len + 1, dtype)
+        writer = ShardWriter(add, self.format.shards)
+        with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
+            for tail in pool.map(lambda unit: read_npy(store, f"units/{unit}/tail.npy"), self.units):
+                writer.add(packer.add(tail))
+        on_progress(self.tokens)
+        return Receipt(tokens=self.tokens, tail=_add_tail(add, writer, packer), shards=writer.shards)
 
 
 def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
@@ -223,9 +253,11 @@ def _open(part: SourcePart, form: RecordFormat, keep: Keep | None, store: Store,
     return Reading(part, form, on_progress, np.frombuffer(store.read(keep.key), np.uint8) if keep else None)
 
 
-def _add_packed(add: Add, tail: Tokens, provenance: Sequence[NDArray[Any]]) -> None:
+def _add_tail(add: Add, writer: ShardWriter, packer: Packer) -> int:
+    """Publish the tokens that fill no shard; return how many they are."""
+    tail = np.concatenate([*(samples.ravel() for samples in writer.rest), packer.tail])
     add("tail.npy", encode_npy(tail))
-    add("documents.npy", encode_npy(np.concatenate(provenance) if provenance else np.empty(0, PROVENANCE)))
+    return len(tail)
 
 
 class _Run:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
@@ -72,11 +73,11 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Load a SentencePiece `.model` or a Hugging Face `tokenizer.json`.
 
-    `eos_token` overrides the model's own end-of-sentence token. Engine "auto", for one work unit, is gigatoken if its
-    ids of 400 odd texts are the reference's (seen once a process), else the reference. It then compares its ids with
-    the reference's in the first 65,536 characters (1,000 texts at most) and later in one text in 2,000, of each text at
-    most 2,048 characters; `encode` and `encode_flat` raise InputError at a difference. Raises InputError if the file
-    cannot be used.
+    `eos_token` overrides the model's own end-of-sentence token. Engine "auto" is gigatoken, one a process, if its ids
+    of 400 odd texts are the reference's, else the reference. It then compares its ids with the reference's in the
+    first 65,536 characters (1,000 texts at most) and later in one text in 2,000, of each text at most 2,048
+    characters; `encode` and `encode_flat` raise InputError at a difference. Raises InputError if the file cannot be
+    used.
     """
     path = Path(path)
     try:
@@ -89,8 +90,7 @@ def load_tokenizer(
         ) from None
     if engine == "reference":
         return _load_reference(path, content, eos_token)
-    reference, spec = _prepare(path, content, eos_token)
-    return reference if spec is None else _Gigatoken(reference, spec)
+    return _load_fast(path, content, eos_token)
 
 
 def _load_reference(path: Path, content: bytes, eos_token: str | None) -> _Reference:
@@ -102,16 +102,16 @@ def _load_reference(path: Path, content: bytes, eos_token: str | None) -> _Refer
 
 
 @lru_cache(maxsize=4)
-def _prepare(path: Path, content: bytes, eos_token: str | None) -> tuple[_Reference, bytes | None]:
-    """The reference, and the tokenizer.json that gigatoken loads; None if it cannot stand in, with the reason set."""
+def _load_fast(path: Path, content: bytes, eos_token: str | None) -> _Reference | _Gigatoken:
+    """Gigatoken, or the reference with the reason why it has to do."""
     reference = _load_reference(path, content, eos_token)
     try:
         described, tokens = reference.describe()
-        spec = json.dumps(described, ensure_ascii=False).encode()
+        spec = orjson.dumps(described)
         encode = _load_gigatoken(spec)
     except (ValueError, RuntimeError) as error:  # as gigatoken raises for tokenizers that it does not support
         reference.fallback_reason = f"gigatoken cannot express this tokenizer: {str(error).splitlines()[0]}"
-        return reference, None
+        return reference
     words = [reference.decode([i]) for i in range(0, reference.vocab_size, reference.vocab_size // 256 + 1)]
     texts = [f"a{token}b {token}\t {token}  1" for token in tokens]
     texts += make_odd_texts(_SELF_CHECK_TEXTS, [*tokens, *words])
@@ -119,8 +119,8 @@ def _prepare(path: Path, content: bytes, eos_token: str | None) -> tuple[_Refere
     if differ:
         shown = min(differ, key=len)[:80]
         reference.fallback_reason = f"gigatoken and {reference.engine} give other ids for texts like {shown!r}"
-        return reference, None
-    return reference, spec
+        return reference
+    return _Gigatoken(reference, spec, encode)
 
 
 def _load_gigatoken(spec: bytes) -> Callable[[str], NDArray[np.uint32]]:
@@ -136,33 +136,35 @@ def _load_gigatoken(spec: bytes) -> Callable[[str], NDArray[np.uint32]]:
 class _Gigatoken:
     """The ids of `reference`, from gigatoken; compared with it here and there."""
 
-    def __init__(self, reference: _Reference, spec: bytes) -> None:
+    def __init__(self, reference: _Reference, spec: bytes, encode: Callable[[str], NDArray[np.uint32]]) -> None:
         self.sha256, self.vocab_size = reference.sha256, reference.vocab_size
         self.eos_id, self.bos_id = reference.eos_id, reference.bos_id
         self.engine = f"gigatoken {version('gigatoken')}"
         self.fallback_reason: str | None = None
         self._reference, self._spec = reference, spec
-        self._encoder: Callable[[str], NDArray[np.uint32]] | None = None  # loaded when needed
-        self._kept = 0  # tokens since it was loaded
+        self._encoder = encode
+        self._kept = 0  # tokens since it was loaded; its cache has no bound
         self._seen = self._checked = 0  # texts; characters compared
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [ids.tolist() for ids in self._encode_each(texts)]
+        each = self._encode_each(texts)
+        self._kept += sum(map(len, each))
+        return [ids.tolist() for ids in each]
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         each = self._encode_each(texts)
-        return np.concatenate([np.empty(0, np.uint32), *each]), np.fromiter(map(len, each), np.int64, len(each))
+        lengths = np.fromiter(map(len, each), np.int64, len(each))
+        self._kept += int(lengths.sum())
+        return np.concatenate([np.empty(0, np.uint32), *each]), lengths
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._reference.decode(ids)
 
     def _encode_each(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
-        if self._encoder is None or self._kept >= _RENEW_TOKENS * self.vocab_size:
+        if self._kept >= _RENEW_TOKENS * self.vocab_size:
             self._encoder, self._kept = _load_gigatoken(self._spec), 0
         encode = self._encoder
         each = [encode(text) for text in texts]
-        self._kept += sum(map(len, each))
-
         at = 0
         while at < len(texts) and self._checked < _CHECK_FIRST and self._seen + at < _CHECK_TEXTS:
             self._checked += self._compare(encode, self._seen + at, texts[at], each[at])
@@ -181,7 +183,7 @@ class _Gigatoken:
             ids = encode(text)
         if self._reference.encode([text])[0] != ids.tolist():
             raise InputError(
-                f"{self.engine} and {self._reference.engine} give other ids for text {number + 1:,} of this unit, "
+                f"{self.engine} and {self._reference.engine} give other ids for text {number + 1:,} of this process, "
                 f"{text[:80]!r}. Set `tokenizer_engine: reference`, and build into an empty folder: "
                 "what is built so far may hold more such differences."
             )
@@ -224,7 +226,7 @@ class _SentencePiece:
     def describe(self) -> tuple[dict[str, Any], list[str]]:
         from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
-        spec: dict[str, Any] = json.loads(sentencepiece_to_tokenizer_json(self._content))
+        spec: dict[str, Any] = orjson.loads(sentencepiece_to_tokenizer_json(self._content))
         ids = range(self.vocab_size)
         if any(map(self._processor.is_unused, ids)):
             raise ValueError("it has unused pieces")

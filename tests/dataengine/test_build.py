@@ -65,38 +65,28 @@ def test_documents_keep_their_order_and_no_token_is_lost(make_config: ConfigMake
     config = make_config()
     result = build(config, workers=2)
     tokenizer = load_tokenizer(config.tokenizer)
-    bodies: list[int] = []
-    tails: list[int] = []
+    flows = []
     for path in sorted(corpora.glob("mono.*.jsonl")):
         texts = [text for _, (text,) in read_texts(path, "text")]
-        flow = [token for ids in tokenizer.encode(texts) for token in [*ids, tokenizer.eos_id]]
-        whole = len(flow) // 33 * 33
-        bodies += flow[:whole]
-        tails += flow[whole:]
-    expected = bodies + tails
-    got = stream_tokens(config, "mono")
-    remainder = result.streams[0].remainder
-    assert got == expected[: len(expected) - remainder]
-    assert remainder == len(expected) % 33
-    assert result.streams[0].tokens == len(expected)
+        flows.append([token for ids in tokenizer.encode(texts) for token in [*ids, tokenizer.eos_id]])
+    assert unit_flows(config, "mono") == flows
+    total = sum(map(len, flows))
+    assert (result.streams[0].tokens, result.streams[0].remainder) == (total, total % 33)
+    assert [shard.samples for shard in result.streams[0].stream.shards[:-1]] == [64] * (total // 33 // 64)
 
 
 def unit_flows(config: Config, name: str) -> list[list[int]]:
-    """The tokens of each unit of a stream, joined again from its samples, its tail and the reported remainder."""
-    tokens = stream_tokens(config, name)
-    (summary,) = Path(config.store, "streams").glob(f"{name}-*/stream.json")
-    packed = orjson.loads(summary.read_bytes())["packed"]
-    at, flows = 0, []
-    for unit in packed:
-        flows.append(tokens[at : at + unit["samples"] * 33])
-        at += unit["samples"] * 33
-    tails = tokens[at:]
-    (remainder,) = Path(config.store, "streams").glob(f"{name}-*/remainder.npy")
-    tails += np.load(remainder).tolist()
-    for flow, unit in zip(flows, packed, strict=True):
-        flow += tails[: unit["tail"]]
-        tails = tails[unit["tail"] :]
-    assert not tails
+    """The tokens of each unit of a stream, joined again from its samples and the reported remainder."""
+    (folder,) = Path(config.store, "streams").glob(f"{name}-*")
+    tokens = stream_tokens(config, name) + np.load(folder / "remainder.npy").tolist()
+    summary = orjson.loads((folder / "stream.json").read_bytes())
+    flows: list[list[int]] = [[] for _ in summary["packed"]]
+    at = 0
+    for unit, start, inside, count in summary["segments"]:
+        assert (start, inside) == (at, len(flows[unit]))
+        flows[unit] += tokens[start : start + count]
+        at += count
+    assert at == len(tokens)
     return flows
 
 
@@ -155,7 +145,8 @@ def test_a_stream_is_shared_and_a_changed_source_rebuilds_only_its_unit(
     with (tmp_path / "mono.1.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
     assert [built.new for built in build(config, workers=1).streams] == [True]
-    assert len({path.name for path in Path(config.store, "units").iterdir()} - first) == 1
+    new = {path.name for path in Path(config.store, "units").iterdir()} - first
+    assert len(new) == 2  # the file's, and that of the tails
 
 
 def test_units_may_be_removed_after_a_build(make_config: ConfigMaker) -> None:

@@ -270,14 +270,15 @@ def wrong() -> module._Gigatoken:
     reference = module._SentencePiece(DEMO / "tokenizer.model", (DEMO / "tokenizer.model").read_bytes(), None)
     spec, _ = reference.describe()
     spec["model"]["merges"] = []
-    return module._Gigatoken(reference, json.dumps(spec).encode())
+    content = json.dumps(spec).encode()
+    return module._Gigatoken(reference, content, module._load_gigatoken(content))
 
 
 def test_other_ids_at_the_beginning_of_a_unit_are_an_error(wrong: module._Gigatoken) -> None:
     wrong.encode_flat(["𓀀"] * 2)
     with pytest.raises(
         InputError,
-        match=r"gigatoken 0\S+ and sentencepiece \S+ give other ids for text 4 of this unit, 'Hello'\. "
+        match=r"gigatoken 0\S+ and sentencepiece \S+ give other ids for text 4 of this process, 'Hello'\. "
         r"Set `tokenizer_engine: reference`, and build into an empty folder",
     ):
         wrong.encode_flat(["𓀀", "Hello"])
@@ -293,13 +294,13 @@ def test_later_one_text_in_2000_is_compared(wrong: module._Gigatoken, number: in
         wrong.encode_flat(texts)
     else:
         wrong.encode_flat(texts[:100])
-        with pytest.raises(InputError, match=f"for text {number + 1:,} of this unit"):
+        with pytest.raises(InputError, match=f"for text {number + 1:,} of this process"):
             wrong.encode_flat(texts[100:])
 
 
 def test_long_texts_are_compared_in_their_beginning(wrong: module._Gigatoken) -> None:
     wrong.encode_flat(["𓀀" * 2048 + "Hello"])
-    with pytest.raises(InputError, match="give other ids for text 2 of this unit"):
+    with pytest.raises(InputError, match="give other ids for text 2 of this process"):
         wrong.encode_flat(["𓀀" * 2043 + "Hello" + "𓀀" * 9])
 
 
