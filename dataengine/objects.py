@@ -70,7 +70,7 @@ def find_files(pattern: str) -> list[FoundFile]:
 def _find_local(pattern: str) -> list[FoundFile]:
     literal = os.path.isfile(pattern) or not glob.has_magic(pattern)
     found = []
-    for path in [pattern] if literal else sorted(glob.glob(pattern, recursive=True)):
+    for path in [pattern] if literal else sorted(set(glob.glob(pattern, recursive=True))):
         try:
             status = os.stat(path)
         except FileNotFoundError:

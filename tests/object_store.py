@@ -92,7 +92,7 @@ def _server() -> tuple[str, Any]:
             f"-dir={folder / 'data'}",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=256",
-            "-volume.max=100",
+            "-volume.max=1000",
             "-s3",
             f"-s3.config={folder / 's3.json'}",
             "-s3.port.iceberg=0",
@@ -111,9 +111,9 @@ def _server() -> tuple[str, Any]:
 
 
 def _wait_for(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> Any:
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.session import Session
+    from botocore.config import Config  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+    from botocore.session import Session  # type: ignore[import-untyped]
 
     client = Session().create_client(
         "s3",
@@ -161,7 +161,7 @@ def faulty_proxy(target: str, fault: Fault) -> Iterator[tuple[str, list[str]]]:
             number = len(methods)
             methods.append(self.command)
             content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = fault(number, self.command, self.headers)
+            answer = fault(number, self.command, dict(self.headers.items()))
             if isinstance(answer, int):
                 self.send_response(answer)
                 self.send_header("Content-Length", "0")

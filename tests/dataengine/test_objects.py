@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataengine import objects
+from dataengine.errors import InputError
+from dataengine.objects import find_files, open_file
+from tests.object_store import ObjectStore, faulty_proxy, object_store
+
+__all__ = ["object_store"]
+
+CONTENT = random.Random(0).randbytes(10_500)
+TREE = ["a.txt", "b.json", "c[1].txt", ".hidden.txt", "d/a.txt", "d/e/a.txt", "d/e/f/b.txt", "d/.h/a.txt", "dd/a.txt"]
+PATTERNS = ["*.txt", "*", "**", "**/*.txt", "d/**", "d/**/a.txt", "**/e/**/b.txt", "d*/a.*", "[ab].*", "[!a].*"]
+PATTERNS += ["?.txt", "c[[]1].txt", ".*", "**.txt", "**/**/a.txt", "d/.h/*", "x*", "d/e"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, object_store: ObjectStore) -> Path:
+    """The same files in a folder and in the bucket, and an object that marks a folder."""
+    for name in TREE:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+        put(object_store, name, name.encode())
+    put(object_store, "d/", b"")
+    return tmp_path
+
+
+def put(store: ObjectStore, key: str, content: bytes) -> str:
+    store.client.put_object(Bucket=store.bucket, Key=key, Body=content)
+    return f"{store.url}/{key}"
+
+
+@pytest.mark.parametrize("path", ["s3://b/k", "gs://b/k", "oci://b/k"])
+def test_urls_of_object_stores_are_known(path: str) -> None:
+    assert objects.is_url(path)
+    assert not objects.is_url(f"./{path}")
+
+
+def test_globs_find_the_same_in_a_folder_and_in_a_bucket(tree: Path, object_store: ObjectStore) -> None:
+    found_any = 0
+    for pattern in PATTERNS:
+        local = find_files(f"{tree}/{pattern}")
+        remote = find_files(f"{object_store.url}/{pattern}")
+        names = [file.path.removeprefix(f"{tree}/") for file in local]
+        assert names == [file.path.removeprefix(f"{object_store.url}/") for file in remote], pattern
+        assert [file.size for file in local] == [file.size for file in remote] == [len(name) for name in names]
+        found_any += bool(names)
+    assert found_any == len(PATTERNS) - 2
+
+
+@pytest.mark.parametrize("name", ["d/e/a.txt", "c[1].txt"])
+def test_a_path_finds_itself_even_with_the_characters_of_a_glob(tree: Path, name: str) -> None:
+    assert [file.path for file in find_files(f"{tree}/{name}")] == [f"{tree}/{name}"]
+
+
+def test_what_is_not_there_is_not_found(tree: Path, object_store: ObjectStore) -> None:
+    for place in (str(tree), object_store.url):
+        assert find_files(f"{place}/none.txt") == find_files(f"{place}/d") == find_files(f"{place}/none/*") == []
+
+
+def test_listing_goes_through_all_pages(object_store: ObjectStore) -> None:
+    keys = [f"many/{number:05d}.jsonl" for number in range(1200)]
+    for key in keys:
+        put(object_store, key, b"x")
+    put(object_store, "many/other", b"x")
+    assert [file.path for file in find_files(f"{object_store.url}/many/*.jsonl")] == [
+        f"{object_store.url}/{key}" for key in keys
+    ]
+
+
+def test_the_version_changes_with_the_content(tmp_path: Path, object_store: ObjectStore) -> None:
+    versions: set[str] = set()
+    for content in (b"one", b"two"):
+        url = put(object_store, "k", content)
+        path = tmp_path / "k"
+        path.write_bytes(content)
+        os.utime(path, ns=(0, content[0]))
+        versions |= {find_files(url)[0].version, find_files(f"{url[:-1]}*")[0].version}
+        versions.add(find_files(str(path))[0].version)
+    assert len(versions) == 4  # of an object the listing says the same as the object itself
+    assert f"3|{ord('t')}" in versions
+
+
+@pytest.fixture(params=["file", "object"])
+def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """CONTENT as a file, and as an object read in small blocks."""
+    monkeypatch.setattr(objects, "_BLOCK", 1000)
+    monkeypatch.setattr(objects, "_BUFFER", 64)
+    if request.param == "object":
+        return put(request.getfixturevalue("object_store"), "content", CONTENT)
+    (tmp_path / "content").write_bytes(CONTENT)
+    return str(tmp_path / "content")
+
+
+RANGES = [(0, None), (0, 10_500), (1, 10_499), (999, 3001), (1000, 2000), (10_499, None), (10_000, 99_999), (5, 5)]
+
+
+@pytest.mark.parametrize(("start", "stop"), RANGES)
+def test_a_range_reads_like_a_file_of_its_bytes(path: str, start: int, stop: int | None) -> None:
+    expected = CONTENT[start:stop]
+    with open_file(path, start, stop) as file:
+        assert file.read() == expected
+        assert file.read() == b""
+    twin, choices = io.BytesIO(expected), random.Random(start)
+    with open_file(path, start, stop) as file:
+        assert file.seekable()
+        assert file.seek(0, io.SEEK_END) == len(expected)
+        assert file.seek(0) == twin.seek(0)
+        for _ in range(60):
+            if choices.random() < 0.4:
+                position = choices.randrange(len(expected) + 20)
+                assert file.seek(position) == twin.seek(position)
+            size = choices.choice([1, 10, 63, 64, 65, 999, 1000, 2500])
+            assert file.read(size) == twin.read(size)
+            assert file.tell() == twin.tell()
+        with pytest.raises(ValueError, match="negative"):
+            file.seek(-1)
+
+
+def test_lines_come_in_order_over_the_borders_of_blocks(path: str) -> None:
+    with open_file(path) as file:
+        assert list(file) == list(io.BytesIO(CONTENT))
+
+
+def test_an_empty_object_reads_as_nothing(object_store: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    for path in (put(object_store, "empty", b""), str(tmp_path / "empty")):
+        with open_file(path) as file:
+            assert file.read() == file.read(10) == b""
+
+
+def test_reading_forward_fetches_one_block_ahead_and_jumping_none(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_BLOCK", 1000)
+    monkeypatch.setattr(objects, "_BUFFER", 64)
+    url = put(object_store, "content", CONTENT)
+    with faulty_proxy(object_store.endpoint, lambda *request: None) as (endpoint, methods):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        with open_file(url) as file:
+            file.seek(5000)
+            assert file.read(10) == CONTENT[5000:5010]
+            time.sleep(0.3)
+            assert methods == ["HEAD", "GET"]
+            file.seek(6000)
+            assert file.read(10) == CONTENT[6000:6010]
+            deadline = time.monotonic() + 20
+            while len(methods) < 4 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.3)
+            assert methods == ["HEAD", "GET", "GET", "GET"]
+            assert file.read(1000) == CONTENT[6010:7010]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_object_that_changes_while_it_is_read_is_an_error(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    monkeypatch.setattr(objects, "_BLOCK", 1000)
+    url = put(object_store, "k", CONTENT)
+    with open_file(url, version=find_files(url)[0].version if given else "") as file:
+        put(object_store, "k", CONTENT[::-1])
+        with pytest.raises(InputError, match=f"{url}: it was changed while it was read .*Run again"):
+            file.read()
+
+
+def test_an_object_of_another_version_is_not_opened(object_store: ObjectStore) -> None:
+    url = put(object_store, "k", b"one")
+    version = find_files(url)[0].version
+    put(object_store, "k", b"two")
+    with pytest.raises(InputError, match="it was changed"):
+        open_file(url, version=version)
+
+
+def test_an_object_that_is_removed_while_it_is_read_is_an_error(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "_BLOCK", 1000)
+    url = put(object_store, "k", CONTENT)
+    with open_file(url) as file:
+        object_store.client.delete_object(Bucket=object_store.bucket, Key="k")
+        with pytest.raises(InputError, match="it was removed while it was read"):
+            file.read()
+
+
+def test_opening_what_is_not_there_says_where(object_store: ObjectStore, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{object_store.url}/none: there is no such object. Correct the path."):
+        open_file(f"{object_store.url}/none")
+    with pytest.raises(InputError, match=f"cannot read {tmp_path}/none: No such file or directory"):
+        open_file(f"{tmp_path}/none")
+    with pytest.raises(InputError, match=f"cannot read {tmp_path}: Is a directory"):
+        open_file(str(tmp_path))
+
+
+def test_a_child_process_reads_by_its_own_connection(object_store: ObjectStore) -> None:
+    url = put(object_store, "k", CONTENT)
+    with open_file(url) as file:
+        assert file.read(10) == CONTENT[:10]  # the parent has a client, and a connection in its pool
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(objects.get_bytes, [url] * 6) == [CONTENT] * 6
+
+
+def refusal(url: str) -> str:
+    """The one text with which all ways to reach an object fail."""
+    texts = set()
+    for reach in (lambda: find_files(f"{url}/*"), lambda: objects.get_bytes(f"{url}/k")):
+        with pytest.raises(InputError) as caught:
+            reach()
+        texts.add(str(caught.value).partition(": ")[2])
+    assert len(texts) == 1, texts
+    return texts.pop()
+
+
+def test_a_wrong_secret_is_named(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    text = refusal(object_store.url)
+    assert "the secret key was refused (SignatureDoesNotMatch" in text
+    assert "Check AWS_SECRET_ACCESS_KEY" in text
+    with pytest.raises(InputError, match=r"access denied \(403.*Check that these credentials"):  # HEAD says no more
+        open_file(f"{object_store.url}/k")
+
+
+def test_an_unknown_key_is_named(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody-knows-this-key")
+    assert "Check AWS_ACCESS_KEY_ID" in refusal(object_store.url)
+
+
+def test_absent_credentials_are_named(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    assert "no credentials" in refusal(object_store.url)
+    assert "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in refusal(object_store.url)
+
+
+def test_a_missing_bucket_is_named(object_store: ObjectStore) -> None:
+    assert "there is no such bucket (NoSuchBucket" in refusal(f"{object_store.url}-none")
+
+
+def test_an_endpoint_where_nobody_listens_is_an_error_within_seconds(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    begun = time.monotonic()
+    for reach in (find_files, open_file, objects.get_bytes):
+        with pytest.raises(InputError, match=r"the store cannot be reached.*Check S3_ENDPOINT_URL"):
+            reach(f"{object_store.url}/k")
+    assert time.monotonic() - begun < 10
+
+
+def test_a_store_that_fails_twice_is_asked_again(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = put(object_store, "k", CONTENT)
+    with faulty_proxy(object_store.endpoint, lambda number, *_: 503 if number < 2 else None) as (endpoint, methods):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        assert objects.get_bytes(url) == CONTENT
+    assert methods == ["GET"] * 3
+
+
+def test_a_connection_that_breaks_in_the_body_is_made_again(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = put(object_store, "k", CONTENT)
+    with faulty_proxy(object_store.endpoint, lambda number, *_: "cut" if number < 2 else None) as (endpoint, methods):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        assert objects.get_bytes(url, 100, 9000) == CONTENT[100:9000]
+    assert methods == ["GET"] * 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"), [(503, "the store is failing or too busy"), ("cut", "the store cannot be reached")]
+)
+def test_a_store_that_never_works_is_an_error_within_seconds(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, fault: Any, text: str
+) -> None:
+    url = put(object_store, "k", CONTENT)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    begun = time.monotonic()
+    with faulty_proxy(object_store.endpoint, lambda *request: fault) as (endpoint, methods):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        with pytest.raises(InputError, match=text):
+            objects.get_bytes(url)
+    assert len(methods) == 2
+    assert time.monotonic() - begun < 10
+
+
+def test_ten_attempts_are_made_unless_the_environment_says_otherwise(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert objects.attempts_of(objects.connect(object_store.url)[0]) == 10
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "3")
+    assert objects.attempts_of(objects.connect(object_store.url)[0]) == 3
+
+
+def test_other_schemes_say_what_they_need(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCS_KEY", "k")
+    with pytest.raises(InputError, match=r"gs:// needs .* GCS_KEY and GCS_SECRET; GCS_SECRET missing"):
+        find_files("gs://bucket/*")
+    monkeypatch.delenv("S3_ENDPOINT_URL")
+    with pytest.raises(InputError, match="oci:// needs the environment variable S3_ENDPOINT_URL"):
+        open_file("oci://bucket/k")
+    with pytest.raises(InputError, match="'s3:///k' is not the URL of an object"):
+        find_files("s3:///k")
+
+
+def test_google_is_asked_unless_another_endpoint_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCS_KEY", "k")
+    monkeypatch.setenv("GCS_SECRET", "s")
+    monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.delenv("GCS_ENDPOINT_URL", raising=False)
+    client, _ = objects.connect("gs://bucket/k")
+    assert client.meta.endpoint_url == "https://storage.googleapis.com"
