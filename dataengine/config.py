@@ -15,12 +15,12 @@ from dataengine.errors import InputError
 from dataengine.rules import DocumentRules, PairRules
 
 _LANGUAGES = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
-_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
 def parse_count(value: object) -> object:
     """Read `2.1B` or `32_768` as an integer; leave what is no such text to the validator."""
-    if isinstance(value, str) and (match := re.fullmatch(r"([\d_]+)(?:\.(\d+))?([KMBT]?)", value.strip())):
+    if isinstance(value, str) and (match := re.fullmatch(r"([\d_]+)(?:\.(\d+))?([KMBGT]?)", value.strip())):
         whole, decimals, suffix = match[1], match[2] or "", match[3]
         scaled, rest = divmod(int(whole + decimals) * _SUFFIXES[suffix], 10 ** len(decimals))
         return value if rest else scaled

@@ -7,14 +7,14 @@ JSON Lines, TSV, plain text, Moses (a file for each language), TMX, each plain, 
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import chain, repeat, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
+from xml.parsers import expat
 
 import orjson
 import xxhash
@@ -29,10 +29,15 @@ _FORMATS = {
 }  # fmt: skip
 _COMPRESSED = (".gz", ".zst")
 _CHUNK = 1 << 20  # bytes
-_COMPRESSED_CHUNK = 1 << 17  # bytes; text is several times as long
+_WINDOW = 1 << 17  # bytes of an object in which the end of a line is looked for
+_ZSTD_STEP = 1 << 11  # bytes to decompress at once; 4 of them may stand for 128 KiB, so this bounds what comes out
+_GZIP_STEP = 1 << 16  # bytes; one may stand for 1,000
+_PARQUET_BUFFER = 8 << 20  # bytes; of a column's data so many are read at a time
 _LONGEST_LINE = 1 << 28  # bytes
 _BATCH_CHARACTERS = 1 << 24  # a batch ends here, so that books do not fill the memory
-_XML_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
+_LARGEST_WINDOW = 1 << 31  # bytes; `zstd --long=31`
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # TMX: markup of the tool that wrote a segment
 
 OnBytes = Callable[[int], None]  # hears of bytes read
 
@@ -125,7 +130,7 @@ def plan_parts(
                 parts.append(SourcePart(names, versions, kind, 0, size, size, digest))
             else:
                 parts += [SourcePart(names, versions, kind, *cut) for cut in cuts[0]]
-    return parts, found
+    return parts, dict(sorted(found.items()))
 
 
 def whole_file(path: str | Path, format: str | None = None) -> SourcePart:
@@ -164,8 +169,8 @@ def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
 
 
 def _format_of(path: str, stream: str) -> str:
-    suffixes = [suffix for suffix in Path(path).suffixes if suffix not in _COMPRESSED]
-    kind = _FORMATS.get(suffixes[-1].lower()) if suffixes else None
+    suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in _COMPRESSED]
+    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
     if kind is None:
         raise InputError(
             f"stream '{stream}': cannot tell the format of {path} by its name ({', '.join(_FORMATS)}, then .gz or "
@@ -178,7 +183,7 @@ def _can_be_cut(path: str, kind: str, form: RecordFormat) -> bool:
     if kind == "parquet":
         return True
     lines = kind in ("jsonl", "tsv") or (kind == "text" and form.split == "line")
-    return lines and not path.endswith(_COMPRESSED)
+    return lines and not path.lower().endswith(_COMPRESSED)
 
 
 def _cut(file: FoundFile, kind: str, part_bytes: int) -> list[list[Any]]:
@@ -220,7 +225,7 @@ def _find_line_ends(file: FoundFile, part_bytes: int) -> list[int]:
     while start + part_bytes < file.size:
         place, end = start + part_bytes - 1, -1
         while place < file.size and end < 0:
-            with open_file(file.path, place, min(place + _COMPRESSED_CHUNK, file.size), file.version) as source:
+            with open_file(file.path, place, min(place + _WINDOW, file.size), file.version) as source:
                 piece = source.read()
             end = piece.find(b"\n")
             place += end + 1 if end >= 0 else len(piece)
@@ -248,26 +253,40 @@ def _cut_row_groups(file: FoundFile, part_bytes: int) -> list[list[Any]]:
     return [[first, last, size, f"{content}|{first}|{last}"] for first, last, size in _row_groups(file, part_bytes)]
 
 
+def _said(error: Exception) -> str:
+    return str(error).rstrip(". \n")
+
+
 def _open_parquet(path: str, source: BinaryIO) -> Any:
     import pyarrow
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(source)
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(f"{path} is no Parquet file, or is cut short: {error}. Fetch it again.") from None
+        return parquet.ParquetFile(source, buffer_size=_PARQUET_BUFFER)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{path} is no Parquet file, or is cut short: {_said(error)}. Fetch it again.") from None
 
 
 def read_records(
     part: SourcePart, form: RecordFormat, on_bytes: OnBytes = lambda count: None, size: int = 1000
 ) -> Generator[Records, None, int]:
-    """Yield the records of a part in batches of `size` (fewer if they are long); return the number of its lines.
+    """Yield the records of a part in batches of `size`; return the number of its lines.
+
+    A batch has fewer if its records are long, or if as many were unusable meanwhile, so that memory stays flat.
 
     Raises InputError if the part cannot be read: a file that is cut short, broken XML, columns that are not there.
     """
-    read = {"jsonl": _read_jsonl, "moses": _read_moses, "tmx": _read_tmx, "parquet": _read_parquet}
-    blocks = read.get(part.format, _read_text_lines)(part, form, on_bytes)
-    held, characters, lines = Records([], tuple([] for _ in form.keys), [], []), 0, 0
+    read = {
+        "jsonl": _read_jsonl,
+        "tsv": _read_rows,
+        "text": _read_rows if form.split == "line" else _read_paragraphs,
+        "moses": _read_moses,
+        "tmx": _read_tmx,
+        "parquet": _read_parquet,
+    }[part.format]
+    blocks = read(part, form, on_bytes)
+    held, lines = Records([], tuple([] for _ in form.keys), [], []), 0
+    characters = 0
     while True:
         try:
             block = next(blocks)
@@ -280,16 +299,21 @@ def read_records(
             characters += sum(map(len, new))
         held.labels.extend(block.labels)
         held.rejects.extend(block.rejects)
-        while len(held.lines) >= size or characters >= _BATCH_CHARACTERS:
-            yield _take(held, size)
-            held = _take(held, None, size)
+        count = len(held.lines)
+        full = count - count % size
+        if characters >= _BATCH_CHARACTERS or len(held.rejects) >= size:
+            full = max(count, 1)
+        for first in range(0, full, size):
+            yield _take(held, first, first + size)
+        if full:
+            held = _take(held, full, None)
             characters = sum(len(text) for column in held.texts for text in column)
     if held.lines or held.rejects:
         yield held
     return lines
 
 
-def _take(records: Records, stop: int | None, start: int = 0) -> Records:
+def _take(records: Records, start: int, stop: int | None) -> Records:
     """Some of the records; the unusable ones go with the first."""
     return Records(
         records.lines[start:stop],
@@ -335,14 +359,20 @@ def _parse_jsonl_at_once(
     try:
         values = list(map(orjson.loads, lines))  # type: ignore[arg-type]
         columns = [list(map(one, values)) for one in get]
+        labels = list(map(label, values)) if label is not None else []
     except (ValueError, KeyError, TypeError):
         return None
-    if label is not None or any(set(map(type, column)) != {str} for column in columns):
+    return _all_usable(columns, labels, before, form)
+
+
+def _all_usable(columns: Sequence[list[Any]], labels: list[Any], before: int, form: RecordFormat) -> Records | None:
+    """Records of which each is usable, after `before` lines; None if one is not. Equal to adding each to a _Block."""
+    if any(set(map(type, column)) != {str} for column in (columns if not labels else [*columns, labels])):
         return None
     cleaned = [_clean_column(column, form) for column in columns]
     if any(column is None for column in cleaned):
         return None
-    return Records(list(range(before + 1, before + len(lines) + 1)), tuple(cleaned), [], [])  # type: ignore[arg-type]
+    return Records(list(range(before + 1, before + len(columns[0]) + 1)), tuple(cleaned), labels, [])  # type: ignore[arg-type]
 
 
 def _clean_column(texts: list[str], form: RecordFormat) -> list[str] | None:
@@ -395,14 +425,21 @@ def _parse_jsonl_each(
         name = ""
         if label is not None:
             try:
-                name = str(label(record))
+                name = _label(label(record))
             except (KeyError, TypeError):
                 name = ""
         block.add(number, texts, name, line)
     return block.records
 
 
+def _label(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
 _MISSING = object()
+
+
+Shown = bytes | str | Mapping[str, Any]  # what an excerpt is made of
 
 
 class _Block:
@@ -416,7 +453,7 @@ class _Block:
         """Note an unusable record."""
         self.records.rejects.append(Reject(line, reason, excerpt))
 
-    def add(self, line: int, texts: Sequence[Any], label: str, shown: bytes | str) -> None:
+    def add(self, line: int, texts: Sequence[Any], label: str, shown: Shown) -> None:
         """Take a record, or note what is wrong with one of its texts."""
         for key, text in zip(self._form.keys, texts, strict=True):
             if reason := _fault(text, key):
@@ -443,6 +480,10 @@ class _Block:
 def _fault(text: Any, key: str) -> str | None:
     if text is _MISSING:
         return f"no key '{key}'"
+    if text is None:
+        return f"'{key}' is null"
+    if isinstance(text, bytes):
+        return "not UTF-8"
     if not isinstance(text, str):
         return f"'{key}' is not a string"
     if not text.strip():
@@ -452,52 +493,106 @@ def _fault(text: Any, key: str) -> str | None:
     return None
 
 
-def _read_text_lines(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
-    """TSV, and plain text by line, paragraph or file."""
+def _read_rows(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
+    """TSV, and plain text in which each line is a document."""
+    tab = "\t" if part.format == "tsv" else None
+    names = form.columns if tab else form.keys
+    if missing := [key for key in form.keys if key not in names]:
+        raise InputError(
+            f"{part.paths[0]}: `columns` names {', '.join(names) or 'nothing'}, and {', '.join(missing)} is wanted. "
+            "State the stream's `columns`, such as [en, zh]."
+        )
+    if not tab and len(names) > 1:
+        raise InputError(
+            f"{part.paths[0]}: plain text has one text a line, and {', '.join(names)} are wanted. Give a file for each "
+            "language, as {" + ", ".join(f"{name}: PATH" for name in names) + "}, or state the stream's `format`."
+        )
+    places = [names.index(key) for key in form.keys]
+    label = form.columns.index(form.label_key) if tab and form.label_key in form.columns else None
     number = 0
-    if part.format == "tsv":
-        missing = [key for key in form.keys if key not in form.columns]
-        if missing:
-            raise InputError(
-                f"{part.paths[0]}: `columns` names {', '.join(form.columns) or 'nothing'}, and {', '.join(missing)} is "
-                "wanted. State the stream's `columns`, such as [en, zh]."
-            )
-    places = [form.columns.index(key) for key in form.keys] if part.format == "tsv" else []
-    label = form.columns.index(form.label_key) if form.label_key in form.columns else -1
-    gathered: list[str] = []
-    begun, whole = 0, True
     for lines in _line_blocks(part, 0, on_bytes):
-        block = _Block(form)
+        block = _parse_rows_at_once(lines, number, form, tab, places, label)
+        yield block or _parse_rows_each(lines, number, form, tab, places, label)
+        number += len(lines)
+    return number
+
+
+def _parse_rows_at_once(
+    lines: Sequence[bytes | None],
+    before: int,
+    form: RecordFormat,
+    tab: str | None,
+    places: list[int],
+    label: int | None,
+) -> Records | None:
+    """A block in which every line is a usable record; None if one is not."""
+    try:
+        rows = list(map(bytes.decode, lines))  # type: ignore[arg-type]
+    except (TypeError, UnicodeDecodeError):
+        return None
+    if any(map(str.endswith, rows, repeat("\r"))):
+        rows = [row.removesuffix("\r") for row in rows]
+    if not tab:
+        return _all_usable([rows], [""] * len(rows) if form.label_key else [], before, form)
+    cells = [row.split(tab) for row in rows]
+    if set(map(len, cells)) != {len(form.columns)}:
+        return None
+    labels = [row[label] if label is not None else "" for row in cells] if form.label_key else []
+    return _all_usable([[row[place] for row in cells] for place in places], labels, before, form)
+
+
+def _parse_rows_each(
+    lines: Sequence[bytes | None],
+    before: int,
+    form: RecordFormat,
+    tab: str | None,
+    places: list[int],
+    label: int | None,
+) -> Records:
+    """A block line by line."""
+    block = _Block(form)
+    for number, content in enumerate(lines, before + 1):
+        line = block.decode(number, content)
+        if line is None or not line.strip():
+            continue
+        line = line.removesuffix("\r")
+        cells = line.split(tab) if tab else [line]
+        if tab and len(cells) != len(form.columns):
+            block.reject(number, f"{len(cells)} columns instead of {len(form.columns)}", _excerpt(line))
+        else:
+            block.add(number, [cells[place] for place in places], "" if label is None else cells[label], line)
+    return block.records
+
+
+def _read_paragraphs(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
+    """Plain text in which a document is what is between blank lines, or the whole file."""
+    number, begun, length = 0, 0, 0
+    gathered: list[bytes] = []
+    for lines in _line_blocks(part, 0, on_bytes):
         for content in lines:
             number += 1
-            line = block.decode(number, content)
-            if line is None:
-                whole = False
-                continue
-            line = line.removesuffix("\r")
-            if part.format == "tsv":
-                cells = line.split("\t")
-                if not line.strip():
-                    continue
-                if len(cells) != len(form.columns):
-                    block.reject(number, f"{len(cells)} columns instead of {len(form.columns)}", _excerpt(line))
-                else:
-                    block.add(number, [cells[place] for place in places], cells[label] if label >= 0 else "", line)
-            elif form.split == "line":
-                if line.strip():
-                    block.add(number, [line], "", line)
-            elif line.strip() or form.split == "file":
+            if form.split == "file" or content is None or content.decode(errors="replace").strip():
                 begun = begun or number
-                gathered.append(line)
-            elif gathered:
-                block.add(begun, ["\n".join(gathered)], "", gathered[0])
-                gathered, begun = [], 0
-        yield block.records
-    if gathered and (whole or form.split == "paragraph"):
-        block = _Block(form)
-        block.add(begun, ["\n".join(gathered)], "", gathered[0])
-        yield block.records
+                length += _LONGEST_LINE + 1 if content is None else len(content) + 1
+                if length <= _LONGEST_LINE:
+                    gathered.append(content or b"")
+                else:
+                    gathered.clear()
+            elif begun:
+                yield _paragraph(form, begun, gathered, length)
+                begun, length, gathered = 0, 0, []
+    if begun:
+        yield _paragraph(form, begun, gathered, length)
     return number
+
+
+def _paragraph(form: RecordFormat, line: int, gathered: list[bytes], length: int) -> Records:
+    block = _Block(form)
+    content = b"\n".join(gathered).replace(b"\r\n", b"\n").removesuffix(b"\r")
+    text = block.decode(line, content if length <= _LONGEST_LINE else None)
+    if text is not None and text.strip():
+        block.add(line, [text], "", text)
+    return block.records
 
 
 def _read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
@@ -513,13 +608,16 @@ def _read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bloc
             ]
             words = ", ".join(f"{path} has {count:,}" for path, count in zip(part.paths, counts, strict=True))
             raise InputError(f"unequal numbers of lines: {words}. Line n of each is pair n, so give whole files.")
-        texts = [block.decode(number, content) for content in contents]  # type: ignore[arg-type]
-        if all(text is not None for text in texts):
-            if any(text.strip() for text in texts if text):
-                block.add(number, texts, "", "\t".join(text or "" for text in texts))
-        elif sum(text is None for text in texts) > 1:
-            block.records.rejects.pop()  # one record, one reason
-        if len(block.records.lines) >= 1000:
+        texts: list[str] = []
+        for content in contents:
+            text = block.decode(number, content)  # type: ignore[arg-type]
+            if text is None:
+                break
+            texts.append(text.removesuffix("\r"))
+        else:
+            if any(map(str.strip, texts)):
+                block.add(number, texts, "", dict(zip(form.keys, texts, strict=True)))
+        if len(block.records.lines) + len(block.records.rejects) >= 1000:
             yield block.records
             block = _Block(form)
     yield block.records
@@ -527,114 +625,174 @@ def _read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bloc
 
 
 def _read_tmx(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
-    from xml.etree import ElementTree
-
-    path = part.paths[0]
-    parser: Any = ElementTree.XMLPullParser(["start", "end"])
-    block, number = _Block(form), 0
-    root: Any = None
-    head = b""
+    path, number = part.paths[0], 0
+    parser, units = _tmx_parser(path)
+    languages = [language.lower().replace("_", "-") for language in form.languages or form.keys]
     try:
-        for chunk in _chunks(part, 0, on_bytes):
-            if b"<!ENTITY" in (head + chunk):  # ours has none; expanding them can fill the memory
-                raise InputError(f"{path}: declares XML entities. Remove the declarations.")
-            head = chunk[-16:]
-            parser.feed(chunk)
-            for event, element in parser.read_events():
-                if event == "start":
-                    root = element if root is None else root
-                elif element.tag == "tu":
-                    number += 1
-                    sides = _sides_of(element)
-                    texts = [_choose_side(sides, language) for language in form.languages or form.keys]
-                    block.add(number, texts, "", ElementTree.tostring(element, encoding="unicode"))
-                    element.clear()
-                    for child in root:
-                        child.clear()  # the body keeps no unit that is done
-            if len(block.records.lines) >= 1000:
-                yield block.records
-                block = _Block(form)
-        parser.close()
-    except ElementTree.ParseError as error:
+        for chunk in chain(_chunks(part, 0, on_bytes), [None]):
+            parser.Parse(chunk or b"", chunk is None)
+            block = _Block(form)
+            for number, (sides, unknown) in enumerate(units, number + 1):  # noqa: B020 (counting goes on)
+                if unknown:
+                    block.reject(number, f"unknown entity &{unknown};", _excerpt(sides))
+                    continue
+                block.add(number, [_choose_side(sides, language) for language in languages], "", sides)
+            units.clear()
+            yield block.records
+    except InputError:
+        raise
+    except (expat.ExpatError, LookupError, ValueError) as error:  # LookupError, ValueError: its encoding
         raise InputError(f"{path}: broken XML: {error}. Mend the file, or fetch it again.") from None
-    yield block.records
     return number
 
 
-def _sides_of(unit: Any) -> dict[str, str]:
-    """The text of each language of a translation unit; native codes of inline elements are left out."""
+def _tmx_parser(path: str) -> tuple[expat.XMLParserType, list[tuple[dict[str, str], str]]]:
+    """A parser of TMX, and the list to which it adds each unit: texts by language, and an unknown entity, if any.
+
+    The native codes in a segment are left out. No tree is built, so that memory does not grow with the file.
+    """
+    parser, units = expat.ParserCreate(), []
+    parser.buffer_text = True
     sides: dict[str, str] = {}
-    for variant in unit.iter("tuv"):
-        language = (variant.get(_XML_LANG) or variant.get("lang") or "").lower()
-        segment = variant.find("seg")
-        if segment is not None:
-            sides.setdefault(language, "".join(_segment_text(segment)))
-    return sides
+    language, unknown = "", ""
+    codes = 0  # depth within native codes
+    pieces: list[str] | None = None  # of a segment
 
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal sides, language, unknown, codes, pieces
+        if pieces is not None:
+            if codes or name in _NATIVE_CODES:
+                codes += 1
+                parser.CharacterDataHandler = None
+        elif name == "seg":
+            pieces = []
+            parser.CharacterDataHandler = pieces.append
+        elif name == "tuv":
+            language = (attributes.get("xml:lang") or attributes.get("lang") or "").lower().replace("_", "-")
+        elif name == "tu":
+            sides, unknown = {}, ""
 
-def _segment_text(element: Any) -> Iterator[str]:
-    if element.tag not in ("bpt", "ept", "ph", "it", "ut"):
-        yield element.text or ""
-        for child in element:
-            yield from _segment_text(child)
-            yield child.tail or ""
+    def end(name: str) -> None:
+        nonlocal codes, pieces
+        if codes:
+            codes -= 1
+            if not codes and pieces is not None:
+                parser.CharacterDataHandler = pieces.append
+        elif name == "seg" and pieces is not None:
+            parser.CharacterDataHandler = None  # which passes on what is buffered
+            sides.setdefault(language, "".join(pieces))
+            pieces = None
+        elif name == "tu":
+            units.append((sides, unknown))
+
+    def refuse(*declaration: object) -> None:
+        raise InputError(f"{path}: declares XML entities, which could fill the memory. Remove the declarations.")
+
+    def skip(name: str, is_parameter: bool) -> None:
+        nonlocal unknown
+        if pieces is not None and not codes:
+            unknown = name
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.EntityDeclHandler = refuse
+    parser.SkippedEntityHandler = skip
+    return parser, units
 
 
 def _choose_side(sides: Mapping[str, str], language: str) -> Any:
     """The text in a language: of exactly this code, else of the first code with this primary subtag (en: en-US)."""
-    wanted = language.lower()
-    if wanted in sides:
-        return sides[wanted]
-    return next((text for code, text in sides.items() if code.replace("_", "-").split("-")[0] == wanted), _MISSING)
+    if language in sides:
+        return sides[language]
+    return next((text for code, text in sides.items() if code.split("-")[0] == language), _MISSING)
 
 
 def _read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
     import pyarrow
 
-    path, number = part.paths[0], 0
+    path, number, heard = part.paths[0], 0, 0
     with open_file(path, version=part.versions[0]) as source:
         file = _open_parquet(path, source)
-        wanted = [*form.keys, *([form.label_key] if form.label_key else [])]
-        names = {field.name for field in file.schema_arrow}
-        known = [*sorted(names), *(column.path for column in _leaves(file) if "." in column.path)]
+        types = {**dict(_fields(file.schema_arrow)), **{field.name: field.type for field in file.schema_arrow}}
         for key in form.keys:
-            if key not in known:
-                raise InputError(f"{path}: no column '{key}'; it has {', '.join(known)}. Correct the stream's keys.")
-        rows = sum(file.metadata.row_group(k).num_rows for k in range(part.start, part.stop))
-        heard = 0
-        columns = [key for key in wanted if key in known]
+            if key not in types:
+                raise InputError(f"{path}: no column '{key}'; it has {', '.join(types)}. Correct the stream's keys.")
+            if not _is_text(types[key]):
+                raise InputError(f"{path}: column '{key}' is {types[key]}, not text. Correct the stream's keys.")
+        columns = [*form.keys, *([form.label_key] if form.label_key in types else [])]
         groups = list(range(part.start, part.stop))
-        for batch in file.iter_batches(1024, row_groups=groups, columns=columns) if groups else ():
-            arrays: list[Any] = [_column(batch, key) if key in known else None for key in wanted]
-            for key, array in zip(form.keys, arrays, strict=False):
-                if not (pyarrow.types.is_string(array.type) or pyarrow.types.is_large_string(array.type)):
-                    raise InputError(f"{path}: column '{key}' is {array.type}, not text. Correct the stream's keys.")
-            values = [array.to_pylist() if array is not None else [None] * len(batch) for array in arrays]
-            block = _Block(form)
-            for row, cells in enumerate(zip(*values, strict=True), number + 1):
-                texts = cells[: len(form.keys)]
-                label = "" if not form.label_key or cells[-1] is None else str(cells[-1])
-                block.add(row, texts, label, orjson.dumps(dict(zip(form.keys, texts, strict=True))))
-            number += len(batch)
-            on_bytes(part.size * number // max(rows, 1) - heard)
-            heard = part.size * number // max(rows, 1)
-            yield block.records
+        rows, size = (
+            sum(getattr(file.metadata.row_group(k), name) for k in groups) for name in ("num_rows", "total_byte_size")
+        )
+        step = max(1, min(1024, _BATCH_CHARACTERS * rows // max(size, 1)))
+        try:
+            batches = file.iter_batches(step, row_groups=groups, columns=columns, use_threads=False) if rows else ()
+            for batch in batches:
+                values = [_values(_column(batch, str(key))) for key in columns]
+                yield _parse_table(values, number, form)
+                number += len(batch)
+                on_bytes(part.size * number // rows - heard)
+                heard = part.size * number // rows
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{path}: broken after {number:,} rows: {_said(error)}. Fetch the file again.") from None
     return number
 
 
-def _leaves(file: Any) -> Iterator[Any]:
-    return (file.schema.column(k) for k in range(len(file.schema)))
+def _parse_table(values: Sequence[list[Any]], before: int, form: RecordFormat) -> Records:
+    """Records of columns: one for each key, then one of labels if the file has them."""
+    columns, rest = values[: len(form.keys)], values[len(form.keys) :]
+    labels = [_label(label) for label in rest[0]] if rest else [""] * len(columns[0])
+    if block := _all_usable(columns, labels if form.label_key else [], before, form):
+        return block
+    each = _Block(form)
+    for row, (label, *texts) in enumerate(zip(labels, *columns, strict=True), before + 1):
+        each.add(row, texts, label, dict(zip(form.keys, texts, strict=True)))
+    return each.records
+
+
+def _fields(fields: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of each field of a schema, and of those inside of struct columns."""
+    from pyarrow import types
+
+    for one in fields:
+        yield prefix + one.name, one.type
+        if types.is_struct(one.type):
+            yield from _fields(one.type, f"{prefix}{one.name}.")
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _column(batch: Any, key: str) -> Any:
-    """A column, or a field of a struct column by its dotted key."""
+    """A column, or a field of a struct column by its dotted key; null where the struct is."""
+    from pyarrow import compute
+
     if key in batch.schema.names:
         return batch.column(key)
     first, *rest = key.split(".")
-    array = batch.column(first)
-    for name in rest:
-        array = array.field(name)
-    return array
+    return compute.struct_field(batch.column(first), rest)
+
+
+def _values(array: Any) -> list[Any]:
+    """Python's values of a column; bytes for a text that is not UTF-8, which Parquet does not check."""
+    import pyarrow
+
+    try:
+        return array.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [_decoded(value) for value in array.cast(pyarrow.string()).cast(pyarrow.binary()).to_pylist()]
+
+
+def _decoded(value: bytes | None) -> str | bytes | None:
+    try:
+        return value.decode() if value is not None else None
+    except UnicodeDecodeError:
+        return value
 
 
 def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iterator[bytes]:
@@ -655,8 +813,6 @@ def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[l
     pieces: list[bytes] = []  # of a line that has not ended yet
     length, first = 0, part.start == 0
     for chunk in _chunks(part, number, on_bytes):
-        if first and chunk:
-            chunk, first = chunk.removeprefix(b"\xef\xbb\xbf"), False
         cut = chunk.rfind(b"\n")
         if cut < 0:
             length += len(chunk)
@@ -665,62 +821,88 @@ def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[l
             else:
                 pieces.clear()
             continue
-        head, rest = chunk[:cut], chunk[cut + 1 :]
+        whole, rest = chunk[:cut], chunk[cut + 1 :]
         lines: list[bytes | None] = []
         if length:
-            end = head.find(b"\n")
-            end = len(head) if end < 0 else end
-            lines.append(b"".join([*pieces, head[:end]]) if length + end <= _LONGEST_LINE else None)
-            if end < len(head):
-                lines += head[end + 1 :].split(b"\n")
+            end = whole.find(b"\n")
+            end = len(whole) if end < 0 else end
+            lines.append(b"".join([*pieces, whole[:end]]) if length + end <= _LONGEST_LINE else None)
+            if end < len(whole):
+                lines += whole[end + 1 :].split(b"\n")
         else:
-            lines += head.split(b"\n")
+            lines += whole.split(b"\n")
+        if len(chunk) > _LONGEST_LINE:
+            lines = [line if line is not None and len(line) <= _LONGEST_LINE else None for line in lines]
+        if first and lines[0]:
+            lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
+        first = False
         pieces, length = [rest] if rest else [], len(rest)
         yield lines
     if length:
-        yield [b"".join(pieces) if length <= _LONGEST_LINE else None]
+        line = b"".join(pieces) if length <= _LONGEST_LINE else None
+        yield [line.removeprefix(_BYTE_ORDER_MARK) if line and first else line]
 
 
 def _chunks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[bytes]:
     """The content of one of a part's files, decompressed."""
     path = part.paths[number]
     stop = None if part.stop < 0 or len(part.paths) > 1 else part.stop
-    with open_file(path, part.start, stop, part.versions[number]) as file:
-        if path.endswith(".zst"):
-            yield from _decompress(path, file, lambda: zstandard.ZstdDecompressor().decompressobj(), on_bytes)
-        elif path.endswith(".gz"):
-            from isal import isal_zlib
+    stored = _stored(path, part.start, stop, part.versions[number], on_bytes)
+    if path.lower().endswith(".zst"):
+        decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
+        return _decompress(path, stored, decompressor.decompressobj, _ZSTD_STEP)
+    if path.lower().endswith(".gz"):
+        from isal import isal_zlib
 
-            yield from _decompress(path, file, lambda: isal_zlib.decompressobj(wbits=31), on_bytes)
-        else:
-            while chunk := file.read(_CHUNK):
-                on_bytes(len(chunk))
-                yield chunk
+        return _decompress(path, stored, lambda: isal_zlib.decompressobj(wbits=31), _GZIP_STEP)
+    return stored
 
 
-def _decompress(path: str, file: BinaryIO, make: Callable[[], Any], on_bytes: OnBytes) -> Iterator[bytes]:
+def _stored(path: str, start: int, stop: int | None, version: str, on_bytes: OnBytes) -> Iterator[bytes]:
+    """The bytes [start, stop) of a file as they are; notices if it has become shorter."""
+    place = start
+    with open_file(path, start, stop, version) as file:
+        while chunk := file.read(_CHUNK):
+            on_bytes(len(chunk))
+            place += len(chunk)
+            yield chunk
+    if stop is not None and place < stop:
+        raise InputError(f"{path}: {stop - place:,} bytes fewer than when it was found. It was changed; run again.")
+
+
+def _decompress(path: str, stored: Iterator[bytes], make: Callable[[], Any], step: int) -> Iterator[bytes]:
     """Decompress one or more frames after each other; notice an archive that stops in the middle of one."""
     from isal import isal_zlib
 
     decompressor, produced, begun = make(), 0, False
-    while chunk := file.read(_COMPRESSED_CHUNK):
-        on_bytes(len(chunk))
-        while chunk:
+    texts: list[bytes] = []
+    held = 0
+    for chunk in stored:
+        at = 0
+        while at < len(chunk):
             if decompressor.eof:
                 decompressor = make()
             begun = True
+            piece = chunk[at : at + step]
             try:
-                text = decompressor.decompress(chunk)
-            except (zlib.error, isal_zlib.error, zstandard.ZstdError) as error:  # type: ignore[misc]
+                text = decompressor.decompress(piece)
+            except (isal_zlib.error, zstandard.ZstdError) as error:  # type: ignore[misc]
                 raise InputError(
                     f"{path}: broken archive after {produced:,} bytes of text: {error}. Fetch the file again."
                 ) from None
+            at += len(piece) - (len(decompressor.unused_data) if decompressor.eof else 0)
             produced += len(text)
-            yield text
-            chunk = decompressor.unused_data if decompressor.eof else b""
+            held += len(text)
+            texts.append(text)
+            if held >= _CHUNK:
+                yield b"".join(texts)
+                texts, held = [], 0
     if begun and not decompressor.eof:
         raise InputError(f"{path}: the archive ends early, after {produced:,} bytes of text. Fetch the file again.")
+    yield b"".join(texts)
 
 
-def _excerpt(line: bytes | str, length: int = 200) -> str:
-    return line[:length].decode(errors="replace") if isinstance(line, bytes) else line[:length]
+def _excerpt(shown: Shown, length: int = 200) -> str:
+    if isinstance(shown, Mapping):
+        shown = orjson.dumps({key: value for key, value in shown.items() if value is not _MISSING}, default=repr)
+    return shown[:length].decode(errors="replace") if isinstance(shown, bytes) else shown[:length]

@@ -1,97 +1,996 @@
 from __future__ import annotations
 
 import gzip
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import zstandard
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from dataengine import sources
 from dataengine.errors import InputError
+from dataengine.sources import RecordFormat, Records, Reject, SourcePart, plan_parts, read_records, whole_file
+from tests.conftest import DEMO
+from tests.object_store import ObjectStore, object_store
+
+__all__ = ["object_store"]
+
+DOCUMENT = RecordFormat(("text",))
+PAIR = RecordFormat(("en", "zh"), languages=("en", "zh"), columns=("en", "zh"), one_line=True)
+SUFFIXES = ["", ".gz", ".zst"]
+PAIRS = [
+    ("Good morning.", "早上好。"),
+    ('"Quoted" & <marked>', "“引号”"),
+    ("  spaces  inside ", "空格"),
+    ("🙂", "表情"),
+]
+
+Found = list[tuple[int, tuple[str, ...]]]
 
 
-def read(path: Path, keys: tuple[str, ...] = ("en", "zh")) -> list[Any]:
-    return list(sources.read_pairs(path, keys))
+def compress(content: bytes, suffix: str, frames: int = 1) -> bytes:
+    """Content as a file of this suffix, in so many frames (members) after each other."""
+    step = max(1, -(-len(content) // frames))
+    pieces = [content[at : at + step] for at in range(0, len(content), step)] or [b""]
+    pack = {"": lambda piece: piece, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
+    return b"".join(pack(piece) for piece in pieces)
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_lines_are_the_same_in_every_container(tmp_path: Path, suffix: str) -> None:
-    content = b"".join(b'{"text": "line %d"}\n' % n for n in range(1000))
-    path = tmp_path / f"docs.jsonl{suffix}"
-    half = len(content) // 2
-    if suffix == ".gz":  # two members after each other, as `cat a.gz b.gz` makes
-        path.write_bytes(gzip.compress(content[:half]) + gzip.compress(content[half:]))
-    elif suffix == ".zst":
-        path.write_bytes(zstandard.compress(content[:half]) + zstandard.compress(content[half:]))
-    else:
-        path.write_bytes(content)
-    assert list(sources.read_documents(path, "text")) == [(n + 1, f"line {n}") for n in range(1000)]
+def write(path: Path, content: bytes, frames: int = 1) -> Path:
+    suffix = path.suffix if path.suffix in SUFFIXES else ""
+    path.write_bytes(compress(content, suffix, frames))
+    return path
 
 
-def test_byte_order_mark_carriage_returns_blank_lines_and_missing_last_newline(tmp_path: Path) -> None:
-    path = tmp_path / "docs.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}')
-    assert list(sources.read_documents(path, "text")) == [(1, "a"), (4, "b")]
+def read(
+    part: SourcePart | Path, form: RecordFormat = DOCUMENT, size: int = 1000
+) -> tuple[Found, list[Reject], list[str], int]:
+    """Records, rejects, labels and number of lines of a part."""
+    batches, lines = collect(part if isinstance(part, SourcePart) else whole_file(part), form, size)
+    found = [
+        (line, texts)
+        for batch in batches
+        for line, texts in zip(batch.lines, zip(*batch.texts, strict=True), strict=True)
+    ]
+    return found, [one for batch in batches for one in batch.rejects], [x for b in batches for x in b.labels], lines
+
+
+def collect(part: SourcePart, form: RecordFormat, size: int) -> tuple[list[Records], int]:
+    batches, flow = [], read_records(part, form, size=size)
+    while True:
+        try:
+            batches.append(next(flow))
+        except StopIteration as end:
+            return batches, end.value
+
+
+def plan(
+    *paths: Any, form: RecordFormat = DOCUMENT, part_bytes: int = 1 << 20, format: str | None = None
+) -> list[SourcePart]:
+    names = [path if isinstance(path, dict) else str(path) for path in paths]
+    return plan_parts(names, "s", form, format=format, part_bytes=part_bytes, hashes={}, threads=2)[0]
+
+
+def moses(folder: Path, english: bytes, chinese: bytes, suffix: str = "") -> dict[str, str]:
+    return {
+        "en": str(write(folder / f"corpus.en{suffix}", english)),
+        "zh": str(write(folder / f"corpus.zh{suffix}", chinese)),
+    }
+
+
+def tmx(units: Sequence[str], head: str = '<!DOCTYPE tmx SYSTEM "tmx14.dtd">') -> bytes:
+    body = f'<tmx version="1.4"><header/><body>{"".join(units)}</body></tmx>'
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{head}\n{body}'.encode()
+
+
+def unit(**texts: str) -> str:
+    """A translation unit; `_` in a language's name stands for a hyphen; texts are XML."""
+    sides = "".join(f'<tuv xml:lang="{code.replace("_", "-")}"><seg>{text}</seg></tuv>' for code, text in texts.items())
+    return f"<tu>{sides}</tu>"
+
+
+def escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def parquet(path: Path, columns: dict[str, Any], rows: int = 1000) -> Path:
+    import pyarrow
+    from pyarrow import parquet as files
+
+    files.write_table(pyarrow.table(columns), path, row_group_size=rows)
+    return path
+
+
+# Every format, in every container.
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("format", ["jsonl", "tsv", "tmx"])
+def test_pairs_are_the_same_in_every_format_and_container(
+    tmp_path: Path, format: str, suffix: str, frames: int
+) -> None:
+    content = {
+        "jsonl": b"".join(orjson.dumps({"en": en, "zh": zh}) + b"\n" for en, zh in PAIRS),
+        "tsv": "".join(f"{en}\t{zh}\n" for en, zh in PAIRS).encode(),
+        "tmx": tmx([unit(en=escape(en), zh=escape(zh)) for en, zh in PAIRS]),
+    }[format]
+    path = write(tmp_path / f"pairs.{format}{suffix}", content, frames)
+    expected = [(n, (en.strip(), zh)) for n, (en, zh) in enumerate(PAIRS, 1)]
+    assert read(path, PAIR) == (expected, [], [], len(PAIRS))
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_moses_files_are_read_side_by_side(tmp_path: Path, suffix: str) -> None:
+    english, chinese = ("".join(f"{pair[side]}\r\n" for pair in PAIRS).encode() for side in (0, 1))
+    (part,) = plan(moses(tmp_path, english, chinese, suffix), form=PAIR)
+    assert part.format == "moses"
+    assert part.paths == (str(tmp_path / f"corpus.en{suffix}"), str(tmp_path / f"corpus.zh{suffix}"))
+    assert read(part, PAIR) == ([(n, (en.strip(), zh)) for n, (en, zh) in enumerate(PAIRS, 1)], [], [], len(PAIRS))
+    assert read(part, replace(PAIR, one_line=False))[0][2] == (3, PAIRS[2])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("line", [(1, "one"), (2, "two"), (5, " three"), (7, "four")]),
+        ("paragraph", [(1, "one\ntwo"), (5, " three"), (7, "four")]),
+        ("file", [(1, "one\ntwo\n\n\u3000\n three\n\nfour")]),
+    ],
+)
+def test_plain_text_is_cut_into_documents(
+    tmp_path: Path, split: str, expected: list[tuple[int, str]], suffix: str
+) -> None:
+    text = "\ufeffone\r\ntwo\r\n\r\n\u3000\r\n three\r\n\r\nfour"
+    path = write(tmp_path / f"book.txt{suffix}", text.encode())
+    records, rejects, _, lines = read(path, replace(DOCUMENT, split=split))
+    assert (records, rejects, lines) == ([(line, (text,)) for line, text in expected], [], 7)
+
+
+@pytest.mark.parametrize("split", ["paragraph", "file"])
+def test_a_document_of_several_lines_is_rejected_once(
+    tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "book.txt", b"a\n\xffb\n\xffc\n")
+    form = replace(DOCUMENT, split=split)
+    assert read(path, form) == ([], [Reject(1, "not UTF-8", "byte 2: a\n\ufffdb\n\ufffdc")], [], 3)
+    monkeypatch.setattr(sources, "_LONGEST_LINE", 10)
+    assert read(write(path, b"12345\n12345\n12345\n"), form)[:2] == ([], [Reject(1, "longer than 0 MiB", "")])
+    assert read(write(path, b" \n\t\n"), form) == ([], [], [], 2)
+
+
+def test_plain_text_has_no_pairs(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.txt", b"a\n")
+    with pytest.raises(InputError) as error:
+        read(path, PAIR)
+    assert str(error.value) == (
+        f"{path}: plain text has one text a line, and en, zh are wanted. Give a file for each language, as "
+        "{en: PATH, zh: PATH}, or state the stream's `format`."
+    )
+
+
+# How records are found in a file.
+
+
+def test_real_records_are_what_json_says() -> None:
+    path = DEMO / "en-zh.train.jsonl.zst"
+    content = zstandard.ZstdDecompressor().stream_reader(path.read_bytes()).read()
+    expected = [orjson.loads(line) for line in content.splitlines()]
+    records, rejects, _, lines = read(path, PAIR)
+    assert (len(records), rejects, lines) == (9000, [], 9000)
+    assert records == [(n, (pair["en"], pair["zh"])) for n, pair in enumerate(expected, 1)]
 
 
 def test_sides_are_stripped_and_given_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "pairs.jsonl", '{"en": "  two\\r\\nlines\\u2028more ", "zh": "\\n两行"}\n'.encode())
+    assert read(path, PAIR)[0] == [(1, ("two lines more", "两行"))]
+    assert read(path, replace(PAIR, one_line=False))[0] == [(1, ("  two\r\nlines\u2028more ", "\n两行"))]
+
+
+def test_dotted_keys_go_into_nested_objects_unless_they_are_keys_themselves(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
-    path.write_text('{"en": "  two\\nlines ", "zh": "两行"}\n')
-    assert read(path) == [(1, {"en": "two lines", "zh": "两行"})]
+    write(
+        path, b'{"a": {"b": "nested", "c": {"d": "deep"}}}\n{"a": {"b": "nested", "c": {"d": "e"}}, "a.b": "literal"}'
+    )
+    assert read(path, RecordFormat(("a.b", "a.c.d")))[0] == [(1, ("nested", "deep")), (2, ("literal", "e"))]
+
+
+@pytest.mark.parametrize("other", ["", "not JSON\n"])
+def test_labels_name_the_subset_of_each_record(tmp_path: Path, other: str) -> None:
+    labels: list[Any] = ["Wikipedia", None, 3]
+    content = "".join(orjson.dumps({"text": "a", "meta": {"set": label}}).decode() + "\n" for label in labels)
+    form = replace(DOCUMENT, label_key="meta.set")
+    path = write(tmp_path / "docs.jsonl", (content + '{"text": "a"}\n{"text": "b", "meta": 1}\n' + other).encode())
+    assert read(path, form)[2] == ["Wikipedia", "", "3", "", ""]
+    strings = write(tmp_path / "docs.jsonl", (content.split("\n")[0] + "\n" + other).encode())
+    assert read(strings, form)[2] == ["Wikipedia"]
+
+
+@pytest.mark.parametrize("bad", [b"", b"only one cell\n"])
+def test_tsv_and_text_have_labels_too(tmp_path: Path, bad: bytes) -> None:
+    form = RecordFormat(("text",), columns=("set", "text"), label_key="set")
+    assert read(write(tmp_path / "a.tsv", b"web\ta\n\tb\n" + bad), form)[2] == ["web", ""]
+    assert read(tmp_path / "a.tsv", replace(form, label_key="other"))[2] == ["", ""]
+    assert read(write(tmp_path / "a.txt", b"a\n" + bad), replace(form, columns=()))[2] == [""] * (1 + bool(bad))
+
+
+def test_tsv_takes_quotes_as_characters_and_needs_the_right_number_of_columns(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", '"a\t"中\r\nx\ty\tz\nalone\n\n\t\nb\t文'.encode())
+    records, rejects, _, lines = read(path, PAIR)
+    assert records == [(1, ('"a', '"中')), (6, ("b", "文"))]
+    assert rejects == [
+        Reject(2, "3 columns instead of 2", "x\ty\tz"),
+        Reject(3, "1 columns instead of 2", "alone"),
+    ]
+    assert lines == 6
+
+
+def test_tsv_takes_the_named_columns_in_any_order(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", b"1\tz\te\n2\tzz\tee\r\n")
+    assert read(path, replace(PAIR, columns=("id", "zh", "en")))[0] == [(1, ("e", "z")), (2, ("ee", "zz"))]
+
+
+@pytest.mark.parametrize(("columns", "said"), [((), "nothing, and en, zh is"), (("en", "id"), "en, id, and zh is")])
+def test_tsv_needs_names_of_columns(tmp_path: Path, columns: tuple[str, ...], said: str) -> None:
+    path = write(tmp_path / "a.tsv", b"a\tb\n")
+    with pytest.raises(InputError) as error:
+        read(path, replace(PAIR, columns=columns))
+    assert str(error.value) == (
+        f"{path}: `columns` names {said} wanted. State the stream's `columns`, such as [en, zh]."
+    )
+
+
+# TMX.
+
+
+def test_tmx_takes_the_exact_language_else_a_variety_of_it(tmp_path: Path) -> None:
+    units = [
+        unit(en_GB="variety", zh_CN="中"),
+        unit(en_GB="variety", en="exact", ZH="中"),
+        unit(en="first", fr="x").replace("</tu>", '<tuv lang="zh_TW"><seg>旧</seg></tuv></tu>'),
+        unit(eng="other", zh="中"),
+        unit(en="alone"),
+    ]
+    records, rejects, _, lines = read(write(tmp_path / "a.tmx", tmx(units)), PAIR)
+    assert records == [(1, ("variety", "中")), (2, ("exact", "中")), (3, ("first", "旧"))]
+    assert rejects == [
+        Reject(4, "no key 'en'", '{"eng":"other","zh":"中"}'),
+        Reject(5, "no key 'zh'", '{"en":"alone"}'),
+    ]
+    assert lines == 5
+    exact = replace(PAIR, languages=("en-GB", "zh-cn"))
+    assert read(tmp_path / "a.tmx", exact)[0] == [(1, ("variety", "中"))]
+
+
+def test_tmx_leaves_native_codes_out_and_keeps_marked_text(tmp_path: Path) -> None:
+    english = 'Press <bpt i="1">&lt;b&gt;<sub>sub</sub></bpt><hi>OK<ph>x</ph></hi><ept i="1">&lt;/b&gt;</ept> &amp; go'
+    path = write(tmp_path / "a.tmx", tmx([unit(en=english, zh="<it>y</it>按<![CDATA[<!ENTITY]]>")]))
+    assert read(path, PAIR)[0] == [(1, ("Press OK & go", "按<!ENTITY"))]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_tmx_of_other_encodings_and_chunks_is_the_same(
+    tmp_path: Path, encoding: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_CHUNK", chunk)
+    text = (
+        tmx([unit(en=escape(en), zh=escape(zh)) for en, zh in PAIRS])
+        .decode()
+        .replace("UTF-8", encoding.removesuffix("-sig"))
+    )
+    path = write(tmp_path / "a.tmx", text.encode(encoding))
+    assert read(path, PAIR)[0] == [(n, (en.strip(), zh)) for n, (en, zh) in enumerate(PAIRS, 1)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("chunk", [5, 1 << 20])
+@pytest.mark.parametrize("declaration", ['<!ENTITY a "b">', '<!ENTITY % a SYSTEM "/etc/passwd">'])
+def test_tmx_that_declares_entities_is_refused(
+    tmp_path: Path, declaration: str, chunk: int, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_CHUNK", chunk)
+    text = tmx([unit(en="a", zh="b")], f"<!DOCTYPE tmx [{declaration}]>").decode().replace("UTF-8", encoding)
+    path = write(tmp_path / "a.tmx", text.encode(encoding))
+    with pytest.raises(InputError) as error:
+        read(path, PAIR)
+    assert str(error.value) == f"{path}: declares XML entities, which could fill the memory. Remove the declarations."
+
+
+def test_an_unknown_entity_makes_its_unit_unusable(tmp_path: Path) -> None:
+    units = [unit(en="a&nbsp;b", zh="c"), unit(en="d", zh="<ph>&nbsp;</ph>e")]
+    expected = [(2, ("d", "e"))], [Reject(1, "unknown entity &nbsp;", '{"en":"ab","zh":"c"}')], [], 2
+    assert read(write(tmp_path / "a.tmx", tmx(units)), PAIR) == expected
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (tmx([unit(en="a", zh="b")])[:-20], "unclosed token: line 3, column 106"),
+        (tmx([unit(en="a < b", zh="b")]), "not well-formed (invalid token): line 3, column 65"),
+        (tmx([unit(en="a", zh="b")]).replace(b"UTF-8", b"GB18030"), "multi-byte encodings are not supported"),
+        (tmx([unit(en="a", zh="b")]).replace(b"UTF-8", b"nonsense"), "unknown encoding: nonsense"),
+        (b"", "no element found: line 1, column 0"),
+    ],
+    ids=["cut short", "not escaped", "multi-byte encoding", "unknown encoding", "empty"],
+)
+def test_broken_xml_is_an_error(tmp_path: Path, content: bytes, said: str) -> None:
+    path = write(tmp_path / "a.tmx", content)
+    with pytest.raises(InputError) as error:
+        read(path, PAIR)
+    assert str(error.value) == f"{path}: broken XML: {said}. Mend the file, or fetch it again."
+
+
+# Rejects: what is wrong is said, and the neighbours stay.
+
+
+@pytest.mark.parametrize("other", ["", "broken\n"])  # alone, and where the others are also looked at one by one
+@pytest.mark.parametrize(
     ("line", "reason", "excerpt"),
     [
-        (b'{"en": "a", "zh"', "not JSON", '{"en": "a", "zh"'),
-        (b'{"en": "a", "zh": "\xc4\xe3"}', "not UTF-8", "byte 19: "),
-        (b'["a", "b"]', "not a JSON object", '["a", "b"]'),
-        (b'{"en": "a"}', "no key 'zh'", '{"en":"a"}'),
-        (b'{"en": "a", "zh": 3}', "'zh' is not a string", '{"en":"a","zh":3}'),
-        (b'{"en": " ", "zh": "b"}', "'en' is empty", '{"en":" ","zh":"b"}'),
+        (b'{"en": "a", "zh": "\\ud800"}', "not JSON", None),
+        (b'{"en": "a", "zh"', "not JSON", 'unexpected end of data: line 1 column 17 (char 16): {"en": "a", "zh"'),
+        (b'{"en": "a", "zh": "\xc4\xe3"}', "not UTF-8", 'byte 19: {"en": "a", "zh": "\ufffd\ufffd"}'),
+        (b'["en", "zh"]', "not a JSON object", '["en", "zh"]'),
+        (b'"en zh"', "not a JSON object", '"en zh"'),
+        (b'{"en": "a"}', "no key 'zh'", '{"en": "a"}'),
+        (b'{"en": "a", "zh": 3}', "'zh' is not a string", '{"en": "a", "zh": 3}'),
+        (b'{"en": null, "zh": "b"}', "'en' is null", '{"en": null, "zh": "b"}'),
+        (b'{"en": " \\n", "zh": "b"}', "'en' is empty", '{"en": " \\n", "zh": "b"}'),
+        (b'{"en": "a", "zh": "b\\u0000"}', "'zh' has a NUL character", '{"en": "a", "zh": "b\\u0000"}'),
+        (b'{"en": "' + b"a" * 300, "not JSON", None),
     ],
 )
-def test_a_bad_line_is_named_and_the_next_one_kept(tmp_path: Path, line: bytes, reason: str, excerpt: str) -> None:
-    path = tmp_path / "pairs.jsonl"
-    path.write_bytes(b'{"en": "a", "zh": "b"}\n' + line + b'\n{"en": "c", "zh": "d"}\n')
-    first, reject, last = read(path)
-    assert first == (1, {"en": "a", "zh": "b"})
-    assert last == (3, {"en": "c", "zh": "d"})
-    assert (reject.line, reject.reason) == (2, reason)
-    assert excerpt in reject.excerpt
+def test_a_bad_line_is_named_and_its_neighbours_kept(
+    tmp_path: Path, line: bytes, reason: str, excerpt: str | None, other: str
+) -> None:
+    content = b'{"en": "a", "zh": "b"}\n' + line + b'\n{"en": "c", "zh": "d"}\n' + other.encode()
+    records, rejects, _, _ = read(write(tmp_path / "pairs.jsonl", content), PAIR)
+    assert records == [(1, ("a", "b")), (3, ("c", "d"))]
+    assert len(rejects) == 1 + bool(other)
+    assert (rejects[0].line, rejects[0].reason) == (2, reason)
+    if excerpt is None:
+        assert rejects[0].excerpt.endswith(": " + line[:200].decode())
+    else:
+        assert rejects[0].excerpt == excerpt
+
+
+@pytest.mark.parametrize(
+    ("line", "reject"),
+    [
+        (b"a\xffb\tc", Reject(2, "not UTF-8", "byte 1: a\ufffdb\tc")),
+        (b"a\x00b\tc", Reject(2, "'en' has a NUL character", "a\0b\tc")),
+        (b"a\t ", Reject(2, "'zh' is empty", "a\t ")),
+    ],
+)
+def test_a_bad_row_is_named_and_its_neighbours_kept(tmp_path: Path, line: bytes, reject: Reject) -> None:
+    expected = [(1, ("1", "2")), (3, ("3", "4"))], [reject]
+    assert read(write(tmp_path / "a.tsv", b"1\t2\n" + line + b"\n3\t4\n"), PAIR)[:2] == expected
+    english, chinese = line.split(b"\t")
+    (part,) = plan(moses(tmp_path, b"1\n" + english + b"\n3\n", b"2\n" + chinese + b"\n4\n"), form=PAIR)
+    records, rejects, _, _ = read(part, PAIR)
+    assert (records, [(one.line, one.reason) for one in rejects]) == (expected[0], [(2, reject.reason)])
+
+
+def test_a_moses_pair_with_two_bad_sides_is_one_reject(tmp_path: Path) -> None:
+    (part,) = plan(moses(tmp_path, b"\xff\n\na\n", b"\xfe\n \nb\n"), form=PAIR)
+    assert read(part, PAIR) == ([(3, ("a", "b"))], [Reject(1, "not UTF-8", "byte 0: \ufffd")], [], 3)
+
+
+def test_a_line_of_ten_megabytes_is_a_record(tmp_path: Path) -> None:
+    text = "中文 " * 1_500_000
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst"):
+        path = write(tmp_path / name, orjson.dumps({"text": text}) + b'\n{"text": "b"}')
+        assert read(path)[0] == [(1, (text,)), (2, ("b",))]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("chunk", [16, 64, 1 << 20])
+@pytest.mark.parametrize("long", [200, 20_000])
+def test_a_line_over_the_limit_is_rejected_once(
+    tmp_path: Path, chunk: int, long: int, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_LONGEST_LINE", 100)
+    monkeypatch.setattr(sources, "_CHUNK", chunk)
+    texts = ["a", "b" * 99, "c" * 100, "d" * long, "e", "f" * 101, "g"]
+    path = write(tmp_path / f"a.txt{suffix}", "\n".join(texts).encode())
+    records, rejects, _, lines = read(path)
+    assert records == [(1, ("a",)), (2, ("b" * 99,)), (3, ("c" * 100,)), (5, ("e",)), (7, ("g",))]
+    assert rejects == [Reject(4, "longer than 0 MiB", ""), Reject(6, "longer than 0 MiB", "")]
+    assert lines == 7
+    jsonl = write(tmp_path / f"a.jsonl{suffix}", b'{"text": "a"}\n' + b"x" * long + b'\n{"text": "b"}\n')
+    assert read(jsonl)[0] == [(1, ("a",)), (3, ("b",))]
+
+
+# For a process of its own. Linux' peak of resident memory, which unlike that of getrusage starts anew with a program.
+PEAK = """
+import sys
+from pathlib import Path
+from dataengine import sources
+
+def peak_mib():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
+
+path, kind, sources._LONGEST_LINE = sys.argv[1], sys.argv[2], int(sys.argv[3])
+keys = ("en", "zh") if kind == "tmx" else ("text",)
+before = peak_mib()
+batches = sources.read_records(sources.whole_file(path), sources.RecordFormat(keys))
+count = sum(len(batch.lines) + len(batch.rejects) for batch in batches)
+print(count, peak_mib() - before)
+"""
+
+
+def peak_mib(path: Path, format: str, longest: int = 1 << 28) -> tuple[int, int]:
+    """Number of records, used and unusable, and growth of memory while a new process reads them."""
+    command = [sys.executable, "-c", PEAK, str(path), format, str(longest)]
+    count, grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return int(count), int(grown)
+
+
+def test_memory_does_not_grow_with_a_tmx(tmp_path: Path) -> None:
+    units = [unit(en=f"sentence {n} " * 10, zh=f"句子{n}" * 10) for n in range(1000)]
+    path = write(tmp_path / "a.tmx", tmx(units * 120))
+    assert path.stat().st_size > 34 << 20
+    count, grown = peak_mib(path, "tmx")
+    assert count == 120_000
+    assert grown < 25, grown
+
+
+def test_memory_does_not_grow_with_a_line_over_the_limit_or_with_many_bad_ones(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b"x" * (100 << 20) + b"\n" + b'{"text": "b"}\n')
+    assert peak_mib(path, "jsonl", 1 << 20) == (2, pytest.approx(10, abs=15))
+    packer = zstandard.ZstdCompressor().compressobj()
+    packed = [packer.compress(b"x" * (1 << 20)) for _ in range(300)]
+    bomb = tmp_path / "a.jsonl.zst"
+    bomb.write_bytes(b"".join([*packed, packer.compress(b'\n{"text": "b"}\n'), packer.flush()]))
+    assert bomb.stat().st_size < 100_000
+    count, grown = peak_mib(bomb, "jsonl", 1 << 20)
+    assert count == 2
+    assert grown < 180
+    write(path, b"xxxxxxxxxxxxxxxxxxx\n" * 400_000)
+    count, grown = peak_mib(path, "jsonl")
+    assert count == 400_000
+    assert grown < 70  # of rejects that are held together it would be several times as much
+
+
+# Files that cannot be read.
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_an_archive_cut_short_says_how_far_it_got(tmp_path: Path, suffix: str) -> None:
     content = b"".join(b'{"text": "line %d %d"}\n' % (n, n * n * 7919) for n in range(5000))
-    whole = gzip.compress(content) if suffix == ".gz" else zstandard.compress(content)
-    path = tmp_path / f"docs.jsonl{suffix}"
-    path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"docs\.jsonl.*: the archive ends early, after [\d,]+ bytes of text\. Fetch"):
-        list(sources.read_documents(path, "text"))
+    path = write(tmp_path / f"docs.jsonl{suffix}", content, frames=2)
+    whole = path.read_bytes()
+    for stop in (len(whole) // 4, len(whole) // 2 + 100, len(whole) - 1):
+        path.write_bytes(whole[:stop])
+        with pytest.raises(
+            InputError,
+            match=r"docs\.jsonl.*: the archive ends early, after [\d,]+ bytes of text\. Fetch the file again\.$",
+        ):
+            read(path)
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_broken_archive_is_an_error(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "said"),
+    [
+        (".gz", "Error -4 Invalid gzip/zlib wrapper found"),
+        (".zst", "zstd decompressor error: Unknown frame descriptor"),
+    ],
+)
+def test_a_broken_archive_is_an_error(tmp_path: Path, suffix: str, said: str) -> None:
     path = tmp_path / f"docs.jsonl{suffix}"
     path.write_bytes(b'{"text": "not compressed"}\n')
-    with pytest.raises(InputError, match=r"broken archive after 0 bytes of text"):
-        list(sources.read_documents(path, "text"))
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert str(error.value) == f"{path}: broken archive after 0 bytes of text: {said}. Fetch the file again."
+    path.write_bytes(compress(b'{"text": "a"}\n', suffix) + b"garbage after the end")
+    with pytest.raises(InputError, match=r": broken archive after 14 bytes of text: .*\. Fetch the file again\.$"):
+        read(path)
+
+
+def test_a_wrong_checksum_is_noticed(tmp_path: Path) -> None:
+    content = b'{"text": "a"}\n' * 100
+    for suffix, packed in ((".gz", gzip.compress(content)), (".zst", checked_zst(content))):
+        path = tmp_path / f"docs.jsonl{suffix}"
+        path.write_bytes(packed[:-5] + bytes([packed[-5] ^ 1]) + packed[-4:] if suffix == ".gz" else flip_last(packed))
+        with pytest.raises(InputError, match="broken archive"):
+            read(path)
+
+
+def checked_zst(content: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(content)
+
+
+def flip_last(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def test_zst_with_skippable_frames_and_a_large_window_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl.zst"
+    packer = zstandard.ZstdCompressor(
+        compression_params=zstandard.ZstdCompressionParameters.from_level(1, window_log=28)
+    ).compressobj()
+    window = packer.compress(b'{"text": "b"}\n') + packer.flush()
+    skippable = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"skip"
+    path.write_bytes(skippable + compress(b'{"text": "a"}\n', ".zst") + skippable + window + skippable)
+    assert read(path)[0] == [(1, ("a",)), (2, ("b",))]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("frames", [1, 100])
+def test_byte_order_mark_carriage_returns_blank_lines_and_missing_last_newline(
+    tmp_path: Path, suffix: str, frames: int
+) -> None:
+    content = b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}'
+    path = write(tmp_path / f"docs.jsonl{suffix}", content, frames)
+    assert read(path) == ([(1, ("a",)), (4, ("b",))], [], [], 4)
+    assert list(sources.read_lines(path)) == [b'{"text": "a"}\r', b"\r", b"   ", b'{"text": "b"}']
+    assert list(sources.read_lines(write(path, b"\xef\xbb\xbfone", frames))) == [b"one"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("format", ["jsonl", "tsv", "txt"])
+def test_an_empty_file_has_no_records(tmp_path: Path, format: str, suffix: str) -> None:
+    path = write(tmp_path / f"a.{format}{suffix}", b"")
+    form = replace(DOCUMENT, columns=("text",))
+    assert read(path, form) == ([], [], [], 0)
+    (part,) = plan(path, form=form)
+    assert (part.start, read(part, form)) == (0, ([], [], [], 0))
+    (tmp_path / f"a.{format}{suffix}").write_bytes(b"")
+    assert read(path, form) == ([], [], [], 0)
+
+
+def test_moses_files_of_unequal_length_are_an_error(tmp_path: Path) -> None:
+    for english, chinese, counts in ((3, 5, "3 5"), (1003, 2, "1,003 2"), (0, 1, "0 1")):
+        (part,) = plan(moses(tmp_path, b"a\n" * english, b"b\n" * chinese), form=PAIR)
+        with pytest.raises(InputError) as error:
+            read(part, PAIR)
+        first, second = counts.split()
+        assert str(error.value) == (
+            f"unequal numbers of lines: {tmp_path}/corpus.en has {first}, {tmp_path}/corpus.zh has {second}. "
+            "Line n of each is pair n, so give whole files."
+        )
+
+
+def test_a_file_that_lost_bytes_since_it_was_planned_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n' * 10)
+    (part,) = plan(path)
+    write(path, b'{"text": "a"}\n' * 9)
+    with pytest.raises(InputError) as error:
+        read(part)
+    assert str(error.value) == f"{path}: 14 bytes fewer than when it was found. It was changed; run again."
+
+
+# Parquet.
+
+
+def test_parquet_is_cut_between_row_groups(tmp_path: Path) -> None:
+    texts = [f"document {n}" for n in range(25)]
+    path = parquet(tmp_path / "a.parquet", {"id": list(range(25)), "text": texts}, rows=10)
+    parts = plan(path, part_bytes=1)
+    assert [(part.format, part.start, part.stop) for part in parts] == [
+        ("parquet", 0, 1), ("parquet", 1, 2), ("parquet", 2, 3)
+    ]  # fmt: skip
+    assert len({part.digest for part in parts}) == 3
+    assert all(part.size > 0 for part in parts)
+    assert [read(part) for part in parts] == [
+        ([(n + 1, (text,)) for n, text in enumerate(texts[at : at + 10])], [], [], len(texts[at : at + 10]))
+        for at in (0, 10, 20)
+    ]
+    (whole,) = plan(path)
+    assert (whole.start, whole.stop) == (0, 3)
+    assert read(whole)[0] == read(path)[0] == [(n, (text,)) for n, text in enumerate(texts, 1)]
+
+
+def test_parquet_has_nulls_structs_and_dictionaries(tmp_path: Path) -> None:
+    import pyarrow
+
+    pairs = [{"en": "a", "zh": "b"}, None, {"en": "c", "zh": None}, {"en": "d", "zh": "e"}]
+    path = parquet(
+        tmp_path / "a.parquet",
+        {
+            "translation": pairs,
+            "zh.x": ["1", "2", "3", "4"],
+            "set": pyarrow.array(["w", "w", None, "v"]).dictionary_encode(),
+        },
+    )
+    form = RecordFormat(("translation.en", "translation.zh"), label_key="set", one_line=True)
+    records, rejects, labels, rows = read(path, form)
+    assert records == [(1, ("a", "b")), (4, ("d", "e"))]
+    assert rejects == [
+        Reject(2, "'translation.en' is null", '{"translation.en":null,"translation.zh":null}'),
+        Reject(3, "'translation.zh' is null", '{"translation.en":"c","translation.zh":null}'),
+    ]
+    assert (labels, rows) == (["w", "v"], 4)
+    assert read(path, RecordFormat(("zh.x",), label_key="none"))[::2] == (
+        [(1, ("1",)), (2, ("2",)), (3, ("3",)), (4, ("4",))], [""] * 4
+    )  # fmt: skip
+    assert read(path, RecordFormat(("set",)))[0] == [(1, ("w",)), (2, ("w",)), (4, ("v",))]
+
+
+def test_a_literal_column_wins_over_a_field_of_a_struct(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", {"a": [{"b": "nested"}], "a.b": ["literal"]})
+    assert read(path, RecordFormat(("a.b",)))[0] == [(1, ("literal",))]
+
+
+def test_parquet_with_bytes_that_are_not_utf8_rejects_the_row(tmp_path: Path) -> None:
+    import pyarrow
+
+    raw = pyarrow.array([b"ok", b"\xff", b"fine"], pyarrow.binary())
+    path = parquet(tmp_path / "a.parquet", {"text": pyarrow.Array.from_buffers(pyarrow.string(), 3, raw.buffers())})
+    records, rejects, _, _ = read(path)
+    assert records == [(1, ("ok",)), (3, ("fine",))]
+    assert [(one.line, one.reason) for one in rejects] == [(2, "not UTF-8")]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("body", "no column 'body'; it has meta, meta.n, tags. Correct the stream's keys."),
+        ("meta.m", "no column 'meta.m'; it has meta, meta.n, tags. Correct the stream's keys."),
+        ("tags.list.element", "no column 'tags.list.element'; it has meta, meta.n, tags. Correct the stream's keys."),
+        ("meta", "column 'meta' is struct<n: int64>, not text. Correct the stream's keys."),
+        ("meta.n", "column 'meta.n' is int64, not text. Correct the stream's keys."),
+        ("tags", "column 'tags' is list<element: string>, not text. Correct the stream's keys."),
+    ],
+)
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_wrong_column_is_an_error(tmp_path: Path, key: str, said: str, rows: int) -> None:
+    import pyarrow
+
+    path = tmp_path / "a.parquet"
+    meta = pyarrow.array([{"n": 1}] * rows, pyarrow.struct({"n": pyarrow.int64()}))
+    parquet(path, {"meta": meta, "tags": pyarrow.array([["a"]] * rows, pyarrow.list_(pyarrow.string()))})
+    with pytest.raises(InputError) as error:
+        read(path, RecordFormat((key,)))
+    assert str(error.value) == f"{path}: {said}"
+
+
+def test_parquet_that_is_cut_short_or_broken_is_an_error(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", {"text": [f"{n * 7919 % 1000} text {n}" for n in range(5000)]})
+    whole = path.read_bytes()
+    for content in (whole[:-100], whole[:100], b""):
+        path.write_bytes(content)
+        with pytest.raises(
+            InputError, match=r"a\.parquet is no Parquet file, or is cut short: .*[^.]\. Fetch it again\.$"
+        ):
+            plan(path)
+    path.write_bytes(whole[:200] + b"\0" * 500 + whole[700:])
+    with pytest.raises(InputError, match=r"a\.parquet: broken after [\d,]+ rows: .*[^.]\. Fetch the file again\.$"):
+        read(path)
+
+
+def test_parquet_without_rows_has_no_records(tmp_path: Path) -> None:
+    import pyarrow
+
+    path = parquet(tmp_path / "a.parquet", {"text": pyarrow.array([], pyarrow.string())})
+    assert read(path) == ([], [], [], 0)
+    (part,) = plan(path)
+    assert read(part) == ([], [], [], 0)
+
+
+# Patterns.
 
 
 def test_paths_keep_their_order_and_globs_are_sorted(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "z.txt"):
         (tmp_path / name).touch()
-    found = sources.expand_paths([str(tmp_path / "z.txt"), str(tmp_path / "*.jsonl")], "s")
-    assert [path.name for path in found] == ["z.txt", "a.jsonl", "b.jsonl"]
+    parts = plan(tmp_path / "z.txt", tmp_path / "*.jsonl")
+    assert [(Path(part.paths[0]).name, part.format) for part in parts] == [
+        ("z.txt", "text"), ("a.jsonl", "jsonl"), ("b.jsonl", "jsonl")
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", ["none.jsonl", "none*.jsonl"])
-def test_a_missing_file_is_an_error(pattern: str) -> None:
+def test_a_pattern_that_finds_nothing_is_an_error(pattern: str) -> None:
     with pytest.raises(InputError) as error:
-        sources.expand_paths([pattern], "mono")
+        plan(pattern)
     assert str(error.value) == (
-        f"stream 'mono': no file {pattern}. Correct the path under streams.mono "
+        f"stream 's': no file {pattern}. Correct the path under streams.s "
         f"(relative paths start at the working directory, {Path.cwd()})."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("a.jsonl", "jsonl"),
+        ("a.NDJSON", "jsonl"),
+        ("a.json.gz", "jsonl"),
+        ("a.b.tsv.zst", "tsv"),
+        ("a.TXT.GZ", "text"),
+        ("a.tmx", "tmx"),
+    ],
+)
+def test_the_format_follows_from_the_name(tmp_path: Path, name: str, format: str) -> None:
+    (tmp_path / name).touch()
+    assert plan(tmp_path / name)[0].format == format
+
+
+@pytest.mark.parametrize("name", ["corpus.en", "corpus", "corpus.en.gz"])
+def test_a_name_that_tells_no_format_needs_one(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, b"one\ntwo\n")
+    with pytest.raises(InputError) as error:
+        plan(path)
+    assert str(error.value) == (
+        f"stream 's': cannot tell the format of {path} by its name (.jsonl, .ndjson, .json, .tsv, .txt, .text, .tmx, "
+        ".parquet, then .gz or .zst). State streams.s.format: jsonl, tsv, text, tmx or parquet."
+    )
+    (part,) = plan(path, format="text")
+    assert read(part)[0] == [(1, ("one",)), (2, ("two",))]
+    assert read(whole_file(path, "text"))[0] == read(part)[0]
+
+
+def test_a_given_format_wins_over_the_name(tmp_path: Path) -> None:
+    (part,) = plan(write(tmp_path / "a.txt", b'{"text": "a"}\n'), format="jsonl")
+    assert read(part)[0] == [(1, ("a",))]
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [
+        ({"en": "a.en"}, "has en"),
+        ({"en": "a.en", "zh": ""}, "has en"),
+        ({"en": "a.en", "zh": "a.zh", "id": "a.id"}, "has en, id, zh"),
+    ],
+)
+def test_a_moses_corpus_needs_a_file_for_each_language(paths: dict[str, str], said: str) -> None:
+    with pytest.raises(InputError) as error:
+        plan(paths, form=PAIR)
+    assert str(error.value) == (
+        f"stream 's': a corpus of several files needs one for each of en, zh, and {said}. "
+        "Correct `pairs` under streams.s."
+    )
+
+
+def test_globs_of_moses_files_go_together_by_name(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        for code in ("zh", "en"):
+            (tmp_path / f"{name}.{code}").write_text(f"{name} {code}\n")
+    parts = plan({"zh": f"{tmp_path}/*.zh", "en": f"{tmp_path}/*.en"}, form=PAIR)
+    assert [read(part, PAIR)[0] for part in parts] == [[(1, ("a en", "a zh"))], [(1, ("b en", "b zh"))]]
+    (tmp_path / "b.zh").unlink()
+    with pytest.raises(InputError) as error:
+        plan({"zh": f"{tmp_path}/*.zh", "en": f"{tmp_path}/*.en"}, form=PAIR)
+    assert str(error.value) == (
+        f"stream 's': unequal numbers of files: 2 {tmp_path}/*.en, 1 {tmp_path}/*.zh. Name as many for each language."
+    )
+
+
+# Laws of parts and batches.
+
+TEXTS = st.text(st.sampled_from('ab \t\r\n"\\\u2028\x85\x1c\ufeff中é🙂'), max_size=8)
+TABLE = RecordFormat(("text", "other"), columns=("text", "other"), label_key="label")
+
+
+def line_of(texts: tuple[str, str], format: str) -> bytes:
+    if format == "jsonl":
+        return orjson.dumps({"text": texts[0], "other": texts[1], "label": "x"})
+    clean = [text.replace("\n", " ").replace("\t", " ") for text in texts]
+    return ("\t".join(clean) if format == "tsv" else clean[0]).encode()
+
+
+def lines_of(format: str) -> st.SearchStrategy[list[bytes]]:
+    """Lines of usable records, and others."""
+    good = st.tuples(TEXTS, TEXTS).map(lambda texts: line_of(texts, format))
+    odd = st.sampled_from([b"", b" ", b"\r", b"x", b"a\tb\tc", b"\xff", b'{"text": 1}', b'{"text": "a\\u0000"}', b"[]"])
+    return st.lists(good | odd, max_size=12)
+
+
+FORMS = {"jsonl": replace(TABLE, columns=()), "tsv": TABLE, "text": replace(DOCUMENT, label_key="label")}
+
+
+@pytest.mark.parametrize("format", ["jsonl", "tsv", "text"])
+@given(data=st.data(), ended=st.booleans(), part_bytes=st.integers(1, 100), chunk=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_parts_hold_each_record_of_the_file_once(
+    tmp_path_factory: pytest.TempPathFactory, format: str, data: st.DataObject, ended: bool, part_bytes: int, chunk: int
+) -> None:
+    lines, form = data.draw(lines_of(format)), FORMS[format]
+    content = b"\n".join(lines) + (b"\n" if ended and lines else b"")
+    path = write(tmp_path_factory.getbasetemp() / "cut", content)
+    whole = read(whole_file(path, format), form, size=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_CHUNK", chunk)
+        parts = plan(path, form=form, part_bytes=part_bytes, format=format)
+        assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
+        assert parts[-1].stop == len(content)
+        assert sum(part.size for part in parts) == len(content)
+        assert all(part.size >= part_bytes and content[part.stop - 1 : part.stop] == b"\n" for part in parts[:-1])
+        records: Found = []
+        rejects: list[Reject] = []
+        labels: list[str] = []
+        number = 0
+        for part in parts:
+            more, bad, names, count = read(part, form)
+            records += [(line + number, texts) for line, texts in more]
+            rejects += [replace(one, line=one.line + number) for one in bad]
+            labels += names
+            number += count
+    assert (records, rejects, labels, number) == whole
+    assert len(labels) == len(records)
+
+
+@pytest.mark.parametrize("format", ["jsonl", "tsv", "text"])
+@given(data=st.data(), part_bytes=st.integers(1, 60))
+@settings(max_examples=50, deadline=None)
+def test_the_digest_of_a_part_is_that_of_its_bytes(
+    tmp_path_factory: pytest.TempPathFactory, format: str, data: st.DataObject, part_bytes: int
+) -> None:
+    lines = data.draw(lines_of(format).filter(any))
+    content = b"".join(line + b"\n" for line in lines)
+    path = write(tmp_path_factory.getbasetemp() / "digest", content)
+
+    def parts_of(content: bytes) -> list[SourcePart]:
+        write(path, content)
+        return plan(path, format=format, part_bytes=part_bytes)
+
+    before = parts_of(content)
+    pieces = [content[part.start : part.stop] for part in before]
+    assert len({part.digest for part in before}) == len(set(pieces))
+    appended = parts_of(content + b"appended\n")
+    assert appended[: len(before) - 1] == before[:-1]
+    if before[-1].size >= part_bytes:  # it was full
+        assert appended[len(before) - 1] == before[-1]
+    else:
+        assert appended[len(before) - 1].digest != before[-1].digest
+    place = data.draw(st.sampled_from([at for at, byte in enumerate(content) if byte != ord("\n")]))
+    changed = parts_of(content[:place] + bytes([content[place] ^ 0x40]) + content[place + 1 :])
+    if content[place] ^ 0x40 != ord("\n"):
+        assert [part.start <= place < part.stop for part in before] == [
+            old.digest != new.digest for old, new in zip(before, changed, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "tsv", "text"])
+@given(pairs=st.lists(st.tuples(TEXTS, TEXTS), max_size=8), one_line=st.booleans())
+@example(pairs=[("a\r", "b\r")], one_line=False)
+@example(pairs=[("a", " b\u2028c\n"), ("\x1cd", "e")], one_line=True)
+@settings(max_examples=80, deadline=None)
+def test_one_bad_line_changes_no_other(
+    tmp_path_factory: pytest.TempPathFactory, format: str, pairs: list[tuple[str, str]], one_line: bool
+) -> None:
+    """Blocks of usable records are parsed at once, others line by line: both give the same, and what was written."""
+    form = replace(FORMS[format], one_line=one_line)
+    pairs = [("first", "line"), *(pair for pair in pairs if all(text.strip() for text in pair))]
+    good = b"".join(line_of(pair, format) + b"\n" for pair in pairs)
+    expected = [list(pair[: len(form.keys)]) for pair in pairs]
+    if format != "jsonl":
+        expected = [[text.replace("\n", " ").replace("\t", " ") for text in texts] for texts in expected]
+        expected = [[*texts[:-1], texts[-1].removesuffix("\r")] for texts in expected]  # the end of a line may be CRLF
+    if one_line:
+        expected = [[" ".join(text.strip().splitlines()) for text in texts] for texts in expected]
+    for bad in (b"", b"\xff\n"):
+        path = write(tmp_path_factory.getbasetemp() / "bad", good + bad)
+        records, rejects, labels, _ = read(whole_file(path, format), form)
+        assert records == [(n, tuple(texts)) for n, texts in enumerate(expected, 1)]
+        assert [one.reason for one in rejects] == ["not UTF-8"] * bool(bad)
+        assert labels == ["x" if format == "jsonl" else ""] * len(records)
+
+
+@given(st.lists(st.booleans(), max_size=60), st.integers(1, 12), st.integers(1, 200))
+@settings(max_examples=80, deadline=None)
+def test_batches_are_full_in_order_and_count_each_record_once(
+    tmp_path_factory: pytest.TempPathFactory, usable: list[bool], size: int, chunk: int
+) -> None:
+    content = b"".join(b'{"text": "%d"}\n' % n if good else b"bad %d\n" % n for n, good in enumerate(usable))
+    path = write(tmp_path_factory.getbasetemp() / "batches.jsonl", content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_CHUNK", chunk)
+        batches, lines = collect(whole_file(path), DOCUMENT, size)
+    assert lines == len(usable)
+    assert [line for batch in batches for line in batch.lines] == [n for n, good in enumerate(usable, 1) if good]
+    assert [one.line for batch in batches for one in batch.rejects] == [
+        n for n, good in enumerate(usable, 1) if not good
+    ]
+    assert all(len(batch.lines) <= size and (batch.lines or batch.rejects) for batch in batches)
+    assert all(len(batch.lines) == len(batch.texts[0]) for batch in batches)
+    if all(usable):
+        assert [len(batch.lines) for batch in batches[:-1]] == [size] * (len(batches) - 1)
+
+
+def test_batches_of_long_records_end_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_BATCH_CHARACTERS", 2500)
+    monkeypatch.setattr(sources, "_CHUNK", 100)
+    path = write(tmp_path / "a.txt", b"".join(b"%d" % n * 1000 + b"\n" for n in range(8)))
+    batches, _ = collect(whole_file(path), DOCUMENT, 1000)
+    assert [batch.lines for batch in batches] == [[1, 2, 3], [4, 5, 6], [7, 8]]
+
+
+def test_bytes_are_told_as_they_are_read(tmp_path: Path) -> None:
+    texts = [f"document {n}" for n in range(3000)]
+    jsonl = b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts)
+    paths = [write(tmp_path / f"a.jsonl{suffix}", jsonl) for suffix in SUFFIXES]
+    for path in (*paths, parquet(tmp_path / "a.parquet", {"text": texts})):
+        for part_bytes in (10_000, 1 << 20):
+            for part in plan(path, part_bytes=part_bytes):
+                heard: list[int] = []
+                assert sum(len(batch.lines) for batch in read_records(part, DOCUMENT, heard.append)) > 0
+                assert sum(heard) == part.size
+
+
+def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [write(tmp_path / name, b"one\ntwo\n") for name in ("b.txt", "a.txt", "c.txt")]
+
+    def remember(known: dict[str, Any]) -> tuple[list[SourcePart], dict[str, Any]]:
+        names = [str(path) for path in paths]
+        return plan_parts(names, "s", DOCUMENT, format=None, part_bytes=4, hashes=known, threads=2)
+
+    parts, hashes = remember({})
+    assert len(parts) == 6
+    assert list(hashes) == sorted(hashes)
+    hashed: list[str] = []
+    cut = sources._cut
+    monkeypatch.setattr(sources, "_cut", lambda file, *rest: hashed.append(file.path) or cut(file, *rest))
+    assert remember(orjson.loads(orjson.dumps(hashes))) == (parts, hashes)
+    assert hashed == []
+    write(paths[1], b"one\ntwo\nthree\n")
+    assert len(remember(hashes)[0]) == 7
+    assert hashed == [str(paths[1])]
+
+
+# Object stores.
+
+
+def put(store: ObjectStore, key: str, content: bytes) -> str:
+    store.client.put_object(Bucket=store.bucket, Key=key, Body=content)
+    return f"{store.url}/{key}"
+
+
+def test_objects_are_cut_and_read_as_files_are(
+    tmp_path: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_WINDOW", 64)  # the window in which a line end is looked for
+    content = b"".join(orjson.dumps({"text": "x" * (n * 37 % 200)}) + b"\n" for n in range(1, 40))
+    for name, text in (("ended", content), ("open", content[:-1]), ("empty", b""), ("line", content[:30])):
+        path, url = write(tmp_path / f"{name}.jsonl", text), put(object_store, f"{name}.jsonl", text)
+        for part_bytes in (1, 100, 1000, len(text), len(text) + 1):
+            local, remote = plan(path, part_bytes=part_bytes or 1), plan(url, part_bytes=part_bytes or 1)
+            assert [(part.start, part.stop, part.size) for part in remote] == [
+                (part.start, part.stop, part.size) for part in local
+            ]
+            assert len({part.digest for part in remote}) == len(remote)
+            if part_bytes != 1:
+                assert [read(part) for part in remote] == [read(part) for part in local]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_globs_of_objects_are_read_in_every_format(tmp_path: Path, object_store: ObjectStore, suffix: str) -> None:
+    english, chinese = ("".join(f"{pair[side]}\n" for pair in PAIRS).encode() for side in (0, 1))
+    put(object_store, f"b/2.jsonl{suffix}", compress(b'{"text": "second"}\n', suffix))
+    put(object_store, f"b/1.jsonl{suffix}", compress(b'{"text": "first"}\n', suffix))
+    put(object_store, f"m/x.en{suffix}", compress(english, suffix))
+    put(object_store, f"m/x.zh{suffix}", compress(chinese, suffix))
+    rows = parquet(tmp_path / "a.parquet", {"text": ["a", "b", "c"]}, rows=2).read_bytes()
+    parts = plan(f"{object_store.url}/b/*.jsonl{suffix}")
+    assert [read(part)[0] for part in parts] == [[(1, ("first",))], [(1, ("second",))]]
+    (pairs,) = plan({code: f"{object_store.url}/m/*.{code}{suffix}" for code in ("en", "zh")}, form=PAIR)
+    assert [texts for _, texts in read(pairs, PAIR)[0]] == [(en.strip(), zh) for en, zh in PAIRS]
+    groups = plan(put(object_store, "a.parquet", rows), part_bytes=1)
+    assert [read(part)[0] for part in groups] == [[(1, ("a",)), (2, ("b",))], [(1, ("c",))]]
+    with pytest.raises(InputError) as error:
+        plan(f"{object_store.url}/none/*.jsonl")
+    assert str(error.value) == f"stream 's': no file {object_store.url}/none/*.jsonl. Correct the path under streams.s."
+
+
+def test_an_object_that_changes_while_it_is_read_is_an_error(object_store: ObjectStore) -> None:
+    content = b'{"text": "before"}\n' * 1_000_000  # 18 MiB: several blocks
+    url = put(object_store, "a.jsonl", content)
+    (part,) = plan(url, part_bytes=1 << 30)
+    flow = read_records(part, DOCUMENT)
+    assert next(flow).texts[0][0] == "before"
+    put(object_store, "a.jsonl", content.replace(b"before", b"behind"))
+    with pytest.raises(InputError, match=r"a\.jsonl: it was changed while it was read .*\. Run again\.$"):
+        list(flow)
+    with pytest.raises(InputError, match=r"a\.jsonl: it was changed while it was read .*\. Run again\.$"):
+        next(read_records(part, DOCUMENT))
+    (other,) = plan(url, part_bytes=1 << 30)
+    assert other.digest != part.digest
