@@ -63,19 +63,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for file in temporary.iterdir():
+            descriptor = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         _publish(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _publish(temporary: Path, path: Path) -> None:
-    """Make a filled folder appear at `path`, unless there is one."""
-    for file in temporary.iterdir():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Make a filled folder, its files on the disk, appear at `path`, unless there is one."""
     _sync_folder(temporary)
     try:
         os.rename(temporary, path)
@@ -258,12 +258,15 @@ class LocalStore(Store):
         with _writing(path):
             temporary.mkdir(parents=True)
 
-        def add(name: str, content: bytes) -> None:
-            with _writing(path / name):
-                (temporary / name).write_bytes(content)
+        def write(name: str, content: bytes) -> None:
+            with _writing(path / name), (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
 
         try:
-            yield add
+            with _in_background(write, threads=1) as add:  # writing and fsync cost the caller no time
+                yield add
             assert (temporary / last).exists(), f"{path}: no {last}"
             with _writing(path):
                 if path.is_dir() and not (path / last).exists():  # a copy that was cut short, not ours
@@ -275,6 +278,26 @@ class LocalStore(Store):
     def remove_leftovers(self, prefix: str) -> None:
         with _writing(self.path(prefix)):
             remove_leftovers(self.path(prefix))
+
+
+@contextmanager
+def _in_background(write: AddFile, *, threads: int) -> Iterator[AddFile]:
+    """`write` by threads, of at most _IN_FLIGHT files at a time; errors come up at the next file or at the end."""
+    running: set[Future[None]] = set()
+
+    def settle(at_most: int) -> None:
+        while len(running) > at_most:
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                running.remove(done)
+                done.result()
+
+    def add(name: str, content: bytes) -> None:
+        settle(_IN_FLIGHT - 1)
+        running.add(pool.submit(write, name, content))
+
+    with ThreadPoolExecutor(threads) as pool:
+        yield add
+        settle(0)
 
 
 def _walk(folder: Path | str, prefix: str) -> Iterator[tuple[str, int]]:
@@ -372,25 +395,15 @@ class S3Store(Store):
     @contextmanager
     def new_folder(self, key: str, last: str) -> Iterator[AddFile]:
         held: list[bytes] = []
-        running: set[Future[None]] = set()
 
-        def settle(at_most: int) -> None:
-            """Wait until so many uploads are under way; raise what went wrong with one."""
-            while len(running) > at_most:
-                for upload in wait(running, return_when=FIRST_COMPLETED).done:
-                    running.remove(upload)
-                    upload.result()
-
-        def add(name: str, content: bytes) -> None:
+        def upload(name: str, content: bytes) -> None:
             if name == last:
                 held.append(content)
-                return
-            settle(_IN_FLIGHT - 1)
-            running.add(pool.submit(self._upload, f"{key}/{name}", content, replace=False))
+            else:
+                self._upload(f"{key}/{name}", content, replace=False)
 
-        with ThreadPoolExecutor(_IN_FLIGHT) as pool:
+        with _in_background(upload, threads=_IN_FLIGHT) as add:
             yield add
-            settle(0)
         assert held, f"{self._url(key)}: no {last}"
         self._upload(f"{key}/{last}", held[-1], replace=False)
 

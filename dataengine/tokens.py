@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import chain
@@ -22,11 +24,13 @@ import orjson
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
+from dataengine.storage import write_file
 
 _USUAL_EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
 
 _SELF_CHECK_TEXTS = 400
+_CHECK_VERSION = 1  # raise when the conversion or the check changes
 _RENEW_TOKENS = 2048  # for each id of the vocabulary: gigatoken is then loaded anew, for it keeps all words it has seen
 _CHECK_FIRST = 1 << 16  # characters at the beginning of a unit, and _CHECK_TEXTS at most, in which all are compared
 _CHECK_TEXTS = 1000
@@ -101,10 +105,20 @@ def _load_reference(path: Path, content: bytes, eos_token: str | None) -> _Refer
     raise InputError(f"tokenizer {path}: expected a name that ends in .model (SentencePiece) or .json (Hugging Face)")
 
 
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dataengine" / "tokenizers"
+
+
 @lru_cache(maxsize=4)
 def _load_fast(path: Path, content: bytes, eos_token: str | None) -> _Reference | _Gigatoken:
     """Gigatoken, or the reference with the reason why it has to do."""
     reference = _load_reference(path, content, eos_token)
+    # Converting and comparing take 0.4 s, so what was found equal is remembered for other processes.
+    decides = (reference.sha256, version("gigatoken"), reference.engine, _CHECK_VERSION)
+    known = _cache_folder() / f"{hashlib.sha256(repr(decides).encode()).hexdigest()}.json"
+    with suppress(OSError, RuntimeError, ValueError):
+        spec = known.read_bytes()
+        return _Gigatoken(reference, spec, _load_gigatoken(spec))
     try:
         described, tokens = reference.describe()
         spec = orjson.dumps(described)
@@ -120,6 +134,8 @@ def _load_fast(path: Path, content: bytes, eos_token: str | None) -> _Reference 
         shown = min(differ, key=len)[:80]
         reference.fallback_reason = f"gigatoken and {reference.engine} give other ids for texts like {shown!r}"
         return reference
+    with suppress(OSError):
+        write_file(known, spec)
     return _Gigatoken(reference, spec, encode)
 
 
