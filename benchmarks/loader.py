@@ -108,9 +108,11 @@ def write_stream(folder: Path, samples: int) -> None:
     ids = np.random.default_rng(0).integers(0, 32_000, (samples, WIDTH)).astype(np.uint16)
     (folder / "stream").mkdir()
     form = ShardFormat(PER_SHARD)
-    shards = write_shards(
-        ids, lambda name, content: None if (folder / "stream" / name).write_bytes(content) else None, 0, form
-    )
+
+    def add(name: str, content: bytes) -> None:
+        (folder / "stream" / name).write_bytes(content)
+
+    shards = write_shards(ids, add, 0, form)
     index = encode_index(shards, form.config(WIDTH, ids.dtype))
     (folder / "stream" / "index.json").write_bytes(index)
     sha256 = hashlib.sha256(index).hexdigest()

@@ -11,6 +11,7 @@ A stream goes through rounds of units (clean, compare, tokenize, shuffle); the r
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
@@ -137,6 +138,10 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     prepared = prepare(config, store or open_store(config.store), threads=max(workers, 4))
     store = prepared.store
     missing = missing_streams(prepared)
+    if missing and config.tokenizer_engine == "auto":
+        fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
+        if fast.fallback_reason:
+            print(f"note: tokenizing by {fast.engine}, which takes longer: {fast.fallback_reason}", file=sys.stderr)
     made = run_rounds(
         {name: make_stream(plan, config, store) for name, plan in missing.items()},
         engine or LocalEngine(workers),
@@ -328,6 +333,12 @@ def clean_stream(plan: StreamPlan, config: Config, store: Store, *, with_scores:
     units = plan.clean_units()
     receipts = yield "cleaning", units
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
+    if plan.cleaning.subsets and not any(receipt.dropped.get("subset") for receipt in receipts):
+        print(
+            f"note: stream '{plan.name}': no record's {plan.records.label_key} is {' or '.join(plan.cleaning.subsets)}; "
+            f"is streams.{plan.name}.clean.subsets right?",
+            file=sys.stderr,
+        )
     comparing: list[FindDuplicates] = []
     if plan.cleaning.finds_duplicates:
         comparing = cleaning.duplicate_units(units, receipts)

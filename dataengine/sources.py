@@ -507,6 +507,10 @@ def _read_rows(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Block
             f"{part.paths[0]}: plain text has one text a line, and {', '.join(names)} are wanted. Give a file for each "
             "language, as {" + ", ".join(f"{name}: PATH" for name in names) + "}, or state the stream's `format`."
         )
+    if tab and form.label_key and form.label_key not in names:
+        raise InputError(
+            f"{part.paths[0]}: `subsets.key` is {form.label_key}, and `columns` names {', '.join(names)}. Correct one."
+        )
     places = [names.index(key) for key in form.keys]
     label = form.columns.index(form.label_key) if tab and form.label_key in form.columns else None
     number = 0
@@ -719,7 +723,11 @@ def _read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bl
                 raise InputError(f"{path}: no column '{key}'; it has {', '.join(types)}. Correct the stream's keys.")
             if not _is_text(types[key]):
                 raise InputError(f"{path}: column '{key}' is {types[key]}, not text. Correct the stream's keys.")
-        columns = [*form.keys, *([form.label_key] if form.label_key in types else [])]
+        if form.label_key and form.label_key not in types:
+            raise InputError(
+                f"{path}: no column '{form.label_key}'; it has {', '.join(types)}. Correct the stream's `subsets.key`."
+            )
+        columns = [*form.keys, *([form.label_key] if form.label_key else [])]
         groups = list(range(part.start, part.stop))
         rows, size = (
             sum(getattr(file.metadata.row_group(k), name) for k in groups) for name in ("num_rows", "total_byte_size")

@@ -54,10 +54,10 @@ def test_second_build_does_nothing(make_config: ConfigMaker) -> None:
 
 
 def test_bytes_do_not_depend_on_workers(make_config: ConfigMaker, tmp_path: Path) -> None:
-    one, two = (make_config(store=str(tmp_path / f"workers{n}")) for n in (1, 2))
-    plans = [build(config, workers=n).manifest.plan_id for n, config in ((1, one), (2, two))]
-    assert plans[0] == plans[1]
-    assert hashes(one) == hashes(two)
+    one, two, three = (make_config(store=str(tmp_path / f"workers{n}"), part_bytes=20_000) for n in (1, 2, 3))
+    plans = [build(config, workers=n).manifest.plan_id for n, config in ((1, one), (2, two), (3, three))]
+    assert plans[0] == plans[1] == plans[2]
+    assert hashes(one) == hashes(two) == hashes(three)
     assert len([name for name in hashes(one) if name.endswith(".mds")]) > 6
 
 

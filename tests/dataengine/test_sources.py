@@ -218,7 +218,8 @@ def test_labels_name_the_subset_of_each_record(tmp_path: Path, other: str) -> No
 def test_tsv_and_text_have_labels_too(tmp_path: Path, bad: bytes) -> None:
     form = RecordFormat(("text",), columns=("set", "text"), label_key="set")
     assert read(write(tmp_path / "a.tsv", b"web\ta\n\tb\n" + bad), form)[2] == ["web", ""]
-    assert read(tmp_path / "a.tsv", replace(form, label_key="other"))[2] == ["", ""]
+    with pytest.raises(InputError, match=r"a\.tsv: `subsets.key` is other, and `columns` names set, text\. Correct one"):
+        read(tmp_path / "a.tsv", replace(form, label_key="other"))
     assert read(write(tmp_path / "a.txt", b"a\n" + bad), replace(form, columns=()))[2] == [""] * (1 + bool(bad))
 
 
@@ -610,9 +611,9 @@ def test_parquet_has_nulls_structs_and_dictionaries(tmp_path: Path) -> None:
         Reject(3, "'translation.zh' is null", '{"translation.en":"c","translation.zh":null}'),
     ]
     assert (labels, rows) == (["w", "v"], 4)
-    assert read(path, RecordFormat(("zh.x",), label_key="none"))[::2] == (
-        [(1, ("1",)), (2, ("2",)), (3, ("3",)), (4, ("4",))], [""] * 4
-    )  # fmt: skip
+    assert [texts for _, texts in read(path, RecordFormat(("zh.x",)))[0]] == [("1",), ("2",), ("3",), ("4",)]
+    with pytest.raises(InputError, match=r"no column 'none'; it has .*\. Correct the stream's `subsets\.key`"):
+        read(path, RecordFormat(("zh.x",), label_key="none"))
     assert read(path, RecordFormat(("set",)))[0] == [(1, ("w",)), (2, ("w",)), (4, ("v",))]
 
 
@@ -768,7 +769,7 @@ def test_globs_of_moses_files_go_together_by_name(tmp_path: Path) -> None:
 # Laws of parts and batches.
 
 TEXTS = st.text(st.sampled_from('ab \t\r\n"\\\u2028\x85\x1c\ufeff中é🙂'), max_size=8)
-TABLE = RecordFormat(("text", "other"), columns=("text", "other"), label_key="label")
+TABLE = RecordFormat(("text", "other"), columns=("text", "other"))
 
 
 def line_of(texts: tuple[str, str], format: str) -> bytes:
@@ -785,7 +786,7 @@ def lines_of(format: str) -> st.SearchStrategy[list[bytes]]:
     return st.lists(good | odd, max_size=12)
 
 
-FORMS = {"jsonl": replace(TABLE, columns=()), "tsv": TABLE, "text": replace(DOCUMENT, label_key="label")}
+FORMS = {"jsonl": replace(TABLE, columns=(), label_key="label"), "tsv": TABLE, "text": replace(DOCUMENT, label_key="label")}
 
 
 @pytest.mark.parametrize("format", ["jsonl", "tsv", "text"])
@@ -816,7 +817,7 @@ def test_parts_hold_each_record_of_the_file_once(
             labels += names
             number += count
     assert (records, rejects, labels, number) == whole
-    assert len(labels) == len(records)
+    assert len(labels) == (len(records) if FORMS[format].label_key else 0)
 
 
 @pytest.mark.parametrize("format", ["jsonl", "tsv", "text"])
@@ -873,7 +874,7 @@ def test_one_bad_line_changes_no_other(
         records, rejects, labels, _ = read(whole_file(path, format), form)
         assert records == [(n, tuple(texts)) for n, texts in enumerate(expected, 1)]
         assert [one.reason for one in rejects] == ["not UTF-8"] * bool(bad)
-        assert labels == ["x" if format == "jsonl" else ""] * len(records)
+        assert labels == (["x" if format == "jsonl" else ""] * len(records) if form.label_key else [])
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 12), st.integers(1, 200))

@@ -1,0 +1,192 @@
+"""Build once from JSON Lines and say how long it took: `python build_once.py CONTENDER JOB`, called by ../build.py.
+
+Runs in the interpreter of the contender, so that nothing but the standard library is imported above. JOB is JSON in the
+shape of Job. Prints {"seconds", "tokens"}: from files in the page cache to finished files, all imports of this process
+done; tokens with an EOS a document, counted after the clock has stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SEQ_LEN = 2048
+EOS = "</s>"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to build; `documents` and `pairs` are the same texts, one file a worker or more."""
+
+    workers: int
+    out: str  # a folder that does not exist
+    documents: list[str]  # files of {"text": ...}
+    pairs: list[str]  # files of {"en": ..., "zh": ...}, for a build of pairs
+    model: str  # the SentencePiece .model
+    tokenizer: str  # the equal tokenizer.json
+    library: str  # folder with llm-foundry's package
+    settings: dict[str, Any]  # further keys of our config
+
+
+Contender = tuple[Callable[[], object], Callable[[], int]]  # the build, and what counts its tokens afterwards
+
+
+def main() -> None:
+    """Build, and print seconds and tokens."""
+    job = Job(**json.loads(sys.argv[2]))
+    build, count_tokens = CONTENDERS[sys.argv[1]](job)
+    for path in job.documents + job.pairs:
+        Path(path).read_bytes()  # into the page cache
+    begun = time.perf_counter()
+    build()
+    seconds = time.perf_counter() - begun
+    print(json.dumps({"seconds": seconds, "tokens": count_tokens()}))
+
+
+def ours(job: Job) -> Contender:
+    """`dataengine build` of one stream."""
+    import gigatoken  # noqa: F401 (imported by the build, as below)
+    import sentencepiece  # noqa: F401
+
+    from dataengine.build import build
+    from dataengine.config import load_config
+
+    stream = {"pairs": job.pairs, "directions": ["en-zh"]} if job.pairs else {"documents": job.documents}
+    Path(job.out).mkdir()
+    experiment = Path(job.out) / "experiment.yaml"
+    values = {
+        "name": "benchmark",
+        "store": f"{job.out}/store",
+        "tokenizer": job.model,
+        "seq_len": SEQ_LEN,
+        "batch_size": 1,
+        "streams": {"text": stream},
+        "stages": [{"name": "all", "drain": True, "mix": {"text": 1}}],
+        **job.settings,
+    }
+    experiment.write_text(json.dumps(values))  # JSON is YAML
+    results: list[Any] = []
+
+    def count_tokens() -> int:
+        return sum(stream.tokens for stream in results[0].streams)
+
+    return lambda: results.append(build(load_config(experiment), workers=job.workers)), count_tokens
+
+
+def datatrove(job: Job) -> Contender:
+    """JsonlReader -> DocumentTokenizer, a task and a file a worker; documents stay in their order, as ours do."""
+    import orjson  # noqa: F401 (imported by the reader on its first line, and the next by the writer)
+    import tokenizers  # noqa: F401
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+
+    def build() -> None:
+        reader = JsonlReader(str(Path(job.documents[0]).parent), glob_pattern="*.jsonl")
+        writer = DocumentTokenizer(f"{job.out}/tokens", job.tokenizer, eos_token=EOS, shuffle_documents=False)
+        tasks = len(job.documents)
+        LocalPipelineExecutor([reader, writer], tasks, job.workers, logging_dir=f"{job.out}/logs").run()
+
+    def count_tokens() -> int:
+        metadata = Path(job.out, "tokens").glob("*.metadata")  # name, number of tokens, the same for people
+        return sum(int(path.read_text().splitlines()[1]) for path in metadata)
+
+    return build, count_tokens
+
+
+def llm_foundry(job: Job) -> Contender:
+    """The loop of its convert_dataset_json: ConcatTokensDataset -> MDSWriter, single-process, so a process a file.
+
+    Records come from orjson, which is faster than the load_dataset of that program; processes are forked with all
+    modules loaded. Its package needs much that this does not, so the one file is loaded by itself.
+    """
+    from streaming import MDSWriter
+    from transformers import PreTrainedTokenizerFast
+
+    spec = importlib.util.spec_from_file_location("llmfoundry_data", f"{job.library}/llmfoundry/data/data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    counts: list[int] = []
+
+    def convert(number: int) -> int:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=job.tokenizer, eos_token=EOS)
+        tokenizer.model_max_length = int(1e30)  # as that program does
+        records = _read(job.documents[number])
+        dataset = module.ConcatTokensDataset(records, tokenizer, SEQ_LEN + 1, bos_text="", eos_text=EOS, no_wrap=False)
+        assert len(dataset.eos_tokens) == 1
+        dataset.tokenizer = counter = _CountingTokenizer(tokenizer)
+        with MDSWriter(columns={"tokens": "ndarray:int32"}, out=f"{job.out}/{number}", compression=None) as writer:
+            for sample in dataset:
+                writer.write(sample)
+        return counter.tokens  # those of the last, partial sample too, which it does not write
+
+    return lambda: counts.extend(_each(convert, job)), lambda: sum(counts)
+
+
+class _CountingTokenizer:
+    """Counts the tokens that a tokenizer returns, and an EOS for each text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self.tokens = tokenizer, 0
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        encoded = self._tokenizer(text, **options)
+        self.tokens += len(encoded["input_ids"]) + 1
+        return encoded
+
+
+def gigatoken(job: Job) -> Contender:
+    """The tokenizer alone, loaded, over texts in memory, in the one call a file that is its fastest way."""
+    import awkward  # noqa: F401 (imported by the first call)
+    from gigatoken import Tokenizer
+
+    spec = json.loads(Path(job.tokenizer).read_text(encoding="utf-8"))
+    tokenizer = Tokenizer.from_json(json.dumps({**spec, "added_tokens": []}))
+    texts = [[record["text"] for record in _read(path)] for path in job.documents]
+    counts: list[int] = []
+
+    def encode(number: int) -> int:
+        return int(tokenizer.encode_batch(texts[number], parallel=False).layout.offsets.data[-1])
+
+    return lambda: counts.extend(_each(encode, job)), lambda: sum(counts) + sum(map(len, texts))
+
+
+def _each(work: Callable[[int], int], job: Job) -> list[int]:
+    """Do the work for the number of each file: here, or in forked processes."""
+    numbers = range(len(job.documents))
+    if job.workers == 1:
+        return list(map(work, numbers))
+    global _work
+    _work = work  # a fork inherits it; it need not be picklable
+    with ProcessPoolExecutor(job.workers, multiprocessing.get_context("fork")) as pool:
+        return list(pool.map(_do, numbers))
+
+
+def _do(number: int) -> int:
+    return _work(number)
+
+
+_work: Callable[[int], int]
+
+
+def _read(path: str) -> Iterator[dict[str, str]]:
+    import orjson
+
+    with open(path, "rb") as file:
+        yield from map(orjson.loads, file)
+
+
+CONTENDERS = {"ours": ours, "datatrove": datatrove, "llm-foundry": llm_foundry, "gigatoken": gigatoken}
+
+if __name__ == "__main__":
+    main()
