@@ -78,10 +78,11 @@ class StreamPlan:
 
     def token_unit(self, part: SourcePart, keep: Keep | None) -> TokenizeDocuments | TokenizePairs:
         """The unit that tokenizes a part."""
+        records = replace(self.records, label_key=None)  # cleaning has seen the labels
         if not self.languages:
-            return TokenizeDocuments(self.format, part, self.records, keep)
+            return TokenizeDocuments(self.format, part, records, keep)
         return TokenizePairs(
-            self.format, part, self.records, keep, self.directions, self.adjacent, self.sides, self.languages
+            self.format, part, records, keep, self.directions, self.adjacent, self.sides, self.languages
         )
 
 
@@ -99,7 +100,8 @@ class Preparation:
 class BuiltStream:
     """A stream in the store and what went into it.
 
-    records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`.
+    records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`. `rejects`
+    says where the unusable records of each file are written down.
     """
 
     stream: Stream
@@ -109,6 +111,7 @@ class BuiltStream:
     dropped: dict[str, int]
     tokens: int
     remainder: int
+    rejects: dict[str, str]
     new: bool
 
 
@@ -248,9 +251,10 @@ def _plan_cleaning(stream: StreamConfig) -> Cleaning | None:
     """What a stream drops; None if nothing."""
     clean, scores = stream.clean, stream.scores
     rules = clean.pair_rules or clean.document_rules
-    evaluation = tuple(file.path for pattern in clean.decontaminate for file in find_files(pattern))
-    if len(evaluation) < len(clean.decontaminate):
-        raise InputError(f"`decontaminate`: no file {', '.join(clean.decontaminate)}. Correct the paths.")
+    found = {pattern: find_files(pattern) for pattern in clean.decontaminate}
+    if missing := [pattern for pattern, files in found.items() if not files]:
+        raise InputError(f"`decontaminate`: no file {', '.join(missing)}. Correct the paths.")
+    evaluation = tuple(file.path for files in found.values() for file in files)
     made = Cleaning(
         languages=stream.codes if stream.pairs else (stream.language or "",),
         rules=rules.model_dump(mode="json") if rules else None,
@@ -298,11 +302,11 @@ def run_rounds(streams: Mapping[str, Rounds[T]], engine: Engine, store: Store) -
     while rounds:
         turn, rounds = dict(rounds), {}
         title = ", ".join(dict.fromkeys(word for word, _ in turn.values()))
-        receipts = engine.run([unit for _, units in turn.values() for unit in units], store, title)
-        at = 0
+        # Files of equal content make equal units; streams may have units in common.
+        different = {unit.fingerprint: unit for _, units in turn.values() for unit in units}
+        done = dict(zip(different, engine.run(list(different.values()), store, title), strict=True))
         for name, (_, units) in turn.items():
-            advance(name, receipts[at : at + len(units)])
-            at += len(units)
+            advance(name, [done[unit.fingerprint] for unit in units])
     return results
 
 
@@ -320,6 +324,7 @@ class Packed:
     """The finished units of a stream: of reading (one a part) and of packing, with their receipts."""
 
     reading: list[Receipt]
+    rejects: dict[str, str]  # file -> key of what is unusable in it
     dropped: dict[str, int]
     units: list[Unit]
     receipts: list[Receipt]
@@ -382,7 +387,12 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         packed_receipts = yield "shuffling", packed
     tails = _tail_units(packed, packed_receipts, plan.format)
     tail_receipts = yield "packing", tails
-    return Packed(receipts, dict(dropped), list(packed), packed_receipts, tails, tail_receipts)
+    rejects = {
+        f"{part.paths[0]}{f' after byte {part.start}' if part.start else ''}": f"{unit.folder}/rejects.jsonl"
+        for part, unit, receipt in zip(plan.parts, units, receipts, strict=True)
+        if receipt.rejected
+    }
+    return Packed(receipts, rejects, dict(dropped), list(packed), packed_receipts, tails, tail_receipts)
 
 
 def _tail_units(units: Sequence[Unit], receipts: Sequence[Receipt], form: TokenFormat) -> list[PackTails]:
@@ -469,6 +479,7 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
         "records": sum(receipt.records for receipt in packed.reading),
         "kept": sum(receipt.kept for receipt in packed.reading),
         "rejected": dict(sorted(rejected.items())),
+        "rejects": packed.rejects,
         "dropped": packed.dropped,
         "tokens": tokens,
         "remainder": len(remainder),  # tokens, kept in remainder.npy
@@ -543,7 +554,7 @@ def _read_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
         tokens=samples * (plan.format.seq_len + 1),
         shards=shards,
     )
-    counts = {key: fields[key] for key in ("records", "kept", "rejected", "dropped", "tokens", "remainder")}
+    counts = {key: fields[key] for key in ("records", "kept", "rejected", "dropped", "tokens", "remainder", "rejects")}
     return BuiltStream(stream, new=new, **counts)
 
 
@@ -565,10 +576,11 @@ def check_rejects(
     worst = next(k for k, receipt in enumerate(receipts) if receipt.rejected)
     key = f"{units[worst].folder}/rejects.jsonl"
     first = orjson.loads(store.read(key).partition(b"\n")[0])
+    path = plan.parts[worst].paths[0]
     line = first["line"] + _source_lines(plan.parts, receipts)[worst]["line"] - 1
     raise InputError(
         f"stream '{plan.name}': {bad:,} of {records:,} records are unusable ({_words(rejected)}), more than "
-        f"max_bad_fraction {max_bad_fraction:g} allows. The first: {first['file']}, line {line}: {first['reason']}: "
+        f"max_bad_fraction {max_bad_fraction:g} allows. The first: {path}, line {line}: {first['reason']}: "
         f"{first['excerpt']} (more of them: {store.url}/{key}). "
         "Mend the file, or raise max_bad_fraction to go on without them."
     )
@@ -611,6 +623,7 @@ def _report(result: BuildResult) -> dict[str, Any]:
                 "tokens": built.tokens,
                 "samples": built.stream.samples,
                 "remainder_tokens": built.remainder,
+                "rejects": built.rejects,
             }
             for built in result.streams
         ],

@@ -10,7 +10,7 @@ A reason is a name such as "length_ratio" or "duplicate pair"; in files it is a 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +23,7 @@ from dataengine.runs import bucket_bounds, buckets_of, encode_npy, num_ranges, r
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, Records, SourcePart
 from dataengine.storage import Store
-from dataengine.units import OnProgress, Reading, Receipt, Unit, select
+from dataengine.units import SCHEMA, OnProgress, Reading, Receipt, Unit, fingerprint_of, identity_of, select
 
 if TYPE_CHECKING:
     from dataengine.decontaminate import EvaluationTexts
@@ -104,9 +104,7 @@ def check_records(batch: Records, cleaning: Cleaning) -> Codes:
             if code:  # a text that is too short to judge has no score (nan) and stays
                 drop(f"language {code}", score_language(texts()[column], code) < cleaning.min_language_score)
     if cleaning.evaluation is not None:
-        evaluation = _evaluation_texts(cleaning.evaluation_paths)
-        if evaluation.identity != cleaning.evaluation:
-            raise InputError("the evaluation texts of `decontaminate` changed while the build ran. Build again.")
+        evaluation = _evaluation_texts(cleaning.evaluation_paths, cleaning.evaluation)
         found = [evaluation.contaminated(column) for column in texts()]
         drop("evaluation text", np.logical_or.reduce(found))
     return codes
@@ -123,15 +121,20 @@ def _rules(cleaning: Cleaning, *texts: list[str]) -> Codes:
 
 
 @lru_cache(maxsize=4)
-def _evaluation_texts(paths: tuple[str, ...]) -> EvaluationTexts:
+def _evaluation_texts(paths: tuple[str, ...], identity: str) -> EvaluationTexts:
     from dataengine.decontaminate import EvaluationTexts
 
-    return EvaluationTexts.load(paths)
+    texts = EvaluationTexts.load(paths)
+    if texts.identity != identity:
+        raise InputError("the evaluation texts of `decontaminate` changed while the build ran. Build again.")
+    return texts
 
 
 def evaluation_identity(paths: tuple[str, ...]) -> str:
-    """What stands for the evaluation texts in fingerprints."""
-    return _evaluation_texts(paths).identity
+    """What stands for the evaluation texts in fingerprints. Reads them, whatever was read before."""
+    from dataengine.decontaminate import EvaluationTexts
+
+    return EvaluationTexts.load(paths).identity
 
 
 def duplicate_keys(batch: Records, cleaning: Cleaning, records: NDArray[np.int64]) -> NDArray[Any]:
@@ -161,6 +164,12 @@ class CleanRecords(Unit):
     part: SourcePart
     records: RecordFormat
     cleaning: Cleaning
+
+    @property
+    def fingerprint(self) -> str:
+        """As of any unit, but for what counts only in `decide`: a new threshold or model reads no text again."""
+        cleaning = replace(self.cleaning, scores=dict.fromkeys(self.cleaning.scores, 0.0), score_model=None)
+        return fingerprint_of({"schema": SCHEMA, "kind": self.kind, **identity_of(replace(self, cleaning=cleaning))})
 
     @property
     def input_bytes(self) -> int:
@@ -289,19 +298,24 @@ def decide(
         records, first = np.unique(here["record"], return_index=True)
         codes[records] = here["reason"][first]
     for direction, cache in caches.items():
-        missing = 0
+        missing = total = 0
         for unit, codes in zip(units, decided, strict=True):
             hashes = read_npy(store, f"{unit.folder}/pairs.{direction}.npy")
             alive = np.flatnonzero(codes == 0)
             found_scores = scores.lookup(cache.load(unit.part.digest), hashes[alive])
-            missing += int(np.isnan(found_scores).sum())
+            missing, total = missing + int(np.isnan(found_scores).sum()), total + len(alive)
             codes[alive[found_scores < np.float32(cleaning.scores[direction])]] = cleaning.code(f"score {direction}")
         if missing:
             raise InputError(
-                f"{missing:,} pairs that {', '.join(sorted({unit.part.paths[0] for unit in units})[:3])} ... hold have "
-                f"no {direction} score by this model. Score them first: dataengine score CONFIG"
+                f"{missing:,} of {total:,} pairs that cleaning keeps of {_name_files(units)} have no {direction} score "
+                "by this model. Score them first: dataengine score CONFIG (all slices, if there are several)."
             )
     return decided
+
+
+def _name_files(units: Sequence[CleanRecords]) -> str:
+    paths = list(dict.fromkeys(unit.part.paths[0] for unit in units))
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1:,} more files"
 
 
 def count_reasons(codes: Codes, cleaning: Cleaning) -> dict[str, int]:

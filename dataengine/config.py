@@ -109,6 +109,8 @@ class StreamConfig(_Section):
             raise ValueError("`adjacent: false` goes with `directions`")
         if self.documents and (self.keys or self.scores or self.clean.pair_rules):
             raise ValueError("`keys`, `scores` and `clean.pair_rules` go with `pairs`")
+        if self.documents and self.clean.min_language_score and not self.language:
+            raise ValueError("`clean.min_language_score` needs the stream's `language`, such as en")
         if self.pairs and (self.language or self.clean.document_rules):
             raise ValueError("`language` and `clean.document_rules` go with `documents`")
         known = ("text",) if self.documents else ("pair", *self.codes)

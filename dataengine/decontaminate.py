@@ -54,7 +54,7 @@ class EvaluationTexts:
         texts: list[str] = []
         for path in paths:
             found = len(texts)
-            texts += _read_texts(Path(path))
+            texts += _read_texts(str(path))
             if len(texts) == found:
                 raise InputError(f"evaluation set {path} holds no text. Give a file that does, or leave it out.")
         return EvaluationTexts.from_texts(texts, shortest_words=shortest_words, ngram_words=ngram_words)
@@ -123,8 +123,8 @@ class _Finder:
         return found
 
 
-def _read_texts(path: Path) -> Iterator[str]:
-    suffix = Path(path.stem).suffix if path.suffix in {".gz", ".zst"} else path.suffix
+def _read_texts(path: str) -> Iterator[str]:
+    suffix = Path(path.removesuffix(".gz").removesuffix(".zst")).suffix
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue

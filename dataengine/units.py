@@ -190,8 +190,8 @@ class Reading:
         self.rejected[reject.reason] = self.rejected.get(reject.reason, 0) + 1
         bad = sum(self.rejected.values())
         if bad <= _REJECTS:
-            place = {"file": self._part.paths[0], "part_start": self._part.start}
-            self._written.append(orjson.dumps({**place, **asdict(reject)}, option=orjson.OPT_APPEND_NEWLINE))
+            # Without the file's name: a unit does not depend on where its input lies.
+            self._written.append(orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE))
         seen = self.usable + bad
         if bad > _EARLY_RECORDS / 2 and bad > seen / 2 and seen >= _EARLY_RECORDS:
             raise InputError(
