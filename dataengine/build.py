@@ -43,7 +43,7 @@ from dataengine.tokens import Tokenizer, load_tokenizer, token_dtype
 from dataengine.units import SCHEMA, Keep, Receipt, Unit, fingerprint_of, identity_of, publish_keep
 
 MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
-TAIL_TOKENS = 1 << 26  # a PackTails unit packs at least so many, if there are
+TAIL_TOKENS = 1 << 26  # a PackTails unit packs at least so many; if there are fewer, the build itself does
 
 Round = tuple[str, Sequence[Unit]]  # what it does, in a word for the progress bar, and its units
 Rounds = Generator[Round, list[Receipt], "T"]
@@ -339,8 +339,9 @@ def clean_stream(plan: StreamPlan, config: Config, store: Store, *, with_scores:
     receipts = yield "cleaning", units
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
     if plan.cleaning.subsets and not any(receipt.dropped.get("subset") for receipt in receipts):
+        names = " or ".join(plan.cleaning.subsets)
         print(
-            f"note: stream '{plan.name}': no record's {plan.records.label_key} is {' or '.join(plan.cleaning.subsets)}; "
+            f"note: stream '{plan.name}': no record's {plan.records.label_key} is {names}; "
             f"is streams.{plan.name}.clean.subsets right?",
             file=sys.stderr,
         )
@@ -386,7 +387,7 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         packed = [MergeRuns(plan.format, runs, number, ranges, tokens // ranges) for number in range(ranges)]
         packed_receipts = yield "shuffling", packed
     tails = _tail_units(packed, packed_receipts, plan.format)
-    tail_receipts = yield "packing", tails
+    tail_receipts = (yield "packing", tails) if tails else []
     rejects = {
         f"{part.paths[0]}{f' after byte {part.start}' if part.start else ''}": f"{unit.folder}/rejects.jsonl"
         for part, unit, receipt in zip(plan.parts, units, receipts, strict=True)
@@ -396,7 +397,9 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
 
 
 def _tail_units(units: Sequence[Unit], receipts: Sequence[Receipt], form: TokenFormat) -> list[PackTails]:
-    """The units that pack the tails of consecutive units together."""
+    """The units that pack the tails of consecutive units together; none if there is little to pack."""
+    if sum(receipt.tail for receipt in receipts) < TAIL_TOKENS:
+        return []
     groups: list[tuple[list[str], int]] = []
     for unit, receipt in zip(units, receipts, strict=True):
         if not groups or groups[-1][1] >= TAIL_TOKENS:
@@ -455,8 +458,9 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
     writer = ShardWriter(
         lambda name, content: store.write(f"{plan.folder}/{name}", content), plan.format.shards, first=len(shards)
     )
-    for tail_unit in packed.tails:
-        writer.add(packer.add(read_npy(store, f"{tail_unit.folder}/tail.npy")))
+    with ThreadPoolExecutor(16) as pool:
+        for tail in pool.map(lambda unit: read_npy(store, f"{unit.folder}/tail.npy"), packed.tails or packed.units):
+            writer.add(packer.add(tail))
     remainder = packer.tail
     shards += writer.finish()
     if not shards:
@@ -501,9 +505,12 @@ def _segments(packed: Packed, width: int) -> list[list[int]]:
         at += tokens
     left: list[list[int]] = []
     number = 0
-    for unit, receipt in zip(packed.tails, packed.tail_receipts, strict=True):
-        room = width * sum(shard.samples for shard in receipt.shards)
-        for _ in unit.units:
+    groups = [
+        (len(unit.units), width * sum(shard.samples for shard in receipt.shards))
+        for unit, receipt in zip(packed.tails, packed.tail_receipts, strict=True)
+    ]
+    for units, room in groups or [(len(packed.units), 0)]:
+        for _ in range(units):
             tail = packed.receipts[number].tail
             here = min(tail, room)
             rows.append([number, at, own[number], here])

@@ -377,14 +377,15 @@ def _all_usable(columns: Sequence[list[Any]], labels: list[Any], before: int, fo
 
 def _clean_column(texts: list[str], form: RecordFormat) -> list[str] | None:
     """Usable texts as they are used; None if one is empty or has a NUL."""
+    if not form.one_line:  # texts may be long: look at them without a copy
+        usable = all(texts) and not any(map(str.isspace, texts)) and not any("\0" in text for text in texts)
+        return texts if usable else None
     stripped = list(map(str.strip, texts))
     if not all(stripped):
         return None
     joined = "".join(stripped)
     if "\0" in joined:
         return None
-    if not form.one_line:
-        return texts
     return stripped if len(joined.splitlines()) == 1 else [_one_line(text) for text in stripped]
 
 

@@ -32,7 +32,7 @@ _USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
 _SELF_CHECK_TEXTS = 400
 _CHECK_VERSION = 1  # raise when the conversion or the check changes
 _RENEW_TOKENS = 2048  # for each id of the vocabulary: gigatoken is then loaded anew, for it keeps all words it has seen
-_CHECK_FIRST = 1 << 16  # characters at the beginning of a unit, and _CHECK_TEXTS at most, in which all are compared
+_CHECK_FIRST = 1 << 14  # characters at the beginning of a unit, and _CHECK_TEXTS at most, in which all are compared
 _CHECK_TEXTS = 1000
 _CHECK_EVERY = 2000  # after them, one text in so many is: the references are 10 to 30 times slower
 _CHECK_LENGTH = 2048  # characters of a text that are compared, for some texts are whole books
@@ -79,7 +79,7 @@ def load_tokenizer(
 
     `eos_token` overrides the model's own end-of-sentence token. Engine "auto" is gigatoken, one a process, if its ids
     of 400 odd texts are the reference's, else the reference. It then compares its ids with the reference's in the
-    first 65,536 characters (1,000 texts at most) and later in one text in 2,000, of each text at most 2,048
+    first 16,384 characters (1,000 texts at most) and later in one text in 2,000, of each text at most 2,048
     characters; `encode` and `encode_flat` raise InputError at a difference. Raises InputError if the file cannot be
     used.
     """

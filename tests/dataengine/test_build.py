@@ -146,7 +146,7 @@ def test_a_stream_is_shared_and_a_changed_source_rebuilds_only_its_unit(
         file.write('{"text": "one more"}\n')
     assert [built.new for built in build(config, workers=1).streams] == [True]
     new = {path.name for path in Path(config.store, "units").iterdir()} - first
-    assert len(new) == 2  # the file's, and that of the tails
+    assert len(new) == 1
 
 
 def test_units_may_be_removed_after_a_build(make_config: ConfigMaker) -> None:
