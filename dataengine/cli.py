@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+import re
+import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +18,8 @@ from dataengine.tables import table
 if TYPE_CHECKING:
     from dataengine.build import BuildResult
     from dataengine.config import Config
-    from dataengine.engines import Engine
+    from dataengine.engines import Engine, OthersNotDoneError
+    from dataengine.manifest import Manifest
 
 _STORES = (
     "Sources and `store` may be local or s3://bucket/prefix (credentials as the AWS tools find them; S3_ENDPOINT_URL "
@@ -22,24 +28,45 @@ _STORES = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, 2 for unusable input, or 130 after Ctrl-C."""
-    parser = _make_parser()
+    """Run the command line; exit with 0, 2 for unusable input, 3 if others have to go on first, 130 after Ctrl-C."""
     # argparse gives no `nargs="*"` what follows an option, so overrides after one arrive as unknown.
-    options, rest = parser.parse_known_args(arguments)
-    if unknown := [argument for argument in rest if argument.startswith("-")]:
-        parser.error(f"unknown option {' '.join(unknown)}")
-    if rest and not hasattr(options, "overrides"):
-        parser.error(f"unknown argument {' '.join(rest)}")
-    if rest:
-        options.overrides += rest
-    if getattr(options, "workers", None) is not None and options.workers < 1:
-        parser.error("--workers must be at least 1")
+    options, rest = _make_parser().parse_known_args(arguments)
+    _check_usage(options, rest)
+    options.overrides += rest
     run: Callable[[argparse.Namespace], None] = options.run
     try:
-        sys.exit(run_command(lambda: run(options)))
+        code = run_command(lambda: run(options))
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `dataengine inspect ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _check_usage(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """End with the command's usage if what it was given does not go together."""
+    parser: argparse.ArgumentParser = options.parser
+    known = re.findall(r"--[a-z-]+", parser.format_usage())
+    for word in rest:
+        if word.startswith("-"):
+            near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+            parser.error(f"unknown option {word}" + (f" (did you mean {near[0]}?)" if near else ""))
+    if options.command == "build" and options.sample_bytes and not options.dry_run:
+        parser.error("--sample goes with --dry-run")
+    if options.command == "build" and options.ray_address and options.engine != "ray":
+        parser.error("--ray-address goes with --engine ray")
+    if options.command == "plan" and options.text and not options.steps:
+        parser.error("--text goes with --steps")
+
+
+_CONFIGS = {
+    "CONFIG": "the experiment's YAML file",
+    "CONFIG|MANIFEST": "the experiment's YAML file, or a built manifest.json",
+    "CONFIG|FOLDER": "the experiment's YAML file, or the folder or URL of one stream",
+}
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -51,9 +78,12 @@ def _make_parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], None], help: str, description: str, example: str,
                 *, config: str = "CONFIG") -> argparse.ArgumentParser:  # fmt: skip
-        made = commands.add_parser(name, help=help, description=description, epilog=f"example: dataengine {example}")
-        made.set_defaults(run=run)
-        made.add_argument("config", metavar=config, help="the experiment's YAML file" if config == "CONFIG" else None)
+        made = commands.add_parser(
+            name, help=help, description=textwrap.fill(description, 79), epilog=f"example:\n  dataengine {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )  # fmt: skip
+        made.set_defaults(run=run, parser=made)
+        made.add_argument("config", metavar=config, help=_CONFIGS[config])
         made.add_argument(
             "overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, such as batch_size=64"
         )
@@ -76,8 +106,9 @@ def _make_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true", help="estimate tokens, time, disk and drops from a sample; write no stream"
     )
     build.add_argument(
-        "--sample", metavar="BYTES", default="4M", help="with --dry-run: read so much of each stream (default: 4M)"
-    )
+        "--sample", dest="sample_bytes", metavar="BYTES",
+        help="with --dry-run: read about so much of each stream (default: 4M)",
+    )  # fmt: skip
 
     worker = command(
         "worker", _worker, "one slice of a build, for a job array",
@@ -89,7 +120,7 @@ def _make_parser() -> argparse.ArgumentParser:
     worker.add_argument("--slice", required=True, metavar="I/N", help="slice I of N, from 1/N to N/N")
     worker.add_argument(
         "--wait", type=float, metavar="SECONDS", default=86_400.0,
-        help="wait so long for other slices (default: a day); 0 ends after what can be done, to be started again",
+        help="wait so long for other slices (default: a day), then end with exit code 3, to be started again",
     )  # fmt: skip
     _add_workers(worker)
     finalize = command(
@@ -98,17 +129,17 @@ def _make_parser() -> argparse.ArgumentParser:
         "are not done.",
         "finalize yamls/uni_en_zh.yaml --slices 64 store=s3://bucket/store",
     )  # fmt: skip
-    finalize.add_argument("--slices", type=int, default=1, metavar="N", help="the number of slices, to name those left")
+    finalize.add_argument("--slices", type=_positive, metavar="N", help="the number of slices, to name those left")
 
     score = command(
         "score", _score, "score pairs by a COMET model",
         "Score the pairs that cleaning keeps, for streams with `scores`, by a reference-free COMET model such as "
         "CometKiwi. Scores are kept in the store by pair and model: a score is never computed twice, a killed run goes "
         "on, and a new threshold costs a build but no scoring.",
-        "score yamls/last_all_filtered.yaml --device cuda",
+        "score yamls/parallel_last_all_filtered.yaml --device cuda",
     )  # fmt: skip
     score.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    score.add_argument("--batch-size", type=int, default=64, metavar="N", help="pairs at a time (default: 64)")
+    score.add_argument("--batch-size", type=_positive, default=64, metavar="N", help="pairs at a time (default: 64)")
     score.add_argument("--slice", default="1/1", metavar="I/N", help="score slice I of N, such as one for each GPU")
     score.add_argument("--stream", action="append", metavar="NAME", help="only this stream (may be repeated)")
     _add_workers(score)
@@ -117,11 +148,11 @@ def _make_parser() -> argparse.ArgumentParser:
         "inspect", _inspect, "what cleaning drops, and what samples hold",
         "Show how many records each rule drops, with examples from the sources; or a sample with the files and lines "
         "that it is made of; or the samples that hold a source line.",
-        "inspect yamls/mini/uni_en_zh.yaml --stream en-zh --reason length_ratio --count 20",
+        "inspect yamls/parallel_last_all_filtered.yaml --stream en-zh --reason length_ratio --count 20",
     )  # fmt: skip
     inspect.add_argument("--stream", action="append", metavar="NAME", help="only this stream (may be repeated)")
     inspect.add_argument("--reason", metavar="NAME", help="examples of this reason only")
-    inspect.add_argument("--count", type=int, default=3, metavar="N", help="examples of each reason (default: 3)")
+    inspect.add_argument("--count", type=_positive, default=3, metavar="N", help="examples of each reason (default: 3)")
     inspect.add_argument("--sample", type=int, metavar="K", help="with one --stream: sample K of the built stream")
     inspect.add_argument("--line", metavar="FILE:LINE", help="the samples that hold this line of a source")
     _add_workers(inspect)
@@ -135,11 +166,11 @@ def _make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     plan.add_argument("--steps", metavar="A:B", help="the counts and sample ids of steps A to B - 1")
     plan.add_argument(
-        "--text", type=int, metavar="N", help="with --steps: the text of the first N samples of each step"
+        "--text", type=_positive, metavar="N", help="with --steps: the text of the first N samples of each step"
     )
     plan.add_argument("--plot", metavar="FILE", help="draw mix and tokens over steps: .png, .svg, .pdf or .html")
     plan.add_argument("--diff", metavar="OTHER", help="the first step at which OTHER (config or manifest) differs")
-    plan.add_argument("--nodes", type=int, default=1, metavar="N", help="machines that read (default: 1)")
+    plan.add_argument("--nodes", type=_positive, default=1, metavar="N", help="machines that read (default: 1)")
     plan.add_argument("--tokens-per-second", type=float, metavar="X", help="also say how many hours the run takes")
 
     command(
@@ -161,7 +192,15 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _add_workers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: the processors of this machine)")
+    parser.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes (default: the processors of this machine)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 on, got {text}")
+    return int(text)
 
 
 # The commands import what they need themselves, so that --help answers at once.
@@ -176,6 +215,43 @@ def _load(options: argparse.Namespace) -> tuple[Config, int]:
     return config, getattr(options, "workers", None) or default_workers()
 
 
+def _again(options: argparse.Namespace, command: str, *more: str) -> str:
+    """Another command about the same experiment, to be typed next."""
+    return shlex.join(["dataengine", command, options.config, *more, *options.overrides])
+
+
+def _read_manifest(options: argparse.Namespace, config: Config) -> Manifest:
+    """The manifest of an experiment that is built."""
+    from dataengine.build import experiment_url
+    from dataengine.manifest import read_manifest
+    from dataengine.storage import open_store
+
+    if open_store(config.store).size(f"experiments/{config.name}/manifest.json") is None:
+        raise InputError(f"'{config.name}' is not built in {config.store}. Build it first: {_again(options, 'build')}")
+    return read_manifest(experiment_url(config))
+
+
+def _read_built(options: argparse.Namespace, config: Config) -> Manifest:
+    """The manifest of an experiment that is built as its config stands now."""
+    import yaml
+
+    from dataengine.config import dump_config
+    from dataengine.storage import open_store
+
+    manifest = _read_manifest(options, config)
+    built = yaml.safe_load(open_store(config.store).read(f"experiments/{config.name}/config.yaml"))
+    now = yaml.safe_load(dump_config(config))
+    if changed := [key for key in now if now[key] != built.get(key) and key not in _NOT_IN_PLAN]:
+        raise InputError(
+            f"'{config.name}' was built with other settings ({', '.join(changed)}). "
+            f"Build it as they are now: {_again(options, 'build')}"
+        )
+    return manifest
+
+
+_NOT_IN_PLAN = ("out", "store", "model", "train", "evaluate", "tokenizer_engine")
+
+
 def _build(options: argparse.Namespace) -> None:
     from pathlib import Path
 
@@ -188,9 +264,9 @@ def _build(options: argparse.Namespace) -> None:
     if options.dry_run:
         from dataengine.estimate import describe_estimate
 
-        sample = parse_count(options.sample)
-        if not isinstance(sample, int):
-            raise InputError(f"--sample {options.sample} is no number of bytes, such as 4M")
+        sample = parse_count(options.sample_bytes or "4M")
+        if not isinstance(sample, int) or sample < 1:
+            raise InputError(f"--sample {options.sample_bytes} is no number of bytes, such as 4M")
         print(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
         return
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
@@ -209,13 +285,15 @@ def _worker(options: argparse.Namespace) -> None:
     try:
         work(config, SliceEngine(number, slices, workers, options.wait))
     except OthersNotDoneError as waits:
-        print(f"slice {options.slice} is done with {waits.title}; others are not: slices {waits.words}. "
-              "Start this slice again when they are.")  # fmt: skip
-    else:
+        again = _again(options, "worker", "--slice", options.slice)
         print(
-            f"slice {options.slice} is done with all its units. "
-            f"When all slices are: dataengine finalize {options.config}"
+            f"slice {options.slice} has done its part of {waits.title} and waits for {_left(waits, slices)}. "
+            f"When they are done, start this one again: {again}",
+            file=sys.stderr,
         )
+        sys.exit(3)
+    print(f"slice {options.slice} is done with all its units. When all slices are: "
+          f"{_again(options, 'finalize', '--slices', str(slices))}")  # fmt: skip
 
 
 def _finalize(options: argparse.Namespace) -> None:
@@ -224,12 +302,22 @@ def _finalize(options: argparse.Namespace) -> None:
 
     config, _ = _load(options)
     try:
-        print(describe_build(build(config, engine=FinishedEngine(options.slices))))
+        print(describe_build(build(config, engine=FinishedEngine(options.slices or 1))))
     except OthersNotDoneError as waits:
+        left = _left(waits, options.slices) if options.slices else _units(sum(waits.left.values()))
         raise InputError(
-            f"{waits.title} is not done: slices {waits.words} of {options.slices} have units left. Start those workers "
-            f"again, or do the rest here: dataengine build {options.config}"
+            f"{waits.title} is not finished; to be done: {left}. Start their workers again, or do the rest here: "
+            f"{_again(options, 'build')}"
         ) from None
+
+
+def _left(waits: OthersNotDoneError, slices: int) -> str:
+    """Which slices have units left, in words."""
+    return ", ".join(f"slice {number + 1}/{slices} ({_units(count)})" for number, count in sorted(waits.left.items()))
+
+
+def _units(count: int) -> str:
+    return f"{count:,} unit{'s' if count > 1 else ''}"
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -254,13 +342,13 @@ def _inspect(options: argparse.Namespace) -> None:
 
     config, workers = _load(options)
     if options.line is not None:
-        print(inspection.describe_line(config, options.line))
+        print(inspection.describe_line(_read_built(options, config), open_store(config.store), options.line))
         return
     names = _names(config, options.stream, list(config.streams_in_use))
     if options.sample is not None:
         if len(names) != 1:
-            raise InputError("--sample needs the --stream whose sample it is")
-        print(inspection.describe_sample(config, names[0], options.sample))
+            raise InputError(f"--sample needs the --stream whose sample it is, one of {', '.join(names)}")
+        print(inspection.describe_sample(_read_built(options, config), config, names[0], options.sample))
         return
     prepared = prepare(config, open_store(config.store))
     print(
@@ -291,24 +379,35 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from dataengine.verify import verify
+    from dataengine.storage import open_store
+    from dataengine.verify import open_stream, verify
 
-    target = _load(options)[0] if options.config.endswith((".yaml", ".yml")) else options.config
-    problems, shards, size = verify(target)
+    if options.config.endswith((".yaml", ".yml")):
+        config, _ = _load(options)
+        store, streams = open_store(config.store), _read_manifest(options, config).streams
+        remedy = (
+            f"Remove the folders of the streams named here, and {store.url}/units (on a disk its files are the same "
+            f"ones), then build again: {_again(options, 'build')}"
+        )
+    elif options.overrides:
+        raise InputError(f"settings ({' '.join(options.overrides)}) go with a config; {options.config} is a folder")
+    else:
+        store, stream = open_stream(options.config)
+        streams, remedy = (stream,), "Fetch or build this stream again."
+    problems, shards, size = verify(store, streams)
     if problems:
-        raise InputError("\n".join([*problems, f"{len(problems):,} of {shards:,} shards and indexes are not whole."]))
+        found = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} in {shards:,} shards. {remedy}"
+        raise InputError("\n".join([*problems, found]))
     print(f"{shards:,} shards, {size:,} bytes: all as they were written")
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dataengine.build import experiment_url
     from dataengine.export import export
-    from dataengine.manifest import read_manifest
     from dataengine.shards import ShardFormat
     from dataengine.storage import open_store
 
     config, _ = _load(options)
-    manifest = read_manifest(experiment_url(config))
+    manifest = _read_built(options, config)
     first, last = _parse_steps(options.steps) if options.steps else (0, manifest.schedule.steps)
     form = ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression)
     count = export(manifest, open_store(config.store), form, open_store(options.to), first, last)

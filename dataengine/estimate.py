@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -17,14 +20,17 @@ from dataengine import cleaning, dedup, pairs
 from dataengine.build import Preparation, StreamPlan, make_manifest
 from dataengine.errors import InputError
 from dataengine.manifest import Stream
+from dataengine.objects import open_file
 from dataengine.shards import Shard, StoredFile, compress, encode_shard
 from dataengine.sources import Records, SourcePart
 from dataengine.tables import size_words, table
+from dataengine.tokens import join_documents
 from dataengine.units import Reading, select
 
 SAMPLE_BYTES = 4 * 10**6  # read of each stream
 _PLACES = 8  # parts that a sample is spread over
 _BATCH = 500
+_STEP = 1 << 12  # bytes of an archive decompressed at a time
 
 
 @dataclass
@@ -50,71 +56,158 @@ class StreamEstimate:
 
 
 def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstimate:
-    """Read a sample of a stream and take it through cleaning and tokenizing. Writes nothing."""
+    """Read a sample of a stream and take it through cleaning and tokenizing. Writes nothing into the store.
+
+    A sample that is the whole stream gives the counts of the build (but for scores, and exchanged targets).
+    """
     made = StreamEstimate(plan.name, sum(part.size for part in plan.parts), max(part.size for part in plan.parts))
     tokenizer, dtype, bos_id = plan.format.load()
-    places = np.unique(np.linspace(0, len(plan.parts) - 1, min(_PLACES, len(plan.parts))).round().astype(int)).tolist()
+    places = list(range(len(plan.parts)))
+    if made.bytes > sample_bytes:
+        places = np.unique(np.linspace(0, len(plan.parts) - 1, _PLACES).round().astype(int)).tolist()
+    kept: list[tuple[int, Records]] = []  # number of the part, records
     keys = [np.empty(0, dedup.KEY)]
-    tokens = [np.empty(0, dtype)]
     begun = time.perf_counter()
     with tqdm(total=min(sample_bytes, made.bytes), desc=f"sampling {plan.name}", unit="B", unit_scale=True,
               file=sys.stderr, disable=None) as bar:  # fmt: skip
         for place in places:
-            for batch in _sample(plan, plan.parts[place], sample_bytes // len(places), made):
-                kept = batch
+            part = plan.parts[place]
+            wanted = sample_bytes // len(places) if made.bytes > sample_bytes else part.size
+            for batch in _sample(plan, part, wanted, made):
                 if plan.cleaning is not None:
                     codes = cleaning.check_records(batch, plan.cleaning)
                     made.dropped.update(cleaning.count_reasons(codes, plan.cleaning))
-                    kept = select(batch, codes == 0)
-                    if plan.cleaning.finds_duplicates and kept.lines:
-                        numbers = made.kept + np.arange(len(kept.lines))
-                        keys.append(cleaning.duplicate_keys(kept, plan.cleaning, numbers))
-                made.kept += len(kept.lines)
-                if kept.lines:
-                    ids, lengths = tokenizer.encode_flat(_texts(plan, kept))
-                    made.tokens += len(ids) + len(lengths) * (1 if bos_id is None else 2)
-                    tokens.append(ids.astype(dtype))
+                    batch = select(batch, codes == 0)
+                    if plan.cleaning.finds_duplicates and batch.lines:
+                        numbers = made.kept + np.arange(len(batch.lines))
+                        keys.append(cleaning.duplicate_keys(batch, plan.cleaning, numbers))
+                made.kept += len(batch.lines)
+                kept.append((place, batch))
             bar.update(min(made.sampled_bytes, sample_bytes) - bar.n)
-    made.seconds = time.perf_counter() - begun
     if plan.cleaning is not None and plan.cleaning.finds_duplicates:
-        _, twins, kinds = dedup.find_duplicates([dedup.sort_keys(np.concatenate(keys))])
-        records, first = np.unique(twins, return_index=True)
-        made.dropped.update(plan.cleaning.reasons[kind - 1] for kind in kinds[first].tolist())
-        made.tokens = round(made.tokens * (1 - len(records) / max(made.kept, 1)))
-        made.kept -= len(records)
+        kept = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
+    tokens = [np.empty(0, dtype)]
+    before: Counter[int] = Counter()  # pairs of a part, whose directions take turns
+    for place, batch in kept:
+        ids, lengths = tokenizer.encode_flat(_texts(plan, batch, before[place]))
+        tokens.append(join_documents(ids, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)[0])
+        before[place] += len(batch.lines)
+    made.seconds = time.perf_counter() - begun
+    made.tokens = sum(map(len, tokens))
     made.bytes_per_token = _stored_size(plan, np.concatenate(tokens))
     return made
 
 
+def _drop_duplicates(
+    batches: list[tuple[int, Records]], keys: NDArray[Any], by: cleaning.Cleaning, made: StreamEstimate
+) -> list[tuple[int, Records]]:
+    """Leave out, and count, what has a key of an earlier record of the sample."""
+    _, twins, kinds = dedup.find_duplicates([dedup.sort_keys(keys)])
+    records, first = np.unique(twins, return_index=True)
+    made.dropped.update(by.reasons[kind - 1] for kind in kinds[first].tolist())
+    fresh = np.ones(made.kept, bool)
+    fresh[records] = False
+    made.kept -= len(records)
+    ends = np.cumsum([len(batch.lines) for _, batch in batches])[:-1]
+    return [(place, select(batch, k)) for (place, batch), k in zip(batches, np.split(fresh, ends), strict=True)]
+
+
 def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimate) -> Iterator[Records]:
-    """Batches from the start of a part until about `wanted` bytes are read; counts them and the unusable records."""
-    read = before = 0
+    """Batches of records from about the first `wanted` bytes of a part; counts them, and the unusable ones.
+
+    Bytes and records have to be of the same stretch, or the estimate is wrong: what a reader has read ahead counts as
+    neither.
+    """
+    by_line = part.format in ("jsonl", "tsv") or (part.format == "text" and plan.records.split == "line")
+    used, read, before = part.size, 0, 0
 
     def hear(count: int) -> None:
         nonlocal read
         read += count
 
-    reading = Reading(part, plan.records, hear)
-    whole = True
-    for batch in reading.batches(_BATCH):
-        if before and read > before >= wanted:  # what was read before is used up: the count of bytes is right
-            whole = False
-            break
-        before = read
-        made.records += len(batch.lines)
-        yield batch
+    with TemporaryDirectory() as folder:
+        if by_line and part.size > wanted:
+            part, used = _first_lines(part, wanted, Path(folder))
+        reading = Reading(part, plan.records, hear)
+        held: list[Records] = []
+        for batch in reading.batches(_BATCH if by_line else 1):
+            if not by_line and read > before:  # the first record of another block; Parquet says so one block later
+                done = read if part.format == "parquet" else before
+                if done >= max(wanted, 1) and read < part.size:
+                    used = done
+                    break
+                before = read
+            made.records += len(batch.lines)
+            held.append(batch)
+            if by_line or len(held) == _BATCH:
+                yield _join(held)
+                held = []
+        if held:
+            yield _join(held)
     made.records += sum(reading.rejected.values())
     made.rejected.update(reading.rejected)
-    made.sampled_bytes += part.size if whole else before
+    made.sampled_bytes += used
 
 
-def _texts(plan: StreamPlan, batch: Records) -> list[str]:
+def _join(batches: Sequence[Records]) -> Records:
+    if len(batches) == 1:
+        return batches[0]
+    columns = zip(*(batch.texts for batch in batches), strict=True)
+    return Records(
+        [line for batch in batches for line in batch.lines],
+        tuple([text for texts in column for text in texts] for column in columns),
+        [label for batch in batches for label in batch.labels],
+        [],
+    )
+
+
+def _first_lines(part: SourcePart, wanted: int, folder: Path) -> tuple[SourcePart, int]:
+    """The lines in the first `wanted` bytes of a part, as a plain file in `folder`, and how many bytes these are."""
+    path = part.paths[0]
+    with open_file(path, part.start, part.start + wanted, part.versions[0]) as file:
+        stored = file.read()
+    text, used = stored, len(stored)
+    if path.lower().endswith((".gz", ".zst")):
+        text, used = _decompress_start(stored, path)
+    end = text.rfind(b"\n") + 1 or len(text)
+    name = folder / f"the beginning of {Path(path).name} (plain)"
+    name.write_bytes(text[:end])
+    return SourcePart((str(name),), ("",), part.format, 0, end, end, ""), round(used * end / max(len(text), 1))
+
+
+def _decompress_start(stored: bytes, path: str) -> tuple[bytes, int]:
+    """What the start of an archive holds, and the bytes of it that this takes."""
+    from isal import isal_zlib
+
+    make: Callable[[], Any] = (
+        (lambda: isal_zlib.decompressobj(wbits=31))
+        if path.lower().endswith(".gz")
+        else zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+    )
+    decompressor, texts, used, at = make(), [], 0, 0
+    while at < len(stored):
+        if decompressor.eof:
+            decompressor = make()
+        piece = stored[at : at + _STEP]
+        try:
+            text = decompressor.decompress(piece)
+        except (isal_zlib.error, zstandard.ZstdError) as error:  # type: ignore[misc]
+            raise InputError(f"{path}: broken archive: {error}. Fetch the file again.") from None
+        at += len(piece) - (len(decompressor.unused_data) if decompressor.eof else 0)
+        if text:
+            texts.append(text)
+            used = at
+    return b"".join(texts), used
+
+
+def _texts(plan: StreamPlan, batch: Records, first: int) -> list[str]:
+    """The documents of records; `first` is the number of the first pair in its part."""
     if not plan.languages:
         return batch.texts[0]
     columns = dict(zip(plan.languages, batch.texts, strict=True))
     if plan.sides:
         return pairs.write_sides(columns, plan.sides, plan.languages)
-    return pairs.write_pairs(columns, 0, plan.directions, plan.languages)
+    return pairs.write_pairs(columns, first, plan.directions, plan.languages)
 
 
 def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
@@ -145,13 +238,20 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
                 _duration(one.seconds / max(one.sampled_bytes, 1) * max(one.bytes / workers, one.largest_part)),
             )
         )
-    lines = ["estimated from a sample; nothing was written", "", *table(rows)]
+    lines = [
+        "estimated from a sample; nothing was written but the hashes of the sources "
+        f"({prepared.store.url}/source_hashes.json), which the build takes up",
+        "",
+        *table(rows),
+    ]
     for one in made:
         for reason, count in (*one.rejected.most_common(), *one.dropped.most_common()):
             word = "unusable" if reason in one.rejected else "dropped"
             lines.append(f"{one.name}: {count / max(one.records, 1):.2%} {word}: {reason}")
         if any(reason.startswith(("duplicate", "near")) for reason in one.dropped) and one.scale > 1:
             lines.append(f"{one.name}: duplicates are those within the sample; the whole has more")
+        if prepared.config.streams[one.name].scores:
+            lines.append(f"{one.name}: what `scores` will drop is not counted here")
     return "\n".join([*lines, "", _describe_fit(prepared, made)])
 
 

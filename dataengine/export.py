@@ -28,10 +28,14 @@ def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, f
     if `target` holds another export.
     """
     if not 0 <= first < last <= manifest.schedule.steps:
-        raise InputError(f"--steps {first}:{last}: the schedule has steps 0 to {manifest.schedule.steps:,}")
+        raise InputError(
+            f"--steps {first}:{last} is not within the schedule, whose {manifest.schedule.steps:,} steps are "
+            f"0:{manifest.schedule.steps}"
+        )
     about = {"plan_id": manifest.plan_id, "first_step": first, "last_step": last, "batch_size": manifest.batch_size}
     about |= {"samples_per_shard": form.samples_per_shard, "compression": form.compression, "hashes": list(form.hashes)}
     _claim(target, orjson.dumps(about, option=orjson.OPT_INDENT_2))
+    target.remove_leftovers("")
     width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
     readers = [StreamReader(store, stream, width, dtype) for stream in manifest.streams]
     there = target.sizes("")
@@ -71,7 +75,15 @@ def _claim(target: Store, about: bytes) -> None:
     try:
         found = target.read("export.json")
     except FileNotFoundError:
+        if there := target.sizes(""):
+            raise InputError(
+                f"{target.url} holds other files ({next(iter(there))} ...). Give a folder that is empty or new."
+            ) from None
         target.write("export.json", about)
         return
     if found != about:
-        raise InputError(f"{target.url} holds another export: {found.decode()}. Give an empty folder.")
+        held, wanted = orjson.loads(found), orjson.loads(about)
+        other = ", ".join(
+            f"{key} {held.get(key)} (now {wanted[key]})" for key in wanted if held.get(key) != wanted[key]
+        )
+        raise InputError(f"{target.url} holds another export: {other}. Give a folder that is empty or new.")

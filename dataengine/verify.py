@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import orjson
 from tqdm import tqdm
 
-from dataengine.build import experiment_url
-from dataengine.config import Config
 from dataengine.errors import InputError
-from dataengine.manifest import Stream, read_manifest
+from dataengine.manifest import Stream
 from dataengine.shards import Shard, StoredFile
 from dataengine.storage import Store, open_store
 from dataengine.streams import read_raw_shard
@@ -22,20 +20,11 @@ from dataengine.streams import read_raw_shard
 _THREADS = 8  # shards fetched and hashed at a time; a shard is about 16 MB
 
 
-def verify(target: Config | str) -> tuple[list[str], int, int]:
-    """Check the streams of an experiment, or the folder (path or URL) of one stream.
-
-    Returns what is wrong, the number of shards and their bytes.
+def verify(store: Store, streams: Sequence[Stream]) -> tuple[list[str], int, int]:
+    """Check streams of a store; return what is wrong, the number of shards and their bytes.
 
     Every shard is read, decompressed if it is compressed, and hashed; a manifest also pins the index of each stream.
     """
-    if isinstance(target, Config):
-        store = open_store(target.store)
-        streams = list(read_manifest(experiment_url(target)).streams)
-    else:
-        folder, _, name = target.rstrip("/").rpartition("/")
-        store = open_store(folder or ".")
-        streams = [_stream_of_index(store, name)]
     problems: list[str] = []
     total = sum(shard.stored.bytes for stream in streams for shard in stream.shards)
     with (
@@ -70,16 +59,24 @@ def _check_index(store: Store, stream: Stream) -> Iterator[str]:
         yield f"{store.url}/{key} is not the one that the manifest was made with"
 
 
-def _stream_of_index(store: Store, name: str) -> Stream:
+def open_stream(folder: str) -> tuple[Store, Stream]:
+    """The stream that a folder's (a path's or a URL's) index.json describes, and the store that the folder is in."""
+    above, _, name = folder.rstrip("/").rpartition("/")
+    store = open_store(above or ("/" if folder.startswith("/") else "."))
     try:
         content = store.read(f"{name}/index.json")
     except FileNotFoundError:
-        raise InputError(f"no index.json in {store.url}/{name}. Name a config, or the folder of a stream.") from None
+        raise InputError(
+            f"no index.json in {folder}. Name a config (.yaml), or the folder of one stream, such as "
+            "STORE/streams/NAME-0123456789ab."
+        ) from None
     shards = []
-    for entry in orjson.loads(content)["shards"]:
-        packed = entry["zip_data"]
-        shards.append(
-            Shard(entry["samples"], StoredFile(**entry["raw_data"]), StoredFile(**packed) if packed else None)
-        )
+    try:
+        for entry in orjson.loads(content)["shards"]:
+            packed = entry["zip_data"]
+            raw = StoredFile(**entry["raw_data"])
+            shards.append(Shard(entry["samples"], raw, StoredFile(**packed) if packed else None))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}/index.json is damaged: {error}. Fetch it, or build the stream, again.") from None
     samples = sum(shard.samples for shard in shards)
-    return Stream(name, name, hashlib.sha256(content).hexdigest(), samples, 0, tuple(shards))
+    return store, Stream(name, name, hashlib.sha256(content).hexdigest(), samples, 0, tuple(shards))

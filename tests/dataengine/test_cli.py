@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import hashlib
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from dataengine.cli import main
-from dataengine.config import dump_config
-from tests.conftest import ConfigMaker
+from dataengine.cli import _make_parser, main
+from dataengine.config import dump_config, load_config
+from tests.conftest import ROOT, ConfigMaker
+
+COMMANDS = ["build", "worker", "finalize", "score", "inspect", "plan", "verify", "export"]
 
 
 def exit_code(arguments: list[str]) -> int:
@@ -18,34 +25,231 @@ def exit_code(arguments: list[str]) -> int:
     return stop.value.code
 
 
-def test_build_prints_tables_and_then_that_there_is_nothing_to_do(
-    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def config_path(make_config: ConfigMaker, tmp_path: Path) -> str:
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(make_config()))
-    assert exit_code(["build", str(path), "--workers", "1", f"store={tmp_path / 'elsewhere'}"]) == 0
+    return str(path)
+
+
+def streams(store: str | Path) -> dict[str, str]:
+    """sha256 of all that is in the streams of a store."""
+    files = sorted(path for path in Path(store, "streams").rglob("*") if path.is_file())
+    return {str(path.relative_to(store)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_build_prints_tables_and_then_that_there_is_nothing_to_do(
+    config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["build", config_path, "--workers", "1", f"store={tmp_path / 'elsewhere'}"]) == 0
     printed = capsys.readouterr().out
     assert "24 samples (50.0%)" in printed
-    assert exit_code(["build", "--workers", "1", str(path), f"store={tmp_path / 'elsewhere'}"]) == 0
+    assert exit_code(["build", "--workers", "1", config_path, f"store={tmp_path / 'elsewhere'}"]) == 0
     assert capsys.readouterr().out.startswith(f"nothing to do: {tmp_path}/elsewhere/experiments/small/")
 
 
 def test_unusable_input_is_one_paragraph_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["build", str(tmp_path / "none.yaml")]) == 2
     path = tmp_path / "none.yaml"
-    assert capsys.readouterr().err == (
-        f"error: cannot read config {path}: No such file or directory. Give the path of a YAML file.\n"
+    assert capsys.readouterr() == (
+        "",
+        f"error: cannot read config {path}: No such file or directory. Give the path of a YAML file.\n",
     )
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["bild"], ["build"], ["build", "x.yaml", "--worker-count", "1"], ["build", "x", "--workers", "0"]]
+    ("arguments", "message"),
+    [
+        ([], "dataengine: error: the following arguments are required: COMMAND"),
+        (["bild"], "invalid choice: 'bild' (choose from 'build', "),
+        (["build"], "dataengine build: error: the following arguments are required: CONFIG"),
+        (
+            ["build", "x.yaml", "--wokers", "1"],
+            "dataengine build: error: unknown option --wokers (did you mean --worke",
+        ),
+        (["build", "x.yaml", "--wokers=1"], "unknown option --wokers=1 (did you mean --workers?)"),
+        (["plan", "x.yaml", "-x"], "dataengine plan: error: unknown option -x\n"),
+        (["build", "x.yaml", "--work", "1"], "unknown option --work"),  # an abbreviation may mean another one tomorrow
+        (["build", "x", "--workers", "0"], "argument --workers: must be a number from 1 on, got 0"),
+        (["build", "x", "--workers", "two"], "argument --workers: must be a number from 1 on, got two"),
+        (["build", "x", "--sample", "4M"], "--sample goes with --dry-run"),
+        (["build", "x", "--ray-address", "here:1"], "--ray-address goes with --engine ray"),
+        (["plan", "x", "--text", "1"], "--text goes with --steps"),
+        (["worker", "x"], "the following arguments are required: --slice"),
+        (["export", "x"], "the following arguments are required: --to"),
+    ],
 )
-def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+def test_wrong_usage_is_exit_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("usage: dataengine")
+    assert message in printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["worker", "--slice", "0/3"], "--slice 0/3 is not of the form I/N with I from 1 to N, such as 3/8"),
+        (["worker", "--slice", "4/3"], "--slice 4/3 is not of the form I/N with I from 1 to N, such as 3/8"),
+        (["worker", "--slice", "3"], "--slice 3 is not of the form I/N with I from 1 to N, such as 3/8"),
+        (["score", "--slice", "1/x"], "--slice 1/x is not of the form I/N with I from 1 to N, such as 3/8"),
+        (["plan", "--steps", "3"], "--steps 3 is not of the form A:B, such as 0:3"),
+        (["plan", "--steps", "a:b"], "--steps a:b is not of the form A:B, such as 0:3"),
+        (["plan", "--steps", "0:17"], "steps 0:17 are not within the schedule's 16 steps (0:16)"),
+        (["build", "--dry-run", "--sample", "much"], "--sample much is no number of bytes, such as 4M"),
+        (["build", "--dry-run", "--sample", "0"], "--sample 0 is no number of bytes, such as 4M"),
+        (["build", "stor=x"], "override stor=x: unknown key 'stor' (did you mean 'store'?)."),
+        (["build", "x"], "override 'x' is not of the form key=value, such as train.max_steps=100"),
+        (["inspect", "--stream", "x"], "--stream x: the stages use mono, en-zh, both"),
+        (["score"], "no stream that the stages use has `scores`: add them to a stream of pairs, such as "),
+    ],
+)
+def test_unusable_values_are_exit_code_2(
+    config_path: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *rest = arguments
+    if command == "plan":
+        assert exit_code(["build", config_path]) == 0
+        capsys.readouterr()
+    assert exit_code([command, config_path, *rest]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_answers_at_once_with_an_example_that_can_be_typed(command: str) -> None:
+    begun = time.monotonic()
+    shown = subprocess.run(
+        [sys.executable, "-m", "dataengine", command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert time.monotonic() - begun < 1
+    assert f"usage: dataengine {command} " in shown
+    example = shown.rpartition("\nexample:\n  dataengine ")[2].replace("$((SLURM_ARRAY_TASK_ID + 1))", "1")
+    options, rest = _make_parser().parse_known_args(shlex.split(example))
+    assert options.command == command
+    assert all("=" in word and not word.startswith("-") for word in rest)
+    if options.config.endswith(".yaml"):
+        load_config(ROOT / options.config, [*options.overrides, *rest])
+
+
+def test_all_commands_are_listed() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "dataengine", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert [line.split()[0] for line in shown.splitlines() if line.startswith("    ")] == COMMANDS
+
+
+def imported(code: str, heavy: tuple[str, ...]) -> str:
+    code = f"import sys; {code}; print(*[m for m in {heavy} if m in sys.modules])"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_the_build_path_imports_no_torch() -> None:
-    heavy = "('torch', 'streaming', 'composer', 'transformers')"
-    code = f"import sys, dataengine.build, dataengine.cli; print([m for m in {heavy} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    heavy = ("torch", "streaming", "composer", "transformers", "pyarrow", "boto3", "botocore", "ray", "comet")
+    assert imported("import dataengine.build, dataengine.cli, dataengine.engines", heavy) == ""
+
+
+def test_the_command_line_itself_imports_little() -> None:
+    assert imported("import dataengine.cli", ("numpy", "pydantic", "yaml", "orjson", "dataengine.build")) == ""
+
+
+def test_settings_may_follow_options(config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "elsewhere"
+    assert exit_code(["build", config_path, f"store={store}", "--workers", "2", "seq_len=64", "batch_size=4"]) == 0
+    assert f"manifest {store}/experiments/small/manifest.json" in capsys.readouterr().out
+    built = load_config(store / "experiments" / "small" / "config.yaml")
+    assert (built.seq_len, built.batch_size) == (64, 4)
+
+
+def test_a_dry_run_says_what_the_build_then_counts(config_path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["build", config_path, "--dry-run"]) == 0
+    estimated = capsys.readouterr().out
+    assert "the schedule fits: 16 steps" in estimated
+    assert exit_code(["build", config_path]) == 0
+    tables = [{row.split()[0]: row.split() for row in printed.splitlines() if row}
+              for printed in (estimated, capsys.readouterr().out)]  # fmt: skip
+    for name in ("mono", "en-zh", "both"):
+        # stream, bytes (a number and its unit), sampled, records, kept, tokens; stream, records, ..., kept, tokens
+        assert tables[0][name][4:7] == [tables[1][name][k] for k in (1, 4, 5)]
+
+
+def test_workers_and_finalize(config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = f"store={tmp_path / 'sliced store'}"
+    whole = tmp_path / "whole"
+    assert exit_code(["build", config_path, f"store={whole}"]) == 0
+    capsys.readouterr()
+
+    def worker(number: int) -> tuple[int, str, str]:
+        code = exit_code(["worker", config_path, "--slice", f"{number}/3", "--wait", "0", "--workers", "1", store])
+        return code, *capsys.readouterr()
+
+    def finalize(*more: str) -> tuple[int, str, str]:
+        code = exit_code(["finalize", config_path, *more, store])
+        return code, *capsys.readouterr()
+
+    # The first round tokenizes six files, two a slice.
+    again = f"dataengine worker {config_path} --slice 1/3 'store={tmp_path}/sliced store'"
+    assert worker(1) == (
+        3,
+        "",
+        "slice 1/3 has done its part of tokenizing and waits for slice 2/3 (2 units), slice 3/3 (2 units). When they "
+        f"are done, start this one again: {again}\n",
+    )
+    rest = f"or do the rest here: dataengine build {config_path} 'store={tmp_path}/sliced store'\n"
+    assert finalize("--slices", "3") == (
+        2,
+        "",
+        "error: tokenizing is not finished; to be done: slice 2/3 (2 units), slice 3/3 (2 units). Start their workers "
+        f"again, {rest}",
+    )
+    assert finalize()[2] == (
+        f"error: tokenizing is not finished; to be done: 4 units. Start their workers again, {rest}"
+    )
+    codes = [worker(number)[0] for _ in range(3) for number in (1, 2, 3)]
+    assert codes[-3:] == [0, 0, 0]
+    done = f"slice 3/3 is done with all its units. When all slices are: dataengine finalize {config_path} --slices 3 "
+    assert worker(3) == (0, f"{done}'store={tmp_path}/sliced store'\n", "")
+    assert not (tmp_path / "sliced store" / "experiments").exists()
+    code, printed, _ = finalize("--slices", "3")
+    assert (code, "24 samples (50.0%)" in printed) == (0, True)
+    assert streams(tmp_path / "sliced store") == streams(whole)
+    assert finalize()[1].startswith("nothing to do: ")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_ends_a_build_with_a_word_and_a_second_start_completes_it(
+    make_config: ConfigMaker, tmp_path: Path, workers: str
+) -> None:
+    config = make_config()
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    whole = tmp_path / "whole"
+    assert exit_code(["build", str(path), f"store={whole}"]) == 0
+    command = [sys.executable, "-m", "dataengine", "build", str(path), "--workers", workers]
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    store = Path(config.store)
+    while not list(store.glob("units/*")) and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    assert error.endswith("stopped; run the same command again to go on\n")
+    assert not (store / "experiments").exists()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert streams(store) == streams(whole)
+    assert not list(store.rglob(".writing-*"))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(config_path: str) -> None:
+    command = [sys.executable, "-m", "dataengine", "plan", config_path, "--steps", "0:16"]
+    assert exit_code(["build", config_path]) == 0
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 141
