@@ -13,11 +13,13 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import orjson
@@ -266,6 +268,11 @@ def _plan_cleaning(stream: StreamConfig) -> Cleaning | None:
         evaluation_paths=evaluation,
         scores=scores.thresholds if scores else {},
         score_model=model_identity(scores.model) if scores else None,
+        versions=(
+            f"unicode {unicodedata.unidata_version}",
+            *([f"fasttext {version('fasttext-predict')}"] if clean.min_language_score else []),
+            *([f"rensa {version('rensa')}"] if clean.near_dedup else []),
+        ),
     )
     return made if made.reasons else None
 
@@ -455,14 +462,19 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
         for _ in pool.map(lambda link: store.link(link[0], f"{plan.folder}/{link[1]}"), links):
             pass
     packer = Packer(width, dtype)
-    writer = ShardWriter(
-        lambda name, content: store.write(f"{plan.folder}/{name}", content), plan.format.shards, first=len(shards)
-    )
+    writes: list[Future[None]] = []
     with ThreadPoolExecutor(16) as pool:
+        writer = ShardWriter(
+            lambda name, content: writes.append(pool.submit(store.write, f"{plan.folder}/{name}", content)),
+            plan.format.shards,
+            first=len(shards),
+        )
         for tail in pool.map(lambda unit: read_npy(store, f"{unit.folder}/tail.npy"), packed.tails or packed.units):
             writer.add(packer.add(tail))
+        shards += writer.finish()
+        for write in writes:
+            write.result()
     remainder = packer.tail
-    shards += writer.finish()
     if not shards:
         raise InputError(
             f"stream '{plan.name}' has {len(remainder):,} tokens, too few for one sample of {width}. "

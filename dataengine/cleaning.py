@@ -52,6 +52,7 @@ class Cleaning:
     evaluation_paths: tuple[str, ...] = field(metadata={"identity": False})
     scores: dict[str, float]  # direction -> least score
     score_model: str | None  # sha256
+    versions: tuple[str, ...] = ()  # of the libraries that judge
 
     @property
     def reasons(self) -> tuple[str, ...]:
