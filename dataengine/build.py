@@ -202,7 +202,7 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
         shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
     )
     _check_shard_size(form, tokenizer.vocab_size)
-    for folder in ("units/", "streams/", ""):
+    for folder in ("", "units/", "keeps/", f"experiments/{config.name}/"):
         store.remove_leftovers(folder)
     known = orjson.loads(_read(store, "source_hashes.json") or b"{}")
     found: dict[str, Any] = {}
@@ -449,6 +449,7 @@ def make_manifest(
 
 def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
     """Gather the shards of the units, then those of their joined tails, into one stream; index.json makes it whole."""
+    store.remove_leftovers(f"{plan.folder}/")
     width, dtype = plan.format.seq_len + 1, token_dtype(plan.vocab_size)
     links = [
         (f"{unit.folder}/documents.npy", f"documents.{number:05d}.npy") for number, unit in enumerate(packed.units)
