@@ -213,12 +213,14 @@ def _texts(plan: StreamPlan, batch: Records, first: int) -> list[str]:
 def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
     """Bytes that a token takes in the store."""
     width = plan.format.seq_len + 1
-    rows = tokens[: len(tokens) // width * width].reshape(-1, width)[: plan.format.shards.samples_per_shard]
-    raw = (width * tokens.dtype.itemsize + 4) / width
-    if plan.format.shards.compression is None or not len(rows):
-        return raw
-    content = encode_shard(rows, plan.format.shards.config(width, tokens.dtype))
-    return len(compress(content, plan.format.shards.compression)) / int(rows.size)
+    rows = tokens[: len(tokens) // width * width].reshape(-1, width)
+    form = plan.format.shards
+    if form.compression is None or not len(rows):
+        return (width * tokens.dtype.itemsize + 4) / width
+    config, size = form.config(width, tokens.dtype), 0
+    for first in range(0, len(rows), form.samples_per_shard):
+        size += len(compress(encode_shard(rows[first : first + form.samples_per_shard], config), form.compression))
+    return size / int(rows.size)
 
 
 def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int = SAMPLE_BYTES) -> str:

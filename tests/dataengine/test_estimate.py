@@ -58,7 +58,7 @@ def test_a_stream_that_is_sampled_whole_has_the_counts_of_its_build(
         },
         "both": {**pairs, "directions": ["en-zh", "zh-en"], "clean": rules},
         "sides": {**pairs, "sides": ["zh", "en"], "clean": rules},
-        "all": {**pairs, "directions": ["zh-en"]},
+        "all": {"pairs": pairs["pairs"][:1], "directions": ["zh-en"]},
     }
     stages = [{"name": "all", "steps": 4, "mix": dict.fromkeys(streams, 1)}]
     config = make_config(streams=streams, stages=stages, **changes)
@@ -70,7 +70,7 @@ def test_a_stream_that_is_sampled_whole_has_the_counts_of_its_build(
         assert (+made.dropped, +made.rejected) == (Counter(built.dropped), Counter(built.rejected))
         assert bool(built.dropped) == (built.stream.name != "all")
         size = sum(shard.stored.bytes for shard in built.stream.shards)
-        assert made.tokens * made.bytes_per_token == pytest.approx(size, rel=0.25)  # a tiny shard packs less well
+        assert made.tokens * made.bytes_per_token == pytest.approx(size, rel=0.06)  # headers of tiny shards
 
 
 FORMS: dict[str, Callable[[bytes], bytes]] = {
