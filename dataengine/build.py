@@ -78,13 +78,13 @@ class StreamPlan:
         assert self.cleaning is not None
         return [CleanRecords(part, self.records, self.cleaning) for part in self.parts]
 
-    def token_unit(self, part: SourcePart, keep: Keep | None) -> TokenizeDocuments | TokenizePairs:
-        """The unit that tokenizes a part."""
+    def token_unit(self, part: SourcePart, keep: Keep | None, copy: int) -> TokenizeDocuments | TokenizePairs:
+        """The unit that tokenizes a part; `copy` parts before it have the same content."""
         records = replace(self.records, label_key=None)  # cleaning has seen the labels
         if not self.languages:
             return TokenizeDocuments(self.format, part, records, keep)
         return TokenizePairs(
-            self.format, part, records, keep, self.directions, self.adjacent, self.sides, self.languages
+            self.format, part, records, keep, self.directions, self.adjacent, self.sides, self.languages, copy
         )
 
 
@@ -373,7 +373,11 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         keeps = [publish_keep(codes == 0, store) for codes in cleaned.codes]
         for codes in cleaned.codes:
             dropped.update(cleaning.count_reasons(codes, plan.cleaning))
-    units = [plan.token_unit(part, keep) for part, keep in zip(plan.parts, keeps, strict=True)]
+    copies: Counter[str] = Counter()
+    units = []
+    for part, keep in zip(plan.parts, keeps, strict=True):
+        units.append(plan.token_unit(part, keep, copies[part.digest]))
+        copies[part.digest] += 1
     receipts = yield "tokenizing", units
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
     records = sum(receipt.records for receipt in receipts)

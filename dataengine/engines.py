@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -104,27 +105,30 @@ class LocalEngine:
         with ProcessPoolExecutor(workers, context, _start_worker, (counter, os.getpid())) as pool:
             futures: dict[Future[Receipt], int] = {pool.submit(_run_in_worker, units[k], store): k for k in order}
             waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
-                read = counter.value
-                progress.read(read - told)
-                told = read
-                for future in done:
-                    try:
+            try:
+                while waiting:
+                    done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                    read = counter.value
+                    progress.read(read - told)
+                    told = read
+                    for future in done:
                         yield futures[future], future.result()
-                    except BrokenProcessPool:
-                        raise InputError(
-                            "a worker process died (killed, perhaps for want of memory). What is finished stays: run "
-                            "the same command again, with fewer --workers if memory is short."
-                        ) from None
-                    except BaseException:
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise
+            except BaseException as error:  # Ctrl-C as well: what is not begun is not, what is begun leaves nothing
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                if isinstance(error, BrokenProcessPool):
+                    raise InputError(
+                        "a worker process died (killed, perhaps for want of memory). What is finished stays: run "
+                        "the same command again, with fewer --workers if memory is short."
+                    ) from None
+                raise
 
 
 def _start_worker(counter: Synchronized[int], parent: int) -> None:
     global _progress
     _progress = counter
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers, too: they end without a traceback
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -105,6 +105,7 @@ class TokenizePairs(Unit):
     adjacent: bool
     sides: tuple[str, ...]
     languages: dict[str, str]  # code -> name, in the order of the records' texts
+    copy: int = 0  # how many parts before this one have the same content: each copy is shuffled on its own
 
     @property
     def input_bytes(self) -> int:
@@ -112,7 +113,7 @@ class TokenizePairs(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
-        run = _Run(add, order.derive_key("pairs", self.part.digest), dtype)
+        run = _Run(add, order.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)), dtype)
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         total = 0
         for lines, texts in self._documents(reading):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -127,6 +128,20 @@ def test_pairs_come_once_each_shuffled_over_all_files(
 
 
 ORDER_OF_PAIRS = "0f020c339a9dce5c"
+
+
+def test_a_file_that_is_named_twice_is_shuffled_twice(make_config: ConfigMaker, corpora: Path) -> None:
+    pairs = [str(corpora / "pairs.1.jsonl")] * 2
+    config = make_config(
+        streams={"en-zh": {"pairs": pairs, "directions": ["en-zh"]}},
+        stages=[{"name": "only", "drain": True, "mix": {"en-zh": 1}}],
+    )
+    build(config, workers=1)
+    eos_id = load_tokenizer(config.tokenizer).eos_id
+    documents = [one for flow in unit_flows(config, "en-zh") for one in split_documents(flow, eos_id)]
+    assert Counter(Counter(documents).values())[2] > 390
+    neighbours = sum(one == other for one, other in itertools.pairwise(documents))
+    assert neighbours < 10  # a copy does not lie beside its twin
 
 
 def test_a_stream_is_shared_and_a_changed_source_rebuilds_only_its_unit(

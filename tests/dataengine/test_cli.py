@@ -253,3 +253,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(config_path: str) -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 141
+
+
+def test_ctrl_c_begins_no_more_units(make_config: ConfigMaker, tmp_path: Path) -> None:
+    config = make_config(part_bytes=500)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    command = [sys.executable, "-m", "dataengine", "build", str(path), "--workers", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    units = Path(config.store, "units")
+    while not list(units.glob("*/receipt.json")) and process.poll() is None:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "stopped; run the same command again to go on\n"
+    finished = len(list(units.glob("*/receipt.json")))
+    time.sleep(1)
+    assert len(list(units.glob("*/receipt.json"))) == finished < 100  # of some 300
