@@ -567,7 +567,8 @@ def _read_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
         key = f"{plan.folder}/{shard.stored.basename}"
         if sizes.get(key) != shard.stored.bytes:
             raise InputError(
-                f"{store.url}/{key} is missing or damaged. Remove the folder {store.url}/{plan.folder} and build again."
+                f"{store.url}/{key} is missing or damaged. Remove {store.url}/{plan.folder}, and {store.url}/units, "
+                "which may hold the same damage, and build again."
             )
     samples = sum(shard.samples for shard in shards)
     stream = Stream(

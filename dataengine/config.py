@@ -101,6 +101,8 @@ class StreamConfig(_Section):
             raise ValueError("a stream states either `documents` or `pairs`: a list of paths")
         if bool(self.pairs) != (bool(self.directions) != bool(self.sides)):
             raise ValueError("pairs need either `directions` (such as [en-zh]) or `sides` (such as [zh])")
+        if same := [direction for direction in self.directions if len(set(direction.split("-"))) == 1]:
+            raise ValueError(f"`directions`: {same[0]} goes from a language to itself")
         if self.documents and (self.directions or self.sides):
             raise ValueError("`directions` and `sides` go with `pairs`")
         if self.pairs and self.text_key != "text":
@@ -303,6 +305,9 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Config:
+        for key, url in (("store", self.store), ("out", self.out)):
+            if re.match(r"[a-z0-9]+:/[^/]", url):
+                raise ValueError(f"{key} is {url}: a URL has two slashes, as in s3://bucket/folder")
         if "://" in self.out:
             raise ValueError(f"object stores are not supported yet: out is {self.out}. Give a local folder")
         if self.batch_size % self.lanes:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, Protocol
@@ -103,7 +105,8 @@ class LocalEngine:
         told = 0
         workers = min(self.workers, len(order))
         with ProcessPoolExecutor(workers, context, _start_worker, (counter, os.getpid())) as pool:
-            futures: dict[Future[Receipt], int] = {pool.submit(_run_in_worker, units[k], store): k for k in order}
+            with _ignoring_interrupts():  # workers take this over until they have started
+                futures: dict[Future[Receipt], int] = {pool.submit(_run_in_worker, units[k], store): k for k in order}
             waiting = set(futures)
             try:
                 while waiting:
@@ -123,6 +126,18 @@ class LocalEngine:
                         "the same command again, with fewer --workers if memory is short."
                     ) from None
                 raise
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start_worker(counter: Synchronized[int], parent: int) -> None:
@@ -184,6 +199,7 @@ def _connect(address: str | None) -> Any:
         import ray
     except ImportError:
         raise InputError("--engine ray needs Ray: pip install 'dataengine[ray]'") from None
+    _check_address(address)
     if not ray.is_initialized():
         try:
             ray.init(address=address or "auto", log_to_driver=False, configure_logging=False)
@@ -193,6 +209,19 @@ def _connect(address: str | None) -> Any:
                 "Start one (ray start --head) or name one with --ray-address."
             ) from None
     return ray
+
+
+def _check_address(address: str | None) -> None:
+    """Notice at once that nobody listens at HOST:PORT: Ray would wait for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster at {address}: {error}. Start one (ray start --head) or correct --ray-address."
+        ) from None
 
 
 def _result(ray: Any, reference: Any) -> Receipt:

@@ -37,7 +37,7 @@ def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, f
     _claim(target, orjson.dumps(about, option=orjson.OPT_INDENT_2))
     target.remove_leftovers("")
     width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
-    readers = [StreamReader(store, stream, width, dtype) for stream in manifest.streams]
+    readers = [StreamReader(store, stream, width, dtype, check=True) for stream in manifest.streams]
     there = target.sizes("")
     total = (last - first) * manifest.batch_size
     shards: list[Shard] = []

@@ -279,6 +279,9 @@ def endpoint_of(scheme: str) -> str | None:
     GCS_ENDPOINT_URL replaces Google's endpoint. Raises InputError if the environment lacks what the scheme needs.
     """
     given = os.environ.get("S3_ENDPOINT_URL") or None
+    for name in ("S3_ENDPOINT_URL", "GCS_ENDPOINT_URL", "AWS_ENDPOINT_URL"):
+        if (url := os.environ.get(name)) and not url.startswith(("http://", "https://")):
+            raise InputError(f"the environment variable {name} is {url}: it must begin with http:// or https://")
     if scheme == "oci" and given is None:
         raise InputError(
             "oci:// needs the environment variable S3_ENDPOINT_URL: Oracle's S3-compatible endpoint, "

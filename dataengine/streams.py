@@ -19,9 +19,13 @@ _SHARDS = 32  # kept in memory, about 16 MB each, where they cannot be mapped
 
 
 class StreamReader:
-    """The samples of a stream by their numbers. `width` is tokens a sample, `dtype` their type in the shards."""
+    """The samples of a stream by their numbers. `width` is tokens a sample, `dtype` their type in the shards.
 
-    def __init__(self, store: Store, stream: Stream, width: int, dtype: np.dtype[Any]) -> None:
+    With `check`, every shard is hashed when it is opened; else those that are mapped are not.
+    """
+
+    def __init__(self, store: Store, stream: Stream, width: int, dtype: np.dtype[Any], *, check: bool = False) -> None:
+        self._check = check
         self._store, self._stream, self._width, self._dtype = store, stream, width, dtype
         self._shard = lru_cache(maxsize=_SHARDS)(self._open_shard)
 
@@ -39,8 +43,11 @@ class StreamReader:
 
     def _open_shard(self, number: int) -> NDArray[Any]:
         shard = self._stream.shards[number]
-        if isinstance(self._store, LocalStore) and shard.zip is None:
-            return map_shard(self._store.path(f"{self._stream.remote}/{shard.raw.basename}"), self._width, self._dtype)
+        if isinstance(self._store, LocalStore) and shard.zip is None and not self._check:
+            path = self._store.path(f"{self._stream.remote}/{shard.raw.basename}")
+            if not path.is_file():
+                raise InputError(f"{path} is missing")
+            return map_shard(path, self._width, self._dtype)
         return view_shard(read_raw_shard(self._store, self._stream, number), self._width, self._dtype)
 
 

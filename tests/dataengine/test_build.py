@@ -305,7 +305,7 @@ def test_damaged_shard_is_noticed_and_removal_mends_it(make_config: ConfigMaker)
     content = shard.read_bytes()
     shard.unlink()
     shard.write_bytes(content[:-1])
-    with pytest.raises(InputError, match=r"shard\.00000\.mds is missing or damaged\. Remove the folder .* and build"):
+    with pytest.raises(InputError, match=r"shard\.00000\.mds is missing or damaged\. Remove .*/units, .* build"):
         build(config, workers=1)
     subprocess.run(["rm", "-r", str(shard.parent)], check=True)
     build(config, workers=1)

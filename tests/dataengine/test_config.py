@@ -156,3 +156,10 @@ def test_yaml_is_loaded_safely(tmp_path: Path) -> None:
 
 def test_small_experiment_is_valid_yaml(make_config: ConfigMaker) -> None:
     assert yaml.safe_load(dump_config(make_config()))["streams"]["both"]["directions"] == ["en-zh", "zh-en"]
+
+
+def test_a_direction_has_two_languages_and_a_url_two_slashes(make_config: ConfigMaker) -> None:
+    with pytest.raises(InputError, match=r"`directions`: en-en goes from a language to itself"):
+        make_config(["streams.en-zh.directions=[en-en]"])
+    with pytest.raises(InputError, match=r"store is s3:/bucket/x: a URL has two slashes, as in s3://bucket/folder"):
+        make_config(["store=s3:/bucket/x"])

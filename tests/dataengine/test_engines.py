@@ -274,3 +274,9 @@ def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp
     config = make_config(**cleaned(corpora), store=store.url)
     with pytest.raises(InputError, match=r"a worker process died .* run the same command again, with fewer --workers"):
         build(config, workers=2, store=crash(store, "before a receipt", tmp_path))
+
+
+def test_no_ray_cluster_is_told_at_once(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    with pytest.raises(InputError, match=r"no Ray cluster at 127\.0\.0\.1:9: .* or correct --ray-address"):
+        build(config, engine=RayEngine("127.0.0.1:9"))

@@ -199,3 +199,15 @@ def test_the_command(make_config: ConfigMaker, tmp_path: Path, capsys: pytest.Ca
                                 f"Build it as they are now: dataengine build {path} batch_size=4\n")  # fmt: skip
     assert run("--steps", "2:4", "train.learning_rate=0.5")[0] == 0  # decides nothing of the plan
     assert run("--steps", "4")[0] == 2
+
+
+def test_a_damaged_shard_is_not_exported(make_config: ConfigMaker, tmp_path: Path) -> None:
+    config = make_config()
+    result = build(config)
+    for shard in Path(config.store, result.manifest.streams[0].remote).glob("*.mds"):
+        content = bytearray(shard.read_bytes())
+        content[-5] ^= 1
+        shard.write_bytes(content)
+    form = ShardFormat(config.samples_per_shard)
+    with pytest.raises(InputError, match=r"shard\.\d+\.mds is damaged: its xxh64 is "):
+        export(result.manifest, open_store(config.store), form, open_store(str(tmp_path / "out")), 0, 16)

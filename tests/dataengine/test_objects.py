@@ -318,3 +318,11 @@ def test_google_is_asked_unless_another_endpoint_is_given(monkeypatch: pytest.Mo
     monkeypatch.delenv("GCS_ENDPOINT_URL", raising=False)
     client, _ = objects.connect("gs://bucket/k")
     assert client.meta.endpoint_url == "https://storage.googleapis.com"
+
+
+def test_an_endpoint_without_a_scheme_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S3_ENDPOINT_URL", "127.0.0.1:8333")
+    with pytest.raises(
+        InputError, match=r"S3_ENDPOINT_URL is 127\.0\.0\.1:8333: it must begin with http:// or https://"
+    ):
+        find_files("s3://bucket/*")
