@@ -38,12 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = run_command(lambda: run(options))
         sys.stdout.flush()
         sys.exit(code)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `dataengine inspect ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except BaseException as error:
+        if not _is_interrupt(error):
+            raise
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is Ctrl-C, or what a library made of it: compiled code and imports raise errors of their own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _check_usage(options: argparse.Namespace, rest: Sequence[str]) -> None:

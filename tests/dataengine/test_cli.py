@@ -236,7 +236,7 @@ def test_ctrl_c_ends_a_build_with_a_word_and_a_second_start_completes_it(
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
     out, error = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
+    assert (process.returncode, out) == (130, ""), error
     assert error.endswith("stopped; run the same command again to go on\n")
     assert not (store / "experiments").exists()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
