@@ -113,7 +113,7 @@ class TokenizePairs(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
-        run = _Run(add, order.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)), dtype)
+        run = _Run(add, order.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)))
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         total = 0
         for lines, texts in self._documents(reading):
@@ -268,8 +268,8 @@ class _Run:
     the first document and the first token of each range of keys.
     """
 
-    def __init__(self, add: Add, key: int, dtype: np.dtype[Any]) -> None:
-        self._add, self._key, self._dtype = add, key, dtype
+    def __init__(self, add: Add, key: int) -> None:
+        self._add, self._key = add, key
         self._first = self._runs = self._waiting = 0  # number of the run's first document; runs written; tokens
         self._parts: list[tuple[Tokens, NDArray[np.int64], NDArray[np.uint32]]] = []
 
@@ -290,9 +290,8 @@ class _Run:
         tokens, lengths, lines = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         documents = np.empty(len(lengths), _RUN)
         numbers = np.arange(self._first, self._first + len(lengths), dtype=np.int64)
-        documents["key"], documents["line"], documents["tokens"] = (
-            order.hash_numbers(numbers, self._key), lines, lengths
-        )  # fmt: skip
+        documents["key"] = order.hash_numbers(numbers, self._key)
+        documents["line"], documents["tokens"] = lines, lengths
         by_key = np.argsort(documents["key"], kind="stable")
         sorted_documents = documents[by_key]
         bounds = bucket_bounds(sorted_documents["key"])
