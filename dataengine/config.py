@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dataengine.errors import InputError
+from dataengine.objects import is_url
 from dataengine.rules import DocumentRules, PairRules
 
 _LANGUAGES = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
@@ -234,6 +235,21 @@ class ModelConfig(_Section):
         return self
 
 
+class WandbConfig(_Section):
+    """Where Weights & Biases keeps the run; needs the package wandb."""
+
+    project: str
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"  # offline: files under OUT/wandb, for `wandb sync`
+
+
+class InitConfig(_Section):
+    """Begin with the model and the optimizer of another run: the second stage (paper, section 3: Last)."""
+
+    checkpoint: str  # RUN/checkpoints/step-N, or RUN for its newest; a folder or a URL
+    mode: Literal["restart", "continue"]  # restart: from step 0 of this plan; continue: at the step of its `parent`
+
+
 class TrainConfig(_Section):
     """Optimization, checkpoints and logs. Defaults: paper, table 10, and the reference code's horizon."""
 
@@ -245,7 +261,7 @@ class TrainConfig(_Section):
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = Field(default=1.0, gt=0)
-    microbatch_size: Count = 16  # samples a rank computes at a time
+    microbatch_size: Count | Literal["auto"] = 16  # samples a rank computes at a time; auto: the most that fit a GPU
     max_steps: Count | None = None  # stop early; default: the end of the schedule
     checkpoint_interval: Count = 5000  # steps
     keep_checkpoints: Count | None = None  # the newest so many; default: all
@@ -253,6 +269,15 @@ class TrainConfig(_Section):
     loader_workers: int = Field(default=2, ge=0)  # processes a rank
     seed: int = 3407
     attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
+    loss: Literal["auto", "chunked", "liger"] = "auto"  # auto: liger-kernel on CUDA where it is installed
+    compile: bool = False  # torch.compile; the first step takes minutes longer
+    activation_checkpointing: bool = False  # less memory, a third more time
+    shard_ranks: Count | None = None  # parameters are sharded over so many ranks and replicated beyond; default: all
+    outage_limit: Count = 3600  # seconds for which a bucket that does not answer is tried again
+    spike_factor: float | None = Field(default=2.0, gt=1)  # stop at a loss so many times the usual; null: never
+    spike_window: Annotated[int, Field(ge=10)] = 100  # steps in which a stream's loss is found usual
+    tensorboard: bool = False  # event files under OUT/tensorboard
+    wandb: WandbConfig | None = None
 
 
 class EvaluateConfig(_Section):
@@ -270,6 +295,10 @@ class Config(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_/-]*$")]
     out: str  # run folder: checkpoints, logs, exported models, scores; default runs/NAME
     store: str = "store"  # built streams, shared by experiments
+    cache: str = (
+        "cache"  # folder on a fast disk of each node: shards of a store in a bucket, runs whose `out` is in one
+    )
+    cache_limit: Count | None = None  # bytes for such shards; default: the free space
     seed: int = Field(default=17, ge=0)  # of the order of samples
     part_bytes: Count = 128 * 10**6  # plain files and Parquet are cut into units of work of about so many bytes
     tokenizer: str  # a SentencePiece .model or a Hugging Face tokenizer.json
@@ -289,6 +318,7 @@ class Config(_Section):
     budget: BudgetConfig | None = None
     stages: tuple[StageConfig, ...]
     parent: ParentConfig | None = None
+    init: InitConfig | None = None
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -308,8 +338,16 @@ class Config(_Section):
         for key, url in (("store", self.store), ("out", self.out)):
             if re.match(r"[a-z0-9]+:/[^/]", url):
                 raise ValueError(f"{key} is {url}: a URL has two slashes, as in s3://bucket/folder")
-        if "://" in self.out:
-            raise ValueError(f"object stores are not supported yet: out is {self.out}. Give a local folder")
+            if "://" in url and not is_url(url):
+                raise ValueError(
+                    f"{key} is {url}: not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder"
+                )
+        if "://" in self.cache:
+            raise ValueError(f"cache is {self.cache}: it must be a folder on a local disk")
+        if self.init and self.init.mode == "continue" and self.parent is None:
+            raise ValueError(
+                "init.mode `continue` needs `parent`, the plan that goes on: {manifest: RUN/manifest.json, step: N}"
+            )
         if self.batch_size % self.lanes:
             raise ValueError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
         for stage in self.stages:
@@ -495,10 +533,12 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "assume": AssumeConfig,
     "budget": BudgetConfig,
     "parent": ParentConfig,
+    "init": InitConfig,
     "streams": StreamConfig,
     "stages": StageConfig,
     "model": ModelConfig,
     "train": TrainConfig,
+    "wandb": WandbConfig,
     "evaluate": EvaluateConfig,
 }
 

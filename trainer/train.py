@@ -113,9 +113,10 @@ def make_trainer(
     from composer.utils import dist
     from composer.utils.parallelism import FSDP2Config
 
-    from trainer.callbacks import ClipGradients, RestoreRng, SampleLedger, SaveCheckpoints, StepLog
+    from trainer.callbacks import ClipGradients, RestoreRng, SampleLedger, StepLog
     from trainer.data import ScheduledDataset, check_world_size, make_loader, to_tensors
     from trainer.model import build_model
+    from trainer.saving import SaveCheckpoints
 
     check_world_size(manifest, world_size)
     on_gpu = torch.cuda.is_available()

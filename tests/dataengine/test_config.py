@@ -107,8 +107,8 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
          "add `languages: {xx: ...}`, the full name that prompts and training text use."),
         (("name: base", "name: base\nbatch_size: 6\nlanes: 4"), "{path}: lanes (4) must divide batch_size (6)."),
         (("name: base", "name: base\nname: again"), "{path}, line 2: key 'name' stands twice. Remove one."),
-        (("name: base", "name: base\nout: s3://bucket/run"), "{path}: object stores are not supported yet: out is "
-         "s3://bucket/run. Give a local folder."),
+        (("name: base", "name: base\nout: ftp://host/run"), "{path}: out is ftp://host/run: "
+         "not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder."),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], expected: str) -> None:
