@@ -171,6 +171,13 @@ class Store(ABC):
         """Write or replace a file, whole or not at all. Raises InputError if it cannot be written."""
 
     @abstractmethod
+    def write_from(self, key: str, path: Path) -> None:
+        """As `write`, with the content of a local file that nobody changes, of which little is held in memory.
+
+        Raises FileNotFoundError if there is no such local file.
+        """
+
+    @abstractmethod
     def link(self, source: str, key: str) -> None:
         """Give the content of `source` a second key, without reading it if possible."""
 
@@ -228,6 +235,21 @@ class LocalStore(Store):
     def write(self, key: str, content: bytes) -> None:
         with _writing(self.path(key)):
             write_file(self.path(key), content)
+
+    def write_from(self, key: str, path: Path) -> None:
+        target = self.path(key)
+        with path.open("rb") as source, _writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = _temporary(target)
+            try:
+                with temporary.open("wb") as file:
+                    shutil.copyfileobj(source, file, _PART)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(target.parent)
 
     def link(self, source: str, key: str) -> None:
         """As stated; the name is safe from power loss once a file was written into the same folder afterwards."""
@@ -365,6 +387,9 @@ class S3Store(Store):
     def write(self, key: str, content: bytes) -> None:
         self._upload(key, content, replace=True)
 
+    def write_from(self, key: str, path: Path) -> None:
+        self._upload(key, path, replace=True)
+
     def link(self, source: str, key: str) -> None:
         """Copy inside the store; objects of up to 5 GB."""
         client, target = objects.connect(self._url(key))
@@ -410,8 +435,8 @@ class S3Store(Store):
     def remove_leftovers(self, prefix: str) -> None:
         """Nothing: a half-written object is never seen; a rule of the bucket should abort incomplete uploads."""
 
-    def _upload(self, key: str, content: bytes, *, replace: bool) -> None:
-        """Put an object. If not `replace`, one that is there stays, and must be equal."""
+    def _upload(self, key: str, content: bytes | Path, *, replace: bool) -> None:
+        """Put an object. If not `replace` (of bytes only), one that is there stays, and must be equal."""
         from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
         url = self._url(key)
@@ -446,8 +471,9 @@ class S3Store(Store):
                     )
         raise InputError(f"{url}: the store kept saying that another write is under way. Run again.")
 
-    def _equals(self, key: str, content: bytes) -> bool | None:
+    def _equals(self, key: str, content: bytes | Path) -> bool | None:
         """Whether an object has this content; None if there is none."""
+        assert isinstance(content, bytes), "files replace what is there"
         url = self._url(key)
         client, request = objects.connect(url)
         if not _is_plain(self.url):
@@ -484,19 +510,19 @@ def _make_plain(url: str, code: str) -> None:
         )
 
 
-def _put(url: str, content: bytes, *, new: bool, plain: bool) -> None:
+def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
     """Put an object, in parts if it is large, with a digest that the store checks; `new` fails (412) if it is there."""
     client, request = objects.connect(url)
     condition = {"IfNoneMatch": "*"} if new else {}
-    parts = _parts(content)
-    if len(parts) == 1:
-        client.put_object(**request, Body=content, **_digest(content, plain), **condition)
+    if (content.stat().st_size if isinstance(content, Path) else len(content)) <= _PART:
+        whole = content.read_bytes() if isinstance(content, Path) else content
+        client.put_object(**request, Body=whole, **_digest(whole, plain), **condition)
         return
     made = client.create_multipart_upload(**request, **({} if plain else {"ChecksumAlgorithm": "SHA256"}))
     request["UploadId"] = made["UploadId"]
     try:
         uploaded: list[dict[str, Any]] = []
-        for number, part in enumerate(parts, start=1):
+        for number, part in enumerate(_parts(content), start=1):
             digest = _digest(part, plain)
             answer = client.upload_part(**request, PartNumber=number, Body=bytes(part), **digest)
             checksum = {} if plain else {"ChecksumSHA256": digest["ChecksumSHA256"]}
@@ -508,8 +534,13 @@ def _put(url: str, content: bytes, *, new: bool, plain: bool) -> None:
         raise
 
 
-def _parts(content: bytes) -> list[memoryview]:
-    return [memoryview(content)[at : at + _PART] for at in range(0, max(1, len(content)), _PART)]
+def _parts(content: bytes | Path) -> Iterator[bytes | memoryview]:
+    """What an object of this content is uploaded in; a file is read as the parts are asked for."""
+    if isinstance(content, bytes):
+        yield from (memoryview(content)[at : at + _PART] for at in range(0, max(1, len(content)), _PART))
+        return
+    with content.open("rb") as file:
+        yield from iter(lambda: file.read(_PART), b"")
 
 
 def _digest(part: bytes | memoryview, plain: bool) -> dict[str, str]:

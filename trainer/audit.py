@@ -21,6 +21,7 @@ from dataengine.manifest import Manifest, read_manifest
 from dataengine.provenance import StreamProvenance
 from dataengine.storage import open_store
 from dataengine.tables import table
+from trainer.runs import local_folder
 from trainer.step_log import next_digest, read_log
 
 
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Recompute the digest of every logged step from the run's manifest and compare. With --lines, "
         "write down every document trained on; with --find, say which steps saw a source line.",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder (a config's `out`)")
+    parser.add_argument("run", metavar="RUN", help="run folder, or its URL (a config's `out`)")
+    parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where the log of a URL goes (%(default)s)")
     parser.add_argument(
         "--step", type=int, metavar="N", help="look at the first N steps (default: all that are logged)"
     )
@@ -43,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--find", metavar="FILE:LINE", help="which steps saw this source line")
     options = parser.parse_args(arguments)
-    sys.exit(run_command(lambda: audit(options.run, options.step, options.lines, options.find)))
+    sys.exit(
+        run_command(lambda: audit(local_folder(options.run, options.cache), options.step, options.lines, options.find))
+    )
 
 
 def audit(run: Path, step: int | None = None, lines: Path | None = None, find: str | None = None) -> None:

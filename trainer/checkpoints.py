@@ -1,45 +1,84 @@
-"""Save sharded checkpoints that are complete or ignored, and find the newest complete one.
+"""Sharded checkpoints that are complete or ignored, here and in a bucket, and the newest complete one.
 
 OUT/checkpoints/step-00000040/   __0_0.distcp, __1_0.distcp, .metadata, and, last of all, COMPLETE.json
+
+Needs neither torch nor Composer.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import tempfile
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import xxhash
+from pydantic import TypeAdapter, ValidationError
+
+from dataengine import objects
 from dataengine.config import ModelConfig
 from dataengine.errors import InputError
 from dataengine.schedule import Schedule
-from dataengine.storage import write_file
+from dataengine.storage import Store, write_file
+from trainer.runs import Run, open_run
 
 log = logging.getLogger(__name__)
 
 MARKER = "COMPLETE.json"
+_FETCHING = ".fetching-"
+_STALE_S = 3600  # a download that wrote nothing for so long is of a dead process
+_BLOCK = 32 << 20  # bytes that are read at a time
+_ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint: what its marker says, and its folder."""
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """What COMPLETE.json says of a checkpoint. Those of older versions have no hashes, init and digest."""
 
     step: int  # steps trained; the next one has this number
     plan_id: str
     world_size: int
     model: dict[str, Any]  # the sizes that its weights have
     files: dict[str, int]  # name -> bytes
-    folder: Path
+    hashes: dict[str, str] = field(default_factory=dict)  # name -> xxh64, hexadecimal
+    init: dict[str, Any] | None = None  # the checkpoint of another run that this run began with
+    digest: str = ""  # of all samples trained on (callbacks.SampleLedger)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Marker):
+    """A complete checkpoint: what its marker says, and where its files are."""
+
+    folder: Path  # on this disk: all files if `local`, else where they come to by `fetch_checkpoint`
+    local: bool = True
+    key: str = ""  # of its folder in the run's bucket; "" if it is not there
+
+    @property
+    def place(self) -> str:
+        """Its folder, for messages."""
+        return str(self.folder) if self.local else f"step {self.step:,} in the bucket ({self.key})"
+
+
+_READER = TypeAdapter(Marker)
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps lies."""
-    return out / "checkpoints" / f"step-{step:08d}"
+    return out / checkpoint_key(step)
+
+
+def checkpoint_key(step: int) -> str:
+    """The same in a bucket, below the run's URL."""
+    return f"checkpoints/step-{step:08d}"
 
 
 def checkpoint_steps(schedule: Schedule, intervals: Mapping[str, int], default: int, last: int) -> list[int]:
@@ -57,42 +96,164 @@ def checkpoint_steps(schedule: Schedule, intervals: Mapping[str, int], default: 
     return sorted({step for step in steps if 0 < step < last} | {last})
 
 
-def mark_complete(folder: Path, step: int, plan_id: str, world_size: int, model: dict[str, Any]) -> None:
-    """Write the marker, once all files of a checkpoint are there."""
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != MARKER}
-    fields = asdict(Checkpoint(step, plan_id, world_size, model, files, folder))
-    del fields["folder"]
-    write_file(folder / MARKER, json.dumps(fields, indent=2).encode())
+def mark_complete(folder: Path, marker: Marker) -> bytes:
+    """Write the marker, once all files of a checkpoint are there; return its content."""
+    content = json.dumps(asdict(marker), indent=2).encode()
+    write_file(folder / MARKER, content)
+    return content
+
+
+def hash_file(path: Path) -> str:
+    """xxh64 of a file, hexadecimal."""
+    digest = xxhash.xxh64()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# Finding.
+
+
+def all_checkpoints(run: Run) -> list[Checkpoint]:
+    """The complete checkpoints of a run, here or in its bucket, oldest first; others are passed over with a warning.
+
+    Of a run on several nodes without a shared disk, no node has all files; such a checkpoint counts once it is in the
+    bucket. Raises InputError if the bucket cannot be read.
+    """
+    found, faults = _local(run.folder)
+    if run.store is not None:
+        for step, checkpoint in _in_bucket(run.store, run.folder, faults).items():
+            # The bucket's marker counts where there are two: what was not uploaded is later than all that was.
+            found[step] = replace(checkpoint, local=step in found and found[step].files == checkpoint.files)
+        faults = {place: why for place, why in faults.items() if _step_of(place) not in found}
+    for place in sorted(faults, key=lambda place: (_step_of(place), place)):
+        log.warning("passing over %s: %s", place, faults[place])
+    return [found[step] for step in sorted(found)]
 
 
 def complete_checkpoints(out: Path) -> list[Checkpoint]:
-    """The complete checkpoints of a run, oldest first; those that are not are passed over with a warning."""
-    found = []
-    for folder in sorted((out / "checkpoints").glob("step-*")):
-        if not re.fullmatch(r"step-\d{8,}", folder.name):
-            continue
-        try:
-            found.append(read_checkpoint(folder))
-        except InputError as error:
-            log.warning("passing over %s", error)
-    return found
+    """The complete checkpoints of a run folder on this disk, as `all_checkpoints`."""
+    return all_checkpoints(Run(str(out), out, None))
+
+
+def newest_checkpoint(run: Run, among: Collection[int] | None = None) -> Checkpoint | None:
+    """The checkpoint to resume from, or None for a run that has none yet.
+
+    `among` names the steps that may be chosen: those that other nodes see as well, or whose files were found whole.
+    Raises InputError if checkpoints were finished and none is usable: such a run must not start at 0 unasked.
+    """
+    usable = [found for found in all_checkpoints(run) if among is None or found.step in among]
+    if usable:
+        return usable[-1]
+    finished = {path.parent.name for path in run.folder.glob(f"checkpoints/step-*/{MARKER}")}
+    if run.store is not None:
+        keys = [key.split("/") for key in run.store.sizes("checkpoints/")]
+        finished |= {key[1] for key in keys if key[2:] == [MARKER]}
+    if finished:
+        raise InputError(
+            f"no checkpoint under {run.url}/checkpoints is usable, though {len(finished)} were finished once (the "
+            f"newest is {max(finished)}). Restore them, or move {run.url} away to start at step 0."
+        )
+    return None
+
+
+def find_checkpoint(run: Run, step: int | None) -> Checkpoint:
+    """The complete checkpoint of a step, or the newest one. Raises InputError if there is none."""
+    if step is None:
+        newest = newest_checkpoint(run)
+        if newest is None:
+            raise InputError(
+                f"no checkpoint under {run.url}/checkpoints. Train first: composer trainer/train.py CONFIG"
+            )
+        return newest
+    found = {checkpoint.step: checkpoint for checkpoint in all_checkpoints(run)}
+    if step not in found:
+        if checkpoint_folder(run.folder, step).is_dir() and run.store is None:
+            read_checkpoint(checkpoint_folder(run.folder, step))  # says what is wrong
+        raise InputError(f"{run.url} has no checkpoint of {step} steps; it has those of {_list(found)}")
+    return found[step]
+
+
+def locate_checkpoint(place: str, cache: str) -> tuple[Run, Checkpoint]:
+    """The run and checkpoint that RUN/checkpoints/step-N names, or RUN for its newest; a folder or a URL."""
+    parts = re.fullmatch(r"(.*?)/checkpoints/step-(\d+)/?", place)
+    run = open_run(parts[1] if parts else place, cache)
+    return run, find_checkpoint(run, int(parts[2]) if parts else None)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint's marker and check its files. Raises InputError if it is not complete."""
+    """Read a checkpoint's marker and check its files' sizes. Raises InputError if it is not complete."""
     try:
-        fields = json.loads((folder / MARKER).read_bytes())
-        checkpoint = Checkpoint(**fields, folder=folder)
+        content = (folder / MARKER).read_bytes()
     except OSError:
         raise InputError(f"{folder}: the checkpoint was not finished (no {MARKER})") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{folder}: {MARKER} is damaged: {error}") from None
-    for name, size in checkpoint.files.items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            raise InputError(f"{folder}: {name} has {found} bytes, not {size}: the checkpoint is damaged")
-    return checkpoint
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    try:
+        return Checkpoint(**_check(content, sizes, folder.name), folder=folder)
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from None
+
+
+def _local(out: Path) -> tuple[dict[int, Checkpoint], dict[str, str]]:
+    """Complete checkpoints below a run folder by step, and what is wrong with the others by place."""
+    found, faults = {}, {}
+    for folder in sorted((out / "checkpoints").glob("step-*")):
+        if _step_of(folder.name) is None:
+            continue
+        try:
+            checkpoint = read_checkpoint(folder)
+            found[checkpoint.step] = checkpoint
+        except InputError as error:
+            faults[str(folder)] = str(error).removeprefix(f"{folder}: ")
+    return found, faults
+
+
+def _in_bucket(store: Store, out: Path, faults: dict[str, str]) -> dict[int, Checkpoint]:
+    """The same of a bucket, by one listing; adds to `faults`."""
+    folders: dict[str, dict[str, int]] = {}
+    for key, size in store.sizes("checkpoints/").items():
+        _, name, *rest = key.split("/")
+        if rest and _step_of(name) is not None:
+            folders.setdefault(name, {})["/".join(rest)] = size
+    found = {}
+    for name, sizes in folders.items():
+        key = f"checkpoints/{name}"
+        try:
+            if MARKER not in sizes:
+                raise ValueError(f"the checkpoint was not finished (no {MARKER})")
+            marker = _check(store.read(f"{key}/{MARKER}"), sizes, name)
+        except (FileNotFoundError, ValueError) as error:
+            if isinstance(error, InputError):  # the bucket, not the checkpoint
+                raise
+            faults[f"{store.url}/{key}"] = str(error)
+            continue
+        found[marker["step"]] = Checkpoint(**marker, folder=out / key, local=False, key=key)
+    return found
+
+
+def _check(content: bytes, sizes: Mapping[str, int], name: str) -> dict[str, Any]:
+    """A marker's fields. Raises ValueError, in words, if it is damaged or does not describe the files found."""
+    try:
+        marker = _READER.validate_json(content)
+    except ValidationError as error:
+        words = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors()[:3])
+        raise ValueError(f"{MARKER} is damaged: {words}") from None
+    if marker.step != _step_of(name) or any("/" in file for file in marker.files) or not marker.files:
+        raise ValueError(f"{MARKER} is damaged: it is of step {marker.step}, with the files {list(marker.files)[:3]}")
+    for file, size in marker.files.items():
+        if sizes.get(file) != size:
+            raise ValueError(f"{file} has {sizes.get(file)} bytes, not {size}: the checkpoint is damaged")
+    return {part.name: getattr(marker, part.name) for part in fields(marker)}
+
+
+def _step_of(place: str) -> int | None:
+    match = re.fullmatch(r"step-(\d{8,})", place.rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def _list(found: Collection[int]) -> str:
+    return ", ".join(map(str, sorted(found))) or "none"
 
 
 def check_model(model: ModelConfig, checkpoint: Checkpoint) -> None:
@@ -105,31 +266,126 @@ def check_model(model: ModelConfig, checkpoint: Checkpoint) -> None:
     ]
     if differing:
         raise InputError(
-            f"{checkpoint.folder} holds another model: {', '.join(differing)}. "
+            f"{checkpoint.place} holds another model: {', '.join(differing)}. "
             "Restore these settings under `model`, or give this run another `out`."
         )
 
 
-def newest_checkpoint(out: Path) -> Checkpoint | None:
-    """The checkpoint to resume from, or None for a run that has none yet.
+# Fetching.
 
-    Raises InputError if there were complete ones and all are damaged: such a run must not start at 0 unasked.
+
+def fetch_checkpoint(run: Run, checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> list[str]:
+    """Make files number `share`, `share + shares` ... of a checkpoint local and check them: size and hash.
+
+    Files that are here are hashed; those that are absent or damaged come from the bucket, by a temporary name. Returns
+    what is wrong with the checkpoint, in words, so that ranks can agree to fall back to the one before. Raises
+    InputError if the bucket cannot be read or the disk not be written: that is no fault of the checkpoint.
     """
-    complete = complete_checkpoints(out)
-    if complete:
-        return complete[-1]
-    damaged = sorted((out / "checkpoints").glob(f"step-*/{MARKER}"))
-    if damaged:
-        raise InputError(
-            f"no checkpoint under {out / 'checkpoints'} is usable, though {len(damaged)} were finished once (the "
-            f"newest is {damaged[-1].parent.name}). Restore them, or move {out} away to start at step 0."
-        )
-    return None
+    checkpoint.folder.mkdir(parents=True, exist_ok=True)
+    if share == 0:
+        _remove_stale(checkpoint.folder)
+    problems = []
+    for name in sorted(checkpoint.files)[share::shares]:
+        problem = _problem(checkpoint, name, checkpoint.folder / name)
+        if problem is not None and checkpoint.key and run.store is not None:
+            if (checkpoint.folder / name).exists():
+                log.warning("%s: %s; fetching it again", checkpoint.folder, problem)
+            problem = _download(run.store, checkpoint, name)
+        if problem is not None:
+            problems.append(f"{checkpoint.place}: {problem}")
+    return problems
 
 
-def remove_old(out: Path, keep: int | None) -> None:
-    """Remove all but the newest `keep` complete checkpoints; None keeps all."""
-    complete = complete_checkpoints(out)
-    for checkpoint in complete[: -keep if keep else 0]:
-        (checkpoint.folder / MARKER).unlink()  # first, so that a half-removed one is never taken for whole
-        shutil.rmtree(checkpoint.folder)
+def _problem(checkpoint: Checkpoint, name: str, path: Path) -> str | None:
+    """What is wrong with a file here; None if it is whole."""
+    size = path.stat().st_size if path.is_file() else None
+    if size != checkpoint.files[name]:
+        return f"{name} has {size} bytes, not {checkpoint.files[name]}"
+    try:
+        return _differs(checkpoint, name, hash_file(path))
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror or error}"
+
+
+def _differs(checkpoint: Checkpoint, name: str, found: str) -> str | None:
+    if checkpoint.hashes.get(name, found) == found:
+        return None
+    return f"{name} has the hash {found}, not {checkpoint.hashes[name]}: its content is damaged"
+
+
+def _download(store: Store, checkpoint: Checkpoint, name: str) -> str | None:
+    """Fetch a file; return what is wrong with the one in the bucket, if anything is."""
+    problem: str | None = None
+    for attempt in range(_ATTEMPTS):
+        try:
+            descriptor, temporary = tempfile.mkstemp(dir=checkpoint.folder, prefix=_FETCHING)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    digest = xxhash.xxh64()
+                    for start in range(0, checkpoint.files[name], _BLOCK):
+                        stop = min(start + _BLOCK, checkpoint.files[name])
+                        block = store.read_range(f"{checkpoint.key}/{name}", start, stop)
+                        digest.update(block)
+                        file.write(block)
+                problem = _differs(checkpoint, name, digest.hexdigest())
+                if problem is None:
+                    os.replace(temporary, checkpoint.folder / name)
+                    return None
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        except FileNotFoundError:
+            return f"{name} is not in the bucket"
+        except OSError as error:
+            remedy = "Free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the permissions"
+            raise InputError(f"cannot write {checkpoint.folder}: {error.strerror}. {remedy}, then run again.") from None
+        except InputError as error:
+            if attempt == _ATTEMPTS - 1:
+                log.error("cannot fetch %s: %s", name, error)  # also of ranks whose errors are not printed
+                raise
+            log.warning("cannot fetch %s yet: %s", name, error)
+        objects.pause(attempt + 3)
+    return problem
+
+
+def _remove_stale(folder: Path) -> None:
+    for path in folder.glob(f"{_FETCHING}*"):
+        if time.time() - path.stat().st_mtime > _STALE_S:
+            path.unlink(missing_ok=True)
+
+
+# Retention.
+
+
+def remove_old(run: Run, keep: int | None) -> None:
+    """Remove all but the newest `keep` complete checkpoints; None keeps all. Of a run in a bucket, those there.
+
+    Copies on this disk of a run in a bucket go by `remove_copies`.
+    """
+    if keep is None:
+        return
+    if run.store is None:
+        for checkpoint in list(_local(run.folder)[0].values())[:-keep]:
+            _remove_folder(checkpoint.folder)
+        return
+    complete = sorted(_in_bucket(run.store, run.folder, {}))
+    for step in complete[:-keep]:
+        remove_in_bucket(run.store, step)
+
+
+def remove_in_bucket(store: Store, step: int) -> None:
+    """Remove a checkpoint from a bucket, its marker first, so that a half-removed one is never taken for whole."""
+    store.remove(f"{checkpoint_key(step)}/{MARKER}")
+    store.remove(checkpoint_key(step))
+
+
+def remove_copies(run: Run, step: int) -> None:
+    """Remove from this disk what is older than the checkpoint of `step`, which is in the bucket."""
+    for folder in (run.folder / "checkpoints").glob("step-*"):
+        found = _step_of(folder.name)
+        if found is not None and found < step:
+            _remove_folder(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    (folder / MARKER).unlink(missing_ok=True)  # first, as in a bucket
+    shutil.rmtree(folder)

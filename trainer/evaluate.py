@@ -24,7 +24,9 @@ from dataengine.errors import InputError, run_command
 from dataengine.sources import RecordFormat, read_records, whole_file
 from dataengine.storage import write_file
 from dataengine.tokens import load_tokenizer
-from trainer.export import export, find_checkpoint
+from trainer.checkpoints import find_checkpoint
+from trainer.export import export
+from trainer.runs import open_run
 from trainer.translation import complete
 
 _ZH = {"zh", "zho", "cmn"}  # languages without spaces that sacrebleu tokenizes by its `zh`
@@ -53,8 +55,8 @@ def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
         direction: _read_set(Path(path), direction, config.evaluate.max_sentences)
         for direction, path in config.evaluate.dev.items()
     }
-    out = Path(config.out)
-    checkpoint = find_checkpoint(out, step)
+    run = open_run(config.out, config.cache)
+    checkpoint = find_checkpoint(run, step)
     folder = export(config, checkpoint.step)
     tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,7 +92,7 @@ def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
             for row in rows
         ]
         write_file(
-            out / "evaluations" / checkpoint.folder.name / f"{direction}.jsonl",
+            run.folder / "evaluations" / checkpoint.folder.name / f"{direction}.jsonl",
             "\n".join([*lines, ""]).encode(),
         )
         print(
@@ -106,7 +108,7 @@ def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
         "translation": scores,
     }
     write_file(
-        out / "evaluations" / checkpoint.folder.name / "results.json",
+        run.folder / "evaluations" / checkpoint.folder.name / "results.json",
         json.dumps(results, indent=2, ensure_ascii=False).encode(),
     )
     return results

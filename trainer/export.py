@@ -22,15 +22,9 @@ from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.storage import new_folder
 from dataengine.tokens import load_tokenizer
-from trainer.checkpoints import (
-    Checkpoint,
-    check_model,
-    checkpoint_folder,
-    complete_checkpoints,
-    newest_checkpoint,
-    read_checkpoint,
-)
+from trainer.checkpoints import Checkpoint, check_model, fetch_checkpoint, find_checkpoint
 from trainer.model import empty_model
+from trainer.runs import open_run
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or 2 for unusable input."""
     parser = argparse.ArgumentParser(
         prog="trainer/export.py",
-        description="Write a checkpoint to OUT/exports/step-N as a folder that transformers loads.",
+        description="Write a checkpoint to OUT/exports/step-N as a folder that transformers loads. If OUT is in a "
+        "bucket, the checkpoint is fetched to the folder of the run below `cache`, where the export lies then.",
     )
     parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
@@ -54,13 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def export(config: Config, step: int | None = None) -> Path:
     """Export the checkpoint of `step`, or the newest; return the folder. Does nothing if it is there already."""
-    out = Path(config.out)
-    checkpoint = find_checkpoint(out, step)
+    run = open_run(config.out, config.cache)
+    checkpoint = find_checkpoint(run, step)
     check_model(config.model, checkpoint)
-    manifest = read_manifest(out / "manifest.json")
-    folder = out / "exports" / checkpoint.folder.name
+    run.fetch("manifest.json")
+    manifest = read_manifest(run.folder / "manifest.json")
+    folder = run.folder / "exports" / checkpoint.folder.name
     if folder.is_dir():
         return folder
+    if problems := fetch_checkpoint(run, checkpoint):
+        raise InputError(f"{problems[0]}. Take another checkpoint with --step")
     model = empty_model(config.model, manifest)
     load_weights(model, checkpoint)
     with new_folder(folder) as temporary:
@@ -70,19 +68,6 @@ def export(config: Config, step: int | None = None) -> Path:
         model.save_pretrained(temporary)
         _save_tokenizer(config, manifest, temporary)
     return folder
-
-
-def find_checkpoint(out: Path, step: int | None) -> Checkpoint:
-    """The complete checkpoint of a step, or the newest one. Raises InputError if there is none."""
-    if step is not None:
-        if not checkpoint_folder(out, step).is_dir():
-            steps = ", ".join(str(checkpoint.step) for checkpoint in complete_checkpoints(out))
-            raise InputError(f"{out} has no checkpoint of {step} steps; it has those of {steps or 'none'}")
-        return read_checkpoint(checkpoint_folder(out, step))
-    newest = newest_checkpoint(out)
-    if newest is None:
-        raise InputError(f"no checkpoint under {out / 'checkpoints'}. Train first: composer trainer/train.py CONFIG")
-    return newest
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

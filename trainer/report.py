@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import read_manifest
 from dataengine.plot import draw_mix, save_figure, stream_colours
+from trainer.runs import local_folder
 from trainer.step_log import read_log
 
 
@@ -23,16 +24,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or 2 for unusable input."""
     parser = argparse.ArgumentParser(
         prog="trainer/report.py",
-        description="Draw loss per stream and mix over steps of runs, to RUN/report.png each.",
+        description="Draw loss per stream and mix over steps of runs, to RUN/report.png each; of a run in a bucket, "
+        "to its folder below the cache.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders (a config's `out`)")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or their URLs (a config's `out`)")
+    parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where the log of a URL goes (%(default)s)")
     options = parser.parse_args(arguments)
-    sys.exit(run_command(lambda: _draw(options.runs)))
+    sys.exit(run_command(lambda: _draw(options.runs, options.cache)))
 
 
-def _draw(runs: Sequence[Path]) -> None:
+def _draw(runs: Sequence[str], cache: str) -> None:
     for run in runs:
-        print(draw_run(run))
+        print(draw_run(local_folder(run, cache)))
 
 
 def draw_run(run: Path) -> Path:

@@ -5,46 +5,106 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
+from dataengine.errors import InputError
 from dataengine.manifest import Manifest
-from trainer.checkpoints import checkpoint_folder, mark_complete, remove_old
+from trainer.checkpoints import Marker, checkpoint_folder, hash_file, mark_complete, remove_old
+from trainer.runs import Run
+from trainer.uploads import Uploader
 
 log = logging.getLogger(__name__)
 
 
+class Ledger(Protocol):
+    """What knows the digest of all samples trained on (callbacks.SampleLedger)."""
+
+    digest: str
+
+
 class SaveCheckpoints(Callback):
-    """Save after the given steps, mark each checkpoint complete, and let old ones go."""
+    """Save after the given steps, mark each checkpoint complete, and let old ones go or leave that to the uploader.
+
+    `init` is the checkpoint of another run that this one began with; it goes into the markers. The run's folder is
+    shared by all nodes, or, if an uploader brings it to a bucket, may be each node's own: a node then has only the
+    files of its own ranks.
+    """
 
     def __init__(
-        self, out: Path, manifest: Manifest, model: dict[str, Any], steps: Sequence[int], keep: int | None
+        self,
+        run: Run,
+        manifest: Manifest,
+        model: dict[str, Any],
+        steps: Sequence[int],
+        keep: int | None,
+        *,
+        ledger: Ledger,
+        uploader: Uploader | None = None,
+        init: dict[str, Any] | None = None,
     ) -> None:
-        self._out, self._plan_id, self._model = out, manifest.plan_id, model
-        self._steps, self._keep = frozenset(steps), keep
+        self._run, self._plan_id, self._model, self._init = run, manifest.plan_id, model, init
+        self._steps, self._keep, self._ledger, self._uploader = frozenset(steps), keep, ledger, uploader
+        self._saved = -1  # step of the newest checkpoint
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Take the step that training starts at as saved; bring the log, which was cut to it, to the bucket."""
+        self._saved = int(state.timestamp.batch)
+        if self._uploader is not None and dist.get_global_rank() == 0:
+            self._uploader.publish()
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Runs after all of a step's events, so the state that is saved is that of the step's end."""
+        if int(state.timestamp.batch) in self._steps:
+            self.save_now(state)
+
+    def save_now(self, state: State) -> None:
+        """Save between two steps, on all ranks together; does nothing if this step is saved already.
+
+        Raises InputError on all ranks if the uploads of one of them were given up; the checkpoint is on disk then.
+        """
         step = int(state.timestamp.batch)
-        if step not in self._steps:
+        if step == self._saved:
             return
-        folder = checkpoint_folder(self._out, step)
-        if dist.get_global_rank() == 0 and folder.is_dir():
-            shutil.rmtree(folder)  # an unfinished one of a run that was killed while it saved
+        folder = checkpoint_folder(self._run.folder, step)
+        if dist.get_local_rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)  # an unfinished one of a run that was killed while it saved
         dist.barrier()
         # What composer.utils.checkpoint.save_checkpoint writes, into a folder that we name.
         content = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
         if dist.get_global_rank() > 0:
             content.pop("rng")  # it has the state of all ranks
         dcp.save(content, checkpoint_id=folder, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
-        dist.barrier()
+        own = sorted(folder.glob(f"__{dist.get_global_rank()}_*.distcp"))
         if dist.get_global_rank() == 0:
-            mark_complete(folder, step, self._plan_id, dist.get_world_size(), self._model)
-            remove_old(self._out, self._keep)
-            log.info("saved %s", folder)
+            own.append(folder / ".metadata")
+        described = {path.name: (path.stat().st_size, hash_file(path)) for path in own}
+        failure = self._uploader.failure if self._uploader else None
+        gathered = dist.all_gather_object((described, failure))
+        files = {name: found for part, _ in gathered for name, found in sorted(part.items())}
+        marker = Marker(
+            step=step,
+            plan_id=self._plan_id,
+            world_size=dist.get_world_size(),
+            model=self._model,
+            files={name: size for name, (size, _) in files.items()},
+            hashes={name: digest for name, (_, digest) in files.items()},
+            init=self._init,
+            digest=self._ledger.digest,
+        )
+        written = mark_complete(folder, marker) if dist.get_local_rank() == 0 else None
+        if self._uploader is None:
+            if dist.get_global_rank() == 0:
+                remove_old(self._run, self._keep)
+        else:
+            self._uploader.submit(step, list(described), marker.files, written if dist.get_global_rank() == 0 else None)
+        self._saved = step
+        log.info("saved %s", folder)
         dist.barrier()
+        failures = [words for _, words in gathered if words]
+        if failures:
+            raise InputError(failures[0])

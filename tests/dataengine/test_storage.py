@@ -68,6 +68,18 @@ def test_what_is_written_reads_back(store: Store) -> None:
     assert store.sizes("a/b/") == {"a/b/c": len(CONTENT)}
 
 
+def test_a_local_file_is_written_in_parts(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_PART", 5 << 20)  # the least that S3 allows
+    for content in (b"", CONTENT, CONTENT * 1100):
+        (tmp_path / "source").write_bytes(content)
+        store.write_from("a/b", tmp_path / "source")
+        assert store.read("a/b") == content
+        assert store.sizes("") == {"a/b": len(content)}
+    with pytest.raises(FileNotFoundError, match="none"):
+        store.write_from("a/b", tmp_path / "none")
+    assert store.size("a/b") == len(content)
+
+
 def test_what_is_absent_is_said_to_be(store: Store) -> None:
     store.write("a/b", CONTENT)
     assert store.size("a/c") is None

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dataengine.errors import InputError
+from tests.object_store import ObjectStore, object_store
+from trainer import audit, report
+from trainer.runs import SMALL_FILES, local_folder, open_run
+
+__all__ = ["object_store"]
+
+
+def test_a_local_out_is_its_own_folder(tmp_path: Path) -> None:
+    run = open_run(str(tmp_path / "run"), "cache")
+    assert (run.url, run.folder, run.store) == (str(tmp_path / "run"), tmp_path / "run", None)
+    run.fetch("log.csv")
+    run.publish("log.csv", b"step\n")
+    assert (tmp_path / "run" / "log.csv").read_bytes() == b"step\n"
+    assert local_folder(run.url, "cache") == run.folder
+
+
+def test_a_url_has_a_folder_of_its_own_below_the_cache(object_store: ObjectStore, tmp_path: Path) -> None:
+    names = [open_run(f"{object_store.url}/{name}", str(tmp_path)).folder for name in ("a/b", "a-b", "a/b/")]
+    assert names[0] == names[2] != names[1]
+    assert names[0].parent == tmp_path / "runs"
+    assert names[0].name.startswith(f"{object_store.bucket}-a-b-")
+
+
+def test_an_unknown_kind_of_url_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="azure://a/b': not a kind of store"):
+        open_run("azure://a/b", str(tmp_path))
+
+
+def test_small_files_come_to_another_machine(object_store: ObjectStore, tmp_path: Path) -> None:
+    here, there = (open_run(f"{object_store.url}/run", str(tmp_path / name)) for name in ("here", "there"))
+    here.publish("config.yaml", b"seed: 1\n")
+    here.publish("log.csv", b"step\n0\n1\n")
+    there.fetch(*SMALL_FILES)
+    assert (there.folder / "config.yaml").read_bytes() == b"seed: 1\n"
+    assert (there.folder / "log.csv").read_bytes() == b"step\n0\n1\n"
+    assert not (there.folder / "manifest.json").exists()
+
+
+def test_the_longer_log_counts_and_the_config_of_the_bucket(object_store: ObjectStore, tmp_path: Path) -> None:
+    run = open_run(f"{object_store.url}/run", str(tmp_path))
+    run.publish("log.csv", b"step\n0\n")
+    run.publish("config.yaml", b"seed: 2\n")
+    (run.folder / "log.csv").write_bytes(b"step\n0\n1\n")
+    (run.folder / "config.yaml").write_bytes(b"seed: 1, an older one\n")
+    run.fetch(*SMALL_FILES)
+    assert (run.folder / "log.csv").read_bytes() == b"step\n0\n1\n"
+    assert (run.folder / "config.yaml").read_bytes() == b"seed: 2\n"
+    (run.folder / "log.csv").write_bytes(b"step\n")
+    run.fetch(*SMALL_FILES)
+    assert (run.folder / "log.csv").read_bytes() == b"step\n0\n"
+
+
+@pytest.mark.parametrize("tool", [audit, report])
+def test_a_url_without_a_run_is_said_to_have_none(
+    object_store: ObjectStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], tool: object
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tool.main([f"{object_store.url}/none", "--cache", str(tmp_path)])  # type: ignore[attr-defined]
+    assert ended.value.code == 2
+    assert f"error: no run at {object_store.url}/none: there is no manifest.json" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""Run folders: a config's `out`, on this disk or in a bucket with a working copy on this disk. Needs no Composer."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataengine.errors import InputError
+from dataengine.objects import is_url
+from dataengine.storage import Store, open_store, write_file
+
+SMALL_FILES = ("config.yaml", "manifest.json", "log.csv")  # what a run keeps beside its checkpoints
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a run keeps its files."""
+
+    url: str  # as the user knows it: a folder or the URL of one
+    folder: Path  # on this disk; of a run in a bucket, a working copy of its newest files
+    store: Store | None  # at the URL of a run in a bucket; None if the folder is the run
+
+    def fetch(self, *names: str) -> None:
+        """Bring small files of the bucket to the folder, where they differ; files that the bucket lacks stay.
+
+        A log here that is longer than the one there also stays: the run ended before it was uploaded. Raises
+        InputError if the bucket cannot be read.
+        """
+        if self.store is None:
+            return
+        for name in names:
+            path = self.folder / name
+            size = self.store.size(name)
+            if size is None or (name.endswith(".csv") and path.is_file() and path.stat().st_size >= size):
+                continue
+            content = self.store.read(name)
+            if not path.is_file() or path.read_bytes() != content:
+                write_file(path, content)
+
+    def publish(self, name: str, content: bytes) -> None:
+        """Write a small file here and, of a run in a bucket, there. Raises InputError if that cannot be done."""
+        write_file(self.folder / name, content)
+        if self.store is not None:
+            self.store.write(name, content)
+
+
+def open_run(out: str, cache: str) -> Run:
+    """The run of a config's `out`; it need not exist yet. The folder of a URL lies below `cache`.
+
+    Raises InputError if the URL or the environment cannot be used.
+    """
+    if "://" not in out:
+        return Run(str(Path(out)), Path(out), None)
+    url = out.rstrip("/")
+    store = open_store(url)
+    words = re.sub(r"[^A-Za-z0-9_]+", "-", url.partition("://")[2])[-60:].strip("-")
+    return Run(url, Path(cache, "runs", f"{words}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"), store)
+
+
+def local_folder(out: str, cache: str) -> Path:
+    """The folder of a run for reading, with its small files of the bucket. Raises InputError if there is no run."""
+    run = open_run(out, cache)
+    run.fetch(*SMALL_FILES)
+    if is_url(out) and not (run.folder / "manifest.json").is_file():
+        raise InputError(f"no run at {out}: there is no manifest.json. Give the `out` of a run that has trained a step")
+    return run.folder
