@@ -125,9 +125,13 @@ def write_stream(folder: Path, samples: int) -> None:
 def ours(folder: Path) -> Any:
     """Our dataset."""
     from dataengine.manifest import read_manifest
+    from dataengine.storage import open_store
+    from trainer.cache import ShardCache
     from trainer.data import ScheduledDataset
 
-    return ScheduledDataset(read_manifest(folder / "manifest.json"), folder, world_size=1)
+    manifest = read_manifest(folder / "manifest.json")
+    cache = ShardCache(open_store(str(folder)), folder, manifest, limit=None, outage_limit=1)
+    return ScheduledDataset(manifest, cache, world_size=1)
 
 
 def stock(folder: Path) -> Any:

@@ -269,7 +269,7 @@ class TrainConfig(_Section):
     loader_workers: int = Field(default=2, ge=0)  # processes a rank
     seed: int = 3407
     attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
-    loss: Literal["auto", "chunked", "liger"] = "auto"  # auto: liger-kernel on CUDA where it is installed
+    loss: Literal["chunked", "liger"] = "chunked"  # of all logits a part at a time; or liger-kernel's, on CUDA
     compile: bool = False  # torch.compile; the first step takes minutes longer
     activation_checkpointing: bool = False  # less memory, a third more time
     shard_ranks: Count | None = None  # parameters are sharded over so many ranks and replicated beyond; default: all

@@ -10,6 +10,10 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
 
 
+class OutageError(InputError):
+    """A store fails or does not answer, also after all attempts; it may work again later."""
+
+
 def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
     """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback.
 

@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from dataengine.errors import InputError
+from dataengine.errors import InputError, OutageError
 
 _BLOCK = 8 << 20  # bytes of a ranged GET
 _BUFFER = 1 << 20  # bytes
@@ -416,16 +416,17 @@ def explain(error: Exception, url: str) -> Exception:
         if meaning is None and (status >= 500 or status == 429):
             meaning = "the store is failing or too busy, also after all attempts", "Run again later"
         happened, remedy = meaning or ("the store refused", "Check the URL, the endpoint and the credentials")
-        return InputError(f"{url}: {happened} ({f'{code}: {said}' if said else code}). {remedy}.")
+        kind = OutageError if status >= 500 or status == 429 else InputError
+        return kind(f"{url}: {happened} ({f'{code}: {said}' if said else code}). {remedy}.")
     if isinstance(error, kinds.NoCredentialsError | kinds.PartialCredentialsError | kinds.CredentialRetrievalError):
         return InputError(
             f"{url}: no credentials ({error}). Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or run "
             "under a role."
         )
     if isinstance(error, kinds.FlexibleChecksumError):
-        return InputError(f"{url}: what arrived does not match its checksum ({error}). Run again, or write it anew.")
+        return OutageError(f"{url}: what arrived does not match its checksum ({error}). Run again, or write it anew.")
     if isinstance(error, kinds.HTTPClientError | kinds.ConnectionError | kinds.IncompleteReadError):
-        return InputError(
+        return OutageError(
             f"{url}: the store cannot be reached, also after all attempts ({error}). "
             "Check S3_ENDPOINT_URL (of gs:// GCS_ENDPOINT_URL) and the network, then run again."
         )

@@ -51,6 +51,11 @@ class ObjectStore:
 @pytest.fixture
 def object_store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """A new bucket; the environment names the server and its keys until the test ends."""
+    return new_bucket(monkeypatch)
+
+
+def new_bucket(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """A new bucket, as the fixture gives; the environment is as it was once `monkeypatch` is undone."""
     endpoint, client = _server()
     for name in [name for name in os.environ if name.startswith(("AWS_", "S3_", "GCS_")) and name != "AWS_CA_BUNDLE"]:
         monkeypatch.delenv(name)

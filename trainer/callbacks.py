@@ -1,15 +1,18 @@
-"""What happens around each step: clipping, the ledger of samples, logs."""
+"""What happens around each step: clipping, the ledger of samples, the watch, logs."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 import numpy as np
+import psutil
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
@@ -20,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from dataengine.manifest import Manifest
 from dataengine.storage import write_file
 from trainer.step_log import next_digest, read_log
+from trainer.watch import BadStepError, SpikeDetector
 
 
 class RestoreRng(Callback):
@@ -109,10 +113,128 @@ class SampleLedger(Callback):
         self.digest = state["digest"]
 
 
-class StepLog(Callback):
-    """Write one row a step to OUT/log.csv and a line every `interval` steps to the console.
+class StreamLosses(Callback):
+    """The mean loss of each stream over all ranks, known before the optimizer's step.
 
-    Losses are means over all ranks; `samples/STREAM` counts what has been drawn since step 0.
+    One sum over the ranks serves them and `stop`, which any rank may be asked for.
+    """
+
+    def __init__(self, manifest: Manifest, stop: StopRequest) -> None:
+        self._names = [stream.name for stream in manifest.streams]
+        self._stop = stop
+        self._sums = torch.zeros(0)
+        self.losses: dict[str, float] = {}  # of the streams that this step has samples of
+        self.counts: dict[str, int] = {}  # samples of each stream
+        self.samples: list[tuple[Tensor, Tensor]] = []  # ids and losses of this rank's microbatches
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Begin to add up."""
+        self._sums = state.device.tensor_to_device(torch.zeros(2, len(self._names) + 1, dtype=torch.float64))
+        self.samples = []
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        """Add up a microbatch's losses by stream, without waiting for the device."""
+        losses = cast(tuple[Tensor, Tensor], state.outputs)[1].double()  # (microbatch,)
+        self._sums[0].index_add_(0, state.batch["stream"], losses)
+        self._sums[1].index_add_(0, state.batch["stream"], torch.ones_like(losses))
+        self.samples.append((state.batch["sample_id"], losses))
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Add up over the ranks."""
+        self._sums[1, -1] = float(self._stop.asked)
+        dist.all_reduce(self._sums)
+        losses, counts = self._sums.tolist()
+        self._stop.agreed = counts[-1] > 0
+        self.counts = dict(zip(self._names, map(round, counts), strict=False))
+        self.losses = {
+            name: loss / count for name, loss, count in zip(self._names, losses, counts, strict=False) if count
+        }
+
+
+class StopRequest:
+    """A wish to end after the step under way, which all ranks come to know at the same step."""
+
+    def __init__(self) -> None:
+        self.asked = False  # on this rank
+        self.agreed = False  # all ranks know of it
+
+    def ask(self) -> None:
+        """Ask for it; safe in a signal handler."""
+        self.asked = True
+
+
+class Watch(Callback):
+    """Stop all ranks before the update of a step whose loss or gradient is no number, or whose loss is a spike.
+
+    What is compared is equal on all ranks. OUT/bad-step-N.json tells what the step was.
+    """
+
+    def __init__(
+        self, out: Path, manifest: Manifest, losses: StreamLosses, clip: ClipGradients, detector: SpikeDetector
+    ) -> None:
+        self._out, self._manifest = out, manifest
+        self._losses, self._clip, self._detector = losses, clip, detector
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Judge the step, after the losses and the norm are known."""
+        reason = self._detector.judge(self._losses.losses, self._losses.counts, self._clip.norm)
+        if reason is None:
+            return
+        step = int(state.timestamp.batch)
+        path = self._out / f"bad-step-{step:08d}.json"
+        parts = dist.all_gather_object([(ids.tolist(), losses.tolist()) for ids, losses in self._losses.samples])
+        if dist.get_global_rank() == 0:
+            write_file(path, json.dumps(self._describe(state, step, reason, parts), indent=1).encode())
+        raise BadStepError(
+            f"step {step:,}: {reason}. Training stopped before this step's update; the checkpoints are good. The "
+            f"samples are in {path}. Look at them: python trainer/replay.py {self._out}. To go on, run the same "
+            "command again with train.spike_factor=null if the data are as they should be, or with a lower "
+            "train.learning_rate; or build a child plan (`parent`) that leaves these samples out."
+        )
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Remember the losses of a step that was trained on."""
+        self._detector.add(self._losses.losses, self._losses.counts)
+
+    def _describe(self, state: State, step: int, reason: str, parts: Sequence[Any]) -> dict[str, Any]:
+        by_id = {k: loss for rank in parts for ids, losses in rank for k, loss in zip(ids, losses, strict=True)}
+        ids = self._manifest.order.sample_ids(step)
+        streams = self._manifest.order.stream_numbers(ids).tolist()
+        return {
+            "step": step,
+            "reason": reason,
+            "plan_id": self._manifest.plan_id,
+            "losses": self._losses.losses,
+            "grad_norm": self._clip.norm,
+            "learning_rate": state.optimizers[0].param_groups[0]["lr"],
+            "samples": [
+                {"slot": slot, "stream": self._manifest.streams[number].name, "sample_id": k, "loss": by_id.get(k)}
+                for slot, (k, number) in enumerate(zip(ids.tolist(), streams, strict=True))
+            ],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Kept in checkpoints, as one text: its length may differ."""
+        return {"losses": self._detector.dump()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Taken from a checkpoint."""
+        self._detector.load(state["losses"])
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a step's work is measured by."""
+
+    flops_per_token: float  # of training: forward and backward
+    peak_flops: float | None  # a second, of one rank's device; None: unknown
+
+
+class StepLog(Callback):
+    """Write one row a step to OUT/log.csv and to the loggers, and a line every `interval` steps to the console.
+
+    Losses are means over all ranks; `samples/STREAM` counts what has been drawn since step 0. `data_wait` is the share
+    of the step that the rank waited for its batch; `memory_gb` the most that the GPU held, on CPU what the process has.
     """
 
     def __init__(
@@ -121,82 +243,107 @@ class StepLog(Callback):
         manifest: Manifest,
         ledger: SampleLedger,
         clip: ClipGradients,
+        losses: StreamLosses,
+        speed: Speed,
         *,
         interval: int,
         last: int,
     ) -> None:
         self._path, self._manifest, self._ledger, self._clip = out / "log.csv", manifest, ledger, clip
-        self._interval, self._last = interval, last
+        self._losses, self._speed, self._interval, self._last = losses, speed, interval, last
         self._names = [stream.name for stream in manifest.streams]
-        self._sums = torch.zeros(2, len(self._names))  # losses and samples by stream, of this step and rank
+        self._columns = [
+            "step",
+            "stage",
+            "loss",
+            *(f"{kind}/{name}" for kind in ("loss", "samples") for name in self._names),
+            "learning_rate",
+            "grad_norm",
+            "seconds",
+            "tokens_per_second",
+            "data_wait",
+            "memory_gb",
+            "mfu",
+            "digest",
+        ]
         self._file: TextIO | None = None
-        self._rate = self._learning_rate = 0.0
-        self._begun = time.monotonic()
+        self._learning_rate = self._wait = 0.0
+        self._process = psutil.Process()
+        self._begun = self._ended = self._asked = time.monotonic()  # training; the last step; the wait for a batch
         self._first = 0
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Open the log; rows of steps after the checkpoint that this run resumes from go, for they come again."""
         self._first = int(state.timestamp.batch)
-        self._begun = time.monotonic()
+        self._begun = self._ended = time.monotonic()
         if dist.get_global_rank() == 0:
             rows = read_log(self._path) if self._path.is_file() else []
             kept = io.StringIO(newline="")
-            writer = csv.DictWriter(kept, self._columns)
+            writer = csv.DictWriter(kept, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(row for row in rows if int(row["step"]) < self._first)
             write_file(self._path, kept.getvalue().encode())
             self._file = self._path.open("a", newline="", encoding="utf-8")
 
-    @property
-    def _columns(self) -> list[str]:
-        by_stream = [f"{kind}/{name}" for kind in ("loss", "samples") for name in self._names]
-        return ["step", "stage", "loss", *by_stream, "learning_rate", "grad_norm", "seconds", "digest"]
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        """The wait for a batch begins."""
+        self._asked = time.monotonic()
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Note when and with which rate the step begins."""
         self._started = time.monotonic()
+        self._wait = self._started - self._asked
         self._learning_rate = state.optimizers[0].param_groups[0]["lr"]
-        self._sums = state.device.tensor_to_device(torch.zeros(2, len(self._names)))
-
-    def after_loss(self, state: State, logger: Logger) -> None:
-        """Add up a microbatch's losses by stream, without waiting for the device."""
-        losses = cast(Tensor, state.outputs).detach().float()  # (microbatch,)
-        self._sums[0].index_add_(0, state.batch["stream"], losses)
-        self._sums[1].index_add_(0, state.batch["stream"], torch.ones_like(losses))
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Write the row of the step that ended."""
-        dist.all_reduce(self._sums)
         if self._file is None:
             return
+        now = time.monotonic()
+        whole, self._ended = now - self._ended, now
         done = int(state.timestamp.batch)  # steps trained
         schedule = self._manifest.schedule
         cursors = schedule.cursors(done)
-        losses, counts = self._sums.tolist()
+        rate = self._manifest.batch_size * self._manifest.seq_len / whole
         row: dict[str, Any] = {
             "step": done - 1,
             "stage": schedule.stages[schedule.stage_index(done - 1)].name,
             "loss": state.total_loss_dict["loss/train/total"],
             "learning_rate": self._learning_rate,
             "grad_norm": self._clip.norm,
-            "seconds": round(time.monotonic() - self._started, 4),
+            "seconds": round(now - self._started, 4),
+            "tokens_per_second": round(rate, 1),
+            "data_wait": round(self._wait / whole, 4),
+            "memory_gb": round(self._memory() / 1e9, 3),
+            "mfu": "",
             "digest": self._ledger.digest,
         }
-        for name, loss, count in zip(self._names, losses, counts, strict=True):
-            row[f"loss/{name}"] = loss / count if count else ""
+        if self._speed.peak_flops:
+            peak = self._speed.peak_flops * dist.get_world_size()
+            row["mfu"] = round(rate * self._speed.flops_per_token / peak, 4)
+        for name in self._names:
+            row[f"loss/{name}"] = self._losses.losses.get(name, "")
             row[f"samples/{name}"] = cursors.get(name, 0)
         csv.DictWriter(self._file, self._columns).writerow(row)
         self._file.flush()
+        logger.log_metrics({name: value for name, value in row.items() if isinstance(value, int | float)}, step=done)
         if done % self._interval == 0 or done == self._last:
             print(self._line(row, done), flush=True)
+
+    def _memory(self) -> int:
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated()
+        return int(self._process.memory_info().rss)
 
     def _line(self, row: dict[str, Any], done: int) -> str:
         rate = (done - self._first) / (time.monotonic() - self._begun)  # steps a second since the start
         by_stream = ", ".join(f"{n} {row[f'loss/{n}']:.3f}" for n in self._names if row[f"loss/{n}"] != "")
         tokens = rate * self._manifest.batch_size * self._manifest.seq_len
+        mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] != "" else ""
+        waits = f", {row['data_wait']:.0%} waiting for data" if row["data_wait"] >= 0.05 else ""
         return (
             f"step {done}/{self._last} {row['stage']}: loss {row['loss']:.4f} ({by_stream}), "
-            f"gradient norm {row['grad_norm']:.2f}, lr {row['learning_rate']:.2e}, {tokens:,.0f} tokens/s, "
+            f"gradient norm {row['grad_norm']:.2f}, lr {row['learning_rate']:.2e}, {tokens:,.0f} tokens/s{mfu}{waits}, "
             f"{_duration((self._last - done) / rate)} left"
         )
 

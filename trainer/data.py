@@ -8,10 +8,8 @@ ids, and samples are read as rows of mapped shards; indexes, worlds and the resu
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +22,9 @@ from torch.utils.data import DataLoader
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
 from dataengine.order import RunOrder
-from dataengine.shards import COLUMN, map_shard
-from dataengine.tokens import token_dtype
+from dataengine.shards import COLUMN
+from trainer.cache import ShardCache
+from trainer.signals import leave_signals_to_parent
 
 _SHARDS_MAPPED = 256  # by each worker; a mapping costs an open file
 
@@ -38,18 +37,16 @@ class ScheduledDataset(StreamingDataset):
     manifest's.
     """
 
-    def __init__(self, manifest: Manifest, store: Path, *, world_size: int) -> None:
-        check_world_size(manifest, world_size)
-        for stream in manifest.streams:
-            _check_index(stream.name, store / stream.remote, stream.index_sha256)
+    def __init__(self, manifest: Manifest, cache: ShardCache, *, world_size: int) -> None:
+        folders = [cache.index_folder(number) for number in range(len(manifest.streams))]
         with _light_spanner():
             super().__init__(
-                streams=[Stream(local=str(store / stream.remote)) for stream in manifest.streams],
+                streams=[Stream(local=str(folder)) for folder in folders],  # the cache fetches shards, not streaming
                 batch_size=manifest.batch_size // world_size,
                 num_canonical_nodes=manifest.lanes,  # fixed, so that it never depends on the first run's nodes
                 shuffle=False,
             )
-        self.manifest, self._store = manifest, store
+        self.manifest, self._cache = manifest, cache
         self._mapped: OrderedDict[int, NDArray[Any]] = OrderedDict()  # each loader worker fills its own
         self.epoch_size = manifest.schedule.steps * manifest.batch_size
         self.length = self.epoch_size // world_size
@@ -70,8 +67,9 @@ class ScheduledDataset(StreamingDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """This worker's samples, from the step that a checkpoint set.
 
-        streaming's own iterator runs three threads that fetch ahead, and takes a lock of the node for every sample. All
-        shards are on this disk, so samples are read as they are asked for; the loader's workers do so ahead of time.
+        streaming's own iterator runs three threads that fetch ahead, and takes a lock of the node for every sample.
+        Here samples are read as they are asked for; the loader's workers do so ahead of time, and the node's
+        cache.Prefetcher brings shards to this disk before.
         """
         self._unique_worker_world = self._unique_rank_world.detect_workers()
         self._parallel_worker_world = self._parallel_rank_world.detect_workers()
@@ -88,10 +86,8 @@ class ScheduledDataset(StreamingDataset):
     def _map_shard(self, shard: int) -> NDArray[Any]:
         mapped = self._mapped.get(shard)
         if mapped is None:
-            stream = self.manifest.streams[self.stream_per_shard[shard]]
-            basename = stream.shards[shard - self.shard_offset_per_stream[self.stream_per_shard[shard]]].raw.basename
-            width, dtype = self.manifest.seq_len + 1, token_dtype(self.manifest.vocab_size)
-            mapped = self._mapped[shard] = map_shard(self._store / stream.remote / basename, width, dtype)
+            stream = int(self.stream_per_shard[shard])
+            mapped = self._mapped[shard] = self._cache.map(stream, shard - int(self.shard_offset_per_stream[stream]))
             if len(self._mapped) > _SHARDS_MAPPED:
                 self._mapped.popitem(last=False)
         else:
@@ -164,6 +160,7 @@ def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[
         batch_size=dataset.batch_size,
         num_workers=num_workers,
         collate_fn=_collate,
+        worker_init_fn=leave_signals_to_parent,
         prefetch_factor=4 if num_workers else None,
         persistent_workers=bool(num_workers),
     )
@@ -172,32 +169,6 @@ def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[
 def to_tensors(batch: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
     """A batch as the model takes it: {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64."""
     return {key: torch.from_numpy(values.astype(np.int64)) for key, values in batch.items()}
-
-
-def check_world_size(manifest: Manifest, world_size: int) -> None:
-    """Raise InputError unless the ranks can share a batch equally."""
-    if manifest.batch_size % world_size:
-        fitting = [n for n in range(1, manifest.batch_size + 1) if manifest.batch_size % n == 0]
-        below = max(n for n in fitting if n < world_size)
-        raise InputError(
-            f"batch_size {manifest.batch_size} does not divide among {world_size} ranks. Start {below} ranks "
-            f"(composer -n {below} ...), or build with a batch_size that {world_size} divides."
-        )
-
-
-def _check_index(name: str, folder: Path, sha256: str) -> None:
-    try:
-        found = hashlib.sha256((folder / "index.json").read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(
-            f"stream '{name}': cannot read {folder / 'index.json'}: {error.strerror}. "
-            "Build the streams first: dataengine build CONFIG"
-        ) from None
-    if found != sha256:
-        raise InputError(
-            f"stream '{name}': {folder / 'index.json'} is not the one that the manifest was made with. "
-            f"Remove {folder} and build again: dataengine build CONFIG"
-        )
 
 
 def _identity(manifest: Manifest, step: int) -> dict[str, Any]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib
 import logging
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from composer.models import ComposerModel
+from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import no_init_weights
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from dataengine.config import ModelConfig
+from dataengine.config import ModelConfig, TrainConfig
 from dataengine.manifest import Manifest
 from dataengine.shards import COLUMN
 
@@ -26,59 +26,103 @@ _CHUNK_TOKENS = 4096  # logits of so many positions are in memory at a time
 
 
 class TranslationModel(ComposerModel):
-    """What Composer trains: a batch in, the mean of the samples' losses out."""
+    """What Composer trains: a batch in, the mean loss and the losses of the samples out."""
 
     def __init__(self, decoder: PackedDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Mean loss of each sample; shape (b,)."""
-        return cast(Tensor, self.decoder(batch[COLUMN]))
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The mean loss, shape (), and that of each sample, shape (b,), without gradient."""
+        return cast(tuple[Tensor, Tensor], self.decoder(batch[COLUMN]))
 
-    def loss(self, outputs: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, outputs: tuple[Tensor, Tensor], batch: dict[str, Tensor]) -> Tensor:
         """All samples have as many targets, so the mean over samples is the mean over tokens."""
-        return outputs.mean()
+        return outputs[0]
 
 
 class PackedDecoder(nn.Module):
     """A Hugging Face decoder and its loss in one module, so that FSDP gathers the output layer for both."""
 
-    def __init__(self, hf: LlamaForCausalLM) -> None:
+    def __init__(self, hf: LlamaForCausalLM, loss: Literal["chunked", "liger"] = "chunked") -> None:
         super().__init__()
         self.hf = hf
+        self._loss = loss
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Shard each decoder layer for itself, the rest with the root (paper: per block)."""
         return isinstance(module, LlamaDecoderLayer)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Cross-entropy of every next token, averaged over each sample: (b, seq_len + 1) -> (b,).
+    def activation_checkpointing_fn(self, module: nn.Module) -> bool:
+        """What is computed again for the backward pass, if the config asks for that."""
+        return isinstance(module, LlamaDecoderLayer)
 
-        Documents in a sample see each other, and every token counts (paper: no mask). Logits are made and dropped a
-        chunk at a time, and made again for the backward pass.
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of every next token: (b, seq_len + 1) -> its mean, and that of each sample, shape (b,).
+
+        Documents in a sample see each other, and every token counts (paper: no mask). The logits of a microbatch are
+        never all in memory.
         """
         hidden = self.hf.model(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state  # (b, seq_len, d)
-        targets = tokens[:, 1:].reshape(-1)
-        losses = [
-            checkpoint(self._cross_entropy, states, labels, use_reentrant=False)
-            for states, labels in zip(
-                hidden.flatten(0, 1).split(_CHUNK_TOKENS), targets.split(_CHUNK_TOKENS), strict=True
+        states, labels = hidden.flatten(0, 1), tokens[:, 1:].reshape(-1)
+        if self._loss == "liger":
+            from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+            made = LigerFusedLinearCrossEntropyFunction.apply(
+                states, self.hf.lm_head.weight, labels, None, None, -100, 0.0, 0.0, "none"
             )
-        ]
-        return torch.cat(losses).view(len(tokens), -1).mean(dim=1)
+            losses = made[0] if isinstance(made, tuple) else made
+            mean, losses = losses.mean(), losses.detach()
+        else:
+            mean, losses = MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels)  # type: ignore[no-untyped-call]
+        return mean, losses.view(len(tokens), -1).mean(dim=1)
 
-    def _cross_entropy(self, states: Tensor, labels: Tensor) -> Tensor:
-        logits = self.hf.lm_head(states)  # (chunk, vocab)
-        return nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+
+class MeanCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of states (n, d) against labels (n,) by an output layer (vocab, d), and every single one.
+
+    Gradients are made in the forward pass while a part's logits are there, so that logits are neither kept nor made
+    twice; that is exact for the mean only, so the single losses, shape (n,), carry no gradient. (Wijmans et al. 2024,
+    Cut Your Losses; liger-kernel does likewise.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Go through the positions a part at a time."""
+        needs = any(ctx.needs_input_grad)
+        losses = states.new_empty(len(states), dtype=torch.float32)
+        grad_states = torch.empty_like(states) if needs else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs else None
+        for start in range(0, len(states), _CHUNK_TOKENS):
+            part = slice(start, min(start + _CHUNK_TOKENS, len(states)))
+            logits = (states[part] @ weight.t()).float()  # (part, vocab)
+            log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
+            label = labels[part, None]
+            losses[part] = (log_sum - logits.gather(1, label))[:, 0]
+            if grad_states is not None and grad_weight is not None:
+                grad = logits.sub_(log_sum).exp_()  # softmax
+                grad.scatter_add_(1, label, grad.new_full((), -1.0).expand_as(label))
+                grad = grad.div_(len(states)).to(weight.dtype)
+                grad_states[part] = grad @ weight
+                grad_weight += grad.t() @ states[part].to(weight.dtype)
+        if grad_weight is not None:
+            ctx.save_for_backward(grad_states, grad_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(losses)
+        return losses.mean(), losses
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        """Scale what the forward pass made."""
+        grad_states, grad_weight = ctx.saved_tensors
+        return grad_states * scale, grad_weight * scale, None
 
 
-def build_model(config: ModelConfig, manifest: Manifest, attention: str) -> TranslationModel:
+def build_model(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> TranslationModel:
     """A new model with the paper's initial weights (normal, std sqrt(2/5/d); outputs 1/(sqrt(d) layers)).
 
-    They depend on `init_seed` alone: the same on every rank. `attention` is one of auto, flash_attention_2, sdpa.
+    They depend on `init_seed` alone: the same on every rank.
     """
-    implementation = _choose_attention(attention)
+    implementation = _choose_attention(train.attention)
     hf = _new_model(_llama_config(config, manifest, implementation))
     generator = torch.Generator().manual_seed(config.init_seed)
     std = math.sqrt(2 / 5 / config.hidden_size)
@@ -89,7 +133,35 @@ def build_model(config: ModelConfig, manifest: Manifest, attention: str) -> Tran
         else:
             is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(parameter, std=output_std if is_output else std, generator=generator)
-    return TranslationModel(PackedDecoder(hf))
+    if train.compile:
+        for layer in hf.model.layers:  # each for itself, inside of what FSDP wraps, whose hooks cannot be compiled
+            layer.forward = torch.compile(layer.forward)
+    return TranslationModel(PackedDecoder(hf, train.loss))
+
+
+class _Sharding(FSDP2Config):
+    """Composer makes the mesh of ranks from these two; its FSDP2Config has no setting for them."""
+
+    shard_ranks: int = -1  # all
+
+    @property
+    def data_parallel_shard_degree(self) -> int:
+        return self.shard_ranks
+
+    @property
+    def data_parallel_replicate_degree(self) -> int | None:
+        return None if self.shard_ranks == -1 else -1  # as many as are needed
+
+
+def sharding(train: TrainConfig) -> FSDP2Config:
+    """How parameters lie on the ranks: FSDP over all, or hybrid (HSDP), sharded in groups of `shard_ranks`.
+
+    On CUDA parameters are gathered as bf16 and gradients reduced as fp32; buffers, such as the frequencies of the
+    rotary embedding, stay fp32 (composer/distributed/fsdp2.py).
+    """
+    made = _Sharding(activation_checkpointing=train.activation_checkpointing)
+    made.shard_ranks = train.shard_ranks or -1
+    return made
 
 
 def empty_model(config: ModelConfig, manifest: Manifest) -> LlamaForCausalLM:

@@ -16,9 +16,7 @@ from typing import Any
 from trainer.step_log import read_log
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["trainer.train", "trainer.callbacks", "trainer.data", "trainer.model", "composer.utils.parallelism"]
-)
+_CONTEXT.set_forkserver_preload(["trainer.train", "trainer.session", "composer.utils.parallelism"])
 DEADLINE_S = 240
 
 
@@ -38,6 +36,7 @@ def start(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: str =
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
+            **{name: value for name, value in os.environ.items() if name.startswith(("AWS_", "S3_", "NO_PROXY"))},
         }
         printed = out.with_name(f"{out.name}.rank{rank}.txt")
         arguments = (environment, str(config), [f"out={out}", *overrides], printed, probe)
@@ -72,14 +71,15 @@ def refuse(config: Path, out: Path, *overrides: str, ranks: int = 2) -> str:
     return next(line for line in printed(out).splitlines() if line.startswith("error: "))
 
 
-def kill_at(processes: Sequence[ForkServerProcess], out: Path, rows: int) -> None:
-    """SIGKILL all ranks once the log has so many rows."""
+def kill_at(processes: Sequence[ForkServerProcess], out: Path, rows: int, delay_s: float = 0.0) -> None:
+    """SIGKILL all ranks once the log has so many rows, or a little later."""
     deadline = time.monotonic() + DEADLINE_S
     log = out / "log.csv"
     while not (log.is_file() and len(read_log(log)) >= rows):
         assert time.monotonic() < deadline, printed(out)
         assert processes[0].is_alive(), printed(out)
         time.sleep(0.005)
+    time.sleep(delay_s)
     for process in processes:
         os.kill(process.pid or 0, signal.SIGKILL)
     for process in processes:
@@ -99,11 +99,12 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
     os.dup2(descriptor, 2)
     import torch
 
+    import trainer.session
     import trainer.train
 
     torch.set_num_threads(1)
     if probe == "random":
-        _draw_random_numbers(trainer.train)
+        _draw_random_numbers(trainer.session)
     if probe == "stray" and environment["RANK"] == "1":
         _stray_from_the_plan()
     trainer.train.main([config, *overrides])

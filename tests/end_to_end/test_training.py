@@ -16,21 +16,24 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from dataengine.build import build
-from dataengine.config import load_config
+from dataengine.config import TrainConfig, load_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
+from dataengine.storage import open_store
 from dataengine.tokens import load_tokenizer
 from tests.conftest import ROOT, small_experiment
 from tests.end_to_end import ranks
 from trainer.audit import audit
+from trainer.cache import ShardCache
 from trainer.checkpoints import MARKER, complete_checkpoints, newest_checkpoint
 from trainer.data import ScheduledDataset
 from trainer.evaluate import evaluate
 from trainer.export import export, load_weights
 from trainer.model import build_model
+from trainer.preflight import check_agreement
 from trainer.report import draw_run
+from trainer.runs import open_run
 from trainer.step_log import next_digest, read_log
-from trainer.train import check_agreement
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenize
     path.write_text(yaml.safe_dump(small_experiment(corpora, tokenizer_path, folder), sort_keys=False))
     manifest = build(load_config(path), workers=1).manifest
     return Experiment(path, folder, manifest, ranks.train(path, folder / "straight"))
+
+
+def open_dataset(manifest: Manifest, store: str) -> ScheduledDataset:
+    cache = ShardCache(open_store(store), Path("unused"), manifest, limit=None, outage_limit=1)
+    return ScheduledDataset(manifest, cache, world_size=1)
 
 
 def test_the_log_is_the_plan(experiment: Experiment) -> None:
@@ -185,7 +193,7 @@ def test_a_resume_on_other_data_is_refused(experiment: Experiment) -> None:
 
 
 def test_the_dataset_refuses_a_state_of_other_data_itself(experiment: Experiment) -> None:
-    dataset = ScheduledDataset(experiment.manifest, Path(load_config(experiment.config).store), world_size=1)
+    dataset = open_dataset(experiment.manifest, load_config(experiment.config).store)
     state = dataset.state_dict(8 * 12, True)
     dataset.load_state_dict(state)
     with pytest.raises(InputError, match=r"the checkpoint of step 12 \(plan .*\) was trained on other data"):
@@ -329,13 +337,15 @@ def test_another_model_is_refused(experiment: Experiment) -> None:
 def test_a_config_that_was_changed_after_the_build_is_refused(
     experiment: Experiment, change: str, difference: str
 ) -> None:
-    with pytest.raises(InputError) as error:
-        check_agreement(load_config(experiment.config, [change]), experiment.manifest)
-    assert str(error.value) == f"{difference} Build with this config first: dataengine build CONFIG"
+    found = check_agreement(load_config(experiment.config, [change]), experiment.manifest)
+    assert [problem.text for problem in found] == [
+        f"{difference} Build with this config first: dataengine build CONFIG"
+    ]
 
 
 def test_the_checkpoint_interval_may_change_after_the_build(experiment: Experiment) -> None:
-    check_agreement(load_config(experiment.config, ["stages.0.checkpoint_interval=2"]), experiment.manifest)
+    config = load_config(experiment.config, ["stages.0.checkpoint_interval=2"])
+    assert check_agreement(config, experiment.manifest) == []
 
 
 def test_batches_that_do_not_divide_are_refused(experiment: Experiment) -> None:
@@ -354,7 +364,7 @@ def test_an_exported_checkpoint_has_the_loss_of_the_next_logged_step(experiment:
 def assert_next_loss(experiment: Experiment, log: list[dict[str, str]], model: Any, step: int) -> None:
     """The weights after `step` steps give the loss that was logged for step number `step`."""
     folder = load_config(experiment.config).store
-    dataset = ScheduledDataset(experiment.manifest, Path(folder), world_size=1)
+    dataset = open_dataset(experiment.manifest, folder)
     items = [dataset[int(i)] for i in experiment.manifest.order.sample_ids(step)]
     tokens = torch.from_numpy(np.stack([item["tokens"] for item in items]).astype(np.int64))
     with torch.no_grad():
@@ -378,7 +388,7 @@ def test_export_is_the_same_from_other_numbers_of_ranks(experiment: Experiment) 
     states = []
     for run in (out, experiment.folder / "straight"):
         checkpoint = complete_checkpoints(run)[0]
-        model: Any = build_model(load_config(experiment.config).model, experiment.manifest, "sdpa").decoder.hf
+        model: Any = build_model(load_config(experiment.config).model, experiment.manifest, TrainConfig()).decoder.hf
         load_weights(model, checkpoint)
         states.append(model.state_dict())
     assert states[0].keys() == states[1].keys()
@@ -411,4 +421,4 @@ def test_the_picture_of_a_run(experiment: Experiment) -> None:
 
 
 def test_newest_checkpoint_of_a_new_run_is_none(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(open_run(str(tmp_path), "unused")) is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from dataengine.config import ModelConfig
+from dataengine.config import ModelConfig, TrainConfig
 from dataengine.manifest import Manifest
 from dataengine.schedule import Stage
 from trainer import model as models
@@ -19,15 +19,16 @@ MANIFEST = Manifest("m", "t", 1000, 2, 16, 4, 1, 17, 8, (), (Stage("s", 1, {"x":
 
 
 def test_loss_is_that_of_transformers_on_every_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model(SIZES, MANIFEST, "sdpa")
+    model = build_model(SIZES, MANIFEST, TrainConfig())
     tokens = torch.randint(0, 1000, (3, 17), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        whole = model({"tokens": tokens})
+        mean, whole = model({"tokens": tokens})
         expected = [model.decoder.hf(input_ids=row[None], labels=row[None]).loss.item() for row in tokens]
     assert whole.shape == (3,)
+    assert mean.item() == pytest.approx(sum(expected) / 3, rel=1e-5)
     assert whole.tolist() == pytest.approx(expected, rel=1e-5)
     monkeypatch.setattr(models, "_CHUNK_TOKENS", 7)
-    model({"tokens": tokens}).mean().backward()
+    model({"tokens": tokens})[0].backward()
     chunked = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.decoder.hf(input_ids=tokens, labels=tokens).loss.backward()
@@ -37,10 +38,10 @@ def test_loss_is_that_of_transformers_on_every_position(monkeypatch: pytest.Monk
 
 def test_initial_weights_are_the_papers_and_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
-    first = build_model(SIZES, MANIFEST, "sdpa").decoder.hf.state_dict()
+    first = build_model(SIZES, MANIFEST, TrainConfig()).decoder.hf.state_dict()
     torch.manual_seed(2)
-    second = build_model(SIZES, MANIFEST, "sdpa").decoder.hf.state_dict()
-    other = build_model(SIZES.model_copy(update={"init_seed": 4}), MANIFEST, "sdpa").decoder.hf.state_dict()
+    second = build_model(SIZES, MANIFEST, TrainConfig()).decoder.hf.state_dict()
+    other = build_model(SIZES.model_copy(update={"init_seed": 4}), MANIFEST, TrainConfig()).decoder.hf.state_dict()
     for name, weight in first.items():
         assert torch.equal(weight, second[name])
         if weight.dim() == 1:
@@ -53,7 +54,7 @@ def test_initial_weights_are_the_papers_and_depend_on_the_seed_alone() -> None:
 
 
 def test_vocabulary_is_padded_to_64_and_ties_hold() -> None:
-    hf = build_model(SIZES.model_copy(update={"tie_word_embeddings": True}), MANIFEST, "sdpa").decoder.hf
+    hf = build_model(SIZES.model_copy(update={"tie_word_embeddings": True}), MANIFEST, TrainConfig()).decoder.hf
     assert hf.config.vocab_size == 1024
     assert hf.lm_head.weight is hf.model.embed_tokens.weight
     assert hf.model.embed_tokens.weight.std().item() == pytest.approx(math.sqrt(2 / 5 / 64), rel=0.06)
@@ -69,5 +70,5 @@ def test_the_papers_model_has_its_number_of_parameters() -> None:
 def test_attention_falls_back_to_sdpa_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     if not torch.cuda.is_available():
-        assert build_model(SIZES, MANIFEST, "auto").decoder.hf.config._attn_implementation == "sdpa"
+        assert build_model(SIZES, MANIFEST, TrainConfig()).decoder.hf.config._attn_implementation == "sdpa"
         assert caplog.messages == ["attention: sdpa (no CUDA device)"]

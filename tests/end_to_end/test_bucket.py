@@ -1,0 +1,190 @@
+"""Real training from and to a bucket, on a real server: what a run gives does not depend on what fails around it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import LlamaForCausalLM
+
+from dataengine.build import build
+from dataengine.config import load_config
+from dataengine.manifest import Manifest
+from tests.conftest import small_experiment
+from tests.end_to_end import ranks
+from tests.end_to_end.test_training import exact
+from tests.object_store import ObjectStore, faulty_proxy, new_bucket
+from trainer.audit import audit
+from trainer.checkpoints import MARKER, all_checkpoints
+from trainer.export import export
+from trainer.runs import Run, open_run
+from trainer.step_log import read_log
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A built experiment in a bucket, and the log of an undisturbed run there on 2 ranks."""
+
+    store: ObjectStore
+    config: Path
+    folder: Path
+    manifest: Manifest
+    straight: list[dict[str, str]]
+
+    def run(self, name: str) -> Run:
+        """A run in the bucket; its working copy lies in a cache of its own."""
+        return open_run(f"{self.store.url}/{name}", str(self.folder / f"{name}.cache"))
+
+    def changes(self, run: Run) -> list[str]:
+        """Overrides that make the experiment this run."""
+        return [f"out={run.url}", f"cache={run.folder.parent.parent}"]
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path) -> Iterator[Bucket]:
+    folder = tmp_path_factory.mktemp("bucket")
+    with pytest.MonkeyPatch.context() as environment:
+        store = new_bucket(environment)
+        values = small_experiment(corpora, tokenizer_path, folder)
+        values |= {"store": f"{store.url}/store", "cache": str(folder / "cache"), "shard_compression": "zstd:1"}
+        path = folder / "small.yaml"
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        manifest = build(load_config(path), workers=1).manifest
+        made = Bucket(store, path, folder, manifest, [])
+        made.straight.extend(train(made, "straight"))
+        yield made
+
+
+def train(bucket: Bucket, name: str, *overrides: str, number: int = 2, probe: str = "") -> list[dict[str, str]]:
+    """Train a run to its end, or to `train.max_steps`; return its log."""
+    run = bucket.run(name)
+    return ranks.train(bucket.config, run.folder, *bucket.changes(run), *overrides, ranks=number, probe=probe)
+
+
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket: Bucket) -> None:
+    local = ranks.train(bucket.config, bucket.folder / "local", f"out={bucket.folder / 'local'}")
+    assert exact(local) == exact(bucket.straight)
+    run = bucket.run("straight")
+    assert run.store is not None
+    assert run.store.read("log.csv") == (run.folder / "log.csv").read_bytes()
+    assert [found.step for found in all_checkpoints(run)] == [4, 6, 10, 12, 16]
+    assert all(found.key for found in all_checkpoints(run))
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["step-00000016"]  # the others went
+
+
+def test_ten_kills_at_random_steps_change_nothing(bucket: Bucket) -> None:
+    chance = random.Random(5)
+    run = bucket.run("killed")
+    resumed = 0
+    for kill in range(10):
+        if kill in (3, 6):
+            shutil.rmtree(run.folder.parent.parent)  # another machine goes on
+        rows = len(read_log(run.folder / "log.csv")) if (run.folder / "log.csv").is_file() else 0
+        processes = ranks.start(bucket.config, run.folder, *bucket.changes(run), "train.checkpoint_interval=2")
+        ranks.kill_at(processes, run.folder, min(15, chance.randint(max(1, rows - 2), rows + 3)), chance.random() / 5)
+        resumed += "resuming from" in ranks.printed(run.folder)
+    log = train(bucket, "killed", "train.checkpoint_interval=2")
+    assert resumed >= 7
+    assert exact(log) == exact(bucket.straight)
+    assert run.store is not None
+    assert run.store.read("log.csv") == (run.folder / "log.csv").read_bytes()
+    assert all_checkpoints(run)[-1].step == 16
+    assert all_checkpoints(run)[-1].key
+
+
+def test_faults_of_the_server_cost_time_only(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(8)
+    faults: list[int | str] = [500, 503, "cut", "cut"]
+
+    def fault(number: int, method: str, headers: Mapping[str, str]) -> int | str | None:
+        return chance.choice(faults) if chance.random() < 0.2 else None
+
+    with faulty_proxy(bucket.store.endpoint, fault) as (endpoint, methods):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        log = train(bucket, "faulty")
+    assert exact(log) == exact(bucket.straight)
+    assert {"GET", "PUT"} <= set(methods)
+    assert all_checkpoints(bucket.run("faulty"))[-1].key
+
+
+@pytest.mark.slow
+def test_a_server_that_is_down_for_a_minute(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes down with the first upload; the steps go on meanwhile, and the end waits for it."""
+    begun: list[float] = []
+
+    def fault(number: int, method: str, headers: Mapping[str, str]) -> int | str | None:
+        if method == "PUT" and int(headers.get("Content-Length", 0)) > 10_000 and not begun:
+            begun.append(time.monotonic())
+        return "cut" if begun and time.monotonic() < begun[0] + 65 else None
+
+    with faulty_proxy(bucket.store.endpoint, fault) as (endpoint, _):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+        log = train(bucket, "down")
+    assert time.monotonic() > begun[0] + 65
+    assert exact(log) == exact(bucket.straight)
+    assert [found.step for found in all_checkpoints(bucket.run("down")) if found.key] == [4, 6, 10, 12, 16]
+    assert "training goes on" in ranks.printed(bucket.run("down").folder)
+
+
+@pytest.mark.parametrize("fault", ["no marker", "file cut short", "file missing", "content changed"])
+def test_a_damaged_checkpoint_is_never_taken(bucket: Bucket, fault: str) -> None:
+    name = fault.replace(" ", "_")
+    run = bucket.run(name)
+    for key in filter(lambda key: key.startswith("straight/"), bucket.store.keys()):
+        source = {"Bucket": bucket.store.bucket, "Key": key}
+        bucket.store.client.copy_object(
+            CopySource=source, Bucket=bucket.store.bucket, Key=key.replace("straight", name, 1)
+        )
+    newest = f"{name}/checkpoints/step-00000016"
+    if fault == "no marker":
+        bucket.store.client.delete_object(Bucket=bucket.store.bucket, Key=f"{newest}/{MARKER}")
+    elif fault == "file missing":
+        bucket.store.client.delete_object(Bucket=bucket.store.bucket, Key=f"{newest}/__1_0.distcp")
+    else:
+        key = f"{newest}/__0_0.distcp"
+        content = bytearray(bucket.store.client.get_object(Bucket=bucket.store.bucket, Key=key)["Body"].read())
+        content[len(content) // 2] ^= 1
+        if fault == "file cut short":
+            content.pop()
+        bucket.store.client.put_object(Bucket=bucket.store.bucket, Key=key, Body=bytes(content))
+    extra = ["train.max_steps=16"] if fault != "content changed" else []
+    log = train(bucket, name, *extra)
+    printed = ranks.printed(run.folder)
+    assert "passing over " in printed
+    assert "steps 12 to 16" in printed
+    assert exact(log) == exact(bucket.straight)
+
+
+def test_sample_ids_stay_along_a_run_on_2_1_4_and_2_ranks(bucket: Bucket) -> None:
+    for number, last in ((2, 4), (1, 8), (4, 12), (2, 16)):
+        log = train(bucket, "elastic", f"train.max_steps={last}", number=number)
+    assert [row["digest"] for row in log] == [row["digest"] for row in bucket.straight]
+    for column in ("loss", "grad_norm"):  # sums over ranks round differently
+        values = np.array([[float(row[column]) for row in rows] for rows in (log, bucket.straight)])
+        assert np.allclose(values[0], values[1], rtol=1e-4), column
+
+
+def test_a_checkpoint_of_the_bucket_is_exported(bucket: Bucket) -> None:
+    run = bucket.run("straight")
+    config = load_config(bucket.config, bucket.changes(run))
+    here = export(config, 16)
+    elsewhere = load_config(bucket.config, [f"out={run.url}", f"cache={bucket.folder / 'elsewhere'}"])
+    there = export(elsewhere, 16)
+    ids = torch.arange(1, 33)[None]
+    logits = [LlamaForCausalLM.from_pretrained(path)(ids).logits for path in (here, there)]
+    assert here != there
+    assert torch.equal(logits[0], logits[1])
+
+
+def test_a_run_in_a_bucket_is_audited(bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+    audit(bucket.run("straight").folder)
+    assert f"digest {bucket.straight[-1]['digest']}" in capsys.readouterr().out

@@ -1,0 +1,46 @@
+"""AdamW whose settings are the config's at every step, whatever a checkpoint says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from composer import Callback, Logger, State
+from torch import nn
+
+from dataengine.config import TrainConfig
+from trainer.schedulers import learning_rate
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, *, fused: bool) -> torch.optim.AdamW:
+    """The paper's AdamW (table 10). Composer's DecoupledAdamW does not multiply the decay by the rate."""
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,  # on all parameters, norms and embeddings too, as in the paper
+        fused=fused,
+    )
+
+
+class OptimizerSettings(Callback):
+    """Set the learning rate of each step, and the other settings, from the config.
+
+    A checkpoint brings the settings of its own run along: a scheduler that multiplies a base rate goes on with the old
+    base, and the first step of a second stage would be made at the first stage's last rate.
+    """
+
+    def __init__(self, config: TrainConfig, restarts: Sequence[int]) -> None:
+        self._config, self._restarts = config, restarts
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Before anything of the step reads the settings."""
+        settings = {
+            "lr": learning_rate(int(state.timestamp.batch), self._config, self._restarts),
+            "betas": self._config.betas,
+            "eps": self._config.eps,
+            "weight_decay": self._config.weight_decay,
+        }
+        for group in state.optimizers[0].param_groups:
+            group.update(settings)

@@ -1,0 +1,658 @@
+"""Look at all that a run needs before its first step, and say everything that is wrong at once.
+
+Every rank runs `check_run`; what costs requests or time is looked at by one rank of a node, or by one of all. The ranks
+then gather what they found, so that all of them end with the same message. Imports no Composer, which takes 20 s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import logging
+import netrc
+import os
+import platform
+import re
+import resource
+import shutil
+import tempfile
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dataengine.build import experiment_url
+from dataengine.config import Config, InitConfig, ModelConfig, TrainConfig, WandbConfig
+from dataengine.errors import InputError
+from dataengine.manifest import Manifest, Stream
+from dataengine.objects import is_url
+from dataengine.storage import Store, open_store
+from dataengine.tables import size_words, table
+from dataengine.tokens import load_tokenizer
+from trainer.checkpoints import MARKER, checkpoint_steps
+
+log = logging.getLogger(__name__)
+
+VOCAB_MULTIPLE = 64  # as in trainer.model: the embedding has so many rows, or a multiple
+SHARDS_MAPPED = 256  # as in trainer.data: a loader worker keeps so many shards mapped, an open file each
+_OTHER_FILES = 768  # files and sockets of a process beside its shards: libraries, NCCL, checkpoints, pipes
+_CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and AdamW's two fp32 moments
+_SHM_ADVISED = 1 << 30  # bytes of /dev/shm for several GPUs (NCCL's manual: docker run --shm-size=1g)
+_BUILT_KEYS = (
+    "streams",
+    "budget",
+    "stages",
+    "parent",
+    "seq_len",
+    "batch_size",
+    "lanes",
+    "seed",
+    "shuffle_block",
+    "bos",
+    "languages",
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among those of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As Composer's launcher and torchrun state it."""
+        names = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
+        stated = {field: int(os.environ[name]) for field, name in names.items() if name in os.environ}
+        return cls(**stated, local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, where, and what to do. Plain, so that it can be sent to other ranks."""
+
+    text: str
+    fatal: bool = True  # else a warning
+    everywhere: bool = False  # every rank finds it by itself
+    node: str | None = None  # the machine that it was found on, where others may differ
+
+
+def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]:
+    """What this rank is to look at. Raises nothing, so that the ranks can gather their lists.
+
+    Problems that every rank finds come first and are marked so: then no rank waits for another (`raise_common`).
+    """
+    common = [
+        *check_agreement(config, manifest),
+        *check_world_size(manifest, ranks.world_size),
+        *check_init(config),
+    ]
+    if not common:  # else it says nothing
+        common += check_microbatch(config.train, manifest, ranks.world_size)
+    found = [replace(problem, everywhere=True) for problem in common]
+    of_node = check_open_files(config, manifest, ranks)  # each process has its own limit
+    if ranks.local_rank == 0:
+        of_node += [
+            *check_devices(ranks.local_world_size),
+            *check_packages(config.train),
+            *check_shared_memory(manifest, ranks.local_world_size),
+            *check_folders(config),
+            *([] if is_url(config.store) else check_streams(config, manifest)),
+        ]
+        of_node += check_space(config, manifest, ranks)
+    if ranks.rank == 0:
+        found += [
+            *check_owner(config, manifest),
+            *check_init_checkpoint(config),
+            *(check_bucket(config.out) if is_url(config.out) else []),
+            *(check_streams(config, manifest) if is_url(config.store) else []),
+            *(check_wandb_key(config.train.wandb) if config.train.wandb else []),
+        ]
+    node = platform.node() if ranks.world_size > ranks.local_world_size else None
+    found += [replace(problem, node=node) for problem in of_node]
+    alone = ranks.world_size == 1
+    return [replace(problem, everywhere=True) for problem in found] if alone else found
+
+
+def raise_common(problems: Iterable[Problem]) -> None:
+    """Raise InputError, listing all that this rank knows, if every rank will: no group is needed to agree on that."""
+    problems = list(problems)
+    if any(problem.fatal and problem.everywhere for problem in problems):
+        raise_problems(problems)
+
+
+def raise_problems(problems: Iterable[Problem]) -> None:
+    """Log the warnings, and raise InputError with all the rest. Takes the problems of all ranks, in any order."""
+    nodes: dict[tuple[bool, str], set[str]] = defaultdict(set)
+    for problem in problems:
+        nodes[problem.fatal, problem.text].update([problem.node] if problem.node else [])
+    texts = {key: f"on {', '.join(sorted(found))}: {key[1]}" if found else key[1] for key, found in nodes.items()}
+    for (fatal, _), text in texts.items():
+        if not fatal:
+            log.warning("%s", text)
+    wrong = [text for (fatal, _), text in texts.items() if fatal]
+    if len(wrong) == 1:
+        raise InputError(wrong[0])
+    if wrong:
+        raise InputError("\n".join([f"{len(wrong)} problems stand in the way:", *(f"- {text}" for text in wrong)]))
+
+
+# Config, manifest and ranks: every rank finds the same.
+
+
+def check_agreement(config: Config, manifest: Manifest) -> list[Problem]:
+    """The config's tokenizer and sizes must be those that the manifest was built with."""
+    found = []
+    try:
+        tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
+        if tokenizer.sha256 != manifest.tokenizer_sha256:
+            found.append(
+                f"tokenizer mismatch: the streams of manifest {manifest.plan_id[:12]} were tokenized with the "
+                f"tokenizer of sha256 {manifest.tokenizer_sha256[:12]}, but {config.tokenizer} has "
+                f"{tokenizer.sha256[:12]}. "
+                "Set `tokenizer` to the file that the build used, or build again: dataengine build CONFIG"
+            )
+        built = _read_built_config(config)
+    except InputError as error:
+        return [Problem(text) for text in (*found, str(error))]
+    for key in _BUILT_KEYS:
+        now, then = (_plain(getattr(c, key)) for c in (config, built))
+        if now != then:
+            where, now, then = _first_difference(key, now, then)
+            found.append(
+                f"{where} is {now} in the config, but was {then} when '{manifest.name}' was built. "
+                "Build with this config first: dataengine build CONFIG"
+            )
+    return [Problem(text) for text in found]
+
+
+def _read_built_config(config: Config) -> Config:
+    url = experiment_url(config, "config.yaml")
+    folder, _, name = url.rpartition("/")
+    try:
+        return Config.model_validate(yaml.safe_load(open_store(folder).read(name)))
+    except FileNotFoundError:
+        raise InputError(f"no {url} beside the manifest. Build again: dataengine build CONFIG") from None
+    except (yaml.YAMLError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{url} cannot be used: {reason}. Build again: dataengine build CONFIG") from None
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON values, without what the build does not depend on."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude={"checkpoint_interval", "restart_learning_rate", "assume"})
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
+
+
+def _first_difference(key: str, now: Any, then: Any) -> tuple[str, Any, Any]:
+    """The dotted key of the first difference inside two settings, and its two values."""
+    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
+        now, then = dict(enumerate(now)), dict(enumerate(then))
+    if isinstance(now, dict) and isinstance(then, dict) and now.keys() == then.keys():
+        inner = next(k for k in now if now[k] != then[k])
+        return _first_difference(f"{key}.{inner}", now[inner], then[inner])
+    return key, now, then
+
+
+def check_world_size(manifest: Manifest, world_size: int) -> list[Problem]:
+    """The ranks must be able to share a batch equally."""
+    if manifest.batch_size % world_size == 0:
+        return []
+    below = max(n for n in divisors(manifest.batch_size) if n < world_size)
+    return [
+        Problem(
+            f"batch_size {manifest.batch_size} does not divide among {world_size} ranks. Start {below} ranks "
+            f"(composer -n {below} ...), or build with a batch_size that {world_size} divides."
+        )
+    ]
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive number, in order."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def check_microbatch(train: TrainConfig, manifest: Manifest, world_size: int) -> list[Problem]:
+    """A microbatch that leaves a rest works, but costs a pass for it. One larger than a rank's batch holds it whole."""
+    of_rank, size = manifest.batch_size // world_size, train.microbatch_size
+    if size == "auto" or size >= of_rank or of_rank % size == 0:
+        return []
+    near = max(n for n in divisors(of_rank) if n < size)
+    return [
+        Problem(
+            f"train.microbatch_size {size} does not divide the {of_rank} samples of a rank (batch_size "
+            f"{manifest.batch_size} on {world_size} ranks): the last microbatch is smaller. {near} would divide them.",
+            fatal=False,
+        )
+    ]
+
+
+def check_init(config: Config) -> list[Problem]:
+    """`continue` goes on at the parent's step, so a checkpoint whose name tells another step is the wrong one."""
+    if config.init is None or config.init.mode != "continue" or config.parent is None:
+        return []
+    step = named_step(config.init.checkpoint)
+    if step is None or step == config.parent.step:
+        return []
+    return [Problem(_other_step(config.init.checkpoint, step, config.parent.step))]
+
+
+def named_step(checkpoint: str) -> int | None:
+    """The step that the name of a checkpoint tells, if it does: RUN/checkpoints/step-00000040."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint.rstrip("/").rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def _other_step(checkpoint: str, step: int, parent_step: int) -> str:
+    return (
+        f"init.checkpoint {checkpoint} is of step {step:,}, but with init.mode `continue` training goes on at "
+        f"parent.step, {parent_step:,}. Name the checkpoint of that step, or build with parent.step={step}."
+    )
+
+
+# The node: its limits, devices, packages and disks.
+
+
+def check_open_files(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]:
+    """Raise this process's limit of open files to what its loader workers, which inherit it, may need.
+
+    The limit is of each process, and each worker maps up to SHARDS_MAPPED shards; the kernel has one for the machine.
+    """
+    shards = min(SHARDS_MAPPED + 1, sum(len(stream.shards) for stream in manifest.streams))
+    needed = shards + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            return [
+                Problem(
+                    f"a process may open {hard:,} files here, and a loader worker needs up to {needed:,}: {shards:,} "
+                    f"mapped shards, and {_OTHER_FILES} for the rest. Raise the limit of this machine "
+                    f"(ulimit -n {needed}; in a container, docker run --ulimit nofile={needed})."
+                )
+            ]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        log.info("raised the limit of open files (ulimit -n) from %d to %d", soft, needed)
+    processes = ranks.local_world_size * max(1, config.train.loader_workers)
+    used, _, most = map(int, Path("/proc/sys/fs/file-nr").read_text().split())
+    if ranks.local_rank == 0 and processes * shards > most - used:
+        return [
+            Problem(
+                f"this machine may open {most - used:,} more files in all, and {processes} loader processes map up to "
+                f"{processes * shards:,} shards. Raise it (sysctl fs.file-max), or lower train.loader_workers."
+            )
+        ]
+    return []
+
+
+def check_devices(local_world_size: int) -> list[Problem]:
+    """Where there are CUDA devices, every rank of the node needs one."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0 or count >= local_world_size:
+        return []
+    return [
+        Problem(
+            f"{local_world_size} ranks on a machine with {count} CUDA devices. Start {count} (composer -n {count} "
+            "...), or look at CUDA_VISIBLE_DEVICES."
+        )
+    ]
+
+
+def check_packages(train: TrainConfig) -> list[Problem]:
+    """What the config asks for by name must be importable, and have the device that it is for."""
+    import torch
+
+    wanted: list[tuple[str, str, str]] = []  # setting, module, how to get it
+    if train.attention == "flash_attention_2":
+        wanted.append(("train.attention: flash_attention_2", "flash_attn", "flash-attn"))
+    if train.loss == "liger":
+        wanted.append(("train.loss: liger", "liger_kernel.transformers", "liger-kernel"))
+    found, on_gpu = [], torch.cuda.is_available()
+    for setting, _, _ in wanted if not on_gpu else []:
+        found.append(f"{setting} is for CUDA devices, and this machine has none. Set it to auto.")
+    if train.tensorboard:
+        wanted.append(("train.tensorboard", "torch.utils.tensorboard", "tensorboard"))
+    if train.wandb:
+        wanted.append(("train.wandb", "wandb", "wandb"))
+    if train.compile and on_gpu:
+        wanted.append(("train.compile", "triton", "triton"))
+    for setting, module, package in wanted:
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:  # OSError: a shared library is missing
+            found.append(
+                f"{setting} is asked for, but {module} cannot be imported ({error}). Install it (pip install "
+                f"{package}), or change the setting."
+            )
+    if train.compile and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++", "gcc", "cc"])):
+        found.append("train.compile needs a C compiler, and none is on PATH. Install gcc, or set train.compile=false.")
+    return [Problem(text) for text in found]
+
+
+def check_shared_memory(manifest: Manifest, local_world_size: int, folder: Path = Path("/dev/shm")) -> list[Problem]:
+    """Room for streaming's blocks (1 + 8 bytes a shard, a few pages); NCCL between GPUs wants more."""
+    import torch
+
+    if not folder.is_dir():
+        return []
+    free = shutil.disk_usage(folder).free
+    needed = 9 * sum(len(stream.shards) for stream in manifest.streams) + (1 << 20)
+    remedy = f"Free some, or give it more (mount -o remount,size=1G {folder}; docker run --shm-size=1g)."
+    if free < needed:
+        return [Problem(f"{folder} has {size_words(free)} free, and {size_words(needed)} are needed. {remedy}")]
+    if torch.cuda.is_available() and local_world_size > 1 and free < _SHM_ADVISED:
+        return [Problem(f"{folder} has {size_words(free)} free; NCCL may need 1 GB. {remedy}", fatal=False)]
+    return []
+
+
+def check_folders(config: Config) -> list[Problem]:
+    """`out` and, if anything is in a bucket, `cache` must be folders that can be written."""
+    uses_cache = is_url(config.store) or is_url(config.out)
+    folders = {"out": config.out if not is_url(config.out) else "", "cache": config.cache if uses_cache else ""}
+    return [problem for key, path in folders.items() if path for problem in _probe_folder(key, Path(path))]
+
+
+def _probe_folder(key: str, path: Path) -> list[Problem]:
+    """Make and remove a folder with a file in a folder, or where it would be made; its name is no other rank's."""
+    at = existing_folder(path)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=at) as probe:
+            Path(probe, "probe").write_bytes(b"probe")
+    except OSError as error:
+        reason = "it is a file" if at.is_file() else error.strerror or str(error)
+        return [
+            Problem(f"{key}: cannot write in {at}: {reason}. Check the path and its permissions, or set another {key}.")
+        ]
+    return []
+
+
+def existing_folder(path: Path) -> Path:
+    """The path, or the nearest above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def check_space(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]:
+    """Free space against what the node's disks are to hold, counted by disk.
+
+    A local `out` takes checkpoints (looked at by the first rank of all); the cache takes the shards that a step needs
+    and, before they go to a bucket, the checkpoint parts of the node's ranks.
+    """
+    needs: list[tuple[Path, int, str, str]] = []  # folder, bytes, what, remedy
+    size = checkpoint_bytes(config.model, manifest.vocab_size)
+    if not is_url(config.out) and ranks.rank == 0:
+        kept = kept_checkpoints(config, manifest) + bool(config.train.keep_checkpoints)  # the next, before one goes
+        held = _folder_bytes(Path(config.out, "checkpoints"))
+        what = f"{kept} checkpoints of {size_words(size)} in {config.out}"
+        needs.append((Path(config.out), kept * size - held, what, "set a lower train.keep_checkpoints"))
+    if is_url(config.out):
+        part = size * ranks.local_world_size // ranks.world_size
+        what = f"this node's part of a checkpoint, {size_words(part)}, in {config.cache}"
+        needs.append((Path(config.cache), part, what, "set another cache"))
+    if is_url(config.store):
+        from trainer.cache import cache_floor
+
+        floor = cache_floor(manifest)
+        if config.cache_limit is not None and config.cache_limit < floor:
+            return [
+                Problem(
+                    f"cache_limit is {size_words(config.cache_limit)}, but the steps of this plan need "
+                    f"{size_words(floor)} of shards at a time. Set it to {floor} or more, or leave it out."
+                )
+            ]
+        what = f"shards of {size_words(floor)} in {config.cache}"
+        needs.append((Path(config.cache), floor - _folder_bytes(Path(config.cache)), what, "set another cache"))
+    disks: dict[int, list[tuple[Path, int, str, str]]] = defaultdict(list)
+    for need in needs:
+        if need[1] > 0:  # not all there already
+            disks[existing_folder(need[0]).stat().st_dev].append(need)
+    found = []
+    for on_disk in disks.values():
+        free, needed = shutil.disk_usage(existing_folder(on_disk[0][0])).free, sum(need[1] for need in on_disk)
+        if free < needed:
+            found.append(
+                f"{size_words(free)} are free at {existing_folder(on_disk[0][0])}, and {size_words(needed)} more are "
+                f"needed: {' and '.join(need[2] for need in on_disk)}. Free space, or "
+                f"{' or '.join(dict.fromkeys(need[3] for need in on_disk))}."
+            )
+    return [Problem(text) for text in found]
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder, which may not exist and may change meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+# Streams, buckets and run folders.
+
+
+def check_streams(config: Config, manifest: Manifest) -> list[Problem]:
+    """Every stream's index must be the manifest's, and every shard must be there whole. One listing for each stream."""
+    found: list[str] = []
+    try:
+        store = open_store(config.store)
+        for stream in manifest.streams:
+            found += _check_stream(store, stream)
+    except (
+        InputError
+    ) as error:  # the store cannot be reached, or this folder cannot be read: the next will be no better
+        found.append(str(error))
+    return [Problem(text) for text in found]
+
+
+def _check_stream(store: Store, stream: Stream) -> Iterator[str]:
+    """Problems of a stream in words. Raises InputError if the store does not answer."""
+    folder, key = f"{store.url.rstrip('/')}/{stream.remote}", f"{stream.remote}/index.json"
+    try:
+        index = store.read(key)
+    except FileNotFoundError:
+        yield f"stream '{stream.name}': no index.json in {folder}. Build the streams first: dataengine build CONFIG"
+        return
+    if hashlib.sha256(index).hexdigest() != stream.index_sha256:
+        yield (
+            f"stream '{stream.name}': {folder}/index.json is not the one that the manifest was made with. "
+            f"Remove {folder} and build again: dataengine build CONFIG"
+        )
+        return
+    sizes = store.sizes(stream.remote)
+    wrong = []
+    for shard in stream.shards:
+        size = sizes.get(f"{stream.remote}/{shard.stored.basename}")
+        if size != shard.stored.bytes:
+            state = "missing" if size is None else f"{size:,} bytes instead of {shard.stored.bytes:,}"
+            wrong.append(f"{shard.stored.basename} ({state})")
+    if wrong:
+        named = f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
+        yield (
+            f"stream '{stream.name}': {len(wrong)} of {len(stream.shards)} shards in {folder} are not whole: {named}. "
+            "Copy them again, or remove the folder and build again: dataengine build CONFIG"
+        )
+
+
+def check_bucket(url: str) -> list[Problem]:
+    """An `out` in a bucket must take a file, give it back and let it go."""
+    key, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
+    try:
+        store = open_store(url)
+        store.write(key, content)
+        try:
+            back = store.read(key)
+        finally:
+            store.remove(key)
+    except (InputError, FileNotFoundError) as error:
+        return [Problem(f"out: {error}" if isinstance(error, InputError) else f"out: {error}, though just written.")]
+    if back != content:
+        return [Problem(f"out: {url}/{key} did not come back as it was written. Do not train into this bucket.")]
+    return []
+
+
+def check_owner(config: Config, manifest: Manifest) -> list[Problem]:
+    """A run folder belongs to one experiment."""
+    try:
+        name = str(json.loads(open_store(config.out).read("manifest.json"))["name"])
+    except FileNotFoundError:
+        return []
+    except (InputError, ValueError, KeyError, TypeError) as error:
+        return [Problem(f"{config.out}/manifest.json cannot be used: {error}. Give this run another `out`.")]
+    if name == manifest.name:
+        return []
+    return [
+        Problem(
+            f"out {config.out} holds a run of experiment '{name}', and this is '{manifest.name}'. "
+            "Give this run another `out`."
+        )
+    ]
+
+
+def check_init_checkpoint(config: Config) -> list[Problem]:
+    """The checkpoint to begin with must be there, finished, of this model, and for `continue` of the parent's step."""
+    if config.init is None:
+        return []
+    try:
+        marker, where = _read_marker(config.init)
+    except InputError as error:
+        return [Problem(str(error))]
+    found = []
+    if config.init.mode == "continue" and config.parent and marker["step"] != config.parent.step:
+        text = _other_step(where, marker["step"], config.parent.step)
+        found += [Problem(text)] if named_step(config.init.checkpoint) is None else []  # else check_init tells it
+    sizes = config.model.model_dump(mode="json")
+    differing = [f"{key} was {was} and is {sizes.get(key)}" for key, was in marker["model"].items()
+                 if key != "init_seed" and was != sizes.get(key)]  # fmt: skip
+    if differing:
+        found.append(
+            Problem(f"init.checkpoint {where} holds another model: {', '.join(differing)}. Set these under `model`.")
+        )
+    return found
+
+
+def _read_marker(init: InitConfig) -> tuple[Mapping[str, Any], str]:
+    """The marker of the checkpoint, or of the newest finished one of a run, and the checkpoint's path or URL."""
+    url = init.checkpoint.rstrip("/")
+    if named_step(url) is None:
+        keys = [key for key in open_store(url).sizes("checkpoints") if key.endswith(f"/{MARKER}")]
+        steps = {step: key for key in keys if (step := named_step(key.removesuffix(f"/{MARKER}"))) is not None}
+        if not steps:
+            raise InputError(
+                f"init.checkpoint {url} has no finished checkpoint in {url}/checkpoints. "
+                "Name a run folder that has, or RUN/checkpoints/step-N."
+            )
+        url = f"{url}/{steps[max(steps)].removesuffix(f'/{MARKER}')}"
+    try:
+        fields = json.loads(open_store(url).read(MARKER))
+        return {"step": int(fields["step"]), "model": dict(fields["model"])}, url
+    except FileNotFoundError:
+        raise InputError(
+            f"init.checkpoint {url}: no finished checkpoint there (no {MARKER}). Correct the path, or name another."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"init.checkpoint {url}: {MARKER} is damaged ({error}). Name another checkpoint.") from None
+
+
+def check_wandb_key(wandb: WandbConfig) -> list[Problem]:
+    """Online W&B asks for a key at the terminal, which a launched rank does not have."""
+    mode = os.environ.get("WANDB_MODE", wandb.mode)
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    if mode != "online" or os.environ.get("WANDB_API_KEY"):
+        return []
+    for path in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc"):
+        try:
+            if path and netrc.netrc(os.path.expanduser(path)).authenticators(host):
+                return []
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return [
+        Problem(
+            f"train.wandb is online, and there is no key for {host}. Set WANDB_API_KEY, run `wandb login`, or set "
+            "train.wandb.mode=offline."
+        )
+    ]
+
+
+# Sizes, and the run in words.
+
+
+def num_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters of the decoder: layers, last norm, embedding and, unless tied, output layer."""
+    return model.num_hidden_layers * layer_parameters(model) + outer_parameters(model, vocab_size)
+
+
+def layer_parameters(model: ModelConfig) -> int:
+    """Parameters of one decoder layer: q and o, k and v, gate, up and down, two norms."""
+    d = model.hidden_size
+    kv = d // model.num_attention_heads * model.num_key_value_heads
+    return 2 * d * d + 2 * d * kv + 3 * d * model.intermediate_size + 2 * d
+
+
+def outer_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters outside the layers."""
+    rows = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return rows * model.hidden_size * (1 if model.tie_word_embeddings else 2) + model.hidden_size
+
+
+def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
+    """About what a checkpoint takes, over all ranks."""
+    return num_parameters(model, vocab_size) * _CHECKPOINT_BYTES
+
+
+def last_step(config: Config, manifest: Manifest) -> int:
+    """Where training ends."""
+    return min(config.train.max_steps or manifest.schedule.steps, manifest.schedule.steps)
+
+
+def kept_checkpoints(config: Config, manifest: Manifest) -> int:
+    """How many checkpoints lie in the run folder at the end."""
+    intervals = {stage.name: stage.checkpoint_interval for stage in config.stages if stage.checkpoint_interval}
+    interval = config.train.checkpoint_interval
+    made = len(checkpoint_steps(manifest.schedule, intervals, interval, last_step(config, manifest)))
+    return min(made, config.train.keep_checkpoints or made)
+
+
+def describe(config: Config, manifest: Manifest, world_size: int, microbatch: int | None = None) -> str:
+    """The run in a few lines: model, data, batches, checkpoints, places and stages. `microbatch`: what `auto` found."""
+    steps, of_rank = last_step(config, manifest), manifest.batch_size // world_size
+    size: int | Literal["auto"] = microbatch or config.train.microbatch_size
+    if size == "auto":
+        split = "microbatches as large as fit"
+    else:
+        split = f"microbatches of {min(size, of_rank)}, {-(-of_rank // size)} a step"
+    tokens = steps * manifest.batch_size * manifest.seq_len
+    bytes_each, kept = checkpoint_bytes(config.model, manifest.vocab_size), kept_checkpoints(config, manifest)
+    rows = [
+        ("experiment", f"{config.name}, plan {manifest.plan_id[:12]}"),
+        ("model", f"{num_parameters(config.model, manifest.vocab_size):,} parameters"),
+        ("training", f"{steps:,} of {manifest.schedule.steps:,} steps, {tokens:,} tokens"),
+        ("batch", f"{manifest.batch_size:,} samples of {manifest.seq_len:,} tokens on {world_size} ranks: "
+                  f"{of_rank} a rank, {split}"),
+        ("checkpoints", f"{size_words(bytes_each)} each, {kept} kept: {size_words(kept * bytes_each)}"),
+        ("out", config.out),
+        ("store", config.store + (f", cached in {config.cache}" if is_url(config.store) else "")),
+    ]  # fmt: skip
+    if config.init:
+        rows.append(("begins with", f"{config.init.checkpoint} ({config.init.mode})"))
+    stages = [("stage", "from step", "steps", "samples a stream")]
+    for stage, start in zip(manifest.stages, manifest.schedule.stage_starts, strict=True):
+        drawn = ", ".join(f"{name} {count:,}" for name, count in stage.samples.items())
+        stages.append((stage.name, f"{start:,}", f"{stage.length:,}", drawn))
+    return "\n".join([*table(rows, left=(0, 1)), "", *table(stages, left=(0, 3))])

@@ -1,0 +1,67 @@
+"""When a step must not be trained on: its loss or gradient is no number, or its loss is far above the usual."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+_ENOUGH = 50  # losses of a stream that make the next one comparable, or the window if that is shorter
+
+
+class BadStepError(Exception):
+    """Training stopped before a step's update; the message says what was seen, and what to do."""
+
+
+class SpikeDetector:
+    """Compare a step's loss with what its streams usually have.
+
+    The usual loss of a stream is the median of its last `window` steps; that of a step weighs its streams' by their
+    samples, so that another mix is no spike. A step with a stream that has few losses yet is not judged. A loss is a
+    spike if it is more than `factor` times the usual (None: never).
+    """
+
+    def __init__(self, names: Sequence[str], factor: float | None, window: int) -> None:
+        self._factor, self._window = factor, window
+        self._losses: dict[str, deque[float]] = {name: deque(maxlen=window) for name in names}
+
+    def usual(self, counts: Mapping[str, int]) -> float | None:
+        """The usual mean loss of a step with so many samples of each stream; None if it cannot be known yet."""
+        drawn = {name: count for name, count in counts.items() if count}
+        if any(len(self._losses[name]) < min(_ENOUGH, self._window) for name in drawn):
+            return None
+        weighed = math.fsum(count * median(self._losses[name]) for name, count in drawn.items())
+        return weighed / sum(drawn.values())
+
+    def judge(self, losses: Mapping[str, float], counts: Mapping[str, int], norm: float) -> str | None:
+        """What is wrong with a step, in words; None if nothing is. `losses`: the mean of each stream that has samples.
+
+        `norm` is that of the gradient.
+        """
+        loss = math.fsum(losses[name] * count for name, count in counts.items() if count) / sum(counts.values())
+        if not math.isfinite(loss):
+            return f"the loss is {loss}"
+        if not math.isfinite(norm):
+            return f"the gradient's norm is {norm} (the loss is {loss:.4f})"
+        usual = self.usual(counts) if self._factor is not None else None
+        if usual is not None and self._factor is not None and loss > self._factor * usual:
+            return f"the loss is {loss:.4f}, {loss / usual:.1f} times the usual {usual:.4f} of these streams"
+        return None
+
+    def add(self, losses: Mapping[str, float], counts: Mapping[str, int]) -> None:
+        """Take the losses of a step that was trained on."""
+        for name, count in counts.items():
+            if count:
+                self._losses[name].append(losses[name])
+
+    def dump(self) -> str:
+        """All that is remembered, as JSON; floats come back exactly."""
+        return json.dumps({name: list(losses) for name, losses in self._losses.items()})
+
+    def load(self, content: str) -> None:
+        """Take up what `dump` gave; streams that are unknown here are left out."""
+        for name, losses in json.loads(content).items():
+            if name in self._losses:
+                self._losses[name] = deque(losses, maxlen=self._window)
