@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ DEADLINE_S = 240
 
 def start(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: str = "") -> list[ForkServerProcess]:
     """Start the ranks of a run; their output goes to OUT.rank0.txt and so on."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -41,6 +43,7 @@ def start(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: str =
         printed = out.with_name(f"{out.name}.rank{rank}.txt")
         arguments = (environment, str(config), [f"out={out}", *overrides], printed, probe)
         processes.append(_CONTEXT.Process(target=_train_rank, args=arguments))
+        printed.unlink(missing_ok=True)  # of the start before
         processes[-1].start()
     return processes
 
@@ -86,6 +89,16 @@ def kill_at(processes: Sequence[ForkServerProcess], out: Path, rows: int, delay_
         process.join()
 
 
+def wait_for(pattern: str, out: Path) -> re.Match[str]:
+    """Wait until rank 0 has printed something."""
+    deadline = time.monotonic() + DEADLINE_S
+    path = out.with_name(f"{out.name}.rank0.txt")
+    while (found := re.search(pattern, printed(out) if path.is_file() else "")) is None:
+        assert time.monotonic() < deadline, printed(out)
+        time.sleep(0.01)
+    return found
+
+
 def printed(out: Path) -> str:
     """What rank 0 of the last start printed."""
     return out.with_name(f"{out.name}.rank0.txt").read_text(errors="replace")
@@ -105,10 +118,24 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
     torch.set_num_threads(1)
     if probe == "random":
         _draw_random_numbers(trainer.session)
+    if probe == "nan" and environment["RANK"] == "1":
+        _lose_a_number()
     if probe == "stray" and environment["RANK"] == "1":
         _stray_from_the_plan()
     trainer.train.main([config, *overrides])
     sys.exit("main returns only through sys.exit")
+
+
+def _lose_a_number() -> None:
+    """Let the first microbatch of step 6 on this rank have a loss that is no number."""
+    import trainer.model
+
+    own, calls = trainer.model.TranslationModel.loss, iter(range(1000))
+
+    def loss(model: Any, outputs: Any, batch: Any) -> Any:
+        return own(model, outputs, batch) * (float("nan") if next(calls) == 6 * 2 else 1.0)
+
+    trainer.model.TranslationModel.loss = loss  # type: ignore[method-assign, assignment]
 
 
 def _stray_from_the_plan() -> None:

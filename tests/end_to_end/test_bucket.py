@@ -26,7 +26,6 @@ from trainer.audit import audit
 from trainer.checkpoints import MARKER, all_checkpoints
 from trainer.export import export
 from trainer.runs import Run, open_run
-from trainer.step_log import read_log
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,10 @@ def test_ten_kills_at_random_steps_change_nothing(bucket: Bucket) -> None:
     for kill in range(10):
         if kill in (3, 6):
             shutil.rmtree(run.folder.parent.parent)  # another machine goes on
-        rows = len(read_log(run.folder / "log.csv")) if (run.folder / "log.csv").is_file() else 0
         processes = ranks.start(bucket.config, run.folder, *bucket.changes(run), "train.checkpoint_interval=2")
-        ranks.kill_at(processes, run.folder, min(15, chance.randint(max(1, rows - 2), rows + 3)), chance.random() / 5)
+        begun = ranks.wait_for(r"steps (\d+) to 16 of plan", run.folder)
+        rows = min(15, int(begun[1]) + chance.randint(0, 3))
+        ranks.kill_at(processes, run.folder, rows, chance.random() / 5)
         resumed += "resuming from" in ranks.printed(run.folder)
     log = train(bucket, "killed", "train.checkpoint_interval=2")
     assert resumed >= 7
@@ -110,9 +110,10 @@ def test_faults_of_the_server_cost_time_only(bucket: Bucket, monkeypatch: pytest
     with faulty_proxy(bucket.store.endpoint, fault) as (endpoint, methods):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
         log = train(bucket, "faulty")
+        found = all_checkpoints(bucket.run("faulty"))
     assert exact(log) == exact(bucket.straight)
     assert {"GET", "PUT"} <= set(methods)
-    assert all_checkpoints(bucket.run("faulty"))[-1].key
+    assert [one.step for one in found if one.key] == [4, 6, 10, 12, 16]
 
 
 @pytest.mark.slow
@@ -129,38 +130,34 @@ def test_a_server_that_is_down_for_a_minute(bucket: Bucket, monkeypatch: pytest.
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
         log = train(bucket, "down")
+        found = all_checkpoints(bucket.run("down"))
     assert time.monotonic() > begun[0] + 65
     assert exact(log) == exact(bucket.straight)
-    assert [found.step for found in all_checkpoints(bucket.run("down")) if found.key] == [4, 6, 10, 12, 16]
+    assert [one.step for one in found if one.key] == [4, 6, 10, 12, 16]
     assert "training goes on" in ranks.printed(bucket.run("down").folder)
 
 
 @pytest.mark.parametrize("fault", ["no marker", "file cut short", "file missing", "content changed"])
 def test_a_damaged_checkpoint_is_never_taken(bucket: Bucket, fault: str) -> None:
     name = fault.replace(" ", "_")
-    run = bucket.run(name)
-    for key in filter(lambda key: key.startswith("straight/"), bucket.store.keys()):
-        source = {"Bucket": bucket.store.bucket, "Key": key}
-        bucket.store.client.copy_object(
-            CopySource=source, Bucket=bucket.store.bucket, Key=key.replace("straight", name, 1)
-        )
-    newest = f"{name}/checkpoints/step-00000016"
+    client, place = bucket.store.client, {"Bucket": bucket.store.bucket}
+    for key in bucket.store.keys():  # noqa: SIM118 (no dict)
+        if key.startswith("straight/") and "step-00000016" not in key:
+            client.copy_object(CopySource={**place, "Key": key}, **place, Key=key.replace("straight", name, 1))
+    newest = f"{name}/checkpoints/step-00000012"
     if fault == "no marker":
-        bucket.store.client.delete_object(Bucket=bucket.store.bucket, Key=f"{newest}/{MARKER}")
+        client.delete_object(**place, Key=f"{newest}/{MARKER}")
     elif fault == "file missing":
-        bucket.store.client.delete_object(Bucket=bucket.store.bucket, Key=f"{newest}/__1_0.distcp")
+        client.delete_object(**place, Key=f"{newest}/__1_0.distcp")
     else:
         key = f"{newest}/__0_0.distcp"
-        content = bytearray(bucket.store.client.get_object(Bucket=bucket.store.bucket, Key=key)["Body"].read())
+        content = bytearray(client.get_object(**place, Key=key)["Body"].read())
         content[len(content) // 2] ^= 1
-        if fault == "file cut short":
-            content.pop()
-        bucket.store.client.put_object(Bucket=bucket.store.bucket, Key=key, Body=bytes(content))
-    extra = ["train.max_steps=16"] if fault != "content changed" else []
-    log = train(bucket, name, *extra)
-    printed = ranks.printed(run.folder)
+        client.put_object(**place, Key=key, Body=bytes(content[:-1] if fault == "file cut short" else content))
+    log = train(bucket, name)
+    printed = ranks.printed(bucket.run(name).folder)
     assert "passing over " in printed
-    assert "steps 12 to 16" in printed
+    assert "steps 10 to 16" in printed
     assert exact(log) == exact(bucket.straight)
 
 
@@ -171,6 +168,25 @@ def test_sample_ids_stay_along_a_run_on_2_1_4_and_2_ranks(bucket: Bucket) -> Non
     for column in ("loss", "grad_norm"):  # sums over ranks round differently
         values = np.array([[float(row[column]) for row in rows] for rows in (log, bucket.straight)])
         assert np.allclose(values[0], values[1], rtol=1e-4), column
+
+
+def test_a_second_stage_begins_with_a_checkpoint_of_the_bucket(bucket: Bucket) -> None:
+    """And a kill inside of it resumes there, also elsewhere."""
+    run = bucket.run("second")
+    changes = [f"init={{checkpoint: {bucket.store.url}/straight/checkpoints/step-00000012, mode: restart}}"]
+    whole = train(bucket, "second_whole", *changes)
+    processes = ranks.start(bucket.config, run.folder, *bucket.changes(run), *changes)
+    ranks.kill_at(processes, run.folder, 7)
+    shutil.rmtree(run.folder.parent.parent)
+    log = train(bucket, "second", *changes)
+    assert "resuming from" in ranks.printed(run.folder)
+    assert exact(log) == exact(whole)
+    assert [row["digest"] for row in log] == [row["digest"] for row in bucket.straight]  # the same plan, from its start
+    assert float(log[0]["loss"]) < float(bucket.straight[0]["loss"]) - 0.3  # other weights
+    found = all_checkpoints(run)[-1]
+    assert found.init is not None
+    assert found.init["checkpoint"] == f"{bucket.store.url}/straight/checkpoints/step-00000012"
+    assert found.init["digest"] == bucket.straight[11]["digest"]
 
 
 def test_a_checkpoint_of_the_bucket_is_exported(bucket: Bucket) -> None:

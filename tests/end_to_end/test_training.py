@@ -49,7 +49,7 @@ EXACT = ("step", "stage", "loss", "loss/mono", "loss/en-zh", "loss/both", "learn
 
 def exact(log: list[dict[str, str]]) -> list[tuple[str, ...]]:
     """What must be equal to the last bit; a log holds shortest decimals, which read back as the same floats."""
-    return [tuple(row[column] for column in EXACT) for row in log]
+    return [tuple(row.get(column, "") for column in EXACT) for row in log]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,55 @@
+"""A run ends early: it is asked to, or a step is bad. Nothing that was trained is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from tests.end_to_end import ranks
+from tests.end_to_end.test_training import Experiment, exact, experiment  # noqa: F401 (a fixture)
+from trainer.checkpoints import complete_checkpoints
+from trainer.step_log import read_log
+
+
+@pytest.mark.parametrize(("number", "asked"), [(signal.SIGTERM, [0, 1]), (signal.SIGTERM, [1]), (signal.SIGINT, [0])])
+def test_a_signal_to_any_rank_saves_and_ends_all_with_0(
+    experiment: Experiment,  # noqa: F811
+    number: signal.Signals,
+    asked: list[int],
+) -> None:
+    out = experiment.folder / f"{number.name}{len(asked)}"
+    processes = ranks.start(experiment.config, out, "train.checkpoint_interval=1000")
+    ranks.wait_for(r"step 8/16", out)
+    for rank in asked:
+        os.kill(processes[rank].pid or 0, number)
+    assert ranks.finish(processes) == [0, 0], ranks.printed(out)
+    step = len(read_log(out / "log.csv"))
+    assert 8 <= step <= 10
+    assert f"stopped as asked after {step} steps, with a checkpoint; the same command goes on" in ranks.printed(out)
+    assert complete_checkpoints(out)[-1].step == step
+    log = ranks.train(experiment.config, out)
+    assert f"steps {step} to 16" in ranks.printed(out)
+    assert exact(log) == exact(experiment.straight)
+
+
+def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(experiment: Experiment) -> None:  # noqa: F811
+    out = experiment.folder / "nan"
+    codes = ranks.finish(ranks.start(experiment.config, out, probe="nan"))
+    assert codes == [3, 3], ranks.printed(out)
+    path = out / "bad-step-00000006.json"
+    message = next(line for line in ranks.printed(out).splitlines() if line.startswith("stopped: "))
+    assert message.startswith(
+        "stopped: step 6: the gradient's norm is nan (the loss is "
+    )  # the losses of the samples are good here
+    assert f"The samples are in {path}. Look at them: python trainer/replay.py {out}." in message
+    assert "Traceback" not in ranks.printed(out)
+    written = json.loads(path.read_text())
+    assert [sample["sample_id"] for sample in written["samples"]] == experiment.manifest.order.sample_ids(6).tolist()
+    assert all(sample["loss"] > 0 for sample in written["samples"])
+    assert len(read_log(out / "log.csv")) == 6
+    assert complete_checkpoints(out)[-1].step == 6
+    log = ranks.train(experiment.config, out)
+    assert exact(log) == exact(experiment.straight)
