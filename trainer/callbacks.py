@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,11 +65,19 @@ class ClipGradients(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Clip between the backward pass and the optimizer's step."""
-        parameters = list(state.model.parameters())
-        if self._excess != 1.0:
-            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], self._excess)
-        norm: Any = torch.nn.utils.clip_grad_norm_(parameters, self._max_norm)
-        self.norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        parts = [
+            g.to_local() if isinstance(g, DTensor) else g for g in gradients
+        ]  # without DTensor's cost an operation
+        squared = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts))).square()
+        if isinstance(gradients[0], DTensor):  # sharded over the last dimension of the mesh, replicated over others
+            mesh = gradients[0].device_mesh
+            torch.distributed.all_reduce(squared, group=mesh.get_group(mesh.ndim - 1))
+        self.norm = math.sqrt(squared.item()) / self._excess
+        # As torch.nn.utils.clip_grad_norm_ scales; a norm that is no number is for Watch to find.
+        scale = min(1.0, self._max_norm / (self.norm + 1e-6)) / self._excess
+        if scale != 1.0:
+            torch._foreach_mul_(parts, scale)
 
 
 class SampleLedger(Callback):
@@ -81,28 +90,33 @@ class SampleLedger(Callback):
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self.digest = ""
-        self._ids: NDArray[np.int64] = np.empty(0, np.int64)
+        self.strays = False  # whether this rank's part of the batch is not the plan's
+        self._own = torch.empty(0, dtype=torch.int64)
+        self._planned: NDArray[np.int64] = np.empty(0, np.int64)
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Gather the ids of all ranks; every rank sees the same, so all stop together at a difference."""
-        step = int(state.timestamp.batch)
-        own = state.device.tensor_to_device(state.batch["sample_id"])
-        parts: Sequence[Tensor] = dist.all_gather(own)
-        self._ids = torch.cat(list(parts)).cpu().numpy()
-        planned = self._manifest.order.sample_ids(step)
-        if not np.array_equal(self._ids, planned):
-            shared = min(len(self._ids), len(planned))
-            differing = np.flatnonzero(self._ids[:shared] != planned[:shared])
-            slot = int(differing[0]) if len(differing) else shared
-            raise RuntimeError(
-                f"step {step}: the loader gave {len(self._ids)} samples that differ from the plan's {len(planned)} "
-                f"from slot {slot} on: {self._ids[slot : slot + 4].tolist()} for {planned[slot : slot + 4].tolist()}. "
-                "Nothing of this batch was trained on; the last checkpoint is good."
-            )
+        """Compare this rank's part of the batch; the ranks hear of a difference before the optimizer's step."""
+        self._own = state.batch["sample_id"]
+        self._planned = self._manifest.order.sample_ids(int(state.timestamp.batch))
+        own, rank = self._own.cpu().numpy(), dist.get_global_rank()
+        self.strays = not np.array_equal(own, self._planned[rank * len(own) : (rank + 1) * len(own)])
+
+    def refuse(self, state: State) -> None:
+        """Raise, on all ranks together, once one of them has found a difference."""
+        parts: Sequence[Tensor] = dist.all_gather(state.device.tensor_to_device(self._own))
+        found, planned = torch.cat(list(parts)).cpu().numpy(), self._planned
+        shared = min(len(found), len(planned))
+        differing = np.flatnonzero(found[:shared] != planned[:shared])
+        slot = int(differing[0]) if len(differing) else shared
+        raise RuntimeError(
+            f"step {int(state.timestamp.batch)}: the loader gave {len(found)} samples that differ from the plan's "
+            f"{len(planned)} from slot {slot} on: {found[slot : slot + 4].tolist()} for "
+            f"{planned[slot : slot + 4].tolist()}. Nothing of this batch was trained on; the last checkpoint is good."
+        )
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Enter the batch that was trained on."""
-        self.digest = next_digest(self.digest, int(state.timestamp.batch) - 1, self._ids)
+        self.digest = next_digest(self.digest, int(state.timestamp.batch) - 1, self._planned)
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in checkpoints."""
@@ -116,12 +130,12 @@ class SampleLedger(Callback):
 class StreamLosses(Callback):
     """The mean loss of each stream over all ranks, known before the optimizer's step.
 
-    One sum over the ranks serves them and `stop`, which any rank may be asked for.
+    One sum over the ranks serves them, `stop`, which any rank may be asked for, and the ledger.
     """
 
-    def __init__(self, manifest: Manifest, stop: StopRequest) -> None:
+    def __init__(self, manifest: Manifest, ledger: SampleLedger, stop: StopRequest) -> None:
         self._names = [stream.name for stream in manifest.streams]
-        self._stop = stop
+        self._ledger, self._stop = ledger, stop
         self._sums = torch.zeros(0)
         self.losses: dict[str, float] = {}  # of the streams that this step has samples of
         self.counts: dict[str, int] = {}  # samples of each stream
@@ -141,9 +155,11 @@ class StreamLosses(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Add up over the ranks."""
-        self._sums[1, -1] = float(self._stop.asked)
+        self._sums[:, -1] = self._sums.new_tensor([self._ledger.strays, self._stop.asked])
         dist.all_reduce(self._sums)
         losses, counts = self._sums.tolist()
+        if losses[-1]:
+            self._ledger.refuse(state)
         self._stop.agreed = counts[-1] > 0
         self.counts = dict(zip(self._names, map(round, counts), strict=False))
         self.losses = {

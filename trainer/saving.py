@@ -7,18 +7,44 @@ import shutil
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from composer import Callback, Logger, State
+import torch
+from composer import Callback, Logger, State, Trainer
 from composer.utils import dist, reproducibility
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
-from trainer.checkpoints import Marker, checkpoint_folder, hash_file, mark_complete, remove_old
+from trainer.callbacks import RestoreRng
+from trainer.checkpoints import Checkpoint, Marker, checkpoint_folder, hash_file, mark_complete, remove_old
 from trainer.runs import Run
 from trainer.uploads import Uploader
 
 log = logging.getLogger(__name__)
+
+
+# What a second stage that begins at its step 0 does not take from the checkpoint that it begins with.
+_OF_THE_PLAN = ("timestamp", "schedulers", "dataset_state", "callbacks")
+
+
+def load_state(trainer: Trainer, checkpoint: Checkpoint, *, restart: bool) -> None:
+    """Load a checkpoint of any number of ranks into a trainer that has not begun; `restart` leaves out its plan.
+
+    As composer.utils.checkpoint.load_sharded_checkpoint does, which refuses a model that is not sharded: that of a run
+    on one rank. The random states of the ranks come back at the first step.
+    """
+    state = trainer.state
+    content: dict[str, Any] = {"state": state.state_dict()}
+    if restart:
+        content["state"] = {key: value for key, value in content["state"].items() if key not in _OF_THE_PLAN}
+    else:
+        content["rng"] = reproducibility.get_rng_state()[: checkpoint.world_size]
+    with torch.no_grad():
+        dcp.load(content, checkpoint_id=checkpoint.folder)
+        state.load_state_dict(content["state"], trainer.logger, strict=True)
+    for callback in state.callbacks:
+        if isinstance(callback, RestoreRng):
+            callback.states = content.get("rng")
 
 
 class Ledger(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ from trainer.model import build_model, sharding
 from trainer.optimizer import OptimizerSettings, make_optimizer
 from trainer.preflight import Problem, Ranks, describe, raise_problems
 from trainer.runs import Run
-from trainer.saving import SaveCheckpoints
+from trainer.saving import SaveCheckpoints, load_state
 from trainer.schedulers import restart_steps
 from trainer.shared_memory import sweep
 from trainer.signals import asked_to_stop
@@ -53,9 +54,6 @@ from trainer.uploads import Uploader, clear_bucket, resume_uploads
 from trainer.watch import SpikeDetector
 
 log = logging.getLogger(__name__)
-
-# What a second stage that begins at its step 0 does not take from the checkpoint that it begins with.
-_OWN_STATE = ["state/timestamp", "state/schedulers", "state/dataset_state", "state/callbacks", "rng"]
 
 T = TypeVar("T")
 
@@ -131,6 +129,7 @@ def run_session(
             trainer.fit()
         trainer.close()
     finally:
+        end_workers()
         if uploader is not None:
             uploader.wait()
     if stop.agreed:
@@ -138,6 +137,12 @@ def run_session(
         log.info("stopped as asked after %d steps, with a checkpoint; the same command goes on", step)
     else:
         log.info("trained %d steps; log %s, checkpoints %s", last, run.folder / "log.csv", f"{run.url}/checkpoints")
+
+
+def end_workers() -> None:
+    """End the loader's workers, which take SIGTERM for one to the whole process group (signals.py)."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _words(begin: Beginning) -> str:
@@ -286,9 +291,9 @@ def make_trainer(
     dataset = ScheduledDataset(manifest, cache, world_size=ranks.world_size)
     model = build_model(config.model, manifest, config.train)
     restarts = restart_steps(manifest.schedule, {stage.name for stage in config.stages if stage.restart_learning_rate})
-    settings, restore = OptimizerSettings(config.train, restarts), RestoreRng()
+    settings = OptimizerSettings(config.train, restarts)
     ledger, clip = SampleLedger(manifest), ClipGradients(config.train.clip_norm)
-    losses = StreamLosses(manifest, stop)
+    losses = StreamLosses(manifest, ledger, stop)
     names = [stream.name for stream in manifest.streams]
     detector = SpikeDetector(names, config.train.spike_factor, config.train.spike_window)
     watch = Watch(run.folder, manifest, losses, clip, detector)
@@ -307,7 +312,7 @@ def make_trainer(
     )
     callbacks: list[Callback] = [
         settings,
-        restore,
+        RestoreRng(),
         ledger,
         clip,
         losses,
@@ -330,16 +335,14 @@ def make_trainer(
         device="gpu" if on_gpu else "cpu",
         precision="amp_bf16" if on_gpu else "fp32",  # Composer has no bf16 on CPU
         device_train_microbatch_size=microbatch,  # Composer's "auto" changes the sums, and so the floats
-        parallelism_config={"fsdp": sharding(config.train)},  # FSDP2: it also runs on CPU
+        # FSDP2, which also runs on CPU; on one rank it would only cost time.
+        parallelism_config={"fsdp": sharding(config.train)} if ranks.world_size > 1 else None,
         callbacks=callbacks,
         loggers=make_loggers(config, run.folder, begin.step),
         seed=config.train.seed,
         run_name=config.name.replace("/", "-"),
         progress_bar=False,  # StepLog prints
-        load_path=str(begin.checkpoint.folder) if begin.checkpoint else None,
-        load_progress_bar=False,
-        load_strict_model_weights=True,
-        load_ignore_keys=_OWN_STATE if begin.restart else None,
     )
-    restore.states = trainer._rng_state if begin.checkpoint else None
+    if begin.checkpoint:
+        load_state(trainer, begin.checkpoint, restart=begin.restart)
     return trainer

@@ -1,0 +1,248 @@
+"""How fast a training step is against a plain PyTorch loop: `python benchmarks/train_step.py [--full]`.
+
+Ours is the trainer as a run uses it, on one rank: a real plan over streams built here, loader workers, FSDP, the
+ledger, the watch and the log of every step. The peer is the same decoder, loss, AdamW, clipping and microbatches in a
+bare loop that takes its tokens from memory. Both live in one process and take turns, so many steps each; medians over
+the turns. A ratio above 1 is ours. `checks` is the share of our step that is spent in checks and logs.
+
+step_cpu       the model of yamls/base/mini.yaml, fp32
+step_cuda_1b   TinyLlama 1.1B, bf16; left out, with a word, where there is no CUDA device. Not run so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "NODE_RANK": "0"}
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29476"}
+
+import torch  # noqa: E402
+from composer import Callback, Logger, State  # noqa: E402
+from composer.utils import dist  # noqa: E402
+
+from dataengine.build import build  # noqa: E402
+from dataengine.config import Config, load_config  # noqa: E402
+from dataengine.manifest import Manifest  # noqa: E402
+from trainer.callbacks import ClipGradients, StopRequest  # noqa: E402
+from trainer.microbatch import choose_microbatch  # noqa: E402
+from trainer.model import TranslationModel, build_model  # noqa: E402
+from trainer.optimizer import OptimizerSettings, make_optimizer  # noqa: E402
+from trainer.preflight import Ranks, num_parameters  # noqa: E402
+from trainer.runs import open_run  # noqa: E402
+from trainer.session import Beginning, end_workers, make_trainer  # noqa: E402
+from trainer.speed import device_peak, flops_per_token  # noqa: E402
+
+COMMON = {
+    "tokenizer": str(ROOT / "demo/data/tokenizer.model"),
+    "streams": {"mono": {"documents": [str(ROOT / "demo/data/mono.en.jsonl.zst")], "passes": 1000}},
+}
+CPU = {
+    "seq_len": 128,
+    "batch_size": 16,
+    "samples_per_shard": 256,
+    "shuffle_block": 1024,
+    "model": {
+        "hidden_size": 128,
+        "intermediate_size": 352,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
+    "train": {"microbatch_size": 8, "loader_workers": 1},
+}
+CUDA = {"seq_len": 2048, "batch_size": 32, "train": {"microbatch_size": 8, "loader_workers": 2}}
+
+
+@dataclass(eq=False)
+class Turns(Callback):
+    """Let the peer make `steps` steps after each `steps` of ours; note both times."""
+
+    steps: int
+    peer: Callable[[], None]
+    ours_s: list[float] = field(default_factory=list)  # a step
+    peer_s: list[float] = field(default_factory=list)
+    checks_s: list[float] = field(default_factory=list)  # a step of ours
+    spent: float = 0.0  # in checks, since the turn began
+    count: int = 0
+    begun: float = 0.0
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """The last event of a step."""
+        self.count += 1
+        if self.count % self.steps:
+            return
+        _wait()
+        now = time.perf_counter()
+        if self.count > self.steps:  # the first turn warms up
+            self.ours_s.append((now - self.begun) / self.steps)
+            self.checks_s.append(self.spent / self.steps)
+        for _ in range(self.steps):
+            self.peer()
+        _wait()
+        self.spent, self.begun = 0.0, time.perf_counter()
+        if self.count > self.steps:
+            self.peer_s.append((self.begun - now) / self.steps)
+
+
+def main() -> None:
+    """Print the table, or JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="15 turns of 20 steps (default: 5 of 10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    options = parser.parse_args()
+    turns, steps = (15, 20) if options.full else (5, 10)
+    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")
+    for row, values in (("step_cpu", CPU), ("step_cuda_1b", CUDA)):
+        if (row == "step_cuda_1b") != torch.cuda.is_available():
+            print(f"{row}: not run, for there is {'a' if torch.cuda.is_available() else 'no'} CUDA device", flush=True)
+            continue
+        with tempfile.TemporaryDirectory(prefix="step-") as folder:
+            found = measure(values, Path(folder), turns, steps)
+        if options.json:
+            line = {"benchmark": row, "ours": found["ours"], "unit": "tokens/s", "peer": "plain PyTorch loop"}
+            rest = {key: found[key] for key in ("checks", "mfu", "memory_gb")}
+            print(json.dumps({**line, "peer_value": found["peer"], "ratio": found["ours"] / found["peer"], **rest}))
+        else:
+            mfu = f", MFU {found['mfu']:.1%}" if found["mfu"] else ""
+            print(
+                f"{row:13} {found['ours']:10,.0f} tokens/s  plain PyTorch loop {found['peer']:10,.0f}  "
+                f"{found['ours'] / found['peer']:.3f}x  checks and logs {found['checks']:.2%}{mfu}, "
+                f"{found['memory_gb']:.2f} GB",
+                flush=True,
+            )
+
+
+def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dict[str, Any]:
+    """Train for so many turns of so many steps; tokens/s of both, and what else the table shows."""
+    total = (turns + 1) * steps
+    path = folder / "experiment.yaml"
+    experiment = {
+        **COMMON,
+        **values,
+        "name": "benchmark",
+        "out": str(folder / "run"),
+        "store": str(folder / "store"),
+        "stages": [{"name": "all", "steps": total, "mix": {"mono": 1}}],
+    }
+    path.write_text(json.dumps(experiment))  # JSON is YAML
+    config = load_config(path)
+    manifest = build(config, workers=1).manifest
+    run = open_run(config.out, config.cache)
+    run.folder.mkdir()
+    microbatch = choose_microbatch(config, manifest, run.folder, 1)
+    trainer = make_trainer(
+        config,
+        manifest,
+        run,
+        Ranks(),
+        Beginning(),
+        last=total,
+        microbatch=microbatch,
+        uploader=None,
+        stop=StopRequest(),
+    )
+    watch = Turns(steps, plain_loop(config, manifest, microbatch))
+    for callback in trainer.state.callbacks:
+        if not isinstance(callback, ClipGradients | OptimizerSettings):  # the peer clips, too
+            _time(callback, watch)
+    trainer.state.callbacks.insert(len(trainer.state.callbacks) - 2, watch)  # before checkpoints are saved
+    try:
+        trainer.fit()
+        trainer.close()
+    finally:
+        end_workers()
+    tokens = manifest.batch_size * manifest.seq_len
+    ours = tokens / statistics.median(watch.ours_s)
+    peak = device_peak() or cpu_peak()
+    return {
+        "ours": ours,
+        "peer": tokens / statistics.median(watch.peer_s),
+        "checks": statistics.median(watch.checks_s) / statistics.median(watch.ours_s),
+        "mfu": ours * flops_per_token(config.model, manifest.vocab_size, manifest.seq_len) / peak,
+        "memory_gb": _memory_gb(),
+        "parameters": num_parameters(config.model, manifest.vocab_size),
+    }
+
+
+def plain_loop(config: Config, manifest: Manifest, microbatch: int) -> Callable[[], None]:
+    """A step of the same model in a bare loop."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: TranslationModel = build_model(config.model, manifest, config.train).to(device)
+    optimizer = make_optimizer(model, config.train, fused=device == "cuda")
+    size = (8, manifest.batch_size, manifest.seq_len + 1)
+    batches = torch.randint(0, manifest.vocab_size, size, device=device)
+    turn: Iterator[int] = iter(range(1 << 30))
+    parameters = list(model.parameters())
+
+    def step() -> None:
+        for part in batches[next(turn) % len(batches)].split(microbatch):
+            with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+                loss = model({"tokens": part})[0]
+            (loss * (len(part) / manifest.batch_size)).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.train.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def cpu_peak() -> float:
+    """Operations a second of a large fp32 product on this CPU."""
+    left, right = torch.rand(1024, 1024), torch.rand(1024, 1024)
+    times = []
+    for _ in range(8):
+        begun = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - begun)
+    return 2 * 1024**3 / min(times)
+
+
+def _time(callback: Callback, watch: Turns) -> None:
+    """Add what a callback's hooks take to `watch.spent`."""
+    for name in (
+        "before_dataloader",
+        "after_dataloader",
+        "batch_start",
+        "after_loss",
+        "after_train_batch",
+        "batch_end",
+    ):
+        if name in type(callback).__dict__:
+            setattr(callback, name, _timed(getattr(callback, name), watch))
+
+
+def _timed(hook: Callable[..., Any], watch: Turns) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        begun = time.perf_counter()
+        hook(*arguments)
+        watch.spent += time.perf_counter() - begun
+
+    return call
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _memory_gb() -> float:
+    import psutil
+
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else psutil.Process().memory_info().rss
+    return peak / 1e9
+
+
+if __name__ == "__main__":
+    main()
