@@ -36,11 +36,11 @@ class OptimizerSettings(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Before anything of the step reads the settings."""
-        settings = {
-            "lr": learning_rate(int(state.timestamp.batch), self._config, self._restarts),
-            "betas": self._config.betas,
-            "eps": self._config.eps,
-            "weight_decay": self._config.weight_decay,
-        }
-        for group in state.optimizers[0].param_groups:
-            group.update(settings)
+        apply_settings(state.optimizers[0], self._config, self._restarts, int(state.timestamp.batch))
+
+
+def apply_settings(optimizer: torch.optim.Optimizer, config: TrainConfig, restarts: Sequence[int], step: int) -> None:
+    """Give an optimizer the settings of a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, config, restarts)
+        group["betas"], group["eps"], group["weight_decay"] = config.betas, config.eps, config.weight_decay

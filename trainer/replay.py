@@ -1,0 +1,243 @@
+"""Look at what a step was trained on, or was not: `python trainer/replay.py RUN [--step N]`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import orjson
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from tqdm import tqdm
+
+from dataengine.config import Config, load_config
+from dataengine.errors import InputError, run_command
+from dataengine.manifest import Manifest, read_manifest
+from dataengine.provenance import StreamProvenance
+from dataengine.shards import COLUMN
+from dataengine.storage import open_store
+from dataengine.streams import StreamReader
+from dataengine.tables import table
+from dataengine.tokens import load_tokenizer, token_dtype
+from trainer.checkpoints import Checkpoint, all_checkpoints, fetch_checkpoint
+from trainer.model import TranslationModel, build_model
+from trainer.optimizer import apply_settings, make_optimizer
+from trainer.runs import SMALL_FILES, Run, open_run
+from trainer.schedulers import restart_steps
+
+log = logging.getLogger(__name__)
+
+_TEXT = 60  # characters of a sample that the table shows
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample of a replayed step."""
+
+    slot: int
+    stream: str
+    sample_id: int
+    loss: float | None  # by the weights of `Replay.weights_of`
+    sources: list[str]  # FILE:LINE of each document in it
+    text: str
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A step as it was, or would have been, trained."""
+
+    step: int
+    weights_of: int | None  # steps that the weights had been trained for; None: there is no such checkpoint
+    loss: float | None
+    grad_norm: float | None  # before clipping
+    samples: list[Sample]  # in slot order
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit with 0, or 2 for unusable input."""
+    parser = argparse.ArgumentParser(
+        prog="trainer/replay.py",
+        description="Rebuild the batch of a step on one process: each sample's source lines and text, and its loss and "
+        "the batch's gradient norm by the newest checkpoint at or before that step. Highest losses first.",
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder or URL (a config's `out`)")
+    parser.add_argument("--step", type=int, metavar="N", help="default: that of the newest bad-step file of RUN")
+    parser.add_argument(
+        "--catch-up",
+        action="store_true",
+        help="train the steps between the checkpoint and N first, so that the weights are those of step N, but for the "
+        "order in which floats are added",
+    )
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="show so many samples (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything, with whole texts, as JSON")
+    parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where files of a URL go (%(default)s)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+
+    def run() -> None:
+        made = replay(open_run(options.run, options.cache), options.step, catch_up=options.catch_up)
+        if options.out:
+            options.out.write_bytes(orjson.dumps(asdict(made), option=orjson.OPT_INDENT_2))
+        print("\n".join(describe(made, options.top)))
+
+    sys.exit(run_command(run))
+
+
+def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Replay:
+    """Rebuild a step of a run. Raises InputError if the run, its streams or the step are not there."""
+    run.fetch(*SMALL_FILES)
+    if not (run.folder / "manifest.json").is_file():
+        raise InputError(f"no manifest.json in {run.url}: give the folder or URL of a run that has begun")
+    manifest = read_manifest(run.folder / "manifest.json")
+    config = load_config(run.folder / "config.yaml")
+    step = newest_bad_step(run.folder) if step is None else step
+    if not 0 <= step < manifest.schedule.steps:
+        raise InputError(f"step {step} is none of the run's {manifest.schedule.steps:,}, which count from 0")
+    batches = Batches(config, manifest)
+    tokens = batches.read(step)
+    model, reached = load_trained(run, config, manifest, batches, step, catch_up=catch_up)
+    losses, loss, norm = (None, None, None) if model is None else measure(model, tokens, _microbatch(config))
+    return Replay(step, reached, loss, norm, list(batches.describe(step, tokens, losses)))
+
+
+def newest_bad_step(folder: Path) -> int:
+    """The step of the newest bad-step file. Raises InputError if there is none."""
+    found = sorted(folder.glob("bad-step-*.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise InputError(f"{folder} has no bad-step file: no step of this run was refused. Name one with --step")
+    return int(orjson.loads(found[-1].read_bytes())["step"])
+
+
+class Batches:
+    """The batches of a run's plan, from its store."""
+
+    def __init__(self, config: Config, manifest: Manifest) -> None:
+        store = open_store(config.store)
+        width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
+        self._manifest, self._tokenizer = manifest, load_tokenizer(config.tokenizer, config.eos_token)
+        self._readers = [StreamReader(store, stream, width, dtype) for stream in manifest.streams]
+        self._provenance = [StreamProvenance(store, stream.remote, width) for stream in manifest.streams]
+
+    def read(self, step: int) -> NDArray[np.int64]:
+        """The tokens of a step, shape (batch_size, seq_len + 1), in slot order."""
+        ids = self._manifest.order.sample_ids(step)
+        numbers = self._manifest.order.stream_numbers(ids)
+        rows = np.empty((len(ids), self._manifest.seq_len + 1), np.int64)
+        for number in np.unique(numbers).tolist():
+            slots = numbers == number
+            rows[slots] = self._readers[number].read(ids[slots] - self._manifest.order.first_ids[number])
+        return rows
+
+    def describe(self, step: int, tokens: NDArray[np.int64], losses: Sequence[float] | None) -> Iterator[Sample]:
+        """The samples of a step with where they come from."""
+        ids = self._manifest.order.sample_ids(step)
+        numbers = self._manifest.order.stream_numbers(ids).tolist()
+        for slot, (sample_id, number) in enumerate(zip(ids.tolist(), numbers, strict=True)):
+            origins = self._provenance[number].origins(sample_id - int(self._manifest.order.first_ids[number]))
+            yield Sample(
+                slot,
+                self._manifest.streams[number].name,
+                sample_id,
+                None if losses is None else losses[slot],
+                [f"{origin.path}:{origin.line}" for origin in origins],
+                self._tokenizer.decode(tokens[slot].tolist()),
+            )
+
+
+def load_trained(
+    run: Run, config: Config, manifest: Manifest, batches: Batches, step: int, *, catch_up: bool
+) -> tuple[TranslationModel | None, int | None]:
+    """The model of the newest checkpoint at or before a step, and the steps that it was trained for."""
+    found = [checkpoint for checkpoint in all_checkpoints(run) if checkpoint.step <= step]
+    if not found:
+        return None, None
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build_model(config.model, manifest, config.train).to(device)
+    optimizer = make_optimizer(model, config.train, fused=device == "cuda")
+    _load(run, found[-1], model, optimizer)
+    if not catch_up:
+        return model, found[-1].step
+    restarts = restart_steps(manifest.schedule, {stage.name for stage in config.stages if stage.restart_learning_rate})
+    for number in tqdm(range(found[-1].step, step), desc="catching up", unit="step", disable=None):
+        apply_settings(optimizer, config.train, restarts, number)
+        measure(model, batches.read(number), _microbatch(config))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
+        optimizer.step()
+    return model, step
+
+
+def _load(run: Run, checkpoint: Checkpoint, model: TranslationModel, optimizer: torch.optim.Optimizer) -> None:
+    """Load a checkpoint of any number of ranks; its names are Composer's (State.state_dict)."""
+    if problems := fetch_checkpoint(run, checkpoint):
+        raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
+    weights, moments = get_model_state_dict(model), get_optimizer_state_dict(model, optimizer)
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
+    dcp.load(
+        {"state": {"model": weights, "optimizers": {"AdamW": moments}}},
+        storage_reader=FileSystemReader(checkpoint.folder),
+        no_dist=True,
+    )
+    set_model_state_dict(model, weights)
+    set_optimizer_state_dict(model, optimizer, moments)
+
+
+def measure(model: TranslationModel, tokens: NDArray[np.int64], microbatch: int) -> tuple[list[float], float, float]:
+    """Losses of a batch's samples, their mean, and the gradient's norm; the gradients are left in the model."""
+    model.zero_grad()
+    device = next(model.parameters()).device
+    losses: list[float] = []
+    for part in torch.from_numpy(tokens).to(device).split(microbatch):
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+            mean, each = model({COLUMN: part})
+        (mean * (len(part) / len(tokens))).backward()
+        losses += each.tolist()
+    gradients: list[Tensor] = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+    return losses, float(np.mean(losses)), norm
+
+
+def _microbatch(config: Config) -> int:
+    return 1 if config.train.microbatch_size == "auto" else config.train.microbatch_size
+
+
+def describe(made: Replay, top: int) -> list[str]:
+    """A replay as lines for people, the samples of the highest loss first."""
+    if made.weights_of is None:
+        head = f"step {made.step:,}; no checkpoint at or before it, so there are no losses"
+    else:
+        head = (
+            f"step {made.step:,}, by the weights after {made.weights_of:,} steps: loss {made.loss:.4f}, gradient norm "
+            f"{made.grad_norm:.4f}"
+        )
+        if made.weights_of < made.step:
+            head += f" (--catch-up trains the {made.step - made.weights_of:,} steps between first)"
+    ranked = sorted(made.samples, key=lambda sample: -(sample.loss if sample.loss is not None else 0.0))[:top]
+    rows = [("slot", "stream", "sample id", "loss", "from", "text")]
+    for sample in ranked:
+        more = f" and {len(sample.sources) - 1} more" if len(sample.sources) > 1 else ""
+        loss = "" if sample.loss is None else f"{sample.loss:.4f}"
+        text = " ".join(sample.text.split())[:_TEXT]
+        rows.append((str(sample.slot), sample.stream, f"{sample.sample_id}", loss, f"{sample.sources[0]}{more}", text))
+    return [head, *table(rows, left=(1, 4, 5))]
+
+
+if __name__ == "__main__":
+    main()
