@@ -7,15 +7,15 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from composer.loggers import LoggerDestination, WandBLogger
+from composer.loggers import LoggerDestination
 from composer.utils import dist
 
-from dataengine.config import Config
+from dataengine.config import Config, WandbConfig
 from dataengine.storage import write_file
 
 
 class TensorBoard(LoggerDestination):
-    """Event files in a folder; what an earlier process wrote of steps from `first` on is shown no more.
+    """Event files in a folder; what an earlier process wrote of more than `first` steps is shown no more.
 
     Composer's own logger cannot leave those out, so a curve goes back and forth after each resume.
     """
@@ -25,7 +25,7 @@ class TensorBoard(LoggerDestination):
 
         self._writer: Any = None
         if dist.get_global_rank() == 0:
-            self._writer = SummaryWriter(str(folder), purge_step=first)
+            self._writer = SummaryWriter(str(folder), purge_step=first + 1)  # rows are numbered by the steps done
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Write what is a number."""
@@ -40,27 +40,43 @@ class TensorBoard(LoggerDestination):
             self._writer.close()
 
 
+class WeightsAndBiases(LoggerDestination):
+    """A run of W&B, the same one after each resume. Composer's own logger needs a wandb from before 2025."""
+
+    def __init__(self, config: Config, settings: WandbConfig, folder: Path) -> None:
+        self._run: Any = None
+        if dist.get_global_rank() == 0:
+            import wandb
+
+            self._run = wandb.init(
+                project=settings.project,
+                entity=settings.entity,
+                name=config.name,
+                id=_wandb_id(folder),
+                resume="allow",
+                dir=str(folder),
+                mode=settings.mode,
+                config=config.model_dump(mode="json"),
+            )
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Send; W&B leaves out steps that it has already."""
+        if self._run is not None and step is not None:
+            self._run.log(metrics, step=step)
+
+    def post_close(self) -> None:
+        """Send what waits."""
+        if self._run is not None:
+            self._run.finish()
+
+
 def make_loggers(config: Config, folder: Path, first: int) -> list[LoggerDestination]:
-    """The loggers of a run whose next step is `first`, with their files in its folder."""
+    """The loggers of a run that has trained `first` steps, with their files in its folder."""
     loggers: list[LoggerDestination] = []
     if config.train.tensorboard:
         loggers.append(TensorBoard(folder / "tensorboard", first))
     if config.train.wandb is not None:
-        settings = config.train.wandb
-        loggers.append(
-            WandBLogger(
-                project=settings.project,
-                entity=settings.entity,
-                name=config.name,
-                init_kwargs={
-                    "id": _wandb_id(folder) if dist.get_global_rank() == 0 else None,
-                    "resume": "allow",
-                    "dir": str(folder),
-                    "mode": settings.mode,
-                    "config": config.model_dump(mode="json"),
-                },
-            )
-        )
+        loggers.append(WeightsAndBiases(config, config.train.wandb, folder))
     return loggers
 
 

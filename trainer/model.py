@@ -170,7 +170,7 @@ def sharding(train: TrainConfig) -> FSDP2Config:
     """How parameters lie on the ranks: FSDP over all, or hybrid (HSDP), sharded in groups of `shard_ranks`.
 
     On CUDA parameters are gathered as bf16 and gradients reduced as fp32; buffers, such as the frequencies of the
-    rotary embedding, stay fp32 (composer/distributed/fsdp2.py).
+    rotary embedding, stay fp32 (composer/distributed/fsdp2.py). Hybrid sharding has not been run: it needs CUDA.
     """
     made = _Sharding(activation_checkpointing=train.activation_checkpointing)
     made.shard_ranks = train.shard_ranks or -1

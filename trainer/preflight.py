@@ -95,6 +95,7 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
     common = [
         *check_agreement(config, manifest),
         *check_world_size(manifest, ranks.world_size),
+        *check_sharding(config.train, ranks.world_size),
         *check_init(config),
     ]
     if not common:  # else it says nothing
@@ -220,6 +221,19 @@ def check_world_size(manifest: Manifest, world_size: int) -> list[Problem]:
     ]
 
 
+def check_sharding(train: TrainConfig, world_size: int) -> list[Problem]:
+    """Groups that hold the parameters once must share the ranks equally."""
+    if not train.shard_ranks or world_size % train.shard_ranks == 0:
+        return []
+    fitting = ", ".join(map(str, divisors(world_size)))
+    return [
+        Problem(
+            f"train.shard_ranks is {train.shard_ranks}, which does not divide {world_size} ranks. Set it to one of "
+            f"{fitting}, the ranks of a node if you can, or leave it out."
+        )
+    ]
+
+
 def divisors(number: int) -> list[int]:
     """All divisors of a positive number, in order."""
     return [n for n in range(1, number + 1) if number % n == 0]
@@ -322,8 +336,11 @@ def check_packages(train: TrainConfig) -> list[Problem]:
     if train.loss == "liger":
         wanted.append(("train.loss: liger", "liger_kernel.transformers", "liger-kernel"))
     found, on_gpu = [], torch.cuda.is_available()
-    for setting, _, _ in wanted if not on_gpu else []:
-        found.append(f"{setting} is for CUDA devices, and this machine has none. Set it to auto.")
+    if train.shard_ranks and not on_gpu:  # torch 2.7 waits for an event of the device (_fsdp_param_group.py)
+        found.append("train.shard_ranks is for CUDA devices, and this machine has none. Leave it out.")
+    if not on_gpu:
+        found += [f"{what} is for CUDA devices, and this machine has none. Leave it out." for what, _, _ in wanted]
+        wanted = []
     if train.tensorboard:
         wanted.append(("train.tensorboard", "torch.utils.tensorboard", "tensorboard"))
     if train.wandb:
@@ -333,7 +350,7 @@ def check_packages(train: TrainConfig) -> list[Problem]:
     for setting, module, package in wanted:
         try:
             importlib.import_module(module)
-        except (ImportError, OSError) as error:  # OSError: a shared library is missing
+        except (ImportError, OSError, RuntimeError) as error:  # a shared library or a driver is missing
             found.append(
                 f"{setting} is asked for, but {module} cannot be imported ({error}). Install it (pip install "
                 f"{package}), or change the setting."

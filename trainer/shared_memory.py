@@ -123,8 +123,9 @@ def _pids() -> list[int]:
 def _inodes(pid: int, wanted: set[_Inode]) -> Iterator[_Inode]:
     """Which of the files a process has mapped or open.
 
-    A process that has ended has none, nor has one of another user, who may not open what is this user's alone. Raises
-    PermissionError for a process of this user that may not be looked into.
+    A process that has ended has none, nor has one of another user, who may not open what is this user's alone, nor one
+    that is not Python (a container's first process often may not be looked into). Raises PermissionError for a Python
+    process of this user that may not be looked into.
     """
     folder = Path("/proc", str(pid))
     try:
@@ -144,7 +145,8 @@ def _inodes(pid: int, wanted: set[_Inode]) -> Iterator[_Inode]:
         return
     except PermissionError:
         try:
-            if folder.stat().st_uid == os.getuid():
+            name = (folder / "comm").read_text()  # "pt_data_worker": PyTorch's loaders
+            if folder.stat().st_uid == os.getuid() and ("python" in name or name.startswith("pt_")):
                 raise
         except (FileNotFoundError, ProcessLookupError):
             return

@@ -8,14 +8,16 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests.end_to_end.test_training import Experiment, experiment  # noqa: F401 (a fixture)
+from tests.end_to_end.test_training import Experiment, experiment
 from trainer.replay import main, replay
 from trainer.runs import open_run
+
+__all__ = ["experiment"]
 
 
 @pytest.mark.parametrize(("step", "catch_up", "weights_of"), [(4, False, 4), (12, False, 12), (15, True, 15)])
 def test_a_replayed_step_has_the_logged_loss_and_gradient(
-    experiment: Experiment,  # noqa: F811
+    experiment: Experiment,
     step: int,
     catch_up: bool,
     weights_of: int,
@@ -30,7 +32,7 @@ def test_a_replayed_step_has_the_logged_loss_and_gradient(
 
 
 def test_the_newest_bad_step_is_shown_with_its_sources(
-    experiment: Experiment,  # noqa: F811
+    experiment: Experiment,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
@@ -57,7 +59,7 @@ def test_the_newest_bad_step_is_shown_with_its_sources(
     ],
 )
 def test_a_step_that_is_not_there(
-    experiment: Experiment,  # noqa: F811
+    experiment: Experiment,
     arguments: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],

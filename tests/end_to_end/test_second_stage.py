@@ -15,13 +15,15 @@ from dataengine.build import build
 from dataengine.config import load_config
 from dataengine.manifest import Manifest
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import Experiment, exact, experiment, open_dataset  # noqa: F401 (a fixture)
+from tests.end_to_end.test_training import Experiment, exact, experiment, open_dataset
 from trainer.audit import audit
 from trainer.checkpoints import checkpoint_folder, complete_checkpoints
 from trainer.export import load_weights
 from trainer.model import build_model
 from trainer.schedulers import learning_rate
 from trainer.step_log import next_digest
+
+__all__ = ["experiment"]
 
 STAGES = "stages=[{name: second, steps: 6, mix: {both: 1}}]"
 SETTINGS = ["train.learning_rate=0.02", "train.warmup_steps=3", "train.betas=[0.8, 0.9]", "train.weight_decay=0.0"]
@@ -42,7 +44,7 @@ def moments(saved: Any) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def test_restart_takes_weights_and_moments_and_begins_its_own_plan(
-    experiment: Experiment,  # noqa: F811
+    experiment: Experiment,
     tmp_path: Path,
 ) -> None:
     straight, out = experiment.folder / "straight", experiment.folder / "second"
@@ -83,7 +85,7 @@ def test_restart_takes_weights_and_moments_and_begins_its_own_plan(
         torch.testing.assert_close(squared, gradient**2, rtol=1e-3, atol=1e-7)
 
 
-def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -> None:  # noqa: F811
+def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -> None:
     straight, out = experiment.folder / "straight", experiment.folder / "second_killed"
     init = f"init={{checkpoint: {straight}, mode: restart}}"  # its newest
     changes = ["name=second", STAGES, *SETTINGS, init, "train.checkpoint_interval=2"]
@@ -105,7 +107,7 @@ def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -
 
 
 def test_continue_goes_on_with_everything_and_repeats_nothing(
-    experiment: Experiment,  # noqa: F811
+    experiment: Experiment,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     straight, out = experiment.folder / "straight", experiment.folder / "continued"
@@ -127,7 +129,7 @@ def test_continue_goes_on_with_everything_and_repeats_nothing(
     assert "14 steps, every digest of the log is what plan" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_another_step_does_not_continue(experiment: Experiment) -> None:  # noqa: F811
+def test_a_checkpoint_of_another_step_does_not_continue(experiment: Experiment) -> None:
     straight, out = experiment.folder / "straight", experiment.folder / "wrong_step"
     parent = f"parent={{manifest: {straight}/manifest.json, step: 10}}"
     init = f"init={{checkpoint: {straight}/checkpoints/step-00000012, mode: continue}}"
@@ -139,7 +141,7 @@ def test_a_checkpoint_of_another_step_does_not_continue(experiment: Experiment) 
     )
 
 
-def test_a_changed_rate_counts_from_the_next_step(experiment: Experiment) -> None:  # noqa: F811
+def test_a_changed_rate_counts_from_the_next_step(experiment: Experiment) -> None:
     out = experiment.folder / "other_rate"
     ranks.train(experiment.config, out, "train.max_steps=8")
     log = ranks.train(experiment.config, out, "train.learning_rate=0.02")

@@ -9,14 +9,16 @@ import signal
 import pytest
 
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import Experiment, exact, experiment  # noqa: F401 (a fixture)
+from tests.end_to_end.test_training import Experiment, exact, experiment
 from trainer.checkpoints import complete_checkpoints
 from trainer.step_log import read_log
+
+__all__ = ["experiment"]
 
 
 @pytest.mark.parametrize(("number", "asked"), [(signal.SIGTERM, [0, 1]), (signal.SIGTERM, [1]), (signal.SIGINT, [0])])
 def test_a_signal_to_any_rank_saves_and_ends_all_with_0(
-    experiment: Experiment,  # noqa: F811
+    experiment: Experiment,
     number: signal.Signals,
     asked: list[int],
 ) -> None:
@@ -35,7 +37,7 @@ def test_a_signal_to_any_rank_saves_and_ends_all_with_0(
     assert exact(log) == exact(experiment.straight)
 
 
-def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(experiment: Experiment) -> None:  # noqa: F811
+def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(experiment: Experiment) -> None:
     out = experiment.folder / "nan"
     codes = ranks.finish(ranks.start(experiment.config, out, probe="nan"))
     assert codes == [3, 3], ranks.printed(out)

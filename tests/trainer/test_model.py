@@ -10,7 +10,7 @@ from dataengine.config import ModelConfig, TrainConfig
 from dataengine.manifest import Manifest
 from dataengine.schedule import Stage
 from trainer import model as models
-from trainer.model import build_model
+from trainer.model import build_model, sharding
 
 SIZES = ModelConfig(
     hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
@@ -72,3 +72,28 @@ def test_attention_falls_back_to_sdpa_and_says_so(caplog: pytest.LogCaptureFixtu
     if not torch.cuda.is_available():
         assert build_model(SIZES, MANIFEST, TrainConfig()).decoder.hf.config._attn_implementation == "sdpa"
         assert caplog.messages == ["attention: sdpa (no CUDA device)"]
+
+
+@pytest.mark.parametrize(("shard_ranks", "degrees"), [(None, (-1, None)), (8, (8, -1))])
+def test_sharding_over_all_ranks_or_in_groups(shard_ranks: int | None, degrees: tuple[int, int | None]) -> None:
+    """As composer.core.state._create_device_mesh reads it: -1 is what is left of the ranks, None no replicas."""
+    made = sharding(TrainConfig(shard_ranks=shard_ranks, activation_checkpointing=True))
+    assert (made.data_parallel_shard_degree, made.data_parallel_replicate_degree) == degrees
+    assert made.activation_checkpointing
+
+
+def test_the_loss_with_its_gradients_made_ahead_is_exact() -> None:
+    """Against autograd, in double precision, also scaled and in parts."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn((50, 8), generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn((30, 8), generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 30, (50,), generator=generator)
+    mean, each = models.MeanCrossEntropy.apply(states, weight, labels)
+    expected = torch.nn.functional.cross_entropy(states @ weight.t(), labels)
+    assert mean.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert each.shape == (50,)
+    assert not each.requires_grad
+    ours = torch.autograd.grad(mean * 0.3, (states, weight))
+    theirs = torch.autograd.grad(expected * 0.3, (states, weight))
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-8)
