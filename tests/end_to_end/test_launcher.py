@@ -16,6 +16,7 @@ from dataengine.build import build
 from dataengine.config import load_config
 from tests.conftest import ROOT, small_experiment
 from tests.end_to_end.test_training import exact
+from trainer.checkpoints import complete_checkpoints
 from trainer.step_log import read_log
 
 pytestmark = pytest.mark.slow
@@ -72,3 +73,26 @@ def test_a_tokenizer_that_is_not_the_manifests_is_refused(config: Path, tmp_path
     assert "Set `tokenizer` to the file that the build used, or build again: dataengine build CONFIG" in printed
     assert "Traceback" not in printed
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_sigterm_to_the_launcher_lets_its_ranks_save(config: Path, whole_group: bool) -> None:
+    """As a scheduler sends it, to all processes or to the first one, which does not pass it on."""
+    out = config.parent / f"terminated{whole_group}"
+    process = launch(str(config), f"out={out}", "train.checkpoint_interval=1000")
+    log = out / "log.csv"
+    while not (log.is_file() and len(read_log(log)) > 4):
+        assert process.poll() is None
+        time.sleep(0.01)
+    if whole_group:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()
+    printed, _ = process.communicate(timeout=300)  # until the last rank has closed it
+    steps = complete_checkpoints(out)[-1].step
+    assert f"stopped as asked after {steps} steps" in printed
+    process = launch(str(config), f"out={out}")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert f"steps {steps} to 16" in printed
+    assert exact(read_log(log)) == exact(read_log(config.parent / "straight" / "log.csv"))
