@@ -49,10 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether an error is Ctrl-C, or what a library made of it: compiled code and imports raise errors of their own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    """Whether an error is Ctrl-C, or what a library made of it: compiled code and imports raise errors of their own.
+
+    A panic of compiled Rust names it in its text only.
+    """
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        if type(error).__name__ == "PanicException" and "KeyboardInterrupt" in str(error):
+            return True
         error = error.__cause__ or error.__context__
-    return error is not None
+    return False
 
 
 def _check_usage(options: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -155,7 +156,7 @@ def faulty_proxy(target: str, fault: Fault) -> Iterator[tuple[str, list[str]]]:
     """Pass requests on to the server at `target`; yield the endpoint, and the methods of the requests so far.
 
     `fault` takes the number of a request (from 0), its method and its headers; it returns the status of an error to
-    answer with, "cut" to break the connection in the middle of the body, or None.
+    answer with, "cut" to break the connection in the middle of the body, "reset" to reset it before, or None.
     """
     methods: list[str] = []
 
@@ -171,6 +172,11 @@ def faulty_proxy(target: str, fault: Fault) -> Iterator[tuple[str, list[str]]]:
                 self.send_response(answer)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+                return
+            if answer == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                self.close_connection = True
                 return
             server = http.client.HTTPConnection(target.removeprefix("http://"), timeout=30)
             server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

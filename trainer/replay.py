@@ -228,7 +228,7 @@ def describe(made: Replay, top: int) -> list[str]:
             f"{made.grad_norm:.4f}"
         )
         if made.weights_of < made.step:
-            head += f" (--catch-up trains the {made.step - made.weights_of:,} steps between first)"
+            head += f" (--catch-up first trains what is between: {made.step - made.weights_of:,})"
     ranked = sorted(made.samples, key=lambda sample: -(sample.loss if sample.loss is not None else 0.0))[:top]
     rows = [("slot", "stream", "sample id", "loss", "from", "text")]
     for sample in ranked:

@@ -25,6 +25,9 @@ from trainer.watch import BadStepError
 
 log = logging.getLogger(__name__)
 
+# Settings that change no number of a run.
+_FREE = ("max_steps", "log_interval", "loader_workers", "keep_checkpoints", "outage_limit", "tensorboard", "wandb")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, 2 for unusable input, or 3 for a step that must not be trained on."""
@@ -131,7 +134,7 @@ def _tell_changes(config: Config, out: Path) -> None:
     before = load_config(out / "config.yaml").train
     for key in type(before).model_fields:
         was, now = getattr(before, key), getattr(config.train, key)
-        if was != now and key not in ("max_steps", "log_interval", "loader_workers", "keep_checkpoints"):
+        if was != now and key not in _FREE:
             log.warning("train.%s was %s so far and is %s from here on", key, was, now)
 
 

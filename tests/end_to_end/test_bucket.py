@@ -102,7 +102,7 @@ def test_ten_kills_at_random_steps_change_nothing(bucket: Bucket) -> None:
 
 def test_faults_of_the_server_cost_time_only(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     chance = random.Random(8)
-    faults: list[int | str] = [500, 503, "cut", "cut"]
+    faults: list[int | str] = [500, 503, "cut", "reset"]
 
     def fault(number: int, method: str, headers: Mapping[str, str]) -> int | str | None:
         return chance.choice(faults) if chance.random() < 0.2 else None

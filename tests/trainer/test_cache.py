@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataengine import objects
 from dataengine.build import build
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream
@@ -106,11 +107,28 @@ def test_a_server_that_fails_now_and_then(
     rows = all_rows(object_store, manifest)
 
     def fault(number: int, method: str, headers: Mapping[str, str]) -> int | str | None:
-        return [503, None, "cut", None][number % 4]
+        return [503, None, "cut", None, "reset", None][number % 6]
 
     with faulty_proxy(object_store.endpoint, fault) as (endpoint, _):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # so that the cache's own attempts are seen
+        check_all(open_cache(object_store, tmp_path, manifest), rows, manifest)
+
+
+def test_a_server_that_does_not_answer(
+    make_config: ConfigMaker, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = build_there(make_config, object_store)
+    rows = all_rows(object_store, manifest)
+
+    def fault(number: int, method: str, headers: Mapping[str, str]) -> None:
+        if number in (0, 3):
+            time.sleep(3)
+
+    with faulty_proxy(object_store.endpoint, fault) as (endpoint, _):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        monkeypatch.setattr(objects, "_READ_TIMEOUT_S", 1)
         check_all(open_cache(object_store, tmp_path, manifest), rows, manifest)
 
 
