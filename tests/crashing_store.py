@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from dataengine.storage import Store
 
@@ -63,6 +64,9 @@ class CrashingStore(Store):
         self._reach("write", key, False)
         self.inner.write(key, content)
         self._reach("write", key, True)
+
+    def write_from(self, key: str, path: Path) -> None:
+        self.write(key, path.read_bytes())
 
     def link(self, source: str, key: str) -> None:
         self._reach("link", key, False)

@@ -55,6 +55,8 @@ from trainer.watch import SpikeDetector
 
 log = logging.getLogger(__name__)
 
+_GROUP_TIMEOUT_S = 600.0  # for which a rank may be late, beside an outage
+
 T = TypeVar("T")
 
 
@@ -89,18 +91,16 @@ def run_session(
     warnings.filterwarnings("ignore", message=r"\s*The current world size")  # of random states, on a resume
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch's own checkpoint writer
     warnings.filterwarnings("ignore", message="No scheduler")  # OptimizerSettings sets the rate
-    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")  # before streaming, which would make its own
+    # Before streaming, which would make a group of its own. While a rank waits for a bucket the others wait for it.
+    timeout_s = config.train.outage_limit + _GROUP_TIMEOUT_S
+    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout_s)
     raise_problems(problem for found in dist.all_gather_object(list(problems)) for problem in found)
     if ranks.local_rank == 0:
         sweep()
     dist.barrier()
     begin = find_beginning(config, run, ranks)
     microbatch = choose_microbatch(config, manifest, run.folder, ranks.world_size)
-    if ranks.rank == 0:
-        prepare_folder(config, manifest, run, begin)
-        if run.store is not None:
-            clear_bucket(run, begin.resume)
-    dist.barrier()
+    together(lambda: prepare_folder(config, manifest, run, begin) if ranks.rank == 0 else None)
     uploader = None
     if run.store is not None:
         uploader = Uploader(
@@ -223,7 +223,10 @@ def _try(action: Callable[[], T]) -> tuple[T | _Failed, str | None]:
 
 
 def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginning) -> None:
-    """Write the run's manifest and config; a run that continues another one also gets the log of those steps."""
+    """Write the run's manifest and config, and clear its bucket of what it will write anew.
+
+    A run that continues another one also gets the log of those steps.
+    """
     run.folder.mkdir(parents=True, exist_ok=True)
     run.publish("manifest.json", manifest.content)
     run.publish("config.yaml", dump_config(config).encode())
@@ -234,6 +237,8 @@ def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginnin
             write_file(run.folder / "log.csv", source.read("log.csv"))
         except FileNotFoundError:
             log.warning("%s has no log.csv: this run's log begins at step %d", source.url, begin.step)
+    if run.store is not None:
+        clear_bucket(run, begin.resume)
 
 
 # Composer's Trainer.
