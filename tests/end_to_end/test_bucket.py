@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -187,6 +189,36 @@ def test_a_second_stage_begins_with_a_checkpoint_of_the_bucket(bucket: Bucket) -
     assert found.init is not None
     assert found.init["checkpoint"] == f"{bucket.store.url}/straight/checkpoints/step-00000012"
     assert found.init["digest"] == bucket.straight[11]["digest"]
+
+
+def test_a_run_continues_from_the_bucket(bucket: Bucket) -> None:
+    """With the plan, the log and the checkpoint that are there."""
+    straight = f"{bucket.store.url}/straight"
+    parent = f"parent={{manifest: {straight}/manifest.json, step: 10}}"
+    stages = "stages=[{name: other, steps: 4, mix: {mono: 1, both: 3}}]"
+    init = f"init={{checkpoint: {straight}/checkpoints/step-00000010, mode: continue}}"
+    changes = ["name=continued", parent, stages, init]
+    child = build(load_config(bucket.config, changes), workers=1).manifest
+    log = train(bucket, "continued", *changes)
+    assert exact(log[:10]) == exact(bucket.straight[:10])
+    assert [row["stage"] for row in log[10:]] == ["other"] * 4
+    drawn = np.concatenate([child.order.sample_ids(step) for step in range(14)])
+    assert len(np.unique(drawn)) == len(drawn)
+    audit(bucket.run("continued").folder)
+
+
+def test_a_run_that_is_asked_to_stop_uploads_before_it_ends(bucket: Bucket) -> None:
+    run = bucket.run("asked")
+    processes = ranks.start(bucket.config, run.folder, *bucket.changes(run), "train.checkpoint_interval=1000")
+    ranks.wait_for(r"step 7/16", run.folder)
+    os.kill(processes[1].pid or 0, signal.SIGTERM)
+    assert ranks.finish(processes) == [0, 0], ranks.printed(run.folder)
+    shutil.rmtree(run.folder.parent.parent)  # the machine is gone
+    (found,) = [one.step for one in all_checkpoints(run) if one.step not in (6,)]
+    assert 7 <= found <= 9
+    log = train(bucket, "asked")
+    assert f"steps {found} to 16" in ranks.printed(run.folder)
+    assert exact(log) == exact(bucket.straight)
 
 
 def test_a_checkpoint_of_the_bucket_is_exported(bucket: Bucket) -> None:
