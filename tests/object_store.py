@@ -50,9 +50,11 @@ class ObjectStore:
 
 
 @pytest.fixture
-def object_store(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     """A new bucket; the environment names the server and its keys until the test ends."""
-    return new_bucket(monkeypatch)
+    made = new_bucket(monkeypatch)
+    yield made
+    made.client.delete_bucket(Bucket=made.bucket)  # with all in it: each holds seven of the server's volumes
 
 
 def new_bucket(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
@@ -98,7 +100,7 @@ def _server() -> tuple[str, Any]:
             f"-dir={folder / 'data'}",
             "-master.telemetry=false",
             "-master.volumeSizeLimitMB=256",
-            "-volume.max=1000",
+            "-volume.max=3000",
             "-s3",
             f"-s3.config={folder / 's3.json'}",
             "-s3.port.iceberg=0",
