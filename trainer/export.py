@@ -23,7 +23,7 @@ from dataengine.manifest import Manifest, read_manifest
 from dataengine.storage import new_folder
 from dataengine.tokens import load_tokenizer
 from trainer.checkpoints import Checkpoint, check_model, fetch_checkpoint, find_checkpoint
-from trainer.model import empty_model
+from trainer.decoder import empty_model
 from trainer.runs import open_run
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def export(config: Config, step: int | None = None) -> Path:
         if spare and model.generation_config is not None:
             model.generation_config.suppress_tokens = spare
         model.save_pretrained(temporary)
-        _save_tokenizer(config, manifest, temporary)
+        save_tokenizer(config, manifest, temporary)
     return folder
 
 
@@ -77,7 +77,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     dcp.load({"state": {"model": weights}}, storage_reader=FileSystemReader(checkpoint.folder), no_dist=True)
 
 
-def _save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> None:
+def save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> None:
     """Put a tokenizer beside the weights; say so if transformers' reading of it differs from ours."""
     from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 

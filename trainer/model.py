@@ -11,17 +11,16 @@ import torch
 from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.modeling_utils import no_init_weights
+from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dataengine.config import ModelConfig, TrainConfig
 from dataengine.manifest import Manifest
 from dataengine.shards import COLUMN
+from trainer.decoder import llama_config, new_model
 
 log = logging.getLogger(__name__)
 
-_VOCAB_MULTIPLE = 64  # as in TinyLlama (lit_gpt/config.py): rows of the embedding beyond the vocabulary stay unused
 _CHUNK_TOKENS = 4096  # logits of so many positions are in memory at a time
 
 
@@ -136,7 +135,7 @@ def build_model(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> 
     They depend on `init_seed` alone: the same on every rank.
     """
     implementation = _choose_attention(train.attention)
-    hf = _new_model(_llama_config(config, manifest, implementation))
+    hf = new_model(llama_config(config, manifest, implementation))
     generator = torch.Generator().manual_seed(config.init_seed)
     std = math.sqrt(2 / 5 / config.hidden_size)
     output_std = 1 / math.sqrt(config.hidden_size) / config.num_hidden_layers
@@ -175,31 +174,6 @@ def sharding(train: TrainConfig) -> FSDP2Config:
     made = _Sharding(activation_checkpointing=train.activation_checkpointing)
     made.shard_ranks = train.shard_ranks or -1
     return made
-
-
-def empty_model(config: ModelConfig, manifest: Manifest) -> LlamaForCausalLM:
-    """A model without meaningful weights, to load a checkpoint into."""
-    return _new_model(_llama_config(config, manifest, "sdpa"))
-
-
-def _new_model(config: LlamaConfig) -> LlamaForCausalLM:
-    with no_init_weights():
-        hf = LlamaForCausalLM(config)
-    hf.tie_weights()  # no_init_weights leaves this out too
-    return hf
-
-
-def _llama_config(config: ModelConfig, manifest: Manifest, attention: str) -> LlamaConfig:
-    sizes: dict[str, Any] = config.model_dump(exclude={"init_seed"})
-    return LlamaConfig(
-        **sizes,
-        vocab_size=-(-manifest.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
-        max_position_embeddings=manifest.seq_len,
-        attn_implementation=attention,
-        bos_token_id=None,
-        eos_token_id=manifest.eos_id,
-        pad_token_id=None,
-    )
 
 
 def _choose_attention(wish: str) -> str:

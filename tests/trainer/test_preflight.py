@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,17 +13,16 @@ from dataengine.build import build
 from dataengine.config import Config, ModelConfig, TrainConfig, WandbConfig
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
-from tests.conftest import ConfigMaker
+from tests.conftest import ROOT, ConfigMaker
 from tests.object_store import ObjectStore, object_store
 from trainer import preflight
-from trainer.model import empty_model
+from trainer.decoder import empty_model
 from trainer.preflight import (
     Problem,
     Ranks,
     check_bucket,
     check_init_checkpoint,
     check_microbatch,
-    check_open_files,
     check_owner,
     check_run,
     check_sharding,
@@ -163,15 +161,25 @@ def test_a_disk_that_is_too_small(make_config: ConfigMaker, monkeypatch: pytest.
     assert problem.text.endswith("Free space, or set a lower train.keep_checkpoints.")
 
 
-def test_the_limit_of_open_files_is_raised(make_config: ConfigMaker) -> None:
-    config, manifest = built(make_config())
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-        assert check_open_files(config, manifest, Ranks()) == []
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 256
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+def test_the_limit_of_open_files_is_raised(make_config: ConfigMaker, tmp_path: Path) -> None:
+    """In a process of its own: this one may have more files open than the limit that is set."""
+    built(make_config())
+    program = """if True:
+        import resource, sys
+        from dataengine.build import experiment_url
+        from dataengine.config import load_config
+        from dataengine.manifest import read_manifest
+        from trainer.preflight import Ranks, check_open_files
+
+        config = load_config(sys.argv[1])
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        print(check_open_files(config, read_manifest(experiment_url(config)), Ranks()))
+        print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 100)
+    """
+    command = [sys.executable, "-c", program, str(tmp_path / "experiment.yaml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "True"]
 
 
 def test_wandb_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
