@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".bench"
 DATATROVE, LLM_FOUNDRY = "datatrove==0.10.1", "llm-foundry==0.22.0"
 QUICK, FULL = 10_000_000, 20_000_000  # bytes of text
-SCALING = 600_000_000  # bytes, of build_scaling in full
+SCALING = 1_200_000_000  # bytes, of build_scaling in full
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # else a worker of datatrove takes all cores
     "PYTHONDONTWRITEBYTECODE": "",  # where it is set, each new worker of each contender compiles what it imports
