@@ -492,7 +492,7 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
     for receipt in packed.reading:
         rejected.update(receipt.rejected)
     summary = {
-        "sources": _source_lines(plan.parts, packed.reading),
+        "sources": source_lines(plan.parts, packed.reading),
         "packed": [None if plan.languages else number for number in range(len(packed.units))],  # None: documents say it
         "segments": _segments(packed, width),
         "index_sha256": hashlib.sha256(index).hexdigest(),
@@ -546,7 +546,7 @@ def _renamed(shard: Shard, number: int) -> Shard:
     return Shard(shard.samples, replace(shard.raw, basename=name), packed)
 
 
-def _source_lines(parts: Sequence[SourcePart], receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+def source_lines(parts: Sequence[SourcePart], receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
     """Each part's file, the number of its first line there (rows of Parquet, units of TMX), and its lines."""
     before: Counter[tuple[str, ...]] = Counter()
     found = []
@@ -602,7 +602,7 @@ def check_rejects(
     key = f"{units[worst].folder}/rejects.jsonl"
     first = orjson.loads(store.read(key).partition(b"\n")[0])
     path = plan.parts[worst].paths[0]
-    line = first["line"] + _source_lines(plan.parts, receipts)[worst]["line"] - 1
+    line = first["line"] + source_lines(plan.parts, receipts)[worst]["line"] - 1
     raise InputError(
         f"stream '{plan.name}': {bad:,} of {records:,} records are unusable ({_words(rejected)}), more than "
         f"max_bad_fraction {max_bad_fraction:g} allows. The first: {path}, line {line}: {first['reason']}: "

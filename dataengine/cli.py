@@ -89,6 +89,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dataengine",
         description="Turn documents and sentence pairs into token streams and a training schedule.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -189,6 +190,18 @@ def _make_parser() -> argparse.ArgumentParser:
     plan.add_argument("--nodes", type=_positive, default=1, metavar="N", help="machines that read (default: 1)")
     plan.add_argument("--tokens-per-second", type=float, metavar="X", help="also say how many hours the run takes")
 
+    contamination = command(
+        "contamination", _contamination, "evaluation sentences in the training streams",
+        "Look for the sentences of `evaluate.dev` and `evaluate.test`, source or reference, in the records that the "
+        "build kept: whole, or 13 words in a row of them inside a longer text. Done once for a stream and its sets; "
+        "`clean.decontaminate` removes what is found.",
+        "contamination yamls/uni_en_zh.yaml --count 20",
+    )  # fmt: skip
+    contamination.add_argument(
+        "--count", type=_positive, default=5, metavar="N", help="examples of records (default: 5)"
+    )
+    _add_workers(contamination)
+
     command(
         "verify", _verify, "hash what was built again",
         "Read and hash every shard of an experiment's streams, or of one stream's folder, local or remote, and name "
@@ -274,6 +287,7 @@ def _build(options: argparse.Namespace) -> None:
     from dataengine.build import build, prepare
     from dataengine.config import parse_count
     from dataengine.engines import LocalEngine, RayEngine
+    from dataengine.objects import is_url
     from dataengine.storage import open_store
 
     config, workers = _load(options)
@@ -287,9 +301,11 @@ def _build(options: argparse.Namespace) -> None:
         return
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
     print(describe_build(build(config, workers=workers, engine=engine)))
-    for direction, path in config.evaluate.dev.items():
-        if not Path(path).is_file():
-            print(f"note: evaluate.dev.{direction} is {path}, which does not exist yet", file=sys.stderr)
+    for name, sets in (("dev", config.evaluate.dev), ("test", config.evaluate.test)):
+        for direction, place in sets.items():
+            for path in [place] if isinstance(place, str) else place.values():
+                if not is_url(path) and not Path(path).exists():
+                    print(f"note: evaluate.{name}.{direction} is {path}, which does not exist yet", file=sys.stderr)
 
 
 def _worker(options: argparse.Namespace) -> None:
@@ -372,6 +388,13 @@ def _inspect(options: argparse.Namespace) -> None:
             prepared, LocalEngine(workers), names=names, reason=options.reason, count=options.count
         )
     )
+
+
+def _contamination(options: argparse.Namespace) -> None:
+    from dataengine.contamination import run_contamination
+
+    config, workers = _load(options)
+    print(run_contamination(config, workers, options.count))
 
 
 def _plan(options: argparse.Namespace) -> None:

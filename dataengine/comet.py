@@ -1,4 +1,4 @@
-"""Reference-free COMET models such as CometKiwi: a pair goes in, a score comes out.
+"""COMET models: a pair goes in, a score comes out; models that need references take a reference beside the pair.
 
 The paper names CometKiwi-2022 and its thresholds, 0.42 for ZH-EN and 0.58 for ID-EN (section 6.2), but neither the
 checkpoint nor which side is the source. The public model of that name is Unbabel/wmt22-cometkiwi-da.
@@ -21,26 +21,36 @@ from numpy.typing import NDArray
 from dataengine.errors import InputError
 
 _LARGE = 1 << 30  # bytes; hashing a file takes half a second a GiB or more, so that beyond this a bar shows it
-_REFERENCE_FREE = ("unified_metric", "referenceless_regression_metric", "xcomet_metric")
+_REFERENCE_FREE = ("unified_metric", "referenceless_regression_metric", "xcomet_metric")  # if their inputs have `src`
 
 
 class CometScorer:
-    """A loaded COMET model that scores pairs without reference; see `load_scorer`."""
+    """A loaded COMET model that scores translations; see `load_scorer`."""
 
-    def __init__(self, model: Any, sha256: str, device: Any, batch_size: int) -> None:
+    def __init__(self, model: Any, sha256: str, device: Any, batch_size: int, needs_references: bool) -> None:
         self.sha256 = sha256  # of hparams.yaml and the checkpoint
+        self.needs_references = needs_references  # in `score`
         self._model, self._device, self._batch_size = model, device, batch_size
 
-    def score(self, sources: Sequence[str], targets: Sequence[str]) -> NDArray[np.float32]:
-        """Scores of pairs, shape (n,), in the order given; batches are of pairs of similar length."""
+    def score(
+        self, sources: Sequence[str], targets: Sequence[str], references: Sequence[str] | None = None
+    ) -> NDArray[np.float32]:
+        """Scores of pairs, shape (n,), in the order given; batches are of pairs of similar length.
+
+        `references` are used if the model needs them, and only then.
+        """
+        columns = {"src": sources, "mt": targets}
+        if self.needs_references:
+            assert references is not None
+            columns["ref"] = references
         scores = np.empty(len(sources), np.float32)
-        lengths = [len(source) + len(target) for source, target in zip(sources, targets, strict=True)]
+        lengths = [sum(map(len, texts)) for texts in zip(*columns.values(), strict=True)]
         order = np.argsort(lengths, kind="stable")[::-1]  # the longest first: lack of memory shows at once
         batches = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
 
         def prepare(batch: NDArray[np.int64]) -> Any:
-            pairs = [{"src": sources[k], "mt": targets[k]} for k in batch.tolist()]
-            return self._model.prepare_sample(pairs, stage="predict")
+            samples = [{name: column[k] for name, column in columns.items()} for k in batch.tolist()]
+            return self._model.prepare_sample(samples, stage="predict")
 
         # One thread tokenizes ahead of the model, and only one: the tokenizer may not be used by two at a time.
         with ThreadPoolExecutor(1) as tokenizing:
@@ -61,8 +71,8 @@ class CometScorer:
         return scores.cpu().numpy()  # type: ignore[no-any-return]
 
 
-def load_scorer(model: str, device: str = "auto", batch_size: int = 64) -> CometScorer:
-    """Load a reference-free COMET model.
+def load_scorer(model: str, device: str = "auto", batch_size: int = 64, *, references: bool = False) -> CometScorer:
+    """Load a COMET model: one that scores without references, or any if the caller has `references`.
 
     `model` is a checkpoint (MODEL/checkpoints/*.ckpt, beside MODEL/hparams.yaml), the folder MODEL, or a name on the
     Hugging Face hub such as Unbabel/wmt22-cometkiwi-da, which is downloaded or taken from the hub's cache
@@ -76,15 +86,25 @@ def load_scorer(model: str, device: str = "auto", batch_size: int = 64) -> Comet
     score by about 1e-3; on a CPU scores equal those of the model's own `predict` to 1e-5. They do not depend on what
     else is in a batch beyond that. One process uses one device: use more by scoring parts in several processes.
 
-    Raises InputError if the model cannot be had, or needs references.
+    With `references` a model that can take them needs them (XCOMET and UniTE score without as well).
+
+    Raises InputError if the model cannot be had, or needs references that the caller lacks.
     """
     checkpoint, hparams = _find_checkpoint(model)
     identity = hparams.get("class_identifier")
-    if identity not in _REFERENCE_FREE or "src" not in hparams.get("input_segments", ["src"]):
+    segments = hparams.get("input_segments", ["src"])
+    needs_references = identity not in _REFERENCE_FREE or "src" not in segments
+    if needs_references and not references:
         raise InputError(
             f"model {model} needs references (class {identity}, inputs {hparams.get('input_segments', 'with ref')}), "
             "and pairs of training text have none. Use a reference-free model such as Unbabel/wmt22-cometkiwi-da."
         )
+    if needs_references and identity not in (*_REFERENCE_FREE, "regression_metric"):
+        raise InputError(
+            f"model {model} is of class {identity}, which gives no score. Use a model such as Unbabel/wmt22-comet-da."
+        )
+    # Two classes score without references, and better with them.
+    needs_references |= references and (identity == "xcomet_metric" or "ref" in segments)
     try:
         import torch
         from comet.models import str2model  # type: ignore[import-untyped]
@@ -114,7 +134,7 @@ def load_scorer(model: str, device: str = "auto", batch_size: int = 64) -> Comet
             f"tokenizer's files of {hparams.get('pretrained_model')} into {encoder}, or run once with a network; if "
             f"it is the checkpoint, fetch it again (a file of a few lines is a Git LFS pointer). What failed: {error}"
         ) from None
-    return CometScorer(loaded.eval().to(place), _hash_model(checkpoint), place, batch_size)
+    return CometScorer(loaded.eval().to(place), _hash_model(checkpoint), place, batch_size, needs_references)
 
 
 def hash_model(model: str) -> str:

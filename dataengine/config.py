@@ -280,13 +280,40 @@ class TrainConfig(_Section):
     wandb: WandbConfig | None = None
 
 
-class EvaluateConfig(_Section):
-    """Translation of development sets."""
+# A file of pairs (JSON Lines or TSV with a key or heading per language, WMT .xml, a Flores-200 folder), or a file for
+# each language: {en: newstest.en, zh: newstest.zh}, plain or .sgm.
+SetPlace = str | dict[str, str]
+_Shots = Annotated[int, Field(ge=0)]
 
-    dev: dict[Direction, str] = {}  # direction -> JSON Lines file with a key per language
+
+class EvaluateConfig(_Section):
+    """Translation of development and test sets, choice of a checkpoint, reasoning tasks (paper, section 4)."""
+
+    dev: dict[Direction, SetPlace] = {}  # chooses the checkpoint
+    test: dict[Direction, SetPlace] = {}  # judges the chosen one
     max_sentences: Count | None = None  # the first so many of each set
+    shots: tuple[_Shots, ...] = Field(default=(0,), min_length=1)  # examples in the prompt; the paper: [0, 5]
+    examples: dict[Direction, SetPlace] = {}  # where they come from; default: dev
+    choose_by: tuple[Direction, ...] = ()  # mean dev BLEU over these, with the first of `shots`; default: all of dev
+    beams: Count = 1  # 1: greedy search
+    length_penalty: float = 1.0  # of beam search: exponent of the length that scores are divided by
     max_new_tokens: Count = 256
-    batch_size: Count = 32  # sentences
+    max_source_tokens: Count | None = None  # longer sources are cut to so many and counted; default: none is cut
+    bos: bool | None = None  # before the prompt; default: as in training
+    batch_tokens: Count = 16_384  # prompts and new tokens, over all beams, that are in memory at a time
+    bleu_tokenize: dict[str, str] = {}  # target language -> sacrebleu's tokenizer, such as {id: flores200}
+    bootstrap: Annotated[int, Field(ge=0)] = 1000  # resamples for 95 % confidence intervals; 0: none
+    comet: tuple[str, ...] = ()  # COMET and CometKiwi models: folders, or names on the Hugging Face hub
+    reasoning: tuple[str, ...] = ()  # lm-eval tasks, such as [arc_easy, xcopa_zh]
+    task_folder: str | None = None  # of lm-eval task files of your own
+
+    @model_validator(mode="after")
+    def _agrees(self) -> EvaluateConfig:
+        if unknown := [direction for direction in self.choose_by if direction not in self.dev]:
+            raise ValueError(f"`choose_by`: {unknown[0]} is no direction of `dev`: {', '.join(self.dev) or 'none'}")
+        if len(set(self.shots)) < len(self.shots):
+            raise ValueError(f"`shots`: {list(self.shots)} has a number twice")
+        return self
 
 
 class Config(_Section):
@@ -367,7 +394,8 @@ class Config(_Section):
         if sum(stage.rest for stage in self.stages) > 1:
             raise ValueError("only one stage can be the `rest` of the budget")
         codes = [code for stream in self.streams.values() for code in stream.languages]
-        for language in codes + [code for direction in self.evaluate.dev for code in direction.split("-")]:
+        directions = [*self.evaluate.dev, *self.evaluate.test]
+        for language in codes + [code for direction in directions for code in direction.split("-")]:
             if language not in self.languages:
                 raise ValueError(
                     f"no name for language '{language}': add `languages: {{{language}: ...}}`, "

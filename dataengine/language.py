@@ -65,14 +65,44 @@ def score_language(texts: Sequence[str], language: str) -> NDArray[np.float32]:
     accepted = _labels(language)
     scores = np.full(len(texts), np.nan, np.float32)
     for number, text in enumerate(texts):
-        letters = _NO_LETTERS.sub(" ", text[:_CHARACTERS]).strip()
-        if len(letters) < SHORTEST and len(letters) + len(_WIDE.findall(letters)) < SHORTEST:
+        letters = _letters(text)
+        if letters is None:
             continue
-        labels, probabilities = model.predict(letters.lower() if letters.isupper() else letters, k=-1, threshold=_LEAST)
+        labels, probabilities = model.predict(letters, k=-1, threshold=_LEAST)
         scores[number] = sum(p for label, p in zip(labels, probabilities, strict=True) if label in accepted)
     return np.minimum(scores, np.float32(1))  # the model adds 1e-5 to each probability on its way
 
 
+def likeliest_languages(texts: Sequence[str]) -> list[str | None]:
+    """The model's code for the likeliest language of each text; None for texts that `score_language` does not judge."""
+    model = _load_model()
+    codes: list[str | None] = []
+    for text in texts:
+        letters = _letters(text)
+        labels, _ = model.predict(letters, k=1, threshold=0.0) if letters is not None else ((), ())
+        codes.append(labels[0].removeprefix(_LABEL) if labels else None)
+    return codes
+
+
+def is_known(language: str) -> bool:
+    """Whether the model tells a language."""
+    return language in _CLOSE or language in _known_languages()
+
+
+def same_language(code: str, language: str) -> bool:
+    """Whether a code of the model counts as a language. Raises InputError for a language that it does not know."""
+    return _LABEL + code in _labels(language)
+
+
+def _letters(text: str) -> str | None:
+    """What the model looks at, or None for too little of it."""
+    letters = _NO_LETTERS.sub(" ", text[:_CHARACTERS]).strip()
+    if len(letters) < SHORTEST and len(letters) + len(_WIDE.findall(letters)) < SHORTEST:
+        return None
+    return letters.lower() if letters.isupper() else letters
+
+
+@lru_cache(maxsize=64)
 def _labels(language: str) -> frozenset[str]:
     """The model's labels that count as a language."""
     known = _known_languages()

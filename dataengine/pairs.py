@@ -14,16 +14,30 @@ def format_pair(source_language: str, source: str, target_language: str, target:
     return f"{source_language}: {source}\n{target_language}: {target}"
 
 
-def translation_prompt(source_language: str, source: str, target_language: str) -> str:
-    """The zero-shot prompt (paper, table 11, with the colon of the ALMA code after the first line)."""
+LINES = 3  # of a completion in which a translation is looked for
+
+
+def translation_prompt(
+    source_language: str, source: str, target_language: str, shots: Sequence[tuple[str, str]] = ()
+) -> str:
+    """The prompt for one sentence (paper, table 11, with the colon of the ALMA code after the first line).
+
+    Examples stand between the first line and the sentence, each like a training text, without blank lines between.
+    """
+    examples = "".join(f"\n{format_pair(source_language, shot[0], target_language, shot[1])}" for shot in shots)
     return (
-        f"Translate this from {source_language} to {target_language}:\n{source_language}: {source}\n{target_language}:"
+        f"Translate this from {source_language} to {target_language}:{examples}\n"
+        f"{source_language}: {source}\n{target_language}:"
     )
 
 
-def first_line(completion: str) -> str:
-    """The translation in a model's completion: the first of its first three lines that is not blank, or nothing."""
-    return next((line.strip() for line in completion.split("\n")[:3] if line.strip()), "")
+def translation_in(completion: str, target_language: str) -> str:
+    """The translation in what follows a prompt: the first of its first three lines that is not blank, or nothing.
+
+    A later line that begins with the target language's label ends the text before it (all as in the ALMA code).
+    """
+    text = completion.split(f"\n{target_language}:")[0]
+    return next((line.strip() for line in text.split("\n")[:LINES] if line.strip()), "")
 
 
 def write_pairs(

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from dataengine.config import load_config
 from dataengine.manifest import read_manifest
-from trainer.report import draw_run
 from trainer.step_log import read_log
 
 CONFIG = "yamls/mini/uni_en_zh.yaml"
@@ -54,15 +53,17 @@ def main() -> None:
     kill_after(train(killed), killed / "log.csv", steps // 2)
     heading("The same command again: resume")
     run(train(killed))
-    heading("Translate the development set")
-    run([sys.executable, "trainer/evaluate.py", CONFIG, store, f"out={killed}"])
+    heading("Translate the development set with every checkpoint, and choose one")
+    run([sys.executable, "trainer/evaluate.py", CONFIG, store, f"out={killed}", "--all"])
+    heading("Report on both runs")
+    run([sys.executable, "trainer/report.py", str(straight), str(killed), "--out", str(options.out / "report.html")])
 
     heading("Summary")
     first, second = read_log(straight / "log.csv"), read_log(killed / "log.csv")
     equal_samples = [row["digest"] for row in first] == [row["digest"] for row in second]
     equal_losses = [row["loss"] for row in first] == [row["loss"] for row in second]
-    (results,) = killed.glob("evaluations/*/results.json")
-    scores = json.loads(results.read_text())["translation"]
+    chosen = json.loads((killed / "chosen.json").read_text())["step"]
+    results = json.loads((killed / f"evaluations/step-{chosen:08d}/results.json").read_text())
     for stream in manifest.streams:
         drawn = int(second[-1][f"samples/{stream.name}"])
         losses = [row[f"loss/{stream.name}"] for row in second if row[f"loss/{stream.name}"]]
@@ -71,12 +72,14 @@ def main() -> None:
             f"({drawn * manifest.seq_len:,} predicted tokens), final loss {float(losses[-1]):.4f}"
         )
     print(f"steps {len(second)}, {len(second) * manifest.batch_size * manifest.seq_len:,} predicted tokens")
-    for direction, score in scores.items():
-        print(f"BLEU {direction} {score['bleu']:.2f}  {score['signature']}")
+    print(f"chosen checkpoint: step {chosen}, by the mean BLEU on dev")
+    for entry in results["translation"]:
+        bleu = entry["bleu"]
+        print(f"BLEU {entry['direction']} {bleu['score']:.2f}  {bleu['signature']}")
     print(f"sample digest, uninterrupted      {first[-1]['digest']}")
     print(f"sample digest, killed and resumed {second[-1]['digest']}  {'equal' if equal_samples else 'DIFFERENT'}")
     print(f"losses of all steps, bit for bit  {'equal' if equal_losses else 'DIFFERENT'}")
-    print(f"picture {draw_run(killed)}")
+    print(f"report {options.out / 'report.html'}")
     print(f"took {time.monotonic() - begun:.0f} s")
     sys.exit(0 if equal_samples and equal_losses else 1)
 

@@ -1,4 +1,4 @@
-"""Make a COMET model of a few thousand random weights, laid out as on the hub: real code, meaningless scores."""
+"""Make COMET models of a few thousand random weights, laid out as on the hub: real code, meaningless scores."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def make_tiny_comet(folder: Path, texts: Sequence[str], *, seed: int = 1, encoder_name: str | None = None) -> Path:
+def make_tiny_comet(
+    folder: Path,
+    texts: Sequence[str],
+    *,
+    seed: int = 1,
+    encoder_name: str | None = None,
+    inputs: Sequence[str] = ("mt", "src"),
+    kind: str = "unified_metric",
+) -> Path:
     """Write hparams.yaml, checkpoints/model.ckpt and encoder/ (config and tokenizer) into a folder; return the second.
 
-    The class is CometKiwi's, its encoder an XLM-R of two layers, its tokenizer SentencePiece trained on `texts`.
+    The class is that of CometKiwi, of UniTE with `inputs` mt, src, ref, or of wmt22-comet-da for `kind`
+    regression_metric; the encoder is an XLM-R of two layers, its tokenizer SentencePiece trained on `texts`.
     `encoder_name` is what the checkpoint calls its encoder, by default the path of the encoder's folder.
     """
     import pytorch_lightning
     import torch
     import yaml
-    from comet.models import UnifiedMetric
+    from comet.models import str2model
 
     make_encoder(folder / "encoder", texts)
     settings = {
@@ -25,16 +34,15 @@ def make_tiny_comet(folder: Path, texts: Sequence[str], *, seed: int = 1, encode
         "encoder_model": "XLM-RoBERTa",
         "final_activation": None,
         "hidden_sizes": [16, 8],
-        "input_segments": ["mt", "src"],
         "layer_norm": False,
         "layer_transformation": "sparsemax",
         "pretrained_model": str(folder / "encoder"),
-        "sent_layer": "mix",
-        "word_level_training": False,
     }
+    if kind == "unified_metric":
+        settings |= {"input_segments": list(inputs), "sent_layer": "mix", "word_level_training": False}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = UnifiedMetric(**settings, load_pretrained_weights=False, local_files_only=True)
+        model = str2model[kind](**settings, load_pretrained_weights=False, local_files_only=True)
         # Wide weights, or random scores would hardly differ; unequal ones of the layers, or softmax were sparsemax.
         for weight in [*model.encoder.parameters(), *model.layerwise_attention.scalar_parameters]:
             torch.nn.init.normal_(weight, std=0.5)
@@ -51,7 +59,7 @@ def make_tiny_comet(folder: Path, texts: Sequence[str], *, seed: int = 1, encode
         "state_dict": model.state_dict(),
     }
     torch.save(content, checkpoint)
-    hparams = yaml.safe_dump({**settings, "class_identifier": "unified_metric"})
+    hparams = yaml.safe_dump({**settings, "class_identifier": kind})
     (folder / "hparams.yaml").write_text(hparams, encoding="utf-8")
     return checkpoint
 

@@ -1,11 +1,13 @@
-"""Translate the development sets with a checkpoint and score them: `python trainer/evaluate.py CONFIG`."""
+"""Translate with checkpoints, score, and choose one: `[composer -n RANKS | python] trainer/evaluate.py CONFIG`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,120 +15,126 @@ from typing import Any
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch
-from sacrebleu.metrics import BLEU
-from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_log
 
-from dataengine import pairs
-from dataengine.config import Config, load_config
+from dataengine.config import load_config
 from dataengine.errors import InputError, run_command
-from dataengine.sources import RecordFormat, read_records, whole_file
-from dataengine.storage import write_file
-from dataengine.tokens import load_tokenizer
-from trainer.checkpoints import find_checkpoint
+from dataengine.tables import table
+from trainer.checkpoints import Checkpoint, all_checkpoints, find_checkpoint
+from trainer.choice import Choice, choose, mean
+from trainer.evaluation import CheckpointEvaluation, Evaluation
 from trainer.export import export
-from trainer.runs import open_run
-from trainer.translation import complete
+from trainer.group import Group
 
-_ZH = {"zh", "zho", "cmn"}  # languages without spaces that sacrebleu tokenizes by its `zh`
+log = logging.getLogger(__name__)
+
+_SETS = ("dev", "test", "reasoning")
+_POLL_S = 30  # between looks for a new checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or 2 for unusable input."""
     parser = argparse.ArgumentParser(
-        prog="trainer/evaluate.py",
-        description="Export a checkpoint, translate the sets of `evaluate.dev` with the zero-shot prompt of the paper "
-        "and print BLEU per direction. Writes results.json and the translations to OUT/evaluations/step-N/.",
+        prog="[composer -n RANKS] trainer/evaluate.py",
+        description="Translate the sets of `evaluate` with a checkpoint, score the translations, and write them and "
+        "results.json to OUT/evaluations/step-N/. With --all or --follow: do so on `evaluate.dev` for every "
+        "checkpoint, choose the one of the highest mean BLEU (OUT/chosen.json), and judge it on `evaluate.test` and "
+        "`evaluate.reasoning`. What is finished is kept: the same command goes on after an interruption, and repeats "
+        "nothing.",
+        epilog="example: python trainer/evaluate.py yamls/mini/uni_en_zh.yaml --all evaluate.beams=5",
     )
     parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
-    parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
-    options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    sys.exit(run_command(lambda: evaluate(load_config(options.config, options.overrides), options.step)))
-
-
-def evaluate(config: Config, step: int | None = None) -> dict[str, Any]:
-    """Score a checkpoint on every set of `evaluate.dev`; return and store the results."""
-    if not config.evaluate.dev:
-        raise InputError("nothing to evaluate: `evaluate.dev` names no set, such as {en-zh: dev.jsonl}")
-    sets = {
-        direction: _read_set(Path(path), direction, config.evaluate.max_sentences)
-        for direction, path in config.evaluate.dev.items()
-    }
-    run = open_run(config.out, config.cache)
-    checkpoint = find_checkpoint(run, step)
-    folder = export(config, checkpoint.step)
-    tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16 if device == "cuda" else torch.float32)
-    model = model.to(device).eval()
-    transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context, which are counted below
-    scores = {}
-    for direction, (source_lines, references) in sets.items():
-        source, target = (config.languages[code] for code in direction.split("-"))
-        prompts = [pairs.translation_prompt(source, line, target) for line in source_lines]
-        hypotheses = complete(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=config.evaluate.max_new_tokens,
-            batch_size=config.evaluate.batch_size,
-            bos=config.bos,
-            title=direction,
-        )
-        bleu = BLEU(tokenize="zh" if direction.split("-")[1] in _ZH else "13a")
-        scores[direction] = {
-            "bleu": bleu.corpus_score(hypotheses, [references]).score,
-            "signature": str(bleu.get_signature()),
-            "sentences": len(hypotheses),
-            "empty": hypotheses.count(""),
-            "longer_than_context": sum(
-                len(ids) + config.evaluate.max_new_tokens > config.seq_len for ids in tokenizer.encode(prompts)
-            ),
-        }
-        rows = zip(source_lines, references, hypotheses, strict=True)
-        lines = [
-            json.dumps(dict(zip(("source", "reference", "hypothesis"), row, strict=True)), ensure_ascii=False)
-            for row in rows
-        ]
-        write_file(
-            run.folder / "evaluations" / checkpoint.folder.name / f"{direction}.jsonl",
-            "\n".join([*lines, ""]).encode(),
-        )
-        print(
-            f"{checkpoint.folder.name} {direction}: "
-            f"BLEU {scores[direction]['bleu']:.2f}  {scores[direction]['signature']}",
-            flush=True,
-        )
-    results = {
-        "step": checkpoint.step,
-        "plan_id": checkpoint.plan_id,
-        "prompt": "zero-shot",
-        "decoding": {"method": "greedy", "max_new_tokens": config.evaluate.max_new_tokens, "bos": config.bos},
-        "translation": scores,
-    }
-    write_file(
-        run.folder / "evaluations" / checkpoint.folder.name / "results.json",
-        json.dumps(results, indent=2, ensure_ascii=False).encode(),
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
+    which.add_argument("--all", action="store_true", help="every checkpoint on dev, then the best one on test")
+    which.add_argument("--follow", action="store_true", help="as --all, while training: wait for new checkpoints")
+    parser.add_argument("--every", type=int, default=1, metavar="K", help="with --all, --follow: each K-th one")
+    parser.add_argument(
+        "--sets", type=_sets, default=["dev"], metavar="A,B", help="of one checkpoint: some of dev,test,reasoning (dev)"
     )
-    return results
+    options = parser.parse_intermixed_args(arguments)
+    rank = int(os.environ.get("RANK", "0"))
+    logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR)
+    transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context, which are counted
+    transformers_log.disable_progress_bar()
+
+    def run() -> None:
+        config = load_config(options.config, options.overrides)
+        if options.every < 1:
+            raise InputError(f"--every {options.every}: expected 1 or more")
+        with Group() as group:
+            evaluation = Evaluation(config, group)
+            if options.all or options.follow:
+                evaluate_all(evaluation, every=options.every, follow=options.follow)
+            else:
+                checkpoint = group.first(lambda: find_checkpoint(evaluation.run, options.step))
+                CheckpointEvaluation(evaluation, checkpoint).evaluate(options.sets)
+
+    code = run_command(run, quiet=rank != 0)
+    if code and rank != 0:
+        time.sleep(3)  # the launcher passes on the first exit code that it sees
+    sys.exit(code)
 
 
-def _read_set(path: Path, direction: str, limit: int | None) -> tuple[list[str], list[str]]:
-    """Sources and references of a set. Every line counts, so a broken one is an error."""
-    source, target = direction.split("-")
-    form = RecordFormat((source, target), (source, target), one_line=True)
-    columns: tuple[list[str], list[str]] = [], []
-    for batch in read_records(whole_file(path), form):
-        for reject in batch.rejects:
-            raise InputError(f"{path}, line {reject.line}: {reject.reason}: {reject.excerpt}. Mend the line.")
-        for column, texts in zip(columns, batch.texts, strict=True):
-            column.extend(texts)
-    if not columns[0]:
-        raise InputError(f"{path} holds no pairs for {direction}. Give another file under evaluate.dev.")
-    return columns[0][:limit], columns[1][:limit]
+def _sets(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in _SETS]:
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is none of {', '.join(_SETS)}")
+    return names
+
+
+def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False) -> Choice:
+    """Every `every`-th checkpoint on dev, the choice, and the chosen one on test and reasoning tasks.
+
+    With `follow`, wait for new checkpoints until the run is at its end. Raises InputError if there is no checkpoint.
+    """
+    config, group, run = evaluation.config, evaluation.group, evaluation.run
+    if not config.evaluate.dev:
+        raise InputError("a checkpoint is chosen on `evaluate.dev`, which names no set, such as {en-zh: dev.jsonl}")
+    directions = config.evaluate.choose_by or tuple(config.evaluate.dev)
+    done: dict[int, tuple[Checkpoint, dict[str, Any]]] = {}
+    choice = None
+    seen: dict[int, Checkpoint] = {}  # older ones may be removed meanwhile
+    while True:
+        found = group.first(lambda: all_checkpoints(run))
+        seen.update({checkpoint.step: checkpoint for checkpoint in found})
+        wanted = list(seen.values())[every - 1 :: every]
+        ended = bool(found) and found[-1].step >= _last_step(evaluation)
+        if found[-1:] != wanted[-1:] and (ended or not follow):
+            wanted += found[-1:]  # the last one always
+        for checkpoint in wanted:
+            if checkpoint.step in done:
+                continue
+            done[checkpoint.step] = (checkpoint, CheckpointEvaluation(evaluation, checkpoint).evaluate(["dev"]))
+            choice = choose([results for _, results in done.values()], directions, config.evaluate.shots[0])
+            if config.train.keep_checkpoints and choice.step == checkpoint.step and group.rank == 0:
+                export(config, choice.step)  # the training may remove the checkpoint before it is judged
+        if ended or not follow:
+            break
+        time.sleep(_POLL_S)
+    if choice is None:
+        raise InputError(f"no checkpoint under {run.url}/checkpoints. Train first: composer trainer/train.py CONFIG")
+    if group.rank == 0:
+        run.publish("chosen.json", json.dumps(choice.describe(), indent=2).encode())
+        print(describe_choice(choice), flush=True)
+    if sets := [name for name in ("test", "reasoning") if getattr(config.evaluate, name)]:
+        CheckpointEvaluation(evaluation, done[choice.step][0]).evaluate(sets)
+    return choice
+
+
+def _last_step(evaluation: Evaluation) -> int:
+    return min(evaluation.manifest.schedule.steps, evaluation.config.train.max_steps or sys.maxsize)
+
+
+def describe_choice(choice: Choice) -> str:
+    """A table of the candidates, the chosen one marked."""
+    rows = [("checkpoint", *choice.directions, "mean BLEU", "")]
+    for step, scores in sorted(choice.candidates.items()):
+        cells = [f"{scores[direction]:.2f}" for direction in choice.directions]
+        mark = "chosen" if step == choice.step else ""
+        rows.append((f"step {step:,}", *cells, f"{mean(scores, choice.directions):.2f}", mark))
+    return "\n".join(["", f"dev, {choice.shots}-shot", *table(rows, left=(0, len(rows[0]) - 1))])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataengine.cli import _make_parser, main
 from dataengine.config import dump_config, load_config
 from tests.conftest import ROOT, ConfigMaker
 
-COMMANDS = ["build", "worker", "finalize", "score", "inspect", "plan", "verify", "export"]
+COMMANDS = ["build", "worker", "finalize", "score", "inspect", "plan", "contamination", "verify", "export"]
 
 
 def exit_code(arguments: list[str]) -> int:

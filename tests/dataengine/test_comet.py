@@ -85,6 +85,51 @@ def test_scores_are_those_of_comets_predict(folder: Path, scores: NDArray[np.flo
     np.testing.assert_allclose(scores, predict(folder), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"kind": "regression_metric"}, {"inputs": ("mt", "ref")}, {"inputs": ("mt", "src", "ref")}]
+)
+def test_scores_with_references_are_those_of_comets_predict(tmp_path: Path, settings: dict[str, Any]) -> None:
+    from comet import load_from_checkpoint
+
+    references = TARGETS[10:] + TARGETS[:10]  # some empty, some too long
+    checkpoint = make_tiny_comet(tmp_path / "tiny", SOURCES + TARGETS, **settings)
+    scorer = load_scorer(str(tmp_path / "tiny"), "cpu", references=True)
+    assert scorer.needs_references
+    found = scorer.score(SOURCES, TARGETS, references)
+    samples = [
+        {"src": source, "mt": target, "ref": reference}
+        for source, target, reference in zip(SOURCES, TARGETS, references, strict=True)
+    ]
+    model = load_from_checkpoint(str(checkpoint), local_files_only=True)
+    expected = model.predict(samples, batch_size=16, gpus=0, progress_bar=False).scores
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert np.abs(found - scorer.score(SOURCES, TARGETS, TARGETS)).max() > 1e-3  # references count
+    with pytest.raises(ValueError, match="shorter"):
+        scorer.score(SOURCES, TARGETS, references[:-1])
+
+
+def test_a_model_of_either_use_has_the_references_only_if_the_caller_has(tmp_path: Path) -> None:
+    make_tiny_comet(tmp_path / "tiny", SOURCES + TARGETS, inputs=("mt", "src", "ref"))
+    without = load_scorer(str(tmp_path / "tiny"), "cpu")
+    assert not without.needs_references
+    plain = without.score(SOURCES, TARGETS)
+    np.testing.assert_array_equal(without.score(SOURCES, TARGETS, TARGETS), plain)
+    with_references = load_scorer(str(tmp_path / "tiny"), "cpu", references=True)
+    assert np.abs(with_references.score(SOURCES, TARGETS, TARGETS) - plain).max() > 1e-3
+
+
+def test_references_do_not_matter_to_a_reference_free_model(folder: Path, scores: NDArray[np.float32]) -> None:
+    scorer = load_scorer(str(folder), "cpu", references=True)
+    assert not scorer.needs_references
+    np.testing.assert_allclose(scorer.score(SOURCES, TARGETS, TARGETS), scores, rtol=0, atol=1e-5)
+
+
+def test_a_class_without_scores_is_refused_also_with_references(copy: Path) -> None:
+    change_hparams(copy, class_identifier="ranking_metric")
+    with pytest.raises(InputError, match=r"class ranking_metric, which gives no score\. Use .*Unbabel/wmt22-comet-da"):
+        load_scorer(str(copy), "cpu", references=True)
+
+
 def test_a_checkpoint_without_encoder_folder_is_loaded_by_comets_own_function(tmp_path: Path) -> None:
     from comet import load_from_checkpoint
 

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from dataengine.errors import InputError
-from dataengine.language import SHORTEST, score_language
+from dataengine.language import SHORTEST, is_known, likeliest_languages, same_language, score_language
 
 ENGLISH = "Either way, it contains information that initializes the resolver routines."
 CHINESE = "此外，它包含有解析策略的初始化信息，并且在启动时读取。"
@@ -65,6 +65,35 @@ def test_digits_and_punctuation_are_no_letters() -> None:
         ["Save the file in this folder now", "--- Save the file... in this folder (1) now!"], "en"
     )
     assert decked == plain
+
+
+def test_the_likeliest_language_is_named_where_a_text_is_judged() -> None:
+    texts = [ENGLISH, CHINESE, INDONESIAN, "", "Yes.", ENGLISH.upper(), ENGLISH[: SHORTEST - 1], NORWEGIAN]
+    assert likeliest_languages(texts) == ["en", "zh", "id", None, None, "en", None, "no"]
+    assert likeliest_languages([]) == []
+
+
+def test_the_likeliest_language_has_most_of_the_probability() -> None:
+    for text, code in zip(TEXTS.values(), likeliest_languages(list(TEXTS.values())), strict=True):
+        assert code is not None
+        assert score_language([text], code)[0] > 0.5
+    assert [code is None for code in likeliest_languages(["x" * k for k in range(SHORTEST + 2)])] == np.isnan(
+        score_language(["x" * k for k in range(SHORTEST + 2)], "en")
+    ).tolist()
+
+
+def test_close_languages_are_the_same_and_others_are_not() -> None:
+    assert same_language("ms", "id")
+    assert same_language("id", "ms")
+    assert same_language("wuu", "zh")
+    assert same_language("tl", "fil")
+    assert not same_language("en", "id")
+    with pytest.raises(InputError, match="language 'jp' is not among those"):
+        same_language("ja", "jp")
+
+
+def test_which_languages_are_known() -> None:
+    assert [is_known(code) for code in ("en", "nb", "fil", "jp", "zho", "")] == [True, True, True, False, False, False]
 
 
 def test_line_breaks_part_words_as_spaces_do() -> None:

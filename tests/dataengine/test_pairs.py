@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from dataengine.pairs import (
     exchange_targets,
-    first_line,
     format_pair,
+    translation_in,
     translation_prompt,
     write_pairs,
     write_sides,
@@ -23,18 +23,57 @@ def test_a_pair_has_the_papers_form() -> None:
     assert format_pair("A", "a", "B", "b") == "A: a\nB: b"
 
 
-def test_zero_shot_prompt() -> None:
-    assert translation_prompt("English", "Good morning.", "Chinese") == (
-        "Translate this from English to Chinese:\nEnglish: Good morning.\nChinese:"
+@pytest.mark.parametrize(
+    ("source_language", "source", "target_language", "prompt"),
+    [
+        (
+            "English", "Good morning.", "Chinese",
+            "Translate this from English to Chinese:\nEnglish: Good morning.\nChinese:",
+        ),
+        ("Chinese", "早上好。", "English", "Translate this from Chinese to English:\nChinese: 早上好。\nEnglish:"),
+        (
+            "Indonesian", "Selamat pagi.", "English",
+            "Translate this from Indonesian to English:\nIndonesian: Selamat pagi.\nEnglish:",
+        ),
+        (
+            "English", "Good morning.", "Indonesian",
+            "Translate this from English to Indonesian:\nEnglish: Good morning.\nIndonesian:",
+        ),
+    ],
+)  # fmt: skip
+def test_zero_shot_prompt(source_language: str, source: str, target_language: str, prompt: str) -> None:
+    assert translation_prompt(source_language, source, target_language) == prompt
+
+
+def test_few_shot_prompt_has_its_examples_after_the_first_line_without_blank_lines() -> None:
+    shots = [("Good morning.", "早上好。"), ("Thank you.", "谢谢。")]
+    assert translation_prompt("English", "Good night.", "Chinese", shots) == (
+        "Translate this from English to Chinese:\n"
+        "English: Good morning.\nChinese: 早上好。\n"
+        "English: Thank you.\nChinese: 谢谢。\n"
+        "English: Good night.\nChinese:"
     )
 
 
 @pytest.mark.parametrize(
-    ("completion", "line"),
-    [(" 早上好。\nEnglish: x", "早上好。"), ("\n\n 早", "早"), ("\n\n\n早", ""), ("", ""), ("  ", "")],
+    ("completion", "language", "translation"),
+    [
+        (" 早上好。\nEnglish: x", "Chinese", "早上好。"),
+        (" Selamat pagi.", "Indonesian", "Selamat pagi."),
+        (" Good morning.\n\nChinese: 晚安", "English", "Good morning."),
+        ("\n\n 早", "Chinese", "早"),  # of the first three lines
+        ("\n\n\n早", "Chinese", ""),
+        ("", "Chinese", ""),
+        ("  ", "Chinese", ""),
+        (" 早\nChinese: 晚", "Chinese", "早"),  # the label again begins another text
+        ("\nChinese: 晚", "Chinese", ""),  # also where there was no text before
+        (" Chinese: 晚", "Chinese", "Chinese: 晚"),  # inside a line it is text
+        ("\nEnglish: x", "Chinese", "English: x"),  # another language's label is what the model answered
+        (" first\r\nsecond", "English", "first"),
+    ],
 )
-def test_first_line_that_is_not_blank(completion: str, line: str) -> None:
-    assert first_line(completion) == line
+def test_translation_in_a_completion(completion: str, language: str, translation: str) -> None:
+    assert translation_in(completion, language) == translation
 
 
 def columns(count: int) -> dict[str, list[str]]:

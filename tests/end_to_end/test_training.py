@@ -27,7 +27,7 @@ from trainer.audit import audit
 from trainer.cache import ShardCache
 from trainer.checkpoints import MARKER, complete_checkpoints, newest_checkpoint
 from trainer.data import ScheduledDataset
-from trainer.evaluate import evaluate
+from trainer.evaluate import main as evaluate
 from trainer.export import export, load_weights
 from trainer.model import build_model
 from trainer.preflight import check_agreement
@@ -397,19 +397,24 @@ def test_export_is_the_same_from_other_numbers_of_ranks(experiment: Experiment) 
 
 def test_evaluation_scores_the_newest_checkpoint(experiment: Experiment) -> None:
     out = copy_run(experiment, "evaluated")
-    config = load_config(experiment.config, [f"out={out}"])
-    results = evaluate(config)
-    assert json.loads((out / "evaluations" / "step-00000016" / "results.json").read_text()) == results
-    score = results["translation"]["en-zh"]
-    assert results["step"] == 16
-    assert score["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:")
-    assert 0 <= score["bleu"] <= 100
-    rows = (out / "evaluations" / "step-00000016" / "en-zh.jsonl").read_text().splitlines()
-    assert len(rows) == score["sentences"] == 4
-    tokenizer_folder = export(config)
+    with pytest.raises(SystemExit) as exit:
+        evaluate([str(experiment.config), f"out={out}"])
+    assert exit.value.code == 0
+    folder = out / "evaluations" / "step-00000016"
+    results = json.loads((folder / "results.json").read_text())
+    (entry,) = results["translation"]
+    assert (results["step"], results["tokens"]) == (16, 16 * 8 * 32)
+    assert entry["bleu"]["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:zh|smooth:exp|version:")
+    assert 0 <= entry["bleu"]["score"] <= 100
+    assert len((folder / entry["translations"]).read_text().splitlines()) == entry["sentences"] == 4
+    assert results["contamination"]["dev en-zh"]["sentences"] == 4
+
+
+def test_an_export_has_the_tokenizer_of_the_training(experiment: Experiment) -> None:
+    config = load_config(experiment.config, [f"out={copy_run(experiment, 'exported')}"])
     from transformers import AutoTokenizer
 
-    hf = AutoTokenizer.from_pretrained(tokenizer_folder, use_fast=False)
+    hf = AutoTokenizer.from_pretrained(export(config), use_fast=False)
     text = "English: Open file\nChinese: 打开文件"
     assert hf.encode(text, add_special_tokens=False) == load_tokenizer(config.tokenizer).encode([text])[0]
 

@@ -1,0 +1,151 @@
+"""How fast sets are translated, against one `generate` call a sentence: `python benchmarks/generate.py [--full]`.
+
+Ours is the translation of an evaluation: batches by length, the common beginning of prompts computed once, rows that
+have ended taken out. The peer is
+the loop that one writes first: tokenize a prompt, `generate`, decode, the next. Both have the same model, prompts,
+search and library (transformers); a line counts as equal if both wrote the same text. Medians over turns.
+
+generate_cpu       greedy, zero-shot, the model of yamls/base/mini.yaml with weights that end most lines by themselves
+generate_beam_cpu  beam search with 5 beams
+generate_5shot_cpu greedy, 5 examples in the prompt
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers.utils import logging as transformers_log  # noqa: E402
+
+from dataengine.pairs import translation_in  # noqa: E402
+from dataengine.tokens import Tokenizer, load_tokenizer  # noqa: E402
+from trainer.translation import (  # noqa: E402
+    Decoding,
+    EndOfLine,
+    Prompts,
+    Translator,
+    choose_shots,
+    make_prompts,
+    plan_batches,
+)
+
+BATCH_TOKENS = 16_384
+ROWS = {"generate_cpu": (1, 0), "generate_beam_cpu": (5, 0), "generate_5shot_cpu": (1, 5)}  # beams, shots
+
+
+def main() -> None:
+    """Run the rows and print a table, or JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="three turns instead of one")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    options = parser.parse_args()
+    transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context
+    tokenizer = load_tokenizer(ROOT / "demo/data/tokenizer.model")
+    rows = [json.loads(line) for line in (ROOT / "demo/data/en-zh.dev.jsonl").read_text("utf-8").splitlines()]
+    pairs = [(row["en"], row["zh"]) for row in rows]
+    model = make_model(tokenizer)
+    for name, (beams, shots) in ROWS.items():
+        found = measure(model, tokenizer, pairs, 3 if options.full else 1, beams, shots)
+        peer = f"transformers {transformers.__version__} generate, one by one"
+        if options.json:
+            values = {"ours": found["ours"], "unit": "sentences/s", "peer": peer, "peer_value": found["peer"]}
+            print(json.dumps({"benchmark": name, **values, "ratio": found["ours"] / found["peer"]}), flush=True)
+        else:
+            print(
+                f"{name:18} {found['ours']:7.1f} sentences/s  {peer} {found['peer']:6.2f}  "
+                f"{found['ours'] / found['peer']:5.1f}x  {found['equal']:.0%} of the lines equal",
+                flush=True,
+            )
+
+
+def make_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
+    """Random weights, EOS likely enough that lines end after some 25 tokens, as of a trained model."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=-(-tokenizer.vocab_size // 64) * 64,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.15,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        model.lm_head.weight[tokenizer.eos_id] *= 1.6
+    return model
+
+
+def measure(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], turns: int, beams: int, shots: int
+) -> dict[str, float]:
+    """Sentences/s of both, and the share of equal lines."""
+    decoding = Decoding(beams=beams, length_penalty=1.0, max_new_tokens=48, max_source_tokens=None, bos=False)
+    sources = [source for source, _ in pairs]
+    prompts = make_prompts(sources, choose_shots(pairs, sources, shots), ("English", "Chinese"), tokenizer, decoding)
+    times: dict[Callable[..., list[str]], list[float]] = {ours: [], peer: []}
+    lines: dict[Callable[..., list[str]], list[str]] = {}
+    warm = Prompts(prompts.ids[:4], 0)
+    for way in times:
+        way(model, tokenizer, warm, decoding)
+    for _ in range(turns):
+        for way, spent in times.items():
+            begun = time.perf_counter()
+            lines[way] = way(model, tokenizer, prompts, decoding)
+            spent.append(time.perf_counter() - begun)
+    equal = sum(one == other for one, other in zip(lines[ours], lines[peer], strict=True))
+    return {
+        "ours": len(pairs) / statistics.median(times[ours]),
+        "peer": len(pairs) / statistics.median(times[peer]),
+        "equal": equal / len(pairs),
+    }
+
+
+def ours(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Prompts, decoding: Decoding) -> list[str]:
+    """All lines, as trainer/evaluation.py makes them."""
+    translator = Translator(model, tokenizer, decoding)
+    lines = [""] * len(prompts.ids)
+    for batch in plan_batches([len(ids) for ids in prompts.ids], decoding, BATCH_TOKENS):
+        for k, made in zip(batch, translator.complete([prompts.ids[k] for k in batch], "Chinese"), strict=True):
+            lines[k] = made.text
+    return lines
+
+
+@torch.inference_mode()
+def peer(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Prompts, decoding: Decoding) -> list[str]:
+    """All lines, one at a time."""
+    stop = EndOfLine(tokenizer)
+    lines = []
+    for ids in prompts.ids:
+        stop.start = len(ids)
+        output = model.generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            do_sample=False,
+            num_beams=decoding.beams,
+            max_new_tokens=decoding.max_new_tokens,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=tokenizer.eos_id,
+            suppress_tokens=list(range(tokenizer.vocab_size, model.config.vocab_size)),
+            stopping_criteria=[stop],
+        )
+        new = output[0, len(ids) :].tolist()
+        text = tokenizer.decode(new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new)
+        lines.append(translation_in(text, "Chinese"))
+    return lines
+
+
+if __name__ == "__main__":
+    main()

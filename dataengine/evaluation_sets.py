@@ -1,0 +1,238 @@
+"""Evaluation sets: source sentences with their references, from the files that the field has.
+
+Every line of a set counts, so that scores compare: a broken or empty one is an error, never left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from dataengine.errors import InputError
+from dataengine.objects import is_url
+from dataengine.sources import RecordFormat, read_lines, read_records, whole_file
+
+# Files of Flores-200 (NLLB Team 2022, appendix A) by two-letter code, one script each.
+_FLORES_CODES = """
+    af:afr_Latn am:amh_Ethi ar:arb_Arab az:azj_Latn be:bel_Cyrl bg:bul_Cyrl bn:ben_Beng bs:bos_Latn ca:cat_Latn
+    cs:ces_Latn cy:cym_Latn da:dan_Latn de:deu_Latn el:ell_Grek en:eng_Latn es:spa_Latn et:est_Latn eu:eus_Latn
+    fa:pes_Arab fi:fin_Latn fr:fra_Latn ga:gle_Latn gl:glg_Latn gu:guj_Gujr ha:hau_Latn he:heb_Hebr hi:hin_Deva
+    hr:hrv_Latn hu:hun_Latn hy:hye_Armn id:ind_Latn ig:ibo_Latn is:isl_Latn it:ita_Latn ja:jpn_Jpan jv:jav_Latn
+    ka:kat_Geor kk:kaz_Cyrl km:khm_Khmr kn:kan_Knda ko:kor_Hang ky:kir_Cyrl lo:lao_Laoo lt:lit_Latn lv:lvs_Latn
+    mk:mkd_Cyrl ml:mal_Mlym mn:khk_Cyrl mr:mar_Deva ms:zsm_Latn mt:mlt_Latn my:mya_Mymr nb:nob_Latn ne:npi_Deva
+    nl:nld_Latn nn:nno_Latn no:nob_Latn pa:pan_Guru pl:pol_Latn ps:pbt_Arab pt:por_Latn ro:ron_Latn ru:rus_Cyrl
+    sd:snd_Arab si:sin_Sinh sk:slk_Latn sl:slv_Latn so:som_Latn sq:als_Latn sr:srp_Cyrl su:sun_Latn sv:swe_Latn
+    sw:swh_Latn ta:tam_Taml te:tel_Telu tg:tgk_Cyrl th:tha_Thai tl:tgl_Latn tr:tur_Latn uk:ukr_Cyrl ur:urd_Arab
+    uz:uzn_Latn vi:vie_Latn xh:xho_Latn yo:yor_Latn yue:yue_Hant zh:zho_Hans zu:zul_Latn
+"""
+_FLORES = dict(pair.split(":") for pair in _FLORES_CODES.split())
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Sentences in one direction; sources and references have the same length, and no line breaks."""
+
+    direction: str
+    sources: list[str]
+    references: list[str]
+    files: tuple[str, ...]
+    note: str = ""  # what was chosen among several, such as the reference
+
+    @property
+    def sha256(self) -> str:
+        """Of the texts, in hex."""
+        digest = hashlib.sha256()
+        for pair in zip(self.sources, self.references, strict=True):
+            digest.update("\0".join([*pair, ""]).encode())
+        return digest.hexdigest()
+
+
+def read_set(place: str | Mapping[str, str], direction: str, limit: int | None = None) -> EvaluationSet:
+    """Read a set in a direction such as en-zh, or its first `limit` sentences.
+
+    `place` is a file of pairs (JSON Lines with a key per language; .tsv whose first line names the languages; .xml of
+    WMT from 2021 on), a folder of Flores-200 (flores200_dataset/dev), or a file for each language (plain text, line by
+    line, or .sgm of WMT). Raises InputError naming file and line for what cannot be used.
+    """
+    source, target = direction.split("-")
+    note = ""
+    if isinstance(place, str) and not is_url(place) and Path(place).is_dir():
+        place = {code: str(_flores_file(Path(place), code)) for code in (source, target)}
+    if isinstance(place, str):
+        files: tuple[str, ...] = (place,)
+        name = place.removesuffix(".gz").removesuffix(".zst")
+        if name.endswith(".xml"):
+            columns, note = _read_wmt_xml(place, source, target)
+        elif name.endswith(".tsv"):
+            columns = _read_tsv(place, source, target)
+        elif name.endswith((".jsonl", ".json", ".ndjson")):
+            columns = _read_jsonl(place, source, target)
+        else:
+            raise InputError(
+                f"evaluation set {place}: not a kind of set. Give .jsonl, .tsv, WMT's .xml, a folder of Flores-200, or "
+                f"a file for each language, such as {{{source}: test.{source}, {target}: test.{target}}}."
+            )
+    else:
+        if set(place) != {source, target}:
+            raise InputError(
+                f"an evaluation set of {direction} needs files for {source} and {target}, not {list(place)}"
+            )
+        files = tuple(dict.fromkeys([place[source], place[target]]))
+        columns = _read_files(place[source], place[target])
+    for path, texts in zip(files if len(files) == 2 else files * 2, columns, strict=True):
+        for number, text in enumerate(texts, start=1):
+            if not text.strip():
+                raise InputError(f"evaluation set {path}: sentence {number} is empty. Fill it in, or remove the pair.")
+    if not columns[0]:
+        raise InputError(f"evaluation set {', '.join(files)} holds no pairs for {direction}. Give another file.")
+    return EvaluationSet(direction, columns[0][:limit], columns[1][:limit], files, note)
+
+
+_Columns = tuple[list[str], list[str]]
+
+
+def _read_jsonl(path: str, source: str, target: str) -> _Columns:
+    columns: _Columns = [], []
+    form = RecordFormat((source, target), (source, target), one_line=True)
+    for batch in read_records(whole_file(path), form):
+        for reject in batch.rejects:
+            raise InputError(f"{path}, line {reject.line}: {reject.reason}: {reject.excerpt}. Mend the line.")
+        for column, texts in zip(columns, batch.texts, strict=True):
+            column.extend(texts)
+    return columns
+
+
+def _read_tsv(path: str, source: str, target: str) -> _Columns:
+    lines = _lines(path)
+    names = lines[0].split("\t") if lines else []
+    if source not in names or target not in names:
+        raise InputError(
+            f"evaluation set {path}, line 1: expected the languages as headings, {source} and {target} among them, "
+            f"found {names[:8]}. Add such a line."
+        )
+    columns: _Columns = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        fields = line.split("\t")
+        if len(fields) != len(names):
+            raise InputError(f"evaluation set {path}, line {number}: {len(fields)} columns, not {len(names)}. Mend it.")
+        for column, code in zip(columns, (source, target), strict=True):
+            column.append(fields[names.index(code)].strip())
+    return columns
+
+
+def _read_files(source: str, target: str) -> _Columns:
+    """A file for each language: plain text, or SGML of WMT, whose documents and segments must agree."""
+    if all(".sgm" in Path(path).name for path in (source, target)):
+        segments = [_read_sgm(path) for path in (source, target)]
+        if list(segments[0]) != list(segments[1]):
+            others = [key for key in segments[0] if key not in segments[1]] or list(segments[1])
+            raise InputError(
+                f"{source} and {target} do not have the same segments: {len(segments[0])} and {len(segments[1])}, "
+                f"{' '.join(others[0])} is not in both at the same place. Give source and reference of one set."
+            )
+        return list(segments[0].values()), list(segments[1].values())
+    columns = [[line.strip() for line in _lines(path)] for path in (source, target)]
+    if len(columns[0]) != len(columns[1]):
+        raise InputError(
+            f"{source} has {len(columns[0]):,} lines and {target} {len(columns[1]):,}. Line n of each must be a pair."
+        )
+    return columns[0], columns[1]
+
+
+_DOCUMENT = re.compile(r"<doc\b[^>]*?\bdocid\s*=\s*\"([^\"]*)\"", re.IGNORECASE)
+_SEGMENT = re.compile(r"<seg\b[^>]*?\bid\s*=\s*\"?([^\s\">]+)\"?[^>]*>(.*?)</seg>", re.IGNORECASE | re.DOTALL)
+
+
+def _read_sgm(path: str) -> dict[tuple[str, str], str]:
+    """Segments by document and id, in the order of the file. It is SGML, so no XML parser reads it."""
+    segments: dict[tuple[str, str], str] = {}
+    for part in re.split(r"(?=<doc\b)", "\n".join(_lines(path)), flags=re.IGNORECASE):
+        document = _DOCUMENT.match(part)
+        for segment in _SEGMENT.finditer(part) if document else ():
+            key = (document[1], segment[1])  # type: ignore[index]
+            if key in segments:
+                raise InputError(f"evaluation set {path}: segment {key[1]} of document {key[0]} stands twice. Mend it.")
+            segments[key] = _one_line(html.unescape(segment[2]))
+    if not segments:
+        raise InputError(f"evaluation set {path} has no <seg id=...> inside <doc docid=...>. Give WMT's SGML file.")
+    return segments
+
+
+def _read_wmt_xml(path: str, source: str, target: str) -> tuple[_Columns, str]:
+    """Source and one reference: of translator A, or else the first one that is whole."""
+    try:
+        root = ElementTree.fromstring(b"\n".join(read_lines(path)))
+    except ElementTree.ParseError as error:
+        raise InputError(f"evaluation set {path}: not XML: {error}. Fetch the file again.") from None
+    sources: list[str] = []
+    references: dict[str, dict[int, str]] = {}  # translator -> number of the sentence -> text
+    for document in root.iter("doc"):
+        segments = {
+            (side.get("translator", "") if side.tag == "ref" else "", side.tag): _segments(side)
+            for side in document
+            if (side.tag, side.get("lang")) in (("src", source), ("ref", target))
+        }
+        texts = segments.pop(("", "src"), {})
+        for (translator, _), translated in segments.items():
+            for offset, key in enumerate(texts):
+                if key in translated:
+                    references.setdefault(translator, {})[len(sources) + offset] = translated[key]
+        sources += texts.values()
+    if not sources:
+        languages = sorted({str(side.get("lang")) for side in root.iter() if side.tag in ("src", "ref")})
+        raise InputError(f"evaluation set {path} has no source in {source}; its languages are {', '.join(languages)}.")
+    whole = [translator for translator, texts in references.items() if len(texts) == len(sources)]
+    if not whole:
+        found = ", ".join(f"{name or 'without name'} {len(texts)}" for name, texts in references.items()) or "none"
+        raise InputError(
+            f"evaluation set {path}: no reference in {target} for all of {len(sources)} sentences (found: {found}). "
+            "Give another file."
+        )
+    chosen = "A" if "A" in whole else whole[0]
+    note = f"reference {chosen} of {', '.join(references)}" if len(references) > 1 else ""
+    return (sources, [references[chosen][number] for number in range(len(sources))]), note
+
+
+def _segments(side: ElementTree.Element) -> dict[str, str]:
+    return {str(seg.get("id")): _one_line("".join(seg.itertext())) for seg in side.iter("seg")}
+
+
+def _flores_file(folder: Path, code: str) -> Path:
+    """The file of a language in a folder such as flores200_dataset/dev, whose files are named eng_Latn.dev."""
+    files = sorted(
+        path for path in folder.iterdir() if path.is_file() and re.match(r"[a-z]{3}_[A-Z][a-z]{3}\.", path.name)
+    )
+    if not files:
+        below = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
+        hint = f"Name one of the folders below it: {', '.join(below)}." if below else "Give a folder of Flores-200."
+        raise InputError(f"evaluation set {folder}: no files such as eng_Latn.dev. {hint}")
+    wanted = _FLORES.get(code, code)
+    for path in files:
+        if path.name.startswith((f"{wanted}.", f"{wanted}_")):
+            return path
+    raise InputError(
+        f"evaluation set {folder} has no file of '{code}' ({wanted}); it has {', '.join(path.stem for path in files)}."
+    )
+
+
+def _lines(path: str) -> list[str]:
+    """Decoded lines. Raises InputError for what is not UTF-8."""
+    decoded = []
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"evaluation set {path}, line {number}: not UTF-8 at byte {error.start}. Convert the file to UTF-8."
+            ) from None
+        decoded.append(text.removesuffix("\r"))
+    return decoded
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+
+from dataengine.errors import InputError
+from tests.conftest import DEMO, ROOT
+from trainer.reasoning import PAPER_TASKS, describe_task, expand_tasks, find_tasks, run_tasks
+
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+QUESTIONS = [
+    ("Open the", ["file", "a completely different thing", "menu of settings"]),
+    ("To save it press", ["the key", "nothing", "the red button twice"]),
+    ("A window is", ["closed", "of the kind that was described above", "open"]),
+    ("The command prints", ["a list", "the names of all files in the folder", "x"]),
+    ("打开", ["文件", "一个完全不同的东西", "窗口"]),
+    ("Select", ["a font", "the third one", "all"]),
+    ("Users can", ["log in", "configure the network by editing that file", "go"]),
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights with the demonstration's tokenizer, as trainer/export.py lays it out."""
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=6016, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=128, initializer_range=0.3, bos_token_id=None,
+            eos_token_id=2, pad_token_id=None,
+        )
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    LlamaTokenizer(
+        str(DEMO / "tokenizer.model"), legacy=False, add_bos_token=False, add_eos_token=False, model_max_length=128
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+def make_tasks(folder: Path) -> Path:
+    """A folder with the tasks `questions`, and `absent`, whose data are not there."""
+    folder.mkdir(exist_ok=True)
+    rows = [
+        {"question": question, "choices": choices, "answer": number % len(QUESTIONS) % 3}
+        for number, (question, choices) in enumerate(QUESTIONS * 3)
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = {
+        "task": "questions",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "questions.jsonl")}},
+        "output_type": "multiple_choice",
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}",
+        "doc_to_choice": "{{choices}}",
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in METRICS],
+        "metadata": {"version": 1.0},
+    }
+    (folder / "questions.yaml").write_text(yaml.safe_dump(task), encoding="utf-8")
+    absent = {**task, "task": "absent", "dataset_kwargs": {"data_files": {"test": str(folder / "none.jsonl")}}}
+    (folder / "absent.yaml").write_text(yaml.safe_dump(absent), encoding="utf-8")
+    return folder
+
+
+METRICS = ("acc", "acc_norm")
+
+
+def run(exported: Path, task_folder: Path, *names: str, bos: bool = False) -> dict[str, dict[str, Any]]:
+    model = LlamaForCausalLM.from_pretrained(exported).eval()
+    return run_tasks(model, exported, names, task_folder=str(task_folder), bos=bos, batch_size=4)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.slow
+def test_results_are_those_of_lm_evals_own_command(exported: Path, task_folder: Path, tmp_path: Path) -> None:
+    for bos in (False, True):
+        arguments = f"pretrained={exported},add_bos_token={bos},dtype=float32"
+        command = [
+            sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", arguments, "--tasks", "questions",
+            "--include_path", str(task_folder), "--device", "cpu", "--batch_size", "4", "--output_path",
+            str(tmp_path / str(bos)),
+        ]  # fmt: skip
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **OFFLINE})
+        assert done.returncode == 0, done.stderr[-2000:]
+        (path,) = (tmp_path / str(bos)).rglob("results_*.json")
+        theirs = json.loads(path.read_text())
+        ours = run(exported, task_folder, "questions", bos=bos)["questions"]
+        for metric in METRICS:
+            assert ours[metric] == theirs["results"]["questions"][f"{metric},none"]
+            assert ours[f"{metric}_stderr"] == theirs["results"]["questions"][f"{metric}_stderr,none"]
+        assert ours["samples"] == theirs["n-samples"]["questions"]["effective"] == 21
+        assert ours["version"] == str(theirs["versions"]["questions"])
+        assert ours["acc"] != ours["acc_norm"]
+
+
+def test_ranks_in_the_environment_change_nothing(
+    exported: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = run(exported, task_folder, "questions")
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")):
+        monkeypatch.setenv(name, value)
+    assert run(exported, task_folder, "questions") == alone
+    assert not torch.distributed.is_initialized()
+    assert describe_task(alone["questions"]).endswith(" of 21")
+
+
+def test_a_task_without_data_and_an_unknown_one_are_named(
+    exported: Path, task_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=r"task absent cannot be run: .*fill the hub's cache"):
+        run(exported, task_folder, "absent")
+    from lm_eval import tasks
+
+    class Quick(tasks.TaskManager):
+        """Without the minute that listing all tasks takes."""
+
+        def __init__(self, include_path: Any = None, include_defaults: bool = True) -> None:
+            super().__init__(include_path=include_path, include_defaults=False)
+
+    monkeypatch.setattr(tasks, "TaskManager", Quick)
+    with pytest.raises(InputError, match=r"lm-eval has no task question\. Near names: questions"):
+        run(exported, task_folder, "question")
+    with pytest.raises(InputError, match="there is no folder"):
+        find_tasks(["questions"], str(task_folder / "none"))
+
+
+def test_the_papers_tasks_are_found_without_listing_all() -> None:
+    manager = find_tasks(list(PAPER_TASKS), None)
+    assert set(PAPER_TASKS) <= set(manager.all_tasks)
+    assert len(manager.all_tasks) < 200
+    splits = {"boolq": "validation_split: validation", "xnli_zh": "include: xnli_common_yaml"}
+    for name, words in splits.items():
+        assert words in Path(manager.task_index[name].yaml_path).read_text(encoding="utf-8")
+
+
+def test_paper_stands_for_fourteen_tasks() -> None:
+    assert len(PAPER_TASKS) == 14
+    assert expand_tasks(["questions", "paper", "arc_easy"]) == ["questions", *PAPER_TASKS]
+    assert [sum(task.language == code for task in PAPER_TASKS.values()) for code in ("en", "zh", "id")] == [8, 4, 2]

@@ -1,0 +1,60 @@
+"""Which checkpoint is best: the highest mean BLEU on the development sets over directions (paper, section 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dataengine.errors import InputError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen checkpoint, and what it was chosen from."""
+
+    step: int
+    directions: tuple[str, ...]
+    shots: int
+    candidates: Mapping[int, Mapping[str, float]]  # step -> direction -> BLEU
+
+    def describe(self) -> dict[str, Any]:
+        """As chosen.json has it."""
+        return {
+            "version": 1,
+            "step": self.step,
+            "by": {"metric": "bleu", "set": "dev", "directions": list(self.directions), "shots": self.shots},
+            "candidates": [
+                {"step": step, "mean": mean(scores, self.directions), "scores": dict(scores)}
+                for step, scores in sorted(self.candidates.items())
+            ],
+        }
+
+
+def choose(results: Sequence[Mapping[str, Any]], directions: Sequence[str], shots: int) -> Choice:
+    """The checkpoint of the highest mean BLEU on `dev`; of equals the one trained shortest.
+
+    `results` are those of results.json, one a checkpoint. Raises InputError if none has all directions.
+    """
+    candidates = {}
+    for result in results:
+        scores = {
+            entry["direction"]: float(entry["bleu"]["score"])
+            for entry in result["translation"]
+            if entry["set"] == "dev" and entry["shots"] == shots and entry["direction"] in directions
+        }
+        if len(scores) == len(set(directions)):
+            candidates[int(result["step"])] = scores
+    if not candidates:
+        raise InputError(
+            f"no checkpoint has been evaluated on dev with {shots} shots in {', '.join(directions)}: "
+            "run trainer/evaluate.py CONFIG --all"
+        )
+    best = max(candidates, key=lambda step: (mean(candidates[step], directions), -step))
+    return Choice(best, tuple(directions), shots, candidates)
+
+
+def mean(scores: Mapping[str, float], directions: Sequence[str]) -> float:
+    """The plain mean over directions."""
+    return math.fsum(scores[direction] for direction in directions) / len(directions)
