@@ -89,7 +89,6 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dataengine",
         description="Turn documents and sentence pairs into token streams and a training schedule.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
