@@ -26,8 +26,8 @@ from dataengine.errors import InputError
 from dataengine.evaluation_sets import EvaluationSet, read_set
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.storage import AddFile, Store, open_store
-from dataengine.tables import table
-from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit, publish_keep
+from dataengine.tables import size_words, table
+from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit, finished_receipts, publish_keep
 
 _BATCH = 4096  # records
 _SHOWN = 200  # characters of a text
@@ -93,10 +93,12 @@ def run_contamination(config: Config, workers: int = 1, examples: int = 5) -> st
     return check_contamination(config, sets, workers).table(examples)
 
 
-def check_contamination(config: Config, sets: Mapping[str, EvaluationSet], workers: int = 1) -> Contamination:
+def check_contamination(
+    config: Config, sets: Mapping[str, EvaluationSet], workers: int = 1, *, most_bytes: int | None = None
+) -> Contamination:
     """Look for the sentences of sets, source or reference, in the streams that the stages use.
 
-    Raises InputError if a stream is not built.
+    Raises InputError if a stream is not built, or has more than `most_bytes` of sources that were not searched yet.
     """
     prepared = prepare(config, open_store(config.store))
     store = prepared.store
@@ -112,7 +114,9 @@ def check_contamination(config: Config, sets: Mapping[str, EvaluationSet], worke
     examples: list[Example] = []
     plans = {name: plan for name, plan in prepared.streams.items() if not _is_clean(plan, texts)}
     searched = run_rounds(
-        {name: _search(plan, config, store, texts) for name, plan in plans.items()}, LocalEngine(workers), store
+        {name: _search(plan, config, store, texts, most_bytes) for name, plan in plans.items()},
+        LocalEngine(workers),
+        store,
     )
     for stream, (units, receipts) in searched.items():
         places_of_parts = source_lines([unit.part for unit in units], receipts)
@@ -139,7 +143,7 @@ def _is_clean(plan: StreamPlan, texts: Sequence[str]) -> bool:
 
 
 def _search(
-    plan: StreamPlan, config: Config, store: Store, texts: tuple[str, ...]
+    plan: StreamPlan, config: Config, store: Store, texts: tuple[str, ...], most_bytes: int | None
 ) -> Rounds[tuple[list[FindTexts], list[Receipt]]]:
     keeps: list[Keep | None] = [None] * len(plan.parts)
     if plan.cleaning is not None:
@@ -150,6 +154,14 @@ def _search(
         FindTexts(part, plan.records, keep, identity, NGRAM_WORDS, SHORTEST_WORDS, texts)
         for part, keep in zip(plan.parts, keeps, strict=True)
     ]
+    if most_bytes is not None and sum(unit.input_bytes for unit in units) > most_bytes:
+        done = finished_receipts(dict(enumerate(units)), store)
+        left = sum(unit.input_bytes for k, unit in enumerate(units) if k not in done)
+        if left > most_bytes:
+            raise InputError(
+                f"stream '{plan.name}' has {size_words(left)} to search, which takes a while. Do it once: "
+                "dataengine contamination CONFIG"
+            )
     receipts = yield "looking for evaluation sentences", units
     return units, receipts
 

@@ -49,6 +49,7 @@ from trainer.translation import (
 
 log = logging.getLogger(__name__)
 
+_SEARCHED_BYTES = 10**9  # of a stream's sources, which take some minutes; more are left to `dataengine contamination`
 _VERSION = 1  # of results.json; raise when the same prompts would be completed otherwise
 
 
@@ -148,14 +149,18 @@ class Evaluation:
 
     @cached_property
     def contamination(self) -> dict[str, Any] | None:
-        """Which sentences of the sets stand in the training streams; None if these cannot be looked at."""
-        sets = {
-            f"{name} {direction}": self.texts(name, direction)
-            for name in ("dev", "test")
-            for direction in getattr(self.config.evaluate, name)
-        }
+        """Which sentences of the sets stand in the training streams; None if these cannot be looked at here."""
+
+        def look() -> dict[str, Any]:
+            sets = {
+                f"{name} {direction}": self.texts(name, direction)
+                for name in ("dev", "test")
+                for direction in getattr(self.config.evaluate, name)
+            }
+            return check_contamination(self.config, sets, most_bytes=_SEARCHED_BYTES).describe()
+
         try:
-            return self.group.first(lambda: check_contamination(self.config, sets).describe())
+            return self.group.first(look)
         except InputError as error:
             log.warning("not checked whether sentences of the sets are in the training streams: %s", error)
             return None
@@ -360,6 +365,8 @@ class CheckpointEvaluation:
         names = expand_tasks(settings.reasoning)
         known: dict[str, Any] = self.results["reasoning"]
         missing = [name for name in names if known.get(name, {}).get("bos") != self._of.decoding.bos]
+        if missing:
+            group.together(lambda: self.model)  # on every rank, also where there are fewer tasks than ranks
         for first in range(0, len(missing), group.size):
             mine = missing[first + group.rank : first + group.rank + 1]
             for found in group.gather(group.together(lambda names=mine: self._run_tasks(names))):  # type: ignore[misc]
@@ -433,7 +440,7 @@ def describe_entry(checkpoint: str, entry: Mapping[str, Any]) -> str:
     if languages and languages["off_target"] is not None:
         words.append(f"off-target {languages['off_target']:.1%}")
     words += [f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count]
-    return ", ".join([*words, f"of {entry['sentences']:,}"]) + f"  {bleu['signature']}"
+    return ", ".join([*words, f"of {entry['sentences']:,}"])
 
 
 def _interval(score: Mapping[str, Any]) -> str:

@@ -88,6 +88,16 @@ def test_a_second_look_reads_nothing(planted: Any, monkeypatch: pytest.MonkeyPat
         check_contamination(config, {"dev en-zh": make_set(LONG)})
 
 
+def test_a_large_stream_is_searched_only_by_the_command(planted: Any) -> None:
+    config = planted()
+    build(config, workers=1)
+    sets = {"dev en-zh": make_set(SHORT)}
+    with pytest.raises(InputError, match=r"to search, which takes a while. Do it once: dataengine contamination"):
+        check_contamination(config, sets, most_bytes=1000)
+    found = check_contamination(config, sets)
+    assert check_contamination(config, sets, most_bytes=1000) == found  # it is known by now
+
+
 def test_a_stream_that_the_sets_were_removed_from_is_known_to_be_clean(
     planted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
