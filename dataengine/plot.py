@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -50,13 +51,16 @@ def stream_colours(manifest: Manifest) -> dict[str, str]:
     return {name: f"C{number}" for number, name in enumerate(names)}
 
 
-def draw_mix(axes: Axes, manifest: Manifest, steps: NDArray[np.int64]) -> None:
+def draw_mix(
+    axes: Axes, manifest: Manifest, steps: NDArray[np.int64], colours: Mapping[str, str] | None = None
+) -> None:
     """Stack each stream's share of the batches at `steps` (the average up to the next one), and name the stages."""
     schedule = manifest.schedule
     edges = np.append(steps[steps < schedule.steps], min(int(steps[-1]) + 1, schedule.steps))
     edges = np.unique(edges)
     cursors = [schedule.cursors(int(step)) for step in edges]
-    colours = stream_colours(manifest)
+    own = stream_colours(manifest)
+    colours = own if colours is None else {name: colours[name] for name in own}
     counts = np.array([[cursor.get(name, 0) for cursor in cursors] for name in colours])
     shares = np.diff(counts, axis=1) / np.diff(edges) / manifest.batch_size
     shares = np.concatenate([shares, shares[:, -1:]], axis=1)  # a step plot needs the last value twice

@@ -31,7 +31,7 @@ from trainer.evaluate import main as evaluate
 from trainer.export import export, load_weights
 from trainer.model import build_model
 from trainer.preflight import check_agreement
-from trainer.report import draw_run
+from trainer.report import write_report
 from trainer.runs import open_run
 from trainer.step_log import next_digest, read_log
 
@@ -419,10 +419,9 @@ def test_an_export_has_the_tokenizer_of_the_training(experiment: Experiment) -> 
     assert hf.encode(text, add_special_tokens=False) == load_tokenizer(config.tokenizer).encode([text])[0]
 
 
-def test_the_picture_of_a_run(experiment: Experiment) -> None:
-    path = draw_run(experiment.folder / "straight")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert path.stat().st_size > 10_000
+def test_the_report_of_a_run_without_evaluations(experiment: Experiment, tmp_path: Path) -> None:
+    page, _, _ = write_report([str(experiment.folder / "straight")], tmp_path / "report.html")
+    assert "training of small: loss, gradient norm, mix, speed" in page.read_text()
 
 
 def test_newest_checkpoint_of_a_new_run_is_none(tmp_path: Path) -> None:

@@ -246,7 +246,9 @@ def test_a_killed_evaluation_goes_on_with_other_ranks_and_gives_the_same(
 ) -> None:
     straight = copy_run(experiment, tmp_path / "straight", steps=[8])
     killed = copy_run(experiment, tmp_path / "killed", steps=[8])
-    assert evaluate(experiment.config, f"out={straight}") == 0
+    tasks = make_tasks(tmp_path / "tasks")
+    more = ["--sets", "dev,reasoning", "evaluate.reasoning=[questions]", f"evaluate.task_folder={tasks}"]
+    assert evaluate(experiment.config, f"out={straight}", *more) == 0
     command = [sys.executable, "trainer/evaluate.py", str(experiment.config), f"out={killed}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     part = killed / "evaluations/step-00000008/.dev.en-zh.0-shot.rank0.partial"
@@ -258,7 +260,7 @@ def test_a_killed_evaluation_goes_on_with_other_ranks_and_gives_the_same(
     assert not (part.parent / "results.json").exists()
     kept = part.read_text("utf-8").count("\n{")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29531"]
-    done = subprocess.run([*launcher, *command[1:]], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+    done = subprocess.run([*launcher, *command[1:], *more], cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("BLEU") == 2  # one rank speaks
     assert kept >= 2

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dataengine.errors import InputError
+from tests.object_store import ObjectStore, object_store
+from tests.trainer.fake_runs import STEPS, make_runs
+from trainer.report_data import TrainedRun, read_runs
+
+__all__ = ["object_store"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return make_runs(tmp_path_factory.mktemp("runs"), ("no_parallel", "parallel_first"))
+
+
+@pytest.fixture
+def folder(made: list[Path], tmp_path: Path) -> Path:
+    """A copy of the run parallel_first, to damage."""
+    shutil.copytree(made[1], tmp_path / "run")
+    return tmp_path / "run"
+
+
+def read(folder: Path) -> TrainedRun:
+    return read_runs([str(folder)], "unused")[0]
+
+
+def test_a_run_is_read_as_it_was_written(made: list[Path]) -> None:
+    run = read(made[1])
+    assert (run.label, run.setting, run.steps, run.tokens) == (*["parallel_first"] * 2, 200, 200 * 16 * 128)
+    assert tuple(one.step for one in run.evaluations) == STEPS
+    chosen = json.loads((made[1] / "chosen.json").read_text())["step"]
+    assert run.judged is not None
+    assert (run.judged.step, run.is_chosen, run.judged_on) == (chosen, True, "test")
+    results = json.loads((run.judged.path).read_text())
+    for entry in results["translation"]:
+        found = run.result(entry["direction"], entry["shots"], entry["set"])
+        assert found is not None
+        assert (found.bleu.score, found.bleu.low) == (entry["bleu"]["score"], entry["bleu"]["low"])
+        assert (found.chrf.score, found.bleu.signature) == (entry["chrf"]["score"], entry["bleu"]["signature"])
+        rows = [json.loads(line) for line in found.path.read_text().splitlines()]
+        assert [one.hypothesis for one in found.translations] == [row["hypothesis"] for row in rows]
+        assert len(rows) == found.sentences
+
+
+def test_columns_leave_out_steps_without_a_value(made: list[Path]) -> None:
+    run = read(made[1])
+    steps, losses = run.column("loss/zh-both")
+    assert len(steps) == len(losses) == 80
+    assert (steps[0], steps[-1]) == (1, 80)  # steps trained
+    assert run.final_losses["zh-both"] == losses[-1]
+    assert [len(values) for values in run.column("mfu")] == [0, 0]
+    assert [len(values) for values in run.column("no such column")] == [0, 0]
+
+
+def test_kinds_of_streams_and_names_of_languages(made: list[Path]) -> None:
+    run = read(made[1])
+    assert {run.kind("mono"), run.kind("zh-both")} == {"documents", "pairs"}
+    assert (run.kind("zh-only"), run.kind("zh-nonadjacent")) == ("sides", "exchanged")
+    assert (run.language("zh"), run.language("xx")) == ("Chinese", "xx")
+
+
+def test_the_build_of_a_run(made: list[Path]) -> None:
+    run = read(made[0])
+    assert run.built_note == ""
+    assert [one.name for one in run.built] == list(run.streams)
+    for one in run.built:
+        assert one.records == one.kept + one.unusable + sum(one.dropped.values())
+        assert one.tokens == one.samples * run.manifest.seq_len + one.samples + one.remainder  # a label more a sample
+
+
+def test_a_build_that_is_gone_or_another_is_said(folder: Path) -> None:
+    text = (folder / "config.yaml").read_text()
+    place = next(line.removeprefix("store: ") for line in text.splitlines() if line.startswith("store: "))
+    (folder / "config.yaml").write_text(text.replace(f"store: {place}", f"store: {folder}/none"))
+    assert "is not there" in read(folder).built_note
+    (folder / "config.yaml").unlink()
+    assert read(folder).built_note == "config.yaml names no store"
+    report = folder / "store" / "experiments" / "mini" / "parallel_first" / "build_report.json"
+    report.parent.mkdir(parents=True)
+    report.write_text(json.dumps({"plan_id": "another"}))
+    (folder / "config.yaml").write_text(f"store: {folder}/store\n")
+    assert "is of another build" in read(folder).built_note
+
+
+def test_without_a_choice_the_last_evaluation_is_judged(folder: Path) -> None:
+    (folder / "chosen.json").unlink()
+    run = read(folder)
+    assert run.judged is not None
+    assert (run.judged.step, run.is_chosen, run.judged_on) == (200, False, "dev")
+
+
+def test_a_run_without_evaluations_is_its_training(folder: Path) -> None:
+    shutil.rmtree(folder / "evaluations")
+    run = read(folder)
+    assert (run.evaluations, run.judged, run.judged_on, run.result("en-zh", 0)) == ((), None, "", None)
+    assert run.final_losses
+
+
+def test_labels_tell_runs_apart(folder: Path, made: list[Path]) -> None:
+    assert [run.label for run in read_runs([*map(str, made), f"{made[0]}/"], "unused")] == [
+        "no_parallel",
+        "parallel_first",
+    ]
+    assert [run.label for run in read_runs([str(made[1]), str(folder)], "unused")] == [str(made[1]), str(folder)]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"step": 1}', '{"version": 1, "step": 1}'])
+def test_damaged_results_are_named(folder: Path, content: str) -> None:
+    path = folder / "evaluations" / "step-00000040" / "results.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=rf"^{path} is damaged \(.*\)\. Remove it, and evaluate again\.$"):
+        read(folder)
+
+
+def test_results_of_another_version_are_named(folder: Path) -> None:
+    path = folder / "evaluations" / "step-00000040" / "results.json"
+    path.write_text('{"version": 7}')
+    with pytest.raises(InputError, match="has version 7, this program reads 1"):
+        read(folder)
+
+
+def test_damaged_translations_are_named(folder: Path) -> None:
+    run = read(folder)
+    found = run.result("en-zh", 0)
+    assert found is not None
+    found.path.write_text('{"source": "a"}\n')
+    again = read(folder).result("en-zh", 0)
+    assert again is not None
+    with pytest.raises(InputError, match=rf"^{found.path} is damaged"):
+        _ = again.translations
+
+
+def test_no_log_and_no_steps_are_named(folder: Path) -> None:
+    header = (folder / "log.csv").read_text().splitlines()[0]
+    (folder / "log.csv").write_text(header + "\n")
+    with pytest.raises(InputError, match=r"log\.csv has no steps yet$"):
+        read(folder)
+    (folder / "log.csv").unlink()
+    with pytest.raises(InputError, match=r"^no log\.csv in "):
+        read(folder)
+
+
+def test_a_run_in_a_bucket_comes_with_its_evaluations(
+    object_store: ObjectStore, made: list[Path], tmp_path: Path
+) -> None:
+    for path in made[1].rglob("*"):
+        if path.is_file():
+            key = f"run/{path.relative_to(made[1]).as_posix()}"
+            object_store.client.put_object(Bucket=object_store.bucket, Key=key, Body=path.read_bytes())
+    there, here = read_runs([f"{object_store.url}/run"], str(tmp_path))[0], read(made[1])
+    assert there.chosen == here.chosen
+    assert [one.sha256 for one in there.evaluations] == [one.sha256 for one in here.evaluations]
+    assert there.judged is not None
+    assert here.judged is not None
+    for one, other in zip(there.judged.sets, here.judged.sets, strict=True):
+        assert one.translations == other.translations != ()

@@ -1,0 +1,331 @@
+"""Runs as a report needs them: training log, evaluations of checkpoints, the choice, what the build said."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import yaml
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError
+from dataengine.manifest import Manifest, read_manifest
+from dataengine.storage import open_store
+from trainer.runs import Run, local_folder, open_run
+from trainer.step_log import read_log
+
+_VERSION = 1  # of results.json and chosen.json
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A corpus score; `low` and `high` bound its 95 % interval, None if it was not computed."""
+
+    score: float
+    low: float | None
+    high: float | None
+    signature: str
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One sentence of a set, and what a run made of it."""
+
+    source: str
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One checkpoint on one set, direction and number of examples in the prompt."""
+
+    set_name: str
+    direction: str
+    shots: int
+    sentences: int
+    files: tuple[str, ...]
+    texts_sha256: str
+    decoding: Mapping[str, Any]
+    prompt: str
+    bleu: Score
+    chrf: Score
+    comet: Mapping[str, Score]
+    languages: Mapping[str, Any]  # empty: none judged
+    counts: Mapping[str, int]
+    path: Path  # of the translations
+
+    @cached_property
+    def translations(self) -> tuple[Translation, ...]:
+        """The stored translations, in the order of the set; empty if the file is not here."""
+        if not self.path.is_file():
+            return ()
+        try:
+            rows = [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
+            return tuple(Translation(row["source"], row["reference"], row["hypothesis"]) for row in rows)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(self.path, error) from None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of one checkpoint."""
+
+    step: int
+    plan_id: str
+    tokens: int
+    sets: tuple[SetResult, ...]
+    reasoning: Mapping[str, Mapping[str, Any]]
+    contamination: Mapping[str, Mapping[str, Any]]
+    path: Path
+    sha256: str
+
+    def find(self, set_name: str, direction: str, shots: int) -> SetResult | None:
+        """The result of a set; of several ways of decoding the first."""
+        wanted = (set_name, direction, shots)
+        return next((one for one in self.sets if (one.set_name, one.direction, one.shots) == wanted), None)
+
+
+@dataclass(frozen=True)
+class BuiltStream:
+    """What the build made of one stream."""
+
+    name: str
+    records: int
+    unusable: int
+    dropped: Mapping[str, int]  # reason -> records
+    kept: int
+    tokens: int
+    samples: int
+    remainder: int  # tokens
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run and all that is known of it."""
+
+    label: str  # short, and its own among the runs of a report
+    url: str
+    manifest: Manifest
+    config: Mapping[str, Any]  # as config.yaml has it
+    rows: Sequence[Mapping[str, str]]  # of log.csv
+    evaluations: tuple[Evaluation, ...]  # by step
+    chosen: Mapping[str, Any] | None  # chosen.json
+    built: tuple[BuiltStream, ...]
+    built_note: str  # why `built` is empty
+
+    @property
+    def setting(self) -> str:
+        """The config's name without folders, by which the paper's settings are matched."""
+        return self.manifest.name.rpartition("/")[2]
+
+    @property
+    def steps(self) -> int:
+        """Steps trained."""
+        return int(self.rows[-1]["step"]) + 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens predicted."""
+        return self.steps * self.manifest.batch_size * self.manifest.seq_len
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Names of the streams of the manifest."""
+        return tuple(stream.name for stream in self.manifest.streams)
+
+    def column(self, name: str) -> tuple[Floats, Floats]:
+        """Steps trained and a column of the log, both of shape (rows that have a value,); empty if none has."""
+        found = [(int(row["step"]) + 1, float(row[name])) for row in self.rows if row.get(name)]
+        both = np.array(found, dtype=np.float64).reshape(-1, 2)
+        return both[:, 0], both[:, 1]
+
+    @property
+    def final_losses(self) -> dict[str, float]:
+        """The last logged training loss of each stream, nats a token; streams that were not drawn are absent."""
+        losses = {name: self.column(f"loss/{name}")[1] for name in self.streams}
+        return {name: float(values[-1]) for name, values in losses.items() if len(values)}
+
+    @property
+    def judged(self) -> Evaluation | None:
+        """The evaluation of the chosen checkpoint; else that of the last one evaluated."""
+        if not self.evaluations:
+            return None
+        chosen = self.chosen and next((one for one in self.evaluations if one.step == self.chosen["step"]), None)
+        return chosen or self.evaluations[-1]
+
+    @property
+    def judged_on(self) -> str:
+        """`test` if the judged checkpoint has been there, else `dev`; nothing if it has no translations."""
+        names = {one.set_name for one in self.judged.sets} if self.judged else set()
+        return "test" if "test" in names else "dev" if names else ""
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether `judged` is the choice of chosen.json."""
+        return bool(self.chosen and self.judged and self.judged.step == self.chosen["step"])
+
+    def result(self, direction: str, shots: int, set_name: str = "") -> SetResult | None:
+        """Of the judged checkpoint, on the set that it is judged on unless another is named."""
+        return self.judged.find(set_name or self.judged_on, direction, shots) if self.judged else None
+
+    def kind(self, stream: str) -> str:
+        """What a stream is made of: `documents`, `pairs`, `exchanged` (not adjacent) or `sides`."""
+        settings = (self.config.get("streams") or {}).get(stream, {})
+        if settings.get("sides"):
+            return "sides"
+        if settings.get("pairs"):
+            return "pairs" if settings.get("adjacent", True) else "exchanged"
+        return "documents"
+
+    def language(self, code: str) -> str:
+        """The full name of a language."""
+        return str((self.config.get("languages") or {}).get(code, code))
+
+
+def read_runs(runs: Sequence[str], cache: str) -> list[TrainedRun]:
+    """Read run folders or URLs, each once, in the order given; labels are the shortest names that tell them apart.
+
+    Raises InputError for a place without a run, one that has not trained a step, and damaged files.
+    """
+    found = [_read_run(url, cache) for url in dict.fromkeys(url.rstrip("/") for url in runs)]
+    labels = [run.setting for run in found]
+    if len(set(labels)) < len(labels):
+        labels = [run.manifest.name for run in found]
+    if len(set(labels)) < len(labels):
+        labels = [run.url for run in found]
+    return [replace(run, label=label) for run, label in zip(found, labels, strict=True)]
+
+
+def _read_run(url: str, cache: str) -> TrainedRun:
+    folder = local_folder(url, cache)
+    if not (folder / "log.csv").is_file():
+        raise InputError(f"no log.csv in {folder}: give the folder (a config's `out`) of a run that has trained")
+    manifest, rows = read_manifest(folder / "manifest.json"), read_log(folder / "log.csv")
+    if not rows:
+        raise InputError(f"{folder / 'log.csv'} has no steps yet")
+    config: dict[str, Any] = {}
+    if (folder / "config.yaml").is_file():
+        config = yaml.safe_load((folder / "config.yaml").read_bytes()) or {}
+    run = open_run(url, cache)
+    if run.store is not None:
+        results = [name for name in run.store.sizes("evaluations/") if name.endswith("/results.json")]
+        run.fetch("chosen.json", *sorted(results))
+    chosen = _read_json(folder / "chosen.json") if (folder / "chosen.json").is_file() else None
+    evaluations = [_read_evaluation(path) for path in sorted(folder.glob("evaluations/*/results.json"))]
+    built, note = _read_build(config, manifest)
+    trained = TrainedRun(
+        label="",
+        url=url,
+        manifest=manifest,
+        config=config,
+        rows=rows,
+        evaluations=tuple(sorted(evaluations, key=lambda one: one.step)),
+        chosen=chosen,
+        built=built,
+        built_note=note,
+    )
+    if trained.judged and run.store is not None:
+        _fetch_translations(run, trained.judged)
+    return trained
+
+
+def _fetch_translations(run: Run, evaluation: Evaluation) -> None:
+    run.fetch(*(one.path.relative_to(run.folder).as_posix() for one in evaluation.sets))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A file of results. Raises InputError if it is damaged or of another version."""
+    try:
+        found = json.loads(path.read_bytes())
+        version = found["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from None
+    if version != _VERSION:
+        raise InputError(f"{path} has version {version}, this program reads {_VERSION}. Evaluate again with it.")
+    return dict(found)
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    found = _read_json(path)
+    try:
+        return Evaluation(
+            step=int(found["step"]),
+            plan_id=found["plan_id"],
+            tokens=int(found["tokens"]),
+            sets=tuple(_read_set(entry, path.parent) for entry in found["translation"]),
+            reasoning=found.get("reasoning") or {},
+            contamination=found.get("contamination") or {},
+            path=path,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from None
+
+
+def _read_set(entry: Mapping[str, Any], folder: Path) -> SetResult:
+    comet = {
+        model: Score(one["score"], one["low"], one["high"], one["sha256"]) for model, one in entry["comet"].items()
+    }
+    bleu, chrf = (
+        Score(one["score"], one["low"], one["high"], one["signature"]) for one in (entry["bleu"], entry["chrf"])
+    )
+    return SetResult(
+        set_name=entry["set"],
+        direction=entry["direction"],
+        shots=int(entry["shots"]),
+        sentences=int(entry["sentences"]),
+        files=tuple(entry["files"]),
+        texts_sha256=entry["texts_sha256"],
+        decoding=entry["decoding"],
+        prompt=entry["prompt"],
+        bleu=bleu,
+        chrf=chrf,
+        comet=comet,
+        languages=entry["languages"] or {},
+        counts=entry["counts"],
+        path=folder / Path(entry["translations"]).name,
+    )
+
+
+def _read_build(config: Mapping[str, Any], manifest: Manifest) -> tuple[tuple[BuiltStream, ...], str]:
+    """The report of the build that made a run's plan; nothing, and why, if it is not there."""
+    store = config.get("store")
+    if not store:
+        return (), "config.yaml names no store"
+    place = f"experiments/{manifest.name}/build_report.json"
+    try:
+        found = orjson.loads(open_store(str(store)).read(place))
+        if found["plan_id"] != manifest.plan_id:
+            return (), f"{store}/{place} is of another build"
+        streams = [
+            BuiltStream(
+                name=one["name"],
+                records=one["records"],
+                unusable=sum(one["rejected"].values()),
+                dropped=one["dropped"],
+                kept=one["kept"],
+                tokens=one["tokens"],
+                samples=one["samples"],
+                remainder=one["remainder_tokens"],
+            )
+            for one in found["streams"]
+        ]
+    except (OSError, InputError):
+        return (), f"{store}/{place} is not there"
+    except (ValueError, KeyError, TypeError):
+        return (), f"{store}/{place} cannot be read"
+    return tuple(streams), ""
+
+
+def _damaged(path: Path, error: Exception) -> InputError:
+    what = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return InputError(f"{path} is damaged ({what}). Remove it, and evaluate again.")
