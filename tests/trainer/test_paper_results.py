@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from trainer.paper_results import BLEU, DIRECTIONS, LAST_UNI, REASONING, SETTINGS, UNI, bleu_of, mean, reasoning_mean
-from trainer.reasoning import PAPER_TASKS
 
 
 @pytest.mark.parametrize(
@@ -45,11 +44,6 @@ def test_the_printed_means_are_the_means_of_the_printed_scores(table: object) ->
     for setting, row in table.scores.items():  # type: ignore[attr-defined]
         assert len(row) == len(table.tasks) + 1  # type: ignore[attr-defined]
         assert row[-1] == pytest.approx(sum(row[:-1]) / (len(row) - 1), abs=0.011), setting
-
-
-def test_the_metric_of_a_task_is_the_one_that_the_evaluation_takes() -> None:
-    told = {task.name: task.metric for table in REASONING for task in table.tasks}
-    assert told == {name: task.metric for name, task in PAPER_TASKS.items()}
 
 
 def test_reasoning_means() -> None:

@@ -146,7 +146,7 @@ def test_a_task_without_data_and_an_unknown_one_are_named(
 
 
 def test_the_papers_tasks_are_found_without_listing_all() -> None:
-    manager = find_tasks(list(PAPER_TASKS), None)
+    manager = find_tasks(PAPER_TASKS, None)
     assert set(PAPER_TASKS) <= set(manager.all_tasks)
     assert len(manager.all_tasks) < 200
     splits = {"boolq": "validation_split: validation", "xnli_zh": "include: xnli_common_yaml"}
@@ -157,4 +157,5 @@ def test_the_papers_tasks_are_found_without_listing_all() -> None:
 def test_paper_stands_for_fourteen_tasks() -> None:
     assert len(PAPER_TASKS) == 14
     assert expand_tasks(["questions", "paper", "arc_easy"]) == ["questions", *PAPER_TASKS]
-    assert [sum(task.language == code for task in PAPER_TASKS.values()) for code in ("en", "zh", "id")] == [8, 4, 2]
+    assert sum(name.endswith("_zh") for name in PAPER_TASKS) == 4
+    assert sum(name.endswith("_id") for name in PAPER_TASKS) == 2
