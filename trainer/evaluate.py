@@ -71,7 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 checkpoint = group.first(lambda: find_checkpoint(evaluation.run, options.step))
                 CheckpointEvaluation(evaluation, checkpoint).evaluate(options.sets)
 
-    code = run_command(run, quiet=rank != 0)
+    try:
+        code = run_command(run, quiet=rank != 0)
+    except KeyboardInterrupt:
+        if rank == 0:
+            print("stopped; the same command goes on with what is left", file=sys.stderr, flush=True)
+        os._exit(130)  # at once: other ranks are not waited for
     if code and rank != 0:
         time.sleep(3)  # the launcher passes on the first exit code that it sees
     sys.exit(code)

@@ -287,6 +287,21 @@ def test_errors_say_what_to_do(experiment: Experiment, capsys: pytest.CaptureFix
         assert words in capsys.readouterr().err
 
 
+def test_ctrl_c_says_how_to_go_on(experiment: Experiment, tmp_path: Path) -> None:
+    out = copy_run(experiment, tmp_path / "run", steps=[8])
+    command = [sys.executable, "trainer/evaluate.py", str(experiment.config), f"out={out}"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    part = out / "evaluations/step-00000008/.dev.en-zh.0-shot.rank0.partial"
+    while not part.is_file():
+        assert process.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert words.strip().endswith("stopped; the same command goes on with what is left")
+    assert "Traceback" not in words
+
+
 def test_results_of_another_checkpoint_of_the_same_step_are_left_behind(experiment: Experiment, tmp_path: Path) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])
     assert evaluate(experiment.config, f"out={out}", "--sets", "test") == 0
