@@ -421,7 +421,7 @@ def test_an_export_has_the_tokenizer_of_the_training(experiment: Experiment) -> 
 
 def test_the_report_of_a_run_without_evaluations(experiment: Experiment, tmp_path: Path) -> None:
     page, _, _ = write_report([str(experiment.folder / "straight")], tmp_path / "report.html")
-    assert "training of small: loss, gradient norm, mix, speed" in page.read_text()
+    assert "training of small: loss, gradient norm, learning rate, mix, speed" in page.read_text()
 
 
 def test_newest_checkpoint_of_a_new_run_is_none(tmp_path: Path) -> None:

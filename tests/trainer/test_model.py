@@ -10,6 +10,7 @@ from dataengine.config import ModelConfig, TrainConfig
 from dataengine.manifest import Manifest
 from dataengine.schedule import Stage
 from trainer import model as models
+from trainer.decoder import llama_config
 from trainer.model import build_model, sharding
 
 SIZES = ModelConfig(
@@ -63,7 +64,7 @@ def test_vocabulary_is_padded_to_64_and_ties_hold() -> None:
 def test_the_papers_model_has_its_number_of_parameters() -> None:
     with torch.device("meta"):
         manifest = Manifest("m", "t", 32_000, 2, 2048, 4, 1, 17, 8, (), (Stage("s", 1, {"x": 4}),))
-        hf = LlamaForCausalLM(models._llama_config(ModelConfig(), manifest, "sdpa"))
+        hf = LlamaForCausalLM(llama_config(ModelConfig(), manifest, "sdpa"))
     assert sum(p.numel() for p in hf.parameters()) == 1_100_048_384
 
 

@@ -1,0 +1,258 @@
+"""Three miniature languages of one world: `python benchmarks/study/world.py --out FOLDER [--seed 17]`.
+
+Meanings (who does what to whom, how many, of what kind, when) are put into words by three grammars of made-up
+vocabularies, so that a model of a million parameters can learn to translate between them in minutes:
+
+    en   subject verb object adverb; adjective before noun; plural in -s, verb in -t after a singular subject
+    zh   adverb subject object verb; written without spaces; classifier after a number; past by a particle at the end
+    id   verb subject object adverb; adjective behind noun; plural by reduplication; past by a word before the verb
+
+Written are documents (mostly en, a little zh and id), pairs en-zh and en-id, dev and test pairs whose combinations of
+subject, verb and object stand in no training file, and a SentencePiece model. A document stays with a few entities, as
+real text does: without that no circuit for copying forms, and nothing is translated. Equal seeds give equal bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+NOUNS, ADJECTIVES, VERBS, ADVERBS = 160, 24, 60, 12
+DOCUMENTS, PAIRS, HELD_OUT = 64_000, 60_000, 200  # documents in all; pairs a language; sentences of dev and of test
+OTHER_LANGUAGES = {"zh": 0.03, "id": 0.02}  # share of documents that are not en, as SlimPajama has some
+HOLD_OUT = 12  # one in so many combinations of subject, verb and object is for dev and test
+VOCABULARY = 1600
+
+# Beginnings and ends of syllables.
+_EN = (("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "gr", "tr", "st", "pl"),
+       ("a", "e", "i", "o", "u", "ea", "ai"))  # fmt: skip
+_ID = (("c", "j", "k", "l", "m", "ng", "ny", "p", "r", "s", "t", "w", "y", "b", "d"), ("a", "e", "i", "o", "u"))
+_CJK = (0x4E00, 0x9FA0)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A noun phrase; concepts by number."""
+
+    noun: int
+    adjective: int | None
+    count: int  # 1: singular; 2: plural; more: with the number
+
+
+@dataclass(frozen=True)
+class Clause:
+    """Who does what to whom."""
+
+    subject: Thing
+    verb: int
+    object: Thing
+    adverb: int | None
+    past: bool
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this combination is kept from training."""
+        key = f"{self.subject.noun} {self.verb} {self.object.noun}".encode()
+        return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % HOLD_OUT == 0
+
+
+Meaning = tuple[Clause, ...]  # one clause, or two joined by a conjunction
+
+
+class Lexicon:
+    """The words of the three languages for each concept, made up from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        draw = random.Random(f"lexicon {seed}")
+        used: set[str] = set()
+
+        def word(parts: Sequence[Sequence[str]], syllables: int) -> str:
+            while True:
+                made = "".join(draw.choice(parts[0]) + draw.choice(parts[1]) for _ in range(syllables))
+                if made not in used:
+                    used.add(made)
+                    return made
+
+        characters = draw.sample(range(*_CJK), 260)
+
+        def characters_of(length: int) -> str:
+            while True:
+                made = "".join(chr(draw.choice(characters)) for _ in range(length))
+                if made not in used:
+                    used.add(made)
+                    return made
+
+        sizes = {"noun": NOUNS, "adjective": ADJECTIVES, "verb": VERBS, "adverb": ADVERBS, "number": 10, "word": 6}
+        self.en = {kind: [word(_EN, draw.choice((1, 2, 2))) for _ in range(n)] for kind, n in sizes.items()}
+        self.id = {kind: [word(_ID, draw.choice((2, 2, 3))) for _ in range(n)] for kind, n in sizes.items()}
+        self.zh = {
+            kind: [characters_of(2 if kind in ("noun", "verb") else 1) for _ in range(n)] for kind, n in sizes.items()
+        }
+
+
+class World:
+    """Meanings, and their words in each language."""
+
+    def __init__(self, seed: int) -> None:
+        self.words = Lexicon(seed)
+        self.say: dict[str, Callable[[Meaning], str]] = {"en": self._say_en, "zh": self._say_zh, "id": self._say_id}
+
+    def meaning(
+        self, draw: random.Random, nouns: Sequence[int], verbs: Sequence[int], *, held_out: bool
+    ) -> Meaning | None:
+        """A meaning about some of these nouns and verbs whose combinations are all held out, or none is.
+
+        None if these have hardly any such combination.
+        """
+        clauses = 1 if draw.random() < 0.7 else 2
+        made: list[Clause] = []
+        for _ in range(100):
+            subject, object = (self._thing(draw, noun) for noun in draw.sample(list(nouns), 2))
+            adverb = draw.randrange(ADVERBS) if draw.random() < 0.3 else None
+            clause = Clause(subject, draw.choice(verbs), object, adverb, draw.random() < 0.4)
+            if clause.held_out == held_out:
+                made.append(clause)
+                if len(made) == clauses:
+                    return tuple(made)
+        return None
+
+    def _thing(self, draw: random.Random, noun: int) -> Thing:
+        count = draw.choice((1, 1, 1, 2, 2, 3, 4, 5))
+        return Thing(noun, draw.randrange(ADJECTIVES) if draw.random() < 0.4 else None, count)
+
+    def _say_en(self, meaning: Meaning) -> str:
+        words = self.words.en
+
+        def thing(one: Thing) -> list[str]:
+            head = words["word"][0] if one.count == 1 else words["number"][one.count] if one.count > 2 else ""
+            noun = words["noun"][one.noun] + ("s" if one.count > 1 else "")
+            return [part for part in (head, _of(words["adjective"], one.adjective), noun) if part]
+
+        parts = []
+        for clause in meaning:
+            verb = words["verb"][clause.verb] + ("d" if clause.past else "t" if clause.subject.count == 1 else "")
+            said = [*thing(clause.subject), verb, *thing(clause.object), _of(words["adverb"], clause.adverb)]
+            parts.append(" ".join(word for word in said if word))
+        return f" {words['word'][1]} ".join(parts) + "."
+
+    def _say_zh(self, meaning: Meaning) -> str:
+        words = self.words.zh
+
+        def thing(one: Thing) -> str:
+            count = words["number"][one.count] + words["word"][0] if one.count > 2 else ""
+            many = words["word"][1] if one.count == 2 else ""
+            adjective = _of(words["adjective"], one.adjective)
+            return count + (adjective + words["word"][2] if adjective else "") + words["noun"][one.noun] + many
+
+        parts = [
+            _of(words["adverb"], clause.adverb)
+            + thing(clause.subject)
+            + thing(clause.object)
+            + words["verb"][clause.verb]
+            + (words["word"][3] if clause.past else "")
+            for clause in meaning
+        ]
+        return f"，{words['word'][4]}".join(parts) + "。"
+
+    def _say_id(self, meaning: Meaning) -> str:
+        words = self.words.id
+
+        def thing(one: Thing) -> list[str]:
+            noun = words["noun"][one.noun]
+            head = words["number"][one.count] if one.count > 2 else ""
+            return [part for part in (head, f"{noun}-{noun}" if one.count == 2 else noun,
+                                      _of(words["adjective"], one.adjective)) if part]  # fmt: skip
+
+        parts = []
+        for clause in meaning:
+            past = words["word"][0] if clause.past else ""
+            said = [past, "me" + words["verb"][clause.verb], *thing(clause.subject), *thing(clause.object),
+                    _of(words["adverb"], clause.adverb)]  # fmt: skip
+            parts.append(" ".join(word for word in said if word))
+        return f" {words['word'][1]} ".join(parts) + "."
+
+
+def _of(words: Sequence[str], number: int | None) -> str:
+    return "" if number is None else words[number]
+
+
+def _frequent(draw: random.Random, size: int, count: int) -> list[int]:
+    """Different numbers below `size`, low ones more often (Zipf)."""
+    weights = list(accumulate(1 / (rank + 3) for rank in range(size)))
+    found: dict[int, None] = {}
+    while len(found) < count:
+        found.update(dict.fromkeys(draw.choices(range(size), cum_weights=weights, k=count)))
+    return list(found)[:count]
+
+
+def documents(world: World, seed: int) -> Iterator[str]:
+    """Documents of 6 to 12 sentences about 4 entities and 3 verbs."""
+    for number in range(DOCUMENTS):
+        draw = random.Random(f"document {seed} {number}")
+        share = draw.random()
+        language = "zh" if share < OTHER_LANGUAGES["zh"] else "id" if share < sum(OTHER_LANGUAGES.values()) else "en"
+        nouns, verbs = _frequent(draw, NOUNS, 4), _frequent(draw, VERBS, 3)
+        meanings = [world.meaning(draw, nouns, verbs, held_out=False) for _ in range(draw.randint(6, 12))]
+        yield ("" if language == "zh" else " ").join(world.say[language](one) for one in meanings if one)
+
+
+def pairs(world: World, seed: int, name: str, languages: Sequence[str], count: int) -> Iterator[dict[str, str]]:
+    """Sentences in several languages; those of dev and test are of held-out combinations."""
+    draw = random.Random(f"{name} {seed}")
+    while count:
+        nouns, verbs = _frequent(draw, NOUNS, 4), _frequent(draw, VERBS, 3)
+        meaning = world.meaning(draw, nouns, verbs, held_out=name in ("dev", "test"))
+        if meaning is not None:
+            count -= 1
+            yield {language: world.say[language](meaning) for language in languages}
+
+
+def write(folder: Path, seed: int) -> None:
+    """Write all files of the world."""
+    import sentencepiece
+
+    folder.mkdir(parents=True, exist_ok=True)
+    world = World(seed)
+
+    def write_rows(name: str, rows: Iterator[dict[str, str]]) -> None:
+        with (folder / name).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    write_rows("mono.jsonl", ({"text": text} for text in documents(world, seed)))
+    for code in ("zh", "id"):
+        write_rows(f"en-{code}.train.jsonl", pairs(world, seed, f"train {code}", ("en", code), PAIRS))
+    for name in ("dev", "test"):
+        write_rows(f"{name}.jsonl", pairs(world, seed, name, ("en", "zh", "id"), HELD_OUT))
+    texts = [json.loads(line)["text"] for line in (folder / "mono.jsonl").open(encoding="utf-8")][:8000]
+    for code in ("zh", "id"):
+        for line in (folder / f"en-{code}.train.jsonl").open(encoding="utf-8"):
+            texts += json.loads(line).values()
+    labels = [f"{name}: " for name in ("English", "Chinese", "Indonesian")] * 2000
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*texts[:60_000], *labels]), model_writer=model, vocab_size=VOCABULARY,
+        model_type="bpe", character_coverage=1.0, byte_fallback=True, num_threads=1, minloglevel=2,
+        bos_id=1, eos_id=2, unk_id=0, pad_id=-1, split_digits=True, normalization_rule_name="identity",
+        user_defined_symbols=["\n"], remove_extra_whitespaces=False,
+    )  # fmt: skip
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the files")
+    parser.add_argument("--seed", type=int, default=17, help="of everything (default: %(default)s)")
+    options = parser.parse_args()
+    write(options.out, options.seed)
+
+
+if __name__ == "__main__":
+    main()
