@@ -17,6 +17,7 @@ class Choice:
     step: int
     directions: tuple[str, ...]
     shots: int
+    beams: int
     candidates: Mapping[int, Mapping[str, float]]  # step -> direction -> BLEU
 
     def describe(self) -> dict[str, Any]:
@@ -24,7 +25,13 @@ class Choice:
         return {
             "version": 1,
             "step": self.step,
-            "by": {"metric": "bleu", "set": "dev", "directions": list(self.directions), "shots": self.shots},
+            "by": {
+                "metric": "bleu",
+                "set": "dev",
+                "directions": list(self.directions),
+                "shots": self.shots,
+                "beams": self.beams,
+            },
             "candidates": [
                 {"step": step, "mean": mean(scores, self.directions), "scores": dict(scores)}
                 for step, scores in sorted(self.candidates.items())
@@ -32,7 +39,7 @@ class Choice:
         }
 
 
-def choose(results: Sequence[Mapping[str, Any]], directions: Sequence[str], shots: int) -> Choice:
+def choose(results: Sequence[Mapping[str, Any]], directions: Sequence[str], shots: int, beams: int) -> Choice:
     """The checkpoint of the highest mean BLEU on `dev`; of equals the one trained shortest.
 
     `results` are those of results.json, one a checkpoint. Raises InputError if none has all directions.
@@ -42,7 +49,8 @@ def choose(results: Sequence[Mapping[str, Any]], directions: Sequence[str], shot
         scores = {
             entry["direction"]: float(entry["bleu"]["score"])
             for entry in result["translation"]
-            if entry["set"] == "dev" and entry["shots"] == shots and entry["direction"] in directions
+            if (entry["set"], entry["shots"], entry["decoding"]["beams"]) == ("dev", shots, beams)
+            and entry["direction"] in directions
         }
         if len(scores) == len(set(directions)):
             candidates[int(result["step"])] = scores
@@ -52,7 +60,7 @@ def choose(results: Sequence[Mapping[str, Any]], directions: Sequence[str], shot
             "run trainer/evaluate.py CONFIG --all"
         )
     best = max(candidates, key=lambda step: (mean(candidates[step], directions), -step))
-    return Choice(best, tuple(directions), shots, candidates)
+    return Choice(best, tuple(directions), shots, beams, candidates)
 
 
 def mean(scores: Mapping[str, float], directions: Sequence[str]) -> float:

@@ -112,16 +112,19 @@ def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False
             if checkpoint.step in done:
                 continue
             done[checkpoint.step] = (checkpoint, CheckpointEvaluation(evaluation, checkpoint).evaluate(["dev"]))
-            choice = choose([results for _, results in done.values()], directions, config.evaluate.shots[0])
-            if config.train.keep_checkpoints and choice.step == checkpoint.step and group.rank == 0:
-                export(config, choice.step)  # the training may remove the checkpoint before it is judged
+            found_so_far = [results for _, results in done.values()]
+            choice = choose(found_so_far, directions, config.evaluate.shots[0], config.evaluate.beams)
+            if config.train.keep_checkpoints and choice.step == checkpoint.step:
+                step = choice.step  # the training may remove the checkpoint before it is judged
+                group.first(lambda step=step: export(config, step))  # type: ignore[misc]
         if ended or not follow:
             break
         time.sleep(_POLL_S)
     if choice is None:
         raise InputError(f"no checkpoint under {run.url}/checkpoints. Train first: composer trainer/train.py CONFIG")
+    content = json.dumps(choice.describe(), indent=2).encode()
+    group.first(lambda: run.publish("chosen.json", content))
     if group.rank == 0:
-        run.publish("chosen.json", json.dumps(choice.describe(), indent=2).encode())
         print(describe_choice(choice), flush=True)
     if sets := [name for name in ("test", "reasoning") if getattr(config.evaluate, name)]:
         CheckpointEvaluation(evaluation, done[choice.step][0]).evaluate(sets)

@@ -92,6 +92,7 @@ class Evaluation:
     @cached_property
     def manifest(self) -> Manifest:
         """The run's."""
+        self.run.fetch("manifest.json")  # a run that is followed from before its start had none yet
         return read_manifest(self.run.folder / "manifest.json")
 
     def texts(self, set_name: str, direction: str) -> EvaluationSet:
@@ -223,10 +224,8 @@ class CheckpointEvaluation:
         }
 
     def _write_results(self) -> None:
-        if self._group.rank == 0:
-            content = json.dumps(self.results, indent=2, ensure_ascii=False).encode()
-            self._run.publish(f"{self._place}/results.json", content)
-        self._group.gather(None)
+        content = json.dumps(self.results, indent=2, ensure_ascii=False).encode()
+        self._group.first(lambda: self._run.publish(f"{self._place}/results.json", content))
 
     # Translation.
 
@@ -241,7 +240,7 @@ class CheckpointEvaluation:
         self._add_comet(task, [one.text for one in completions], entry)
         others = [old for old in self.results["translation"] if old["translations"] != entry["translations"]]
         self.results["translation"] = sorted([*others, entry], key=lambda one: str(one["translations"]))
-        if self._group.rank == 0 and known is None:
+        if known is None:
             rows = zip(task.texts.sources, task.texts.references, completions, strict=True)
             lines = [
                 orjson.dumps(
@@ -249,9 +248,11 @@ class CheckpointEvaluation:
                 )
                 for source, reference, one in rows
             ]
-            self._run.publish(f"{self._place}/{entry['translations']}", b"\n".join([*lines, b""]))
+            content = b"\n".join([*lines, b""])
+            self._group.first(lambda: self._run.publish(f"{self._place}/{entry['translations']}", content))
         self._write_results()
-        self._partial(task, self._group.rank).unlink(missing_ok=True)
+        for path in self._folder.glob(self._partial(task, None).name):  # also of more ranks than there are now
+            path.unlink(missing_ok=True)
         if self._group.rank == 0:
             print(describe_entry(self._checkpoint.folder.name, entry), flush=True)
 

@@ -316,8 +316,15 @@ def test_results_of_another_checkpoint_of_the_same_step_are_left_behind(experime
 def test_of_equal_checkpoints_the_one_trained_shortest_is_chosen() -> None:
     def result(step: int, **scores: float) -> dict[str, Any]:
         entries = [
-            {"set": "dev", "direction": direction.replace("_", "-"), "shots": 0, "bleu": {"score": score}}
+            {
+                "set": "dev",
+                "direction": direction.replace("_", "-"),
+                "shots": 0,
+                "decoding": {"beams": beams},
+                "bleu": {"score": score if beams == 1 else 50 - score},
+            }
             for direction, score in scores.items()
+            for beams in (5, 1)
         ]
         return {"step": step, "translation": entries}
 
@@ -327,10 +334,11 @@ def test_of_equal_checkpoints_the_one_trained_shortest_is_chosen() -> None:
         result(30, en_zh=4, zh_en=1),
         result(40, en_zh=9),
     ]
-    both = choose(found, ["en-zh", "zh-en"], 0)
+    both = choose(found, ["en-zh", "zh-en"], 0, 1)
     assert (both.step, sorted(both.candidates)) == (20, [10, 20, 30])  # step 40 lacks a direction
-    assert choose(found, ["en-zh"], 0).step == 40
-    assert choose(list(reversed(found)), ["en-zh", "zh-en"], 0).step == 20
+    assert choose(found, ["en-zh"], 0, 1).step == 40
+    assert choose(found, ["en-zh"], 0, 5).step == 20  # other searches of the same checkpoints do not count
+    assert choose(list(reversed(found)), ["en-zh", "zh-en"], 0, 1).step == 20
 
 
 def copy_run(experiment: Experiment, out: Path, *, steps: list[int]) -> Path:
