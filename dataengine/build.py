@@ -33,7 +33,7 @@ from dataengine.manifest import Manifest, Stream
 from dataengine.objects import find_files
 from dataengine.packing import Packer
 from dataengine.parent import parent_stream, read_parent, stream_sizes
-from dataengine.runs import BUCKETS, encode_npy, num_ranges, read_npy
+from dataengine.runs import BUCKETS, decode_npy, encode_npy, num_ranges
 from dataengine.schedule import Schedule
 from dataengine.scores import ScoreCache
 from dataengine.shards import Shard, ShardFormat, ShardWriter, encode_index, read_shard, shard_name
@@ -474,8 +474,8 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
             plan.format.shards,
             first=len(shards),
         )
-        for tail in pool.map(lambda unit: read_npy(store, f"{unit.folder}/tail.npy"), packed.tails or packed.units):
-            writer.add(packer.add(tail))
+        for tail in pool.map(lambda unit: store.read(f"{unit.folder}/tail.npy"), packed.tails or packed.units):
+            writer.add(packer.add(decode_npy(tail)))
         shards += writer.finish()
         for write in writes:
             write.result()

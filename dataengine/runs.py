@@ -39,8 +39,17 @@ def read_array(store: Store, key: str, dtype: np.dtype[Any], first: int, last: i
 
 
 def read_npy(store: Store, key: str) -> NDArray[Any]:
-    """An array that a unit left as an .npy file."""
-    return np.load(io.BytesIO(store.read(key)))  # type: ignore[no-any-return]
+    """An array that a unit left as an .npy file. Not for threads: see `decode_npy`."""
+    return decode_npy(store.read(key))
+
+
+def decode_npy(content: bytes) -> NDArray[Any]:
+    """An array from the content of an .npy file.
+
+    One thread at a time: numpy reads the header by `ast.literal_eval`, of which two in a process at once can fail in
+    Python 3.11 (SystemError: AST constructor recursion depth mismatch; seen once in some hundred builds).
+    """
+    return np.load(io.BytesIO(content))  # type: ignore[no-any-return]
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dataengine import order, pairs
 from dataengine.errors import InputError
 from dataengine.packing import Packer, Tokens
-from dataengine.runs import bucket_bounds, buckets_of, encode_npy, read_array, read_npy
+from dataengine.runs import bucket_bounds, buckets_of, decode_npy, encode_npy, read_array, read_npy
 from dataengine.shards import Add, ShardFormat, ShardWriter
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.storage import Store
@@ -223,8 +223,8 @@ class PackTails(Unit):
         packer = Packer(self.format.seq_len + 1, dtype)
         writer = ShardWriter(add, self.format.shards)
         with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
-            for tail in pool.map(lambda unit: read_npy(store, f"units/{unit}/tail.npy"), self.units):
-                writer.add(packer.add(tail))
+            for tail in pool.map(lambda unit: store.read(f"units/{unit}/tail.npy"), self.units):
+                writer.add(packer.add(decode_npy(tail)))
         on_progress(self.tokens)
         return Receipt(tokens=self.tokens, tail=_add_tail(add, writer, packer), shards=writer.shards)
 

@@ -48,7 +48,7 @@ def _make_run(folder: Path, name: str, bootstrap: int) -> Path:
     _write_log(out / "log.csv", manifest)
     rows = [json.loads(line) for line in (DEMO / "en-zh.dev.jsonl").read_text(encoding="utf-8").splitlines()]
     results = {step: _evaluate(out, config, manifest, step, "dev", rows[:60], bootstrap) for step in STEPS}
-    choice = choose(list(results.values()), DIRECTIONS, 0)
+    choice = choose(list(results.values()), DIRECTIONS, 0, 1)
     (out / "chosen.json").write_text(json.dumps(choice.describe()), encoding="utf-8")
     chosen = results[choice.step]
     chosen["translation"] += _evaluate(out, config, manifest, choice.step, "test", rows[60:], bootstrap)["translation"]
