@@ -47,7 +47,7 @@ def decode_npy(content: bytes) -> NDArray[Any]:
     """An array from the content of an .npy file.
 
     One thread at a time: numpy reads the header by `ast.literal_eval`, of which two in a process at once can fail in
-    Python 3.11 (SystemError: AST constructor recursion depth mismatch; seen once in some hundred builds).
+    Python 3.11 (SystemError: AST constructor recursion depth mismatch; seen once, in a build).
     """
     return np.load(io.BytesIO(content))  # type: ignore[no-any-return]
 
