@@ -1,15 +1,16 @@
 """Three miniature languages of one world: `python benchmarks/study/world.py --out FOLDER [--seed 17]`.
 
 Meanings (who does what to whom, how many, of what kind, when) are put into words by three grammars of made-up
-vocabularies, so that a model of a million parameters can learn to translate between them in minutes:
+vocabularies, so that a model of half a million parameters can learn to translate in minutes:
 
     en   subject verb object adverb; adjective before noun; plural in -s, verb in -t after a singular subject
     zh   adverb subject object verb; written without spaces; classifier after a number; past by a particle at the end
     id   verb subject object adverb; adjective behind noun; plural by reduplication; past by a word before the verb
 
-Written are documents (mostly en, a little zh and id), pairs en-zh and en-id, dev and test pairs whose combinations of
-subject, verb and object stand in no training file, and a SentencePiece model. A document stays with a few entities, as
-real text does: without that no circuit for copying forms, and nothing is translated. Equal seeds give equal bytes.
+Written are documents (mostly en, a little zh and id), pairs en-zh, en-id and zh-id, dev and test pairs whose
+combinations of subject, verb and object stand in no training file, and a SentencePiece model whose every word is one
+token. A document stays with a few entities, as real text does: without that no circuit for copying forms, and nothing is
+translated. Equal seeds give equal bytes.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
-NOUNS, ADJECTIVES, VERBS, ADVERBS = 160, 24, 60, 12
-DOCUMENTS, PAIRS, HELD_OUT = 64_000, 60_000, 200  # documents in all; pairs a language; sentences of dev and of test
+NOUNS, ADJECTIVES, VERBS, ADVERBS = 48, 8, 16, 6
+DOCUMENTS, PAIRS, HELD_OUT = 66_000, 60_000, 200  # documents in all; pairs a language; sentences of dev and of test
 OTHER_LANGUAGES = {"zh": 0.03, "id": 0.02}  # share of documents that are not en, as SlimPajama has some
+PAIRED = (("en", "zh"), ("en", "id"), ("zh", "id"))
 HOLD_OUT = 12  # one in so many combinations of subject, verb and object is for dev and test
-VOCABULARY = 1600
+NAMES = ("English", "Chinese", "Indonesian")
 
 # Beginnings and ends of syllables.
 _EN = (("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "gr", "tr", "st", "pl"),
@@ -63,9 +65,6 @@ class Clause:
         return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % HOLD_OUT == 0
 
 
-Meaning = tuple[Clause, ...]  # one clause, or two joined by a conjunction
-
-
 class Lexicon:
     """The words of the three languages for each concept, made up from a seed."""
 
@@ -89,7 +88,7 @@ class Lexicon:
                     used.add(made)
                     return made
 
-        sizes = {"noun": NOUNS, "adjective": ADJECTIVES, "verb": VERBS, "adverb": ADVERBS, "number": 10, "word": 6}
+        sizes = {"noun": NOUNS, "adjective": ADJECTIVES, "verb": VERBS, "adverb": ADVERBS, "number": 10, "word": 4}
         self.en = {kind: [word(_EN, draw.choice((1, 2, 2))) for _ in range(n)] for kind, n in sizes.items()}
         self.id = {kind: [word(_ID, draw.choice((2, 2, 3))) for _ in range(n)] for kind, n in sizes.items()}
         self.zh = {
@@ -102,32 +101,28 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.words = Lexicon(seed)
-        self.say: dict[str, Callable[[Meaning], str]] = {"en": self._say_en, "zh": self._say_zh, "id": self._say_id}
+        self.say: dict[str, Callable[[Clause], str]] = {"en": self._say_en, "zh": self._say_zh, "id": self._say_id}
 
     def meaning(
         self, draw: random.Random, nouns: Sequence[int], verbs: Sequence[int], *, held_out: bool
-    ) -> Meaning | None:
-        """A meaning about some of these nouns and verbs whose combinations are all held out, or none is.
+    ) -> Clause | None:
+        """A meaning about some of these nouns and verbs whose combination is held out, or is not.
 
         None if these have hardly any such combination.
         """
-        clauses = 1 if draw.random() < 0.7 else 2
-        made: list[Clause] = []
         for _ in range(100):
             subject, object = (self._thing(draw, noun) for noun in draw.sample(list(nouns), 2))
             adverb = draw.randrange(ADVERBS) if draw.random() < 0.3 else None
             clause = Clause(subject, draw.choice(verbs), object, adverb, draw.random() < 0.4)
             if clause.held_out == held_out:
-                made.append(clause)
-                if len(made) == clauses:
-                    return tuple(made)
+                return clause
         return None
 
     def _thing(self, draw: random.Random, noun: int) -> Thing:
         count = draw.choice((1, 1, 1, 2, 2, 3, 4, 5))
         return Thing(noun, draw.randrange(ADJECTIVES) if draw.random() < 0.4 else None, count)
 
-    def _say_en(self, meaning: Meaning) -> str:
+    def _say_en(self, clause: Clause) -> str:
         words = self.words.en
 
         def thing(one: Thing) -> list[str]:
@@ -135,14 +130,11 @@ class World:
             noun = words["noun"][one.noun] + ("s" if one.count > 1 else "")
             return [part for part in (head, _of(words["adjective"], one.adjective), noun) if part]
 
-        parts = []
-        for clause in meaning:
-            verb = words["verb"][clause.verb] + ("d" if clause.past else "t" if clause.subject.count == 1 else "")
-            said = [*thing(clause.subject), verb, *thing(clause.object), _of(words["adverb"], clause.adverb)]
-            parts.append(" ".join(word for word in said if word))
-        return f" {words['word'][1]} ".join(parts) + "."
+        verb = words["verb"][clause.verb] + ("d" if clause.past else "t" if clause.subject.count == 1 else "")
+        said = [*thing(clause.subject), verb, *thing(clause.object), _of(words["adverb"], clause.adverb)]
+        return " ".join(word for word in said if word) + "."
 
-    def _say_zh(self, meaning: Meaning) -> str:
+    def _say_zh(self, clause: Clause) -> str:
         words = self.words.zh
 
         def thing(one: Thing) -> str:
@@ -151,17 +143,11 @@ class World:
             adjective = _of(words["adjective"], one.adjective)
             return count + (adjective + words["word"][2] if adjective else "") + words["noun"][one.noun] + many
 
-        parts = [
-            _of(words["adverb"], clause.adverb)
-            + thing(clause.subject)
-            + thing(clause.object)
-            + words["verb"][clause.verb]
-            + (words["word"][3] if clause.past else "")
-            for clause in meaning
-        ]
-        return f"，{words['word'][4]}".join(parts) + "。"
+        past = words["word"][3] if clause.past else ""
+        adverb, verb = _of(words["adverb"], clause.adverb), words["verb"][clause.verb]
+        return f"{adverb}{thing(clause.subject)}{thing(clause.object)}{verb}{past}。"
 
-    def _say_id(self, meaning: Meaning) -> str:
+    def _say_id(self, clause: Clause) -> str:
         words = self.words.id
 
         def thing(one: Thing) -> list[str]:
@@ -170,13 +156,10 @@ class World:
             return [part for part in (head, f"{noun}-{noun}" if one.count == 2 else noun,
                                       _of(words["adjective"], one.adjective)) if part]  # fmt: skip
 
-        parts = []
-        for clause in meaning:
-            past = words["word"][0] if clause.past else ""
-            said = [past, "me" + words["verb"][clause.verb], *thing(clause.subject), *thing(clause.object),
-                    _of(words["adverb"], clause.adverb)]  # fmt: skip
-            parts.append(" ".join(word for word in said if word))
-        return f" {words['word'][1]} ".join(parts) + "."
+        past = words["word"][0] if clause.past else ""
+        said = [past, "me" + words["verb"][clause.verb], *thing(clause.subject), *thing(clause.object),
+                _of(words["adverb"], clause.adverb)]  # fmt: skip
+        return " ".join(word for word in said if word) + "."
 
 
 def _of(words: Sequence[str], number: int | None) -> str:
@@ -214,10 +197,33 @@ def pairs(world: World, seed: int, name: str, languages: Sequence[str], count: i
             yield {language: world.say[language](meaning) for language in languages}
 
 
-def write(folder: Path, seed: int) -> None:
-    """Write all files of the world."""
+def pieces(words: Lexicon) -> list[str]:
+    """What the tokenizer knows as one token: whole words, and what labels and prompts are made of."""
+    found = {"\n", ":", "▁Translate", "▁this", "▁from", "▁to", "▁me", *NAMES, *(f"▁{name}" for name in NAMES)}
+    for made in words.zh.values():
+        found.update(made)
+    for lexicon in (words.en, words.id):
+        for made in lexicon.values():
+            found.update(f"▁{word}" for word in made)
+    return sorted({*found, *words.id["noun"], *words.id["verb"]})  # after a hyphen, after me-
+
+
+def train_tokenizer(words: Lexicon, texts: Sequence[str]) -> bytes:
+    """A SentencePiece model of whole words; inflections, and letters of other text, are tokens of their own."""
     import sentencepiece
 
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*texts, *(f"{name}: " for name in NAMES)]), model_writer=model, vocab_size=4000,
+        use_all_vocab=True, model_type="char", character_coverage=1.0, byte_fallback=True, num_threads=1, minloglevel=2,
+        bos_id=1, eos_id=2, unk_id=0, pad_id=-1, split_digits=True, normalization_rule_name="identity",
+        user_defined_symbols=pieces(words), remove_extra_whitespaces=False,
+    )  # fmt: skip
+    return model.getvalue()
+
+
+def write(folder: Path, seed: int) -> None:
+    """Write all files of the world."""
     folder.mkdir(parents=True, exist_ok=True)
     world = World(seed)
 
@@ -226,23 +232,15 @@ def write(folder: Path, seed: int) -> None:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     write_rows("mono.jsonl", ({"text": text} for text in documents(world, seed)))
-    for code in ("zh", "id"):
-        write_rows(f"en-{code}.train.jsonl", pairs(world, seed, f"train {code}", ("en", code), PAIRS))
+    for one, other in PAIRED:
+        name = f"{one}-{other}"
+        write_rows(f"{name}.train.jsonl", pairs(world, seed, f"train {name}", (one, other), PAIRS))
     for name in ("dev", "test"):
         write_rows(f"{name}.jsonl", pairs(world, seed, name, ("en", "zh", "id"), HELD_OUT))
-    texts = [json.loads(line)["text"] for line in (folder / "mono.jsonl").open(encoding="utf-8")][:8000]
-    for code in ("zh", "id"):
-        for line in (folder / f"en-{code}.train.jsonl").open(encoding="utf-8"):
-            texts += json.loads(line).values()
-    labels = [f"{name}: " for name in ("English", "Chinese", "Indonesian")] * 2000
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*texts[:60_000], *labels]), model_writer=model, vocab_size=VOCABULARY,
-        model_type="bpe", character_coverage=1.0, byte_fallback=True, num_threads=1, minloglevel=2,
-        bos_id=1, eos_id=2, unk_id=0, pad_id=-1, split_digits=True, normalization_rule_name="identity",
-        user_defined_symbols=["\n"], remove_extra_whitespaces=False,
-    )  # fmt: skip
-    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    lines = [line for one, other in PAIRED[:2] for line in (folder / f"{one}-{other}.train.jsonl").open("rb")][::10]
+    (folder / "tokenizer.model").write_bytes(
+        train_tokenizer(world.words, [text for line in lines for text in json.loads(line).values()])
+    )
 
 
 def main() -> None:
