@@ -8,8 +8,8 @@ vocabularies, so that a model of half a million parameters can learn to translat
     id   verb subject object adverb; adjective behind noun; plural by reduplication; past by a word before the verb
 
 Written are documents (mostly en, a little zh and id), pairs en-zh, en-id and zh-id, dev and test pairs whose
-combinations of subject, verb and object stand in no training file, and a SentencePiece model whose every word is one
-token. A document stays with a few entities, as real text does: without that no circuit for copying forms, and nothing is
+combinations of subject, verb and object stand in no training file, and a SentencePiece model whose tokens are words. A
+document stays with a few entities, as real text does: without that no circuit for copying forms, and nothing is
 translated. Equal seeds give equal bytes.
 """
 
@@ -26,7 +26,8 @@ from itertools import accumulate
 from pathlib import Path
 
 NOUNS, ADJECTIVES, VERBS, ADVERBS = 48, 8, 16, 6
-DOCUMENTS, PAIRS, HELD_OUT = 66_000, 60_000, 200  # documents in all; pairs a language; sentences of dev and of test
+DOCUMENTS, PAIRS = 66_000, 60_000  # documents in all; pairs of two languages
+HELD_OUT = {"dev": 100, "test": 200}  # sentences
 OTHER_LANGUAGES = {"zh": 0.03, "id": 0.02}  # share of documents that are not en, as SlimPajama has some
 PAIRED = (("en", "zh"), ("en", "id"), ("zh", "id"))
 HOLD_OUT = 12  # one in so many combinations of subject, verb and object is for dev and test
@@ -191,7 +192,7 @@ def pairs(world: World, seed: int, name: str, languages: Sequence[str], count: i
     draw = random.Random(f"{name} {seed}")
     while count:
         nouns, verbs = _frequent(draw, NOUNS, 4), _frequent(draw, VERBS, 3)
-        meaning = world.meaning(draw, nouns, verbs, held_out=name in ("dev", "test"))
+        meaning = world.meaning(draw, nouns, verbs, held_out=name in HELD_OUT)
         if meaning is not None:
             count -= 1
             yield {language: world.say[language](meaning) for language in languages}
@@ -235,8 +236,8 @@ def write(folder: Path, seed: int) -> None:
     for one, other in PAIRED:
         name = f"{one}-{other}"
         write_rows(f"{name}.train.jsonl", pairs(world, seed, f"train {name}", (one, other), PAIRS))
-    for name in ("dev", "test"):
-        write_rows(f"{name}.jsonl", pairs(world, seed, name, ("en", "zh", "id"), HELD_OUT))
+    for name, count in HELD_OUT.items():
+        write_rows(f"{name}.jsonl", pairs(world, seed, name, ("en", "zh", "id"), count))
     lines = [line for one, other in PAIRED[:2] for line in (folder / f"{one}-{other}.train.jsonl").open("rb")][::10]
     (folder / "tokenizer.model").write_bytes(
         train_tokenizer(world.words, [text for line in lines for text in json.loads(line).values()])

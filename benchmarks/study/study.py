@@ -1,0 +1,361 @@
+"""The study in miniature: `make study`, or `python benchmarks/study/study.py [--fast] [--seeds 3] [--text FOLDER]`.
+
+Builds the streams of three made-up languages (world.py) once, trains every setting of the paper for several seeds and
+the open questions for the first one, evaluates along the checkpoints, and writes RUNS/study.html with what was expected
+and what was measured (findings.py). The same command goes on after an interruption, and repeats nothing.
+
+Each run is what its YAML under yamls/study says, by the commands that are noted in RUNS/commands.txt. Only one thing is
+saved: a run whose first steps are another run's, to the sample, begins with that run's checkpoint. The trainer proves
+from the manifests that they are, and resumes bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+if __name__ == "__main__":  # as a script: find packages beside benchmarks, not modules of other names in this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from tqdm import tqdm
+
+from benchmarks.study import findings, world
+from dataengine.build import experiment_url
+from dataengine.config import Config, load_config
+from dataengine.manifest import Manifest, read_manifest
+from trainer.schedulers import restart_steps
+
+SETTINGS = (
+    "no_parallel", "multilingual", "parallel_non_adjacent", "parallel_first", "parallel_distributed",
+    "parallel_last_all", "uni_en_zh", "uni_zh_en", "uni_en_id", "uni_id_en",
+)  # fmt: skip
+FAST_SETTINGS = ("no_parallel", "parallel_non_adjacent", "parallel_first", "parallel_distributed",
+                 "parallel_last_all", "uni_en_zh")  # fmt: skip
+TEXT_SETTINGS = ("text/parallel_distributed", "text/parallel_last_all")
+ROOT = Path(__file__).resolve().parents[2]
+YAMLS = Path("yamls/study")
+WORLD_SEED = 17
+_EVERY = 2  # checkpoints on dev: each second one
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: train, and evaluate along its checkpoints. `setting` is its YAML's path under yamls/study."""
+
+    setting: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The run's name, of which its folder is made."""
+        return f"study/seed-{self.seed}/{self.setting}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Config and overrides, as for all commands."""
+        seeds = [f"seed={self.seed}", f"model.init_seed={self.seed}"]
+        return [str(YAMLS / f"{self.setting}.yaml"), f"name={self.name}", *seeds]
+
+    @cached_property
+    def config(self) -> Config:
+        """The experiment."""
+        return load_config(self.arguments[0], self.arguments[1:])
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The built schedule."""
+        return read_manifest(experiment_url(self.config))
+
+    @property
+    def out(self) -> Path:
+        """The run's folder."""
+        return Path(self.config.out)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was trained and evaluated by this plan and these settings."""
+        try:
+            done = json.loads((self.out / "study.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return bool(done["key"] == self.key)
+
+    @property
+    def key(self) -> list[str]:
+        """What a finished run was made of."""
+        return [self.manifest.plan_id, self.config.model_dump_json(), str(_EVERY)]
+
+
+def main() -> None:
+    """Run the command line; exit with 1 if a run fails."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fast", action="store_true", help="six settings, one seed, no open questions")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of each setting (default: %(default)s)")
+    parser.add_argument("--only", metavar="A,B", help="these settings alone, such as parallel_last_all,placement/at_50")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at a time, a thread "
+                        "each (default: a processor each, %(default)s)")  # fmt: skip
+    parser.add_argument("--text", type=Path, metavar="FOLDER", help="also train on real text: a folder with mono.en, "
+                        "en-zh.train, en-zh.dev, en-id.train, en-id.dev (.jsonl.zst) and sp32k.model")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="build, and say what would be trained")
+    options = parser.parse_args()
+    if options.seeds < 1 or options.jobs < 1:
+        parser.error("--seeds and --jobs must be 1 or more")
+    os.chdir(ROOT)
+    begun = time.monotonic()
+    jobs = choose_jobs(fast=options.fast, seeds=options.seeds, only=options.only, text=options.text)
+    make_inputs(options.text)
+    build(jobs)
+    todo = [job for job in jobs if not job.is_done]
+    steps = sum(job.manifest.schedule.steps - shared_steps(job, jobs) for job in todo)
+    print(f"{len(jobs)} runs, {len(todo)} of them to do: {steps:,} steps, {options.jobs} at a time", flush=True)
+    if options.dry_run:
+        for job in todo:
+            print(f"{job.name}: steps {shared_steps(job, jobs):,} to {job.manifest.schedule.steps:,}")
+        return
+    failed = run_all(todo, jobs, options.jobs) if todo else []
+    note_time(time.monotonic() - begun, bool(todo))
+    done = [job for job in jobs if job.is_done]
+    findings.write(done_runs(done), Path("runs/study"))
+    mains = [str(job.out) for job in done if job.seed == 1 and "/" not in job.setting]
+    if mains:
+        command = [sys.executable, "trainer/report.py", *mains, "--out", "runs/study/report.html", "--trials", "1000"]
+        subprocess.run(command, check=True)
+    print(f"took {time.monotonic() - begun:.0f} s")
+    if failed:
+        sys.exit("failed: " + ", ".join(f"{job.name} (see {job.out}.txt)" for job in failed))
+
+
+def choose_jobs(*, fast: bool, seeds: int, only: str | None, text: Path | None) -> list[Job]:
+    """The runs, in an order in which every run comes after those that it may begin with."""
+    names = sorted(path.relative_to(YAMLS).with_suffix("").as_posix() for path in YAMLS.rglob("*.yaml"))
+    questions = [name for name in names if "/" in name and not name.startswith("text/")]
+    wanted = [Job(name, seed) for name in (FAST_SETTINGS if fast else SETTINGS) for seed in range(1, seeds + 1)]
+    wanted = [job for job in wanted if job.seed == 1] if fast else wanted + [Job(name, 1) for name in questions]
+    if text is not None:
+        wanted = [*(Job(name, 1) for name in TEXT_SETTINGS), *wanted]
+    if only is not None:
+        if unknown := set(only.split(",")) - set(names):
+            sys.exit(f"--only: {', '.join(sorted(unknown))}: expected some of {', '.join(names)}")
+        wanted = [job for job in wanted if job.setting in only.split(",")]
+    return sorted(wanted, key=lambda job: (job.setting not in TEXT_SETTINGS, job.setting != "no_parallel",
+                                           job.setting in SETTINGS[5:] or "/" in job.setting))  # fmt: skip
+
+
+# Streams and schedules.
+
+
+def make_inputs(text: Path | None) -> None:
+    """The files that streams are made of."""
+    folder = Path("runs/study/world")
+    stamp = folder / "of.txt"
+    made_by = f"seed {WORLD_SEED}\n{Path(world.__file__).read_text()}"
+    if not stamp.is_file() or stamp.read_text() != made_by:
+        print(f"making three languages in {folder}", flush=True)
+        world.write(folder, WORLD_SEED)
+        stamp.write_text(made_by)
+    if text is not None:
+        link = Path("runs/study/text")
+        link.unlink(missing_ok=True)
+        link.symlink_to(text.resolve(), target_is_directory=True)
+
+
+def build(jobs: Sequence[Job]) -> None:
+    """Build all streams and schedules; what is built already is found so in a moment."""
+    import contextlib
+    import io
+
+    from dataengine.cli import main as dataengine
+
+    for job in tqdm(jobs, desc="build", unit="plan", disable=None):
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                dataengine(["build", *job.arguments])
+        except SystemExit as end:
+            if end.code:
+                sys.exit(f"{said.getvalue()}\nbuilding {job.name} failed")
+
+
+def base_of(job: Job, jobs: Sequence[Job]) -> Job | None:
+    """The first run of the same model, settings and seed: one that `job` may begin with."""
+    return next(
+        (one for one in jobs[: jobs.index(job)]
+         if one.seed == job.seed and (one.config.model, one.config.train) == (job.config.model, job.config.train)),
+        None,
+    )  # fmt: skip
+
+
+def shared_steps(job: Job, jobs: Sequence[Job]) -> int:
+    """The last checkpoint of its base before which both train on the same samples."""
+    base = base_of(job, jobs)
+    if base is None:
+        return 0
+    interval = base.config.train.checkpoint_interval
+    last = min(base.manifest.schedule.steps, job.manifest.schedule.steps) - 1
+    for step in range(last - last % interval, 0, -interval):
+        same_samples = base.manifest.prefix_sha256(step) == job.manifest.prefix_sha256(step)
+        if same_samples and rate_restarts(base, step) == rate_restarts(job, step):
+            return step
+    return 0
+
+
+def rate_restarts(job: Job, step: int) -> list[int]:
+    """Steps before `step` at which the learning rate is warmed up anew."""
+    names = {stage.name for stage in job.config.stages if stage.restart_learning_rate}
+    return [restart for restart in restart_steps(job.manifest.schedule, names) if restart < step]
+
+
+# Runs.
+
+
+def run_all(todo: Sequence[Job], jobs: Sequence[Job], at_once: int) -> list[Job]:
+    """Train and evaluate, `at_once` runs at a time; return those that failed."""
+    _CONTEXT.set_forkserver_preload(["__main__", "trainer.train", "trainer.session", "trainer.evaluate",
+                                      "composer.utils.parallelism"])  # fmt: skip
+    futures: dict[Job, Future[float]] = {}
+    shared = {job: shared_steps(job, jobs) for job in todo}
+    total = sum(job.manifest.schedule.steps - shared[job] for job in todo)
+    failed: list[Job] = []
+    with (
+        ThreadPoolExecutor(at_once) as pool,
+        tqdm(total=total, desc="train", unit="step", disable=None, smoothing=0.02) as bar,
+    ):
+        say = threading.Lock()
+        for number, job in enumerate(todo, 1):
+            base = base_of(job, jobs)
+
+            def work(job: Job = job, base: Job | None = base, number: int = number) -> float:
+                begun = time.monotonic()
+                try:
+                    if base in futures:
+                        futures[base].result()  # begun before this one, as `todo` is ordered
+                    run_one(job, base, shared[job], bar.update)
+                except RuntimeError:
+                    with say:
+                        failed.append(job)
+                        bar.write(f"[{number}/{len(todo)}] {job.name}: FAILED, see {job.out}.txt")
+                    raise
+                seconds = time.monotonic() - begun
+                with say:
+                    bar.write(f"[{number}/{len(todo)}] {job.name}: steps {shared[job]:,} to "
+                              f"{job.manifest.schedule.steps:,} in {seconds:.0f} s; {last_scores(job)}")  # fmt: skip
+                return seconds
+
+            futures[job] = pool.submit(work)
+        wait(futures.values())
+    return failed
+
+
+def run_one(job: Job, base: Job | None, shared: int, advance: Callable[[int], object]) -> None:
+    """One run from where it stands. Raises RuntimeError if a command fails."""
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    if base is not None and shared and not (job.out / "checkpoints").is_dir():
+        begin_with(job, base, shared)
+    printed = Path(f"{job.out}.txt")
+    printed.unlink(missing_ok=True)
+    process = _start("trainer.train", job.arguments, printed)
+    seen = shared
+    while process.is_alive():
+        process.join(1.0)
+        if (steps := _steps_trained(job.out)) > seen:
+            advance(steps - seen)
+            seen = steps
+    if process.exitcode:
+        raise RuntimeError(job.name)
+    advance(job.manifest.schedule.steps - seen)
+    last = ["--sets", ",".join(name for name in ("dev", "test") if getattr(job.config.evaluate, name))]
+    for options in (["--all", "--every", str(_EVERY)], last):  # along the way and the chosen one; the last one
+        process = _start("trainer.evaluate", [*job.arguments, *options], printed)
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(job.name)
+    (job.out / "study.json").write_text(json.dumps({"key": job.key, "shared": shared}))
+
+
+def begin_with(job: Job, base: Job, step: int) -> None:
+    """Copy the base's checkpoint of a step, its log and its evaluations until then, the checkpoint last."""
+    name = f"step-{step:08d}"
+    for folder in (f"evaluations/step-{earlier:08d}" for earlier in range(1, step + 1)):
+        if (base.out / folder).is_dir():
+            shutil.copytree(base.out / folder, job.out / folder, dirs_exist_ok=True)
+    job.out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(base.out / "log.csv", job.out / "log.csv")
+    partial = job.out / "copying"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(base.out / "checkpoints" / name, partial / name)
+    partial.rename(job.out / "checkpoints")
+
+
+def _start(module: str, arguments: list[str], printed: Path) -> multiprocessing.process.BaseProcess:
+    with Path("runs/study/commands.txt").open("a") as file:
+        file.write(f"python {module.replace('.', '/')}.py {' '.join(arguments)}\n")
+    process = _CONTEXT.Process(target=_command, args=(module, arguments, str(printed)))
+    process.start()
+    return process
+
+
+def _command(module: str, arguments: list[str], printed: str) -> None:
+    """A command of the trainer in a process forked from one that has imported it, on one thread."""
+    descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    if module == "trainer.train":
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
+                       "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+    import torch
+
+    torch.set_num_threads(1)
+    sys.modules[module].main(arguments)
+
+
+def _steps_trained(out: Path) -> int:
+    """By the last line of the log."""
+    try:
+        with (out / "log.csv").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            return int(file.read().splitlines()[-1].split(b",")[0]) + 1
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+# Results.
+
+
+def done_runs(jobs: Sequence[Job]) -> list[findings.StudyRun]:
+    """Finished runs as findings take them."""
+    return [findings.StudyRun.read(job.setting, job.seed, job.out) for job in jobs]
+
+
+def last_scores(job: Job) -> str:
+    """BLEU of the last checkpoint."""
+    run = findings.StudyRun.read(job.setting, job.seed, job.out)
+    return "BLEU " + ", ".join(f"{name} {run.score(name):.1f}" for name in run.directions)
+
+
+def note_time(seconds: float, worked: bool) -> None:
+    """Add to the time that the study took, over all calls of the command that had something to do."""
+    path = Path("runs/study/times.json")
+    times = json.loads(path.read_text()) if path.is_file() else []
+    if worked:
+        path.write_text(json.dumps([*times, round(seconds)]))
+
+
+if __name__ == "__main__":
+    main()
