@@ -59,7 +59,7 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
 
 def new_bucket(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     """A new bucket, as the fixture gives; the environment is as it was once `monkeypatch` is undone."""
-    endpoint, client = _server()
+    endpoint, client = server().endpoint, server().client
     for name in [name for name in os.environ if name.startswith(("AWS_", "S3_", "GCS_")) and name != "AWS_CA_BUNDLE"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
@@ -75,47 +75,64 @@ def new_bucket(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
     return ObjectStore(endpoint, bucket, client)
 
 
+class Server:
+    """A SeaweedFS server with a folder and ports of its own; it is killed when this process ends."""
+
+    def __init__(self) -> None:
+        stack = ExitStack()
+        atexit.register(stack.close)
+        self._folder = Path(tempfile.mkdtemp(prefix="weed-"))  # short, for names of sockets
+        stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
+        actions = ["Admin", "Read", "Write", "List", "Tagging"]
+        credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
+        (self._folder / "s3.json").write_text(
+            json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": actions}]})
+        )
+        (self._folder / "data").mkdir()
+        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
+        self._log = stack.enter_context((self._folder / "log").open("wb"))
+        self.start()
+        stack.callback(self.kill)
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        flags = {
+            f"{name.split('.')[0]}.port{'.grpc' if '.grpc' in name else ''}": port for name, port in self._ports.items()
+        }
+        self._process = subprocess.Popen(
+            [
+                str(Path(sys.executable).with_name("weed")),
+                "server",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+                f"-dir={self._folder / 'data'}",
+                "-master.telemetry=false",
+                "-master.volumeSizeLimitMB=256",
+                "-volume.max=3000",
+                "-s3",
+                f"-s3.config={self._folder / 's3.json'}",
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                *(f"-{name}={port}" for name, port in flags.items()),
+            ],
+            cwd=self._folder,
+            env={**os.environ, "TMPDIR": str(self._folder), "HOME": str(self._folder)},
+            stdout=self._log,
+            stderr=self._log,
+        )
+        self.client = _wait_for(self.endpoint, self._process, self._folder / "log")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+
 @functools.cache  # the fixture may be imported by several test modules: still one server
-def _server() -> tuple[str, Any]:
-    """Start the server; return its endpoint and a client. It is killed when this process ends."""
-    stack = ExitStack()
-    atexit.register(stack.close)
-    folder = Path(tempfile.mkdtemp(prefix="weed-"))  # short, for names of sockets
-    stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    actions = ["Admin", "Read", "Write", "List", "Tagging"]
-    credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
-    (folder / "s3.json").write_text(
-        json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": actions}]})
-    )
-    (folder / "data").mkdir()
-    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
-    flags = {f"{name.split('.')[0]}.port{'.grpc' if '.grpc' in name else ''}": port for name, port in ports.items()}
-    log = stack.enter_context((folder / "log").open("wb"))
-    process = subprocess.Popen(
-        [
-            str(Path(sys.executable).with_name("weed")),
-            "server",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-            f"-dir={folder / 'data'}",
-            "-master.telemetry=false",
-            "-master.volumeSizeLimitMB=256",
-            "-volume.max=3000",
-            "-s3",
-            f"-s3.config={folder / 's3.json'}",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-            *(f"-{name}={port}" for name, port in flags.items()),
-        ],
-        cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder), "HOME": str(folder)},
-        stdout=log,
-        stderr=log,
-    )
-    stack.callback(process.wait)
-    stack.callback(process.kill)
-    endpoint = f"http://127.0.0.1:{ports['s3']}"
-    return endpoint, _wait_for(endpoint, process, folder / "log")
+def server() -> Server:
+    """The server of this process."""
+    return Server()
 
 
 def _wait_for(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> Any:
@@ -204,11 +221,15 @@ def faulty_proxy(target: str, fault: Fault) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *words: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+    class Proxy(ThreadingHTTPServer):
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A side that hangs up is what proxies like this are for."""
+
+    with Proxy(("127.0.0.1", 0), Handler) as proxy:
+        thread = threading.Thread(target=proxy.serve_forever, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", methods
+            yield f"http://127.0.0.1:{proxy.server_port}", methods
         finally:
-            server.shutdown()
+            proxy.shutdown()
             thread.join()

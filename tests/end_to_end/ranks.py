@@ -16,17 +16,22 @@ from typing import Any
 
 from trainer.step_log import read_log
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["trainer.train", "trainer.session", "composer.utils.parallelism"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["trainer.train", "trainer.session", "composer.utils.parallelism"])
 DEADLINE_S = 240
+
+
+def free_port() -> int:
+    """A port of loopback that nobody uses."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def start(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: str = "") -> list[ForkServerProcess]:
     """Start the ranks of a run; their output goes to OUT.rank0.txt and so on."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     processes = []
     for rank in range(ranks):
         environment = {
@@ -42,7 +47,7 @@ def start(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: str =
         }
         printed = out.with_name(f"{out.name}.rank{rank}.txt")
         arguments = (environment, str(config), [f"out={out}", *overrides], printed, probe)
-        processes.append(_CONTEXT.Process(target=_train_rank, args=arguments))
+        processes.append(CONTEXT.Process(target=_train_rank, args=arguments))
         printed.unlink(missing_ok=True)  # of the start before
         processes[-1].start()
     return processes

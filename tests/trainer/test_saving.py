@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.ranks import _CONTEXT, DEADLINE_S
+from tests.end_to_end.ranks import CONTEXT, DEADLINE_S
 from tests.object_store import ObjectStore, object_store
 from trainer.checkpoints import all_checkpoints, checkpoint_folder, fetch_checkpoint, newest_checkpoint
 from trainer.runs import open_run
@@ -91,7 +91,7 @@ def test_two_ranks_save_what_reads_back(place: str, object_store: ObjectStore, t
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     processes = [
-        _CONTEXT.Process(target=save_as_rank, args=(rank, port, url, caches, dict(os.environ))) for rank in range(2)
+        CONTEXT.Process(target=save_as_rank, args=(rank, port, url, caches, dict(os.environ))) for rank in range(2)
     ]
     for process in processes:
         process.start()

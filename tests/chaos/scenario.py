@@ -1,0 +1,653 @@
+"""One seed of chaos: build, train and evaluate a small experiment while faults drawn from the seed are put in its way.
+
+What is done about a fault is what a user would do: start the same command again; and if it refused, naming what is
+damaged, bring that back from a backup first. Everything else is a failure: a hang, a traceback that no kill explains, a
+refusal that does not say what is damaged, and above all a result that differs from the undisturbed run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dataengine.storage import Store, open_store
+from tests.conftest import DEMO, small_experiment
+from tests.end_to_end import ranks
+from tests.end_to_end.test_training import exact
+from tests.object_store import ObjectStore, faulty_proxy, new_bucket, server
+from trainer.step_log import read_log
+
+DEADLINE_S = 180  # of a command; one that takes longer hangs
+_PEER_S = 60  # in which a rank must notice that another one died
+_DISK_MB = 192
+_PRELOAD = ("trainer.train", "trainer.session", "trainer.evaluate", "dataengine.cli", "composer.utils.parallelism")
+_DAMAGES = ("a byte changed", "cut short", "emptied", "removed")
+
+
+class FailureError(Exception):
+    """What must not happen; `kind` is hang, crash, unclear or different."""
+
+    def __init__(self, kind: str, words: str) -> None:
+        super().__init__(words)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Event:
+    """A fault that was injected, and what came of it: went on, started again, refused, not reached."""
+
+    fault: str
+    outcome: str
+
+
+@dataclass
+class Scenario:
+    """The result of one seed."""
+
+    seed: int
+    place: str  # disk or bucket
+    events: list[Event] = field(default_factory=list)
+    verdict: str = "equal"
+    words: str = ""
+    seconds: float = 0.0
+
+    def describe(self) -> dict[str, object]:
+        """As JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the undisturbed experiment gives."""
+
+    manifest: bytes
+    log: list[dict[str, str]]
+    translations: dict[str, str]
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    codes: list[int | None]
+    printed: str
+    killed: bool
+
+
+class Lab:
+    """What scenarios share: sources, a warm parent for processes, a server, and the undisturbed results."""
+
+    def __init__(self, folder: Path, *, buckets: bool = True) -> None:
+        ranks.CONTEXT.set_forkserver_preload(list(_PRELOAD))
+        self.folder = folder
+        self.corpora = folder / "corpora"
+        self.buckets = buckets
+        _write_corpora(self.corpora)
+        self.disk_is_small = _can_mount(folder)
+        place = folder / "undisturbed"
+        run = Experiment(self, place, random.Random(0), None)
+        for stage in ("build", "train", "evaluate"):
+            ended = run.run(stage)
+            assert set(ended.codes) == {0}, ended.printed
+        self.reference = Reference(run.manifest(), run.log(), run.translations())
+
+    def scenario(self, seed: int) -> Scenario:
+        """Run one seed."""
+        chance = random.Random(f"chaos {seed}")
+        in_bucket = self.buckets and chance.random() < 0.5
+        made = Scenario(seed, "bucket" if in_bucket else "disk")
+        begun = time.monotonic()
+        folder = self.folder / f"seed-{seed}"
+        with contextlib.ExitStack() as stack:
+            store = None
+            if in_bucket:
+                environment = stack.enter_context(pytest.MonkeyPatch.context())
+                store = new_bucket(environment)
+                environment.setenv("AWS_MAX_ATTEMPTS", "3")
+                stack.callback(lambda: store.client.delete_bucket(Bucket=store.bucket))
+            small = self.disk_is_small and chance.random() < 0.4
+            if small:
+                stack.enter_context(_small_disk(folder))
+            experiment = Experiment(self, folder, chance, store, disk_is_small=small)
+            try:
+                with experiment.network():
+                    _disturb(experiment, made)
+                    _compare(experiment, self.reference)
+            except FailureError as failure:
+                made.verdict, made.words = failure.kind, str(failure)
+        if made.verdict == "equal":
+            shutil.rmtree(folder, ignore_errors=True)
+        made.seconds = round(time.monotonic() - begun, 1)
+        return made
+
+
+def _write_corpora(folder: Path) -> None:
+    from dataengine.sources import read_lines
+
+    folder.mkdir(parents=True, exist_ok=True)
+    documents = list(read_lines(DEMO / "mono.en.jsonl.zst"))[:120]
+    pairs = list(read_lines(DEMO / "en-zh.train.jsonl.zst"))[:600]
+    for name, lines in (("mono.0", documents[:50]), ("mono.1", documents[50:]), ("pairs.0", pairs[:200]),
+                        ("pairs.1", pairs[200:])):  # fmt: skip
+        (folder / f"{name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+
+
+def _can_mount(folder: Path) -> bool:
+    place = folder / "mount"
+    place.mkdir(exist_ok=True)
+    try:
+        with _small_disk(place):
+            return True
+    except subprocess.CalledProcessError:
+        return False
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path) -> Iterator[None]:
+    """A tmpfs at a folder; needs the right to mount."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK_MB}m", "tmpfs", str(folder)],
+                   check=True, capture_output=True)  # fmt: skip
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+class Experiment:
+    """The experiment of one scenario: its files, and its three commands."""
+
+    def __init__(
+        self, lab: Lab, folder: Path, chance: random.Random, store: ObjectStore | None, *, disk_is_small: bool = False
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.chance, self.bucket, self.disk_is_small = folder, chance, store, disk_is_small
+        values = small_experiment(lab.corpora, DEMO / "tokenizer.model", folder)
+        values["train"] |= {"outage_limit": 90}
+        values["stages"][0]["checkpoint_interval"] = 2
+        values["cache"] = str(folder / "cache")
+        if store is not None:
+            values |= {"store": f"{store.url}/store", "out": f"{store.url}/run", "shard_compression": "zstd:1"}
+        self.store_url, self.out = str(values["store"]), str(values["out"])
+        self.config = folder / "experiment.yaml"
+        self.config.write_text(yaml.safe_dump(values, sort_keys=False))
+        self.ranks, self.loader_workers = 2, 1
+        self.ranks_changed = False
+        self.network_fault = ""
+        self.backups: list[Callable[[], None]] = []
+
+    # Commands.
+
+    def run(self, stage: str, disturb: Callable[[list[ForkServerProcess]], bool] | None = None,
+            *overrides: str) -> Ended:  # fmt: skip
+        """Run build, train or evaluate to its end; `disturb` may kill processes, and returns whether it did."""
+        module, arguments, number = {
+            "build": ("dataengine.cli", ["build", str(self.config), "--workers", "2"], 1),
+            "train": ("trainer.train", [str(self.config), f"train.loader_workers={self.loader_workers}"], self.ranks),
+            "evaluate": ("trainer.evaluate", [str(self.config), "--all"], 1),
+        }[stage]
+        printed = self.folder.parent / f"{self.folder.name}.{stage}.txt"  # not on a disk that may be full
+        port = ranks.free_port()
+        processes = [
+            ranks.CONTEXT.Process(
+                target=_command,
+                args=(module, [*arguments, *overrides], _environment(rank, number, port) if stage == "train" else
+                      _environment(0, 0, 0), str(printed) if rank == 0 else f"{printed}.{rank}"),
+            )
+            for rank in range(number)
+        ]  # fmt: skip
+        for rank in range(number):
+            Path(str(printed) if rank == 0 else f"{printed}.{rank}").unlink(missing_ok=True)
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + DEADLINE_S
+        killed = disturb(processes) if disturb is not None else False
+        first_end = None
+        while any(process.is_alive() for process in processes):
+            time.sleep(0.05)
+            if first_end is None and any(process.exitcode is not None for process in processes):
+                first_end = time.monotonic()
+            if time.monotonic() > deadline or (first_end and time.monotonic() > first_end + _PEER_S):
+                words = printed.read_text(errors="replace")[-1500:] if printed.is_file() else ""
+                for process in processes:
+                    _kill_tree(process.pid or 0)
+                raise FailureError("hang", f"{stage} does not end (of the ranks ended: "
+                                      f"{[process.exitcode for process in processes]}):\n{words}")  # fmt: skip
+        texts = [Path(str(printed) if rank == 0 else f"{printed}.{rank}") for rank in range(number)]
+        printed_by_all = "\n".join(path.read_text(errors="replace") for path in texts if path.is_file())
+        return Ended([process.exitcode for process in processes], printed_by_all, killed)
+
+    # Results.
+
+    def open(self, url: str) -> Store:
+        """A store of the experiment, by way of the true server."""
+        return open_store(url)
+
+    def read(self, url: str, key: str) -> bytes:
+        """A file of the store or the run."""
+        return self.open(url).read(key)
+
+    def manifest(self) -> bytes:
+        """Of the build."""
+        return self.read(self.store_url, "experiments/small/manifest.json")
+
+    def log(self) -> list[dict[str, str]]:
+        """Of the run, as it is where it was to be."""
+        path = self.folder / "final-log.csv"
+        path.write_bytes(self.read(self.out, "log.csv"))
+        return read_log(path)
+
+    def translations(self) -> dict[str, str]:
+        """All translations of evaluated checkpoints by their files, and their scores."""
+        store, found = self.open(self.out), {}
+        for key in sorted(store.sizes("evaluations/")):
+            if key.endswith("shot.jsonl"):
+                found[key] = store.read(key).decode()
+            if key.endswith("results.json"):
+                results = json.loads(store.read(key))
+                found[key] = str([(one["direction"], one["bleu"]) for one in results["translation"]])
+        return found
+
+    # Faults.
+
+    def files(self, url: str, prefix: str) -> list[str]:
+        """Keys under a prefix."""
+        return sorted(self.open(url).sizes(prefix))
+
+    def damage(self, url: str, key: str, how: str) -> None:
+        """Damage a file as a disk, a person or another program would; `restore` mends it."""
+        store = self.open(url)
+        before = store.read(key)
+        self.backups.append(lambda: store.write(key, before))
+        if how == "removed":
+            store.remove(key)
+            return
+        content = bytearray(before)
+        if how == "a byte changed" and content:
+            content[self.chance.randrange(len(content))] ^= 1 << self.chance.randrange(8)
+        elif how == "cut short":
+            del content[self.chance.randrange(max(1, len(content))) :]
+        elif how == "emptied":
+            content.clear()
+        store.write(key, bytes(content))
+
+    def restore(self) -> None:
+        """Bring back what was damaged."""
+        while self.backups:
+            self.backups.pop()()
+
+    @contextlib.contextmanager
+    def network(self) -> Iterator[None]:
+        """Put a proxy before the server, which does what `network_fault` says."""
+        if self.bucket is None:
+            yield
+            return
+
+        def fault(number: int, method: str, headers: Mapping[str, str]) -> int | str | None:
+            kind = self.network_fault
+            if kind == "slow":
+                time.sleep(self.chance.random() * 0.3)
+            elif kind == "broken" and self.chance.random() < 0.15:
+                return self.chance.choice([500, 503, "cut", "reset"])
+            return None
+
+        with faulty_proxy(self.bucket.endpoint, fault) as (endpoint, _):
+            before = os.environ["S3_ENDPOINT_URL"]
+            os.environ["S3_ENDPOINT_URL"] = endpoint
+            try:
+                yield
+            finally:
+                os.environ["S3_ENDPOINT_URL"] = before
+
+
+def _environment(rank: int, number: int, port: int) -> dict[str, str]:
+    of_rank = {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    passed = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "S3_", "NO_PROXY"))}
+    return {**(of_rank if number else {}), "OMP_NUM_THREADS": "1", **passed}
+
+
+def _command(module: str, arguments: list[str], environment: dict[str, str], printed: str) -> None:
+    """A command's `main` in a process forked from the warm parent."""
+    os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)
+    descriptor = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    import torch
+
+    torch.set_num_threads(1)
+    importlib.import_module(module).main(arguments)
+    sys.exit(0)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _kill_tree(pid: int) -> None:
+    below = _children(pid)
+    _kill(pid)
+    for child in below:
+        _kill_tree(child)
+
+
+# Faults while a command runs: they return whether something was killed.
+
+
+def _wait(chance: random.Random, experiment: Experiment, processes: Sequence[ForkServerProcess], stage: str) -> None:
+    """Until a random moment: of training, after a random number of steps and a little; else after some time."""
+    until = time.monotonic() + 40
+    rows = chance.randrange(15) if stage == "train" else 0
+    while rows and time.monotonic() < until and processes[0].is_alive():
+        log = _local_log(experiment)
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            if log.is_file() and len(log.read_bytes().splitlines()) > rows:
+                break
+        time.sleep(0.01)
+    time.sleep(chance.random() * {"build": 1.5, "train": 0.4, "evaluate": 1.5}[stage])
+
+
+def _local_log(experiment: Experiment) -> Path:
+    if experiment.bucket is None:
+        return Path(experiment.out) / "log.csv"
+    found = list((experiment.folder / "cache").rglob("log.csv"))
+    return found[0] if found else Path("nowhere")
+
+
+Disturbance = Callable[[list[ForkServerProcess]], bool]
+
+
+def _killer(experiment: Experiment, stage: str, whom: str) -> Disturbance:
+    chance = experiment.chance
+
+    def act(processes: list[ForkServerProcess]) -> bool:
+        _wait(chance, experiment, processes, stage)
+        victims = list(processes) if whom == "all" else [chance.choice(processes)]
+        if whom == "child":
+            below = [pid for process in processes for pid in _children(process.pid or 0)]
+            return bool(below) and _kill(chance.choice(below))
+        alive = [process for process in victims if process.is_alive()]
+        for process in alive:
+            if whom == "asked":
+                os.kill(process.pid or 0, signal.SIGTERM)
+            else:
+                _kill(process.pid or 0)
+        if whom == "one" and alive:  # as the launcher does, once the others had time to notice
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline and any(process.is_alive() for process in processes):
+                time.sleep(0.05)
+            for process in processes:
+                _kill(process.pid or 0)
+        return bool(alive)
+
+    return act
+
+
+def _outage(experiment: Experiment, stage: str) -> Disturbance:
+    """The server dies, and comes back some seconds later."""
+
+    def act(processes: list[ForkServerProcess]) -> bool:
+        _wait(experiment.chance, experiment, processes, stage)
+        server().kill()
+        time.sleep(experiment.chance.random() * 5)
+        server().start()
+        return False
+
+    return act
+
+
+def _full_disk(experiment: Experiment, stage: str) -> Disturbance:
+    """The disk fills up, and is freed once the command has ended."""
+
+    def act(processes: list[ForkServerProcess]) -> bool:
+        _wait(experiment.chance, experiment, processes, stage)
+        ballast = experiment.folder / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 20))
+        with contextlib.suppress(OSError), ballast.open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(256))
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and any(process.is_alive() for process in processes):
+            time.sleep(0.05)
+        ballast.unlink(missing_ok=True)
+        return False
+
+    return act
+
+
+# The course of a scenario.
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault of a stage: what is done while it runs, or to files before it."""
+
+    name: str
+    during: Callable[[Experiment, str], Disturbance] | None = None
+    before: Callable[[Experiment], list[str] | None] | None = None  # returns what a refusal must name, or None if unfit
+    names: tuple[str, ...] = ()  # what a refusal must name
+    bucket_only: bool = False
+    small_disk_only: bool = False
+    network: str = ""
+
+
+def _damage(
+    url: Callable[[Experiment], str], wanted: Callable[[str], bool]
+) -> Callable[[Experiment], list[str] | None]:
+    def act(experiment: Experiment) -> list[str] | None:
+        keys = [key for key in experiment.files(url(experiment), "") if wanted(key)]
+        if not keys:
+            return None
+        key = experiment.chance.choice(keys)
+        experiment.damage(url(experiment), key, experiment.chance.choice(_DAMAGES))
+        folder, _, name = key.rpartition("/")
+        return [name, folder.rpartition("/")[2]]
+
+    return act
+
+
+def _damage_cache(experiment: Experiment) -> list[str] | None:
+    """A shard that a node has fetched."""
+    found = [path for path in (experiment.folder / "cache").rglob("*.mds*") if path.is_file()]
+    if not found:
+        return None
+    path = experiment.chance.choice(sorted(found))
+    experiment.damage(str(path.parent), path.name, experiment.chance.choice(_DAMAGES))
+    return [path.name]
+
+
+def _other_ranks(experiment: Experiment) -> list[str]:
+    experiment.ranks = experiment.chance.choice([1, 4])
+    experiment.ranks_changed = True
+    return []
+
+
+def _other_workers(experiment: Experiment) -> list[str]:
+    experiment.loader_workers = experiment.chance.choice([0, 2])
+    return []
+
+
+def _store(experiment: Experiment) -> str:
+    return experiment.store_url
+
+
+def _run(experiment: Experiment) -> str:
+    return experiment.out
+
+
+def _faults() -> dict[str, list[Fault]]:
+    def kill(name: str, whom: str) -> Fault:
+        return Fault(name, during=lambda experiment, stage: _killer(experiment, stage, whom))
+
+    network = [
+        Fault("server killed and started", during=_outage, bucket_only=True, names=("s3://", "bucket")),
+        Fault("connections broken", bucket_only=True, network="broken", names=("s3://", "bucket")),
+        Fault("connections slow", bucket_only=True, network="slow"),
+    ]
+    disk = [
+        Fault("disk full", during=_full_disk, small_disk_only=True, names=("No space left", "disk is full", "room"))
+    ]
+
+    def files(name: str, url: Callable[[Experiment], str], wanted: Callable[[str], bool]) -> Fault:
+        return Fault(name, before=_damage(url, wanted))
+
+    return {
+        "build": [
+            kill("build killed", "all"),
+            kill("build worker killed", "child"),
+            files("unit's file damaged", _store, lambda key: key.startswith("units/")),
+            *network,
+            *disk,
+        ],
+        "train": [
+            kill("rank killed", "one"),
+            kill("all ranks killed", "all"),
+            kill("loader worker killed", "child"),
+            kill("rank asked to stop", "asked"),
+            files("built shard damaged", _store, lambda key: key.startswith("streams/") and ".mds" in key),
+            files("stream's index damaged", _store, lambda key: key.startswith("streams/") and ".mds" not in key),
+            files("manifest damaged", _store, lambda key: key == "experiments/small/manifest.json"),
+            files("checkpoint damaged", _run, lambda key: key.startswith("checkpoints/") and "COMPLETE" not in key),
+            files("checkpoint's marker damaged", _run, lambda key: key.endswith("COMPLETE.json")),
+            files("run's manifest or config damaged", _run, lambda key: key in ("manifest.json", "config.yaml")),
+            Fault("log damaged", before=_damage_log),
+            Fault("cached shard damaged", before=_damage_cache, bucket_only=True),
+            Fault("other number of ranks", before=_other_ranks),
+            Fault("other number of loader workers", before=_other_workers),
+            *network,
+            *disk,
+        ],
+        "evaluate": [
+            kill("evaluation killed", "all"),
+            files("results damaged", _run, lambda key: key.startswith("evaluations/")),
+            files("newest checkpoint damaged", _run, lambda key: key.startswith("checkpoints/step-00000016/")),
+            *network,
+            *disk,
+        ],
+    }  # fmt: skip
+
+
+def _damage_log(experiment: Experiment) -> list[str] | None:
+    """The log loses its end, or all; a changed digit in it is not seen (docs/reliability.md)."""
+    if "log.csv" not in experiment.files(experiment.out, "log.csv"):
+        return None
+    experiment.damage(experiment.out, "log.csv", experiment.chance.choice(_DAMAGES[1:]))
+    return ["log.csv"]
+
+
+FAULTS = _faults()
+
+
+def _disturb(experiment: Experiment, made: Scenario) -> None:
+    """All three stages, each with up to three faults; at least one in all."""
+    chance = experiment.chance
+    for stage in ("build", "train", "evaluate"):
+        fitting = [
+            fault
+            for fault in FAULTS[stage]
+            if (experiment.bucket or not fault.bucket_only) and (experiment.disk_is_small or not fault.small_disk_only)
+        ]
+        number = chance.choice({"build": [0, 1, 1, 2], "train": [1, 2, 2, 3], "evaluate": [0, 1, 1]}[stage])
+        for fault in chance.sample(fitting, number):
+            if stage == "train" and fault.before and chance.random() < 0.85:  # something is there to be damaged
+                _to_the_end(experiment, stage, f"train.max_steps={chance.randrange(3, 15)}")
+            made.events.append(Event(f"{stage}: {fault.name}", _inject(experiment, stage, fault)))
+        if stage == "build" or experiment.chance.random() < 0.3:  # what is finished says so, and changes nothing
+            _to_the_end(experiment, stage)
+        _to_the_end(experiment, stage)
+
+
+def _inject(experiment: Experiment, stage: str, fault: Fault) -> str:
+    """Put a fault in the way of a stage; return what came of it, in a word or two."""
+    names = list(fault.names)
+    if fault.before is not None:
+        more = fault.before(experiment)
+        if more is None:
+            return "not reached"
+        names += more
+    experiment.network_fault = fault.network
+    ended = experiment.run(stage, fault.during(experiment, stage) if fault.during else None)
+    experiment.network_fault = ""
+    outcome = _judge(stage, fault.name, ended, names)
+    if outcome == "refused":
+        experiment.restore()
+    elif fault.before is not None:
+        _to_the_end(experiment, stage)
+        experiment.backups.clear()
+    return outcome
+
+
+def _judge(stage: str, fault: str, ended: Ended, names: Sequence[str]) -> str:
+    if set(ended.codes) == {0}:
+        return "went on"
+    if ended.killed:
+        return "started again"
+    last = ended.printed[-3000:]
+    if set(ended.codes) != {2} or "error: " not in ended.printed:
+        raise FailureError("crash", f"{stage}, {fault}: exit codes {ended.codes}:\n{last}")
+    message = ended.printed[ended.printed.index("error: ") :]
+    if "Traceback" in ended.printed:
+        raise FailureError("crash", f"{stage}, {fault}: a traceback:\n{last}")
+    if names and not any(name and name in message for name in names):
+        raise FailureError("unclear", f"{stage}, {fault}: the message names none of {names}:\n{message[:1500]}")
+    return "refused"
+
+
+def _to_the_end(experiment: Experiment, stage: str, *overrides: str) -> None:
+    """The command without a new fault; what an earlier one left may still be refused once, and is then mended."""
+    ended = experiment.run(stage, None, *overrides)
+    if set(ended.codes) == {2} and experiment.backups:
+        experiment.restore()
+        ended = experiment.run(stage, None, *overrides)
+    if set(ended.codes) != {0}:
+        raise FailureError("crash", f"{stage}, undisturbed: exit codes {ended.codes}:\n{ended.printed[-3000:]}")
+
+
+def _compare(experiment: Experiment, reference: Reference) -> None:
+    """Everything that was to be the same."""
+    if experiment.bucket is None and experiment.manifest() != reference.manifest:
+        raise FailureError("different", "the manifest")
+    ours, theirs = experiment.log(), reference.log
+    if [row["digest"] for row in ours] != [row["digest"] for row in theirs]:
+        raise FailureError("different", "the digests of samples")
+    if experiment.ranks_changed:
+        return  # sums over other ranks round differently
+    if exact(ours) != exact(theirs):
+        raise FailureError("different", "the losses")
+    found = experiment.translations()
+    for key, content in reference.translations.items():  # a kill or a stop makes checkpoints of more steps
+        if found.get(key) != content:
+            raise FailureError("different", f"{key}")
