@@ -14,8 +14,6 @@ if __name__ == "__main__":  # as a script: find packages beside this folder, not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader
 
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
@@ -25,6 +23,7 @@ from dataengine.tokens import load_tokenizer
 from trainer.checkpoints import Checkpoint, check_model, fetch_checkpoint, find_checkpoint
 from trainer.decoder import empty_model
 from trainer.runs import open_run
+from trainer.safe_loading import load_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Read a sharded checkpoint's weights, whatever number of ranks wrote it, into a model on one process."""
     weights = {_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
-    dcp.load({"state": {"model": weights}}, storage_reader=FileSystemReader(checkpoint.folder), no_dist=True)
+    load_checkpoint({"state": {"model": weights}}, checkpoint, no_dist=True)
 
 
 def save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> None:

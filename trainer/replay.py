@@ -18,8 +18,6 @@ import orjson
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -41,6 +39,7 @@ from trainer.checkpoints import Checkpoint, all_checkpoints, fetch_checkpoint
 from trainer.model import TranslationModel, build_model
 from trainer.optimizer import apply_settings, make_optimizer
 from trainer.runs import SMALL_FILES, Run, open_run
+from trainer.safe_loading import load_checkpoint
 from trainer.schedulers import restart_steps
 
 log = logging.getLogger(__name__)
@@ -190,11 +189,7 @@ def _load(run: Run, checkpoint: Checkpoint, model: TranslationModel, optimizer: 
         raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
     weights, moments = get_model_state_dict(model), get_optimizer_state_dict(model, optimizer)
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
-    dcp.load(
-        {"state": {"model": weights, "optimizers": {"AdamW": moments}}},
-        storage_reader=FileSystemReader(checkpoint.folder),
-        no_dist=True,
-    )
+    load_checkpoint({"state": {"model": weights, "optimizers": {"AdamW": moments}}}, checkpoint, no_dist=True)
     set_model_state_dict(model, weights)
     set_optimizer_state_dict(model, optimizer, moments)
 

@@ -18,6 +18,7 @@ from dataengine.manifest import Manifest
 from trainer.callbacks import RestoreRng
 from trainer.checkpoints import Checkpoint, Marker, checkpoint_folder, hash_file, mark_complete, remove_old
 from trainer.runs import Run
+from trainer.safe_loading import load_checkpoint
 from trainer.uploads import Uploader
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint, *, restart: bool) -> No
     else:
         content["rng"] = reproducibility.get_rng_state()[: checkpoint.world_size]
     with torch.no_grad():
-        dcp.load(content, checkpoint_id=checkpoint.folder)
+        load_checkpoint(content, checkpoint)
         state.load_state_dict(content["state"], trainer.logger, strict=True)
     for callback in state.callbacks:
         if isinstance(callback, RestoreRng):

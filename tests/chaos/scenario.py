@@ -188,6 +188,7 @@ class Experiment:
         self.store_url, self.out = str(values["store"]), str(values["out"])
         self.config = folder / "experiment.yaml"
         self.config.write_text(yaml.safe_dump(values, sort_keys=False))
+        self.moments = random.Random(chance.random())  # of what happens while processes run, whose course varies
         self.ranks, self.loader_workers = 2, 1
         self.ranks_changed = False
         self.network_fault = ""
@@ -225,11 +226,14 @@ class Experiment:
             if first_end is None and any(process.exitcode is not None for process in processes):
                 first_end = time.monotonic()
             if time.monotonic() > deadline or (first_end and time.monotonic() > first_end + _PEER_S):
-                words = printed.read_text(errors="replace")[-1500:] if printed.is_file() else ""
+                words = "".join(
+                    f"\n{path.name}: {path.read_text(errors='replace')[-1500:]}"
+                    for path in sorted(printed.parent.glob(f"{printed.name}*"))
+                )
                 for process in processes:
                     _kill_tree(process.pid or 0)
                 raise FailureError("hang", f"{stage} does not end (of the ranks ended: "
-                                      f"{[process.exitcode for process in processes]}):\n{words}")  # fmt: skip
+                                      f"{[process.exitcode for process in processes]}):{words}")  # fmt: skip
         texts = [Path(str(printed) if rank == 0 else f"{printed}.{rank}") for rank in range(number)]
         printed_by_all = "\n".join(path.read_text(errors="replace") for path in texts if path.is_file())
         return Ended([process.exitcode for process in processes], printed_by_all, killed)
@@ -300,12 +304,14 @@ class Experiment:
             yield
             return
 
+        chance = random.Random(self.chance.random())
+
         def fault(number: int, method: str, headers: Mapping[str, str]) -> int | str | None:
             kind = self.network_fault
             if kind == "slow":
-                time.sleep(self.chance.random() * 0.3)
-            elif kind == "broken" and self.chance.random() < 0.15:
-                return self.chance.choice([500, 503, "cut", "reset"])
+                time.sleep(chance.random() * 0.3)
+            elif kind == "broken" and chance.random() < 0.15:
+                return chance.choice([500, 503, "cut", "reset"])
             return None
 
         with faulty_proxy(self.bucket.endpoint, fault) as (endpoint, _):
@@ -389,7 +395,7 @@ Disturbance = Callable[[list[ForkServerProcess]], bool]
 
 
 def _killer(experiment: Experiment, stage: str, whom: str) -> Disturbance:
-    chance = experiment.chance
+    chance = experiment.moments
 
     def act(processes: list[ForkServerProcess]) -> bool:
         _wait(chance, experiment, processes, stage)
@@ -418,9 +424,9 @@ def _outage(experiment: Experiment, stage: str) -> Disturbance:
     """The server dies, and comes back some seconds later."""
 
     def act(processes: list[ForkServerProcess]) -> bool:
-        _wait(experiment.chance, experiment, processes, stage)
+        _wait(experiment.moments, experiment, processes, stage)
         server().kill()
-        time.sleep(experiment.chance.random() * 5)
+        time.sleep(experiment.moments.random() * 5)
         server().start()
         return False
 
@@ -431,7 +437,7 @@ def _full_disk(experiment: Experiment, stage: str) -> Disturbance:
     """The disk fills up, and is freed once the command has ended."""
 
     def act(processes: list[ForkServerProcess]) -> bool:
-        _wait(experiment.chance, experiment, processes, stage)
+        _wait(experiment.moments, experiment, processes, stage)
         ballast = experiment.folder / "ballast"
         with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
