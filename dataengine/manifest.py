@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from dataengine.errors import InputError
 from dataengine.objects import is_url
 from dataengine.order import RunOrder
 from dataengine.schedule import Schedule, Stage
-from dataengine.shards import Shard, read_shard
+from dataengine.shards import Shard
 from dataengine.storage import open_store
 
 VERSION = 2
@@ -146,16 +147,15 @@ def read_manifest(path: Path | str) -> Manifest:
             f"no manifest at {path}: {error.strerror}. Build the streams first: dataengine build CONFIG"
         ) from None
     try:
-        fields = orjson.loads(content)
-        version = fields["version"]
+        version = orjson.loads(content)["version"]
         if version == VERSION:
-            fields.pop("totals")
-            fields["streams"] = tuple(
-                Stream(**{**stream, "shards": tuple(map(read_shard, stream["shards"]))}) for stream in fields["streams"]
-            )
-            fields["stages"] = tuple(Stage(**stage) for stage in fields["stages"])
-            manifest = Manifest(**fields)
+            manifest = _MANIFEST.validate_json(content, strict=True)
+            _check(manifest)
             intact = manifest.content == content
+    except ValidationError as error:
+        first = error.errors()[0]
+        words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(f"{path} is damaged: {words}. Build again: dataengine build CONFIG") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error}. Build again: dataengine build CONFIG") from None
     if version != VERSION:
@@ -163,6 +163,31 @@ def read_manifest(path: Path | str) -> Manifest:
     if not intact:
         raise InputError(f"{path} is not as it was written. Build again: dataengine build CONFIG")
     return manifest
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError for numbers that no build writes, and for files that would lie outside of the store.
+
+    A shard's name is also one in the folder that it is fetched to.
+    """
+    least = {"seq_len": 1, "batch_size": 1, "lanes": 1, "shuffle_block": 1, "vocab_size": 1, "eos_id": 0, "seed": 0}
+    for key, smallest in least.items():
+        if getattr(manifest, key) < smallest:
+            raise ValueError(f"{key} is {getattr(manifest, key)}")
+    for stream in manifest.streams:
+        counts = [shard.samples for shard in stream.shards]
+        if min(counts, default=1) < 1 or sum(counts) != stream.samples:
+            raise ValueError(f"stream '{stream.name}' of {stream.samples} samples has shards of {sum(counts)}")
+        for name in {file.basename for shard in stream.shards for file in (shard.raw, shard.stored)}:
+            if "/" in name or name in ("", ".", ".."):
+                raise ValueError(f"stream '{stream.name}' has a shard named {name!r}")
+        if stream.remote.startswith("/") or {"", ".", ".."} & set(stream.remote.split("/")):
+            raise ValueError(f"stream '{stream.name}' lies at {stream.remote!r}, outside of the store")
+    if unknown := set(manifest.schedule.streams) - {stream.name for stream in manifest.streams}:
+        raise ValueError(f"its stages draw from {', '.join(sorted(unknown))}, which it does not describe")
 
 
 def _ratio(samples: Mapping[str, int]) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -23,8 +24,10 @@ from torch.distributed.tensor import DTensor
 
 from dataengine.manifest import Manifest
 from dataengine.storage import write_file
-from trainer.step_log import next_digest, read_log
+from trainer.step_log import next_digest, read_whole_rows
 from trainer.watch import BadStepError, SpikeDetector
+
+log = logging.getLogger(__name__)
 
 
 class RestoreRng(Callback):
@@ -293,13 +296,24 @@ class StepLog(Callback):
         self._first = int(state.timestamp.batch)
         self._begun = self._ended = time.monotonic()
         if dist.get_global_rank() == 0:
-            rows = read_log(self._path) if self._path.is_file() else []
+            rows = self._rows_so_far()
             kept = io.StringIO(newline="")
             writer = csv.DictWriter(kept, self._columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(row for row in rows if int(row["step"]) < self._first)
             write_file(self._path, kept.getvalue().encode())
             self._file = self._path.open("a", newline="", encoding="utf-8")
+
+    def _rows_so_far(self) -> list[dict[str, str]]:
+        """Rows that are whole. No training is lost for its log: a damaged one is put aside, and gaps are told."""
+        rows, problem = read_whole_rows(self._path) if self._path.is_file() else ([], "")
+        if problem:
+            aside = self._path.with_name("log.damaged.csv")
+            self._path.replace(aside)
+            log.warning("log.csv is damaged: %s. It is now %s; what is whole before that is kept", problem, aside)
+        if len(rows) < self._first and (not rows or int(rows[-1]["step"]) < self._first - 1):
+            log.warning("log.csv has no rows of steps %d to %d", len(rows), self._first - 1)
+        return rows
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """The wait for a batch begins."""

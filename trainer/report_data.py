@@ -144,7 +144,10 @@ class TrainedRun:
 
     def column(self, name: str) -> tuple[Floats, Floats]:
         """Steps trained and a column of the log, both of shape (rows that have a value,); empty if none has."""
-        found = [(int(row["step"]) + 1, float(row[name])) for row in self.rows if row.get(name)]
+        try:
+            found = [(int(row["step"]) + 1, float(row[name])) for row in self.rows if row.get(name)]
+        except ValueError as error:
+            raise InputError(f"{self.url}/log.csv is damaged, column {name}: {error}. Remove or mend it.") from None
         both = np.array(found, dtype=np.float64).reshape(-1, 2)
         return both[:, 0], both[:, 1]
 

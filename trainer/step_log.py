@@ -4,18 +4,51 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
 
+from dataengine.errors import InputError
 from dataengine.schedule import Int64s
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a log, one a step from step 0; a last row that was cut short is left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if len(row["digest"] or "") == 64]
+    """The rows of a log, one a step, in order; a last row that was cut short is left out.
+
+    Raises InputError if anything before it is damaged.
+    """
+    rows, problem = read_whole_rows(path)
+    if problem:
+        raise InputError(
+            f"{path} is damaged: {problem}. Remove or mend it; a run that is resumed leaves it aside itself."
+        )
+    return rows
+
+
+def read_whole_rows(path: Path) -> tuple[list[dict[str, str]], str]:
+    """Rows up to the first damaged one, and what is wrong with that: its line and why; nothing if all is well."""
+    rows: list[dict[str, str]] = []
+    content = path.read_bytes().decode("utf-8", errors="replace")
+    lines = content.splitlines()
+    whole = len(lines) - (not content.endswith("\n"))  # the last line may be cut short, anywhere
+    try:
+        reader = csv.DictReader(lines, strict=True)
+        names = reader.fieldnames or []
+        if not {"step", "stage", "digest"} <= set(names):
+            return [], "its first line does not name step, stage and digest" if whole else ""
+        for row in reader:
+            step = row["step"] or ""
+            expected = str(int(rows[-1]["step"]) + 1) if rows else step
+            good = step == expected and step.isdecimal() and _DIGEST.fullmatch(row["digest"] or "") and None not in row
+            if not good:
+                return rows, f"line {reader.line_num} is no row of step {expected}" if reader.line_num <= whole else ""
+            rows.append(row)
+    except csv.Error as error:
+        return rows, f"line {reader.line_num}: {error}"
+    return rows, ""
 
 
 def next_digest(digest: str, step: int, sample_ids: Int64s) -> str:

@@ -16,7 +16,6 @@ from tests.trainer.fake_checkpoints import describe
 from trainer.checkpoints import Checkpoint, complete_checkpoints, mark_complete
 from trainer.safe_loading import load_checkpoint
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:TypedStorage")
 
 
