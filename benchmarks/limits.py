@@ -1,0 +1,237 @@
+"""Time and memory at the edges, each at two sizes: `python benchmarks/limits.py [--full]`.
+
+What is twice as large may take twice as long, not more: `growth` is the ratio of the two times. Plans and orders of up
+to 100 million samples need no data; the rest is built from real text. Each figure is from a process of its own; memory
+is the most that it held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import yaml  # noqa: E402
+
+DATA = ROOT / "demo" / "data"
+Made = Callable[[], object]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="the sizes of docs/reliability.md (quick: a tenth)")
+    parser.add_argument("--only", metavar="NAME", help="one row")
+    options = parser.parse_args()
+    part = 1 if options.full else 10
+    rows: dict[str, tuple[Callable[[Path, int], Made], int, str]] = {
+        "plan": (plan, 100_000_000 // part, "samples in 50 streams, planned from assumed sizes"),
+        "order": (order, 100_000_000 // part, "samples in 50 streams: read the manifest, prove a prefix, find a step"),
+        "shards": (shards, 10_000 // part, "shards in one stream, built"),
+        "read": (read, 10_000 // part, "shards in one stream, every sample read in the order of training"),
+        "files": (files, 1_000 // part, "source files, built"),
+        "document": (document, 50_000_000 // part, "bytes in one document, built"),
+        "streams": (streams, 50 // min(part, 5), "streams, built"),
+    }
+    print(f"{'size':>12} {'seconds':>8} {'MB':>7} {'growth':>7}  what")
+    for name, (make, size, words) in rows.items():
+        if options.only in (None, name):
+            half, _ = measure(make, size // 2)
+            seconds, memory = measure(make, size)
+            print(f"{size:12,} {seconds:8.2f} {memory:7,.0f} {seconds / half:6.2f}x  {words}", flush=True)
+
+
+def measure(make: Callable[[Path, int], Made], size: int) -> tuple[float, float]:
+    """Seconds and MB of what `make` returns, in a process of its own."""
+    for warm in (True, False):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
+        ):
+            found = pool.submit(in_process, make, Path(folder), size, warm).result()
+    return found
+
+
+def in_process(make: Callable[[Path, int], Made], folder: Path, size: int, warm: bool) -> tuple[float, float]:
+    """Prepare, and measure; `warm` only brings files and libraries into the memory of the machine."""
+    work = make(folder, max(8, size // 10) if warm else size)
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """A config over the folder."""
+    values: dict[str, Any] = {
+        "name": "limits", "store": str(folder / "store"), "tokenizer": str(DATA / "tokenizer.model"), "seq_len": 128,
+        "batch_size": 8, "stages": [{"name": "all", "drain": True, "mix": {"mono": 1}}],
+    }  # fmt: skip
+    path = folder / "limits.yaml"
+    path.write_text(yaml.safe_dump({**values, **changes}, sort_keys=False))
+    return path
+
+
+def texts(count: int) -> list[str]:
+    """Real documents, again and again."""
+    import orjson
+
+    from dataengine.sources import read_lines
+
+    found = [orjson.loads(line)["text"] for line in read_lines(DATA / "mono.en.jsonl.zst")]
+    return [found[number % len(found)] for number in range(count)]
+
+
+def build_config(path: Path) -> Made:
+    """The build of a config, in this process."""
+    from dataengine.build import build
+    from dataengine.config import load_config
+
+    return lambda: build(load_config(path), workers=1)
+
+
+def plan(folder: Path, size: int) -> Made:
+    """`dataengine plan` on streams that are not built."""
+    import contextlib
+    import io
+
+    from dataengine.cli import main as dataengine
+
+    names = [f"s{number}" for number in range(50)]
+    path = write_config(
+        folder,
+        streams={name: {"documents": ["nowhere.jsonl"], "assume": {"samples": max(1, size // 50)}} for name in names},
+        stages=[{"name": name, "drain": True, "mix": {name: 1}} for name in names[:25]]
+        + [{"name": "rest", "drain": True, "mix": dict.fromkeys(names[25:], "by_size")}],
+        batch_size=512 if size >= 10**6 else 8,
+    )
+
+    def work() -> None:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+            dataengine(["plan", str(path)])
+
+    return work
+
+
+def order(folder: Path, size: int) -> Made:
+    """What a rank does with a manifest before its first step."""
+    from dataengine.manifest import Manifest, Stream, read_manifest
+    from dataengine.schedule import Stage
+    from dataengine.shards import Shard, StoredFile, shard_name
+
+    per_stream = max(4096, size // 50 // 4096 * 4096)
+    made = tuple(
+        Stream(
+            f"s{number:02}", f"streams/s{number:02}", "0" * 64, per_stream, per_stream * 2049,
+            tuple(Shard(4096, StoredFile(shard_name(k), 16 << 20, {"xxh64": "0" * 16}))
+                  for k in range(per_stream // 4096)),
+        )
+        for number in range(50)
+    )  # fmt: skip
+    steps = per_stream * 50 // 512
+    stage = Stage("all", steps, {stream.name: steps * 512 // 50 for stream in made})
+    short = steps * 512 - sum(stage.samples.values())
+    stage = Stage("all", steps, {**stage.samples, "s00": stage.samples["s00"] + short})
+    manifest = Manifest("limits", "0" * 64, 32_000, 2, 2048, 512, 1, 17, 32_768, made, (stage,))
+    path = folder / "manifest.json"
+    path.write_bytes(manifest.content)
+
+    def work() -> None:
+        found = read_manifest(path)
+        found.prefix_sha256(steps // 2)
+        assert len(found.order.sample_ids(steps // 2)) == 512
+
+    return work
+
+
+def many_shards(folder: Path, size: int) -> Path:
+    """A config of one stream with so many shards, of 4 samples of 16 tokens."""
+    import orjson
+
+    path = folder / "mono.jsonl"
+    words = " ".join(texts(size + 50))[: 4 * 16 * size * 8]  # under five letters a token
+    length = len(words) // 100 + 1
+    parts = [words[start : start + length] for start in range(0, len(words), length)]
+    path.write_bytes(b"".join(orjson.dumps({"text": part}) + b"\n" for part in parts))
+    streams = {"mono": {"documents": [str(path)]}}
+    stages = [{"name": "all", "samples": 4 * size // 8 * 8 or 8, "mix": {"mono": 1}}]
+    return write_config(folder, streams=streams, stages=stages, seq_len=15, samples_per_shard=4, shuffle_block=64)
+
+
+def shards(folder: Path, size: int) -> Made:
+    """Build them."""
+    return build_config(many_shards(folder, size))
+
+
+def read(folder: Path, size: int) -> Made:
+    """Go through a run's loader."""
+    from dataengine.config import load_config
+    from dataengine.storage import open_store
+    from trainer.cache import ShardCache
+    from trainer.data import ScheduledDataset
+
+    path = many_shards(folder, size)
+    build_config(path)()
+    config = load_config(path)
+
+    def work() -> None:
+        from dataengine.build import experiment_url
+        from dataengine.manifest import read_manifest
+
+        manifest = read_manifest(experiment_url(config))
+        cache = ShardCache(open_store(config.store), folder / "cache", manifest, limit=None, outage_limit=1)
+        dataset = ScheduledDataset(manifest, cache, world_size=1)
+        assert sum(1 for _ in dataset) == manifest.schedule.steps * 8
+
+    return work
+
+
+def files(folder: Path, size: int) -> Made:
+    """One document a file."""
+    import orjson
+
+    for number, text in enumerate(texts(size)):
+        (folder / f"part-{number:05}.jsonl").write_bytes(orjson.dumps({"text": text}) + b"\n")
+    return build_config(write_config(folder, streams={"mono": {"documents": [str(folder / "part-*.jsonl")]}}))
+
+
+def document(folder: Path, size: int) -> Made:
+    """One text."""
+    import orjson
+
+    whole = "\n".join(texts(300))
+    text = (whole * (size // len(whole) + 1))[:size]
+    path = folder / "mono.jsonl"
+    path.write_bytes(orjson.dumps({"text": text}) + b"\n")
+    return build_config(write_config(folder, streams={"mono": {"documents": [str(path)]}}))
+
+
+def streams(folder: Path, size: int) -> Made:
+    """50 documents a stream."""
+    import orjson
+
+    found = texts(50)
+    for number in range(size):
+        path = folder / f"s{number:02}.jsonl"
+        path.write_bytes(b"".join(orjson.dumps({"text": f"{number} {text}"}) + b"\n" for text in found))
+    names = [f"s{number:02}" for number in range(size)]
+    return build_config(
+        write_config(
+            folder,
+            streams={name: {"documents": [str(folder / f"{name}.jsonl")]} for name in names},
+            stages=[{"name": "all", "drain": True, "mix": dict.fromkeys(names, "by_size")}],
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
