@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test study chaos lint bench lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -14,6 +14,12 @@ demo: $(INSTALLED) ## build, train, kill, resume, evaluate on real text (5 minut
 
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest
+
+study: $(INSTALLED) ## all settings and open questions in miniature, with a report (90 minutes on 2 cores; FAST=1: 15)
+	$(BIN)/python benchmarks/study/study.py $(if $(FAST),--fast) $(if $(TEXT),--text $(TEXT))
+
+chaos: $(INSTALLED) ## break it on purpose: SEEDS=20 experiments with random kills, damage and outages (40 minutes)
+	$(BIN)/python -m tests.chaos.chaos --seeds $(or $(SEEDS),20) --first $(or $(FIRST),1)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ from dataengine.storage import Store, open_store
 from tests.conftest import DEMO, small_experiment
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact
-from tests.object_store import ObjectStore, faulty_proxy, new_bucket, server
+from tests.object_store import ACCESS_KEY, SECRET_KEY, ObjectStore, faulty_proxy, new_bucket, server
 from trainer.step_log import read_log
 
 DEADLINE_S = 180  # of a command; one that takes longer hangs
@@ -42,7 +42,7 @@ _DAMAGES = ("a byte changed", "cut short", "emptied", "removed")
 
 
 class FailureError(Exception):
-    """What must not happen; `kind` is hang, crash, unclear or different."""
+    """What must not happen; `kind` is hang, crash, unclear, different or secret."""
 
     def __init__(self, kind: str, words: str) -> None:
         super().__init__(words)
@@ -129,6 +129,7 @@ class Lab:
             try:
                 with experiment.network():
                     _disturb(experiment, made)
+                    _look_for_secrets(experiment)
                     _compare(experiment, self.reference)
             except FailureError as failure:
                 made.verdict, made.words = failure.kind, str(failure)
@@ -641,6 +642,19 @@ def _to_the_end(experiment: Experiment, stage: str, *overrides: str) -> None:
         ended = experiment.run(stage, None, *overrides)
     if set(ended.codes) != {0}:
         raise FailureError("crash", f"{stage}, undisturbed: exit codes {ended.codes}:\n{ended.printed[-3000:]}")
+
+
+def _look_for_secrets(experiment: Experiment) -> None:
+    """Nothing that was printed or written has the server's keys."""
+    written = {str(path): path.read_bytes() for path in experiment.folder.rglob("*") if path.is_file()}
+    written |= {str(path): path.read_bytes() for path in experiment.folder.parent.glob(f"{experiment.folder.name}.*")}
+    if experiment.bucket is not None:
+        client, bucket = experiment.bucket.client, experiment.bucket.bucket
+        for key in experiment.bucket.keys():  # noqa: SIM118 (no dict)
+            written[key] = client.get_object(Bucket=bucket, Key=key)["Body"].read()
+    for name, content in written.items():
+        if SECRET_KEY.encode() in content or ACCESS_KEY.encode() in content:
+            raise FailureError("secret", f"{name} holds the server's keys")
 
 
 def _compare(experiment: Experiment, reference: Reference) -> None:

@@ -1,0 +1,129 @@
+"""Does anything grow? `python benchmarks/leaks.py [--full]`: a long training and a large build, seen from outside.
+
+Trains many tiny steps, with a loader worker and a checkpoint every 100th, and builds from many megabytes; at tenths
+of the way prints memory, open files, threads and blocks of shared memory of the process and its children. `--full` is
+5,000 steps and 1 GB (quick: 300 steps and 30 MB).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import psutil  # noqa: E402
+import yaml  # noqa: E402
+
+DATA = ROOT / "demo" / "data"
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="5,000 steps and 1 GB")
+    options = parser.parse_args()
+    steps, megabytes = (5_000, 1_000) if options.full else (300, 30)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = write_config(folder, steps)
+        subprocess.run([sys.executable, "-m", "dataengine", "build", str(config)], check=True, capture_output=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "0",
+                       "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+                       "MASTER_PORT": "29777"}  # fmt: skip
+        print(f"training, {steps:,} steps")
+        log = folder / "run" / "log.csv"
+        watch(
+            [sys.executable, "trainer/train.py", str(config)],
+            lambda: log.read_bytes().count(b"\n") - 1 if log.is_file() else 0,
+            steps,
+            environment,
+        )
+        source = folder / "large.jsonl"
+        write_source(source, megabytes)
+        path = folder / "large.yaml"
+        path.write_text(yaml.safe_dump({**settings(folder, "large"), "streams": {"mono": {"documents": [str(source)]}},
+                                        "part_bytes": 8_000_000}))  # fmt: skip
+        print(f"building from {megabytes:,} MB")
+        units = folder / "store" / "units"
+        watch(
+            [sys.executable, "-m", "dataengine", "build", str(path), "--workers", "2"],
+            lambda: len(list(units.glob("*/receipt.json"))),
+            megabytes // 8,
+            dict(os.environ),
+        )
+
+
+def settings(folder: Path, name: str) -> dict[str, Any]:
+    """What both configs share."""
+    return {
+        "name": name, "store": str(folder / "store"), "out": str(folder / "run"), "seq_len": 32, "batch_size": 4,
+        "tokenizer": str(DATA / "tokenizer.model"), "stages": [{"name": "all", "drain": True, "mix": {"mono": 1}}],
+    }  # fmt: skip
+
+
+def write_config(folder: Path, steps: int) -> Path:
+    """The training."""
+    path = folder / "train.yaml"
+    values = settings(folder, "train") | {
+        "samples_per_shard": 128,
+        "shuffle_block": 512,
+        "streams": {"mono": {"documents": [str(DATA / "mono.en.jsonl.zst")], "passes": 9}},
+        "stages": [{"name": "all", "steps": steps, "mix": {"mono": 1}}],
+        "model": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+                  "num_key_value_heads": 2},
+        "train": {"microbatch_size": 4, "checkpoint_interval": 100, "keep_checkpoints": 2, "log_interval": 1000,
+                  "loader_workers": 1, "spike_factor": None},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def write_source(path: Path, megabytes: int) -> None:
+    """Real documents again and again, each with a number of its own."""
+    import orjson
+
+    from dataengine.sources import read_lines
+
+    texts = [orjson.loads(line)["text"] for line in read_lines(DATA / "mono.en.jsonl.zst")]
+    with path.open("wb") as file:
+        number = 0
+        while file.tell() < megabytes * 10**6:
+            file.write(orjson.dumps({"text": f"{number} {texts[number % len(texts)]}"}) + b"\n")
+            number += 1
+
+
+def watch(command: list[str], done: Callable[[], int], total: int, environment: dict[str, str]) -> None:
+    """Run a command, and print what it holds at tenths of the way."""
+    print(f"{'done':>8} {'seconds':>8} {'MB':>7} {'files':>6} {'threads':>8} {'shared memory':>14}")
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    tenths = [total * tenth // 10 for tenth in range(1, 11)]
+    while process.poll() is None:
+        time.sleep(0.05)
+        if tenths and (now := done()) >= tenths[0]:
+            tenths = [tenth for tenth in tenths if tenth > now]
+            try:
+                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+                held = [(one.memory_full_info().pss, one.num_fds(), one.num_threads()) for one in family]
+            except psutil.Error:
+                continue
+            memory, files, threads = (sum(column) for column in zip(*held, strict=True))
+            shared = len(os.listdir("/dev/shm"))
+            print(f"{now:8,} {time.perf_counter() - begun:8.1f} {memory / 1e6:7,.0f} {files:6} {threads:8} {shared:14}",
+                  flush=True)  # fmt: skip
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}")
+    print(f"{'ended':>8} {time.perf_counter() - begun:8.1f} {'':7} {'':6} {'':8} {len(os.listdir('/dev/shm')):14}")
+
+
+if __name__ == "__main__":
+    main()
