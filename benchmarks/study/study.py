@@ -1,10 +1,11 @@
 """The study in miniature: `make study`, or `python benchmarks/study/study.py [--fast] [--seeds 3] [--text FOLDER]`.
 
 Builds the streams of three made-up languages (world.py) once, trains every setting of the paper for several seeds and
-the open questions for the first one, evaluates along the checkpoints, and writes RUNS/study.html with what was expected
-and what was measured (findings.py). The same command goes on after an interruption, and repeats nothing.
+the open questions for the first one, evaluates along the checkpoints, and writes study.html with what was expected
+and what was measured (findings.py), all under runs/study. The same command goes on after an interruption, and repeats
+nothing.
 
-Each run is what its YAML under yamls/study says, by the commands that are noted in RUNS/commands.txt. Only one thing is
+Each run is what its YAML under yamls/study says, by the commands that are noted in commands.txt. Only one thing is
 saved: a run whose first steps are another run's, to the sample, begins with that run's checkpoint. The trainer proves
 from the manifests that they are, and resumes bit for bit.
 """
@@ -12,6 +13,7 @@ from the manifests that they are, and resumes bit for bit.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -46,7 +48,7 @@ FAST_SETTINGS = ("no_parallel", "parallel_non_adjacent", "parallel_first", "para
                  "parallel_last_all", "uni_en_zh")  # fmt: skip
 TEXT_SETTINGS = ("text/parallel_distributed", "text/parallel_last_all")
 ROOT = Path(__file__).resolve().parents[2]
-YAMLS = Path("yamls/study")
+YAMLS = Path(os.path.relpath(ROOT / "yamls/study"))
 WORLD_SEED = 17
 _EVERY = 2  # checkpoints on dev: each second one
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -58,6 +60,7 @@ class Job:
 
     setting: str
     seed: int
+    overrides: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -68,7 +71,7 @@ class Job:
     def arguments(self) -> list[str]:
         """Config and overrides, as for all commands."""
         seeds = [f"seed={self.seed}", f"model.init_seed={self.seed}"]
-        return [str(YAMLS / f"{self.setting}.yaml"), f"name={self.name}", *seeds]
+        return [str(YAMLS / f"{self.setting}.yaml"), f"name={self.name}", *seeds, *self.overrides]
 
     @cached_property
     def config(self) -> Config:
@@ -103,20 +106,23 @@ class Job:
 def main() -> None:
     """Run the command line; exit with 1 if a run fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="settings of all runs, such as budget.steps=400"
+    )
     parser.add_argument("--fast", action="store_true", help="six settings, one seed, no open questions")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of each setting (default: %(default)s)")
     parser.add_argument("--only", metavar="A,B", help="these settings alone, such as parallel_last_all,placement/at_50")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at a time, a thread "
                         "each (default: a processor each, %(default)s)")  # fmt: skip
     parser.add_argument("--text", type=Path, metavar="FOLDER", help="also train on real text: a folder with mono.en, "
-                        "en-zh.train, en-zh.dev, en-id.train, en-id.dev (.jsonl.zst) and sp32k.model")  # fmt: skip
+                        "X")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="build, and say what would be trained")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if options.seeds < 1 or options.jobs < 1:
         parser.error("--seeds and --jobs must be 1 or more")
-    os.chdir(ROOT)
     begun = time.monotonic()
     jobs = choose_jobs(fast=options.fast, seeds=options.seeds, only=options.only, text=options.text)
+    jobs = [dataclasses.replace(job, overrides=tuple(options.overrides)) for job in jobs]
     make_inputs(options.text)
     build(jobs)
     todo = [job for job in jobs if not job.is_done]
@@ -132,7 +138,15 @@ def main() -> None:
     findings.write(done_runs(done), Path("runs/study"))
     mains = [str(job.out) for job in done if job.seed == 1 and "/" not in job.setting]
     if mains:
-        command = [sys.executable, "trainer/report.py", *mains, "--out", "runs/study/report.html", "--trials", "1000"]
+        command = [
+            sys.executable,
+            str(ROOT / "trainer/report.py"),
+            *mains,
+            "--out",
+            "runs/study/report.html",
+            "--trials",
+            "1000",
+        ]
         subprocess.run(command, check=True)
     print(f"took {time.monotonic() - begun:.0f} s")
     if failed:

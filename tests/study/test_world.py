@@ -1,37 +1,26 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from benchmarks.study import world
 from dataengine.config import load_config
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def world() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study_world", ROOT / "benchmarks/study/world.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_equal_seeds_give_equal_files(world: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, size in (("DOCUMENTS", 300), ("PAIRS", 400), ("HELD_OUT", 20), ("VOCABULARY", 900)):
-        monkeypatch.setattr(world, name, size)
+def test_equal_seeds_give_equal_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "DOCUMENTS", 300)
+    monkeypatch.setattr(world, "PAIRS", 400)
+    monkeypatch.setattr(world, "HELD_OUT", {"dev": 20, "test": 30})
     for name, seed in (("one", 17), ("two", 17), ("other", 18)):
         world.write(tmp_path / name, seed)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert files == [
         "dev.jsonl", "en-id.train.jsonl", "en-zh.train.jsonl", "mono.jsonl", "test.jsonl", "tokenizer.model",
+        "zh-id.train.jsonl",
     ]  # fmt: skip
     for name in files:
         content = (tmp_path / "one" / name).read_bytes()
@@ -43,21 +32,21 @@ def test_equal_seeds_give_equal_files(world: ModuleType, tmp_path: Path, monkeyp
     assert all(" " not in row["zh"] for row in rows)
 
 
-def test_no_combination_of_dev_stands_in_training(world: ModuleType) -> None:
+def test_no_combination_of_dev_stands_in_training() -> None:
     made = world.World(17)
     draw = random.Random(1)
     nouns, verbs = list(range(6)), list(range(5))
     for held_out in (True, False):
         meanings = [made.meaning(draw, nouns, verbs, held_out=held_out) for _ in range(200)]
-        clauses = [clause for meaning in meanings if meaning is not None for clause in meaning]
+        clauses = [clause for clause in meanings if clause is not None]
         assert len(clauses) > 100
         assert {clause.held_out for clause in clauses} == {held_out}
 
 
-def test_a_sentence_in_three_languages(world: ModuleType) -> None:
+def test_a_sentence_in_three_languages() -> None:
     made = world.World(17)
     en, zh, id = made.words.en, made.words.zh, made.words.id
-    meaning = (world.Clause(world.Thing(3, 5, 1), 7, world.Thing(4, None, 2), 2, past=False),)
+    meaning = world.Clause(world.Thing(3, 5, 1), 7, world.Thing(4, None, 2), 2, past=False)
     assert made.say["en"](meaning) == (
         f"{en['word'][0]} {en['adjective'][5]} {en['noun'][3]} {en['verb'][7]}t {en['noun'][4]}s {en['adverb'][2]}."
     )
@@ -71,7 +60,26 @@ def test_a_sentence_in_three_languages(world: ModuleType) -> None:
 
 
 def test_all_settings_have_the_same_model_training_and_budget() -> None:
-    paths = sorted((ROOT / "yamls/study").glob("*.yaml"))
+    paths = sorted((ROOT / "yamls/study").glob("*.yaml"))  # open questions are in folders
     configs = [load_config(path) for path in paths]
     assert len(configs) == 10
     assert len({(config.model, config.train, config.batch_size, config.budget) for config in configs}) == 1
+
+
+def test_every_word_is_one_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And labels and prompts are no bytes."""
+    from sentencepiece import SentencePieceProcessor
+
+    monkeypatch.setattr(world, "DOCUMENTS", 10)
+    monkeypatch.setattr(world, "PAIRS", 300)
+    monkeypatch.setattr(world, "HELD_OUT", {"dev": 20, "test": 20})
+    world.write(tmp_path, 17)
+    tokenizer = SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
+    words = world.World(17).words
+    for word in words.en["noun"] + words.en["adverb"] + words.id["noun"]:
+        assert tokenizer.encode(f"{word} {word}", out_type=str) == [f"▁{word}"] * 2
+    for word in words.zh["verb"]:
+        assert tokenizer.encode(word, out_type=str)[1:] == [word]
+    prompt = "Translate this from English to Chinese:\nEnglish: \nChinese:"
+    assert not any(piece.startswith("<0x") for piece in tokenizer.encode(prompt, out_type=str))
+    assert tokenizer.vocab_size() < 1000
