@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
 class InputError(ValueError):
@@ -14,10 +15,13 @@ class OutageError(InputError):
     """A store fails or does not answer, also after all attempts; it may work again later."""
 
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+
+
 def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
     """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback.
 
-    `quiet` leaves the message to another rank of the same run.
+    `quiet` leaves the message to another rank of the same run. A full disk is a message, too, wherever it is met.
     """
     try:
         command()
@@ -25,4 +29,29 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
         if not quiet:
             print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except Exception as error:
+        words = describe_disk(error)
+        if words is None:
+            raise
+        print(f"error: {words}", file=sys.stderr, flush=True)  # the other ranks may not have met it
+        return 2
     return 0
+
+
+def describe_disk(error: BaseException) -> str | None:
+    """What to do about an error that comes from a full or read-only disk or too many open files; None for others."""
+    waiting: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, OSError) and one.errno in _DISK:
+            place = f": {one.filename}" if one.filename else ""
+            return f"{one.strerror}{place}. What is finished stays: make room, and run the same command again."
+        waiting += [one.__cause__, one.__context__]
+        failures = getattr(one, "failures", None)  # torch.distributed.checkpoint: rank -> (error, traceback)
+        if isinstance(failures, Mapping):
+            waiting += [failure[0] for failure in failures.values()]
+    return None

@@ -13,16 +13,11 @@ import json
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from dataengine.tables import table
-from tests.chaos.scenario import Event, Lab, Scenario
-
-OUTCOMES = ("went on", "started again", "refused", "not reached")
+from tests.chaos.results import Event, Scenario, report
 
 
 def main() -> None:
@@ -43,6 +38,8 @@ def main() -> None:
         latest = {one["seed"]: one for one in map(json.loads, lines)}
         report([Scenario(**{**one, "events": [Event(**event) for event in one["events"]]}) for one in latest.values()])
         return
+    from tests.chaos.scenario import Lab  # with torch and Composer
+
     begun = time.monotonic()
     done: list[Scenario] = []
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as folder:
@@ -61,22 +58,6 @@ def main() -> None:
     report(done)
     print(f"took {time.monotonic() - begun:.0f} s")
     sys.exit(1 if any(one.verdict != "equal" for one in done) else 0)
-
-
-def report(done: Sequence[Scenario]) -> None:
-    """Faults and what came of them; then the seeds that failed."""
-    counts = Counter((event.fault, event.outcome) for one in done for event in one.events)
-    faults = sorted({fault for fault, _ in counts})
-    rows = [("fault", "injected", *OUTCOMES[:3])]
-    for fault in faults:
-        injected = sum(counts[fault, outcome] for outcome in OUTCOMES[:3])
-        rows.append((fault, str(injected), *(str(counts[fault, outcome] or "") for outcome in OUTCOMES[:3])))
-    print("", *table(rows), sep="\n")
-    verdicts = Counter(one.verdict for one in done)
-    print(f"\n{len(done)} seeds: " + ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()))
-    for one in done:
-        if one.verdict != "equal":
-            print(f"seed {one.seed}: {one.verdict}: {one.words.splitlines()[0]}")
 
 
 if __name__ == "__main__":
