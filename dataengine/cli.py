@@ -188,6 +188,7 @@ def _make_parser() -> argparse.ArgumentParser:
     plan.add_argument("--diff", metavar="OTHER", help="the first step at which OTHER (config or manifest) differs")
     plan.add_argument("--nodes", type=_positive, default=1, metavar="N", help="machines that read (default: 1)")
     plan.add_argument("--tokens-per-second", type=float, metavar="X", help="also say how many hours the run takes")
+    plan.add_argument("--gpus", type=_positive, metavar="N", help="and how many GPU-hours, if N give this speed")
 
     contamination = command(
         "contamination", _contamination, "evaluation sentences in the training streams",
@@ -408,7 +409,7 @@ def _plan(options: argparse.Namespace) -> None:
         first, last = _parse_steps(options.steps)
         print(describe_steps(plan, first, last, options.text or 0))
     else:
-        print(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second))
+        print(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
     if options.plot:
         from dataengine.plot import plot_plan
 

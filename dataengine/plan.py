@@ -71,8 +71,10 @@ def _assumed_stream(name: str, stream: StreamConfig, config: Config) -> Stream:
     return Stream(name, "", _UNKNOWN, samples, samples * width, tuple(shards))
 
 
-def describe_plan(plan: Plan, *, nodes: int = 1, tokens_per_second: float | None = None) -> str:
-    """Tables of a plan: stages, streams, and what reading them costs each of `nodes` nodes."""
+def describe_plan(
+    plan: Plan, *, nodes: int = 1, tokens_per_second: float | None = None, gpus: int | None = None
+) -> str:
+    """Tables of a plan: stages, streams, what reading them costs each of `nodes` nodes, and hours on `gpus` in all."""
     manifest, schedule = plan.manifest, plan.manifest.schedule
     title = f"{manifest.name}: plan {manifest.plan_id[:12]}" if not plan.assumed else f"{manifest.name}: not built"
     total = schedule.steps * manifest.batch_size * manifest.seq_len
@@ -120,7 +122,8 @@ def describe_plan(plan: Plan, *, nodes: int = 1, tokens_per_second: float | None
     lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in all and needs at least {cache} of cache"]
     if tokens_per_second:
         hours = total / tokens_per_second / 3600
-        lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s")
+        of_gpus = f" on {gpus} GPUs: {hours * gpus:,.0f} GPU-hours" if gpus else ""
+        lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s{of_gpus}")
     if plan.assumed:
         lines.append("Sizes marked (assumed) are the config's; the build counts.")
     return "\n".join(lines)

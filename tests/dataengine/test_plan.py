@@ -22,9 +22,9 @@ SETTINGS = {path.stem: path for path in PAPER}
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_every_experiment_of_the_paper_can_be_planned_before_it_is_built(path: Path, tmp_path: Path) -> None:
     plan = load_plan(str(path))
-    text = describe_plan(plan, nodes=2, tokens_per_second=4e5)
+    text = describe_plan(plan, nodes=2, tokens_per_second=4e5, gpus=8)
     assert "(assumed)" in text
-    assert "hours at 400,000 tokens/s" in text
+    assert "hours at 400,000 tokens/s on 8 GPUs: 9" in text
     assert 155_000 <= plan.manifest.schedule.steps <= 160_000
     for step in (0, 1, 77_777, plan.manifest.schedule.steps - 1):
         assert sum(plan.manifest.schedule.counts(step).values()) == 512
