@@ -349,7 +349,7 @@ class CheckpointEvaluation:
                 lambda: fetch_checkpoint(self._run, checkpoint, group.local_rank, group.local_size)
             )
             if found := [problem for part in group.gather(problems) for problem in part]:
-                raise InputError(f"{found[0]}. Take another checkpoint with --step")
+                raise InputError(f"{found[0]}. Restore this checkpoint or remove it, or take another one with --step")
             model = empty_model(self._of.config.model, self._of.manifest)
             load_weights(model, checkpoint)
         if "cuda" in group.device:

@@ -57,7 +57,7 @@ def export(config: Config, step: int | None = None) -> Path:
     if folder.is_dir():
         return folder
     if problems := fetch_checkpoint(run, checkpoint):
-        raise InputError(f"{problems[0]}. Take another checkpoint with --step")
+        raise InputError(f"{problems[0]}. Restore this checkpoint or remove it, or take another one with --step")
     model = empty_model(config.model, manifest)
     load_weights(model, checkpoint)
     with new_folder(folder) as temporary:

@@ -38,7 +38,7 @@ def read_whole_rows(path: Path) -> tuple[list[dict[str, str]], str]:
         reader = csv.DictReader(lines, strict=True)
         names = reader.fieldnames or []
         if not {"step", "stage", "digest"} <= set(names):
-            return [], "its first line does not name step, stage and digest" if whole else ""
+            return [], "its first line does not name step, stage and digest" if whole > 0 else ""
         for row in reader:
             step = row["step"] or ""
             expected = str(int(rows[-1]["step"]) + 1) if rows else step

@@ -173,6 +173,7 @@ class Experiment:
         self.ranks_changed = self.log_damaged = False
         self.network_fault = ""
         self.backups: list[Callable[[], None]] = []
+        self.damaged: list[str] = []  # names of damaged files, and of their folders
 
     # Commands.
 
@@ -256,21 +257,32 @@ class Experiment:
         return sorted(self.open(url).sizes(prefix))
 
     def damage(self, url: str, key: str, how: str) -> None:
-        """Damage a file as a disk, a person or another program would; `restore` mends it."""
+        """Damage a file as a disk, a person or another program would; `restore` mends it if it is not written anew."""
         store = self.open(url)
         before = store.read(key)
-        self.backups.append(lambda: store.write(key, before))
-        if how == "removed":
-            store.remove(key)
-            return
         content = bytearray(before)
         if how == "a byte changed" and content:
-            content[self.chance.randrange(len(content))] ^= 1 << self.chance.randrange(8)
+            content[self.moments.randrange(len(content))] ^= 1 << self.moments.randrange(8)
         elif how == "cut short":
-            del content[self.chance.randrange(max(1, len(content))) :]
+            del content[self.moments.randrange(max(1, len(content))) :]
         elif how == "emptied":
             content.clear()
-        store.write(key, bytes(content))
+        if how == "removed":
+            store.remove(key)
+        else:
+            store.write(key, bytes(content))
+
+        def restore() -> None:
+            try:
+                is_damaged_still = store.read(key) == content
+            except FileNotFoundError:
+                is_damaged_still = how == "removed"
+            if is_damaged_still:
+                store.write(key, before)
+
+        self.backups.append(restore)
+        folder, _, name = key.rpartition("/")
+        self.damaged += [name, folder.rpartition("/")[2]]
 
     def restore(self) -> None:
         """Bring back what was damaged."""
@@ -330,7 +342,7 @@ def _children(pid: int) -> list[int]:
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
-        return []
+        return True
 
 
 def _kill(pid: int) -> bool:
@@ -443,47 +455,44 @@ class Fault:
 
     name: str
     during: Callable[[Experiment, str], Disturbance] | None = None
-    before: Callable[[Experiment], list[str] | None] | None = None  # returns what a refusal must name, or None if unfit
+    before: Callable[[Experiment], bool] | None = None  # returns whether there was something to do it to
     names: tuple[str, ...] = ()  # what a refusal must name
     bucket_only: bool = False
     small_disk_only: bool = False
     network: str = ""
 
 
-def _damage(
-    url: Callable[[Experiment], str], wanted: Callable[[str], bool]
-) -> Callable[[Experiment], list[str] | None]:
-    def act(experiment: Experiment) -> list[str] | None:
+def _damage(url: Callable[[Experiment], str], wanted: Callable[[str], bool]) -> Callable[[Experiment], bool]:
+    def act(experiment: Experiment) -> bool:
         keys = [key for key in experiment.files(url(experiment), "") if wanted(key)]
         if not keys:
-            return None
+            return False
         key = experiment.chance.choice(keys)
         experiment.damage(url(experiment), key, experiment.chance.choice(_DAMAGES))
-        folder, _, name = key.rpartition("/")
-        return [name, folder.rpartition("/")[2]]
+        return True
 
     return act
 
 
-def _damage_cache(experiment: Experiment) -> list[str] | None:
+def _damage_cache(experiment: Experiment) -> bool:
     """A shard that a node has fetched."""
     found = [path for path in (experiment.folder / "cache").rglob("*.mds*") if path.is_file()]
     if not found:
-        return None
+        return False
     path = experiment.chance.choice(sorted(found))
     experiment.damage(str(path.parent), path.name, experiment.chance.choice(_DAMAGES))
-    return [path.name]
+    return True
 
 
-def _other_ranks(experiment: Experiment) -> list[str]:
+def _other_ranks(experiment: Experiment) -> bool:
     experiment.ranks = experiment.chance.choice([1, 4])
     experiment.ranks_changed = True
-    return []
+    return True
 
 
-def _other_workers(experiment: Experiment) -> list[str]:
+def _other_workers(experiment: Experiment) -> bool:
     experiment.loader_workers = experiment.chance.choice([0, 2])
-    return []
+    return True
 
 
 def _store(experiment: Experiment) -> str:
@@ -546,13 +555,13 @@ def _faults() -> dict[str, list[Fault]]:
     }  # fmt: skip
 
 
-def _damage_log(experiment: Experiment) -> list[str] | None:
+def _damage_log(experiment: Experiment) -> bool:
     """The log loses its end, or all; a changed digit in it is not seen (docs/reliability.md)."""
     if "log.csv" not in experiment.files(experiment.out, ""):
-        return None
+        return False
     experiment.damage(experiment.out, "log.csv", experiment.chance.choice(_DAMAGES[1:]))
     experiment.log_damaged = True
-    return ["log.csv"]
+    return True
 
 
 FAULTS = _faults()
@@ -579,26 +588,19 @@ def _disturb(experiment: Experiment, made: Scenario) -> None:
 
 def _inject(experiment: Experiment, stage: str, fault: Fault) -> str:
     """Put a fault in the way of a stage; return what came of it, in a word or two."""
-    names = list(fault.names)
-    if fault.before is not None:
-        more = fault.before(experiment)
-        if more is None:
-            return "not reached"
-        names += more
+    if fault.before is not None and not fault.before(experiment):
+        return "not reached"
     experiment.network_fault = fault.network
     ended = experiment.run(stage, fault.during(experiment, stage) if fault.during else None)
     experiment.network_fault = ""
+    names = [*fault.names, *experiment.damaged]  # also earlier
     outcome = _judge(stage, fault.name, ended, names)
     if outcome == "refused":
         experiment.restore()
-    elif fault.before is not None and stage == "evaluate":
-        if experiment.backups and not _has_last(experiment):  # a checkpoint was passed over
-            if not any(name and name in ended.printed for name in names):
-                raise FailureError("unclear", f"{fault.name}: nothing is said of {names}:\n{ended.printed[-1500:]}")
-            experiment.restore()
-    elif fault.before is not None:
-        _to_the_end(experiment, stage)
-        experiment.backups.clear()
+    elif stage == "evaluate" and outcome == "went on" and not _has_last(experiment):  # a checkpoint was passed over
+        if not any(name and name in ended.printed for name in names):
+            raise FailureError("unclear", f"{fault.name}: nothing is said of {names}:\n{ended.printed[-1500:]}")
+        experiment.restore()
     return outcome
 
 

@@ -1,0 +1,57 @@
+"""What commands turn into a message, and what stays a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from dataengine.errors import InputError, run_command
+
+
+class GatheredError(Exception):
+    """As torch.distributed.checkpoint raises them."""
+
+    def __init__(self, failures: dict[int, tuple[BaseException, str]]) -> None:
+        super().__init__("on some ranks")
+        self.failures = failures
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+def full(place: str | None = None) -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
+
+
+def test_what_the_user_can_mend_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: None) == 0
+    assert run_command(lambda: fail(InputError("this"))) == 2
+    assert run_command(lambda: fail(InputError("that")), quiet=True) == 2
+    assert capsys.readouterr().err == "error: this\n"
+
+
+def test_a_full_disk_is_told_wherever_it_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+    def wrapped() -> None:
+        try:
+            raise full("a/b")
+        except OSError as error:
+            raise RuntimeError("failed writing") from error
+
+    for command in (
+        lambda: fail(full("a/b")),
+        wrapped,
+        lambda: fail(GatheredError({1: (full("a/b"), "traceback")})),
+    ):
+        assert run_command(command, quiet=True) == 2
+        assert capsys.readouterr().err == (
+            "error: No space left on device: a/b. What is finished stays: make room, and run the same command again.\n"
+        )
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EPERM, "no"), RuntimeError("a defect"), KeyError("x")])
+def test_a_defect_stays_a_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        run_command(lambda: fail(error))
