@@ -254,6 +254,13 @@ def draw_curves(study: Study) -> str:
     return figures.to_svg(figure, "curves", "BLEU on dev over tokens, by setting")
 
 
+def standalone(svg: str) -> str:
+    """A picture of a page as a file of its own: on white, in a font without serifs."""
+    start = svg.index(">") + 1
+    head = svg[:start].replace('style="', 'style="font-family:sans-serif;', 1)
+    return f'{head}<rect width="100%" height="100%" fill="white"/>{svg[start:]}'
+
+
 def draw_band(axes: plt.Axes, runs: Sequence[StudyRun], direction: str, colour: str, label: str) -> None:
     """The mean of some runs' curves, and their range."""
     curves = [run.curve(direction) for run in runs]
@@ -292,6 +299,13 @@ def placement_section(study: Study) -> Section | None:
     means = {place: runs[place].mean() for place in places}
     kept = [place for place in places if means[place] >= means[places[-1]] / 2]
     peaks = {place: max(runs[place].mean_curve().values()) for place in places}
+    words = (
+        f"The same pairs after 0 to 100 % of the monolingual text. At the end the mean BLEU of the four directions is "
+        f"{means[places[0]]:.1f} with the pairs first and {means[places[-1]]:.1f} with the pairs last; it is at least "
+        f"half of the latter from {kept[0]} % on. The dotted line is what had been learned at its best."
+        if kept
+        else "Nothing is translated wherever the pairs are."
+    )
     with figures.style():
         figure, axes = plt.subplots(figsize=(8.2, 3.8), layout="constrained")
         for number, direction in enumerate(PAIR_DIRECTIONS):
@@ -304,9 +318,7 @@ def placement_section(study: Study) -> Section | None:
     return Section(
         "placement",
         "Placement in steps of 10 %",
-        [f"The same pairs after 0 to 100 % of the monolingual text. At the end the mean BLEU of the four directions is "
-         f"{means[places[0]]:.1f} with the pairs first and {means[places[-1]]:.1f} with the pairs last; it is at least "
-         f"half of the latter from {kept[0]} % on." if kept else "Nothing is translated wherever the pairs are."],
+        [words],
         [table],
         [figures.to_svg(figure, "placement", "BLEU at the end by the place of the pairs")],
     )  # fmt: skip
@@ -461,6 +473,8 @@ def write(runs: Sequence[StudyRun], folder: Path) -> None:
     write_file(folder / "study.html", page.encode())
     write_file(folder / "study.md", (tables + "\n" + "".join(f"- {key}: {value}\n" for key, value in facts)).encode())
     write_file(folder / "study.csv", _csv(study).encode())
+    if study.mains:
+        write_file(folder / "curves.svg", standalone(draw_curves(study)).encode())
     for one in found:
         print(f"{one.verdict:22} {one.expected}: {one.measure} {one.measured}")
     print(f"tables sha256 {digest}\n{folder / 'study.html'}\n{folder / 'study.md'}\n{folder / 'study.csv'}", flush=True)
