@@ -96,12 +96,16 @@ class ShardCache:
     def map(self, number: int, shard: int) -> NDArray[Any]:
         """The samples of a shard of stream `number`, shape (samples, seq_len + 1), fetched first if need be.
 
-        A shard that lies in the cache is hashed: 16 MB take 2 ms, and are read anyway.
+        It is hashed, in the cache or in place: 16 MB take 2 ms, and are read anyway. Raises InputError if one in place
+        is damaged or missing; one in the cache is fetched again.
         """
         stream = self._manifest.streams[number]
         basename = stream.shards[shard].raw.basename
         if self._in_place is not None:
-            return map_shard(self._in_place.path(f"{stream.remote}/{basename}"), self._width, self._dtype)
+            path = self._in_place.path(f"{stream.remote}/{basename}")
+            if problem := _damage(path, stream, shard):
+                raise InputError(f"{path} {problem}. Restore it, or remove its folder and build again.")
+            return map_shard(path, self._width, self._dtype)
         path = self._folder / stream.remote / basename
         while True:
             self.fetch(number, shard)
@@ -134,10 +138,7 @@ class ShardCache:
 
     def _whole(self, path: Path, stream: Stream, shard: int) -> bool:
         """Check the content of a cached shard; one that is damaged is removed."""
-        raw = stream.shards[shard].raw
-        content = path.read_bytes()
-        algorithm, expected = min(raw.hashes.items(), key=lambda entry: not entry[0].startswith("xxh"))
-        if len(content) == raw.bytes and hash_bytes(content, algorithm) == expected:
+        if _damage(path, stream, shard) is None:
             return True
         log.warning("%s is damaged on this disk; fetching it again", path)
         path.unlink(missing_ok=True)
@@ -304,6 +305,20 @@ def _check_index(store: Store, stream: Stream) -> bytes:
             f"Remove {place} and build again: dataengine build CONFIG"
         )
     return content
+
+
+def _damage(path: Path, stream: Stream, shard: int) -> str | None:
+    """What is wrong with a raw shard's content, by the fastest of its hashes; None if it is whole."""
+    raw = stream.shards[shard].raw
+    algorithm, expected = min(raw.hashes.items(), key=lambda entry: not entry[0].startswith("xxh"))
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return "is missing"
+    if len(content) != raw.bytes:
+        return f"is damaged: it has {len(content)} bytes, not {raw.bytes}"
+    found = hash_bytes(content, algorithm)
+    return None if found == expected else f"is damaged: its {algorithm} is {found}, and {expected} was written"
 
 
 def _size(path: Path) -> int:

@@ -48,6 +48,7 @@ FAST_SETTINGS = ("no_parallel", "parallel_non_adjacent", "parallel_first", "para
                  "parallel_last_all", "uni_en_zh")  # fmt: skip
 TEXT_SETTINGS = ("text/parallel_distributed", "text/parallel_last_all")
 ROOT = Path(__file__).resolve().parents[2]
+TEXT_FILES = [f"{name}.jsonl.zst" for name in ("mono.en", "en-zh.train", "en-zh.dev", "en-id.train", "en-id.dev")]
 YAMLS = Path(os.path.relpath(ROOT / "yamls/study"))
 WORLD_SEED = 17
 _EVERY = 2  # checkpoints on dev: each second one
@@ -114,8 +115,8 @@ def main() -> None:
     parser.add_argument("--only", metavar="A,B", help="these settings alone, such as parallel_last_all,placement/at_50")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at a time, a thread "
                         "each (default: a processor each, %(default)s)")  # fmt: skip
-    parser.add_argument("--text", type=Path, metavar="FOLDER", help="also train on real text: a folder with mono.en, "
-                        "X")  # fmt: skip
+    parser.add_argument("--text", type=Path, metavar="FOLDER", help="also train on real text: a folder with "
+                        + ", ".join(TEXT_FILES))  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="build, and say what would be trained")
     options = parser.parse_intermixed_args()
     if options.seeds < 1 or options.jobs < 1:
@@ -182,6 +183,8 @@ def make_inputs(text: Path | None) -> None:
         world.write(folder, WORLD_SEED)
         stamp.write_text(made_by)
     if text is not None:
+        if missing := [name for name in TEXT_FILES if not (text / name).is_file()]:
+            sys.exit(f"--text {text}: no {', '.join(missing)} there")
         link = Path("runs/study/text")
         link.unlink(missing_ok=True)
         link.symlink_to(text.resolve(), target_is_directory=True)
@@ -255,7 +258,7 @@ def run_all(todo: Sequence[Job], jobs: Sequence[Job], at_once: int) -> list[Job]
             def work(job: Job = job, base: Job | None = base, number: int = number) -> float:
                 begun = time.monotonic()
                 try:
-                    if base in futures:
+                    if shared[job] and base in futures:
                         futures[base].result()  # begun before this one, as `todo` is ordered
                     run_one(job, base, shared[job], bar.update)
                 except RuntimeError:
@@ -270,7 +273,11 @@ def run_all(todo: Sequence[Job], jobs: Sequence[Job], at_once: int) -> list[Job]
                 return seconds
 
             futures[job] = pool.submit(work)
-        wait(futures.values())
+        try:
+            wait(futures.values())
+        except KeyboardInterrupt:  # the runs hear it as well, and save
+            pool.shutdown(cancel_futures=True)
+            sys.exit("stopped; the same command goes on with what is left")
     return failed
 
 
@@ -288,7 +295,7 @@ def run_one(job: Job, base: Job | None, shared: int, advance: Callable[[int], ob
         if (steps := _steps_trained(job.out)) > seen:
             advance(steps - seen)
             seen = steps
-    if process.exitcode:
+    if process.exitcode or _steps_trained(job.out) < job.manifest.schedule.steps:  # it was asked to stop
         raise RuntimeError(job.name)
     advance(job.manifest.schedule.steps - seen)
     last = ["--sets", ",".join(name for name in ("dev", "test") if getattr(job.config.evaluate, name))]

@@ -177,6 +177,30 @@ def test_a_cached_shard_that_was_damaged_is_fetched_again(
     check_all(open_cache(object_store, tmp_path, manifest), rows, manifest)
 
 
+def test_a_shard_in_place_that_was_damaged_is_named(make_config: ConfigMaker, tmp_path: Path) -> None:
+    """A changed byte as well: nothing is trained on what was not built."""
+    config = make_config()
+    manifest = build(config, workers=1).manifest
+    path = Path(config.store) / manifest.streams[0].remote / "shard.00000.mds"
+    content = path.read_bytes()
+
+    def open_in_place() -> ShardCache:
+        return ShardCache(open_store(config.store), tmp_path / "cache", manifest, limit=None, outage_limit=1)
+
+    assert len(open_in_place().map(0, 0)) == manifest.streams[0].shards[0].samples
+    for damaged, words in (
+        (content[:-1], "is damaged: it has"),
+        (content[:-1] + b"?", "is damaged: its xxh64 is"),
+        (None, "is missing"),
+    ):
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"shard\.00000\.mds {words}.*build again"):
+            open_in_place().map(0, 0)
+        path.write_bytes(content)
+
+
 def test_a_killed_download_leaves_no_lock(
     make_config: ConfigMaker, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
