@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test study chaos lint bench lock clean
+.PHONY: help demo test study chaos lint bench audit lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -29,12 +29,15 @@ lint: $(INSTALLED) ## ruff and mypy
 bench: $(INSTALLED) ## run the benchmarks in their quick form
 	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
 
+audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies (asks the network)
+	$(BIN)/uvx pip-audit --requirement requirements.lock --no-deps --disable-pip
+
 lock: $(INSTALLED) ## resolve the dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url --no-header --no-annotate \
 	    --extra eval --extra comet --extra dev --quiet --upgrade -o requirements.lock
 
-clean: ## remove what the demonstration left
-	rm -rf runs/demo
+clean: ## remove what the demonstration, the study and the chaos left
+	rm -rf runs/demo runs/study runs/chaos
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@echo 'installing into .venv (6.4 GB, about a minute)'
