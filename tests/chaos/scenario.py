@@ -578,12 +578,21 @@ def _disturb(experiment: Experiment, made: Scenario) -> None:
         ]
         number = chance.choice({"build": [0, 1, 1, 2], "train": [1, 2, 2, 3], "evaluate": [0, 1, 1]}[stage])
         for fault in chance.sample(fitting, number):
-            if stage == "train" and fault.before and chance.random() < 0.85:  # something is there to be damaged
-                _to_the_end(experiment, stage, f"train.max_steps={chance.randrange(3, 15)}")
+            if fault.before and chance.random() < 0.85:  # something is there to be damaged
+                _begin(experiment, stage)
             made.events.append(Event(f"{stage}: {fault.name}", _inject(experiment, stage, fault)))
         if stage == "build" or experiment.chance.random() < 0.3:  # what is finished says so, and changes nothing
             _to_the_end(experiment, stage)
         _to_the_end(experiment, stage)
+
+
+def _begin(experiment: Experiment, stage: str) -> None:
+    """Do a part of a stage."""
+    if stage == "build":
+        experiment.run(stage, _killer(experiment, stage, "all"))
+    else:
+        steps = [f"train.max_steps={experiment.chance.randrange(3, 15)}"] if stage == "train" else []
+        _to_the_end(experiment, stage, *steps)
 
 
 def _inject(experiment: Experiment, stage: str, fault: Fault) -> str:
