@@ -36,7 +36,8 @@ from tests.object_store import ACCESS_KEY, SECRET_KEY, ObjectStore, faulty_proxy
 from trainer.step_log import read_log
 
 DEADLINE_S = 180  # of a command; one that takes longer hangs
-_PEER_S = 60  # in which a rank must notice that another one died
+_GRACE_S = 10  # for the other ranks once one has failed; then they get SIGTERM, as from Composer's launcher
+_PEER_S = 60  # in which all ranks must have ended once one has
 _DISK_MB = 192
 _PRELOAD = ("trainer.train", "trainer.session", "trainer.evaluate", "dataengine.cli", "composer.utils.parallelism")
 _DAMAGES = ("a byte changed", "cut short", "emptied", "removed")
@@ -206,6 +207,10 @@ class Experiment:
             time.sleep(0.05)
             if first_end is None and any(process.exitcode is not None for process in processes):
                 first_end = time.monotonic()
+            failed = any(process.exitcode for process in processes)
+            if failed and first_end and time.monotonic() > first_end + _GRACE_S:
+                for process in processes:
+                    process.terminate()
             if time.monotonic() > deadline or (first_end and time.monotonic() > first_end + _PEER_S):
                 words = "".join(
                     f"\n{path.name}: {path.read_text(errors='replace')[-1500:]}"
@@ -342,7 +347,7 @@ def _children(pid: int) -> list[int]:
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
-        return True
+        return []
 
 
 def _kill(pid: int) -> bool:
