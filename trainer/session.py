@@ -48,7 +48,7 @@ from trainer.runs import Run
 from trainer.saving import SaveCheckpoints, load_state
 from trainer.schedulers import restart_steps
 from trainer.shared_memory import sweep
-from trainer.signals import asked_to_stop
+from trainer.signals import asked_to_stop, end_at_once
 from trainer.speed import device_peak, flops_per_token
 from trainer.uploads import Uploader, clear_bucket, resume_uploads
 from trainer.watch import SpikeDetector
@@ -91,6 +91,7 @@ def run_session(
     warnings.filterwarnings("ignore", message=r"\s*The current world size")  # of random states, on a resume
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch's own checkpoint writer
     warnings.filterwarnings("ignore", message="No scheduler")  # OptimizerSettings sets the rate
+    end_at_once()
     # Before streaming, which would make a group of its own. While a rank waits for a bucket the others wait for it.
     timeout_s = config.train.outage_limit + _GROUP_TIMEOUT_S
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout_s)

@@ -36,6 +36,15 @@ def asked_to_stop(ask: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def end_at_once() -> None:
+    """Until there is something to save, SIGTERM and Ctrl-C end the process wherever it is.
+
+    Composer's import sets a handler in Python (core/engine.py), which does not run while a rank waits for others.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def leave_signals_to_parent(worker: int) -> None:
     """For loader workers: what reaches the whole process group is the main process's to handle, which ends them.
 

@@ -55,3 +55,16 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(experiment: 
     assert complete_checkpoints(out)[-1].step == 6
     log = ranks.train(experiment.config, out)
     assert exact(log) == exact(experiment.straight)
+
+
+def test_a_rank_that_waits_for_another_ends_when_asked(experiment: Experiment) -> None:
+    """The other one never comes: nothing is to be saved, and nobody is waited for."""
+    out = experiment.folder / "alone"
+    first, second = ranks.start(experiment.config, out)
+    second.kill()
+    ranks.wait_for("importing Composer", out)
+    first.join(3)
+    assert first.is_alive(), ranks.printed(out)
+    first.terminate()
+    first.join(20)
+    assert first.exitcode == -signal.SIGTERM
