@@ -35,7 +35,7 @@ from trainer.export import load_weights, save_tokenizer
 from trainer.group import Group
 from trainer.metrics import make_metrics, score_translations, summarize_comet
 from trainer.reasoning import describe_task, expand_tasks, run_tasks
-from trainer.runs import SMALL_FILES, open_run
+from trainer.runs import SMALL_FILES, open_run, parse_json
 from trainer.translation import (
     Completion,
     Decoding,
@@ -205,11 +205,12 @@ class CheckpointEvaluation:
         path = self._folder / "results.json"
         if path.is_file():
             try:
-                found = json.loads(path.read_bytes())
-            except json.JSONDecodeError as error:
+                found = dict(parse_json(path.read_bytes()))
+                known = [one["translations"] for one in found["translation"]]
+            except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path} is damaged ({error}). Remove it, and evaluate again.") from None
-            if found.get("checkpoint") == self._identity and found.get("version") == _VERSION:
-                return dict(found)
+            if found.get("checkpoint") == self._identity and found.get("version") == _VERSION and all(known):
+                return found
         manifest = self._of.manifest
         return {
             "version": _VERSION,
@@ -291,7 +292,7 @@ class CheckpointEvaluation:
         try:
             rows = [orjson.loads(line) for line in (self._folder / name).read_bytes().splitlines()]
             found = [Completion(row["hypothesis"], row["unfinished"]) for row in rows]
-        except (OSError, orjson.JSONDecodeError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return found if len(found) == len(task.texts.sources) else None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import logging
 import netrc
 import os
@@ -37,6 +36,7 @@ from dataengine.storage import Store, open_store
 from dataengine.tables import size_words, table
 from dataengine.tokens import load_tokenizer
 from trainer.checkpoints import MARKER, checkpoint_steps
+from trainer.runs import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -527,7 +527,7 @@ def check_bucket(url: str) -> list[Problem]:
 def check_owner(config: Config, manifest: Manifest) -> list[Problem]:
     """A run folder belongs to one experiment."""
     try:
-        name = str(json.loads(open_store(config.out).read("manifest.json"))["name"])
+        name = str(parse_json(open_store(config.out).read("manifest.json"))["name"])
     except FileNotFoundError:
         return []
     except (InputError, ValueError, KeyError, TypeError) as error:
@@ -577,7 +577,7 @@ def _read_marker(init: InitConfig) -> tuple[Mapping[str, Any], str]:
             )
         url = f"{url}/{steps[max(steps)].removesuffix(f'/{MARKER}')}"
     try:
-        fields = json.loads(open_store(url).read(MARKER))
+        fields = parse_json(open_store(url).read(MARKER))
         return {"step": int(fields["step"]), "model": dict(fields["model"])}, url
     except FileNotFoundError:
         raise InputError(

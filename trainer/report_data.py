@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.storage import open_store
-from trainer.runs import Run, local_folder, open_run
+from trainer.runs import Run, local_folder, open_run, parse_json
 from trainer.step_log import read_log
 
 _VERSION = 1  # of results.json and chosen.json
@@ -248,7 +247,7 @@ def _fetch_translations(run: Run, evaluation: Evaluation) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     """A file of results. Raises InputError if it is damaged or of another version."""
     try:
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
         version = found["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from None

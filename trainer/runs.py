@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dataengine.errors import InputError
 from dataengine.objects import is_url
@@ -66,3 +68,11 @@ def local_folder(out: str, cache: str) -> Path:
     if is_url(out) and not (run.folder / "manifest.json").is_file():
         raise InputError(f"no run at {out}: there is no manifest.json. Give the `out` of a run that has trained a step")
     return run.folder
+
+
+def parse_json(content: bytes) -> Any:
+    """JSON that may be damaged in any way. Raises ValueError for all that is none."""
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

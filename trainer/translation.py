@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,7 @@ from transformers import DynamicCache, LlamaForCausalLM, StoppingCriteria, Stopp
 
 from dataengine.pairs import LINES, translation_in, translation_prompt
 from dataengine.tokens import Tokenizer
+from trainer.runs import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,13 +249,11 @@ class FinishedBatches:
         """Batches by number; a last line that was cut short and lines of other settings are left out."""
         found = {}
         if self._path.is_file():
-            for line in self._path.read_text(encoding="utf-8").split("\n"):
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                if row["fingerprint"] == self._fingerprint:
-                    found[row["batch"]] = [Completion(text, unfinished) for text, unfinished in row["completions"]]
+            for line in self._path.read_bytes().split(b"\n"):
+                with suppress(ValueError, KeyError, TypeError):
+                    row = parse_json(line)
+                    if row["fingerprint"] == self._fingerprint:
+                        found[row["batch"]] = [Completion(text, unfinished) for text, unfinished in row["completions"]]
         return found
 
     def add(self, batch: int, completions: Sequence[Completion]) -> None:
