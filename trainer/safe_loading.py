@@ -19,7 +19,7 @@ from numpy._core import multiarray
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.torch_version import TorchVersion
 
@@ -77,10 +77,18 @@ def load_checkpoint(content: dict[str, Any], checkpoint: Checkpoint, *, no_dist:
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """A class of the list, or a dtype of torch."""
+        if (module, name) == ("builtins", "getattr"):  # an enumeration's member, as Python before 3.11.4 writes it
+            return _get_member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) not in _METADATA and not is_dtype:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint of ours does")
         return super().find_class(module, name)
+
+
+def _get_member(of: Any, name: str) -> Any:
+    if of is not _MEM_FORMAT_ENCODING or name not in of.__members__:
+        raise pickle.UnpicklingError(f"it asks for {name} of {of}, which no checkpoint of ours does")
+    return of[name]
 
 
 class _Reader(FileSystemReader):

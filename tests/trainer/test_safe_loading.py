@@ -106,3 +106,35 @@ def test_damaged_metadata_are_named(tmp_path: Path, content: bytes) -> None:
     checkpoint = complete(tmp_path)
     with pytest.raises(InputError, match=r"\.metadata is not to be trusted"):
         load_checkpoint({"weights": torch.zeros(2)}, checkpoint, no_dist=True)
+
+
+def test_members_of_enumerations_as_older_pythons_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By getattr, which is given nothing else."""
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING
+
+    monkeypatch.setattr(
+        _MEM_FORMAT_ENCODING, "__reduce_ex__", lambda self, protocol: (getattr, (type(self), self.name)), raising=False
+    )
+    content = {"weights": torch.arange(3.0)}
+    checkpoint = save(tmp_path, content)
+    path = tmp_path / "checkpoints/step-00000004/.metadata"
+    assert b"getattr" in path.read_bytes()
+    found = {"weights": torch.zeros(3)}
+    load_checkpoint(found, checkpoint, no_dist=True)
+    assert torch.equal(found["weights"], content["weights"])
+
+
+class Reach:
+    """Takes an attribute of a class that checkpoints may name."""
+
+    def __reduce__(self) -> Any:
+        return getattr, (torch.Size, "__subclasses__")
+
+
+def test_no_other_attribute_is_reached(tmp_path: Path) -> None:
+    save(tmp_path, {"weights": torch.zeros(2)})
+    path = tmp_path / "checkpoints/step-00000004/.metadata"
+    path.write_bytes(pickle.dumps(Reach()))
+    checkpoint = complete(tmp_path)
+    with pytest.raises(InputError, match="it asks for __subclasses__ of"):
+        load_checkpoint({"weights": torch.zeros(2)}, checkpoint, no_dist=True)
