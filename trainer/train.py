@@ -20,6 +20,7 @@ from dataengine.manifest import Manifest, read_manifest
 from trainer.checkpoints import Checkpoint, check_model, newest_checkpoint
 from trainer.preflight import Ranks, check_run, describe, last_step, raise_common, raise_problems
 from trainer.runs import SMALL_FILES, Run, open_run
+from trainer.step_log import read_whole_rows
 from trainer.uploads import Uploader, resume_uploads
 from trainer.watch import BadStepError
 
@@ -93,6 +94,7 @@ def train(config: Config) -> None:
         if resume.step >= last:
             if ranks.rank == 0:
                 finish_uploads(config, run, resume)
+                _tell_log(run.folder / "log.csv", resume.step)
             log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
             return
         _tell_changes(config, run.folder)
@@ -100,6 +102,14 @@ def train(config: Config) -> None:
     from trainer.session import run_session
 
     run_session(config, manifest, run, ranks, problems, last=last)
+
+
+def _tell_log(path: Path, steps: int) -> None:
+    """Say if the log of a finished run is damaged, which no training will mend."""
+    rows, problem = read_whole_rows(path) if path.is_file() else ([], "it is missing")
+    if problem or not rows or int(rows[-1]["step"]) != steps - 1:
+        words = problem or f"it ends after step {rows[-1]['step'] if rows else 'none'}"
+        log.warning("%s is damaged, though all %d steps were trained: %s", path, steps, words)
 
 
 def finish_uploads(config: Config, run: Run, resume: Checkpoint) -> None:

@@ -673,7 +673,10 @@ def _compare(experiment: Experiment, reference: Reference) -> None:
     ours, theirs = experiment.log(), reference.log
     if experiment.log_damaged:  # its lost rows are told at the resume, and do not come back
         kept = {row["step"] for row in ours}
-        theirs = [row for row in theirs if row["step"] in kept or row is theirs[-1]]
+        theirs = [row for row in theirs if row["step"] in kept]
+    marker = json.loads(experiment.read(experiment.out, "checkpoints/step-00000016/COMPLETE.json"))
+    if marker["digest"] != reference.log[-1]["digest"]:
+        raise FailureError("different", "the digest of samples in the last checkpoint")
     if [row["digest"] for row in ours] != [row["digest"] for row in theirs]:
         raise FailureError("different", "the digests of samples")
     if experiment.ranks_changed:
