@@ -38,6 +38,7 @@ from benchmarks.study import findings, world
 from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
 from dataengine.manifest import Manifest, read_manifest
+from trainer.checkpoints import checkpoint_steps
 from trainer.schedulers import restart_steps
 
 SETTINGS = (
@@ -298,6 +299,7 @@ def run_one(job: Job, base: Job | None, shared: int, advance: Callable[[int], ob
     if process.exitcode or _steps_trained(job.out) < job.manifest.schedule.steps:  # it was asked to stop
         raise RuntimeError(job.name)
     advance(job.manifest.schedule.steps - seen)
+    remove_stops(job, shared)
     last = ["--sets", ",".join(name for name in ("dev", "test") if getattr(job.config.evaluate, name))]
     for options in (["--all", "--every", str(_EVERY)], last):  # along the way and the chosen one; the last one
         process = _start("trainer.evaluate", [*job.arguments, *options], printed)
@@ -305,6 +307,15 @@ def run_one(job: Job, base: Job | None, shared: int, advance: Callable[[int], ob
         if process.exitcode:
             raise RuntimeError(job.name)
     (job.out / "study.json").write_text(json.dumps({"key": job.key, "shared": shared}))
+
+
+def remove_stops(job: Job, shared: int) -> None:
+    """Remove checkpoints that an interruption made: what is evaluated does not depend on when a study was stopped."""
+    schedule, interval = job.manifest.schedule, job.config.train.checkpoint_interval
+    planned = {shared, *checkpoint_steps(schedule, {}, interval, schedule.steps)}
+    for folder in (job.out / "checkpoints").iterdir():
+        if int(folder.name.removeprefix("step-")) not in planned:
+            shutil.rmtree(folder)
 
 
 def begin_with(job: Job, base: Job, step: int) -> None:

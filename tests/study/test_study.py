@@ -100,6 +100,16 @@ def test_runs_share_what_is_the_same(built: list[study.Job]) -> None:
             assert base.manifest.prefix_sha256(steps) == job.manifest.prefix_sha256(steps)
 
 
+@pytest.mark.slow
+def test_what_an_interruption_left_is_not_evaluated(built: list[study.Job]) -> None:
+    job = next(job for job in built if job.setting == "parallel_last_all")
+    for step in (120, 700, 1200, 1320, 1333, 1600):
+        (job.out / f"checkpoints/step-{step:08d}").mkdir(parents=True)
+    study.remove_stops(job, 1200)
+    left = sorted(int(path.name[5:]) for path in (job.out / "checkpoints").iterdir())
+    assert left == [120, 1200, 1320, 1600]
+
+
 def test_every_question_has_its_yaml_at_full_scale() -> None:
     """With the same stages: what is tried in small can be run as it is."""
     for path in sorted((ROOT / "yamls").rglob("*.yaml")):
