@@ -239,17 +239,18 @@ class CheckpointEvaluation:
         completions = known or self._complete(task, batches, fingerprint)
         entry = self._group.first(lambda: self._score(task, completions, fingerprint))
         self._add_comet(task, [one.text for one in completions], entry)
+        rows = zip(task.texts.sources, task.texts.references, completions, strict=True)
+        content = b"".join(
+            orjson.dumps(
+                {"source": source, "reference": reference, "hypothesis": one.text, "unfinished": one.unfinished}
+            )
+            + b"\n"
+            for source, reference, one in rows
+        )
+        entry["sha256"] = hashlib.sha256(content).hexdigest()
         others = [old for old in self.results["translation"] if old["translations"] != entry["translations"]]
         self.results["translation"] = sorted([*others, entry], key=lambda one: str(one["translations"]))
         if known is None:
-            rows = zip(task.texts.sources, task.texts.references, completions, strict=True)
-            lines = [
-                orjson.dumps(
-                    {"source": source, "reference": reference, "hypothesis": one.text, "unfinished": one.unfinished}
-                )
-                for source, reference, one in rows
-            ]
-            content = b"\n".join([*lines, b""])
             self._group.first(lambda: self._run.publish(f"{self._place}/{entry['translations']}", content))
         self._write_results()
         for path in self._folder.glob(self._partial(task, None).name):  # also of more ranks than there are now
@@ -284,15 +285,18 @@ class CheckpointEvaluation:
     def _known(self, task: Task, fingerprint: str) -> list[Completion] | None:
         """Completions that an earlier evaluation finished."""
         name = f"{task.name}.jsonl"
-        if not any(
-            one["translations"] == name and one["fingerprint"] == fingerprint for one in self.results["translation"]
-        ):
+        entry = next((one for one in self.results["translation"] if one["translations"] == name), None)
+        if entry is None or entry["fingerprint"] != fingerprint:
             return None
         self._run.fetch(f"{self._place}/{name}")
         try:
-            rows = [orjson.loads(line) for line in (self._folder / name).read_bytes().splitlines()]
+            content = (self._folder / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
+                raise ValueError("its content is not what was written")
+            rows = [orjson.loads(line) for line in content.splitlines()]
             found = [Completion(row["hypothesis"], row["unfinished"]) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s cannot be used (%s): translating again", self._folder / name, error)
             return None
         return found if len(found) == len(task.texts.sources) else None
 

@@ -302,6 +302,22 @@ def test_ctrl_c_says_how_to_go_on(experiment: Experiment, tmp_path: Path) -> Non
     assert "Traceback" not in words
 
 
+def test_translations_that_were_damaged_are_made_again(
+    experiment: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also by a byte that leaves them JSON."""
+    out = copy_run(experiment, tmp_path / "run", steps=[8])
+    assert evaluate(experiment.config, f"out={out}") == 0
+    path = out / "evaluations/step-00000008/dev.en-zh.0-shot.jsonl"
+    content, before = path.read_bytes(), results(out, 8)
+    at = content.index(b'"hypothesis":"') + len(b'"hypothesis":"')
+    path.write_bytes(content[:at] + b"x" + content[at:])
+    assert evaluate(experiment.config, f"out={out}") == 0
+    assert path.read_bytes() == content
+    assert results(out, 8) == before
+    assert "its content is not what was written): translating again" in caplog.text
+
+
 def test_results_of_another_checkpoint_of_the_same_step_are_left_behind(experiment: Experiment, tmp_path: Path) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])
     assert evaluate(experiment.config, f"out={out}", "--sets", "test") == 0
