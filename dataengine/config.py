@@ -422,9 +422,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             raise InputError(f"override '{override}' is not of the form key=value, such as train.max_steps=100")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
             raise InputError(f"override '{override}': the value is not YAML: {_one_line(error)}") from None
-        loc = tuple(int(part) if part.isdigit() else part for part in key.split("."))
+        loc = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
         _set(values, loc, value, override)
         lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
         for depth in range(1, len(loc) + 1):
@@ -475,7 +475,9 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
         if root is not None:
             _note_lines(root, (), str(path), lines)
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML: {_one_line(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines, such as `name: my_experiment`")

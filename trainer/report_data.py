@@ -222,6 +222,8 @@ def _read_run(url: str, cache: str) -> TrainedRun:
         results = [name for name in run.store.sizes("evaluations/") if name.endswith("/results.json")]
         run.fetch("chosen.json", *sorted(results))
     chosen = _read_json(folder / "chosen.json") if (folder / "chosen.json").is_file() else None
+    if chosen is not None and not isinstance(chosen.get("step"), int):
+        raise _damaged(folder / "chosen.json", KeyError("step"))
     evaluations = [_read_evaluation(path) for path in sorted(folder.glob("evaluations/*/results.json"))]
     built, note = _read_build(config, manifest)
     trained = TrainedRun(

@@ -163,3 +163,9 @@ def test_a_direction_has_two_languages_and_a_url_two_slashes(make_config: Config
         make_config(["streams.en-zh.directions=[en-en]"])
     with pytest.raises(InputError, match=r"store is s3:/bucket/x: a URL has two slashes, as in s3://bucket/folder"):
         make_config(["store=s3:/bucket/x"])
+
+
+@pytest.mark.parametrize("override", ["stages.²=1", "name=2000-13-40", "train.seed=" + "[" * 3000])
+def test_overrides_that_are_nothing_are_named(override: str) -> None:
+    with pytest.raises(InputError, match="override"):
+        load_config(ROOT / "yamls/mini/uni_en_zh.yaml", [override])
