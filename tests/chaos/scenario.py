@@ -674,6 +674,7 @@ def _compare(experiment: Experiment, reference: Reference) -> None:
     if experiment.log_damaged:  # its lost rows are told at the resume, and do not come back
         kept = {row["step"] for row in ours}
         theirs = [row for row in theirs if row["step"] in kept]
+    experiment.restore()
     marker = json.loads(experiment.read(experiment.out, "checkpoints/step-00000016/COMPLETE.json"))
     if marker["digest"] != reference.log[-1]["digest"]:
         raise FailureError("different", "the digest of samples in the last checkpoint")
