@@ -55,14 +55,15 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
     manifest = read_manifest(run / "manifest.json")
     if not (run / "log.csv").is_file():
         raise InputError(f"no log.csv in {run}: give the folder of a run that has trained at least a step")
-    rows = read_log(run / "log.csv")
-    steps = min(len(rows), step or len(rows))
+    logged = {int(row["step"]): row["digest"] for row in read_log(run / "log.csv")}  # a damaged log may have lost some
+    last = max(logged, default=-1) + 1
+    steps = min(last, step or last)
     digest = ""
     for number in tqdm(range(steps), desc="digests", unit="step", disable=None):
         digest = next_digest(digest, number, manifest.order.sample_ids(number))
-        if rows[number]["digest"] != digest:
+        if logged.get(number, digest) != digest:
             print(
-                f"DIFFERENT at step {number}: the log has {rows[number]['digest'][:16]}, the manifest gives "
+                f"DIFFERENT at step {number}: the log has {logged[number][:16]}, the manifest gives "
                 f"{digest[:16]}. The run was not trained on what {run / 'manifest.json'} says from this step on."
             )
             sys.exit(1)

@@ -18,7 +18,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 def read_log(path: Path) -> list[dict[str, str]]:
     """The rows of a log, one a step, in order; a last row that was cut short is left out.
 
-    Raises InputError if anything before it is damaged.
+    Steps are missing where an earlier damage took them. Raises InputError if anything before it is damaged.
     """
     rows, problem = read_whole_rows(path)
     if problem:
@@ -41,10 +41,11 @@ def read_whole_rows(path: Path) -> tuple[list[dict[str, str]], str]:
             return [], "its first line does not name step, stage and digest" if whole > 0 else ""
         for row in reader:
             step = row["step"] or ""
-            expected = str(int(rows[-1]["step"]) + 1) if rows else step
-            good = step == expected and step.isdecimal() and _DIGEST.fullmatch(row["digest"] or "") and None not in row
-            if not good:
-                return rows, f"line {reader.line_num} is no row of step {expected}" if reader.line_num <= whole else ""
+            after = int(rows[-1]["step"]) if rows else -1
+            is_later = step.isdecimal() and int(step) > after  # a gap is what an earlier damage left
+            if not (is_later and _DIGEST.fullmatch(row["digest"] or "") and None not in row):
+                words = f"line {reader.line_num} is no row of a step after {after}"
+                return rows, words if reader.line_num <= whole else ""
             rows.append(row)
     except csv.Error as error:
         return rows, f"line {reader.line_num}: {error}"
