@@ -25,7 +25,11 @@ def tokenizer_path() -> Path:
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two files of documents and two of pairs."""
-    folder = tmp_path_factory.mktemp("corpora")
+    return write_corpora(tmp_path_factory.mktemp("corpora"))
+
+
+def write_corpora(folder: Path) -> Path:
+    """Fill a folder with two files of documents and two of pairs."""
     documents = list(read_lines(DEMO / "mono.en.jsonl.zst"))[:120]
     pairs = list(read_lines(DEMO / "en-zh.train.jsonl.zst"))[:600]
     for name, lines in (

@@ -29,7 +29,7 @@ import yaml
 
 from dataengine.storage import Store, open_store
 from tests.chaos.results import Event, Scenario
-from tests.conftest import DEMO, small_experiment
+from tests.conftest import DEMO, small_experiment, write_corpora
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact
 from tests.object_store import ACCESS_KEY, SECRET_KEY, ObjectStore, faulty_proxy, new_bucket, server
@@ -76,8 +76,9 @@ class Lab:
         ranks.CONTEXT.set_forkserver_preload(list(_PRELOAD))
         self.folder = folder
         self.corpora = folder / "corpora"
+        self.corpora.mkdir()
+        write_corpora(self.corpora)
         self.buckets = buckets
-        _write_corpora(self.corpora)
         self.disk_is_small = _can_mount(folder)
         place = folder / "undisturbed"
         run = Experiment(self, place, random.Random(0), None)
@@ -117,17 +118,6 @@ class Lab:
             shutil.rmtree(folder, ignore_errors=True)
         made.seconds = round(time.monotonic() - begun, 1)
         return made
-
-
-def _write_corpora(folder: Path) -> None:
-    from dataengine.sources import read_lines
-
-    folder.mkdir(parents=True, exist_ok=True)
-    documents = list(read_lines(DEMO / "mono.en.jsonl.zst"))[:120]
-    pairs = list(read_lines(DEMO / "en-zh.train.jsonl.zst"))[:600]
-    for name, lines in (("mono.0", documents[:50]), ("mono.1", documents[50:]), ("pairs.0", pairs[:200]),
-                        ("pairs.1", pairs[200:])):  # fmt: skip
-        (folder / f"{name}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
 
 
 def _can_mount(folder: Path) -> bool:
@@ -187,17 +177,19 @@ class Experiment:
             "evaluate": ("trainer.evaluate", [str(self.config), "--all"], 1),
         }[stage]
         printed = self.folder.parent / f"{self.folder.name}.{stage}.txt"  # not on a disk that may be full
+        outputs = [printed if rank == 0 else Path(f"{printed}.{rank}") for rank in range(number)]
         port = ranks.free_port()
+        environments = (
+            [ranks.rank_environment(rank, number, port) for rank in range(number)]
+            if stage == "train"
+            else [ranks.thread_and_bucket()]
+        )
         processes = [
-            ranks.CONTEXT.Process(
-                target=_command,
-                args=(module, [*arguments, *overrides], _environment(rank, number, port) if stage == "train" else
-                      _environment(0, 0, 0), str(printed) if rank == 0 else f"{printed}.{rank}"),
-            )
-            for rank in range(number)
-        ]  # fmt: skip
-        for rank in range(number):
-            Path(str(printed) if rank == 0 else f"{printed}.{rank}").unlink(missing_ok=True)
+            ranks.CONTEXT.Process(target=_command, args=(module, [*arguments, *overrides], environment, str(path)))
+            for environment, path in zip(environments, outputs, strict=True)
+        ]
+        for path in outputs:
+            path.unlink(missing_ok=True)
         for process in processes:
             process.start()
         deadline = time.monotonic() + DEADLINE_S
@@ -220,8 +212,7 @@ class Experiment:
                     _kill_tree(process.pid or 0)
                 raise FailureError("hang", f"{stage} does not end (of the ranks ended: "
                                       f"{[process.exitcode for process in processes]}):{words}")  # fmt: skip
-        texts = [Path(str(printed) if rank == 0 else f"{printed}.{rank}") for rank in range(number)]
-        printed_by_all = "\n".join(path.read_text(errors="replace") for path in texts if path.is_file())
+        printed_by_all = "\n".join(path.read_text(errors="replace") for path in outputs if path.is_file())
         return Ended([process.exitcode for process in processes], printed_by_all, killed)
 
     # Results.
@@ -318,15 +309,6 @@ class Experiment:
                 yield
             finally:
                 os.environ["S3_ENDPOINT_URL"] = before
-
-
-def _environment(rank: int, number: int, port: int) -> dict[str, str]:
-    of_rank = {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(number),
-        "LOCAL_WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
-    passed = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "S3_", "NO_PROXY"))}
-    return {**(of_rank if number else {}), "OMP_NUM_THREADS": "1", **passed}
 
 
 def _command(module: str, arguments: list[str], environment: dict[str, str], printed: str) -> None:
@@ -671,13 +653,13 @@ def _compare(experiment: Experiment, reference: Reference) -> None:
     if experiment.bucket is None and experiment.manifest() != reference.manifest:
         raise FailureError("different", "the manifest")
     ours, theirs = experiment.log(), reference.log
-    if experiment.log_damaged:  # its lost rows are told at the resume, and do not come back
+    experiment.restore()
+    if experiment.log_damaged:  # its lost rows are told at the resume, and do not come back; the checkpoint knows
         kept = {row["step"] for row in ours}
         theirs = [row for row in theirs if row["step"] in kept]
-    experiment.restore()
-    marker = json.loads(experiment.read(experiment.out, "checkpoints/step-00000016/COMPLETE.json"))
-    if marker["digest"] != reference.log[-1]["digest"]:
-        raise FailureError("different", "the digest of samples in the last checkpoint")
+        marker = json.loads(experiment.read(experiment.out, "checkpoints/step-00000016/COMPLETE.json"))
+        if marker["digest"] != reference.log[-1]["digest"]:
+            raise FailureError("different", "the digest of samples in the last checkpoint")
     if [row["digest"] for row in ours] != [row["digest"] for row in theirs]:
         raise FailureError("different", "the digests of samples")
     if experiment.ranks_changed:
@@ -685,9 +667,7 @@ def _compare(experiment: Experiment, reference: Reference) -> None:
     if exact(ours) != exact(theirs):
         raise FailureError("different", "the losses")
     found = experiment.translations()
-    for (
-        key,
-        content,
-    ) in reference.translations.items():  # kills and stops make checkpoints of more steps, damage of fewer
+    # Kills and stops make checkpoints of more steps, damage of fewer.
+    for key, content in reference.translations.items():
         if found.get(key, content) != content or (key not in found and "step-00000016" in key):
             raise FailureError("different", key)

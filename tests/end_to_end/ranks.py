@@ -28,23 +28,33 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What Composer's launcher tells a rank of one machine, and what reaches a bucket from here."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        **thread_and_bucket(),
+    }
+
+
+def thread_and_bucket() -> dict[str, str]:
+    """One thread, and the variables by which a process reaches the test's bucket."""
+    passed = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "S3_", "NO_PROXY"))}
+    return {"OMP_NUM_THREADS": "1", **passed}
+
+
 def start(config: Path, out: Path, *overrides: str, ranks: int = 2, probe: str = "") -> list[ForkServerProcess]:
     """Start the ranks of a run; their output goes to OUT.rank0.txt and so on."""
     out.parent.mkdir(parents=True, exist_ok=True)
     port = free_port()
     processes = []
     for rank in range(ranks):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "NODE_RANK": "0",
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            **{name: value for name, value in os.environ.items() if name.startswith(("AWS_", "S3_", "NO_PROXY"))},
-        }
+        environment = rank_environment(rank, ranks, port)
         printed = out.with_name(f"{out.name}.rank{rank}.txt")
         arguments = (environment, str(config), [f"out={out}", *overrides], printed, probe)
         processes.append(CONTEXT.Process(target=_train_rank, args=arguments))
