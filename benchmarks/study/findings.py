@@ -91,6 +91,10 @@ class Study:
     def __contains__(self, setting: str) -> bool:
         return setting in self._by_setting
 
+    def named(self, prefix: str) -> list[str]:
+        """Settings whose names begin so, in the order of the runs."""
+        return [setting for setting in self._by_setting if setting.startswith(prefix)]
+
     def of(self, setting: str) -> dict[int, StudyRun]:
         """Runs of a setting by seed."""
         return self._by_setting.get(setting, {})
@@ -290,7 +294,7 @@ def placement_section(study: Study) -> Section | None:
     runs = {100: study.first("parallel_last_all")} if "parallel_last_all" in study else {}
     if "parallel_first" in study:
         runs[0] = study.first("parallel_first")
-    runs |= {int(name[-2:]): study.first(name) for name in study._by_setting if name.startswith("placement/")}
+    runs |= {int(name[-2:]): study.first(name) for name in study.named("placement/")}
     if len(runs) < 3:
         return None
     places = sorted(runs)
@@ -418,7 +422,7 @@ def replay_section(study: Study) -> Section | None:
 
 def text_section(study: Study) -> Section | None:
     """Real text: losses and BLEU over steps, whatever they are."""
-    names = [name for name in study._by_setting if name.startswith("text/")]
+    names = study.named("text/")
     if not names:
         return None
     tables, pictures = [], []
@@ -456,7 +460,8 @@ def write(runs: Sequence[StudyRun], folder: Path) -> None:
     study = Study(runs)
     found = list(findings(study))
     made = [findings_section(found)] if found else []
-    made += [settings_section(study)] if study.mains else []
+    settings = settings_section(study) if study.mains else None
+    made += [settings] if settings else []
     made += [one for one in question_sections(study) if one is not None]
     if (text := text_section(study)) is not None:
         made.append(text)
@@ -473,8 +478,8 @@ def write(runs: Sequence[StudyRun], folder: Path) -> None:
     write_file(folder / "study.html", page.encode())
     write_file(folder / "study.md", (tables + "\n" + "".join(f"- {key}: {value}\n" for key, value in facts)).encode())
     write_file(folder / "study.csv", _csv(study).encode())
-    if study.mains:
-        write_file(folder / "curves.svg", standalone(draw_curves(study)).encode())
+    if settings:
+        write_file(folder / "curves.svg", standalone(settings.pictures[0]).encode())
     for one in found:
         print(f"{one.verdict:22} {one.expected}: {one.measure} {one.measured}")
     print(f"tables sha256 {digest}\n{folder / 'study.html'}\n{folder / 'study.md'}\n{folder / 'study.csv'}", flush=True)
@@ -482,7 +487,7 @@ def write(runs: Sequence[StudyRun], folder: Path) -> None:
 
 def describe_study(study: Study, folder: Path, digest: str) -> list[tuple[str, str]]:
     """Size, time and machine."""
-    trained, seconds = 0, 0.0
+    trained = 0
     for one in study.runs:
         shared = json.loads((Path(one.run.url) / "study.json").read_text())["shared"]
         manifest = one.run.manifest

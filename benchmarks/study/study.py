@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
@@ -128,13 +128,14 @@ def main() -> None:
     make_inputs(options.text)
     build(jobs)
     todo = [job for job in jobs if not job.is_done]
-    steps = sum(job.manifest.schedule.steps - shared_steps(job, jobs) for job in todo)
+    shared = {job: shared_steps(job, jobs) for job in todo}
+    steps = sum(job.manifest.schedule.steps - shared[job] for job in todo)
     print(f"{len(jobs)} runs, {len(todo)} of them to do: {steps:,} steps, {options.jobs} at a time", flush=True)
     if options.dry_run:
         for job in todo:
-            print(f"{job.name}: steps {shared_steps(job, jobs):,} to {job.manifest.schedule.steps:,}")
+            print(f"{job.name}: steps {shared[job]:,} to {job.manifest.schedule.steps:,}")
         return
-    failed = run_all(todo, jobs, options.jobs) if todo else []
+    failed = run_all(todo, jobs, shared, options.jobs) if todo else []
     note_time(time.monotonic() - begun, bool(todo))
     done = [job for job in jobs if job.is_done]
     findings.write(done_runs(done), Path("runs/study"))
@@ -240,12 +241,11 @@ def rate_restarts(job: Job, step: int) -> list[int]:
 # Runs.
 
 
-def run_all(todo: Sequence[Job], jobs: Sequence[Job], at_once: int) -> list[Job]:
-    """Train and evaluate, `at_once` runs at a time; return those that failed."""
+def run_all(todo: Sequence[Job], jobs: Sequence[Job], shared: Mapping[Job, int], at_once: int) -> list[Job]:
+    """Train and evaluate, `at_once` runs at a time, each from its `shared` steps; return those that failed."""
     _CONTEXT.set_forkserver_preload(["__main__", "trainer.train", "trainer.session", "trainer.evaluate",
                                       "composer.utils.parallelism"])  # fmt: skip
     futures: dict[Job, Future[float]] = {}
-    shared = {job: shared_steps(job, jobs) for job in todo}
     total = sum(job.manifest.schedule.steps - shared[job] for job in todo)
     failed: list[Job] = []
     with (
