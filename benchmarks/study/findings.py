@@ -331,9 +331,9 @@ def placement_section(study: Study) -> Section | None:
 def compare_section(
     study: Study, name: str, title: str, text: str, settings: Mapping[str, str], directions: Sequence[str]
 ) -> Section | None:
-    """A table of some settings of the first seed, by labels."""
+    """A table of some settings of the first seed, by labels; None without a run of the question's own."""
     found = {label: setting for label, setting in settings.items() if 1 in study.of(setting)}
-    if len(found) < 2:
+    if len(found) < 2 or set(found.values()) <= MAINS.keys():
         return None
     rows = [score_row(label, [study.first(setting)], directions) for label, setting in found.items()]
     table = Table(f"{name}-table", "BLEU on test at the end", [*directions, "mean with English"], [
@@ -365,7 +365,12 @@ def question_sections(study: Study) -> Iterator[Section | None]:
         "the paper's second stage did.",
         {"continue": "rate/continue", "restart": "rate/restart"}, PAIR_DIRECTIONS,
     )  # fmt: skip
-    yield replay_section(study)
+    yield compare_section(
+        study, "replay", "Monolingual text replayed between the last pairs",
+        "The last 40 % of the steps hold three eighths of monolingual text and as many pairs as last (all).",
+        {"pairs alone (last, all)": "parallel_last_all", "with replay": "replay/replay",
+         "evenly spread (distributed)": "parallel_distributed"}, PAIR_DIRECTIONS,
+    )  # fmt: skip
     yield compare_section(
         study, "volume", "One direction against all, at equal volume per direction",
         "Last (uni) spends all pairs on one direction. Here each uni run has as many pairs of its direction as last "
@@ -400,24 +405,6 @@ def count_parameters(run: StudyRun) -> int:
 
     model = ModelConfig(**run.run.config["model"])
     return sum(parameter.numel() for parameter in empty_model(model, run.run.manifest).parameters())
-
-
-def replay_section(study: Study) -> Section | None:
-    """Whether monolingual text between the pairs keeps what was known, and what it costs."""
-    names = {"pairs alone (last, all)": "parallel_last_all", "with replay": "replay/replay",
-             "evenly spread (distributed)": "parallel_distributed"}  # fmt: skip
-    found = {label: study.first(name) for label, name in names.items() if 1 in study.of(name)}
-    if "with replay" not in found or len(found) < 2:
-        return None
-    rows = [
-        Row(label, [*score_row(label, [run], PAIR_DIRECTIONS).cells, Cell(f"{run.mean():.1f}")])
-        for label, run in found.items()
-    ]
-    return Section(
-        "replay", "Monolingual text replayed between the last pairs",
-        ["The last 40 % of the steps hold three eighths of monolingual text and as many pairs as last (all)."],
-        [Table("replay-table", "BLEU on test at the end", [*PAIR_DIRECTIONS, "mean"], rows)],
-    )  # fmt: skip
 
 
 def text_section(study: Study) -> Section | None:
