@@ -10,6 +10,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from dataengine.errors import InputError, run_command
@@ -90,6 +91,7 @@ def _make_parser() -> argparse.ArgumentParser:
         prog="dataengine",
         description="Turn documents and sentence pairs into token streams and a training schedule.",
     )
+    parser.add_argument("--version", action="version", version=f"dataengine {version('dataengine')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[[argparse.Namespace], None], help: str, description: str, example: str,

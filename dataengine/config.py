@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dataengine.errors import InputError
 from dataengine.objects import is_url
@@ -35,6 +44,15 @@ Direction = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+-[A-Za-z0-9]+$")]
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_as_number(cls, value: Any, field: ValidationInfo) -> Any:
+        """Pydantic takes `true` for 1."""
+        kinds = set(re.findall(r"\w+", str(cls.model_fields[str(field.field_name)].annotation)))
+        if isinstance(value, bool) and kinds & {"int", "float"} and "bool" not in kinds:
+            raise ValueError(f"expected a number, got {str(value).lower()}")
+        return value
 
 
 class AssumeConfig(_Section):
@@ -429,10 +447,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
         for depth in range(1, len(loc) + 1):
             lines.setdefault(loc[:depth], f"override {override}")
+    _drop_nulls(values)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(problem, lines, str(path)) for problem in error.errors()]
+        problems = [_describe(problem, lines, str(path)) for problem in _join_kinds(error.errors())]
         raise InputError("\n".join(problems)) from None
 
 
@@ -478,7 +497,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid YAML: {_one_line(error)}") from None
+        raise InputError(_describe_syntax(error, path, text)) from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected `key: value` lines, such as `name: my_experiment`")
     return values, lines
@@ -508,6 +527,15 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _drop_nulls(values: Mapping[str, Any]) -> None:
+    """Remove streams and evaluation sets that are null, which is how a file drops what its base has."""
+    evaluate = values.get("evaluate")
+    named = [evaluate.get(key) for key in ("dev", "test", "examples")] if isinstance(evaluate, dict) else []
+    for mapping in [values.get("streams"), *named]:
+        for key in [key for key, value in mapping.items() if value is None] if isinstance(mapping, dict) else []:
+            del mapping[key]
+
+
 def _set(values: dict[str, Any], loc: _Loc, value: object, override: str) -> None:
     at: Any = values
     for depth, key in enumerate(loc):
@@ -526,6 +554,34 @@ def _set(values: dict[str, Any], loc: _Loc, value: object, override: str) -> Non
             at = at[key]
 
 
+def _describe_syntax(error: Exception, path: Path, text: str) -> str:
+    """Where a file stops being YAML, with that line."""
+    lines = text.splitlines()
+    marks = (error.problem_mark, error.context_mark) if isinstance(error, yaml.MarkedYAMLError) else ()
+    number = next((mark.line for mark in marks if mark is not None and mark.line < len(lines)), None)
+    if not isinstance(error, yaml.MarkedYAMLError) or number is None:
+        return f"{path}: not valid YAML: {_one_line(error)}"
+    advice = "Indent with spaces." if "\t" in lines[number] else "Look at its indentation, colons, quotes and brackets."
+    return f"{path}, line {number + 1}: not valid YAML: {error.problem}: {lines[number].strip()[:80]!r}. {advice}"
+
+
+_KIND = re.compile(r"str|int|float|bool|(constrained-|dict\[|literal\[|tuple\[|function-).*")  # pydantic's, in a union
+
+
+def _join_kinds(problems: Sequence[Any]) -> list[Any]:
+    """One problem for each key: for a value that may be of several kinds, pydantic states one for each kind."""
+    joined: dict[_Loc, Any] = {}
+    for problem in problems:
+        loc = tuple(problem["loc"])
+        if len(loc) > 1 and isinstance(loc[-1], str) and _KIND.fullmatch(loc[-1]):
+            loc = loc[:-1]
+        if loc in joined and problem["type"] != "value_error":
+            joined[loc]["others"].append(problem)
+        else:
+            joined[(*loc, len(joined)) if loc in joined else loc] = {**problem, "loc": loc, "others": []}
+    return list(joined.values())
+
+
 def _describe(problem: Any, lines: Mapping[_Loc, str], path: str) -> str:
     """One problem that pydantic found, as a sentence with its place."""
     loc: _Loc = tuple(problem["loc"])
@@ -538,11 +594,34 @@ def _describe(problem: Any, lines: Mapping[_Loc, str], path: str) -> str:
         )
     if problem["type"] == "missing":
         return f"{place}: key '{_dotted(loc)}' is missing. Add it."
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    message = ", or ".join(dict.fromkeys(_message(one) for one in (problem, *problem["others"])))
     if problem["type"] == "value_error":
         return f"{place}: {f'{_dotted(loc)}: ' if loc else ''}{message}."
+    if loc[-1] == "[key]" and isinstance(problem["input"], bool):
+        message += ". YAML takes no, yes, on and off without quotes for false and true"
     return f"{place}: {_dotted(loc)}: {message}, got {problem['input']!r}."
+
+
+def _message(problem: Any) -> str:
+    """What pydantic says, in the words of a YAML file."""
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "tuple_type":
+        return "expected a list, such as [a, b]"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        known = _known_keys(tuple(problem["loc"])) if kind == "model_type" else []
+        return f"expected keys of its own ({', '.join(known[:4])})" if known else "expected keys, as {key: value}"
+    if kind in ("int_parsing", "int_type", "int_from_float"):
+        return "expected a whole number, such as 1000 or 80K"
+    if kind == "string_pattern_mismatch" and "]+-[" in context["pattern"]:
+        return "expected two languages, such as en-zh"
+    if kind == "string_pattern_mismatch" and context["pattern"].startswith("^[A-Za-z0-9]"):
+        return "expected a name of letters, digits, - and _ that begins with a letter or digit"
+    message: str = problem["msg"]
+    if message.startswith("Input should be "):
+        number = "a number " if kind.startswith(("greater", "less")) else ""
+        return f"expected {number}{message.removeprefix('Input should be ')}"
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def _known_keys(loc: _Loc) -> list[str]:

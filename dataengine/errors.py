@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable, Mapping
 
@@ -15,22 +16,28 @@ class OutageError(InputError):
     """A store fails or does not answer, also after all attempts; it may work again later."""
 
 
+_PATH = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+_FROM_WORKER = f"\n{InputError.__module__}.{InputError.__qualname__}: "
 
 
 def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
     """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback.
 
-    `quiet` leaves the message to another rank of the same run. A full disk is a message, too, wherever it is met.
+    `quiet` leaves the message to another rank of the same run. A full disk and a path that cannot be used are messages,
+    too, wherever they are met.
     """
     try:
         command()
     except InputError as error:
         if not quiet:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            words = str(error).rpartition(_FROM_WORKER)[2]  # without the traceback that torch's DataLoader adds
+            print(f"error: {words}", file=sys.stderr, flush=True)
         return 2
     except Exception as error:
         words = describe_disk(error)
+        if words is None and isinstance(error, OSError) and error.errno in _PATH and error.filename:
+            words = f"cannot use {os.fspath(error.filename)}: {error.strerror}. Check the path and its permissions."
         if words is None:
             raise
         print(f"error: {words}", file=sys.stderr, flush=True)  # the other ranks may not have met it

@@ -638,11 +638,16 @@ def last_step(config: Config, manifest: Manifest) -> int:
     return min(config.train.max_steps or manifest.schedule.steps, manifest.schedule.steps)
 
 
-def kept_checkpoints(config: Config, manifest: Manifest) -> int:
-    """How many checkpoints lie in the run folder at the end."""
+def planned_checkpoints(config: Config, manifest: Manifest) -> list[int]:
+    """The steps after which checkpoints are saved, in order."""
     intervals = {stage.name: stage.checkpoint_interval for stage in config.stages if stage.checkpoint_interval}
     interval = config.train.checkpoint_interval
-    made = len(checkpoint_steps(manifest.schedule, intervals, interval, last_step(config, manifest)))
+    return checkpoint_steps(manifest.schedule, intervals, interval, last_step(config, manifest))
+
+
+def kept_checkpoints(config: Config, manifest: Manifest) -> int:
+    """How many checkpoints lie in the run folder at the end."""
+    made = len(planned_checkpoints(config, manifest))
     return min(made, config.train.keep_checkpoints or made)
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
+import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +65,31 @@ def open_run(out: str, cache: str) -> Run:
     store = open_store(url)
     words = re.sub(r"[^A-Za-z0-9_]+", "-", url.partition("://")[2])[-60:].strip("-")
     return Run(url, Path(cache, "runs", f"{words}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"), store)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keep a run's folder for this process, so that two trainings do not write into one; it is made if need be.
+
+    The lock is the kernel's and ends with the process, however that ends; its children do not have it. A shared disk
+    passes it on to other machines if it knows locks at all. Raises InputError if another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "training.lock").open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise InputError(
+                    f"{folder} is being trained by {file.read() or 'another process'}. "
+                    "Wait until it has ended, stop it, or give this run another `out`."
+                ) from None
+        else:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        yield
 
 
 def local_folder(out: str, cache: str) -> Path:

@@ -33,7 +33,6 @@ from trainer.checkpoints import (
     Checkpoint,
     all_checkpoints,
     check_model,
-    checkpoint_steps,
     fetch_checkpoint,
     locate_checkpoint,
     newest_checkpoint,
@@ -43,7 +42,7 @@ from trainer.loggers import make_loggers
 from trainer.microbatch import choose_microbatch
 from trainer.model import build_model, sharding
 from trainer.optimizer import OptimizerSettings, make_optimizer
-from trainer.preflight import Problem, Ranks, describe, raise_problems
+from trainer.preflight import Problem, Ranks, describe, planned_checkpoints, raise_problems
 from trainer.runs import Run
 from trainer.saving import SaveCheckpoints, load_state
 from trainer.schedulers import restart_steps
@@ -305,12 +304,11 @@ def make_trainer(
     watch = Watch(run.folder, manifest, losses, clip, detector)
     speed = Speed(flops_per_token(config.model, manifest.vocab_size, manifest.seq_len), device_peak())
     step_log = StepLog(run.folder, manifest, ledger, clip, losses, speed, interval=config.train.log_interval, last=last)
-    intervals = {s.name: s.checkpoint_interval for s in config.stages if s.checkpoint_interval}
     save = SaveCheckpoints(
         run,
         manifest,
         config.model.model_dump(mode="json"),
-        checkpoint_steps(manifest.schedule, intervals, config.train.checkpoint_interval, last),
+        planned_checkpoints(config, manifest),
         config.train.keep_checkpoints,
         ledger=ledger,
         uploader=uploader,

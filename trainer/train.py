@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
@@ -18,8 +19,17 @@ from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
 from trainer.checkpoints import Checkpoint, check_model, newest_checkpoint
-from trainer.preflight import Ranks, check_run, describe, last_step, raise_common, raise_problems
-from trainer.runs import SMALL_FILES, Run, open_run
+from trainer.preflight import (
+    Problem,
+    Ranks,
+    check_run,
+    describe,
+    last_step,
+    planned_checkpoints,
+    raise_common,
+    raise_problems,
+)
+from trainer.runs import SMALL_FILES, Run, hold, open_run
 from trainer.step_log import read_whole_rows
 from trainer.uploads import Uploader, resume_uploads
 from trainer.watch import BadStepError
@@ -37,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Train an experiment on its built streams, from the newest complete checkpoint under its `out` if "
         "there is one. Writes OUT/log.csv, OUT/checkpoints/, OUT/manifest.json and OUT/config.yaml; OUT may be in a "
         "bucket. SIGTERM or Ctrl-C ends it after the step under way, with a checkpoint. Exit codes: 0 finished or "
-        "stopped so, 2 something has to be mended first, 3 a step's loss or gradient is bad.",
+        "stopped so, 2 something has to be mended first, 3 a step's loss or gradient is bad (under `composer`, the "
+        "launcher's own exit code may take their place; it is not 0 either).",
         epilog="example: composer -n 2 trainer/train.py yamls/mini/uni_en_zh.yaml train.max_steps=100",
     )
     parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
@@ -71,8 +82,14 @@ def dry_run(config: Config) -> None:
     ranks = Ranks.from_environment()
     manifest = read_manifest(experiment_url(config))
     raise_problems(check_run(config, manifest, ranks))
+    run, resume = find_run(config, manifest, ranks)
+    if resume is None:
+        raise_problems(check_not_lost(config, manifest, run))
     if ranks.rank == 0:
+        last, step = last_step(config, manifest), resume.step if resume else 0
+        words = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
         print(describe(config, manifest, ranks.world_size))
+        print(f"\nto be trained: {words if step < last else 'nothing, all steps are trained'}")
 
 
 def train(config: Config) -> None:
@@ -85,12 +102,8 @@ def train(config: Config) -> None:
     manifest = read_manifest(experiment_url(config))
     problems = check_run(config, manifest, ranks)
     raise_common(problems)
-    run, last = open_run(config.out, config.cache), last_step(config, manifest)
-    run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
-    resume = newest_checkpoint(run)
+    (run, resume), last = find_run(config, manifest, ranks), last_step(config, manifest)
     if resume is not None:
-        check_model(config.model, resume)
-        check_past(manifest, run, resume.step)
         if resume.step >= last:
             if ranks.rank == 0:
                 finish_uploads(config, run, resume)
@@ -98,10 +111,58 @@ def train(config: Config) -> None:
             log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
             return
         _tell_changes(config, run.folder)
-    log.info("%s: importing Composer, which takes a while", config.name)
-    from trainer.session import run_session
+    with ExitStack() as held:
+        if ranks.rank == 0:
+            problems += check_not_lost(config, manifest, run) if resume is None else []
+            if not any(problem.fatal for problem in problems):
+                problems += check_alone(run, held)
+        log.info("%s: importing Composer, which takes a while", config.name)
+        from trainer.session import run_session
 
-    run_session(config, manifest, run, ranks, problems, last=last)
+        run_session(config, manifest, run, ranks, problems, last=last)
+
+
+def find_run(config: Config, manifest: Manifest, ranks: Ranks) -> tuple[Run, Checkpoint | None]:
+    """The run at the config's `out`, and its newest checkpoint, None for a new run.
+
+    Raises InputError if the run cannot go on from there with this config and manifest.
+    """
+    run = open_run(config.out, config.cache)
+    run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
+    resume = newest_checkpoint(run)
+    if resume is not None:
+        check_model(config.model, resume)
+        check_past(manifest, run, resume.step)
+    return run, resume
+
+
+def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
+    """A run that has no checkpoint must not have logged steps beyond its first one: then its checkpoints were removed.
+
+    In a bucket, checkpoints may arrive later than the log.
+    """
+    if run.store is not None or not (run.folder / "log.csv").is_file():
+        return []
+    rows, _ = read_whole_rows(run.folder / "log.csv")
+    before = load_config(run.folder / "config.yaml") if (run.folder / "config.yaml").is_file() else config
+    first = planned_checkpoints(before, manifest)[0]
+    if not rows or int(rows[-1]["step"]) < first:
+        return []
+    return [
+        Problem(
+            f"{run.folder} has no checkpoint, though its log.csv has steps up to {int(rows[-1]['step']):,} and the "
+            f"first was due after {first:,}. Restore {run.folder}/checkpoints, or remove log.csv to begin at step 0."
+        )
+    ]
+
+
+def check_alone(run: Run, held: ExitStack) -> list[Problem]:
+    """Hold the run's folder for this process as long as `held` is open; a problem if another training holds it."""
+    try:
+        held.enter_context(hold(run.folder))
+    except InputError as error:
+        return [Problem(str(error))]
+    return []
 
 
 def _tell_log(path: Path, steps: int) -> None:

@@ -50,6 +50,14 @@ def test_child_merges_over_base_and_overrides_come_last(tmp_path: Path) -> None:
     assert config.stages[0].steps == 9
 
 
+def test_null_drops_what_a_base_has(tmp_path: Path) -> None:
+    sets = "evaluate: {dev: {en-zh: a.jsonl, zh-en: a.jsonl}}\n"
+    write(tmp_path, "base.yaml", BASE.replace("streams:\n", "streams:\n  other: {documents: [b.jsonl]}\n") + sets)
+    text = "base: base.yaml\nstreams: {other: null}\nevaluate: {dev: {en-zh: null, en-id: b.jsonl}}\n"
+    config = load_config(write(tmp_path, "a.yaml", text), ["evaluate.dev.zh-en=null"])
+    assert (list(config.streams), dict(config.evaluate.dev)) == (["mono"], {"en-id": "b.jsonl"})
+
+
 def test_languages_add_to_the_usual_ones(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, "a.yaml", BASE + "languages: {de: German}\n"))
     assert config.languages == {"en": "English", "zh": "Chinese", "id": "Indonesian", "de": "German"}
@@ -97,9 +105,29 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
          "define (did you mean 'mono'?)."),
         (("steps: 3", "steps: 3, drain: true"), "{path}, line 7: stages.0: a stage states its length once: `steps`, "
          "`tokens`, `samples`, `fraction`, `drain: true` or `rest: true`."),
-        (("steps: 3", "steps: -3"), "{path}, line 7: stages.0.steps: input should be greater than 0, got -3."),
-        (("steps: 3", "steps: many"), "{path}, line 7: stages.0.steps: input should be a valid integer, unable to "
-         "parse string as an integer, got 'many'."),
+        (("steps: 3", "steps: -3"), "{path}, line 7: stages.0.steps: expected a number greater than 0, got -3."),
+        (("steps: 3", "steps: many"), "{path}, line 7: stages.0.steps: expected a whole number, such as 1000 or "
+         "80K, got 'many'."),
+        (("steps: 3", "steps: true"), "{path}, line 7: stages.0.steps: expected a number, got true."),
+        (("[a.jsonl]", "a.jsonl"),
+         "{path}, line 5: streams.mono.documents: expected a list, such as [a, b], got 'a.jsonl'."),
+        (("name: base", "name: base\nbudget: 60"), "{path}, line 2: budget: expected keys of its own (steps, tokens), "
+         "got 60."),
+        (("name: base", "name: base\nlanguages: {no: Norwegian}"),
+         "{path}, line 2: languages.0.[key]: expected a valid "
+         "string. YAML takes no, yes, on and off without quotes for false and true, got False."),
+        (("mono: 1", "mono: some"),
+         "{path}, line 7: stages.0.mix.mono: expected a valid number, unable to parse string "
+         "as a number, or expected 'by_size', 'all' or 'rest', got 'some'."),
+        (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en_zh]"),
+         "{path}, line 6: streams.mono.directions.0: "
+         "expected two languages, such as en-zh, got 'en_zh'."),
+        (("tokenizer: t.model", " tokenizer: t.model"),
+         "{path}, line 2: not valid YAML: mapping values are not allowed "
+         "here: 'tokenizer: t.model'. Look at its indentation, colons, quotes and brackets."),
+        (("tokenizer: t.model", "\ttokenizer: t.model"),
+         "{path}, line 2: not valid YAML: found character '\\t' that cannot "
+         "start any token: 'tokenizer: t.model'. Indent with spaces."),
         (("tokenizer: t.model\n", ""), "{path}: key 'tokenizer' is missing. Add it."),
         (("documents: [a.jsonl]", "pairs: [a.jsonl]"), "{path}, line 4: streams.mono: pairs need either `directions` "
          "(such as [en-zh]) or `sides` (such as [zh])."),
