@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test study chaos lint bench audit lock clean
+.PHONY: help install demo test study chaos lint bench audit lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+
+install: $(INSTALLED) ## set up .venv, which all targets do
 
 demo: $(INSTALLED) ## build, train, kill, resume, evaluate on real text (5 minutes on 2 cores)
 	$(BIN)/python demo/demo.py
@@ -15,10 +17,10 @@ demo: $(INSTALLED) ## build, train, kill, resume, evaluate on real text (5 minut
 test: $(INSTALLED) ## run all tests
 	$(BIN)/python -m pytest
 
-study: $(INSTALLED) ## all settings and open questions in miniature, with a report (90 minutes on 2 cores; FAST=1: 15)
+study: $(INSTALLED) ## all settings and open questions in miniature, with a report (70 minutes on 2 cores; FAST=1: 15)
 	$(BIN)/python benchmarks/study/study.py $(if $(FAST),--fast) $(if $(TEXT),--text $(TEXT))
 
-chaos: $(INSTALLED) ## break it on purpose: SEEDS=20 experiments with random kills, damage and outages (40 minutes)
+chaos: $(INSTALLED) ## break it on purpose: SEEDS=20 experiments with random kills, damage and outages (10 to 20 minutes)
 	$(BIN)/python -m tests.chaos.chaos --seeds $(or $(SEEDS),20) --first $(or $(FIRST),1)
 
 lint: $(INSTALLED) ## ruff and mypy
@@ -40,7 +42,7 @@ clean: ## remove what the demonstration, the study and the chaos left
 	rm -rf runs/demo runs/study runs/chaos
 
 $(INSTALLED): requirements.lock pyproject.toml
-	@echo 'installing into .venv (6.4 GB, about a minute)'
+	@echo 'installing into .venv (7 GB, about a minute)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock -e .

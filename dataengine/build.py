@@ -165,7 +165,10 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if parent := read_parent(config):
         parent.check_child(manifest)
     folder = f"experiments/{config.name}"
-    new = bool(missing) or _read(store, f"{folder}/manifest.json") != manifest.content
+    before = _read(store, f"{folder}/manifest.json")
+    new = bool(missing) or before != manifest.content
+    if before not in (None, manifest.content):
+        print(f"note: {config.name} was built before with another plan, which this one replaces", file=sys.stderr)
     result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
     if new:
         report = orjson.dumps(_report(result), option=orjson.OPT_INDENT_2)
@@ -219,6 +222,9 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
             paths, name, records, format=stream.format, part_bytes=config.part_bytes, hashes=known, threads=threads
         )
         found |= hashes
+        places = Counter(part.paths for part in parts if part.start == 0)
+        for names in [names for names, count in places.items() if count > 1]:
+            print(f"note: stream '{name}' reads {' and '.join(names)} {places[names]} times over", file=sys.stderr)
         streams[name] = StreamPlan(
             name=name,
             parts=tuple(parts),
@@ -607,8 +613,16 @@ def check_rejects(
         f"stream '{plan.name}': {bad:,} of {records:,} records are unusable ({_words(rejected)}), more than "
         f"max_bad_fraction {max_bad_fraction:g} allows. The first: {path}, line {line}: {first['reason']}: "
         f"{first['excerpt']} (more of them: {store.url}/{key}). "
-        "Mend the file, or raise max_bad_fraction to go on without them."
+        f"Mend the file, {_other_key(plan, first['reason'])}or raise max_bad_fraction to go on without them."
     )
+
+
+def _other_key(plan: StreamPlan, reason: str) -> str:
+    """What to do if the records have their texts under another key."""
+    if not reason.startswith("no key "):
+        return ""
+    setting = f"keys: {{{next(iter(plan.languages))}: ...}}" if plan.languages else "text_key: ..."
+    return f"name the key that it has (streams.{plan.name}.{setting}), "
 
 
 def _words(counts: Mapping[str, int]) -> str:

@@ -77,6 +77,8 @@ def _check_usage(options: argparse.Namespace, rest: Sequence[str]) -> None:
         parser.error("--ray-address goes with --engine ray")
     if options.command == "plan" and options.text and not options.steps:
         parser.error("--text goes with --steps")
+    if options.command == "plan" and options.gpus and not options.tokens_per_second:
+        parser.error("--gpus goes with --tokens-per-second")
 
 
 _CONFIGS = {
@@ -189,7 +191,7 @@ def _make_parser() -> argparse.ArgumentParser:
     plan.add_argument("--plot", metavar="FILE", help="draw mix and tokens over steps: .png, .svg, .pdf or .html")
     plan.add_argument("--diff", metavar="OTHER", help="the first step at which OTHER (config or manifest) differs")
     plan.add_argument("--nodes", type=_positive, default=1, metavar="N", help="machines that read (default: 1)")
-    plan.add_argument("--tokens-per-second", type=float, metavar="X", help="also say how many hours the run takes")
+    plan.add_argument("--tokens-per-second", type=_positive, metavar="N", help="also say how many hours the run takes")
     plan.add_argument("--gpus", type=_positive, metavar="N", help="and how many GPU-hours, if N give this speed")
 
     contamination = command(
@@ -290,6 +292,7 @@ def _build(options: argparse.Namespace) -> None:
     from dataengine.config import parse_count
     from dataengine.engines import LocalEngine, RayEngine
     from dataengine.objects import is_url
+    from dataengine.stages import budget_steps
     from dataengine.storage import open_store
 
     config, workers = _load(options)
@@ -302,7 +305,11 @@ def _build(options: argparse.Namespace) -> None:
         print(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
         return
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
-    print(describe_build(build(config, workers=workers, engine=engine)))
+    result = build(config, workers=workers, engine=engine)
+    print(describe_build(result))
+    steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
+    if total is not None and steps < total:
+        print(f"note: the stages take {steps:,} of the budget's {total:,} steps", file=sys.stderr)
     for name, sets in (("dev", config.evaluate.dev), ("test", config.evaluate.test)):
         for direction, place in sets.items():
             for path in [place] if isinstance(place, str) else place.values():

@@ -381,8 +381,8 @@ class Config(_Section):
     @model_validator(mode="after")
     def _names_agree(self) -> Config:
         for key, url in (("store", self.store), ("out", self.out)):
-            if re.match(r"[a-z0-9]+:/[^/]", url):
-                raise ValueError(f"{key} is {url}: a URL has two slashes, as in s3://bucket/folder")
+            if re.match(r"[a-z0-9]+:/[^/]|(s3|gs|oci)//", url.lower()):
+                raise ValueError(f"{key} is {url}: a URL begins as in s3://bucket/folder")
             if "://" in url and not is_url(url):
                 raise ValueError(
                     f"{key} is {url}: not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder"
@@ -532,8 +532,9 @@ def _drop_nulls(values: Mapping[str, Any]) -> None:
     evaluate = values.get("evaluate")
     named = [evaluate.get(key) for key in ("dev", "test", "examples")] if isinstance(evaluate, dict) else []
     for mapping in [values.get("streams"), *named]:
-        for key in [key for key, value in mapping.items() if value is None] if isinstance(mapping, dict) else []:
-            del mapping[key]
+        if isinstance(mapping, dict):
+            for key in [key for key, value in mapping.items() if value is None]:
+                del mapping[key]
 
 
 def _set(values: dict[str, Any], loc: _Loc, value: object, override: str) -> None:

@@ -31,8 +31,8 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
         command()
     except InputError as error:
         if not quiet:
-            words = str(error).rpartition(_FROM_WORKER)[2]  # without the traceback that torch's DataLoader adds
-            print(f"error: {words}", file=sys.stderr, flush=True)
+            text = str(error).rpartition(_FROM_WORKER)[2].strip()  # without the traceback that torch's DataLoader adds
+            print(f"error: {text}", file=sys.stderr, flush=True)
         return 2
     except Exception as error:
         words = describe_disk(error)

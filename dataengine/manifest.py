@@ -137,15 +137,13 @@ class Manifest:
         ).hexdigest()
 
 
-def read_manifest(path: Path | str) -> Manifest:
-    """Read and check a manifest, of a path or a URL. Raises InputError if there is none or it is damaged."""
+def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build CONFIG") -> Manifest:
+    """Read and check a manifest, of a path or a URL. Raises InputError, with a remedy, if it is missing or damaged."""
     folder, _, name = str(path).rpartition("/")
     try:
         content = open_store(folder).read(name) if is_url(str(path)) else Path(path).read_bytes()
     except OSError as error:
-        raise InputError(
-            f"no manifest at {path}: {error.strerror}. Build the streams first: dataengine build CONFIG"
-        ) from None
+        raise InputError(f"no manifest at {path}: {error.strerror}. {remedy.replace('again', 'first')}") from None
     try:
         version = orjson.loads(content)["version"]
         if version == VERSION:
@@ -155,13 +153,13 @@ def read_manifest(path: Path | str) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise InputError(f"{path} is damaged: {words}. Build again: dataengine build CONFIG") from None
+        raise InputError(f"{path} is damaged: {words}. {remedy}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}. Build again: dataengine build CONFIG") from None
+        raise InputError(f"{path} is damaged: {error}. {remedy}") from None
     if version != VERSION:
-        raise InputError(f"{path} has version {version}, this program reads {VERSION}. Build again with it.")
+        raise InputError(f"{path} has version {version}, this program reads {VERSION}. {remedy}")
     if not intact:
-        raise InputError(f"{path} is not as it was written. Build again: dataengine build CONFIG")
+        raise InputError(f"{path} is not as it was written. {remedy}")
     return manifest
 
 

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import yaml
 
 from dataengine.build import experiment_url, make_manifest
 from dataengine.config import Config, StreamConfig, dump_config, load_config
@@ -20,6 +22,7 @@ from dataengine.streams import StreamReader
 from dataengine.tables import size_words, table
 from dataengine.tokens import load_tokenizer, token_dtype
 
+_OF_TRAINING = ("out", "cache", "cache_limit", "init", "model", "train", "evaluate")
 _UNKNOWN = "assumed"  # stands for the hashes of what is not built
 
 
@@ -42,9 +45,17 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
     config = load_config(path, overrides)
     store = open_store(config.store)
     with suppress(FileNotFoundError):
-        if store.read(f"experiments/{config.name}/config.yaml") == dump_config(config).encode():
+        if _built_part(store.read(f"experiments/{config.name}/config.yaml")) == _built_part(dump_config(config)):
             return Plan(read_manifest(experiment_url(config)), (), store, config)
     return _assume(config)
+
+
+def _built_part(text: str | bytes) -> dict[str, Any]:
+    """The settings of a resolved config that a build depends on. Raises InputError if it is damaged."""
+    try:
+        return {key: value for key, value in yaml.safe_load(text).items() if key not in _OF_TRAINING}
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
+        raise InputError("the built config.yaml is damaged. Build again: dataengine build CONFIG") from None
 
 
 def _assume(config: Config) -> Plan:

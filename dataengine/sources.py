@@ -162,8 +162,13 @@ def _find(path: str | Mapping[str, str], stream: str, form: RecordFormat) -> lis
 
 def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
     files = find_files(pattern)
+    if not files and Path(pattern).is_dir():
+        raise InputError(f"stream '{stream}': {pattern} is a folder. Name its files, such as {pattern}/*.jsonl")
+    if not files and "://" in pattern and not is_url(pattern):
+        raise InputError(f"stream '{stream}': cannot read {pattern}. Give a local path, or one in s3:// or gs://")
     if not files:
         where = "" if is_url(pattern) else f" (relative paths start at the working directory, {Path.cwd()})"
+        where += "; ~ and $ stand for themselves" if pattern.startswith(("~", "$")) else ""
         raise InputError(f"stream '{stream}': no file {pattern}. Correct the path under streams.{stream}{where}.")
     return files
 
@@ -537,6 +542,8 @@ def _parse_rows_at_once(
         return None
     if any(map(str.endswith, rows, repeat("\r"))):
         rows = [row.removesuffix("\r") for row in rows]
+    if tab and tab.join(form.columns) in rows:
+        return None
     if not tab:
         return _all_usable([rows], [""] * len(rows) if form.label_key else [], before, form)
     cells = [row.split(tab) for row in rows]
@@ -564,6 +571,8 @@ def _parse_rows_each(
         cells = line.split(tab) if tab else [line]
         if tab and len(cells) != len(form.columns):
             block.reject(number, f"{len(cells)} columns instead of {len(form.columns)}", _excerpt(line))
+        elif tab and cells == list(form.columns):
+            block.reject(number, "a heading, not a record", _excerpt(line))
         else:
             block.add(number, [cells[place] for place in places], "" if label is None else cells[label], line)
     return block.records

@@ -46,7 +46,7 @@ def resolve_stages(
     InputError, with numbers, if a stream has too little.
     """
     resolver = _Resolver(dict(streams), batch_size, lanes, seq_len)
-    total = resolver.budget_steps(budget)
+    total = budget_steps(budget, batch_size, seq_len)
     begun = sum(stage.length for stage in before)
     resolved: list[list[Stage]] = [[] for _ in stages]
     for number in sorted(range(len(stages)), key=lambda n: stages[n].rest):  # a stable sort: the rest goes last
@@ -66,6 +66,13 @@ def resolve_stages(
     for at, pieces in sorted(inserts, key=lambda insert: -(insert[0] or 0)):  # later ones first: places stay valid
         timeline = _insert(timeline, round((at or 0) * others), pieces, batch_size, lanes)
     return (*before, *timeline)
+
+
+def budget_steps(budget: BudgetConfig | None, batch_size: int, seq_len: int) -> int | None:
+    """The steps of a budget, if there is one."""
+    if budget is None:
+        return None
+    return budget.steps or (budget.tokens or 0) // (batch_size * seq_len)
 
 
 def cut_schedule(schedule: Schedule, step: int) -> tuple[Stage, ...]:
@@ -89,11 +96,6 @@ class _Resolver:
     def __post_init__(self) -> None:
         self.width = self.batch_size // self.lanes
         self.left = {name: size.left(self.lanes) for name, size in self.streams.items()}
-
-    def budget_steps(self, budget: BudgetConfig | None) -> int | None:
-        if budget is None:
-            return None
-        return budget.steps or (budget.tokens or 0) // (self.batch_size * self.seq_len)
 
     def steps(self, stage: StageConfig, total: int | None, others: int) -> int:
         """Length of a stage, given the budget and the steps of the other stages."""

@@ -141,6 +141,8 @@ def open_store(url: str) -> Store:
         raise InputError(
             f"store '{url}': not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/prefix."
         )
+    if os.path.isfile(url):
+        raise InputError(f"{url} is a file, and a folder is wanted here. Correct the path.")
     return LocalStore(url)
 
 

@@ -26,7 +26,7 @@ from dataengine.shards import Add, Shard, read_shard
 from dataengine.sources import RecordFormat, Records, Reject, SourcePart, read_records
 from dataengine.storage import Store
 
-SCHEMA = 3  # raise when the same input would give other bytes
+SCHEMA = 4  # raise when the same input would give other bytes
 
 _EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the keys or the format are wrong
 _REJECTS = 10_000  # so many of a unit are written down; all are counted

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from dataengine.config import load_config
 from dataengine.errors import InputError, run_command
-from dataengine.manifest import Manifest, read_manifest
+from dataengine.manifest import Manifest
 from dataengine.provenance import StreamProvenance
 from dataengine.storage import open_store
 from dataengine.tables import table
-from trainer.runs import local_folder
+from trainer.runs import local_folder, read_run_manifest
 from trainer.step_log import next_digest, read_log
 
 
@@ -52,12 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def audit(run: Path, step: int | None = None, lines: Path | None = None, find: str | None = None) -> None:
     """Compare log and manifest; print what was drawn. Raises InputError for what cannot be read."""
-    manifest = read_manifest(run / "manifest.json")
+    manifest = read_run_manifest(run)
     if not (run / "log.csv").is_file():
         raise InputError(f"no log.csv in {run}: give the folder of a run that has trained at least a step")
     logged = {int(row["step"]): row["digest"] for row in read_log(run / "log.csv")}  # a damaged log may have lost some
     last = max(logged, default=-1) + 1
     steps = min(last, step or last)
+    if step and step > last:
+        print(f"note: the log ends after {last:,} steps, and {step:,} were asked for", file=sys.stderr)
     digest = ""
     for number in tqdm(range(steps), desc="digests", unit="step", disable=None):
         digest = next_digest(digest, number, manifest.order.sample_ids(number))
@@ -68,6 +70,11 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
             )
             sys.exit(1)
     print(f"{manifest.name}: {steps:,} steps, every digest of the log is what plan {manifest.plan_id[:12]} gives")
+    if missing := [number for number in range(steps) if number not in logged]:
+        print(
+            f"note: the log has lost the rows of {len(missing):,} of these steps, from step {missing[0]:,} to "
+            f"{missing[-1]:,}; each digest covers all steps before it"
+        )
     print(f"digest {digest}")
     cursors = manifest.schedule.cursors(steps)
     drawn = [("stream", "samples drawn", "passes")]
@@ -124,6 +131,8 @@ def _find_line(manifest: Manifest, provenance: Sequence[StreamProvenance], steps
             sample = int(batch[slot]) - int(manifest.order.first_ids[number])
             seen.append(f"  step {step}, slot {slot}: {manifest.streams[number].name} sample {sample}")
     print(f"{find} is in {len(ids)} sample(s), drawn {len(seen)} time(s) in {steps:,} steps")
+    if not len(ids):
+        print("`dataengine inspect CONFIG --line FILE:LINE` says why: no such line, unusable, or dropped by cleaning")
     print("\n".join(seen))
 
 

@@ -26,7 +26,7 @@ from dataengine.config import Config
 from dataengine.contamination import check_contamination
 from dataengine.errors import InputError
 from dataengine.evaluation_sets import EvaluationSet, read_set
-from dataengine.manifest import Manifest, read_manifest
+from dataengine.manifest import Manifest
 from dataengine.pairs import translation_prompt
 from dataengine.tokens import Tokenizer, load_tokenizer
 from trainer.checkpoints import Checkpoint, check_model, fetch_checkpoint
@@ -35,7 +35,7 @@ from trainer.export import load_weights, save_tokenizer
 from trainer.group import Group
 from trainer.metrics import make_metrics, score_translations, summarize_comet
 from trainer.reasoning import describe_task, expand_tasks, run_tasks
-from trainer.runs import SMALL_FILES, open_run, parse_json
+from trainer.runs import SMALL_FILES, open_run, parse_json, read_run_manifest
 from trainer.translation import (
     Completion,
     Decoding,
@@ -93,7 +93,7 @@ class Evaluation:
     def manifest(self) -> Manifest:
         """The run's."""
         self.run.fetch("manifest.json")  # a run that is followed from before its start had none yet
-        return read_manifest(self.run.folder / "manifest.json")
+        return read_run_manifest(self.run.folder)
 
     def texts(self, set_name: str, direction: str) -> EvaluationSet:
         """`dev`, `test` or `examples` of the config in one direction, read once."""

@@ -17,12 +17,12 @@ import torch
 
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
-from dataengine.manifest import Manifest, read_manifest
+from dataengine.manifest import Manifest
 from dataengine.storage import new_folder
 from dataengine.tokens import load_tokenizer
 from trainer.checkpoints import Checkpoint, check_model, fetch_checkpoint, find_checkpoint
 from trainer.decoder import empty_model
-from trainer.runs import open_run
+from trainer.runs import open_run, read_run_manifest
 from trainer.safe_loading import load_checkpoint
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def export(config: Config, step: int | None = None) -> Path:
     checkpoint = find_checkpoint(run, step)
     check_model(config.model, checkpoint)
     run.fetch("manifest.json")
-    manifest = read_manifest(run.folder / "manifest.json")
+    manifest = read_run_manifest(run.folder)
     folder = run.folder / "exports" / checkpoint.folder.name
     if folder.is_dir():
         return folder

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
-from dataengine.manifest import Manifest, read_manifest
+from dataengine.manifest import Manifest
 from dataengine.provenance import StreamProvenance
 from dataengine.shards import COLUMN
 from dataengine.storage import open_store
@@ -38,7 +38,7 @@ from dataengine.tokens import load_tokenizer, token_dtype
 from trainer.checkpoints import Checkpoint, all_checkpoints, fetch_checkpoint
 from trainer.model import TranslationModel, build_model
 from trainer.optimizer import apply_settings, make_optimizer
-from trainer.runs import SMALL_FILES, Run, open_run
+from trainer.runs import SMALL_FILES, Run, open_run, read_run_manifest
 from trainer.safe_loading import load_checkpoint
 from trainer.schedulers import restart_steps
 
@@ -105,7 +105,7 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
     run.fetch(*SMALL_FILES)
     if not (run.folder / "manifest.json").is_file():
         raise InputError(f"no manifest.json in {run.url}: give the folder or URL of a run that has begun")
-    manifest = read_manifest(run.folder / "manifest.json")
+    manifest = read_run_manifest(run.folder)
     config = load_config(run.folder / "config.yaml")
     step = newest_bad_step(run.folder) if step is None else step
     if not 0 <= step < manifest.schedule.steps:

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "training, translations side by side, data. Also NAME.csv, every number in long form, and NAME.md, the tables.",
         epilog="example: python trainer/report.py runs/mini/* --out report.html --baseline no_parallel",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or their URLs (a config's `out`)")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders, folders of runs, or URLs of runs (a config's `out`)"
+    )
     parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
     parser.add_argument(
         "--baseline", metavar="NAME", help="the run to compare with (default: no_parallel, or the first)"

@@ -15,9 +15,10 @@ import yaml
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
-from dataengine.manifest import Manifest, read_manifest
+from dataengine.manifest import Manifest
+from dataengine.objects import is_url
 from dataengine.storage import open_store
-from trainer.runs import Run, local_folder, open_run, parse_json
+from trainer.runs import Run, local_folder, open_run, parse_json, read_run_manifest
 from trainer.step_log import read_log
 
 _VERSION = 1  # of results.json and chosen.json
@@ -196,9 +197,11 @@ class TrainedRun:
 def read_runs(runs: Sequence[str], cache: str) -> list[TrainedRun]:
     """Read run folders or URLs, each once, in the order given; labels are the shortest names that tell them apart.
 
-    Raises InputError for a place without a run, one that has not trained a step, and damaged files.
+    A folder that is no run stands for all runs below it. Raises InputError for a place without a run, one that has not
+    trained a step, and damaged files.
     """
-    found = [_read_run(url, cache) for url in dict.fromkeys(url.rstrip("/") for url in runs)]
+    urls = [run for url in runs for run in _runs_below(url.rstrip("/"))]
+    found = [_read_run(url, cache) for url in dict.fromkeys(urls)]
     labels = [run.setting for run in found]
     if len(set(labels)) < len(labels):
         labels = [run.manifest.name for run in found]
@@ -207,11 +210,18 @@ def read_runs(runs: Sequence[str], cache: str) -> list[TrainedRun]:
     return [replace(run, label=label) for run, label in zip(found, labels, strict=True)]
 
 
+def _runs_below(place: str) -> list[str]:
+    """The place itself if it is a run, a URL or has no run below, else the folders of runs below it."""
+    if is_url(place) or Path(place, "log.csv").is_file():
+        return [place]
+    return sorted(str(log.parent) for log in Path(place).rglob("log.csv")) or [place]
+
+
 def _read_run(url: str, cache: str) -> TrainedRun:
     folder = local_folder(url, cache)
     if not (folder / "log.csv").is_file():
         raise InputError(f"no log.csv in {folder}: give the folder (a config's `out`) of a run that has trained")
-    manifest, rows = read_manifest(folder / "manifest.json"), read_log(folder / "log.csv")
+    manifest, rows = read_run_manifest(folder), read_log(folder / "log.csv")
     if not rows:
         raise InputError(f"{folder / 'log.csv'} has no steps yet")
     config: dict[str, Any] = {}

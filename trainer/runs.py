@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dataengine.errors import InputError
+from dataengine.manifest import Manifest, read_manifest
 from dataengine.objects import is_url
 from dataengine.storage import Store, open_store, write_file
 
@@ -99,6 +100,18 @@ def local_folder(out: str, cache: str) -> Path:
     if is_url(out) and not (run.folder / "manifest.json").is_file():
         raise InputError(f"no run at {out}: there is no manifest.json. Give the `out` of a run that has trained a step")
     return run.folder
+
+
+def read_run_manifest(folder: Path) -> Manifest:
+    """The manifest that a run keeps. Raises InputError if the folder is none of a run, or the manifest is damaged."""
+    if not (folder / "manifest.json").is_file():
+        raise InputError(
+            f"no run in {folder}: there is no manifest.json. Give the `out` of a run that has trained a step"
+        )
+    return read_manifest(
+        folder / "manifest.json",
+        "Bring it back from a copy: STORE/experiments/NAME/manifest.json is the same if nothing else was built since.",
+    )
 
 
 def parse_json(content: bytes) -> Any:

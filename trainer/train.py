@@ -29,7 +29,7 @@ from trainer.preflight import (
     raise_common,
     raise_problems,
 )
-from trainer.runs import SMALL_FILES, Run, hold, open_run
+from trainer.runs import SMALL_FILES, Run, hold, open_run, read_run_manifest
 from trainer.step_log import read_whole_rows
 from trainer.uploads import Uploader, resume_uploads
 from trainer.watch import BadStepError
@@ -189,7 +189,7 @@ def check_past(manifest: Manifest, run: Run, step: int) -> None:
     """
     if not (run.folder / "manifest.json").is_file():  # a checkpoint that was copied here, for a fork
         return
-    before = read_manifest(run.folder / "manifest.json")
+    before = read_run_manifest(run.folder)
     if before.prefix_sha256(step) != manifest.prefix_sha256(step):
         raise InputError(
             f"the {step:,} steps that {run.url} has trained would change: "

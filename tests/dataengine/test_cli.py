@@ -76,6 +76,8 @@ def test_unusable_input_is_one_paragraph_and_exit_code_2(tmp_path: Path, capsys:
         (["build", "x", "--sample", "4M"], "--sample goes with --dry-run"),
         (["build", "x", "--ray-address", "here:1"], "--ray-address goes with --engine ray"),
         (["plan", "x", "--text", "1"], "--text goes with --steps"),
+        (["plan", "x", "--gpus", "8"], "--gpus goes with --tokens-per-second"),
+        (["plan", "x", "--tokens-per-second", "0"], "must be a number from 1 on, got 0"),
         (["worker", "x"], "the following arguments are required: --slice"),
         (["export", "x"], "the following arguments are required: --to"),
     ],
@@ -102,6 +104,14 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], message: str, capsys: 
         (["build", "--dry-run", "--sample", "0"], "--sample 0 is no number of bytes, such as 4M"),
         (["build", "stor=x"], "override stor=x: unknown key 'stor' (did you mean 'store'?)."),
         (["build", "x"], "override 'x' is not of the form key=value, such as train.max_steps=100"),
+        (
+            ["build", "store=S3//bucket"],
+            "override store=S3//bucket: store is S3//bucket: a URL begins as in s3://bucket",
+        ),
+        (["build", "streams.mono.documents=[.]"], "stream 'mono': . is a folder. Name its files, such as ./*.jsonl"),
+        (["build", "streams.mono.documents=[https://a/b.jsonl]"], "stream 'mono': cannot read https://a/b.jsonl. Give"),
+        (["build", "streams.mono.documents=[~/b.jsonl]"], "stream 'mono': no file ~/b.jsonl. Correct the path under "),
+        (["build", "streams.mono.text_key=body"], "stream 'mono': "),
         (["inspect", "--stream", "x"], "--stream x: the stages use mono, en-zh, both"),
         (["score"], "no stream that the stages use has `scores`: add them to a stream of pairs, such as "),
     ],
@@ -162,6 +172,28 @@ def test_settings_may_follow_options(config_path: str, tmp_path: Path, capsys: p
     assert f"manifest {store}/experiments/small/manifest.json" in capsys.readouterr().out
     built = load_config(store / "experiments" / "small" / "config.yaml")
     assert (built.seq_len, built.batch_size) == (64, 4)
+
+
+def test_what_a_user_may_not_mean_is_noted(
+    config_path: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert exit_code(["build", config_path]) == 0
+    assert "note: " not in capsys.readouterr().err
+    (name,) = [Path(path) for path in load_config(config_path).streams["mono"].documents]
+    twice = [f"streams.mono.documents=[{name}, {name}]", "budget={steps: 99}"]
+    assert exit_code(["build", config_path, *twice]) == 0
+    notes = capsys.readouterr().err
+    assert f"note: stream 'mono' reads {name.with_name('mono.0.jsonl')} 2 times over" in notes
+    assert "note: small was built before with another plan, which this one replaces" in notes
+    assert "note: the stages take 16 of the budget's 99 steps" in notes
+    assert exit_code(["plan", config_path, *twice, "train.learning_rate=1e-3", "out=elsewhere"]) == 0
+    assert "small: plan " in capsys.readouterr().out
+    (tmp_path / "file").touch()
+    assert exit_code(["build", config_path, f"store={tmp_path / 'file'}"]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path / 'file'} is a file, and a folder is wanted here. Correct the path.\n"
+    )
 
 
 def test_a_dry_run_says_what_the_build_then_counts(config_path: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,7 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
          "add `languages: {xx: ...}`, the full name that prompts and training text use."),
         (("name: base", "name: base\nbatch_size: 6\nlanes: 4"), "{path}: lanes (4) must divide batch_size (6)."),
         (("name: base", "name: base\nname: again"), "{path}, line 2: key 'name' stands twice. Remove one."),
+        (("name: base", "name: base\nout: S3//bucket"), "{path}: out is S3//bucket: a URL begins as in s3://bucket/folder."),
         (("name: base", "name: base\nout: ftp://host/run"), "{path}: out is ftp://host/run: "
          "not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder."),
     ],
@@ -189,7 +190,7 @@ def test_small_experiment_is_valid_yaml(make_config: ConfigMaker) -> None:
 def test_a_direction_has_two_languages_and_a_url_two_slashes(make_config: ConfigMaker) -> None:
     with pytest.raises(InputError, match=r"`directions`: en-en goes from a language to itself"):
         make_config(["streams.en-zh.directions=[en-en]"])
-    with pytest.raises(InputError, match=r"store is s3:/bucket/x: a URL has two slashes, as in s3://bucket/folder"):
+    with pytest.raises(InputError, match=r"store is s3:/bucket/x: a URL begins as in s3://bucket/folder"):
         make_config(["store=s3:/bucket/x"])
 
 

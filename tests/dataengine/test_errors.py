@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader, Dataset
 
 from dataengine.errors import InputError, run_command
 
@@ -49,6 +51,26 @@ def test_a_full_disk_is_told_wherever_it_is_met(capsys: pytest.CaptureFixture[st
         assert capsys.readouterr().err == (
             "error: No space left on device: a/b. What is finished stays: make room, and run the same command again.\n"
         )
+
+
+def test_a_path_that_cannot_be_used_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert run_command(tmp_path.read_bytes) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: cannot use {tmp_path}: Is a directory. Check the path and its permissions.\n"
+    )
+
+
+def test_an_error_of_a_loader_worker_is_told_without_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    class Refuses(Dataset[int]):
+        def __getitem__(self, index: int) -> int:
+            raise InputError("shard 3 is damaged.\nRestore it.")
+
+        def __len__(self) -> int:
+            return 1
+
+    assert run_command(lambda: list(DataLoader(Refuses(), num_workers=1))) == 2
+    assert capsys.readouterr().err == "error: shard 3 is damaged.\nRestore it.\n"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EPERM, "no"), RuntimeError("a defect"), KeyError("x")])

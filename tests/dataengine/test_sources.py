@@ -234,6 +234,14 @@ def test_tsv_takes_quotes_as_characters_and_needs_the_right_number_of_columns(tm
     assert lines == 6
 
 
+@pytest.mark.parametrize("rest", [b"", b"alone\n"])
+def test_a_heading_in_a_tsv_is_no_record(tmp_path: Path, rest: bytes) -> None:
+    path = write(tmp_path / "a.tsv", b"en\tzh\r\na\tb\n" + rest)
+    records, rejects, _, _ = read(path, PAIR)
+    assert records == [(2, ("a", "b"))]
+    assert rejects[0] == Reject(1, "a heading, not a record", "en\tzh")
+
+
 def test_tsv_takes_the_named_columns_in_any_order(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", b"1\tz\te\n2\tzz\tee\r\n")
     assert read(path, replace(PAIR, columns=("id", "zh", "en")))[0] == [(1, ("e", "z")), (2, ("ee", "zz"))]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,7 @@ from trainer.export import export, load_weights
 from trainer.model import build_model
 from trainer.preflight import check_agreement
 from trainer.report import write_report
-from trainer.runs import open_run
+from trainer.runs import hold, open_run
 from trainer.step_log import next_digest, read_log
 
 
@@ -170,6 +172,29 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(experiment:
     )
 
 
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(experiment: Experiment) -> None:
+    out = copy_run(experiment, "gone")
+    shutil.rmtree(out / "checkpoints")
+    log = (out / "log.csv").read_bytes()
+    assert ranks.refuse(experiment.config, out) == (
+        f"error: {out} has no checkpoint, though its log.csv has steps up to 15 and the first was due after 4. "
+        f"Restore {out}/checkpoints, or remove log.csv to begin at step 0."
+    )
+    assert (out / "log.csv").read_bytes() == log
+    (out / "log.csv").write_bytes(b"".join(log.splitlines(keepends=True)[:5]))  # killed before the first was saved
+    assert exact(ranks.train(experiment.config, out)) == exact(experiment.straight)
+
+
+def test_a_folder_is_trained_by_one_at_a_time(experiment: Experiment) -> None:
+    out = experiment.folder / "held"
+    with hold(out):
+        assert ranks.refuse(experiment.config, out) == (
+            f"error: {out} is being trained by process {os.getpid()} on {platform.node()}. "
+            "Wait until it has ended, stop it, or give this run another `out`."
+        )
+    ranks.train(experiment.config, out, "train.max_steps=1")
+
+
 def test_only_the_newest_checkpoints_are_kept_if_asked(experiment: Experiment) -> None:
     out = experiment.folder / "retention"
     ranks.train(experiment.config, out, "train.keep_checkpoints=2", "train.max_steps=10")
@@ -273,7 +298,16 @@ def test_the_audit_proves_a_run_and_finds_its_documents(
     chosen = parts[-1]
     audit(out, find=f"{chosen['file']}:{chosen['line']}")
     assert f"step {chosen['step']}, slot {chosen['slot']}: {chosen['stream']} sample" in capsys.readouterr().out
+    audit(out, find=f"{chosen['file']}:99999")
+    assert "`dataengine inspect CONFIG --line FILE:LINE` says why" in capsys.readouterr().out
     log = (out / "log.csv").read_text()
+    (out / "log.csv").write_text("".join(row for n, row in enumerate(log.splitlines(keepends=True)) if n not in (4, 5)))
+    audit(out, step=99)
+    printed = capsys.readouterr()
+    assert (
+        "note: the log has lost the rows of 2 of these steps, from step 3 to 4; each digest covers all" in printed.out
+    )
+    assert "note: the log ends after 16 steps, and 99 were asked for" in printed.err
     (out / "log.csv").write_text(log.replace(experiment.straight[5]["digest"], "0" * 64))
     with pytest.raises(SystemExit) as stop:
         audit(out)

@@ -110,6 +110,12 @@ def test_labels_tell_runs_apart(folder: Path, made: list[Path]) -> None:
     assert [run.label for run in read_runs([str(made[1]), str(folder)], "unused")] == [str(made[1]), str(folder)]
 
 
+def test_a_folder_of_runs_stands_for_its_runs(made: list[Path]) -> None:
+    above = {str(path.parent) for path in made}
+    found = read_runs(sorted(above), "unused")
+    assert {run.url for run in found} >= {str(path) for path in made}
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"step": 1}', '{"version": 1, "step": 1}'])
 def test_damaged_results_are_named(folder: Path, content: str) -> None:
     path = folder / "evaluations" / "step-00000040" / "results.json"
