@@ -117,9 +117,8 @@ class LocalEngine:
                     for future in done:
                         yield futures[future], future.result()
             except BaseException as error:  # Ctrl-C as well: what is not begun is not, what is begun leaves nothing
-                pool.shutdown(wait=False, cancel_futures=True)
                 for process in multiprocessing.active_children():
-                    process.terminate()
+                    process.terminate()  # the pool then takes itself for broken, and has ended when this block is left
                 if isinstance(error, BrokenProcessPool):
                     raise InputError(
                         "a worker process died (killed, perhaps for want of memory). What is finished stays: run "

@@ -34,7 +34,9 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
             text = str(error).rpartition(_FROM_WORKER)[2].strip()  # without the traceback that torch's DataLoader adds
             print(f"error: {text}", file=sys.stderr, flush=True)
         return 2
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # torch.distributed.checkpoint's CheckpointException is no Exception
         words = describe_disk(error)
         if words is None and isinstance(error, OSError) and error.errno in _PATH and error.filename:
             words = f"cannot use {os.fspath(error.filename)}: {error.strerror}. Check the path and its permissions."

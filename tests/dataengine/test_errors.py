@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from dataengine.errors import InputError, run_command
 
 
-class GatheredError(Exception):
+class GatheredError(BaseException):
     """As torch.distributed.checkpoint raises them."""
 
     def __init__(self, failures: dict[int, tuple[BaseException, str]]) -> None:
