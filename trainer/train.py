@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
@@ -144,8 +144,11 @@ def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem
     if run.store is not None or not (run.folder / "log.csv").is_file():
         return []
     rows, _ = read_whole_rows(run.folder / "log.csv")
-    before = load_config(run.folder / "config.yaml") if (run.folder / "config.yaml").is_file() else config
-    first = planned_checkpoints(before, manifest)[0]
+    before = config
+    with suppress(InputError):  # the intervals may have been others; a damaged copy is written anew
+        before = load_config(run.folder / "config.yaml")
+    begun = config.parent.step if config.parent and config.init and config.init.mode == "continue" else 0
+    first = next((step for step in planned_checkpoints(before, manifest) if step > begun), manifest.schedule.steps)
     if not rows or int(rows[-1]["step"]) < first:
         return []
     return [

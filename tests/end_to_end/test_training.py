@@ -18,7 +18,7 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from dataengine.build import build
-from dataengine.config import TrainConfig, load_config
+from dataengine.config import InitConfig, ParentConfig, TrainConfig, load_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
 from dataengine.storage import open_store
@@ -36,6 +36,7 @@ from trainer.preflight import check_agreement
 from trainer.report import write_report
 from trainer.runs import hold, open_run
 from trainer.step_log import next_digest, read_log
+from trainer.train import check_not_lost
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,21 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(experiment: Experi
     assert (out / "log.csv").read_bytes() == log
     (out / "log.csv").write_bytes(b"".join(log.splitlines(keepends=True)[:5]))  # killed before the first was saved
     assert exact(ranks.train(experiment.config, out)) == exact(experiment.straight)
+
+
+def test_steps_of_a_parent_are_none_of_a_lost_checkpoint(experiment: Experiment, tmp_path: Path) -> None:
+    config = load_config(experiment.config)
+    settings = {
+        "parent": ParentConfig(manifest="parent.json", step=6),
+        "init": InitConfig(checkpoint="x", mode="continue"),
+    }
+    child, run = config.model_copy(update=settings), open_run(str(tmp_path), "cache")
+    log = (experiment.folder / "straight" / "log.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "config.yaml").write_text("damaged: [")
+    for steps, lost in ((10, False), (11, True)):  # the child's first checkpoint is due after 10
+        (tmp_path / "log.csv").write_text("".join(log[: steps + 1]))
+        assert bool(check_not_lost(child, experiment.manifest, run)) == lost
+    assert check_not_lost(config, experiment.manifest, run)
 
 
 def test_a_folder_is_trained_by_one_at_a_time(experiment: Experiment) -> None:
