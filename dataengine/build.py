@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ from dataengine.manifest import Manifest, Stream
 from dataengine.objects import find_files
 from dataengine.packing import Packer
 from dataengine.parent import parent_stream, read_parent, stream_sizes
-from dataengine.runs import BUCKETS, decode_npy, encode_npy, num_ranges
+from dataengine.runs import BUCKETS, decode_npy, encode_npy, num_ranges, read_whole
 from dataengine.schedule import Schedule
 from dataengine.scores import ScoreCache
 from dataengine.shards import Shard, ShardFormat, ShardWriter, encode_index, read_shard, shard_name
@@ -480,8 +480,9 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
             plan.format.shards,
             first=len(shards),
         )
-        for tail in pool.map(lambda unit: store.read(f"{unit.folder}/tail.npy"), packed.tails or packed.units):
-            writer.add(packer.add(decode_npy(tail)))
+        keys = [f"{unit.folder}/tail.npy" for unit in packed.tails or packed.units]
+        for key, tail in zip(keys, pool.map(partial(read_whole, store), keys), strict=True):
+            writer.add(packer.add(decode_npy(tail, store, key)))
         shards += writer.finish()
         for write in writes:
             write.result()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dataengine import dedup, scores
 from dataengine.errors import InputError
-from dataengine.runs import bucket_bounds, buckets_of, encode_npy, num_ranges, read_array, read_npy
+from dataengine.runs import bucket_bounds, bucket_hashes, buckets_of, encode_npy, num_ranges, read_array, read_npy
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, Records, SourcePart
 from dataengine.storage import Store
@@ -202,7 +202,8 @@ class CleanRecords(Unit):
 
 
 class _KeyRuns:
-    """Write keys as sorted runs: .keys, and .bounds.npy, shape (BUCKETS + 1,): where each range of keys begins."""
+    """Write keys as sorted runs: .keys, and .bounds.npy, shape (2, BUCKETS + 1): where each range of keys begins, and
+    its hash."""
 
     def __init__(self, add: Add) -> None:
         self._add = add
@@ -224,8 +225,9 @@ class _KeyRuns:
     def _write(self) -> None:
         keys = dedup.sort_keys(np.concatenate(self._parts))
         name = f"run.{self._runs:05d}"
-        self._add(f"{name}.keys", keys.tobytes())
-        self._add(f"{name}.bounds.npy", encode_npy(bucket_bounds(keys["high"])))
+        content, bounds = keys.tobytes(), bucket_bounds(keys["high"])
+        self._add(f"{name}.keys", content)
+        self._add(f"{name}.bounds.npy", encode_npy(np.stack([bounds, bucket_hashes(content, bounds, keys.itemsize)])))
         self._runs, self._waiting, self._parts = self._runs + 1, 0, []
 
 
@@ -250,8 +252,8 @@ class FindDuplicates(Unit):
             keys = [np.empty(0, dedup.KEY)]
             for run in range(count):
                 name = f"units/{fingerprint}/run.{run:05d}"
-                bounds = read_npy(store, f"{name}.bounds.npy")
-                keys.append(read_array(store, f"{name}.keys", dedup.KEY, int(bounds[low]), int(bounds[high])))
+                bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
+                keys.append(read_array(store, f"{name}.keys", dedup.KEY, bounds, hashes))
             parts.append(dedup.sort_keys(np.concatenate(keys)))
         found = dedup.find_duplicates(parts)
         on_progress(self.input_bytes)

@@ -185,7 +185,7 @@ class FindTexts(Unit):
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         index = _load_index(self.identity, self.texts)
-        bits = None if self.keep is None else np.frombuffer(store.read(self.keep.key), np.uint8)
+        bits = None if self.keep is None else self.keep.read(store)
         reading = Reading(self.part, self.records, on_progress, bits)
         found: set[int] = set()
         examples: list[tuple[int, str, int]] = []

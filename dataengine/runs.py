@@ -6,8 +6,10 @@ import io
 from typing import Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
+from dataengine.errors import InputError
 from dataengine.storage import Store
 
 BUCKETS = 4096  # equal ranges of keys at which a run can be entered
@@ -31,29 +33,68 @@ def num_ranges(total: int, most: int) -> int:
     return min(max(1, -(-total // most)), BUCKETS)
 
 
-def read_array(store: Store, key: str, dtype: np.dtype[Any], first: int, last: int) -> NDArray[Any]:
-    """Elements `first` to `last` - 1 of an array that a unit left as its bytes."""
+def bucket_hashes(content: bytes, bounds: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """A hash of each bucket of a file of items of `size` bytes, by `bucket_bounds`; as those, shape (buckets + 1,)."""
+    hashes, view = np.zeros(len(bounds), np.int64), memoryview(content)
+    for bucket in np.flatnonzero(np.diff(bounds)).tolist():
+        part = view[int(bounds[bucket]) * size : int(bounds[bucket + 1]) * size]
+        hashes[bucket] = np.uint64(xxhash.xxh3_64_intdigest(part)).astype(np.int64)
+    return hashes
+
+
+def read_array(
+    store: Store, key: str, dtype: np.dtype[Any], bounds: NDArray[np.int64], hashes: NDArray[np.int64]
+) -> NDArray[Any]:
+    """The elements of some neighbouring buckets of an array that a unit left as its bytes.
+
+    Takes where these buckets begin and the last one ends, and `bucket_hashes` of them. Raises InputError if the file is
+    damaged there.
+    """
+    first, last = int(bounds[0]), int(bounds[-1])
     if first == last:
         return np.empty(0, dtype)
-    return np.frombuffer(store.read_range(key, first * dtype.itemsize, last * dtype.itemsize), dtype)
+    try:
+        content = store.read_range(key, first * dtype.itemsize, last * dtype.itemsize)
+    except FileNotFoundError:
+        raise damaged_unit(store, key) from None
+    if not np.array_equal(bucket_hashes(content, bounds - first, dtype.itemsize)[:-1], hashes[:-1]):
+        raise damaged_unit(store, key)
+    return np.frombuffer(content, dtype)
+
+
+def damaged_unit(store: Store, key: str) -> InputError:
+    """What to do about a file of a unit that is not as it was written."""
+    folder = key.rpartition("/")[0]
+    return InputError(f"{store.url}/{key} is missing or damaged. Remove the folder {folder} and build again.")
 
 
 def read_npy(store: Store, key: str) -> NDArray[Any]:
-    """An array that a unit left as an .npy file. Not for threads: see `decode_npy`."""
-    return decode_npy(store.read(key))
+    """An array that a unit left as an .npy file, as `decode_npy`: not for threads."""
+    return decode_npy(read_whole(store, key), store, key)
 
 
-def decode_npy(content: bytes) -> NDArray[Any]:
-    """An array from the content of an .npy file.
+def read_whole(store: Store, key: str) -> bytes:
+    """A file that a unit left. Raises InputError if it is missing."""
+    try:
+        return store.read(key)
+    except FileNotFoundError:
+        raise damaged_unit(store, key) from None
+
+
+def decode_npy(content: bytes, store: Store, key: str) -> NDArray[Any]:
+    """An array from the content of an .npy file of a store and the hash that follows it. Raises InputError if it is
+    damaged.
 
     One thread at a time: numpy reads the header by `ast.literal_eval`, of which two in a process at once can fail in
     Python 3.11 (SystemError: AST constructor recursion depth mismatch; seen once, in a build).
     """
+    if content[-8:] != xxhash.xxh3_64_digest(content[:-8]):
+        raise damaged_unit(store, key)
     return np.load(io.BytesIO(content))  # type: ignore[no-any-return]
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
-    """An array as the content of an .npy file."""
+    """An array as the content of an .npy file, and 8 bytes more, a hash of it, which numpy passes over."""
     file = io.BytesIO()
     np.save(file, array)
-    return file.getvalue()
+    return file.getvalue() + xxhash.xxh3_64_digest(file.getvalue())

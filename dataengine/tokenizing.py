@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,7 +24,16 @@ from numpy.typing import NDArray
 from dataengine import order, pairs
 from dataengine.errors import InputError
 from dataengine.packing import Packer, Tokens
-from dataengine.runs import bucket_bounds, buckets_of, decode_npy, encode_npy, read_array, read_npy
+from dataengine.runs import (
+    bucket_bounds,
+    bucket_hashes,
+    buckets_of,
+    decode_npy,
+    encode_npy,
+    read_array,
+    read_npy,
+    read_whole,
+)
 from dataengine.shards import Add, ShardFormat, ShardWriter
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.storage import Store
@@ -186,11 +196,10 @@ class MergeRuns(Unit):
         for source, (fingerprint, count) in enumerate(self.runs):
             for run in range(count):
                 name = f"units/{fingerprint}/run.{run:05d}"
-                bounds = read_npy(store, f"{name}.bounds.npy")[:, [low, high]]
-                (first, last), (begin, end) = bounds.tolist()
-                found.append(read_array(store, f"{name}.documents", _RUN, first, last))
-                tokens.append(read_array(store, f"{name}.tokens", dtype, begin, end))
-                sources.append(np.full(last - first, source, np.uint32))
+                starts, begins, *hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
+                found.append(read_array(store, f"{name}.documents", _RUN, starts, hashes[0]))
+                tokens.append(read_array(store, f"{name}.tokens", dtype, begins, hashes[1]))
+                sources.append(np.full(len(found[-1]), source, np.uint32))
         documents = np.concatenate([np.empty(0, _RUN), *found])
         by_key = np.argsort(documents["key"], kind="stable")
         ordered = gather(np.concatenate([np.empty(0, dtype), *tokens]), documents["tokens"].astype(np.int64), by_key)
@@ -223,8 +232,9 @@ class PackTails(Unit):
         packer = Packer(self.format.seq_len + 1, dtype)
         writer = ShardWriter(add, self.format.shards)
         with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
-            for tail in pool.map(lambda unit: store.read(f"units/{unit}/tail.npy"), self.units):
-                writer.add(packer.add(decode_npy(tail)))
+            keys = [f"units/{unit}/tail.npy" for unit in self.units]
+            for key, tail in zip(keys, pool.map(partial(read_whole, store), keys), strict=True):
+                writer.add(packer.add(decode_npy(tail, store, key)))
         on_progress(self.tokens)
         return Receipt(tokens=self.tokens, tail=_add_tail(add, writer, packer), shards=writer.shards)
 
@@ -251,7 +261,7 @@ def gather(tokens: Tokens, lengths: NDArray[np.int64], new_order: NDArray[np.int
 
 
 def _open(part: SourcePart, form: RecordFormat, keep: Keep | None, store: Store, on_progress: OnProgress) -> Reading:
-    return Reading(part, form, on_progress, np.frombuffer(store.read(keep.key), np.uint8) if keep else None)
+    return Reading(part, form, on_progress, keep.read(store) if keep else None)
 
 
 def _add_tail(add: Add, writer: ShardWriter, packer: Packer) -> int:
@@ -264,8 +274,8 @@ def _add_tail(add: Add, writer: ShardWriter, packer: Packer) -> int:
 class _Run:
     """Gather documents and write them as runs sorted by key, each of about _RUN_TOKENS tokens.
 
-    A run is three files: .documents (_RUN each), .tokens in the same order, and .bounds.npy, shape (2, BUCKETS + 1):
-    the first document and the first token of each range of keys.
+    A run is three files: .documents (_RUN each), .tokens in the same order, and .bounds.npy, shape (4, BUCKETS + 1):
+    the first document and the first token of each range of keys, and the hashes of what the two files have there.
     """
 
     def __init__(self, add: Add, key: int) -> None:
@@ -296,8 +306,13 @@ class _Run:
         sorted_documents = documents[by_key]
         bounds = bucket_bounds(sorted_documents["key"])
         ends = np.concatenate([[0], np.cumsum(sorted_documents["tokens"], dtype=np.int64)])
-        name = f"run.{self._runs:05d}"
-        self._add(f"{name}.documents", sorted_documents.tobytes())
-        self._add(f"{name}.tokens", gather(tokens, lengths, by_key).tobytes())
-        self._add(f"{name}.bounds.npy", encode_npy(np.stack([bounds, ends[bounds]])))
+        name, rows = f"run.{self._runs:05d}", [bounds, ends[bounds]]
+        for kind, array, starts in (
+            ("documents", sorted_documents, bounds),
+            ("tokens", gather(tokens, lengths, by_key), ends[bounds]),
+        ):
+            content = array.tobytes()
+            rows.append(bucket_hashes(content, starts, array.itemsize))
+            self._add(f"{name}.{kind}", content)
+        self._add(f"{name}.bounds.npy", encode_npy(np.stack(rows)))
         self._first, self._runs, self._waiting, self._parts = self._first + len(lengths), self._runs + 1, 0, []

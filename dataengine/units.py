@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import orjson
+import xxhash
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
@@ -86,7 +87,7 @@ def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: N
     try:
         with store.new_folder(unit.folder, last="receipt.json") as add:
             receipt = unit.work(store, add, on_progress)
-            add("receipt.json", orjson.dumps(receipt, option=orjson.OPT_INDENT_2))
+            add("receipt.json", encode_receipt(receipt))
     finally:
         if collects:
             gc.enable()
@@ -111,7 +112,13 @@ def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Rece
     there = {k: unit for k, unit in units.items() if f"{unit.folder}/receipt.json" in sizes}
 
     def read(k: int) -> Receipt:
-        receipt = read_receipt(store.read(f"{there[k].folder}/receipt.json"))
+        key = f"{there[k].folder}/receipt.json"
+        try:
+            receipt = read_receipt(store.read(key))
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{store.url}/{key} is missing or damaged. Remove the folder {there[k].folder} and build again."
+            ) from None
         for shard in receipt.shards:
             key = f"{there[k].folder}/{shard.stored.basename}"
             if sizes.get(key) != shard.stored.bytes:
@@ -124,9 +131,17 @@ def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Rece
         return dict(zip(there, pool.map(read, there), strict=True))
 
 
+def encode_receipt(receipt: Receipt) -> bytes:
+    """A receipt as JSON, with a hash of it."""
+    fields = asdict(receipt)
+    return orjson.dumps({**fields, "xxh3": xxhash.xxh3_64_hexdigest(orjson.dumps(fields))}, option=orjson.OPT_INDENT_2)
+
+
 def read_receipt(content: bytes) -> Receipt:
-    """A receipt from its JSON form."""
+    """A receipt from its JSON form. Raises ValueError, KeyError or TypeError if it is not as it was written."""
     fields = orjson.loads(content)
+    if fields.pop("xxh3") != xxhash.xxh3_64_hexdigest(orjson.dumps(fields)):
+        raise ValueError("its hash is another")
     return Receipt(**{**fields, "shards": [read_shard(shard) for shard in fields["shards"]]})
 
 
@@ -155,6 +170,14 @@ class Keep:
     def key(self) -> str:
         """Where the bits are."""
         return f"keeps/{self.sha256[:32]}.bits"
+
+    def read(self, store: Store) -> NDArray[np.uint8]:
+        """The bits, eight a byte. Raises InputError if they are damaged."""
+        with suppress(FileNotFoundError):
+            content = store.read(self.key)
+            if hashlib.sha256(content).hexdigest() == self.sha256:
+                return np.frombuffer(content, np.uint8)
+        raise InputError(f"{store.url}/{self.key} is missing or damaged. Remove the folder keeps and build again.")
 
 
 def publish_keep(kept: NDArray[np.bool_], store: Store) -> Keep | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -274,6 +275,63 @@ def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp
     config = make_config(**cleaned(corpora), store=store.url)
     with pytest.raises(InputError, match=r"a worker process died .* run the same command again, with fewer --workers"):
         build(config, workers=2, store=crash(store, "before a receipt", tmp_path))
+
+
+LATER = {
+    "documents.npy": "documents.npy",
+    "runs": "run.*.tokens",
+    "duplicates": "duplicates.npy",
+}  # rounds by their files
+
+
+@pytest.mark.parametrize(
+    ("wanted", "undone"),
+    [
+        ("units/*/receipt.json", []),
+        ("units/*/tail.npy", []),
+        ("units/*/dropped.npy", []),
+        ("units/*/duplicates.npy", []),
+        ("keeps/*.bits", ["documents.npy", "runs"]),
+        ("units/*/run.*.tokens", ["documents.npy"]),
+        ("units/*/run.*.documents", ["documents.npy"]),
+        ("units/*/run.*.bounds.npy", ["documents.npy", "duplicates"]),
+        ("units/*/run.*.keys", ["documents.npy", "runs", "duplicates"]),
+    ],
+)
+def test_a_damaged_file_of_an_unfinished_build_is_named_or_changes_nothing(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], wanted: str, undone: list[str]
+) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    store = Path(config.store)
+    build(config, workers=1)
+
+    def undo() -> None:
+        """Take away what the named rounds made, and the streams."""
+        for kind in undone:
+            for path in list(store.glob(f"units/*/{LATER[kind]}")):
+                shutil.rmtree(path.parent, ignore_errors=True)
+        shutil.rmtree(store / "streams")
+
+    undo()
+    named = 0
+    for number, damage in enumerate(["a byte changed", "cut short", "emptied", "removed"]):
+        found = [path for path in sorted(store.glob(wanted)) if path.stat().st_size]
+        path = found[number * 5 % len(found)]
+        content = bytearray(path.read_bytes())
+        if damage == "a byte changed":
+            content[len(content) * 2 // 3] ^= 4
+        path.unlink()
+        if damage != "removed":
+            path.write_bytes(content[: {"cut short": len(content) - 7, "emptied": 0}.get(damage, len(content))])
+        try:
+            build(config, workers=1)
+        except InputError as refused:
+            named += str(refused).startswith((f"{path} is missing or damaged", f"{path}: got "))
+            shutil.rmtree(path.parent)
+            build(config, workers=1)
+        assert tree(open_store(config.store)) == undisturbed
+        undo()
+    assert named >= 3  # what is missing may be made anew
 
 
 def test_no_ray_cluster_is_told_at_once(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
