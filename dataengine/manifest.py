@@ -143,7 +143,9 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
     try:
         content = open_store(folder).read(name) if is_url(str(path)) else Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"no manifest at {path}: {error.strerror}. {remedy.replace('again', 'first')}") from None
+        raise InputError(
+            f"no manifest at {path}: {error.strerror}. Build the streams first: dataengine build CONFIG"
+        ) from None
     try:
         version = orjson.loads(content)["version"]
         if version == VERSION:

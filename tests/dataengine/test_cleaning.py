@@ -663,14 +663,14 @@ PAIRS = "pairs: [a.jsonl]\n    directions: [en-zh]"
          "with `documents`."),
         (f"{DOCUMENTS}\n    clean: {{pair_rules: {{}}}}", "line 4: streams.s: `keys`, `scores` and `clean.pair_rules` "
          "go with `pairs`."),
-        (f"{DOCUMENTS}\n    clean:\n      near_dedup: 1.5", "line 7: streams.s.clean.near_dedup: input should be less "
-         "than 1, got 1.5."),
-        (f"{DOCUMENTS}\n    clean:\n      min_language_score: 0", "line 7: streams.s.clean.min_language_score: input "
-         "should be greater than 0, got 0."),
+        (f"{DOCUMENTS}\n    clean:\n      near_dedup: 1.5", "line 7: streams.s.clean.near_dedup: expected a number "
+         "less than 1, got 1.5."),
+        (f"{DOCUMENTS}\n    clean:\n      min_language_score: 0", "line 7: streams.s.clean.min_language_score: "
+         "expected a number greater than 0, got 0."),
         (f"{DOCUMENTS}\n    clean:\n      subsets:\n        drop: [x]", "line 7: key 'streams.s.clean.subsets.key' is "
          "missing. Add it."),
         (f"{PAIRS}\n    clean:\n      pair_rules:\n        max_length_ratio: 0.5", "line 9: "
-         "streams.s.clean.pair_rules.max_length_ratio: input should be greater than or equal to 1, got 0.5."),
+         "streams.s.clean.pair_rules.max_length_ratio: expected a number greater than or equal to 1, got 0.5."),
         (f"{PAIRS}\n    scores: {{model: m, thresholds: {{en-id: 0.4}}}}", "line 4: streams.s: scores.thresholds: "
          "en-id is no direction of en and zh."),
         (f"{PAIRS}\n    scores: {{model: m, thresholds: {{}}}}", "line 7: streams.s.scores.thresholds: dictionary "
