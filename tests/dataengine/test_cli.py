@@ -104,10 +104,6 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], message: str, capsys: 
         (["build", "--dry-run", "--sample", "0"], "--sample 0 is no number of bytes, such as 4M"),
         (["build", "stor=x"], "override stor=x: unknown key 'stor' (did you mean 'store'?)."),
         (["build", "x"], "override 'x' is not of the form key=value, such as train.max_steps=100"),
-        (
-            ["build", "store=S3//bucket"],
-            "override store=S3//bucket: store is S3//bucket: a URL begins as in s3://bucket",
-        ),
         (["build", "streams.mono.documents=[.]"], "stream 'mono': . is a folder. Name its files, such as ./*.jsonl"),
         (["build", "streams.mono.documents=[https://a/b.jsonl]"], "stream 'mono': cannot read https://a/b.jsonl. Give"),
         (["build", "streams.mono.documents=[~/b.jsonl]"], "stream 'mono': no file ~/b.jsonl. Correct the path under "),
