@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ from dataengine.manifest import Manifest, Stream
 from dataengine.objects import find_files
 from dataengine.packing import Packer
 from dataengine.parent import parent_stream, read_parent, stream_sizes
-from dataengine.runs import BUCKETS, decode_npy, encode_npy, num_ranges, read_whole
+from dataengine.runs import BUCKETS, encode_npy, num_ranges, read_all_npy
 from dataengine.schedule import Schedule
 from dataengine.scores import ScoreCache
 from dataengine.shards import Shard, ShardFormat, ShardWriter, encode_index, read_shard, shard_name
@@ -481,8 +481,8 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
             first=len(shards),
         )
         keys = [f"{unit.folder}/tail.npy" for unit in packed.tails or packed.units]
-        for key, tail in zip(keys, pool.map(partial(read_whole, store), keys), strict=True):
-            writer.add(packer.add(decode_npy(tail, store, key)))
+        for tail in read_all_npy(store, keys, pool):
+            writer.add(packer.add(tail))
         shards += writer.finish()
         for write in writes:
             write.result()

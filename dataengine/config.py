@@ -39,7 +39,8 @@ def parse_count(value: object) -> object:
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-Direction = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+-[A-Za-z0-9]+$")]
+_DIRECTION = r"^[A-Za-z0-9]+-[A-Za-z0-9]+$"
+Direction = Annotated[str, Field(pattern=_DIRECTION)]
 
 
 class _Section(BaseModel):
@@ -49,9 +50,10 @@ class _Section(BaseModel):
     @classmethod
     def _no_boolean_as_number(cls, value: Any, field: ValidationInfo) -> Any:
         """Pydantic takes `true` for 1."""
-        kinds = set(re.findall(r"\w+", str(cls.model_fields[str(field.field_name)].annotation)))
-        if isinstance(value, bool) and kinds & {"int", "float"} and "bool" not in kinds:
-            raise ValueError(f"expected a number, got {str(value).lower()}")
+        if isinstance(value, bool):
+            kinds = set(re.findall(r"\w+", str(cls.model_fields[str(field.field_name)].annotation)))
+            if kinds & {"int", "float"} and "bool" not in kinds:
+                raise ValueError(f"expected a number, got {str(value).lower()}")
         return value
 
 
@@ -613,7 +615,7 @@ def _message(problem: Any) -> str:
         return f"expected keys of its own ({', '.join(known[:4])})" if known else "expected keys, as {key: value}"
     if kind in ("int_parsing", "int_type", "int_from_float"):
         return "expected a whole number, such as 1000 or 80K"
-    if kind == "string_pattern_mismatch" and "]+-[" in context["pattern"]:
+    if kind == "string_pattern_mismatch" and context["pattern"] == _DIRECTION:
         return "expected two languages, such as en-zh"
     if kind == "string_pattern_mismatch" and context["pattern"].startswith("^[A-Za-z0-9]"):
         return "expected a name of letters, digits, - and _ that begins with a letter or digit"

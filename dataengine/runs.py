@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,6 +74,12 @@ def damaged_unit(store: Store, key: str) -> InputError:
 def read_npy(store: Store, key: str) -> NDArray[Any]:
     """An array that a unit left as an .npy file, as `decode_npy`: not for threads."""
     return decode_npy(read_whole(store, key), store, key)
+
+
+def read_all_npy(store: Store, keys: Sequence[str], pool: Executor) -> Iterator[NDArray[Any]]:
+    """Many such arrays in order, fetched by `pool` and decoded here."""
+    for key, content in zip(keys, pool.map(partial(read_whole, store), keys), strict=True):
+        yield decode_npy(content, store, key)
 
 
 def read_whole(store: Store, key: str) -> bytes:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -28,11 +27,10 @@ from dataengine.runs import (
     bucket_bounds,
     bucket_hashes,
     buckets_of,
-    decode_npy,
     encode_npy,
+    read_all_npy,
     read_array,
     read_npy,
-    read_whole,
 )
 from dataengine.shards import Add, ShardFormat, ShardWriter
 from dataengine.sources import RecordFormat, SourcePart
@@ -233,8 +231,8 @@ class PackTails(Unit):
         writer = ShardWriter(add, self.format.shards)
         with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
             keys = [f"units/{unit}/tail.npy" for unit in self.units]
-            for key, tail in zip(keys, pool.map(partial(read_whole, store), keys), strict=True):
-                writer.add(packer.add(decode_npy(tail, store, key)))
+            for tail in read_all_npy(store, keys, pool):
+                writer.add(packer.add(tail))
         on_progress(self.tokens)
         return Receipt(tokens=self.tokens, tail=_add_tail(add, writer, packer), shards=writer.shards)
 

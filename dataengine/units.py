@@ -23,6 +23,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
+from dataengine.runs import damaged_unit
 from dataengine.shards import Add, Shard, read_shard
 from dataengine.sources import RecordFormat, Records, Reject, SourcePart, read_records
 from dataengine.storage import Store
@@ -116,15 +117,11 @@ def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Rece
         try:
             receipt = read_receipt(store.read(key))
         except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{store.url}/{key} is missing or damaged. Remove the folder {there[k].folder} and build again."
-            ) from None
+            raise damaged_unit(store, key) from None
         for shard in receipt.shards:
             key = f"{there[k].folder}/{shard.stored.basename}"
             if sizes.get(key) != shard.stored.bytes:
-                raise InputError(
-                    f"{store.url}/{key} is missing or damaged. Remove the folder {there[k].folder} and build again."
-                )
+                raise damaged_unit(store, key)
         return receipt
 
     with ThreadPoolExecutor(16) as pool:

@@ -107,7 +107,6 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], message: str, capsys: 
         (["build", "streams.mono.documents=[.]"], "stream 'mono': . is a folder. Name its files, such as ./*.jsonl"),
         (["build", "streams.mono.documents=[https://a/b.jsonl]"], "stream 'mono': cannot read https://a/b.jsonl. Give"),
         (["build", "streams.mono.documents=[~/b.jsonl]"], "stream 'mono': no file ~/b.jsonl. Correct the path under "),
-        (["build", "streams.mono.text_key=body"], "stream 'mono': "),
         (["inspect", "--stream", "x"], "--stream x: the stages use mono, en-zh, both"),
         (["score"], "no stream that the stages use has `scores`: add them to a stream of pairs, such as "),
     ],
@@ -184,6 +183,8 @@ def test_what_a_user_may_not_mean_is_noted(
     assert "note: the stages take 16 of the budget's 99 steps" in notes
     assert exit_code(["plan", config_path, *twice, "train.learning_rate=1e-3", "out=elsewhere"]) == 0
     assert "small: plan " in capsys.readouterr().out
+    assert exit_code(["build", config_path, "streams.mono.text_key=body"]) == 2
+    assert "name the key that it has (streams.mono.text_key: ...), or raise max_bad_fraction" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert exit_code(["build", config_path, f"store={tmp_path / 'file'}"]) == 2
     assert (

@@ -277,13 +277,6 @@ def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp
         build(config, workers=2, store=crash(store, "before a receipt", tmp_path))
 
 
-LATER = {
-    "documents.npy": "documents.npy",
-    "runs": "run.*.tokens",
-    "duplicates": "duplicates.npy",
-}  # rounds by their files
-
-
 @pytest.mark.parametrize(
     ("wanted", "undone"),
     [
@@ -291,11 +284,11 @@ LATER = {
         ("units/*/tail.npy", []),
         ("units/*/dropped.npy", []),
         ("units/*/duplicates.npy", []),
-        ("keeps/*.bits", ["documents.npy", "runs"]),
+        ("keeps/*.bits", ["documents.npy", "run.*.tokens"]),
         ("units/*/run.*.tokens", ["documents.npy"]),
         ("units/*/run.*.documents", ["documents.npy"]),
-        ("units/*/run.*.bounds.npy", ["documents.npy", "duplicates"]),
-        ("units/*/run.*.keys", ["documents.npy", "runs", "duplicates"]),
+        ("units/*/run.*.bounds.npy", ["documents.npy", "duplicates.npy"]),
+        ("units/*/run.*.keys", ["documents.npy", "run.*.tokens", "duplicates.npy"]),
     ],
 )
 def test_a_damaged_file_of_an_unfinished_build_is_named_or_changes_nothing(
@@ -306,9 +299,9 @@ def test_a_damaged_file_of_an_unfinished_build_is_named_or_changes_nothing(
     build(config, workers=1)
 
     def undo() -> None:
-        """Take away what the named rounds made, and the streams."""
+        """Take away the units that left such files, and the streams."""
         for kind in undone:
-            for path in list(store.glob(f"units/*/{LATER[kind]}")):
+            for path in list(store.glob(f"units/*/{kind}")):
                 shutil.rmtree(path.parent, ignore_errors=True)
         shutil.rmtree(store / "streams")
 
