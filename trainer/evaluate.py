@@ -25,6 +25,7 @@ from trainer.choice import Choice, choose, mean
 from trainer.evaluation import CheckpointEvaluation, Evaluation
 from trainer.export import export
 from trainer.group import Group
+from trainer.signals import let_rank_0_end_first
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("stopped; the same command goes on with what is left", file=sys.stderr, flush=True)
         os._exit(130)  # at once: other ranks are not waited for
     if code and rank != 0:
-        time.sleep(3)  # the launcher passes on the first exit code that it sees
+        let_rank_0_end_first()
     sys.exit(code)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+WAIT_FOR_RANK_0_S = 30.0
 
 _PR_SET_PDEATHSIG = 1
 
@@ -43,6 +46,15 @@ def end_at_once() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
+
+
+def let_rank_0_end_first() -> None:
+    """Keep a failed rank that has nothing to say until the launcher ends it, which it does once rank 0 has ended.
+
+    The first rank that ends has all others killed, and the launcher's exit code is that of the first rank in order.
+    """
+    end_at_once()
+    time.sleep(WAIT_FOR_RANK_0_S)
 
 
 def leave_signals_to_parent(worker: int) -> None:

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -30,6 +29,7 @@ from trainer.preflight import (
     raise_problems,
 )
 from trainer.runs import SMALL_FILES, Run, hold, open_run, read_run_manifest
+from trainer.signals import let_rank_0_end_first
 from trainer.step_log import read_whole_rows
 from trainer.uploads import Uploader, resume_uploads
 from trainer.watch import BadStepError
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if _rank() == 0:
             print(f"stopped: {error}", file=sys.stderr, flush=True)
     if code and _rank() != 0:
-        time.sleep(3)  # let the rank with the message end first: the launcher passes on the first exit code it sees
+        let_rank_0_end_first()
     sys.exit(code)
 
 

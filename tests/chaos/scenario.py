@@ -320,6 +320,9 @@ def _command(module: str, arguments: list[str], environment: dict[str, str], pri
     os.dup2(descriptor, 2)
     import torch
 
+    import trainer.signals
+
+    trainer.signals.WAIT_FOR_RANK_0_S = 3.0  # no launcher ends the others
     torch.set_num_threads(1)
     importlib.import_module(module).main(arguments)
     sys.exit(0)

@@ -245,16 +245,14 @@ def test_a_missing_bucket_is_named(object_store: ObjectStore) -> None:
     assert "there is no such bucket (NoSuchBucket" in refusal(f"{object_store.url}-none")
 
 
-def test_an_endpoint_where_nobody_listens_is_an_error_within_seconds(
+def test_an_endpoint_where_nobody_listens_is_an_error_after_all_attempts(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    begun = time.monotonic()
     for reach in (find_files, open_file, objects.get_bytes):
         with pytest.raises(InputError, match=r"the store cannot be reached.*Check S3_ENDPOINT_URL"):
             reach(f"{object_store.url}/k")
-    assert time.monotonic() - begun < 10
 
 
 def test_a_store_that_fails_twice_is_asked_again(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,18 +276,16 @@ def test_a_connection_that_breaks_in_the_body_is_made_again(
 @pytest.mark.parametrize(
     ("fault", "text"), [(503, "the store is failing or too busy"), ("cut", "the store cannot be reached")]
 )
-def test_a_store_that_never_works_is_an_error_within_seconds(
+def test_a_store_that_never_works_is_an_error_after_all_attempts(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, fault: Any, text: str
 ) -> None:
     url = put(object_store, "k", CONTENT)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    begun = time.monotonic()
     with faulty_proxy(object_store.endpoint, lambda *request: fault) as (endpoint, methods):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
         with pytest.raises(InputError, match=text):
             objects.get_bytes(url)
     assert len(methods) == 2
-    assert time.monotonic() - begun < 10
 
 
 def test_ten_attempts_are_made_unless_the_environment_says_otherwise(

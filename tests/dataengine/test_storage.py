@@ -312,17 +312,15 @@ def test_a_put_whose_answer_was_lost_is_found_done(object_store: ObjectStore, mo
     assert store.read("u/a") == CONTENT
 
 
-def test_a_store_that_never_works_is_an_error_within_seconds(
+def test_a_store_that_never_works_is_an_error_after_all_attempts(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    begun = time.monotonic()
     with faulty_proxy(object_store.endpoint, lambda *request: 503) as (endpoint, methods):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
         with pytest.raises(InputError, match=r"s3://.*/u/a: the store is failing or too busy.*Run again later"):
             fill(open_store(object_store.url), "u", {"a": CONTENT, "receipt.json": b"{}"})
     assert methods == ["PUT"] * 2
-    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("status", [501, 403])

@@ -128,8 +128,10 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
     import torch
 
     import trainer.session
+    import trainer.signals
     import trainer.train
 
+    trainer.signals.WAIT_FOR_RANK_0_S = 3.0  # no launcher ends the others
     torch.set_num_threads(1)
     if probe == "random":
         _draw_random_numbers(trainer.session)
