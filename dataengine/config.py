@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from dataengine.config_files import Loc, dotted, read_layers
 from dataengine.errors import InputError
 from dataengine.objects import is_url
 from dataengine.rules import DocumentRules, PairRules
@@ -435,20 +436,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     A `base` path is relative to the file that names it; all other paths are relative to the working directory.
     Raises InputError naming file, line and key for anything that cannot be used.
     """
-    values, lines = _read_chain(Path(path), ())
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise InputError(f"override '{override}' is not of the form key=value, such as train.max_steps=100")
-        try:
-            value = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
-            raise InputError(f"override '{override}': the value is not YAML: {_one_line(error)}") from None
-        loc = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
-        _set(values, loc, value, override)
-        lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
-        for depth in range(1, len(loc) + 1):
-            lines.setdefault(loc[:depth], f"override {override}")
+    values, lines = read_layers(Path(path), overrides)
     _drop_nulls(values)
     try:
         return Config.model_validate(values)
@@ -462,73 +450,6 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-_Loc = tuple[str | int, ...]
-
-
-def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[_Loc, str]]:
-    """Merge a file over its bases; say for each key the file and line that set it."""
-    if path.resolve() in above:
-        chain = " -> ".join(str(link) for link in (*above, path.resolve()))
-        raise InputError(f"{path}: `base` goes round in a circle: {chain}. Remove one of these `base` lines.")
-    values, lines = _read_file(path)
-    base = values.pop("base", None)
-    if base is None:
-        return values, lines
-    if not isinstance(base, str):
-        raise InputError(f"{lines[('base',)]}: `base` is one path, relative to this file, got {base!r}")
-    base_path = path.parent / base
-    if not base_path.is_file():
-        raise InputError(f"{lines[('base',)]}: `base` names {base_path}, which does not exist. Correct the path.")
-    base_values, base_lines = _read_chain(base_path, (*above, path.resolve()))
-    return _merge(base_values, values), {**base_lines, **lines}
-
-
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[_Loc, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot read config {path}: {error.strerror}. Give the path of a YAML file.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from None
-    lines: dict[_Loc, str] = {}
-    try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        if root is not None:
-            _note_lines(root, (), str(path), lines)
-        values = yaml.safe_load(text)
-    except InputError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(_describe_syntax(error, path, text)) from None
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: expected `key: value` lines, such as `name: my_experiment`")
-    return values, lines
-
-
-def _note_lines(node: yaml.Node, loc: _Loc, path: str, lines: dict[_Loc, str]) -> None:
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            below = (*loc, str(key.value))
-            if below in lines:
-                where = f"{path}, line {key.start_mark.line + 1}"
-                raise InputError(f"{where}: key '{_dotted(below)}' stands twice. Remove one.")
-            lines[below] = f"{path}, line {key.start_mark.line + 1}"
-            _note_lines(value, below, path, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*loc, index)] = f"{path}, line {value.start_mark.line + 1}"
-            _note_lines(value, (*loc, index), path, lines)
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key; anything else replaces."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def _drop_nulls(values: Mapping[str, Any]) -> None:
     """Remove streams and evaluation sets that are null, which is how a file drops what its base has."""
     evaluate = values.get("evaluate")
@@ -539,41 +460,12 @@ def _drop_nulls(values: Mapping[str, Any]) -> None:
                 del mapping[key]
 
 
-def _set(values: dict[str, Any], loc: _Loc, value: object, override: str) -> None:
-    at: Any = values
-    for depth, key in enumerate(loc):
-        last = depth == len(loc) - 1
-        if isinstance(at, list) and isinstance(key, int) and key < len(at):
-            pass
-        elif isinstance(at, dict):
-            key = str(key)
-            if not last:
-                at.setdefault(key, {})
-        else:
-            raise InputError(f"override '{override}': '{_dotted(loc[:depth])}' has no entry '{key}'")
-        if last:
-            at[key] = value
-        else:
-            at = at[key]
-
-
-def _describe_syntax(error: Exception, path: Path, text: str) -> str:
-    """Where a file stops being YAML, with that line."""
-    lines = text.splitlines()
-    marks = (error.problem_mark, error.context_mark) if isinstance(error, yaml.MarkedYAMLError) else ()
-    number = next((mark.line for mark in marks if mark is not None and mark.line < len(lines)), None)
-    if not isinstance(error, yaml.MarkedYAMLError) or number is None:
-        return f"{path}: not valid YAML: {_one_line(error)}"
-    advice = "Indent with spaces." if "\t" in lines[number] else "Look at its indentation, colons, quotes and brackets."
-    return f"{path}, line {number + 1}: not valid YAML: {error.problem}: {lines[number].strip()[:80]!r}. {advice}"
-
-
 _KIND = re.compile(r"str|int|float|bool|(constrained-|dict\[|literal\[|tuple\[|function-).*")  # pydantic's, in a union
 
 
 def _join_kinds(problems: Sequence[Any]) -> list[Any]:
     """One problem for each key: for a value that may be of several kinds, pydantic states one for each kind."""
-    joined: dict[_Loc, Any] = {}
+    joined: dict[Loc, Any] = {}
     for problem in problems:
         loc = tuple(problem["loc"])
         if len(loc) > 1 and isinstance(loc[-1], str) and _KIND.fullmatch(loc[-1]):
@@ -585,24 +477,23 @@ def _join_kinds(problems: Sequence[Any]) -> list[Any]:
     return list(joined.values())
 
 
-def _describe(problem: Any, lines: Mapping[_Loc, str], path: str) -> str:
+def _describe(problem: Any, lines: Mapping[Loc, str], path: str) -> str:
     """One problem that pydantic found, as a sentence with its place."""
-    loc: _Loc = tuple(problem["loc"])
+    loc: Loc = tuple(problem["loc"])
     place = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), path)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
         return (
-            f"{place}: unknown key '{_dotted(loc)}'{_nearest(str(loc[-1]), known)}. "
-            f"Known keys here: {', '.join(known)}."
+            f"{place}: unknown key '{dotted(loc)}'{_nearest(str(loc[-1]), known)}. Known keys here: {', '.join(known)}."
         )
     if problem["type"] == "missing":
-        return f"{place}: key '{_dotted(loc)}' is missing. Add it."
+        return f"{place}: key '{dotted(loc)}' is missing. Add it."
     message = ", or ".join(dict.fromkeys(_message(one) for one in (problem, *problem["others"])))
     if problem["type"] == "value_error":
-        return f"{place}: {f'{_dotted(loc)}: ' if loc else ''}{message}."
+        return f"{place}: {f'{dotted(loc)}: ' if loc else ''}{message}."
     if loc[-1] == "[key]" and isinstance(problem["input"], bool):
         message += ". YAML takes no, yes, on and off without quotes for false and true"
-    return f"{place}: {_dotted(loc)}: {message}, got {problem['input']!r}."
+    return f"{place}: {dotted(loc)}: {message}, got {problem['input']!r}."
 
 
 def _message(problem: Any) -> str:
@@ -627,7 +518,7 @@ def _message(problem: Any) -> str:
     return message[0].lower() + message[1:]
 
 
-def _known_keys(loc: _Loc) -> list[str]:
+def _known_keys(loc: Loc) -> list[str]:
     """The keys of the section at `loc`."""
     section: type[BaseModel] = Config
     for key in loc:
@@ -658,11 +549,3 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 def _nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
-
-
-def _dotted(loc: _Loc) -> str:
-    return ".".join(str(part) for part in loc)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -93,7 +93,7 @@ class Evaluation:
     def manifest(self) -> Manifest:
         """The run's."""
         self.run.fetch("manifest.json")  # a run that is followed from before its start had none yet
-        return read_run_manifest(self.run.folder)
+        return read_run_manifest(self.run.folder, self.run.url)
 
     def texts(self, set_name: str, direction: str) -> EvaluationSet:
         """`dev`, `test` or `examples` of the config in one direction, read once."""

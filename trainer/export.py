@@ -52,7 +52,7 @@ def export(config: Config, step: int | None = None) -> Path:
     checkpoint = find_checkpoint(run, step)
     check_model(config.model, checkpoint)
     run.fetch("manifest.json")
-    manifest = read_run_manifest(run.folder)
+    manifest = read_run_manifest(run.folder, run.url)
     folder = run.folder / "exports" / checkpoint.folder.name
     if folder.is_dir():
         return folder

@@ -103,9 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Replay:
     """Rebuild a step of a run. Raises InputError if the run, its streams or the step are not there."""
     run.fetch(*SMALL_FILES)
-    if not (run.folder / "manifest.json").is_file():
-        raise InputError(f"no manifest.json in {run.url}: give the folder or URL of a run that has begun")
-    manifest = read_run_manifest(run.folder)
+    manifest = read_run_manifest(run.folder, run.url)
     config = load_config(run.folder / "config.yaml")
     step = newest_bad_step(run.folder) if step is None else step
     if not 0 <= step < manifest.schedule.steps:

@@ -102,11 +102,14 @@ def local_folder(out: str, cache: str) -> Path:
     return run.folder
 
 
-def read_run_manifest(folder: Path) -> Manifest:
-    """The manifest that a run keeps. Raises InputError if the folder is none of a run, or the manifest is damaged."""
+def read_run_manifest(folder: Path, url: str = "") -> Manifest:
+    """The manifest that a run at `url`, if it is not the folder itself, keeps here.
+
+    Raises InputError if the folder is none of a run, or the manifest is damaged.
+    """
     if not (folder / "manifest.json").is_file():
         raise InputError(
-            f"no run in {folder}: there is no manifest.json. Give the `out` of a run that has trained a step"
+            f"no run in {url or folder}: there is no manifest.json. Give the `out` of a run that has trained a step"
         )
     return read_manifest(
         folder / "manifest.json",

@@ -192,7 +192,7 @@ def check_past(manifest: Manifest, run: Run, step: int) -> None:
     """
     if not (run.folder / "manifest.json").is_file():  # a checkpoint that was copied here, for a fork
         return
-    before = read_run_manifest(run.folder)
+    before = read_run_manifest(run.folder, run.url)
     if before.prefix_sha256(step) != manifest.prefix_sha256(step):
         raise InputError(
             f"the {step:,} steps that {run.url} has trained would change: "
