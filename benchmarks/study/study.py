@@ -13,6 +13,7 @@ from the manifests that they are, and resumes bit for bit.
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
 import json
 import multiprocessing
@@ -354,7 +355,10 @@ def _command(module: str, arguments: list[str], printed: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    sys.modules[module].main(arguments)
+    try:
+        sys.modules[module].main(arguments)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out; streaming removes its shared memory in one
 
 
 def _steps_trained(out: Path) -> int:
