@@ -15,6 +15,7 @@ import yaml
 from dataengine.build import build
 from dataengine.config import load_config
 from tests.conftest import ROOT, small_experiment
+from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact
 from trainer.checkpoints import complete_checkpoints
 from trainer.step_log import read_log
@@ -26,24 +27,29 @@ COMPOSER = Path(sys.executable).parent / "composer"
 def launch(*arguments: str) -> subprocess.Popen[str]:
     command = [str(COMPOSER), "-n", "2", "trainer/train.py", *arguments]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as many as the ranks without a launcher have
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path) -> Path:
+    """An experiment, built and trained without a launcher, whose log is in `straight`."""
     folder = tmp_path_factory.mktemp("launched")
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(small_experiment(corpora, tokenizer_path, folder), sort_keys=False))
     build(load_config(path), workers=1)
+    ranks.train(path, folder / "straight")
     return path
 
 
 def test_killed_with_its_launcher_and_started_again(config: Path) -> None:
-    straight, killed = config.parent / "straight", config.parent / "killed"
-    process = launch(str(config), f"out={straight}")
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
+    killed = config.parent / "killed"
     process = launch(str(config), f"out={killed}")
     log = killed / "log.csv"
     while not (log.is_file() and len(read_log(log)) > 8):
@@ -55,7 +61,7 @@ def test_killed_with_its_launcher_and_started_again(config: Path) -> None:
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert "resuming from" in printed
-    assert exact(read_log(log)) == exact(read_log(straight / "log.csv"))
+    assert exact(read_log(log)) == exact(read_log(config.parent / "straight" / "log.csv"))
 
 
 def test_a_tokenizer_that_is_not_the_manifests_is_refused(config: Path, tmp_path: Path) -> None:
@@ -91,8 +97,6 @@ def test_sigterm_to_the_launcher_lets_its_ranks_save(config: Path, whole_group: 
     printed, _ = process.communicate(timeout=300)  # until the last rank has closed it
     steps = complete_checkpoints(out)[-1].step
     assert f"stopped as asked after {steps} steps" in printed
-    process = launch(str(config), f"out={out}")
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    assert f"steps {steps} to 16" in printed
-    assert exact(read_log(log)) == exact(read_log(config.parent / "straight" / "log.csv"))
+    resumed = ranks.train(config, out)
+    assert f"steps {steps} to 16" in ranks.printed(out)
+    assert exact(resumed) == exact(read_log(config.parent / "straight" / "log.csv"))

@@ -131,6 +131,7 @@ def test_a_tiny_study_from_end_to_end(tmp_path: Path) -> None:
     ]  # fmt: skip
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
     assert first.returncode == 0, first.stdout + first.stderr
+    assert "leaked" not in first.stderr
     assert "2 runs, 2 of them to do: 50 steps" in first.stdout
     assert "study/seed-1/parallel_last_all: steps 30 to 40" in first.stdout
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
