@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,15 +71,16 @@ def test_expectations_are_measured_within_a_seed() -> None:
     assert (list(ahead.values), ahead.verdict) == ([-2.5], "not seen")
 
 
-@pytest.fixture
-def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[study.Job]:
-    """All schedules of the study, built in a folder of the test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "YAMLS", ROOT / "yamls/study")
-    jobs = study.choose_jobs(fast=False, seeds=2, only=None, text=None)
-    study.make_inputs(None)
-    study.build(jobs)
-    return jobs
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[study.Job]]:
+    """All schedules of the study, built in a folder of this module's tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("study"))
+        patch.setattr(study, "YAMLS", ROOT / "yamls/study")
+        jobs = study.choose_jobs(fast=False, seeds=2, only=None, text=None)
+        study.make_inputs(None)
+        study.build(jobs)
+        yield jobs
 
 
 @pytest.mark.slow
