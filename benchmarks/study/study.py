@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import dataclasses
+import difflib
 import json
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # as a script: find packages beside benchmarks, not modules of other names in this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -38,6 +40,7 @@ from tqdm import tqdm
 from benchmarks.study import findings, world
 from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
+from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
 from trainer.checkpoints import checkpoint_steps
 from trainer.schedulers import restart_steps
@@ -54,6 +57,7 @@ TEXT_FILES = [f"{name}.jsonl.zst" for name in ("mono.en", "en-zh.train", "en-zh.
 YAMLS = Path(os.path.relpath(ROOT / "yamls/study"))
 WORLD_SEED = 17
 _EVERY = 2  # checkpoints on dev: each second one
+_OWN = ("name", "out", "seed", "model.init_seed")  # settings that differ from run to run
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
@@ -94,20 +98,30 @@ class Job:
     @property
     def is_done(self) -> bool:
         """Whether it was trained and evaluated by this plan and these settings."""
+        return self.note.get("done") is True and self.note.get("key") == self.key
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What the run's folder says of the study that began it: key, shared steps, whether it is done."""
         try:
-            done = json.loads((self.out / "study.json").read_text())
+            note = json.loads((self.out / "study.json").read_text())
         except (OSError, ValueError):
-            return False
-        return bool(done["key"] == self.key)
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def write_note(self, shared: int, *, done: bool) -> None:
+        """Say in the run's folder what it is made of."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "study.json").write_text(json.dumps({"key": self.key, "shared": shared, "done": done}))
 
     @property
     def key(self) -> list[str]:
-        """What a finished run was made of."""
+        """What the run is made of."""
         return [self.manifest.plan_id, self.config.model_dump_json(), str(_EVERY)]
 
 
 def main() -> None:
-    """Run the command line; exit with 1 if a run fails."""
+    """Run the command line; exit with 1 if a run fails, 2 for unusable input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="settings of all runs, such as budget.steps=400"
@@ -123,18 +137,32 @@ def main() -> None:
     options = parser.parse_intermixed_args()
     if options.seeds < 1 or options.jobs < 1:
         parser.error("--seeds and --jobs must be 1 or more")
+    sys.exit(run_command(lambda: study(options)))
+
+
+def study(options: argparse.Namespace) -> None:
+    """Build, train, evaluate and report. Raises InputError for what the user has to mend."""
     begun = time.monotonic()
     jobs = choose_jobs(fast=options.fast, seeds=options.seeds, only=options.only, text=options.text)
+    for override in options.overrides:
+        if override.partition("=")[0] in _OWN:
+            raise InputError(
+                f"override '{override}': the study gives every run its own {', '.join(_OWN)}. Leave it out"
+            )
     jobs = [dataclasses.replace(job, overrides=tuple(options.overrides)) for job in jobs]
+    for job in jobs:
+        job.config  # noqa: B018, raises for a mistaken override before anything is made
     make_inputs(options.text)
     build(jobs)
     todo = [job for job in jobs if not job.is_done]
+    for job in todo:
+        check_same(job)
     shared = {job: shared_steps(job, jobs) for job in todo}
-    steps = sum(job.manifest.schedule.steps - shared[job] for job in todo)
+    steps = sum(job.manifest.schedule.steps - steps_there(job, shared[job]) for job in todo)
     print(f"{len(jobs)} runs, {len(todo)} of them to do: {steps:,} steps, {options.jobs} at a time", flush=True)
     if options.dry_run:
         for job in todo:
-            print(f"{job.name}: steps {shared[job]:,} to {job.manifest.schedule.steps:,}")
+            print(f"{job.name}: steps {steps_there(job, shared[job]):,} to {job.manifest.schedule.steps:,}")
         return
     failed = run_all(todo, jobs, shared, options.jobs) if todo else []
     note_time(time.monotonic() - begun, bool(todo))
@@ -166,8 +194,14 @@ def choose_jobs(*, fast: bool, seeds: int, only: str | None, text: Path | None) 
     if text is not None:
         wanted = [*(Job(name, 1) for name in TEXT_SETTINGS), *wanted]
     if only is not None:
-        if unknown := set(only.split(",")) - set(names):
-            sys.exit(f"--only: {', '.join(sorted(unknown))}: expected some of {', '.join(names)}")
+        for name in only.split(","):
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f" (did you mean '{near[0]}'?)" if near else ""
+                raise InputError(f"--only: '{name}' is no setting{hint}. Settings: {', '.join(names)}")
+            if all(job.setting != name for job in wanted):
+                remedy = "Add --text FOLDER" if name.startswith("text/") and text is None else "Leave out --fast"
+                raise InputError(f"--only: '{name}' is not part of this study. {remedy}")
         wanted = [job for job in wanted if job.setting in only.split(",")]
     return sorted(wanted, key=lambda job: (job.setting not in TEXT_SETTINGS, job.setting != "no_parallel",
                                            job.setting in SETTINGS[5:] or "/" in job.setting))  # fmt: skip
@@ -187,7 +221,7 @@ def make_inputs(text: Path | None) -> None:
         stamp.write_text(made_by)
     if text is not None:
         if missing := [name for name in TEXT_FILES if not (text / name).is_file()]:
-            sys.exit(f"--text {text}: no {', '.join(missing)} there")
+            raise InputError(f"--text {text}: no {', '.join(missing)} there")
         link = Path("runs/study/text")
         link.unlink(missing_ok=True)
         link.symlink_to(text.resolve(), target_is_directory=True)
@@ -207,7 +241,7 @@ def build(jobs: Sequence[Job]) -> None:
                 dataengine(["build", *job.arguments])
         except SystemExit as end:
             if end.code:
-                sys.exit(f"{said.getvalue()}\nbuilding {job.name} failed")
+                raise InputError(f"{job.name}: {said.getvalue().rpartition('error: ')[2].strip()}") from None
 
 
 def base_of(job: Job, jobs: Sequence[Job]) -> Job | None:
@@ -242,12 +276,38 @@ def rate_restarts(job: Job, step: int) -> list[int]:
 # Runs.
 
 
+def check_same(job: Job) -> None:
+    """Raise InputError if the run was begun with other settings: its results would be taken for those of these."""
+    if (before := job.note.get("key")) in (None, job.key):
+        return
+    was, now = (_flat(json.loads(key[1])) for key in (before, job.key))
+    differ = [f"{key} was {was.get(key)}, is {now.get(key)}" for key in now if was.get(key) != now[key]]
+    raise InputError(
+        f"{job.out} was begun with other settings ({'; '.join(differ[:3]) or 'another plan'}). "
+        f"Move or remove {job.out.parents[len(Path(job.setting).parts) - 1]}, or take the settings of then"
+    )
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
+    return flat
+
+
+def steps_there(job: Job, shared: int) -> int:
+    """Steps that need not be trained: those of the run so far, or those that it shares."""
+    return max(shared, _steps_trained(job.out))
+
+
 def run_all(todo: Sequence[Job], jobs: Sequence[Job], shared: Mapping[Job, int], at_once: int) -> list[Job]:
     """Train and evaluate, `at_once` runs at a time, each from its `shared` steps; return those that failed."""
     _CONTEXT.set_forkserver_preload(["__main__", "trainer.train", "trainer.session", "trainer.evaluate",
                                       "composer.utils.parallelism"])  # fmt: skip
     futures: dict[Job, Future[float]] = {}
-    total = sum(job.manifest.schedule.steps - shared[job] for job in todo)
+    first = {job: steps_there(job, shared[job]) for job in todo}
+    total = sum(job.manifest.schedule.steps - first[job] for job in todo)
     failed: list[Job] = []
     with (
         ThreadPoolExecutor(at_once) as pool,
@@ -266,11 +326,11 @@ def run_all(todo: Sequence[Job], jobs: Sequence[Job], shared: Mapping[Job, int],
                 except RuntimeError:
                     with say:
                         failed.append(job)
-                        bar.write(f"[{number}/{len(todo)}] {job.name}: FAILED, see {job.out}.txt")
+                        bar.write(f"[{number}/{len(todo)}] {job.name}: FAILED, see {job.out}.txt{last_error(job)}")
                     raise
                 seconds = time.monotonic() - begun
                 with say:
-                    bar.write(f"[{number}/{len(todo)}] {job.name}: steps {shared[job]:,} to "
+                    bar.write(f"[{number}/{len(todo)}] {job.name}: steps {first[job]:,} to "
                               f"{job.manifest.schedule.steps:,} in {seconds:.0f} s; {last_scores(job)}")  # fmt: skip
                 return seconds
 
@@ -285,13 +345,13 @@ def run_all(todo: Sequence[Job], jobs: Sequence[Job], shared: Mapping[Job, int],
 
 def run_one(job: Job, base: Job | None, shared: int, advance: Callable[[int], object]) -> None:
     """One run from where it stands. Raises RuntimeError if a command fails."""
-    job.out.parent.mkdir(parents=True, exist_ok=True)
+    seen = steps_there(job, shared)
+    job.write_note(shared, done=False)
     if base is not None and shared and not (job.out / "checkpoints").is_dir():
         begin_with(job, base, shared)
     printed = Path(f"{job.out}.txt")
     printed.unlink(missing_ok=True)
     process = _start("trainer.train", job.arguments, printed)
-    seen = shared
     while process.is_alive():
         process.join(1.0)
         if (steps := _steps_trained(job.out)) > seen:
@@ -307,7 +367,15 @@ def run_one(job: Job, base: Job | None, shared: int, advance: Callable[[int], ob
         process.join()
         if process.exitcode:
             raise RuntimeError(job.name)
-    (job.out / "study.json").write_text(json.dumps({"key": job.key, "shared": shared}))
+    job.write_note(shared, done=True)
+
+
+def last_error(job: Job) -> str:
+    """The last message of a run that failed, if it left one."""
+    lines = [
+        line for line in Path(f"{job.out}.txt").read_text(errors="replace").splitlines() if "error: " in line.lower()
+    ]
+    return f"\n    {lines[-1]}" if lines else ""
 
 
 def remove_stops(job: Job, shared: int) -> None:
