@@ -108,9 +108,12 @@ def train(config: Config) -> None:
             if ranks.rank == 0:
                 finish_uploads(config, run, resume)
                 _tell_log(run.folder / "log.csv", resume.step)
+            for key, was, now in _changes(config, run.folder):
+                log.warning("train.%s was %s in this run: %s would change nothing any more", key, was, now)
             log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
             return
-        _tell_changes(config, run.folder)
+        for key, was, now in _changes(config, run.folder):
+            log.warning("train.%s was %s so far and is %s from here on", key, was, now)
     with ExitStack() as held:
         if ranks.rank == 0:
             problems += check_not_lost(config, manifest, run) if resume is None else []
@@ -201,15 +204,13 @@ def check_past(manifest: Manifest, run: Run, step: int) -> None:
         )
 
 
-def _tell_changes(config: Config, out: Path) -> None:
-    """Say which training settings differ from those that the run had so far; they may, but not unseen."""
+def _changes(config: Config, out: Path) -> list[tuple[str, object, object]]:
+    """Training settings that differ from those that the run had so far; they may, but not unseen: name, then, now."""
     if not (out / "config.yaml").is_file():
-        return
+        return []
     before = load_config(out / "config.yaml").train
-    for key in type(before).model_fields:
-        was, now = getattr(before, key), getattr(config.train, key)
-        if was != now and key not in _FREE:
-            log.warning("train.%s was %s so far and is %s from here on", key, was, now)
+    pairs = ((key, getattr(before, key), getattr(config.train, key)) for key in type(before).model_fields)
+    return [(key, was, now) for key, was, now in pairs if was != now and key not in _FREE]
 
 
 def _rank() -> int:

@@ -104,8 +104,10 @@ def test_a_killed_run_goes_on_bit_for_bit(experiment: Experiment, rows: int) -> 
 
 def test_a_finished_run_has_nothing_to_do(experiment: Experiment) -> None:
     before = (experiment.folder / "straight" / "log.csv").read_bytes()
-    ranks.train(experiment.config, experiment.folder / "straight")
-    assert "nothing to do: " in ranks.printed(experiment.folder / "straight")
+    ranks.train(experiment.config, experiment.folder / "straight", "train.learning_rate=0.02")
+    printed = ranks.printed(experiment.folder / "straight")
+    assert "train.learning_rate was 0.01 in this run: 0.02 would change nothing any more" in printed
+    assert "nothing to do: " in printed
     assert (experiment.folder / "straight" / "log.csv").read_bytes() == before
 
 

@@ -71,6 +71,36 @@ def test_expectations_are_measured_within_a_seed() -> None:
     assert (list(ahead.values), ahead.verdict) == ([-2.5], "not seen")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "no_paralel"], "--only: 'no_paralel' is no setting (did you mean 'no_parallel'?). Settings: "),
+        (
+            ["--only", "text/parallel_last_all"],
+            "--only: 'text/parallel_last_all' is not part of this study. Add --text FOLDER",
+        ),
+        (["--fast", "--only", "pivot/zh_id"], "--only: 'pivot/zh_id' is not part of this study. Leave out --fast"),
+        (["seed=5"], "override 'seed=5': the study gives every run its own name, out, seed, model.init_seed"),
+        (["train.max_step=5"], "override train.max_step=5: unknown key 'train.max_step' (did you mean 'max_steps'?)"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "YAMLS", ROOT / "yamls/study")
+    monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        study.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[study.Job]]:
     """All schedules of the study, built in a folder of this module's tests."""
@@ -142,6 +172,9 @@ def test_a_tiny_study_from_end_to_end(tmp_path: Path) -> None:
     digests = [line for text in (first.stdout, again.stdout) for line in text.splitlines() if "sha256" in line]
     assert len(digests) == 2
     assert digests[0] == digests[1]
+    other = subprocess.run([*command, "train.learning_rate=0.1"], cwd=tmp_path, capture_output=True, text=True)
+    assert other.returncode == 2
+    assert "no_parallel was begun with other settings (train.learning_rate was 0.002, is 0.1). Move " in other.stderr
     folder = tmp_path / "runs/study"
     page = (folder / "study.html").read_text()
     assert "last (all)" in page
