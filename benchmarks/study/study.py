@@ -326,7 +326,9 @@ def run_all(todo: Sequence[Job], jobs: Sequence[Job], shared: Mapping[Job, int],
                 except RuntimeError:
                     with say:
                         failed.append(job)
-                        bar.write(f"[{number}/{len(todo)}] {job.name}: FAILED, see {job.out}.txt{last_error(job)}")
+                        bar.write(
+                            f"[{number}/{len(todo)}] {job.name}: did not finish, see {job.out}.txt{last_error(job)}"
+                        )
                     raise
                 seconds = time.monotonic() - begun
                 with say:
