@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import (
 )
 
 from dataengine.config_files import Loc, dotted, read_layers
-from dataengine.errors import InputError
+from dataengine.errors import InputError, did_you_mean
 from dataengine.objects import is_url
 from dataengine.rules import DocumentRules, PairRules
 
@@ -403,7 +402,7 @@ class Config(_Section):
                 if stream not in self.streams:
                     raise ValueError(
                         f"stage '{stage.name}' mixes stream '{stream}', which `streams` does not define"
-                        f"{_nearest(stream, self.streams)}"
+                        f"{did_you_mean(stream, self.streams)}"
                     )
         if not self.stages:
             raise ValueError("`stages` needs at least one stage, such as {name: all, drain: true, mix: {mono: 1}}")
@@ -483,9 +482,8 @@ def _describe(problem: Any, lines: Mapping[Loc, str], path: str) -> str:
     place = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), path)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
-        return (
-            f"{place}: unknown key '{dotted(loc)}'{_nearest(str(loc[-1]), known)}. Known keys here: {', '.join(known)}."
-        )
+        hint = did_you_mean(str(loc[-1]), known)
+        return f"{place}: unknown key '{dotted(loc)}'{hint}. Known keys here: {', '.join(known)}."
     if problem["type"] == "missing":
         return f"{place}: key '{dotted(loc)}' is missing. Add it."
     message = ", or ".join(dict.fromkeys(_message(one) for one in (problem, *problem["others"])))
@@ -544,8 +542,3 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "wandb": WandbConfig,
     "evaluate": EvaluateConfig,
 }
-
-
-def _nearest(word: str, known: Sequence[str] | Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 
 class InputError(ValueError):
@@ -19,6 +20,12 @@ class OutageError(InputError):
 _PATH = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
 _FROM_WORKER = f"\n{InputError.__module__}.{InputError.__qualname__}: "
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint at the end of what is said of an unknown word: the nearest one that is known; empty if none is near."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
