@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import atexit
 import dataclasses
-import difflib
 import json
 import multiprocessing
 import os
@@ -40,7 +39,7 @@ from tqdm import tqdm
 from benchmarks.study import findings, world
 from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
-from dataengine.errors import InputError, run_command
+from dataengine.errors import InputError, did_you_mean, run_command
 from dataengine.manifest import Manifest, read_manifest
 from trainer.checkpoints import checkpoint_steps
 from trainer.schedulers import restart_steps
@@ -158,13 +157,14 @@ def study(options: argparse.Namespace) -> None:
     for job in todo:
         check_same(job)
     shared = {job: shared_steps(job, jobs) for job in todo}
-    steps = sum(job.manifest.schedule.steps - steps_there(job, shared[job]) for job in todo)
+    first = {job: max(shared[job], _steps_trained(job.out)) for job in todo}
+    steps = sum(job.manifest.schedule.steps - first[job] for job in todo)
     print(f"{len(jobs)} runs, {len(todo)} of them to do: {steps:,} steps, {options.jobs} at a time", flush=True)
     if options.dry_run:
         for job in todo:
-            print(f"{job.name}: steps {steps_there(job, shared[job]):,} to {job.manifest.schedule.steps:,}")
+            print(f"{job.name}: steps {first[job]:,} to {job.manifest.schedule.steps:,}")
         return
-    failed = run_all(todo, jobs, shared, options.jobs) if todo else []
+    failed = run_all(todo, jobs, shared, first, options.jobs) if todo else []
     note_time(time.monotonic() - begun, bool(todo))
     done = [job for job in jobs if job.is_done]
     findings.write(done_runs(done), Path("runs/study"))
@@ -196,8 +196,7 @@ def choose_jobs(*, fast: bool, seeds: int, only: str | None, text: Path | None) 
     if only is not None:
         for name in only.split(","):
             if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f" (did you mean '{near[0]}'?)" if near else ""
+                hint = did_you_mean(name, names)
                 raise InputError(f"--only: '{name}' is no setting{hint}. Settings: {', '.join(names)}")
             if all(job.setting != name for job in wanted):
                 remedy = "Add --text FOLDER" if name.startswith("text/") and text is None else "Leave out --fast"
@@ -284,7 +283,7 @@ def check_same(job: Job) -> None:
     differ = [f"{key} was {was.get(key)}, is {now.get(key)}" for key in now if was.get(key) != now[key]]
     raise InputError(
         f"{job.out} was begun with other settings ({'; '.join(differ[:3]) or 'another plan'}). "
-        f"Move or remove {job.out.parents[len(Path(job.setting).parts) - 1]}, or take the settings of then"
+        f"Move or remove {job.out.parents[job.setting.count('/')]}, or take the settings of then"
     )
 
 
@@ -296,17 +295,16 @@ def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def steps_there(job: Job, shared: int) -> int:
-    """Steps that need not be trained: those of the run so far, or those that it shares."""
-    return max(shared, _steps_trained(job.out))
+def run_all(
+    todo: Sequence[Job], jobs: Sequence[Job], shared: Mapping[Job, int], first: Mapping[Job, int], at_once: int
+) -> list[Job]:
+    """Train and evaluate, `at_once` runs at a time; return those that failed.
 
-
-def run_all(todo: Sequence[Job], jobs: Sequence[Job], shared: Mapping[Job, int], at_once: int) -> list[Job]:
-    """Train and evaluate, `at_once` runs at a time, each from its `shared` steps; return those that failed."""
+    A run begins with the steps that it has `shared`, and trains from its `first` one on, where it may stand already.
+    """
     _CONTEXT.set_forkserver_preload(["__main__", "trainer.train", "trainer.session", "trainer.evaluate",
                                       "composer.utils.parallelism"])  # fmt: skip
     futures: dict[Job, Future[float]] = {}
-    first = {job: steps_there(job, shared[job]) for job in todo}
     total = sum(job.manifest.schedule.steps - first[job] for job in todo)
     failed: list[Job] = []
     with (
@@ -322,13 +320,11 @@ def run_all(todo: Sequence[Job], jobs: Sequence[Job], shared: Mapping[Job, int],
                 try:
                     if shared[job] and base in futures:
                         futures[base].result()  # begun before this one, as `todo` is ordered
-                    run_one(job, base, shared[job], bar.update)
-                except RuntimeError:
+                    run_one(job, base, shared[job], first[job], bar.update)
+                except RuntimeError as error:
                     with say:
                         failed.append(job)
-                        bar.write(
-                            f"[{number}/{len(todo)}] {job.name}: did not finish, see {job.out}.txt{last_error(job)}"
-                        )
+                        bar.write(f"[{number}/{len(todo)}] {job.name}: {error}")
                     raise
                 seconds = time.monotonic() - begun
                 with say:
@@ -345,9 +341,8 @@ def run_all(todo: Sequence[Job], jobs: Sequence[Job], shared: Mapping[Job, int],
     return failed
 
 
-def run_one(job: Job, base: Job | None, shared: int, advance: Callable[[int], object]) -> None:
-    """One run from where it stands. Raises RuntimeError if a command fails."""
-    seen = steps_there(job, shared)
+def run_one(job: Job, base: Job | None, shared: int, seen: int, advance: Callable[[int], object]) -> None:
+    """One run from where it stands, at step `seen`. Raises RuntimeError, with its last words, if a command fails."""
     job.write_note(shared, done=False)
     if base is not None and shared and not (job.out / "checkpoints").is_dir():
         begin_with(job, base, shared)
@@ -360,7 +355,7 @@ def run_one(job: Job, base: Job | None, shared: int, advance: Callable[[int], ob
             advance(steps - seen)
             seen = steps
     if process.exitcode or _steps_trained(job.out) < job.manifest.schedule.steps:  # it was asked to stop
-        raise RuntimeError(job.name)
+        raise RuntimeError(last_words(printed))
     advance(job.manifest.schedule.steps - seen)
     remove_stops(job, shared)
     last = ["--sets", ",".join(name for name in ("dev", "test") if getattr(job.config.evaluate, name))]
@@ -368,16 +363,14 @@ def run_one(job: Job, base: Job | None, shared: int, advance: Callable[[int], ob
         process = _start("trainer.evaluate", [*job.arguments, *options], printed)
         process.join()
         if process.exitcode:
-            raise RuntimeError(job.name)
+            raise RuntimeError(last_words(printed))
     job.write_note(shared, done=True)
 
 
-def last_error(job: Job) -> str:
-    """The last message of a run that failed, if it left one."""
-    lines = [
-        line for line in Path(f"{job.out}.txt").read_text(errors="replace").splitlines() if "error: " in line.lower()
-    ]
-    return f"\n    {lines[-1]}" if lines else ""
+def last_words(printed: Path) -> str:
+    """Where a run that did not finish says why, and the last error there, if any."""
+    lines = [line for line in printed.read_text(errors="replace").splitlines() if "error: " in line.lower()]
+    return "\n    ".join([f"did not finish, see {printed}", *lines[-1:]])
 
 
 def remove_stops(job: Job, shared: int) -> None:

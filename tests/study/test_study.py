@@ -142,6 +142,26 @@ def test_what_an_interruption_left_is_not_evaluated(built: list[study.Job]) -> N
     assert left == [120, 1200, 1320, 1600]
 
 
+@pytest.mark.slow
+def test_a_run_whose_base_failed_says_where_to_look(
+    built: list[study.Job], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(job: study.Job, *others: object) -> None:
+        printed = Path(f"{job.out}.txt")
+        printed.parent.mkdir(parents=True, exist_ok=True)
+        printed.write_text("some progress\nerror: the disk is full\n")
+        raise RuntimeError(study.last_words(printed))
+
+    monkeypatch.setattr(study, "run_one", fail)
+    todo = [job for job in built if job.seed == 1 and job.setting in ("no_parallel", "parallel_last_all")]
+    first = {job: study.shared_steps(job, built) for job in todo}
+    assert study.run_all(todo, built, first, first, at_once=1) == todo
+    why = "did not finish, see runs/study/seed-1/no_parallel.txt\n    error: the disk is full\n"
+    printed = capsys.readouterr().out
+    assert f"[1/2] study/seed-1/no_parallel: {why}" in printed
+    assert f"[2/2] study/seed-1/parallel_last_all: {why}" in printed
+
+
 def test_every_question_has_its_yaml_at_full_scale() -> None:
     """With the same stages: what is tried in small can be run as it is."""
     for path in sorted((ROOT / "yamls").rglob("*.yaml")):
