@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.httpsession import URLLib3Session
 
 from dataengine import objects
 from dataengine.errors import InputError
@@ -250,9 +251,19 @@ def test_an_endpoint_where_nobody_listens_is_an_error_after_all_attempts(
 ) -> None:
     monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    tried: list[str] = []
+    send = URLLib3Session.send
+
+    def counted(session: URLLib3Session, request: Any) -> Any:
+        tried.append(request.method)
+        return send(session, request)
+
+    monkeypatch.setattr(URLLib3Session, "send", counted)
     for reach in (find_files, open_file, objects.get_bytes):
+        tried.clear()
         with pytest.raises(InputError, match=r"the store cannot be reached.*Check S3_ENDPOINT_URL"):
             reach(f"{object_store.url}/k")
+        assert len(tried) == 2
 
 
 def test_a_store_that_fails_twice_is_asked_again(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
