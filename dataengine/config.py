@@ -57,6 +57,14 @@ class _Section(BaseModel):
         return value
 
 
+class _PlacedError(ValueError):
+    """A mistake at one key, found where several are looked at together."""
+
+    def __init__(self, words: str, *loc: str | int) -> None:
+        super().__init__(words)
+        self.loc: Loc = loc
+
+
 class AssumeConfig(_Section):
     """The size of a stream that is not built yet, so that `dataengine plan` can show its schedule."""
 
@@ -384,44 +392,62 @@ class Config(_Section):
     def _names_agree(self) -> Config:
         for key, url in (("store", self.store), ("out", self.out)):
             if re.match(r"[a-z0-9]+:/[^/]|(s3|gs|oci)//", url.lower()):
-                raise ValueError(f"{key} is {url}: a URL begins as in s3://bucket/folder")
+                raise _PlacedError(f"{key} is {url}: a URL begins as in s3://bucket/folder", key)
             if "://" in url and not is_url(url):
-                raise ValueError(
-                    f"{key} is {url}: not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder"
+                raise _PlacedError(
+                    f"{key} is {url}: not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder",
+                    key,
                 )
         if "://" in self.cache:
-            raise ValueError(f"cache is {self.cache}: it must be a folder on a local disk")
+            raise _PlacedError(f"cache is {self.cache}: it must be a folder on a local disk", "cache")
         if self.init and self.init.mode == "continue" and self.parent is None:
-            raise ValueError(
-                "init.mode `continue` needs `parent`, the plan that goes on: {manifest: RUN/manifest.json, step: N}"
+            raise _PlacedError(
+                "init.mode `continue` needs `parent`, the plan that goes on: {manifest: RUN/manifest.json, step: N}",
+                *("init", "mode"),
             )
         if self.batch_size % self.lanes:
-            raise ValueError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
-        for stage in self.stages:
-            for stream in stage.streams:
-                if stream not in self.streams:
-                    raise ValueError(
-                        f"stage '{stage.name}' mixes stream '{stream}', which `streams` does not define"
-                        f"{did_you_mean(stream, self.streams)}"
-                    )
-        if not self.stages:
-            raise ValueError("`stages` needs at least one stage, such as {name: all, drain: true, mix: {mono: 1}}")
-        names = [stage.name for stage in self.stages]
-        if len(set(names)) < len(names):
-            raise ValueError(f"stages need names of their own, got {', '.join(names)}")
-        if self.budget is None and any(stage.rest or stage.fraction for stage in self.stages):
-            raise ValueError("a stage with `rest` or `fraction` needs the run's `budget`, such as {steps: 160_000}")
-        if sum(stage.rest for stage in self.stages) > 1:
-            raise ValueError("only one stage can be the `rest` of the budget")
-        codes = [code for stream in self.streams.values() for code in stream.languages]
-        directions = [*self.evaluate.dev, *self.evaluate.test]
-        for language in codes + [code for direction in directions for code in direction.split("-")]:
-            if language not in self.languages:
-                raise ValueError(
-                    f"no name for language '{language}': add `languages: {{{language}: ...}}`, "
-                    "the full name that prompts and training text use"
-                )
+            raise _PlacedError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})", "lanes")
+        self._check_stages()
+        self._check_languages()
         return self
+
+    def _check_stages(self) -> None:
+        if not self.stages:
+            words = "`stages` needs at least one stage, such as {name: all, drain: true, mix: {mono: 1}}"
+            raise _PlacedError(words, "stages")
+        for number, stage in enumerate(self.stages):
+            for key, mix in (("mix", stage.mix), ("to_mix", stage.to_mix or {})):
+                for stream in mix:
+                    if stream not in self.streams:
+                        raise _PlacedError(
+                            f"stage '{stage.name}' mixes stream '{stream}', which `streams` does not define"
+                            f"{did_you_mean(stream, self.streams)}",
+                            *("stages", number, key, stream),
+                        )
+            if stage.name in (before.name for before in self.stages[:number]):
+                raise _PlacedError(f"two stages are named '{stage.name}'", "stages", number, "name")
+            if self.budget is None and (stage.rest or stage.fraction):
+                raise _PlacedError(
+                    "a stage with `rest` or `fraction` needs the run's `budget`, such as {steps: 160_000}",
+                    *("stages", number, "rest" if stage.rest else "fraction"),
+                )
+            if stage.rest and any(before.rest for before in self.stages[:number]):
+                raise _PlacedError("only one stage can be the `rest` of the budget", "stages", number, "rest")
+
+    def _check_languages(self) -> None:
+        used: list[tuple[str, Loc]] = [
+            (code, ("streams", name)) for name, stream in self.streams.items() for code in stream.languages
+        ]
+        for key in ("dev", "test"):
+            for direction in getattr(self.evaluate, key):
+                used += [(code, ("evaluate", key, direction)) for code in direction.split("-")]
+        for language, loc in used:
+            if language not in self.languages:
+                raise _PlacedError(
+                    f"no name for language '{language}': add `languages: {{{language}: ...}}`, "
+                    "the full name that prompts and training text use",
+                    *loc,
+                )
 
     @property
     def streams_in_use(self) -> tuple[str, ...]:
@@ -479,7 +505,10 @@ def _join_kinds(problems: Sequence[Any]) -> list[Any]:
 def _describe(problem: Any, lines: Mapping[Loc, str], path: str) -> str:
     """One problem that pydantic found, as a sentence with its place."""
     loc: Loc = tuple(problem["loc"])
-    place = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), path)
+    mistake = problem.get("ctx", {}).get("error")
+    if isinstance(mistake, _PlacedError):
+        return f"{_place(mistake.loc, lines, path)}: {mistake}."
+    place = _place(loc, lines, path)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
         hint = did_you_mean(str(loc[-1]), known)
@@ -492,6 +521,10 @@ def _describe(problem: Any, lines: Mapping[Loc, str], path: str) -> str:
     if loc[-1] == "[key]" and isinstance(problem["input"], bool):
         message += ". YAML takes no, yes, on and off without quotes for false and true"
     return f"{place}: {dotted(loc)}: {message}, got {problem['input']!r}."
+
+
+def _place(loc: Loc, lines: Mapping[Loc, str], path: str) -> str:
+    return next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), path)
 
 
 def _message(problem: Any) -> str:

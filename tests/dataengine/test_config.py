@@ -101,10 +101,14 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (("mix: {mono: 1}", "mix: {momo: 1}"), "{path}: stage 'only' mixes stream 'momo', which `streams` does not "
-         "define (did you mean 'mono'?)."),
+        (("mix: {mono: 1}", "mix: {momo: 1}"),
+         "{path}, line 7: stage 'only' mixes stream 'momo', which `streams` does not define (did you mean 'mono'?)."),
         (("steps: 3", "steps: 3, drain: true"), "{path}, line 7: stages.0: a stage states its length once: `steps`, "
          "`tokens`, `samples`, `fraction`, `drain: true` or `rest: true`."),
+        (("stages:", "stages:\n  - {name: only, drain: true, mix: {mono: 1}}"),
+         "{path}, line 8: two stages are named 'only'."),
+        (("steps: 3", "rest: true"), "{path}, line 7: a stage with `rest` or `fraction` needs the run's `budget`, such "
+         "as {steps: 160_000}."),
         (("steps: 3", "steps: -3"), "{path}, line 7: stages.0.steps: expected a number greater than 0, got -3."),
         (("steps: 3", "steps: many"), "{path}, line 7: stages.0.steps: expected a whole number, such as 1000 or "
          "80K, got 'many'."),
@@ -131,12 +135,15 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
         (("tokenizer: t.model\n", ""), "{path}: key 'tokenizer' is missing. Add it."),
         (("documents: [a.jsonl]", "pairs: [a.jsonl]"), "{path}, line 4: streams.mono: pairs need either `directions` "
          "(such as [en-zh]) or `sides` (such as [zh])."),
-        (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en-xx]"), "{path}: no name for language 'xx': "
+        (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en-xx]"),
+         "{path}, line 4: no name for language 'xx': "
          "add `languages: {xx: ...}`, the full name that prompts and training text use."),
-        (("name: base", "name: base\nbatch_size: 6\nlanes: 4"), "{path}: lanes (4) must divide batch_size (6)."),
+        (("name: base", "name: base\nbatch_size: 6\nlanes: 4"),
+         "{path}, line 3: lanes (4) must divide batch_size (6)."),
         (("name: base", "name: base\nname: again"), "{path}, line 2: key 'name' stands twice. Remove one."),
-        (("name: base", "name: base\nout: S3//bucket"), "{path}: out is S3//bucket: a URL begins as in s3://bucket/folder."),
-        (("name: base", "name: base\nout: ftp://host/run"), "{path}: out is ftp://host/run: "
+        (("name: base", "name: base\nout: S3//bucket"),
+         "{path}, line 2: out is S3//bucket: a URL begins as in s3://bucket/folder."),
+        (("name: base", "name: base\nout: ftp://host/run"), "{path}, line 2: out is ftp://host/run: "
          "not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder."),
     ],
 )  # fmt: skip
@@ -150,6 +157,8 @@ def test_base_mistakes(tmp_path: Path) -> None:
     assert (
         message(path) == f"{path}, line 1: `base` names {tmp_path / 'b.yaml'}, which does not exist. Correct the path."
     )
+    write(tmp_path, "b.yaml", BASE.replace("mono: 1", "momo: 1"))
+    assert message(path).startswith(f"{tmp_path / 'b.yaml'}, line 7: stage 'only' mixes stream 'momo', which ")
     write(tmp_path, "b.yaml", "base: a.yaml\n")
     assert "`base` goes round in a circle: " in message(path)
     assert message(tmp_path / "none.yaml") == (
