@@ -156,8 +156,14 @@ def _page(runs: Sequence[TrainedRun], significance: Significance, samples: int) 
         "data": [(run, tables.data_table(run, number)) for number, run in enumerate(runs)],
         "measured": list(_measured(runs)),
         "settings": [(run, _settings(run)) for run in runs],
+        "title": _title(runs),
     }
     return environment.get_template("report.html.jinja").render(found)
+
+
+def _title(runs: Sequence[TrainedRun]) -> str:
+    labels = ", ".join(run.label for run in runs)
+    return labels if len(runs) == 1 else f"{len(runs)} runs: {labels}"
 
 
 def _has_curve(runs: Sequence[TrainedRun], direction: str, shots: int) -> bool:
@@ -326,8 +332,10 @@ def _markdown(runs: Sequence[TrainedRun], significance: Significance) -> str:
         tables.failures_table(runs),
         tables.contamination_table(runs),
     ]
-    title = f"# {len(runs)} runs: {', '.join(run.label for run in runs)}\n"
-    return "\n".join([title, *(tables.markdown(one) for one in made if one is not None)])
+    title = f"# {_title(runs)}\n"
+    judged = [f"- {run.label}: step {run.judged.step:,}, {run.judged_because}" for run in runs if run.judged]
+    checkpoints = ["Checkpoints:\n", *judged, ""] if judged else []
+    return "\n".join([title, *checkpoints, *(tables.markdown(one) for one in made if one is not None)])
 
 
 if __name__ == "__main__":

@@ -176,6 +176,11 @@ class TrainedRun:
         """Whether `judged` is the choice of chosen.json."""
         return bool(self.chosen and self.judged and self.judged.step == self.chosen["step"])
 
+    @property
+    def judged_because(self) -> str:
+        """Why `judged` is the one, in words."""
+        return "chosen on dev" if self.is_chosen else "the last one evaluated"
+
     def result(self, direction: str, shots: int, set_name: str = "") -> SetResult | None:
         """Of the judged checkpoint, on the set that it is judged on unless another is named."""
         return self.judged.find(set_name or self.judged_on, direction, shots) if self.judged else None

@@ -243,6 +243,7 @@ def test_csv_has_every_score(written: Path, runs: Path) -> None:
 def test_markdown_has_the_tables(written: Path) -> None:
     content = written.with_suffix(".md").read_text(encoding="utf-8")
     assert content.startswith("# 3 runs: no_parallel, parallel_first, parallel_last_all\n")
+    assert "- parallel_last_all: step 16, chosen on dev\n" in content
     assert "### Translation: BLEU on test" in content
     for line in content.splitlines():
         if line.startswith("| parallel_last_all"):
