@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -9,13 +10,23 @@ from transformers.modeling_utils import no_init_weights
 
 from dataengine.config import ModelConfig
 from dataengine.manifest import Manifest
+from trainer.checkpoints import Checkpoint
+from trainer.safe_loading import load_checkpoint
 
+_PREFIX = "decoder.hf."  # of the weights' names in a checkpoint (trainer/model.py)
 _VOCAB_MULTIPLE = 64  # as in TinyLlama (lit_gpt/config.py): rows of the embedding beyond the vocabulary stay unused
 
 
 def empty_model(config: ModelConfig, manifest: Manifest) -> LlamaForCausalLM:
     """A model without meaningful weights, to load a checkpoint into."""
     return new_model(llama_config(config, manifest, "sdpa"))
+
+
+def load_weights(model: LlamaForCausalLM, checkpoint: Checkpoint) -> None:
+    """Read a sharded checkpoint's weights, whatever number of ranks wrote it, into a model on one process."""
+    weights = {_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
+    load_checkpoint({"state": {"model": weights}}, checkpoint, no_dist=True)
 
 
 def new_model(config: LlamaConfig) -> LlamaForCausalLM:

@@ -10,22 +10,22 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from transformers.utils import logging as transformers_log
-
-from dataengine.config import load_config
+from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.tables import table
 from trainer.checkpoints import Checkpoint, all_checkpoints, find_checkpoint
 from trainer.choice import Choice, choose, mean
-from trainer.evaluation import CheckpointEvaluation, Evaluation
 from trainer.export import export
-from trainer.group import Group
+from trainer.runs import open_run
 from trainer.signals import let_rank_0_end_first
+
+if TYPE_CHECKING:  # for it imports torch and transformers, which takes 10 s
+    from trainer.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +57,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     rank = int(os.environ.get("RANK", "0"))
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR)
-    transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context, which are counted
-    transformers_log.disable_progress_bar()
 
     def run() -> None:
         config = load_config(options.config, options.overrides)
         if options.every < 1:
             raise InputError(f"--every {options.every}: expected 1 or more")
+        many = options.all or options.follow
+        _check_sets(config, ["dev"] if many else options.sets)
+        found = None
+        if rank == 0 and not options.follow:
+            found = find_checkpoint(open_run(config.out, config.cache), options.step)
+        log.info("%s: importing transformers, which takes a while", config.name)
+        from transformers.utils import logging as transformers_log
+
+        from trainer.evaluation import Evaluation
+        from trainer.group import Group
+
+        transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context, which are counted
+        transformers_log.disable_progress_bar()
         with Group() as group:
             evaluation = Evaluation(config, group)
-            if options.all or options.follow:
+            if many:
                 evaluate_all(evaluation, every=options.every, follow=options.follow)
             else:
-                checkpoint = group.first(lambda: find_checkpoint(evaluation.run, options.step))
-                CheckpointEvaluation(evaluation, checkpoint).evaluate(options.sets)
+                evaluation.of(cast(Checkpoint, group.first(lambda: found))).evaluate(options.sets)
 
     try:
         code = run_command(run, quiet=rank != 0)
@@ -90,14 +100,20 @@ def _sets(text: str) -> list[str]:
     return names
 
 
+def _check_sets(config: Config, names: Sequence[str]) -> None:
+    for name in names:
+        if not getattr(config.evaluate, name):
+            example = "task, such as [arc_easy]" if name == "reasoning" else "set, such as {en-zh: a.jsonl}"
+            raise InputError(f"nothing to evaluate: `evaluate.{name}` names no {example}")
+
+
 def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False) -> Choice:
     """Every `every`-th checkpoint on dev, the choice, and the chosen one on test and reasoning tasks.
 
-    With `follow`, wait for new checkpoints until the run is at its end. Raises InputError if there is no checkpoint.
+    `evaluate.dev` names a set. With `follow`, wait for new checkpoints until the run is at its end. Raises InputError
+    if there is no checkpoint.
     """
     config, group, run = evaluation.config, evaluation.group, evaluation.run
-    if not config.evaluate.dev:
-        raise InputError("a checkpoint is chosen on `evaluate.dev`, which names no set, such as {en-zh: dev.jsonl}")
     directions = config.evaluate.choose_by or tuple(config.evaluate.dev)
     done: dict[int, tuple[Checkpoint, dict[str, Any]]] = {}
     choice = None
@@ -112,7 +128,7 @@ def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False
         for checkpoint in wanted:
             if checkpoint.step in done:
                 continue
-            done[checkpoint.step] = (checkpoint, CheckpointEvaluation(evaluation, checkpoint).evaluate(["dev"]))
+            done[checkpoint.step] = (checkpoint, evaluation.of(checkpoint).evaluate(["dev"]))
             found_so_far = [results for _, results in done.values()]
             choice = choose(found_so_far, directions, config.evaluate.shots[0], config.evaluate.beams)
             if config.train.keep_checkpoints and choice.step == checkpoint.step:
@@ -128,7 +144,7 @@ def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False
     if group.rank == 0:
         print(describe_choice(choice), flush=True)
     if sets := [name for name in ("test", "reasoning") if getattr(config.evaluate, name)]:
-        CheckpointEvaluation(evaluation, done[choice.step][0]).evaluate(sets)
+        evaluation.of(done[choice.step][0]).evaluate(sets)
     return choice
 
 

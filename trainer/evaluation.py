@@ -30,8 +30,8 @@ from dataengine.manifest import Manifest
 from dataengine.pairs import translation_prompt
 from dataengine.tokens import Tokenizer, load_tokenizer
 from trainer.checkpoints import Checkpoint, check_model, fetch_checkpoint
-from trainer.decoder import empty_model
-from trainer.export import load_weights, save_tokenizer
+from trainer.decoder import empty_model, load_weights
+from trainer.export import save_tokenizer
 from trainer.group import Group
 from trainer.metrics import make_metrics, score_translations, summarize_comet
 from trainer.reasoning import describe_task, expand_tasks, run_tasks
@@ -94,6 +94,10 @@ class Evaluation:
         """The run's."""
         self.run.fetch("manifest.json")  # a run that is followed from before its start had none yet
         return read_run_manifest(self.run.folder, self.run.url)
+
+    def of(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
+        """That of one checkpoint."""
+        return CheckpointEvaluation(self, checkpoint)
 
     def texts(self, set_name: str, direction: str) -> EvaluationSet:
         """`dev`, `test` or `examples` of the config in one direction, read once."""
@@ -181,12 +185,6 @@ class CheckpointEvaluation:
 
     def evaluate(self, sets: Sequence[str]) -> dict[str, Any]:
         """Do what is not done of `dev`, `test` and `reasoning`; results.json has it after every part."""
-        for set_name in sets:
-            if not getattr(self._of.config.evaluate, set_name):
-                example = (
-                    "no task, such as [arc_easy]" if set_name == "reasoning" else "no set, such as {en-zh: a.jsonl}"
-                )
-                raise InputError(f"nothing to evaluate: `evaluate.{set_name}` names {example}")
         for set_name in sets:
             if set_name == "reasoning":
                 self._reason()

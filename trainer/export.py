@@ -6,28 +6,22 @@ import argparse
 import logging
 import shutil
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import torch
-
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest
 from dataengine.storage import new_folder
 from dataengine.tokens import load_tokenizer
-from trainer.checkpoints import Checkpoint, check_model, fetch_checkpoint, find_checkpoint
-from trainer.decoder import empty_model
+from trainer.checkpoints import check_model, fetch_checkpoint, find_checkpoint
 from trainer.runs import open_run, read_run_manifest
-from trainer.safe_loading import load_checkpoint
 
 log = logging.getLogger(__name__)
 
-_PREFIX = "decoder.hf."  # of the weights' names in a checkpoint (trainer/model.py)
 _PROBES = ("Hello, world!", "English: A pair.\nChinese: 一对。", "  two  spaces, 3.14 and\ttabs")
 
 
@@ -58,6 +52,9 @@ def export(config: Config, step: int | None = None) -> Path:
         return folder
     if problems := fetch_checkpoint(run, checkpoint):
         raise InputError(f"{problems[0]}. Restore this checkpoint or remove it, or take another one with --step")
+    log.info("%s: importing transformers, which takes a while", checkpoint.folder.name)
+    from trainer.decoder import empty_model, load_weights
+
     model = empty_model(config.model, manifest)
     load_weights(model, checkpoint)
     with new_folder(folder) as temporary:
@@ -67,13 +64,6 @@ def export(config: Config, step: int | None = None) -> Path:
         model.save_pretrained(temporary)
         save_tokenizer(config, manifest, temporary)
     return folder
-
-
-def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Read a sharded checkpoint's weights, whatever number of ranks wrote it, into a model on one process."""
-    weights = {_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
-    load_checkpoint({"state": {"model": weights}}, checkpoint, no_dist=True)
 
 
 def save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,32 +14,19 @@ if __name__ == "__main__":  # as a script: find packages beside this folder, not
 
 import numpy as np
 import orjson
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from tqdm import tqdm
 
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest
 from dataengine.provenance import StreamProvenance
-from dataengine.shards import COLUMN
 from dataengine.storage import open_store
 from dataengine.streams import StreamReader
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
-from trainer.checkpoints import Checkpoint, all_checkpoints, fetch_checkpoint
-from trainer.model import TranslationModel, build_model
-from trainer.optimizer import apply_settings, make_optimizer
+from trainer.checkpoints import all_checkpoints, fetch_checkpoint
 from trainer.runs import SMALL_FILES, Run, open_run, read_run_manifest
-from trainer.safe_loading import load_checkpoint
-from trainer.schedulers import restart_steps
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where files of a URL go (%(default)s)")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for name in ("trainer", "__main__"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
     def run() -> None:
         made = replay(open_run(options.run, options.cache), options.step, catch_up=options.catch_up)
@@ -110,9 +98,21 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
         raise InputError(f"step {step} is none of the run's {manifest.schedule.steps:,}, which count from 0")
     batches = Batches(config, manifest)
     tokens = batches.read(step)
-    model, reached = load_trained(run, config, manifest, batches, step, catch_up=catch_up)
-    losses, loss, norm = (None, None, None) if model is None else measure(model, tokens, _microbatch(config))
-    return Replay(step, reached, loss, norm, list(batches.describe(step, tokens, losses)))
+    older = [checkpoint for checkpoint in all_checkpoints(run) if checkpoint.step <= step]
+    if not older:
+        return Replay(step, None, None, None, list(batches.describe(step, tokens, None)))
+    if problems := fetch_checkpoint(run, older[-1]):
+        raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
+    log.info("importing Composer, which takes a while")
+    from trainer.recomputing import Recomputation
+
+    trained, reached = Recomputation(config, manifest, older[-1]), older[-1].step
+    if catch_up:
+        for number in tqdm(range(reached, step), desc="catching up", unit="step", disable=None):
+            trained.train(batches.read(number))
+        reached = step
+    losses, norm = trained.measure(tokens)
+    return Replay(step, reached, float(np.mean(losses)), norm, list(batches.describe(step, tokens, losses)))
 
 
 def newest_bad_step(folder: Path) -> int:
@@ -157,58 +157,6 @@ class Batches:
                 [f"{origin.path}:{origin.line}" for origin in origins],
                 self._tokenizer.decode(tokens[slot].tolist()),
             )
-
-
-def load_trained(
-    run: Run, config: Config, manifest: Manifest, batches: Batches, step: int, *, catch_up: bool
-) -> tuple[TranslationModel | None, int | None]:
-    """The model of the newest checkpoint at or before a step, and the steps that it was trained for."""
-    found = [checkpoint for checkpoint in all_checkpoints(run) if checkpoint.step <= step]
-    if not found:
-        return None, None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(config.model, manifest, config.train).to(device)
-    optimizer = make_optimizer(model, config.train, fused=device == "cuda")
-    _load(run, found[-1], model, optimizer)
-    if not catch_up:
-        return model, found[-1].step
-    restarts = restart_steps(manifest.schedule, {stage.name for stage in config.stages if stage.restart_learning_rate})
-    for number in tqdm(range(found[-1].step, step), desc="catching up", unit="step", disable=None):
-        apply_settings(optimizer, config.train, restarts, number)
-        measure(model, batches.read(number), _microbatch(config))
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
-        optimizer.step()
-    return model, step
-
-
-def _load(run: Run, checkpoint: Checkpoint, model: TranslationModel, optimizer: torch.optim.Optimizer) -> None:
-    """Load a checkpoint of any number of ranks; its names are Composer's (State.state_dict)."""
-    if problems := fetch_checkpoint(run, checkpoint):
-        raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
-    weights, moments = get_model_state_dict(model), get_optimizer_state_dict(model, optimizer)
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
-    load_checkpoint({"state": {"model": weights, "optimizers": {"AdamW": moments}}}, checkpoint, no_dist=True)
-    set_model_state_dict(model, weights)
-    set_optimizer_state_dict(model, optimizer, moments)
-
-
-def measure(model: TranslationModel, tokens: NDArray[np.int64], microbatch: int) -> tuple[list[float], float, float]:
-    """Losses of a batch's samples, their mean, and the gradient's norm; the gradients are left in the model."""
-    model.zero_grad()
-    device = next(model.parameters()).device
-    losses: list[float] = []
-    for part in torch.from_numpy(tokens).to(device).split(microbatch):
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            mean, each = model({COLUMN: part})
-        (mean * (len(part) / len(tokens))).backward()
-        losses += each.tolist()
-    gradients: list[Tensor] = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
-    return losses, float(np.mean(losses)), norm
-
-
-def _microbatch(config: Config) -> int:
-    return 1 if config.train.microbatch_size == "auto" else config.train.microbatch_size
 
 
 def describe(made: Replay, top: int) -> list[str]:

@@ -39,7 +39,7 @@ DEADLINE_S = 180  # of a command; one that takes longer hangs
 _GRACE_S = 10  # for the other ranks once one has failed; then they get SIGTERM, as from Composer's launcher
 _PEER_S = 60  # in which all ranks must have ended once one has
 _DISK_MB = 192
-_PRELOAD = ("trainer.train", "trainer.session", "trainer.evaluate", "dataengine.cli", "composer.utils.parallelism")
+_PRELOAD = ("trainer.train", "trainer.session", "trainer.evaluation", "dataengine.cli", "composer.utils.parallelism")
 _DAMAGES = ("a byte changed", "cut short", "emptied", "removed")
 
 

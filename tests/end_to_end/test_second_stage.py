@@ -18,7 +18,7 @@ from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment, open_dataset
 from trainer.audit import audit
 from trainer.checkpoints import checkpoint_folder, complete_checkpoints
-from trainer.export import load_weights
+from trainer.decoder import load_weights
 from trainer.model import build_model
 from trainer.schedulers import learning_rate
 from trainer.step_log import next_digest

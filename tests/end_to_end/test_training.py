@@ -29,8 +29,9 @@ from trainer.audit import audit
 from trainer.cache import ShardCache
 from trainer.checkpoints import MARKER, complete_checkpoints, newest_checkpoint
 from trainer.data import ScheduledDataset
+from trainer.decoder import load_weights
 from trainer.evaluate import main as evaluate
-from trainer.export import export, load_weights
+from trainer.export import export
 from trainer.model import build_model
 from trainer.preflight import check_agreement
 from trainer.report import write_report

@@ -1,0 +1,68 @@
+"""Losses and gradients of a step once more, on one process and without Composer's loop."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from dataengine.config import Config
+from dataengine.manifest import Manifest
+from dataengine.shards import COLUMN
+from trainer.checkpoints import Checkpoint
+from trainer.model import TranslationModel, build_model
+from trainer.optimizer import apply_settings, make_optimizer
+from trainer.safe_loading import load_checkpoint
+from trainer.schedulers import restart_steps
+
+
+class Recomputation:
+    """The model and the optimizer of a checkpoint."""
+
+    def __init__(self, config: Config, manifest: Manifest, checkpoint: Checkpoint) -> None:
+        """The checkpoint's files are in its folder; any number of ranks wrote them. Its names are Composer's."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._config, self._step = config.train, checkpoint.step
+        self._restarts = restart_steps(
+            manifest.schedule, {stage.name for stage in config.stages if stage.restart_learning_rate}
+        )
+        self._model: TranslationModel = build_model(config.model, manifest, config.train).to(device)
+        self._optimizer = make_optimizer(self._model, config.train, fused=device == "cuda")
+        weights = get_model_state_dict(self._model)
+        moments = get_optimizer_state_dict(self._model, self._optimizer)
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
+        load_checkpoint({"state": {"model": weights, "optimizers": {"AdamW": moments}}}, checkpoint, no_dist=True)
+        set_model_state_dict(self._model, weights)
+        set_optimizer_state_dict(self._model, self._optimizer, moments)
+
+    def train(self, tokens: NDArray[np.int64]) -> None:
+        """Train on the batch of the next step, shape (batch_size, seq_len + 1)."""
+        apply_settings(self._optimizer, self._config, self._restarts, self._step)
+        self.measure(tokens)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
+        self._optimizer.step()
+        self._step += 1
+
+    def measure(self, tokens: NDArray[np.int64]) -> tuple[Sequence[float], float]:
+        """The loss of each sample of a batch, and the norm of the batch's gradient, which is left in the model."""
+        self._model.zero_grad()
+        device = next(self._model.parameters()).device
+        microbatch = 1 if self._config.microbatch_size == "auto" else self._config.microbatch_size
+        losses: list[float] = []
+        for part in torch.from_numpy(tokens).to(device).split(microbatch):
+            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                mean, each = self._model({COLUMN: part})
+            (mean * (len(part) / len(tokens))).backward()
+            losses += each.tolist()
+        gradients: list[Tensor] = [p.grad for p in self._model.parameters() if p.grad is not None]
+        return losses, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
