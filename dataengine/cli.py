@@ -105,7 +105,11 @@ def _make_parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run, parser=made)
         made.add_argument("config", metavar=config, help=_CONFIGS[config])
         made.add_argument(
-            "overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's, such as batch_size=64"
+            "overrides",
+            nargs="*",
+            default=[],
+            metavar="KEY=VALUE",
+            help="settings that replace the file's, such as batch_size=64",
         )
         return made
 

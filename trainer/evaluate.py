@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog="example: python trainer/evaluate.py yamls/mini/uni_en_zh.yaml --all evaluate.beams=5",
     )
     parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings that replace the file's"
+    )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
     which.add_argument("--all", action="store_true", help="every checkpoint on dev, then the best one on test")

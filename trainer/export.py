@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "bucket, the checkpoint is fetched to the folder of the run below `cache`, where the export lies then.",
     )
     parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings that replace the file's")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings that replace the file's"
+    )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)

@@ -123,7 +123,7 @@ def main() -> None:
     """Run the command line; exit with 1 if a run fails, 2 for unusable input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="settings of all runs, such as budget.steps=400"
+        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all runs, such as budget.steps=400"
     )
     parser.add_argument("--fast", action="store_true", help="six settings, one seed, no open questions")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of each setting (default: %(default)s)")
