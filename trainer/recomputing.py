@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from dataengine.config import Config
+from dataengine.config import Config, TrainConfig
 from dataengine.manifest import Manifest
 from dataengine.shards import COLUMN
 from trainer.checkpoints import Checkpoint
@@ -45,11 +45,11 @@ class Recomputation:
         set_model_state_dict(self._model, weights)
         set_optimizer_state_dict(self._model, self._optimizer, moments)
 
-    def train(self, tokens: NDArray[np.int64]) -> None:
+    def train(self, tokens: NDArray[np.int64], settings: TrainConfig) -> None:
         """Train on the batch of the next step, shape (batch_size, seq_len + 1)."""
-        apply_settings(self._optimizer, self._config, self._restarts, self._step)
+        apply_settings(self._optimizer, settings, self._restarts, self._step)
         self.measure(tokens)
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.clip_norm)
         self._optimizer.step()
         self._step += 1
 

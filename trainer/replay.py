@@ -27,6 +27,7 @@ from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
 from trainer.checkpoints import all_checkpoints, fetch_checkpoint
 from trainer.runs import SMALL_FILES, Run, open_run, read_run_manifest
+from trainer.settings import read_history, settings_at
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
     """Rebuild a step of a run. Raises InputError if the run, its streams or the step are not there."""
     run.fetch(*SMALL_FILES)
     manifest = read_run_manifest(run.folder, run.url)
-    config = load_config(run.folder / "config.yaml")
+    config, history = load_config(run.folder / "config.yaml"), read_history(run.folder)
     step = newest_bad_step(run.folder) if step is None else step
     if not 0 <= step < manifest.schedule.steps:
         raise InputError(f"step {step} is none of the run's {manifest.schedule.steps:,}, which count from 0")
@@ -109,7 +110,7 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
     trained, reached = Recomputation(config, manifest, older[-1]), older[-1].step
     if catch_up:
         for number in tqdm(range(reached, step), desc="catching up", unit="step", disable=None):
-            trained.train(batches.read(number))
+            trained.train(batches.read(number), settings_at(history, number) or config.train)
         reached = step
     losses, norm = trained.measure(tokens)
     return Replay(step, reached, float(np.mean(losses)), norm, list(batches.describe(step, tokens, losses)))

@@ -8,6 +8,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from trainer import report_tables as tables
 from trainer.metrics import sentence_chrf
 from trainer.report_data import Score, SetResult, TrainedRun, read_runs
 from trainer.report_tables import Significance
+from trainer.settings import differences
 
 _OFF_TARGET = 0.2  # from here on it is worth a sentence
 _TRAIN = ("learning_rate", "min_learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm", "seed")
@@ -275,7 +277,12 @@ def _measured(runs: Sequence[TrainedRun]) -> Iterator[dict[str, Any]]:
 
 def _settings(run: TrainedRun) -> list[tuple[str, str]]:
     """The settings of a run that a reader asks for first."""
-    train, model = run.config.get("train") or {}, run.config.get("model") or {}
+    first = run.history[0][1].model_dump() if run.history else run.config.get("train") or {}
+    changes = [
+        f"; from step {step:,}: {', '.join(f'{key} {now}' for key, _, now in differences(before, after))}"
+        for (_, before), (step, after) in pairwise(run.history)
+    ]
+    model = run.config.get("model") or {}
     stages = ", ".join(
         f"{stage.name} {stage.length:,} steps" for stage in run.manifest.stages[:12]
     ) + (" ..." if len(run.manifest.stages) > 12 else "")  # fmt: skip
@@ -288,7 +295,7 @@ def _settings(run: TrainedRun) -> list[tuple[str, str]]:
         ),
         ("stages", stages),
         ("model", ", ".join(f"{key} {value}" for key, value in model.items())),
-        ("training", ", ".join(f"{key} {train[key]}" for key in _TRAIN if key in train)),
+        ("training", ", ".join(f"{key} {first[key]}" for key in _TRAIN if key in first) + "".join(changes)),
         ("tokenizer", str(run.config.get("tokenizer", ""))),
     ]
 

@@ -19,6 +19,7 @@ from dataengine.manifest import Manifest
 from dataengine.objects import is_url
 from dataengine.storage import open_store
 from trainer.runs import Run, local_folder, open_run, parse_json, read_run_manifest
+from trainer.settings import SETTINGS, History, read_history
 from trainer.step_log import read_log
 
 _VERSION = 1  # of results.json and chosen.json
@@ -116,6 +117,7 @@ class TrainedRun:
     url: str
     manifest: Manifest
     config: Mapping[str, Any]  # as config.yaml has it
+    history: History  # of its `train` settings
     rows: Sequence[Mapping[str, str]]  # of log.csv
     evaluations: tuple[Evaluation, ...]  # by step
     chosen: Mapping[str, Any] | None  # chosen.json
@@ -246,6 +248,7 @@ def _read_run(url: str, cache: str) -> TrainedRun:
         url=url,
         manifest=manifest,
         config=config,
+        history=read_history(folder) if (folder / SETTINGS).is_file() else [],
         rows=rows,
         evaluations=tuple(sorted(evaluations, key=lambda one: one.step)),
         chosen=chosen,

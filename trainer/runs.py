@@ -19,8 +19,9 @@ from dataengine.errors import InputError
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.objects import is_url
 from dataengine.storage import Store, open_store, write_file
+from trainer.settings import SETTINGS
 
-SMALL_FILES = ("config.yaml", "manifest.json", "log.csv")  # what a run keeps beside its checkpoints
+SMALL_FILES = ("config.yaml", SETTINGS, "manifest.json", "log.csv")  # what a run keeps beside its checkpoints
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ from trainer.preflight import Problem, Ranks, describe, planned_checkpoints, rai
 from trainer.runs import Run
 from trainer.saving import SaveCheckpoints, load_state
 from trainer.schedulers import restart_steps
+from trainer.settings import SETTINGS, dump_history, put_aside_damaged, with_settings
 from trainer.shared_memory import sweep
 from trainer.signals import asked_to_stop, end_at_once
 from trainer.speed import device_peak, flops_per_token
@@ -223,20 +224,25 @@ def _try(action: Callable[[], T]) -> tuple[T | _Failed, str | None]:
 
 
 def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginning) -> None:
-    """Write the run's manifest and config, and clear its bucket of what it will write anew.
+    """Write the run's manifest, config and settings, and clear its bucket of what it will write anew.
 
-    A run that continues another one also gets the log of those steps.
+    A run that continues another one also gets the log and the settings of those steps.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     run.publish("manifest.json", manifest.content)
-    run.publish("config.yaml", dump_config(config).encode())
+    history = put_aside_damaged(run.folder) if begin.resume else []
     if begin.resume is None and begin.init is not None and not begin.restart:
         assert begin.lineage is not None
         source = open_store(begin.lineage["checkpoint"].rpartition("/checkpoints/")[0])
-        try:
-            write_file(run.folder / "log.csv", source.read("log.csv"))
-        except FileNotFoundError:
-            log.warning("%s has no log.csv: this run's log begins at step %d", source.url, begin.step)
+        for name in ("log.csv", SETTINGS):
+            try:
+                write_file(run.folder / name, source.read(name))
+            except FileNotFoundError:
+                log.warning("%s has no %s: this run's begins at step %d", source.url, name, begin.step)
+        if (run.folder / SETTINGS).is_file():
+            history = put_aside_damaged(run.folder)
+    run.publish(SETTINGS, dump_history(with_settings(history, begin.step, config.train)))
+    run.publish("config.yaml", dump_config(config).encode())
     if run.store is not None:
         clear_bucket(run, begin.resume)
 

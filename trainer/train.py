@@ -29,15 +29,13 @@ from trainer.preflight import (
     raise_problems,
 )
 from trainer.runs import SMALL_FILES, Run, hold, open_run, read_run_manifest
+from trainer.settings import differences, put_aside_damaged, settings_at
 from trainer.signals import let_rank_0_end_first
 from trainer.step_log import read_whole_rows
 from trainer.uploads import Uploader, resume_uploads
 from trainer.watch import BadStepError
 
 log = logging.getLogger(__name__)
-
-# Settings that change no number of a run.
-_FREE = ("max_steps", "log_interval", "loader_workers", "keep_checkpoints", "outage_limit", "tensorboard", "wandb")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="KEY=VALUE",
         help="settings that replace the file's, such as out=runs/second",
     )
@@ -108,12 +107,11 @@ def train(config: Config) -> None:
             if ranks.rank == 0:
                 finish_uploads(config, run, resume)
                 _tell_log(run.folder / "log.csv", resume.step)
-            for key, was, now in _changes(config, run.folder):
-                log.warning("train.%s was %s in this run: %s would change nothing any more", key, was, now)
+                _tell_changes(config, run, last, "train.%s was %s in this run: %s would change nothing any more")
             log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
             return
-        for key, was, now in _changes(config, run.folder):
-            log.warning("train.%s was %s so far and is %s from here on", key, was, now)
+        if ranks.rank == 0:
+            _tell_changes(config, run, resume.step, "train.%s was %s so far and is %s from here on")
     with ExitStack() as held:
         if ranks.rank == 0:
             problems += check_not_lost(config, manifest, run) if resume is None else []
@@ -204,13 +202,11 @@ def check_past(manifest: Manifest, run: Run, step: int) -> None:
         )
 
 
-def _changes(config: Config, out: Path) -> list[tuple[str, object, object]]:
-    """Training settings that differ from those that the run had so far; they may, but not unseen: name, then, now."""
-    if not (out / "config.yaml").is_file():
-        return []
-    before = load_config(out / "config.yaml").train
-    pairs = ((key, getattr(before, key), getattr(config.train, key)) for key in type(before).model_fields)
-    return [(key, was, now) for key, was, now in pairs if was != now and key not in _FREE]
+def _tell_changes(config: Config, run: Run, step: int, words: str) -> None:
+    """Say which training settings differ from those of the step before `step`; they may, but not unseen."""
+    before = settings_at(put_aside_damaged(run.folder), step - 1)
+    for change in differences(before, config.train) if before else ():
+        log.warning(words, *change)
 
 
 def _rank() -> int:

@@ -34,8 +34,10 @@ from trainer.evaluate import main as evaluate
 from trainer.export import export
 from trainer.model import build_model
 from trainer.preflight import check_agreement
+from trainer.replay import replay
 from trainer.report import write_report
 from trainer.runs import hold, open_run
+from trainer.settings import read_history
 from trainer.step_log import next_digest, read_log
 from trainer.train import check_not_lost
 
@@ -359,6 +361,13 @@ def test_the_last_stage_of_one_stream_can_be_made_longer(experiment: Experiment)
     assert exact(log[:16]) == exact(experiment.straight)
     assert len(log) == 18
     assert "train.learning_rate was 0.01 so far and is 0.02 from here on" in ranks.printed(out)
+    assert [(step, train.learning_rate) for step, train in read_history(out)] == [(0, 0.01), (16, 0.02)]
+
+    # Each step is trained again by its own settings.
+    for checkpoint in complete_checkpoints(out)[3:]:
+        shutil.rmtree(checkpoint.folder)
+    made = replay(open_run(str(out), "unused"), 17, catch_up=True)
+    assert made.loss == pytest.approx(float(log[17]["loss"]), rel=1e-4)
 
 
 def test_a_checkpoint_that_is_not_there_is_named(experiment: Experiment) -> None:
