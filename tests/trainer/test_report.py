@@ -21,6 +21,7 @@ from trainer import paper_results
 from trainer.metrics import score_translations, sentence_chrf
 from trainer.report import main, write_report
 from trainer.report_data import read_runs
+from trainer.settings import SETTINGS, dump_history, with_settings
 
 STEPS = (4, 8, 12, 16)
 SHARES = {  # of the words that a run gets right at each checkpoint
@@ -249,6 +250,16 @@ def test_markdown_has_the_tables(written: Path) -> None:
         if line.startswith("| parallel_last_all"):
             assert line.count("|") >= 4
     assert "(9.62)" in content  # the paper's, table 3
+
+
+def test_settings_that_changed_on_the_way_are_told(runs: Path, tmp_path: Path) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(runs / "no_parallel", changed)
+    first = load_config(changed / "config.yaml").train
+    later = first.model_copy(update={"clip_norm": 0.25, "loader_workers": 9})
+    (changed / SETTINGS).write_bytes(dump_history(with_settings([(0, first)], 4, later)))
+    page, _, _ = write_report([str(changed)], tmp_path / "report.html", trials=100)
+    assert f"seed {first.seed}; from step 4: clip_norm 0.25" in Page(page.read_text(encoding="utf-8")).text
 
 
 def test_a_run_without_evaluations_or_store_still_shows_its_training(runs: Path, tmp_path: Path) -> None:
