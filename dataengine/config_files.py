@@ -53,8 +53,12 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], di
     if not isinstance(base, str):
         raise InputError(f"{lines[('base',)]}: `base` is one path, relative to this file, got {base!r}")
     base_path = path.parent / base
-    if not base_path.is_file():
-        raise InputError(f"{lines[('base',)]}: `base` names {base_path}, which does not exist. Correct the path.")
+    try:
+        problem = "" if base_path.is_file() else "which does not exist"
+    except OSError as error:  # a name that is too long, a folder that must not be looked into
+        problem = f"which cannot be used: {error.strerror}"
+    if problem:
+        raise InputError(f"{lines[('base',)]}: `base` names {base_path}, {problem}. Correct the path.")
     base_values, base_lines = _read_chain(base_path, (*above, path.resolve()))
     return _merge(base_values, values), {**base_lines, **lines}
 

@@ -157,6 +157,9 @@ def test_base_mistakes(tmp_path: Path) -> None:
     assert (
         message(path) == f"{path}, line 1: `base` names {tmp_path / 'b.yaml'}, which does not exist. Correct the path."
     )
+    assert "which cannot be used: File name too long. Correct the path." in message(
+        write(tmp_path, "c.yaml", f"base: {'x' * 3000}.yaml\n")
+    )
     write(tmp_path, "b.yaml", BASE.replace("mono: 1", "momo: 1"))
     assert message(path).startswith(f"{tmp_path / 'b.yaml'}, line 7: stage 'only' mixes stream 'momo', which ")
     write(tmp_path, "b.yaml", "base: a.yaml\n")
