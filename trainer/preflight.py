@@ -583,7 +583,7 @@ def _read_marker(init: InitConfig) -> tuple[Mapping[str, Any], str]:
         raise InputError(
             f"init.checkpoint {url}: no finished checkpoint there (no {MARKER}). Correct the path, or name another."
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"init.checkpoint {url}: {MARKER} is damaged ({error}). Name another checkpoint.") from None
 
 

@@ -289,7 +289,7 @@ def _read_evaluation(path: Path) -> Evaluation:
             path=path,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _damaged(path, error) from None
 
 
