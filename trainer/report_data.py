@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import orjson
-import yaml
 from numpy.typing import NDArray
 
+from dataengine.config_files import read_layers
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
 from dataengine.objects import is_url
@@ -189,7 +189,7 @@ class TrainedRun:
 
     def kind(self, stream: str) -> str:
         """What a stream is made of: `documents`, `pairs`, `exchanged` (not adjacent) or `sides`."""
-        settings = (self.config.get("streams") or {}).get(stream, {})
+        settings = (self.config.get("streams") or {}).get(stream) or {}
         if settings.get("sides"):
             return "sides"
         if settings.get("pairs"):
@@ -231,9 +231,7 @@ def _read_run(url: str, cache: str) -> TrainedRun:
     manifest, rows = read_run_manifest(folder), read_log(folder / "log.csv")
     if not rows:
         raise InputError(f"{folder / 'log.csv'} has no steps yet")
-    config: dict[str, Any] = {}
-    if (folder / "config.yaml").is_file():
-        config = yaml.safe_load((folder / "config.yaml").read_bytes()) or {}
+    config = _read_config(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     run = open_run(url, cache)
     if run.store is not None:
         results = [name for name in run.store.sizes("evaluations/") if name.endswith("/results.json")]
@@ -258,6 +256,24 @@ def _read_run(url: str, cache: str) -> TrainedRun:
     if trained.judged and run.store is not None:
         _fetch_translations(run, trained.judged)
     return trained
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What the file says, also that of an older version. Raises InputError if it is damaged."""
+    values, _ = read_layers(path, ())
+    streams = values["streams"] if isinstance(values.get("streams"), dict) else {}
+    places: list[tuple[str, ...]] = [(key,) for key in ("train", "model", "streams", "languages", "evaluate")]
+    places += [("evaluate", "bleu_tokenize"), *(("streams", name) for name in streams)]
+    for place in places:
+        section: Any = values
+        for key in place:
+            section = section.get(key) or {}
+            if not isinstance(section, dict):
+                raise InputError(
+                    f"{path} is damaged: {'.'.join(place)} has no keys of its own. Bring it back from a copy: "
+                    "STORE/experiments/NAME/config.yaml"
+                )
+    return values
 
 
 def _fetch_translations(run: Run, evaluation: Evaluation) -> None:

@@ -76,7 +76,7 @@ class Significance:
         references = [row.reference for row in ours.translations]
         if not references or len(before) != len(after):
             return None
-        tokenize = dict(run.config.get("evaluate", {}).get("bleu_tokenize") or {})
+        tokenize = dict((run.config.get("evaluate") or {}).get("bleu_tokenize") or {})
         content = json.dumps([before, after, references, direction, tokenize, self.trials], ensure_ascii=False)
         key = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
         if key not in self.known:

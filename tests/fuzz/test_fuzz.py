@@ -35,6 +35,7 @@ from trainer.report_data import read_runs
 
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")),
+    derandomize="FUZZ_EXAMPLES" not in os.environ,  # the same ones in every `make test`, other ones if asked for
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -315,11 +316,10 @@ def test_markers_of_checkpoints(tmp_path: Path) -> None:
 
 
 def test_logs_and_results(tmp_path: Path) -> None:
-    """The report names a damaged log or results.json, or reads it."""
+    """The report names a damaged file of a run, or reads it."""
     (run,) = make_runs(tmp_path, ("no_parallel",))
-    for path in (run / "log.csv", *run.glob("evaluations/*/results.json"), run / "manifest.json", run / "chosen.json"):
-        if not path.is_file():
-            continue
+    names = ("log.csv", "manifest.json", "config.yaml", "settings.jsonl", "chosen.json")
+    for path in (*(run / name for name in names), *run.glob("evaluations/*/results.json")):
         content = path.read_bytes()
 
         @fuzz
@@ -330,6 +330,7 @@ def test_logs_and_results(tmp_path: Path) -> None:
                 (found,) = read_runs([str(run)], str(tmp_path / "cache"))
                 assert found.steps
                 assert found.final_losses is not None
+                assert all(found.kind(stream) and found.language("en") for stream in found.streams)
             except InputError as error:
                 check_words(error, str(run), path.name)
 

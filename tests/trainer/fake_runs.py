@@ -22,6 +22,7 @@ from dataengine.pairs import translation_prompt
 from tests.conftest import DEMO, ROOT
 from trainer.choice import choose
 from trainer.metrics import score_translations
+from trainer.settings import SETTINGS, dump_history
 
 STEPS = (40, 80, 120, 160, 200)
 QUALITY: Mapping[str, Callable[[int], float]] = {  # share of the reference's words that a checkpoint gives
@@ -45,6 +46,7 @@ def _make_run(folder: Path, name: str, bootstrap: int) -> Path:
     out.mkdir(parents=True)
     (out / "manifest.json").write_bytes(manifest.content)
     (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    (out / SETTINGS).write_bytes(dump_history([(0, config.train)]))
     _write_log(out / "log.csv", manifest)
     rows = [json.loads(line) for line in (DEMO / "en-zh.dev.jsonl").read_text(encoding="utf-8").splitlines()]
     results = {step: _evaluate(out, config, manifest, step, "dev", rows[:60], bootstrap) for step in STEPS}
