@@ -38,6 +38,7 @@ _FETCHING = ".fetching-"
 _STALE_S = 3600  # a download that wrote nothing for so long is of a dead process
 _BLOCK = 32 << 20  # bytes that are read at a time
 _ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
+_TOLD: set[tuple[str, str]] = set()  # what this process has passed over, and why; it may look often
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def hash_file(path: Path) -> str:
 
 
 def all_checkpoints(run: Run) -> list[Checkpoint]:
-    """The complete checkpoints of a run, here or in its bucket, oldest first; others are passed over with a warning.
+    """The complete checkpoints of a run, here or in its bucket, oldest first; others are passed over with one warning.
 
     Of a run on several nodes without a shared disk, no node has all files; such a checkpoint counts once it is in the
     bucket. Raises InputError if the bucket cannot be read.
@@ -128,7 +129,9 @@ def all_checkpoints(run: Run) -> list[Checkpoint]:
             found[step] = replace(checkpoint, local=step in found and found[step].files == checkpoint.files)
         faults = {place: why for place, why in faults.items() if _step_of(place) not in found}
     for place in sorted(faults, key=lambda place: (_step_of(place), place)):
-        log.warning("passing over %s: %s", place, faults[place])
+        if (place, faults[place]) not in _TOLD:
+            log.warning("passing over %s: %s", place, faults[place])
+            _TOLD.add((place, faults[place]))
     return [found[step] for step in sorted(found)]
 
 

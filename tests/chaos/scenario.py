@@ -653,10 +653,10 @@ def _look_for_secrets(experiment: Experiment) -> None:
 
 def _compare(experiment: Experiment, reference: Reference) -> None:
     """Everything that was to be the same."""
+    ours, theirs = experiment.log(), reference.log
+    experiment.restore()  # what was damaged after the last command that reads it
     if experiment.bucket is None and experiment.manifest() != reference.manifest:
         raise FailureError("different", "the manifest")
-    ours, theirs = experiment.log(), reference.log
-    experiment.restore()
     if experiment.log_damaged:  # its lost rows are told at the resume, and do not come back; the checkpoint knows
         kept = {row["step"] for row in ours}
         theirs = [row for row in theirs if row["step"] in kept]

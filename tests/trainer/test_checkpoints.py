@@ -101,6 +101,8 @@ def test_the_newest_whole_one_is_taken(tmp_path: Path, caplog: pytest.LogCapture
     assert "step-00000200: COMPLETE.json is damaged: " in warnings[1]
     assert warnings[2] == f"passing over {unfinished}: the checkpoint was not finished (no COMPLETE.json)"
     assert "COMPLETE.json is damaged: it is of step 10" in warnings[3]
+    assert newest_checkpoint(local(tmp_path)) == newest
+    assert len(caplog.records) == 4  # each is told once
 
 
 @pytest.mark.parametrize("marker", [{"step": 5}, {"step": "five"}, {"files": {"a": "b"}}, {"files": {}}, []])
