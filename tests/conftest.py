@@ -10,9 +10,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, settings
 
 from dataengine.config import Config, load_config
 from dataengine.sources import RecordFormat, read_lines, read_records, whole_file
+
+# No test fails because its machine is slow.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo" / "data"

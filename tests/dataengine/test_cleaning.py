@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataengine import cleaning, dedup, rules, tokenizing
@@ -320,7 +320,7 @@ def write_files(folder: Path, files: Sequence[Sequence[str]]) -> None:
         (folder / f"{number}.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     files_of(st.fixed_dictionaries({"text": st.sampled_from(LINES["documents"])})),
     DOCUMENT_CLEAN,
@@ -338,7 +338,7 @@ def test_every_document_is_kept_or_counted_as_a_plain_reference_does(
         check_in_pieces(documents(Path(name), clean, language=language), part_bytes, sizes)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25)
 @given(
     files_of(st.fixed_dictionaries({"en": st.sampled_from(LINES["en"]), "zh": st.sampled_from(LINES["zh"])})),
     PAIR_CLEAN,

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.order import RunOrder, StreamOrder, derive_key, hash_numbers, permute
@@ -106,7 +106,6 @@ def runs(draw: st.DrawFn) -> RunOrder:
     )
 
 
-@settings(deadline=None)
 @given(runs())
 def test_ranks_join_to_one_batch_for_every_world_size(run: RunOrder) -> None:
     batch = run.schedule.batch_size
@@ -120,7 +119,6 @@ def test_ranks_join_to_one_batch_for_every_world_size(run: RunOrder) -> None:
             assert np.concatenate(parts).tolist() == whole.tolist()
 
 
-@settings(deadline=None)
 @given(runs())
 def test_no_sample_comes_twice_within_a_pass(run: RunOrder) -> None:
     drawn = np.concatenate([run.sample_ids(step) for step in range(run.schedule.steps)])

@@ -269,7 +269,7 @@ directions = st.tuples(*[st.sampled_from(["en", "zh", "id", "ja", "hi", "th", "r
 
 
 @pytest.mark.parametrize("rule", PAIR_RULES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(batch=pair_batches, languages=directions, choices=st.data())
 def test_columns_decide_as_plain_python_does(
     rule: str, batch: list[tuple[str, str]], languages: tuple[str, str], choices: st.DataObject
@@ -281,7 +281,7 @@ def test_columns_decide_as_plain_python_does(
     assert decided.tolist() == plain_pairs(sources, targets, languages, rules)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(batch=pair_batches, languages=directions)
 @example(batch=[], languages=("en", "zh"))
 @example(batch=[("", ""), ("", "")], languages=("en", "zh"))
@@ -351,7 +351,7 @@ documents = st.lists(
 
 
 @pytest.mark.parametrize("rule", DOCUMENT_RULES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(batch=documents, language=st.sampled_from(["en", "zh", "th", "hi", "zh-TW", "xx", None]), choices=st.data())
 def test_columns_decide_on_documents_as_plain_python_does(
     rule: str, batch: list[str], language: str | None, choices: st.DataObject

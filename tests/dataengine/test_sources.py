@@ -803,7 +803,7 @@ FORMS = {
 
 @pytest.mark.parametrize("format", ["jsonl", "tsv", "text"])
 @given(data=st.data(), ended=st.booleans(), part_bytes=st.integers(1, 100), chunk=st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_parts_hold_each_record_of_the_file_once(
     tmp_path_factory: pytest.TempPathFactory, format: str, data: st.DataObject, ended: bool, part_bytes: int, chunk: int
 ) -> None:
@@ -834,7 +834,7 @@ def test_parts_hold_each_record_of_the_file_once(
 
 @pytest.mark.parametrize("format", ["jsonl", "tsv", "text"])
 @given(data=st.data(), part_bytes=st.integers(1, 60))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_digest_of_a_part_is_that_of_its_bytes(
     tmp_path_factory: pytest.TempPathFactory, format: str, data: st.DataObject, part_bytes: int
 ) -> None:
@@ -867,7 +867,7 @@ def test_the_digest_of_a_part_is_that_of_its_bytes(
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), max_size=8), one_line=st.booleans())
 @example(pairs=[("a\r", "b\r")], one_line=False)
 @example(pairs=[("a", " b\u2028c\n"), ("\x1cd", "e")], one_line=True)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_one_bad_line_changes_no_other(
     tmp_path_factory: pytest.TempPathFactory, format: str, pairs: list[tuple[str, str]], one_line: bool
 ) -> None:
@@ -890,7 +890,7 @@ def test_one_bad_line_changes_no_other(
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 12), st.integers(1, 200))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_batches_are_full_in_order_and_count_each_record_once(
     tmp_path_factory: pytest.TempPathFactory, usable: list[bool], size: int, chunk: int
 ) -> None:

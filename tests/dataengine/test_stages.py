@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.config import BudgetConfig, StageConfig
@@ -160,7 +160,6 @@ def test_a_budget_that_is_exceeded_or_leaves_nothing() -> None:
         resolve([{"steps": 5, "mix": {"a": 1}}, {"rest": True, "mix": {"a": 1}}], {"a": 100}, steps=5)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_whatever_resolves_is_exact(data: st.DataObject) -> None:
     """Random stages over up to 12 streams, with ramps, placement, repetition and lanes."""

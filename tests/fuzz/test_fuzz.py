@@ -36,7 +36,6 @@ from trainer.report_data import read_runs
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")),
     derandomize="FUZZ_EXAMPLES" not in os.environ,  # the same ones in every `make test`, other ones if asked for
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
