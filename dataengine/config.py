@@ -60,9 +60,9 @@ class _Section(BaseModel):
 class _PlacedError(ValueError):
     """A mistake at one key, found where several are looked at together."""
 
-    def __init__(self, words: str, *loc: str | int) -> None:
+    def __init__(self, loc: Loc, words: str) -> None:
         super().__init__(words)
-        self.loc: Loc = loc
+        self.loc = loc
 
 
 class AssumeConfig(_Section):
@@ -392,47 +392,50 @@ class Config(_Section):
     def _names_agree(self) -> Config:
         for key, url in (("store", self.store), ("out", self.out)):
             if re.match(r"[a-z0-9]+:/[^/]|(s3|gs|oci)//", url.lower()):
-                raise _PlacedError(f"{key} is {url}: a URL begins as in s3://bucket/folder", key)
+                raise _PlacedError((key,), f"{key} is {url}: a URL begins as in s3://bucket/folder")
             if "://" in url and not is_url(url):
                 raise _PlacedError(
+                    (key,),
                     f"{key} is {url}: not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder",
-                    key,
                 )
         if "://" in self.cache:
-            raise _PlacedError(f"cache is {self.cache}: it must be a folder on a local disk", "cache")
+            raise _PlacedError(("cache",), f"cache is {self.cache}: it must be a folder on a local disk")
         if self.init and self.init.mode == "continue" and self.parent is None:
             raise _PlacedError(
+                ("init", "mode"),
                 "init.mode `continue` needs `parent`, the plan that goes on: {manifest: RUN/manifest.json, step: N}",
-                *("init", "mode"),
             )
         if self.batch_size % self.lanes:
-            raise _PlacedError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})", "lanes")
+            raise _PlacedError(("lanes",), f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
         self._check_stages()
         self._check_languages()
         return self
 
     def _check_stages(self) -> None:
         if not self.stages:
-            words = "`stages` needs at least one stage, such as {name: all, drain: true, mix: {mono: 1}}"
-            raise _PlacedError(words, "stages")
+            raise _PlacedError(
+                ("stages",), "`stages` needs at least one stage, such as {name: all, drain: true, mix: {mono: 1}}"
+            )
+        names: set[str] = set()
         for number, stage in enumerate(self.stages):
             for key, mix in (("mix", stage.mix), ("to_mix", stage.to_mix or {})):
                 for stream in mix:
                     if stream not in self.streams:
                         raise _PlacedError(
+                            ("stages", number, key, stream),
                             f"stage '{stage.name}' mixes stream '{stream}', which `streams` does not define"
                             f"{did_you_mean(stream, self.streams)}",
-                            *("stages", number, key, stream),
                         )
-            if stage.name in (before.name for before in self.stages[:number]):
-                raise _PlacedError(f"two stages are named '{stage.name}'", "stages", number, "name")
+            if stage.name in names:
+                raise _PlacedError(("stages", number, "name"), f"two stages are named '{stage.name}'")
+            names.add(stage.name)
             if self.budget is None and (stage.rest or stage.fraction):
                 raise _PlacedError(
+                    ("stages", number, "rest" if stage.rest else "fraction"),
                     "a stage with `rest` or `fraction` needs the run's `budget`, such as {steps: 160_000}",
-                    *("stages", number, "rest" if stage.rest else "fraction"),
                 )
             if stage.rest and any(before.rest for before in self.stages[:number]):
-                raise _PlacedError("only one stage can be the `rest` of the budget", "stages", number, "rest")
+                raise _PlacedError(("stages", number, "rest"), "only one stage can be the `rest` of the budget")
 
     def _check_languages(self) -> None:
         used: list[tuple[str, Loc]] = [
@@ -444,9 +447,9 @@ class Config(_Section):
         for language, loc in used:
             if language not in self.languages:
                 raise _PlacedError(
+                    loc,
                     f"no name for language '{language}': add `languages: {{{language}: ...}}`, "
                     "the full name that prompts and training text use",
-                    *loc,
                 )
 
     @property

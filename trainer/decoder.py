@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -25,7 +24,6 @@ def empty_model(config: ModelConfig, manifest: Manifest) -> LlamaForCausalLM:
 def load_weights(model: LlamaForCausalLM, checkpoint: Checkpoint) -> None:
     """Read a sharded checkpoint's weights, whatever number of ranks wrote it, into a model on one process."""
     weights = {_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
     load_checkpoint({"state": {"model": weights}}, checkpoint, no_dist=True)
 
 

@@ -54,7 +54,7 @@ def export(config: Config, step: int | None = None) -> Path:
         return folder
     if problems := fetch_checkpoint(run, checkpoint):
         raise InputError(f"{problems[0]}. Restore this checkpoint or remove it, or take another one with --step")
-    log.info("%s: importing transformers, which takes a while", checkpoint.folder.name)
+    log.info("exporting to %s", folder)
     from trainer.decoder import empty_model, load_weights
 
     model = empty_model(config.model, manifest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,7 +39,6 @@ class Recomputation:
         self._optimizer = make_optimizer(self._model, config.train, fused=device == "cuda")
         weights = get_model_state_dict(self._model)
         moments = get_optimizer_state_dict(self._model, self._optimizer)
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
         load_checkpoint({"state": {"model": weights, "optimizers": {"AdamW": moments}}}, checkpoint, no_dist=True)
         set_model_state_dict(self._model, weights)
         set_optimizer_state_dict(self._model, self._optimizer, moments)

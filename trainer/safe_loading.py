@@ -10,6 +10,7 @@ import datetime
 import io
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,8 @@ def load_checkpoint(content: dict[str, Any], checkpoint: Checkpoint, *, no_dist:
 
     Raises InputError on all ranks if the checkpoint is damaged or names anything that ours do not hold.
     """
+    if no_dist:
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
     try:
         dcp.load(content, storage_reader=_Reader(checkpoint), planner=_Planner(), no_dist=no_dist)
     except CheckpointException as error:

@@ -230,7 +230,6 @@ def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginnin
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     run.publish("manifest.json", manifest.content)
-    history = put_aside_damaged(run.folder) if begin.resume else []
     if begin.resume is None and begin.init is not None and not begin.restart:
         assert begin.lineage is not None
         source = open_store(begin.lineage["checkpoint"].rpartition("/checkpoints/")[0])
@@ -239,8 +238,7 @@ def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginnin
                 write_file(run.folder / name, source.read(name))
             except FileNotFoundError:
                 log.warning("%s has no %s: this run's begins at step %d", source.url, name, begin.step)
-        if (run.folder / SETTINGS).is_file():
-            history = put_aside_damaged(run.folder)
+    history = put_aside_damaged(run.folder) if begin.step else []
     run.publish(SETTINGS, dump_history(with_settings(history, begin.step, config.train)))
     run.publish("config.yaml", dump_config(config).encode())
     if run.store is not None:
