@@ -1,0 +1,43 @@
+"""Characters that do not show: which texts are blank, what comparisons leave out, what ends a line."""
+
+from __future__ import annotations
+
+import re
+
+# Default_Ignorable_Code_Point of Unicode 15 (DerivedCoreProperties.txt): soft hyphen, zero-width space and joiners, byte
+# order mark, marks of writing direction, variation selectors, fillers, tags. They show nothing by themselves.
+_INVISIBLE = (
+    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+_FIND_INVISIBLE = re.compile(f"[{_INVISIBLE}]+")
+_FIND_VISIBLE = re.compile(rf"[^\s{_INVISIBLE}]")
+_FIND_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def without_invisible(text: str) -> str:
+    """A text as it looks: without the characters that show nothing. For comparisons, never for training."""
+    return text if text.isascii() else _FIND_INVISIBLE.sub("", text)
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: only white space and invisible characters, or no character."""
+    return _FIND_VISIBLE.search(text) is None
+
+
+def one_line(text: str) -> str:
+    """A text without white space around it, each line break inside (as `str.splitlines` knows them) a space.
+
+    The rule for every sentence: of pairs in any format, and of evaluation sets.
+    """
+    return " ".join(text.strip().splitlines())
+
+
+def escape_controls(text: str) -> str:
+    """A text of unknown origin for a terminal: control characters and marks of writing direction as escapes.
+
+    Tabs and line feeds stay. Without it a text could move the cursor, change colours, or show in another order.
+    """
+    return _FIND_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
