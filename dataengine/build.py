@@ -22,14 +22,18 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from dataengine import cleaning, sources
-from dataengine.cleaning import Cleaning, CleanRecords, Codes, FindDuplicates
+from dataengine.cleaning import Cleaning, CleanRecords, Codes
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream
+from dataengine.near_duplicates import TWIN
+from dataengine.near_units import CleanedPart, find_twins
 from dataengine.objects import find_files
 from dataengine.packing import Packer
 from dataengine.parent import parent_stream, read_parent, stream_sizes
@@ -325,11 +329,15 @@ def run_rounds(streams: Mapping[str, Rounds[T]], engine: Engine, store: Store) -
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What cleaning says of each part: the units that judged it, their receipts, and the reason for each record."""
+    """What cleaning says of each part: the units that judged it, their receipts, and the reason for each record.
+
+    `twins`, of dtype near_duplicates.TWIN, are the near duplicates, each with the record that is kept for it.
+    """
 
     units: list[CleanRecords]
     receipts: list[Receipt]
     codes: list[Codes]
+    twins: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -358,16 +366,32 @@ def clean_stream(plan: StreamPlan, config: Config, store: Store, *, with_scores:
             f"is streams.{plan.name}.clean.subsets right?",
             file=sys.stderr,
         )
-    comparing: list[FindDuplicates] = []
-    if plan.cleaning.finds_duplicates:
-        comparing = cleaning.duplicate_units(units, receipts)
-        yield "comparing", comparing
-    caches = {
-        direction: ScoreCache(store, str(plan.cleaning.score_model), direction)
-        for direction in plan.cleaning.scores
-        if with_scores
-    }
-    return Cleaned(units, receipts, cleaning.decide(units, receipts, comparing, store, caches))
+    duplicates, linking = cleaning.duplicate_units(units, receipts), cleaning.near_link_units(units, receipts)
+    if duplicates or linking:
+        yield "comparing", [*duplicates, *linking]
+    codes = cleaning.judged_alone(units, receipts, store)
+    cleaning.mark_duplicates(codes, duplicates, store)
+    twins = np.empty(0, TWIN)
+    if plan.cleaning.near_dedup is not None:
+        parts = [
+            CleanedPart(unit.part, unit.records, unit.fingerprint, receipt.near_runs, reasons == 0)
+            for unit, receipt, reasons in zip(units, receipts, codes, strict=True)
+        ]
+        twins, crowded = yield from find_twins(parts, linking, plan.cleaning.near_dedup, store)
+        cleaning.mark_twins(codes, twins, plan.cleaning)
+        if crowded:
+            print(
+                f"note: stream '{plan.name}': {crowded:,} texts are like many others, of which they were compared with "
+                "the first only; some near duplicates among them may stay",
+                file=sys.stderr,
+            )
+    if with_scores:
+        caches = {
+            direction: ScoreCache(store, str(plan.cleaning.score_model), direction)
+            for direction in plan.cleaning.scores
+        }
+        cleaning.mark_low_scores(codes, units, store, caches)
+    return Cleaned(units, receipts, codes, twins)
 
 
 def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-# Default_Ignorable_Code_Point of Unicode 15 (DerivedCoreProperties.txt): soft hyphen, zero-width space and joiners, byte
-# order mark, marks of writing direction, variation selectors, fillers, tags. They show nothing by themselves.
+# Default_Ignorable_Code_Point of Unicode 15 (DerivedCoreProperties.txt): soft hyphen, zero-width space and joiners,
+# byte order mark, marks of writing direction, variation selectors, fillers, tags. They show nothing by themselves.
 _INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"

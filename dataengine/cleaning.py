@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from dataengine import dedup, scores
 from dataengine.errors import InputError
+from dataengine.near_duplicates import choose_bands
+from dataengine.near_units import FindLinks, NearRuns, link_units
 from dataengine.runs import bucket_bounds, bucket_hashes, buckets_of, encode_npy, num_ranges, read_array, read_npy
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, Records, SourcePart
@@ -70,11 +72,6 @@ class Cleaning:
         if self.near_dedup is not None:
             names.append("near duplicate")
         return (*names, *(f"score {direction}" for direction in self.scores))
-
-    @property
-    def finds_duplicates(self) -> bool:
-        """Whether records are compared with each other."""
-        return bool(self.dedup) or self.near_dedup is not None
 
     def code(self, reason: str) -> int:
         """The number that stands for a reason."""
@@ -148,13 +145,14 @@ def duplicate_keys(batch: Records, cleaning: Cleaning, records: NDArray[np.int64
         else:
             column = 0 if kind == "text" else cleaning.languages.index(kind)
             found.append(dedup.text_keys(batch.texts[column], code, 0))
-    if cleaning.near_dedup is not None:
-        near = dedup.near_keys([" ".join(texts) for texts in zip(*batch.texts, strict=True)], cleaning.near_dedup, 0)
-        near["kind"] = cleaning.code("near duplicate")
-        found.append(near)
     keys: NDArray[Any] = np.concatenate(found)
     keys["record"] = records[keys["record"]]
     return keys
+
+
+def near_texts(batch: Records) -> list[str]:
+    """What of records is compared to find near duplicates: the texts of a record as one."""
+    return batch.texts[0] if len(batch.texts) == 1 else [" ".join(texts) for texts in zip(*batch.texts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -178,15 +176,19 @@ class CleanRecords(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         reading = Reading(self.part, self.records, on_progress)
-        keys = _KeyRuns(add)
+        keys, near = _KeyRuns(add), NearRuns(add, self.cleaning.near_dedup)
         codes = [np.empty(0, np.uint8)]
         hashes = {direction: [np.empty(0, scores.KEY)] for direction in self.cleaning.scores}
         for batch in reading.batches(_BATCH):
             first = reading.usable - len(batch.lines)
             codes.append(check_records(batch, self.cleaning))
             kept = codes[-1] == 0
-            if self.cleaning.finds_duplicates and kept.any():
-                keys.add(duplicate_keys(select(batch, kept), self.cleaning, first + np.flatnonzero(kept)))
+            if kept.any():
+                alive, numbers = select(batch, kept), first + np.flatnonzero(kept)
+                if self.cleaning.dedup:
+                    keys.add(duplicate_keys(alive, self.cleaning, numbers))
+                if self.cleaning.near_dedup is not None:
+                    near.add_texts(near_texts(alive), numbers)
             for direction, found in hashes.items():
                 source, target = (self.cleaning.languages.index(code) for code in direction.split("-"))
                 found.append(scores.hash_pairs(batch.texts[source], batch.texts[target]))
@@ -198,7 +200,8 @@ class CleanRecords(Unit):
             add(f"pairs.{direction}.npy", encode_npy(np.concatenate(found)))
         counts = reading.finish(add)
         counts["kept"] -= len(dropped)
-        return Receipt(**counts, dropped=count_reasons(judged, self.cleaning), runs=keys.finish())
+        dropped_by = count_reasons(judged, self.cleaning)
+        return Receipt(**counts, dropped=dropped_by, runs=keys.finish(), near_runs=near.finish())
 
 
 class _KeyRuns:
@@ -264,45 +267,72 @@ class FindDuplicates(Unit):
 
 
 def duplicate_units(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) -> list[FindDuplicates]:
-    """The units that compare the records of all parts."""
-    cleaning = units[0].cleaning
-    kinds = len(cleaning.dedup) + (dedup.num_bands(cleaning.near_dedup) if cleaning.near_dedup is not None else 0)
-    keys = kinds * sum(receipt.kept for receipt in receipts)
+    """The units that find the exact duplicates among the records of all parts."""
+    keys = len(units[0].cleaning.dedup) * sum(receipt.kept for receipt in receipts)
+    if not keys:
+        return []
     ranges = num_ranges(keys, RANGE_KEYS)
     runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
     return [FindDuplicates(runs, number, ranges, keys // ranges) for number in range(ranges)]
 
 
-def decide(
-    units: Sequence[CleanRecords],
-    receipts: Sequence[Receipt],
-    comparing: Sequence[FindDuplicates],
-    store: Store,
-    caches: Mapping[str, scores.ScoreCache],
-) -> list[Codes]:
-    """The reason for each usable record of each part. `caches` holds the scores of each direction that counts.
+def near_link_units(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) -> list[FindLinks]:
+    """The units that propose the near duplicates among the records of all parts."""
+    threshold = units[0].cleaning.near_dedup
+    if threshold is None:
+        return []
+    keys = choose_bands(threshold)[0] * sum(receipt.kept for receipt in receipts)
+    runs = [
+        (k, unit.fingerprint, receipt.near_runs) for k, (unit, receipt) in enumerate(zip(units, receipts, strict=True))
+    ]
+    return link_units(runs, keys)
 
-    Raises InputError if a pair that all else keeps has no score.
-    """
-    decided: list[Codes] = []
-    cleaning = units[0].cleaning
+
+def judged_alone(units: Sequence[CleanRecords], receipts: Sequence[Receipt], store: Store) -> list[Codes]:
+    """The reason for each usable record of each part by what the record is by itself."""
+    judged = []
     for unit, receipt in zip(units, receipts, strict=True):
         codes = np.zeros(receipt.kept + sum(receipt.dropped.values()), np.uint8)
         dropped = read_npy(store, f"{unit.folder}/dropped.npy")
         codes[dropped["record"]] = dropped["reason"]
-        decided.append(codes)
+        judged.append(codes)
+    return judged
+
+
+def mark_duplicates(judged: Sequence[Codes], comparing: Sequence[FindDuplicates], store: Store) -> None:
+    """Note the exact duplicates in the reasons of all parts."""
     found = [read_npy(store, f"{unit.folder}/duplicates.npy") for unit in comparing]
     duplicates = np.concatenate([np.empty(0, DUPLICATE), *found])
     # A record that several keys betray is counted under the first kind.
     duplicates = duplicates[np.lexsort((duplicates["reason"], duplicates["record"], duplicates["part"]))]
-    bounds = np.searchsorted(duplicates["part"], np.arange(len(units) + 1))
-    for number, codes in enumerate(decided):
+    bounds = np.searchsorted(duplicates["part"], np.arange(len(judged) + 1))
+    for number, codes in enumerate(judged):
         here = duplicates[bounds[number] : bounds[number + 1]]
         records, first = np.unique(here["record"], return_index=True)
         codes[records] = here["reason"][first]
+
+
+def mark_twins(judged: Sequence[Codes], twins: NDArray[Any], cleaning: Cleaning) -> None:
+    """Note near duplicates, of dtype near_duplicates.TWIN, in the reasons of all parts."""
+    parts, records = (twins["record"] >> np.uint64(32)).astype(np.int64), twins["record"] & np.uint64(0xFFFFFFFF)
+    for number in np.unique(parts).tolist():
+        judged[number][records[parts == number]] = cleaning.code("near duplicate")
+
+
+def mark_low_scores(
+    judged: Sequence[Codes],
+    units: Sequence[CleanRecords],
+    store: Store,
+    caches: Mapping[str, scores.ScoreCache],
+) -> None:
+    """Note pairs with low scores in the reasons of all parts. `caches` holds the scores of each direction that counts.
+
+    Raises InputError if a pair that all else keeps has no score.
+    """
+    cleaning = units[0].cleaning
     for direction, cache in caches.items():
         missing = total = 0
-        for unit, codes in zip(units, decided, strict=True):
+        for unit, codes in zip(units, judged, strict=True):
             hashes = read_npy(store, f"{unit.folder}/pairs.{direction}.npy")
             alive = np.flatnonzero(codes == 0)
             found_scores = scores.lookup(cache.load(unit.part.digest), hashes[alive])
@@ -313,7 +343,6 @@ def decide(
                 f"{missing:,} of {total:,} pairs that cleaning keeps of {_name_files(units)} have no {direction} score "
                 "by this model. Score them first: dataengine score CONFIG (all slices, if there are several)."
             )
-    return decided
 
 
 def _name_files(units: Sequence[CleanRecords]) -> str:

@@ -1,6 +1,8 @@
-"""Exact and near duplicates: keys that units make of their records, and the reduce that finds every later occurrence.
+"""Exact duplicates: keys that units make of their records, and the reduce that finds every later occurrence.
 
     texts, pairs -> keys (a unit's, sorted) -> ranges of the key space -> duplicates (unit, record, kind)
+
+Near duplicates are in `near_duplicates`, which shares `normalize` and `hash_grams`.
 
 A record is a duplicate if one of its keys occurs at an earlier record, in canonical order: that of the units, then that
 of the records in one. It does not matter whether the earlier record is itself a duplicate, so what is found does not
@@ -12,49 +14,39 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dataengine.errors import InputError
+from dataengine.characters import without_invisible
 from dataengine.order import hash_numbers
 
 # 24 bytes without a gap, so that equal keys are equal bytes. `high` and `low` are a 128-bit hash; `record` is the
-# record's number in its unit; `kind` (a Kind) is hashed too, so that keys of two kinds are never equal.
+# record's number in its unit; `kind` says what of a record it was made from, and is hashed too, so that keys of two
+# kinds are never equal.
 KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u4"), ("kind", "<u4")])
 
 Keys = NDArray[np.void]  # of dtype KEY, shape (n,)
 UInt32s = NDArray[np.uint32]
 UInt64s = NDArray[np.uint64]
 
-PERMUTATIONS = 128  # of a MinHash signature
-SHINGLE_WORDS = 5
-
-_SEED = 17  # of MinHash
+_SEED = 17
 _GROUP = 1 << 17  # characters worked on at a time: what fits the processor's cache
 # Forms that NFKC replaces and that are in nearly every Chinese text.
 _FULL_WIDTH = (*zip("，：；！？（）\u3000", ",:;!?() ", strict=True), ("…", "..."))
 
 
-class Kind(IntEnum):
-    """What of a record a key was made from."""
-
-    DOCUMENT = 1
-    PAIR = 2
-    SOURCE = 3
-    TARGET = 4
-    NEAR = 5
-
-
 def normalize(text: str) -> str:
-    """Fold what does not make a text another one: compatibility forms (NFKC), case, and white space, to one space."""
-    if not text.isascii() and not unicodedata.is_normalized("NFKC", text):
-        for wide, narrow in _FULL_WIDTH:  # five times faster than `normalize`, and all that most Chinese texts need
-            text = text.replace(wide, narrow)
-        text = unicodedata.normalize("NFKC", text)  # looks first whether there is something to do
+    """Fold what does not make a text another one: characters that do not show (which are left out), compatibility forms
+    (NFKC), case, and white space, to one space."""
+    if not text.isascii():
+        text = without_invisible(text)
+        if not unicodedata.is_normalized("NFKC", text):
+            for wide, narrow in _FULL_WIDTH:  # five times faster than `normalize`, and all that most Chinese texts need
+                text = text.replace(wide, narrow)
+            text = without_invisible(unicodedata.normalize("NFKC", text))  # U+3164 and U+FFA0 become U+1160
     return " ".join(text.casefold().split())
 
 
@@ -72,66 +64,6 @@ def pair_keys(sources: Sequence[str], targets: Sequence[str], kind: int, first_r
     return _make_keys(
         [f"{normalize(source)}\n{normalize(target)}".encode() for source, target in both], kind, first_record
     )
-
-
-def near_keys(texts: Sequence[str], threshold: float, first_record: int) -> Keys:
-    """Keys that two texts share, one at least, if they are alike: MinHash with banding (Broder 1997; Leskovec et al.).
-
-    Alike is the Jaccard similarity of their sets of shingles, which are 5 words, or 10 Chinese or Japanese characters
-    (`hash_grams`; punctuation does not count); a shorter text is one shingle. Texts as alike as `threshold` share a key
-    with a probability of about one half, which falls and rises steeply around it (`choose_bands`). Shape (m * bands,)
-    in the order of the records, where m texts have a letter or digit; the others get no key. Raises InputError for a
-    threshold that is not between 0 and 1.
-    """
-    import rensa  # type: ignore[import-untyped]
-
-    bands, rows = choose_bands(threshold)
-    counts: list[NDArray[np.int64]] = []
-    shingles: list[UInt64s] = []
-    for grams in hash_grams([normalize(text) for text in texts], SHINGLE_WORDS):
-        lone = (np.bincount(grams.rows, minlength=len(grams.texts)) == 0) & (grams.weights > 0)
-        owners = np.concatenate([grams.rows, np.flatnonzero(lone)])
-        shingles.append(np.concatenate([grams.hashes, grams.texts[lone]])[np.argsort(owners, kind="stable")])
-        counts.append(np.bincount(owners, minlength=len(grams.texts)))
-    sizes = np.concatenate([np.zeros(0, np.int64), *counts])
-    records = np.flatnonzero(sizes)
-    if not len(records):
-        return np.empty(0, KEY)
-    ends = np.cumsum(sizes[records])
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-        np.concatenate(shingles), np.concatenate([[0], ends]).astype(np.uint64), PERMUTATIONS, _SEED
-    )
-    signatures = np.array(matrix.to_rows(), "<u4")[:, : bands * rows].tobytes()
-    width = 4 * rows
-    digests = b"".join(
-        xxhash.xxh3_128_digest(signatures[at : at + width], Kind.NEAR + ((at // width % bands) << 8))
-        for at in range(0, len(signatures), width)
-    )
-    return _fill_keys(digests, np.repeat(records + first_record, bands), Kind.NEAR)
-
-
-def num_bands(threshold: float) -> int:
-    """Keys that `near_keys` makes of a text."""
-    return choose_bands(threshold)[0]
-
-
-@lru_cache
-def choose_bands(threshold: float) -> tuple[int, int]:
-    """Bands and rows in one, of at most 128 values: two texts share a band with a probability 1 - (1 - s^rows)^bands.
-
-    Of the cuts whose probability is one half at a similarity closest to `threshold` (to a hundredth), the one with the
-    most rows: its curve is the steepest.
-    """
-    if not 0 < threshold < 1:
-        raise InputError(f"near-duplicate threshold {threshold:g} is not between 0 and 1. Give one such as 0.8.")
-
-    def rank(cut: tuple[int, int]) -> tuple[float, int, float]:
-        bands, rows = cut
-        distance = abs((1 - 0.5 ** (1 / bands)) ** (1 / rows) - threshold)
-        return round(distance, 2), -rows, distance
-
-    cuts = [(n, rows) for rows in range(1, PERMUTATIONS + 1) for n in range(1, PERMUTATIONS // rows + 1)]
-    return min(cuts, key=rank)
 
 
 def _make_keys(contents: Sequence[bytes], kind: int, first_record: int) -> Keys:
@@ -180,10 +112,12 @@ _UNSPACED = (
 )
 
 
-def hash_grams(texts: Sequence[str], words: int) -> Iterator[Grams]:
+def hash_grams(texts: Sequence[str], words: int, *, symbols: bool = False) -> Iterator[Grams]:
     """Hashes of normalised texts and of their n-grams of `words` words; a Grams for each run of consecutive texts.
 
-    A word is a run of letters, marks and digits; all else only parts words. In scripts without spaces a character is a
+    A word is a run of letters, marks and digits; all else only parts words. With `symbols`, symbols (category S, and
+    # % & * @ ‰ and the backslash) are like letters, and so is a hyphen that is the sign of a number: C++ is not C, nor
+    -5 5, nor A < B A > B. In scripts without spaces a character is a
     token that weighs less than a word, and an n-gram is as many tokens as reach the weight of `words` words: 13 words,
     26 Chinese characters, or both mixed. So an n-gram is found again whatever stands around it.
     """
@@ -193,14 +127,19 @@ def hash_grams(texts: Sequence[str], words: int) -> Iterator[Grams]:
         while last < len(texts) and (last == first or size + len(texts[last]) < _GROUP):
             size += len(texts[last]) + 1
             last += 1
-        yield _hash_group(texts[first:last], words)
+        yield _hash_group(texts[first:last], words, symbols)
         first = last
 
 
-def _hash_group(texts: Sequence[str], words: int) -> Grams:
+def _hash_group(texts: Sequence[str], words: int, symbols: bool) -> Grams:
     codes = np.frombuffer(("\n".join(texts) + "\n").encode("utf-32-le", "surrogatepass"), "<u4")
-    values, kinds = _alphabet()
-    classes = kinds[codes]
+    values, kinds = _alphabet(symbols)
+    classes, numbers = kinds[codes], values[codes]
+    if symbols:
+        signs = np.flatnonzero(codes[:-1] == _HYPHEN)
+        numerals = np.array([chr(code).isdecimal() for code in codes[signs + 1].tolist()], np.bool_)
+        signs = signs[numerals & ((signs == 0) | (classes[signs - 1] == 0))]
+        classes[signs], numbers[signs] = _WORD, _SIGN_VALUE
     inside = classes > _WORD
     inside[0] |= classes[0] == _WORD
     inside[1:] |= (classes[1:] == _WORD) & (classes[:-1] != _WORD)
@@ -211,7 +150,7 @@ def _hash_group(texts: Sequence[str], words: int) -> Grams:
     powers, inverses = _usual_powers() if len(codes) <= _USUAL_SIZE else _powers(len(codes))
     tokens = np.zeros(0, np.uint64)
     if len(starts):  # separators are zero, so that a token may be summed up to where the next one starts
-        tokens = _mix(np.add.reduceat(values[codes] * powers[: len(codes)], starts) * inverses[starts])
+        tokens = _mix(np.add.reduceat(numbers * powers[: len(codes)], starts) * inverses[starts])
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(tokens * powers[: len(tokens)])])
     lengths = np.concatenate([[0], np.cumsum(_WEIGHTS[classes[starts]])])
 
@@ -237,10 +176,23 @@ def _mix(values: UInt64s) -> UInt64s:
     return hash_numbers(values.view(np.int64), _SEED)
 
 
+_SYMBOLS = "#%&*@‰\\"  # punctuation by category
+_HYPHEN = ord("-")
+_SIGN_VALUE = np.uint64(0x2545F4914F6CDD1D)
+
+
 @lru_cache(maxsize=1)
-def _alphabet() -> tuple[UInt64s, NDArray[np.uint8]]:
+def _categories() -> NDArray[np.uint8]:
+    """The first letter of the category of each code point; takes 0.3 s, once a process."""
+    return np.frombuffer("".join(map(unicodedata.category, map(chr, range(0x110000)))).encode(), np.uint8)[::2]
+
+
+@lru_cache(maxsize=2)
+def _alphabet(symbols: bool) -> tuple[UInt64s, NDArray[np.uint8]]:
     """The value of each code point in a polynomial hash, 0 for what parts words, and its class."""
-    kinds = np.array([unicodedata.category(chr(code))[0] in "LMN" for code in range(0x110000)], np.uint8)
+    kinds = np.isin(_categories(), list(b"LMNS" if symbols else b"LMN")).astype(np.uint8)
+    if symbols:
+        kinds[list(map(ord, _SYMBOLS))] = _WORD
     for low, high, kind in _UNSPACED:
         kinds[low : high + 1] *= np.uint8(kind)
     return hash_numbers(np.arange(len(kinds)), _SEED) * (kinds > 0), kinds

@@ -16,7 +16,7 @@ import zstandard
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dataengine import cleaning, dedup, pairs
+from dataengine import cleaning, dedup, near_duplicates, pairs
 from dataengine.build import Preparation, StreamPlan, make_manifest
 from dataengine.errors import InputError
 from dataengine.manifest import Stream
@@ -78,13 +78,13 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
                     codes = cleaning.check_records(batch, plan.cleaning)
                     made.dropped.update(cleaning.count_reasons(codes, plan.cleaning))
                     batch = select(batch, codes == 0)
-                    if plan.cleaning.finds_duplicates and batch.lines:
+                    if plan.cleaning.dedup and batch.lines:
                         numbers = made.kept + np.arange(len(batch.lines))
                         keys.append(cleaning.duplicate_keys(batch, plan.cleaning, numbers))
                 made.kept += len(batch.lines)
                 kept.append((place, batch))
             bar.update(min(made.sampled_bytes, sample_bytes) - bar.n)
-    if plan.cleaning is not None and plan.cleaning.finds_duplicates:
+    if plan.cleaning is not None:
         kept = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
     tokens = [np.empty(0, dtype)]
     before: Counter[int] = Counter()  # pairs of a part, whose directions take turns
@@ -107,7 +107,14 @@ def _drop_duplicates(
     made.dropped.update(by.reasons[kind - 1] for kind in kinds[first].tolist())
     fresh = np.ones(made.kept, bool)
     fresh[records] = False
-    made.kept -= len(records)
+    if by.near_dedup is not None:
+        texts = [text for _, batch in batches for text in cleaning.near_texts(batch)]
+        left = np.flatnonzero(fresh)
+        twins = near_duplicates.find_near_duplicates([texts[k] for k in left.tolist()], by.near_dedup)["record"]
+        made.dropped["near duplicate"] += len(twins)
+        fresh[left[twins.astype(np.int64)]] = False
+    made.dropped += Counter()  # without the reasons of none
+    made.kept = int(fresh.sum())
     ends = np.cumsum([len(batch.lines) for _, batch in batches])[:-1]
     return [(place, select(batch, k)) for (place, batch), k in zip(batches, np.split(fresh, ends), strict=True)]
 

@@ -28,7 +28,7 @@ from dataengine.shards import Add, Shard, read_shard
 from dataengine.sources import RecordFormat, Records, Reject, SourcePart, read_records
 from dataengine.storage import Store
 
-SCHEMA = 4  # raise when the same input would give other bytes
+SCHEMA = 5  # raise when the same input would give other bytes
 
 _EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the keys or the format are wrong
 _REJECTS = 10_000  # so many of a unit are written down; all are counted
@@ -38,7 +38,8 @@ OnProgress = Callable[[int], None]  # hears of input bytes read
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a unit did. `tail` tokens follow those in its shards; `runs` are those of a unit that writes sorted runs.
+    """What a unit did. `tail` tokens follow those in its shards; `runs` are those of a unit that writes sorted runs,
+    `near_runs` its runs of near keys.
 
     Every record is accounted for: records = kept + all rejected (unusable) + all dropped (by cleaning).
     """
@@ -51,6 +52,7 @@ class Receipt:
     tokens: int = 0
     tail: int = 0
     runs: int = 0
+    near_runs: int = 0
     shards: list[Shard] = field(default_factory=list)
 
 

@@ -1,0 +1,420 @@
+"""Units that find the near duplicates of a stream (`near_duplicates`), whatever its size, in bounded memory.
+
+texts of a part      -> CleanRecords -> runs of band keys, and the shingles of texts that share one in a run
+keys of all parts    -> FindLinks (one a range of keys) -> pairs of records that share a key; crowds
+crowds, if any       -> RowKeys (one a part) -> keys that no crowd shares -> FindLinks
+components of pairs  -> GatherShingles (one a part) -> CompareTexts (one a group of components) -> twins
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine import near_duplicates
+from dataengine.errors import InputError
+from dataengine.near_duplicates import NEAR_KEY, TWIN, Links, Shingles, Texts, record_ids, sort_near_keys
+from dataengine.runs import (
+    bucket_bounds,
+    bucket_hashes,
+    buckets_of,
+    decode_npy,
+    encode_npy,
+    num_ranges,
+    read_array,
+    read_npy,
+)
+from dataengine.shards import Add
+from dataengine.sources import RecordFormat, SourcePart
+from dataengine.storage import Store
+from dataengine.units import OnProgress, Reading, Receipt, Unit
+
+if TYPE_CHECKING:
+    from dataengine.dedup import UInt64s
+
+Int64s = NDArray[np.int64]
+
+_BATCH = 4096
+_RUN_KEYS = 1 << 21  # keys sorted at a time
+_RUN_SHINGLES = 1 << 23  # shingles of a run that are held for its twins (64 MiB); the texts of the rest are read again
+RANGE_KEYS = 1 << 22  # a FindLinks unit holds about so many keys
+GROUP_BYTES = (
+    1 << 25
+)  # of texts that a CompareTexts unit compares, about; their shingles take two to four times as many
+_LEAST_GROUP, _MOST_GROUP = 1 << 10, 1 << 17  # records
+
+# A record whose shingles are wanted: its number in the part, its group (0: the representatives) and its component.
+MEMBER = np.dtype([("record", "<u4"), ("group", "<u4"), ("component", "<u8"), ("crowded", "<u1"), ("size", "<u4")])
+_HELD = np.dtype([("record", "<u4"), ("size", "<u4")])  # a record whose shingles are held, and their number
+
+
+class NearRuns:
+    """Write near keys as sorted runs: near.N.keys, and near.N.bounds.npy as those of exact keys.
+
+    Also near.N.held.npy and near.N.shingles.npy: the records of a run that share a key in it, and their shingles, so
+    that most texts need not be read again; as many as _RUN_SHINGLES allow.
+    """
+
+    def __init__(self, add: Add, threshold: float | None) -> None:
+        self._add, self._threshold = add, threshold
+        self._keys: list[NDArray[Any]] = []
+        self._held: list[tuple[Int64s, Shingles]] = []
+        self._waiting = self._shingles = self._runs = 0
+
+    def add_texts(self, texts: Sequence[str], records: Int64s) -> None:
+        """Take texts and the numbers of their records, shape (n,)."""
+        assert self._threshold is not None
+        keys, records, shingles = near_duplicates.band_keys(texts, self._threshold, records)
+        if self._shingles <= _RUN_SHINGLES:
+            self._held.append((records, shingles))
+            self._shingles += len(shingles.hashes)
+        self.add(keys)
+
+    def add(self, keys: NDArray[Any]) -> None:
+        """Take keys of dtype NEAR_KEY."""
+        self._keys.append(keys)
+        self._waiting += len(keys)
+        if self._waiting >= _RUN_KEYS:
+            self._write()
+
+    def finish(self) -> int:
+        """Write what waits; return the number of runs."""
+        if self._waiting:
+            self._write()
+        return self._runs
+
+    def _write(self) -> None:
+        keys = sort_near_keys(np.concatenate(self._keys))
+        name = f"near.{self._runs:05d}"
+        content, bounds = keys.tobytes(), bucket_bounds(keys["hash"])
+        self._add(f"{name}.keys", content)
+        self._add(f"{name}.bounds.npy", encode_npy(np.stack([bounds, bucket_hashes(content, bounds, keys.itemsize)])))
+        if self._threshold is not None:
+            self._write_held(name, _with_shared_key(keys))
+        self._keys, self._held, self._waiting, self._shingles = [], [], 0, 0
+        self._runs += 1
+
+    def _write_held(self, name: str, sharing: Int64s) -> None:
+        chosen = [(records, shingles, np.isin(records, sharing)) for records, shingles in self._held]
+        records = np.concatenate([np.empty(0, np.int64), *(records[mask] for records, _, mask in chosen)])
+        held = near_duplicates.join([shingles.select(mask).distinct() for _, shingles, mask in chosen])
+        table = np.empty(len(records), _HELD)
+        table["record"], table["size"] = records, held.sizes
+        self._add(f"{name}.held.npy", encode_npy(table))
+        self._add(f"{name}.shingles.npy", encode_npy(held.hashes))
+
+
+def _with_shared_key(keys: NDArray[Any]) -> Int64s:
+    """The records of sorted keys that have a key in common with another one."""
+    equal = (keys["hash"][1:] == keys["hash"][:-1]) & (keys["record"][1:] != keys["record"][:-1])
+    records: Int64s = np.concatenate([keys["record"][1:][equal], keys["record"][:-1][equal]]).astype(np.int64)
+    return np.unique(records)
+
+
+@dataclass(frozen=True)
+class FindLinks(Unit):
+    """Find the records that share a key in one of `ranges` ranges."""
+
+    kind: ClassVar[str] = "links"
+    runs: tuple[tuple[int, str, int], ...]  # number of a part, fingerprint of its unit, number of runs; in order
+    number: int
+    ranges: int  # at most runs.BUCKETS
+    keys: int = field(metadata={"identity": False})  # about so many, for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.keys * NEAR_KEY.itemsize
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        low, high = buckets_of(self.number, self.ranges)
+        keys = []
+        for part, fingerprint, count in self.runs:
+            found = [np.empty(0, NEAR_KEY)]
+            for run in range(count):
+                name = f"units/{fingerprint}/near.{run:05d}"
+                bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
+                found.append(read_array(store, f"{name}.keys", NEAR_KEY, bounds, hashes))
+            keys.append((part, sort_near_keys(np.concatenate(found))))
+        links = near_duplicates.link_records(keys)
+        on_progress(self.input_bytes)
+        add("pairs.npy", encode_npy(links.pairs))
+        add("crowded.npy", encode_npy(links.crowded))
+        add("representatives.npy", encode_npy(links.representatives))
+        return Receipt()
+
+
+def link_units(runs: Sequence[tuple[int, str, int]], keys: int) -> list[FindLinks]:
+    """The units that link the records of all parts by about so many keys."""
+    ranges = num_ranges(keys, RANGE_KEYS)
+    return [FindLinks(tuple(runs), number, ranges, keys // ranges) for number in range(ranges)]
+
+
+@dataclass(frozen=True)
+class Members:
+    """Records of a part in which later units are interested, in the store as their content is named."""
+
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """Where they are."""
+        return f"keeps/{self.sha256[:32]}.members.npy"
+
+    def read(self, store: Store) -> NDArray[Any]:
+        """The members, of dtype MEMBER, shape (n,). Raises InputError if they are damaged."""
+        try:
+            content = store.read(self.key)
+        except FileNotFoundError:
+            content = b""
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise InputError(f"{store.url}/{self.key} is missing or damaged. Remove the folder keeps and build again.")
+        return decode_npy(content, store, self.key)
+
+
+def publish_members(members: NDArray[Any], store: Store) -> Members:
+    """Put members into the store."""
+    content = encode_npy(members)
+    made = Members(hashlib.sha256(content).hexdigest())
+    if store.size(made.key) is None:
+        store.write(made.key, content)
+    return made
+
+
+@dataclass(frozen=True)
+class _ReadsMembers(Unit):
+    """A unit that needs the shingles of some records of a part."""
+
+    part: SourcePart
+    records: RecordFormat
+    members: Members
+    cleaned: str  # fingerprint of the part's CleanRecords unit, which holds some of them
+    runs: int  # of that unit
+
+    @property
+    def input_bytes(self) -> int:
+        return self.part.size
+
+    def _shingles(
+        self, store: Store, members: NDArray[Any], on_progress: OnProgress
+    ) -> Iterator[tuple[Int64s, Shingles]]:
+        """Numbers of records and their distinct shingles, each member once, in no order that matters."""
+        left = set(members["record"].tolist())
+        for run in range(self.runs):
+            name = f"units/{self.cleaned}/near.{run:05d}"
+            table = read_npy(store, f"{name}.held.npy")
+            wanted = np.isin(table["record"], members["record"])
+            if wanted.any():
+                held = Shingles(read_npy(store, f"{name}.shingles.npy"), table["size"].astype(np.int64))
+                yield table["record"][wanted].astype(np.int64), held.select(wanted)
+                left.difference_update(table["record"][wanted].tolist())
+        if not left:
+            on_progress(self.part.size)
+            return
+        reading, numbers = Reading(self.part, self.records, on_progress), np.array(sorted(left), np.int64)
+        for batch in reading.batches(_BATCH):
+            first = reading.usable - len(batch.lines)
+            here = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, reading.usable)]
+            if len(here):
+                texts = [" ".join(texts[k] for texts in batch.texts) for k in (here - first).tolist()]
+                yield here, near_duplicates.shingle_texts(texts).distinct()
+
+
+@dataclass(frozen=True)
+class RowKeys(_ReadsMembers):
+    """Make keys of single rows of the signatures of texts in crowds."""
+
+    kind: ClassVar[str] = "rows"
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        runs, keys = NearRuns(add, None), 0
+        for records, shingles in self._shingles(store, self.members.read(store), on_progress):
+            made = near_duplicates.row_keys(shingles, records)
+            keys += len(made)
+            runs.add(made)
+        return Receipt(kept=keys, near_runs=runs.finish())
+
+
+@dataclass(frozen=True)
+class GatherShingles(_ReadsMembers):
+    """Write the shingles of members, group by group: gathered.members and gathered.shingles, and bounds.npy, shape
+    (4, groups + 1): where each group begins in both, and the hashes of what it has there."""
+
+    kind: ClassVar[str] = "shingles"
+    groups: int
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        members = self.members.read(store)
+        found = list(self._shingles(store, members, on_progress))
+        records = np.concatenate([np.empty(0, np.int64), *(records for records, _ in found)])
+        shingles = near_duplicates.join([shingles for _, shingles in found])
+        members = members[np.argsort(members["record"], kind="stable")]
+        by_record = np.argsort(records, kind="stable")
+        members["size"] = shingles.sizes[by_record]
+        order = np.lexsort((members["record"], members["group"]))
+        members, ordered = members[order], shingles.take(by_record[order])
+        starts = np.searchsorted(members["group"], np.arange(self.groups + 1))
+        begins = np.concatenate([[0], ordered.ends])[starts]
+        rows = [starts, begins]
+        for name, array, bounds in (("members", members, starts), ("shingles", ordered.hashes, begins)):
+            content = array.tobytes()
+            rows.append(bucket_hashes(content, bounds, array.itemsize))
+            add(f"gathered.{name}", content)
+        add("bounds.npy", encode_npy(np.stack(rows)))
+        return Receipt(kept=len(members))
+
+
+@dataclass(frozen=True)
+class CompareTexts(Unit):
+    """Compare the texts of one group; `runs` of its receipt counts those that are like a crowd in their component."""
+
+    kind: ClassVar[str] = "twins"
+    gathered: tuple[tuple[int, str], ...]  # number of a part, fingerprint of its GatherShingles unit
+    number: int
+    threshold: float
+    members: int = field(metadata={"identity": False})  # for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.members
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        first = self._read(store, 0)
+        texts = self._read(store, self.number) if self.number else first
+        found, overfull = near_duplicates.compare(texts, first if self.number else first.none(), self.threshold)
+        on_progress(self.members)
+        add("twins.npy", encode_npy(found[np.isin(found["record"], texts.ids)]))
+        return Receipt(kept=len(texts.ids), runs=overfull)
+
+    def _read(self, store: Store, group: int) -> Texts:
+        members, hashes, ids = [np.empty(0, MEMBER)], [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+        for part, fingerprint in self.gathered:
+            name = f"units/{fingerprint}"
+            starts, begins, *digests = read_npy(store, f"{name}/bounds.npy")[:, group : group + 2]
+            members.append(read_array(store, f"{name}/gathered.members", MEMBER, starts, digests[0]))
+            hashes.append(read_array(store, f"{name}/gathered.shingles", np.dtype(np.uint64), begins, digests[1]))
+            ids.append(record_ids(part, members[-1]["record"]))
+        whole = np.concatenate(members)
+        return Texts(
+            np.concatenate(ids),
+            whole["component"],
+            whole["crowded"] > 0,
+            Shingles(np.concatenate(hashes), whole["size"].astype(np.int64)),
+        )
+
+
+@dataclass(frozen=True)
+class CleanedPart:
+    """What finding near duplicates needs to know of a part that was cleaned."""
+
+    part: SourcePart
+    records: RecordFormat
+    fingerprint: str  # of its CleanRecords unit
+    runs: int
+    alive: NDArray[np.bool_]  # of its usable records, those that all else keeps
+
+
+def find_twins(
+    parts: Sequence[CleanedPart], linking: Sequence[FindLinks], threshold: float, store: Store
+) -> Generator[tuple[str, Sequence[Unit]], list[Receipt], tuple[NDArray[Any], int]]:
+    """Rounds of units that find the near duplicates among the records that are alive.
+
+    Comes to the twins, of dtype TWIN, in canonical order, and the number of texts that are like so many others that
+    they were compared with the first of these only.
+    """
+    links = _gather_links(linking, store)
+    pairs = links.pairs
+    if len(links.crowded):
+        crowds = _by_part(links.crowded, parts)
+        rows = {
+            k: RowKeys(parts[k].part, parts[k].records, _publish(ids, store), parts[k].fingerprint, parts[k].runs)
+            for k, ids in crowds.items()
+        }
+        receipts = yield "comparing", list(rows.values())
+        runs = [
+            (k, unit.fingerprint, receipt.near_runs) for (k, unit), receipt in zip(rows.items(), receipts, strict=True)
+        ]
+        rare = link_units(runs, sum(receipt.kept for receipt in receipts))
+        yield "comparing", rare
+        pairs = near_duplicates.connect(np.concatenate([pairs, _gather_links(rare, store).pairs]))
+    members, groups = _group(links, pairs, parts)
+    if not members:
+        return np.empty(0, TWIN), 0
+    gathering = {
+        k: GatherShingles(
+            parts[k].part, parts[k].records, publish_members(table, store), parts[k].fingerprint, parts[k].runs, groups
+        )
+        for k, table in members.items()
+    }
+    yield "comparing", list(gathering.values())
+    gathered = tuple((k, unit.fingerprint) for k, unit in gathering.items())
+    sizes = np.bincount(np.concatenate([table["group"] for table in members.values()]), minlength=groups)
+    comparing = [CompareTexts(gathered, number, threshold, size) for number, size in enumerate(sizes.tolist()) if size]
+    receipts = yield "comparing", comparing
+    found = np.concatenate([read_npy(store, f"{unit.folder}/twins.npy") for unit in comparing])
+    return found[np.argsort(found["record"])], sum(receipt.runs for receipt in receipts)
+
+
+def _gather_links(units: Sequence[FindLinks], store: Store) -> Links:
+    """The links of all ranges, as pairs of each record with the first of its component."""
+    pairs, crowded, first = np.empty((0, 2), np.uint64), np.empty(0, np.uint64), np.empty(0, np.uint64)
+    for unit in units:
+        more = read_npy(store, f"{unit.folder}/pairs.npy")
+        if len(more):
+            pairs = near_duplicates.connect(np.concatenate([pairs, more]))
+        crowded = np.union1d(crowded, read_npy(store, f"{unit.folder}/crowded.npy"))
+        first = np.union1d(first, read_npy(store, f"{unit.folder}/representatives.npy"))
+    return Links(pairs, crowded, first)
+
+
+def _by_part(ids: UInt64s, parts: Sequence[CleanedPart]) -> dict[int, Int64s]:
+    """The records of ids that are alive, by the number of their part."""
+    numbers, records = (ids >> np.uint64(32)).astype(np.int64), (ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    found = {}
+    for k in np.unique(numbers).tolist():
+        here = records[numbers == k]
+        if len(here := here[parts[k].alive[here]]):
+            found[k] = here
+    return found
+
+
+def _publish(records: Int64s, store: Store) -> Members:
+    members = np.zeros(len(records), MEMBER)
+    members["record"] = records
+    return publish_members(members, store)
+
+
+def _group(links: Links, pairs: UInt64s, parts: Sequence[CleanedPart]) -> tuple[dict[int, NDArray[Any]], int]:
+    """The members of each part that are to be compared, in groups of whole components, and the number of groups.
+
+    Group 0 are the representatives of crowds. A component of more records than a group holds is cut.
+    """
+    ids = np.union1d(pairs[:, 0], links.crowded)
+    labels = ids.copy()
+    labels[np.searchsorted(ids, pairs[:, 0])] = pairs[:, 1]
+    alive = np.zeros(len(ids), bool)
+    for k, records in _by_part(ids, parts).items():
+        alive[np.searchsorted(ids, record_ids(k, records))] = True
+    ids, labels = ids[alive], labels[alive]
+    crowded, first = np.isin(ids, links.crowded), np.isin(ids, links.representatives)
+    _, places, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    wanted = (sizes[places] > 1) | crowded
+    ids, labels, crowded, first = ids[wanted], labels[wanted], crowded[wanted], first[wanted]
+    if not len(ids):
+        return {}, 0
+    size = sum(part.part.size for part in parts) // max(sum(len(part.alive) for part in parts), 1)
+    room = min(max(GROUP_BYTES // max(size, 1), _LEAST_GROUP), _MOST_GROUP)
+    order = np.lexsort((ids, labels, ~first))
+    members = np.zeros(len(ids), MEMBER)
+    count = int(first.sum())
+    members["record"], members["component"], members["crowded"] = ids[order], labels[order], crowded[order]
+    _, begins, places = np.unique(labels[order][count:], return_index=True, return_inverse=True)
+    inside = np.arange(len(ids) - count) - begins[places]
+    members["group"][count:] = 1 + (begins[places] + inside // room * room) // room
+    numbers = (ids[order] >> np.uint64(32)).astype(np.int64)
+    found = {k: members[numbers == k] for k in np.unique(numbers).tolist()}
+    return found, 1 + int(members["group"].max())
