@@ -1,8 +1,9 @@
 """Which records of a stream are kept, and why the others are not.
 
     part                -> CleanRecords   -> what rules, language and decontamination drop; sorted keys of the rest
-    keys of all parts   -> FindDuplicates (one a range of keys) -> records whose key an earlier record has
-    both, and scores    -> decide         -> a bit for each record
+    keys of all parts   -> FindDuplicates (one a range of keys) -> records that have a key in common
+    near keys           -> near_units     -> near duplicates
+    all, and scores     -> judged_alone, mark_duplicates, mark_twins, mark_low_scores -> a reason for each record
 
 A reason is a name such as "length_ratio" or "duplicate pair"; in files it is a number, 1 + its place in `reasons`.
 """
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 Codes = NDArray[np.uint8]  # reasons of records, 0 = kept
 
 DROPPED = np.dtype([("record", "<u4"), ("reason", "<u1")])
-DUPLICATE = np.dtype([("part", "<u4"), ("record", "<u4"), ("reason", "<u1")])
 
 _BATCH = 4096
 _RUN_KEYS = 1 << 21  # keys sorted at a time
@@ -236,7 +236,7 @@ class _KeyRuns:
 
 @dataclass(frozen=True)
 class FindDuplicates(Unit):
-    """Find the records one of whose keys, in one of `ranges` ranges, an earlier record of the stream has."""
+    """Find the records of a stream that have a key in common, in one of `ranges` ranges."""
 
     kind: ClassVar[str] = "duplicates"
     runs: tuple[tuple[str, int], ...]  # fingerprint of a CleanRecords unit, its number of runs; in the stream's order
@@ -258,11 +258,9 @@ class FindDuplicates(Unit):
                 bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
                 keys.append(read_array(store, f"{name}.keys", dedup.KEY, bounds, hashes))
             parts.append(dedup.sort_keys(np.concatenate(keys)))
-        found = dedup.find_duplicates(parts)
+        groups = dedup.find_groups(parts)
         on_progress(self.input_bytes)
-        duplicates = np.empty(len(found[0]), DUPLICATE)
-        duplicates["part"], duplicates["record"], duplicates["reason"] = found
-        add("duplicates.npy", encode_npy(duplicates))
+        add("groups.npy", encode_npy(groups))
         return Receipt()
 
 
@@ -301,15 +299,11 @@ def judged_alone(units: Sequence[CleanRecords], receipts: Sequence[Receipt], sto
 
 def mark_duplicates(judged: Sequence[Codes], comparing: Sequence[FindDuplicates], store: Store) -> None:
     """Note the exact duplicates in the reasons of all parts."""
-    found = [read_npy(store, f"{unit.folder}/duplicates.npy") for unit in comparing]
-    duplicates = np.concatenate([np.empty(0, DUPLICATE), *found])
-    # A record that several keys betray is counted under the first kind.
-    duplicates = duplicates[np.lexsort((duplicates["reason"], duplicates["record"], duplicates["part"]))]
-    bounds = np.searchsorted(duplicates["part"], np.arange(len(judged) + 1))
+    parts, records, reasons = dedup.drop_later([read_npy(store, f"{unit.folder}/groups.npy") for unit in comparing])
+    bounds = np.searchsorted(parts, np.arange(len(judged) + 1))
     for number, codes in enumerate(judged):
-        here = duplicates[bounds[number] : bounds[number + 1]]
-        records, first = np.unique(here["record"], return_index=True)
-        codes[records] = here["reason"][first]
+        here = slice(bounds[number], bounds[number + 1])
+        codes[records[here]] = reasons[here]
 
 
 def mark_twins(judged: Sequence[Codes], twins: NDArray[Any], cleaning: Cleaning) -> None:

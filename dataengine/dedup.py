@@ -1,12 +1,11 @@
 """Exact duplicates: keys that units make of their records, and the reduce that finds every later occurrence.
 
-    texts, pairs -> keys (a unit's, sorted) -> ranges of the key space -> duplicates (unit, record, kind)
+    texts, pairs -> keys (a unit's, sorted) -> ranges of the key space -> groups of records with one key -> duplicates
+
+A record is a duplicate if one of its keys occurs at an earlier record that is kept, in canonical order: that of the
+units, then that of the records in one. So of every text that goes, an equal one stays.
 
 Near duplicates are in `near_duplicates`, which shares `normalize` and `hash_grams`.
-
-A record is a duplicate if one of its keys occurs at an earlier record, in canonical order: that of the units, then that
-of the records in one. It does not matter whether the earlier record is itself a duplicate, so what is found does not
-depend on the order in which keys are looked at, and the first record with a key always survives that key.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -28,11 +28,15 @@ from dataengine.order import hash_numbers
 # kinds are never equal.
 KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u4"), ("kind", "<u4")])
 
+# A record and a group of records that have one key.
+GROUPED = np.dtype([("group", "<u4"), ("unit", "<u4"), ("record", "<u4"), ("kind", "<u4")])
+
 Keys = NDArray[np.void]  # of dtype KEY, shape (n,)
 UInt32s = NDArray[np.uint32]
 UInt64s = NDArray[np.uint64]
 
 _SEED = 17
+_NO_KIND = np.uint32(0xFFFFFFFF)
 _GROUP = 1 << 17  # characters worked on at a time: what fits the processor's cache
 # Forms that NFKC replaces and that are in nearly every Chinese text.
 _FULL_WIDTH = (*zip("，：；！？（）\u3000", ",:;!?() ", strict=True), ("…", "..."))
@@ -138,7 +142,7 @@ def _hash_group(texts: Sequence[str], words: int, symbols: bool) -> Grams:
     if symbols:
         signs = np.flatnonzero(codes[:-1] == _HYPHEN)
         numerals = np.array([chr(code).isdecimal() for code in codes[signs + 1].tolist()], np.bool_)
-        signs = signs[numerals & ((signs == 0) | (classes[signs - 1] == 0))]
+        signs = signs[numerals & ((signs == 0) | (classes[signs - 1] != _WORD))]
         classes[signs], numbers[signs] = _WORD, _SIGN_VALUE
     inside = classes > _WORD
     inside[0] |= classes[0] == _WORD
@@ -227,25 +231,69 @@ def sort_keys(keys: Keys) -> Keys:
     return ordered
 
 
-def find_duplicates(parts: Sequence[Keys]) -> tuple[UInt32s, UInt32s, UInt32s]:
-    """The duplicates among the keys of one range of the key space: a sorted part from each unit, in canonical order.
+def find_groups(parts: Sequence[Keys]) -> NDArray[Any]:
+    """The records that have a key in common, in one range of the key space: its sorted keys from each unit, in order.
 
-    Returns the unit (an index of `parts`), record and kind of every key that occurred at an earlier record, each of
-    shape (n,), sorted by (unit, record, kind), none twice. A key that a record has twice does not make it a duplicate.
+    Returns an entry for each key of each such record, of dtype GROUPED, shape (n,): groups one after the other, from 0
+    on, each in canonical order and of two records at least. A key that a record has twice is one entry.
     """
     keys = np.concatenate([np.empty(0, KEY), *parts])
     unit = np.repeat(np.arange(len(parts), dtype=np.uint32), [len(part) for part in parts])
     order = _hash_order(keys["high"], keys["low"])  # equal keys stay in the order of (unit, record)
-    high, low, record, unit = keys["high"][order], keys["low"][order], keys["record"][order], unit[order]
-    fresh = np.ones(len(order), bool)  # begins a run of equal keys
-    fresh[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-    first = np.flatnonzero(fresh)[np.cumsum(fresh) - 1]
-    later = np.flatnonzero((unit != unit[first]) | (record != record[first]))
-    found = np.stack([unit[later], record[later], keys["kind"][order[later]]])
-    found = found[:, np.lexsort(found[::-1])]
-    once = np.ones(len(later), bool)
-    once[1:] = np.any(found[:, 1:] != found[:, :-1], axis=0)
-    return found[0, once], found[1, once], found[2, once]
+    keys, unit = keys[order], unit[order]
+    fresh = np.ones(len(keys), bool)  # begins a run of equal keys
+    fresh[1:] = (keys["high"][1:] != keys["high"][:-1]) | (keys["low"][1:] != keys["low"][:-1])
+    once = fresh.copy()
+    once[1:] |= (unit[1:] != unit[:-1]) | (keys["record"][1:] != keys["record"][:-1])
+    group = np.cumsum(fresh) - 1
+    shared = np.bincount(group[once], minlength=1)[group] > 1 if len(group) else np.zeros(0, bool)
+    chosen = np.flatnonzero(once & shared)
+    found = np.empty(len(chosen), GROUPED)
+    found["group"] = np.unique(group[chosen], return_inverse=True)[1]
+    found["unit"], found["record"], found["kind"] = unit[chosen], keys["record"][chosen], keys["kind"][chosen]
+    return found
+
+
+def drop_later(parts: Sequence[NDArray[Any]]) -> tuple[UInt32s, UInt32s, UInt32s]:
+    """The duplicates among records in groups: entries of dtype GROUPED, as `find_groups` gives them for each range.
+
+    Records are kept or dropped as if one after the other in canonical order: dropped is a record that shares a group
+    with an earlier one that is kept. Returns its unit, its number and the least kind that it is dropped for, each of
+    shape (n,), in canonical order.
+    """
+    counts = [int(part["group"].max()) + 1 if len(part) else 0 for part in parts]
+    firsts = np.cumsum([0, *counts])[:-1]
+    group = np.concatenate(
+        [np.empty(0, np.int64), *(part["group"] + first for part, first in zip(parts, firsts, strict=True))]
+    )
+    entries = np.concatenate([np.empty(0, GROUPED), *parts])
+    ids, record = np.unique(entries["unit"].astype(np.uint64) << np.uint64(32) | entries["record"], return_inverse=True)
+    kind = entries["kind"]
+    order = np.lexsort((record, group))
+    group, record, kind = group[order], record[order], kind[order]
+    kept = _keep_first(group, record, len(ids))
+    # Of each group one record is kept at most; who stands behind it has a reason.
+    behind = np.cumsum(kept[record]) > np.searchsorted(group[kept[record]], group)
+    behind &= ~kept[record]
+    reason = np.full(len(ids), _NO_KIND, np.uint32)
+    np.minimum.at(reason, record[behind], kind[behind])
+    dropped = np.flatnonzero(~kept)
+    return (ids[dropped] >> np.uint64(32)).astype(np.uint32), ids[dropped].astype(np.uint32), reason[dropped]
+
+
+def _keep_first(group: NDArray[np.int64], record: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    """Which of `count` records are kept, given the entries of groups, sorted by group and record; shape (count,)."""
+    kept, decided = np.zeros(count, bool), np.zeros(count, bool)
+    while len(group):
+        first = np.ones(len(group), bool)
+        first[1:] = group[1:] != group[:-1]
+        leads = np.bincount(record, ~first, count) == 0  # comes first wherever it is
+        led = leads[record[first]][np.cumsum(first) - 1]  # in a group that such a record leads
+        kept[record[led & first]] = True
+        decided[record[led]] = True
+        left = ~decided[record]
+        group, record = group[left], record[left]
+    return kept
 
 
 def _hash_order(high: UInt64s, low: UInt64s) -> NDArray[np.int64]:

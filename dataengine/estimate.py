@@ -102,9 +102,8 @@ def _drop_duplicates(
     batches: list[tuple[int, Records]], keys: NDArray[Any], by: cleaning.Cleaning, made: StreamEstimate
 ) -> list[tuple[int, Records]]:
     """Leave out, and count, what has a key of an earlier record of the sample."""
-    _, twins, kinds = dedup.find_duplicates([dedup.sort_keys(keys)])
-    records, first = np.unique(twins, return_index=True)
-    made.dropped.update(by.reasons[kind - 1] for kind in kinds[first].tolist())
+    _, records, kinds = dedup.drop_later([dedup.find_groups([dedup.sort_keys(keys)])])
+    made.dropped.update(by.reasons[kind - 1] for kind in kinds.tolist())
     fresh = np.ones(made.kept, bool)
     fresh[records] = False
     if by.near_dedup is not None:

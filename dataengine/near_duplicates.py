@@ -35,9 +35,7 @@ _BLOCK = 4096  # texts
 _SLOTS = 20  # bits of a hash, in a table that counts the rows of a block
 _RECALL = 0.999  # of texts just as alike as the threshold, by the bands
 _FEW = 8  # texts of a component in which each is compared with all, and candidates of which none is passed over
-_MARGIN = (
-    0.07  # of many candidates those are compared whose estimated similarity is no more than this below the threshold
-)
+_MARGIN = 0.05  # of many candidates, those estimated to be no more than this below the threshold are compared
 _MOST_COMPARED, _MOST_FIRST = 16, 4  # of them, the likeliest: in a component, and among representatives
 
 # 12 bytes: a hash, and the record's number in its unit.
@@ -338,10 +336,10 @@ def _likeliest(
     if len(candidates) < 2:
         return candidates
     distinct = list(dict.fromkeys(candidates))
-    agreement = (signatures[[rows[k] for k in distinct]] == signatures[row]).mean(axis=1)
+    agreement = np.count_nonzero(signatures[[rows[k] for k in distinct]] == signatures[row], axis=1)
     order = np.argsort(-agreement, kind="stable")
     if len(order) > _FEW:
-        order = order[agreement[order] >= threshold - _MARGIN][:most]
+        order = order[agreement[order] >= (threshold - _MARGIN) * PERMUTATIONS][:most]
     return [distinct[k] for k in order.tolist()]
 
 
@@ -349,9 +347,7 @@ def jaccard(one: UInt64s, other: UInt64s) -> float:
     """The similarity of two sets that are sorted, none empty: what they share over what they have in all."""
     if len(one) > len(other):
         one, other = other, one
-    places = np.searchsorted(other, one)
-    places[places == len(other)] = 0
-    common = int(np.count_nonzero(other[places] == one))
+    common = int(np.count_nonzero(other.take(other.searchsorted(one), mode="clip") == one))
     return common / (len(one) + len(other) - common)
 
 

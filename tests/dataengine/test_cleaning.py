@@ -22,6 +22,7 @@ from dataengine.config import Config, StreamConfig, load_config
 from dataengine.decontaminate import EvaluationTexts
 from dataengine.errors import InputError
 from dataengine.language import score_language
+from dataengine.near_duplicates import shingle_texts
 from dataengine.pairs import write_pairs
 from dataengine.provenance import StreamProvenance
 from dataengine.storage import open_store
@@ -160,22 +161,28 @@ def keys_of(texts: tuple[str, ...], stream: StreamConfig) -> list[tuple[str, obj
     for kind in stream.clean.dedup:
         value = normal if kind == "pair" else normal[0] if kind == "text" else normal[stream.codes.index(kind)]
         found.append((f"duplicate {kind}", value))
-    if stream.clean.near_dedup:
-        for key in dedup.near_keys([" ".join(texts)], stream.clean.near_dedup, 0):
-            found.append(("near duplicate", (int(key["high"]), int(key["low"]))))
     return found
 
 
 def clean_plainly(paths: Sequence[Path], stream: StreamConfig) -> Expected:
     found = Expected()
     seen: set[tuple[str, object]] = set()
+    likely: list[set[int]] = []  # shingles of those that are kept
     for path in paths:
         for place, texts, label in read_plainly(path, stream, found):
             reason = reason_by_itself(texts, label, stream)
             if reason is None:
                 keys = keys_of(texts, stream)
                 reason = next((kind for kind, key in keys if (kind, key) in seen), None)
-                seen.update(keys)
+                if reason is None:
+                    seen.update(keys)
+            if reason is None and stream.clean.near_dedup:
+                shingles = set(shingle_texts([" ".join(texts)]).hashes.tolist())
+                least = stream.clean.near_dedup
+                if shingles and any(len(shingles & kept) >= least * len(shingles | kept) for kept in likely):
+                    reason = "near duplicate"
+                elif shingles:
+                    likely.append(shingles)
             if reason is None:
                 found.kept[place] = texts
             else:
