@@ -459,7 +459,7 @@ def test_a_file_named_twice_is_dropped_the_second_time(tmp_path: Path) -> None:
 
 def units(config: Config) -> Counter[str]:
     """How many units of each kind the store holds."""
-    kinds = {"dropped.npy": "clean", "duplicates.npy": "compare", "documents.npy": "documents"}
+    kinds = {"dropped.npy": "clean", "groups.npy": "compare", "documents.npy": "documents"}
     found = Counter(kinds[p.name] for p in Path(config.store, "units").glob("*/*.npy") if p.name in kinds)
     found["all"] = len(list(Path(config.store, "units").iterdir()))
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
@@ -21,13 +22,16 @@ from dataengine.build import build, work
 from dataengine.engines import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
 from dataengine.errors import InputError
 from dataengine.storage import LocalStore, Store, open_store
-from tests.conftest import ROOT, ConfigMaker
+from tests.conftest import ROOT, ConfigMaker, write_jsonl
 from tests.crashing_store import MOMENTS, CrashingStore
 from tests.object_store import ObjectStore, object_store  # noqa: F401
 
 
 def cleaned(corpora: Path) -> dict[str, Any]:
-    """Streams whose builds have all kinds of units, several of each."""
+    """Streams whose builds have all kinds of units, several of each; in one nearly all texts share a template."""
+    chance, template = random.Random(7), " ".join(f"word{k}" for k in range(60))
+    own = [" ".join(f"w{chance.randrange(900)}" for _ in range(9)) for _ in range(300)]
+    write_jsonl(corpora / "crowd.jsonl", [{"text": f"{template} {words}"} for words in (*own, *own[:40])])
     return {
         "part_bytes": 20_000,
         "streams": {
@@ -38,10 +42,11 @@ def cleaned(corpora: Path) -> dict[str, Any]:
             "both": {
                 "pairs": [str(corpora / "pairs.*.jsonl")],
                 "directions": ["en-zh", "zh-en"],
-                "clean": {"pair_rules": {"max_characters": 150}, "dedup": ["pair", "zh"]},
+                "clean": {"pair_rules": {"max_characters": 150}, "dedup": ["pair", "zh"], "near_dedup": 0.5},
             },
+            "crowd": {"documents": [str(corpora / "crowd.jsonl")], "clean": {"near_dedup": 0.8}},
         },
-        "stages": [{"name": "all", "steps": 10, "mix": {"mono": 3, "both": 1}}],
+        "stages": [{"name": "all", "steps": 10, "mix": {"mono": 3, "both": 1, "crowd": 1}}],
     }
 
 
@@ -283,12 +288,22 @@ def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp
         ("units/*/receipt.json", []),
         ("units/*/tail.npy", []),
         ("units/*/dropped.npy", []),
-        ("units/*/duplicates.npy", []),
+        ("units/*/groups.npy", []),
+        ("units/*/pairs.npy", []),
+        ("units/*/twins.npy", []),
+        ("units/*/gathered.members", ["twins.npy"]),
+        ("units/*/gathered.shingles", ["twins.npy"]),
+        ("units/*/bounds.npy", ["twins.npy"]),
+        ("keeps/*.members.npy", ["gathered.members"]),
+        ("units/*/near.*.bounds.npy", ["pairs.npy"]),
+        ("units/*/near.*.keys", ["pairs.npy"]),
+        ("units/*/near.*.held.npy", ["gathered.members"]),
+        ("units/*/near.*.shingles.npy", ["gathered.members"]),
         ("keeps/*.bits", ["documents.npy", "run.*.tokens"]),
         ("units/*/run.*.tokens", ["documents.npy"]),
         ("units/*/run.*.documents", ["documents.npy"]),
-        ("units/*/run.*.bounds.npy", ["documents.npy", "duplicates.npy"]),
-        ("units/*/run.*.keys", ["documents.npy", "run.*.tokens", "duplicates.npy"]),
+        ("units/*/run.*.bounds.npy", ["documents.npy", "groups.npy"]),
+        ("units/*/run.*.keys", ["documents.npy", "run.*.tokens", "groups.npy"]),
     ],
 )
 def test_a_damaged_file_of_an_unfinished_build_is_named_or_changes_nothing(
