@@ -19,6 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from dataengine.characters import without_invisible
+from dataengine.language_codes import base_language, script_subtag
+
 Bools = NDArray[np.bool_]
 Int64s = NDArray[np.int64]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -145,6 +148,16 @@ _SCRIPT_LANGUAGES = {
     "Bopomofo": "zh yue",
     "Han": "ja ko yue zh",
 }
+# ISO 15924 codes of the scripts, as in zh-Hant or sr_Cyrl.
+_SCRIPT_TAGS = {
+    "latn": "Latin", "grek": "Greek", "cyrl": "Cyrillic", "armn": "Armenian", "hebr": "Hebrew", "arab": "Arabic",
+    "deva": "Devanagari", "beng": "Bengali", "guru": "Gurmukhi", "gujr": "Gujarati", "orya": "Oriya", "taml": "Tamil",
+    "telu": "Telugu", "knda": "Kannada", "mlym": "Malayalam", "sinh": "Sinhala", "thai": "Thai", "laoo": "Lao",
+    "tibt": "Tibetan", "mymr": "Myanmar", "geor": "Georgian", "hang": "Hangul", "ethi": "Ethiopic", "khmr": "Khmer",
+    "mong": "Mongolian", "hira": "Hiragana", "kana": "Katakana", "hrkt": "Hiragana Katakana", "bopo": "Bopomofo",
+    "hani": "Han Bopomofo", "hans": "Han Bopomofo", "hant": "Han Bopomofo", "jpan": "Han Hiragana Katakana",
+    "kore": "Hangul Han",
+}  # fmt: skip
 DENSE_SCRIPTS = ("Han", "Hiragana", "Katakana", "Hangul")  # a letter says about what three of an alphabet do
 _UNSPACED = {"bo", "dz", "ja", "km", "lo", "my", "th", "yue", "zh"}  # languages written without spaces between words
 
@@ -167,13 +180,14 @@ def script_ranges(script: str) -> list[tuple[int, int]]:
 
 @lru_cache
 def scripts_of(language: str | None) -> tuple[str, ...]:
-    """The scripts that a language (`zh`, `zh-CN`, `zh_TW`) is written in; none if it is unknown."""
-    code = _main_code(language)
+    """The scripts that a language (`zh`, `zh-TW`, `zho`) is written in, or the one that its code names (`sr-Cyrl`).
+
+    None if it is unknown.
+    """
+    if named := _SCRIPT_TAGS.get(script_subtag(language)):
+        return tuple(script for script in _SCRIPT_LANGUAGES if script in named.split())
+    code = base_language(language)
     return tuple(script for script, codes in _SCRIPT_LANGUAGES.items() if code in codes.split())
-
-
-def _main_code(language: str | None) -> str:
-    return re.split("[-_]", language or "")[0].lower()
 
 
 @lru_cache(maxsize=1)
@@ -560,7 +574,7 @@ def _document_wrong_script(documents: _Documents, rules: DocumentRules) -> Bools
 
 
 def _document_word_length(documents: _Documents, rules: DocumentRules) -> Bools | None:
-    if not scripts_of(documents.language) or _main_code(documents.language) in _UNSPACED:
+    if not scripts_of(documents.language) or base_language(documents.language) in _UNSPACED:
         return None
     space = documents.classes == _SPACE
     begins = ~space
