@@ -89,6 +89,17 @@ def likeliest_languages(texts: Sequence[str]) -> list[str | None]:
     return codes
 
 
+def judge_languages(texts: Sequence[str]) -> list[dict[str, float]]:
+    """Probabilities of at least 0.01 for each text, by the model's codes; none for a text that is too short."""
+    model = _load_model()
+    judged = []
+    for text in texts:
+        letters = _letters(text)
+        labels, probabilities = model.predict(letters, k=-1, threshold=_LEAST) if letters is not None else ((), ())
+        judged.append({label.removeprefix(_LABEL): float(p) for label, p in zip(labels, probabilities, strict=True)})
+    return judged
+
+
 def is_known(language: str) -> bool:
     """Whether the model tells a language, in the script that its code names, if any."""
     return _codes(language) is not None

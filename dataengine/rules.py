@@ -318,12 +318,28 @@ class _Column:
 
         So a Chinese sentence may name a Latin word or two, as UTF-8, in which a Han letter takes three bytes, suggests.
         """
-        scripts = [_SCRIPTS[script] for script in scripts_of(language)]
-        if not scripts:
+        if not scripts_of(language):
             return np.zeros(len(self.texts), np.bool_)
-        dense = [script for script in scripts if script in _DENSE]
-        wrong: Bools = self.of_classes(scripts + dense + dense) < share * self.letters
+        wrong: Bools = self.letters_of(language) < share * self.letters
         return wrong
+
+    def letters_of(self, language: str | None) -> Int64s:
+        """Letters of the language's scripts, those of dense scripts counted as three."""
+        scripts = [_SCRIPTS[script] for script in scripts_of(language)]
+        dense = [script for script in scripts if script in _DENSE]
+        return self.of_classes(scripts + dense + dense)
+
+
+def script_shares(texts: Sequence[str], language: str | None) -> NDArray[np.float64]:
+    """The share of each text's letters that are of the language's scripts, a dense letter as three; shape (n,).
+
+    NaN for a text without letters; 0 for all if the scripts are not known.
+    """
+    if not texts:
+        return np.empty(0)
+    column = _Column(texts)
+    with np.errstate(invalid="ignore"):
+        return np.divide(column.letters_of(language), column.letters)
 
 
 class _Pairs(_Column):
@@ -492,8 +508,10 @@ def _pair_digit_mismatch(pairs: _Pairs, rules: PairRules) -> Bools | None:
     differ = ((source > 0) & (target > 0)) | (np.maximum(source, target) > most)
 
     def differ_indeed(pair: int) -> bool:
-        source, target = sides = pairs.sides(pair)
-        return digits_differ(source, target, most) and digits_differ(*map(without_arguments, sides), most)
+        source, target = pairs.sides(pair)
+        return digits_differ(source, target, most) and digits_differ(
+            without_arguments(source), without_arguments(target), most
+        )
 
     return _confirm(differ, differ_indeed)
 
@@ -517,9 +535,9 @@ def _pair_surplus_digits(pairs: _Pairs, rules: PairRules) -> Bools | None:
     few = np.abs(source - target).sum(axis=0) > (1 - least) * (source + target).sum(axis=0)
 
     def few_indeed(pair: int) -> bool:
-        source, target = sides = pairs.sides(pair)
+        source, target = pairs.sides(pair)
         return few_digits_in_common(source, target, least) and few_digits_in_common(
-            *map(without_arguments, sides), least
+            without_arguments(source), without_arguments(target), least
         )
 
     return _confirm(few, few_indeed)
