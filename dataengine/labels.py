@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from os.path import dirname
@@ -85,11 +86,11 @@ def check_labels(
         return notes
     groups = _choose(parts)
     pieces = max(_FEWEST + 1, _PIECES // max(len(groups), 1))
-    for group in groups:
-        records: list[_Record] = []
-        for part in group:
-            with suppress(InputError, OSError):
-                records += _read(part, form, max(_RECORDS // sum(map(len, groups)), 25))
+    count = max(_RECORDS // max(sum(map(len, groups)), 1), 25)
+    with ThreadPoolExecutor(8) as pool:  # a bucket takes its time to answer
+        read = [[pool.submit(_read, part, form, count) for part in group] for group in groups]
+    for group, jobs in zip(groups, read, strict=True):
+        records = [record for job in jobs for record in job.result()]
         found = [_judge([record.texts[k] for record in records], code, pieces) for k, code in enumerate(languages)]
         notes += _describe(name, group[0], form, languages, records, found)
     return notes
@@ -151,10 +152,10 @@ def _choose(parts: Sequence[SourcePart]) -> list[list[SourcePart]]:
 
 
 def _read(part: SourcePart, form: RecordFormat, count: int) -> list[_Record]:
-    """The first records of a part; of plain text the first lines, whatever a document is."""
+    """The first records of a part, as far as it can be read; of plain text the first lines, whatever a document is."""
     found: list[_Record] = []
     reading = Reading(part, replace(form, label_key=None, split="line"), lambda size: None)
-    with closing(_batches(reading, count)) as batches:
+    with suppress(InputError, OSError), closing(_batches(reading, count)) as batches:
         for batch in batches:
             lines = batch.lines if part.start == 0 else [None] * len(batch.lines)
             found += map(_Record, lines, zip(*batch.texts, strict=True))

@@ -258,22 +258,26 @@ class _Column:
     """Texts as they show, end to end in one array, a line feed after each, and the classes counted in each text."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.whole_lengths = np.fromiter(map(len, texts), np.int64, len(texts))  # with invisible characters
-        self._set(texts)
-        if (self.classes == _INVISIBLE).any():
-            self._set(list(map(without_invisible, texts)))
-
-    def _set(self, texts: Sequence[str]) -> None:
         self.texts = texts
         content = "\n".join([*texts, ""]).encode("utf-32-le", "surrogatepass")
         self.codes = np.frombuffer(content, np.dtype("<u4"))  # (all characters,)
-        self.lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        self.starts = np.cumsum(self.lengths + 1) - self.lengths - 1
+        self.lengths = self.whole_lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         self.owners = np.repeat(np.arange(len(texts)), self.lengths + 1)  # the text of each character
         self.classes = _class_table()[self.codes]
         keys = self.classes * np.int64(len(texts)) + self.owners
         counts = np.bincount(keys, minlength=_NUM_CLASSES * len(texts))
         self.counts: Int64s = counts.reshape(_NUM_CLASSES, len(texts))
+        if self.counts[_INVISIBLE].any():
+            self._leave_out_invisible()
+        self.starts = np.cumsum(self.lengths + 1) - self.lengths - 1
+
+    def _leave_out_invisible(self) -> None:
+        shown = self.classes != _INVISIBLE
+        self.codes, self.owners, self.classes = self.codes[shown], self.owners[shown], self.classes[shown]
+        self.lengths = self.whole_lengths - self.counts[_INVISIBLE]
+        self.texts = list(self.texts)
+        for number in np.flatnonzero(self.counts[_INVISIBLE]).tolist():
+            self.texts[number] = without_invisible(self.texts[number])
 
     def wrong_length(self, least: int | None, most: int | None) -> Bools:
         """Too few characters that show, or too many of all."""
