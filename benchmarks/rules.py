@@ -17,6 +17,7 @@ import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from difflib import SequenceMatcher
 from functools import lru_cache
 
 import numpy as np
@@ -24,12 +25,15 @@ import orjson
 import zstandard
 from numpy.typing import NDArray
 
+from dataengine.characters import without_invisible
 from dataengine.rules import (
     DENSE_SCRIPTS,
     PAIR_RULES,
+    TERMINALS,
     PairRules,
     check_pairs,
     digits_differ,
+    few_digits_in_common,
     find_links,
     fold,
     has_markup,
@@ -97,12 +101,12 @@ def plain_pair(source: str, target: str, languages: tuple[str, str], rules: Pair
 
 def first_rule(source: str, target: str, languages: tuple[str, str], rules: PairRules) -> str | None:
     """The name of the first rule that drops a pair."""
-    sides = (source, target)
-    for text in sides:
-        if rules.min_characters is not None and len(text) < rules.min_characters:
+    for text in (source, target):
+        if rules.min_characters is not None and len(without_invisible(text)) < rules.min_characters:
             return "length"
         if rules.max_characters is not None and len(text) > rules.max_characters:
             return "length"
+    source, target = sides = without_invisible(source), without_invisible(target)
     if rules.drop_broken_characters and any(BROKEN.search(text) for text in sides):
         return "broken_characters"
     letters = [count_letters(text) for text in sides]
@@ -134,7 +138,29 @@ def first_rule(source: str, target: str, languages: tuple[str, str], rules: Pair
     share = rules.max_repeated_share
     if share is not None and any(repeats(text, share) for text in sides):
         return "repetition"
+    if rules.max_terminal_penalty is not None and terminal_penalty(source, target) > rules.max_terminal_penalty:
+        return "terminal_punctuation"
+    least = rules.min_digit_overlap
+    if least is not None and few_digits_in_common(source, target, least):
+        source_rest, target_rest = map(without_arguments, sides)
+        if few_digits_in_common(source_rest, target_rest, least):
+            return "surplus_digits"
+    share = rules.max_copied_share
+    if share is not None and longest_in_common(source, target) > share * min(map(len, sides)):
+        return "copied_text"
     return None
+
+
+def terminal_penalty(source: str, target: str) -> int:
+    """What OpusFilter's TerminalPunctuationFilter takes the logarithm of, for more marks."""
+    marks, others = (sum(map(text.count, TERMINALS)) for text in (source, target))
+    return abs(marks - others) + max(marks - 1, 0) + max(others - 1, 0)
+
+
+def longest_in_common(source: str, target: str) -> int:
+    """Characters of the longest piece that both sides have."""
+    match = SequenceMatcher(None, source, target, autojunk=False).find_longest_match()
+    return match.size
 
 
 @lru_cache

@@ -31,6 +31,7 @@ from dataengine.cleaning import Cleaning, CleanRecords, Codes
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
 from dataengine.errors import InputError
+from dataengine.labels import check_labels
 from dataengine.manifest import Manifest, Stream
 from dataengine.near_duplicates import TWIN
 from dataengine.near_units import CleanedPart, find_twins
@@ -151,6 +152,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
         if fast.fallback_reason:
             print(f"note: tokenizing by {fast.engine}, which takes longer: {fast.fallback_reason}", file=sys.stderr)
+    for note in label_notes(missing, config):
+        print(f"note: {note}", file=sys.stderr)
     made = run_rounds(
         {name: make_stream(plan, config, store) for name, plan in missing.items()},
         engine or LocalEngine(workers),
@@ -301,6 +304,21 @@ def missing_streams(prepared: Preparation) -> dict[str, StreamPlan]:
         for name, plan in prepared.streams.items()
         if prepared.store.size(f"{plan.folder}/index.json") is None
     }
+
+
+def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> list[str]:
+    """What is to be said about the languages of the streams' texts, before they are read."""
+    return [
+        note
+        for name, plan in plans.items()
+        for note in check_labels(
+            name,
+            plan.parts,
+            plan.records,
+            plan.records.languages or (config.streams[name].language or "",),
+            plan.cleaning.rules if plan.cleaning else None,
+        )
+    ]
 
 
 def run_rounds(streams: Mapping[str, Rounds[T]], engine: Engine, store: Store) -> dict[str, T]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dataengine import cleaning, dedup, near_duplicates, pairs
-from dataengine.build import Preparation, StreamPlan, make_manifest
+from dataengine.build import Preparation, StreamPlan, label_notes, make_manifest
 from dataengine.errors import InputError
 from dataengine.manifest import Stream
 from dataengine.objects import open_file
@@ -260,6 +260,7 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
             lines.append(f"{one.name}: duplicates are those within the sample; the whole has more")
         if prepared.config.streams[one.name].scores:
             lines.append(f"{one.name}: what `scores` will drop is not counted here")
+    lines += [f"note: {note}" for note in label_notes(prepared.streams, prepared.config)]
     return "\n".join([*lines, "", _describe_fit(prepared, made)])
 
 

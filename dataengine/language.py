@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataengine.characters import without_invisible
 from dataengine.errors import InputError
+from dataengine.language_codes import base_language
+from dataengine.rules import scripts_of
 
 SHORTEST = 20  # letters; a text with fewer says too little, and a Chinese or Japanese character says as much as two
 
@@ -32,6 +35,7 @@ _CLOSE = {
     "en": ("en", "sco"),
     "fa": ("fa", "mzn"),
     "fil": ("tl",),
+    "gsw": ("als",),  # which is Albanian elsewhere
     "hr": ("hr", "bs", "sh", "sr"),
     "id": ("id", "ms"),
     "ku": ("ku", "ckb"),
@@ -50,6 +54,7 @@ _CLOSE = {
 _NO_LETTERS = re.compile(
     r"[\x00-@\[-`{-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf×÷\u2000-\u200b\u200e-\u206f\u3000-\u3004\u3008-\u3020！-＠［-｀｛-･]+"
 )
+_JOINERS = re.compile("([\u200c\u200d])")
 _WIDE = re.compile(r"[\u3005\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 
@@ -84,9 +89,25 @@ def likeliest_languages(texts: Sequence[str]) -> list[str | None]:
     return codes
 
 
+def judge_languages(texts: Sequence[str]) -> list[dict[str, float]]:
+    """Probabilities of at least 0.01 for each text, by the model's codes; none for a text that is too short."""
+    model = _load_model()
+    judged = []
+    for text in texts:
+        letters = _letters(text)
+        labels, probabilities = model.predict(letters, k=-1, threshold=_LEAST) if letters is not None else ((), ())
+        judged.append({label.removeprefix(_LABEL): float(p) for label, p in zip(labels, probabilities, strict=True)})
+    return judged
+
+
 def is_known(language: str) -> bool:
-    """Whether the model tells a language."""
-    return language in _CLOSE or language in _known_languages()
+    """Whether the model tells a language, in the script that its code names, if any."""
+    return _codes(language) is not None
+
+
+def model_codes(language: str) -> tuple[str, ...]:
+    """The codes of the model that count as a language, its own first; none for a language that it does not know."""
+    return _codes(language) or ()
 
 
 def same_language(code: str, language: str) -> bool:
@@ -96,23 +117,44 @@ def same_language(code: str, language: str) -> bool:
 
 def _letters(text: str) -> str | None:
     """What the model looks at, or None for too little of it."""
-    letters = _NO_LETTERS.sub(" ", text[:_CHARACTERS]).strip()
+    seen = _visible(text[:_CHARACTERS])
+    if len(seen) < _CHARACTERS < len(text):
+        seen = _visible(text)[:_CHARACTERS]
+    letters = _NO_LETTERS.sub(" ", seen).strip()
     if len(letters) < SHORTEST and len(letters) + len(_WIDE.findall(letters)) < SHORTEST:
         return None
     return letters.lower() if letters.isupper() else letters
 
 
+def _visible(text: str) -> str:
+    """A text without invisible characters, but with the joiners, which are letters' business (Persian, Hindi)."""
+    if text.isascii():
+        return text
+    return "".join(piece if piece in "\u200c\u200d" else without_invisible(piece) for piece in _JOINERS.split(text))
+
+
 @lru_cache(maxsize=64)
 def _labels(language: str) -> frozenset[str]:
     """The model's labels that count as a language."""
-    known = _known_languages()
-    codes = _CLOSE.get(language, (language,))
-    if not known.issuperset(codes):
+    codes = _codes(language)
+    if codes is None:
+        names = sorted({code for code in _known_languages() | _CLOSE.keys() if base_language(code) == code})
         raise InputError(
-            f"language '{language}' is not among those that language identification knows: "
-            f"{', '.join(sorted(known | _CLOSE.keys()))}. Use one of these codes, or leave its language score out."
+            f"language '{language}' is not among those that language identification knows: {', '.join(names)} "
+            "(also with a region, or in three letters). Use one of these codes, or leave its language score out."
         )
     return frozenset(_LABEL + code for code in codes)
+
+
+@lru_cache(maxsize=64)
+def _codes(language: str) -> tuple[str, ...] | None:
+    """The model's codes of a language; None if it does not know it, or not in the script that the code names."""
+    base = base_language(language)
+    codes = _CLOSE.get(base, (base,))
+    if not _known_languages().issuperset(codes):
+        return None
+    usual, named = scripts_of(base), scripts_of(language)
+    return codes if not usual or set(usual) & set(named) else None
 
 
 @lru_cache(maxsize=1)

@@ -4,10 +4,12 @@ A table gives each of the 0x110000 code points its class (a letter of some scrip
 ...); one `bincount` over a batch counts every class in every text, and most rules are arithmetic on these counts. Where
 a rule must look at the text itself (links, markup, repeats, equal sides), a condition on the columns that no offender
 escapes first picks the few texts to look at. A decision depends on its own pair or document alone, never on the batch.
+Every rule looks at a text as it shows, without invisible characters; only `max_characters` counts these too.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -18,6 +20,9 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+
+from dataengine.characters import without_invisible
+from dataengine.language_codes import base_language, script_subtag
 
 Bools = NDArray[np.bool_]
 Int64s = NDArray[np.int64]
@@ -45,10 +50,14 @@ class PairRules(BaseModel):
     min_script_share: Share | None = 0.5  # of letters in the scripts of the side's language, if that is a known one
     max_length_ratio: Annotated[float, Field(ge=1)] | None = 3.0  # longer to shorter side, in UTF-8 bytes
     length_slack: Annotated[int, Field(ge=0)] = 20  # UTF-8 bytes that the longer side may have on top
-    max_missing_digits: Annotated[int, Field(ge=0)] | None = 2  # digits of one side that the other may lack
+    max_missing_digits: Annotated[int, Field(ge=0)] | None = 2  # of one side that the other may lack; 一九八七 is 1987
     drop_link_mismatch: bool = True  # other hosts of URLs, or other e-mail addresses, on the two sides
     drop_markup: bool = True  # HTML tags, comments and entities, whole or cut off
     max_repeated_share: Share | None = 0.5  # of a side's runs of four characters that occurred in it before
+    # Off: of software messages they drop more good pairs than bad ones (docs/rules.md). OpusFilter's: 6, 0.5 and 0.9.
+    max_terminal_penalty: Annotated[int, Field(ge=0)] | None = None  # unequal numbers of . ? ! and many on a side
+    min_digit_overlap: Share | None = None  # of both sides' digits, those that the other side has too
+    max_copied_share: Share | None = None  # of the shorter side, in one piece that the longer side has too
 
 
 class DocumentRules(BaseModel):
@@ -145,13 +154,24 @@ _SCRIPT_LANGUAGES = {
     "Bopomofo": "zh yue",
     "Han": "ja ko yue zh",
 }
+# ISO 15924 codes of the scripts, as in zh-Hant or sr_Cyrl.
+_SCRIPT_TAGS = {
+    "latn": "Latin", "grek": "Greek", "cyrl": "Cyrillic", "armn": "Armenian", "hebr": "Hebrew", "arab": "Arabic",
+    "deva": "Devanagari", "beng": "Bengali", "guru": "Gurmukhi", "gujr": "Gujarati", "orya": "Oriya", "taml": "Tamil",
+    "telu": "Telugu", "knda": "Kannada", "mlym": "Malayalam", "sinh": "Sinhala", "thai": "Thai", "laoo": "Lao",
+    "tibt": "Tibetan", "mymr": "Myanmar", "geor": "Georgian", "hang": "Hangul", "ethi": "Ethiopic", "khmr": "Khmer",
+    "mong": "Mongolian", "hira": "Hiragana", "kana": "Katakana", "hrkt": "Hiragana Katakana", "bopo": "Bopomofo",
+    "hani": "Han Bopomofo", "hans": "Han Bopomofo", "hant": "Han Bopomofo", "jpan": "Han Hiragana Katakana",
+    "kore": "Hangul Han",
+}  # fmt: skip
 DENSE_SCRIPTS = ("Han", "Hiragana", "Katakana", "Hangul")  # a letter says about what three of an alphabet do
-_UNSPACED = {"bo", "dz", "ja", "km", "lo", "my", "th", "yue", "zh"}  # languages written without spaces between words
+# Scripts written without spaces between words.
+_UNSPACED = {"Bopomofo", "Han", "Hiragana", "Katakana", "Khmer", "Lao", "Myanmar", "Thai", "Tibetan"}
 
 # The classes of code points. Each has exactly one; those of letters come last.
 _SINGLES = "<>&;@:/{#…"
-_OTHER, _SPACE, _BROKEN, _MARK, _SYMBOL = range(5)
-_DIGIT = 5  # and the nine after it, by value
+_OTHER, _SPACE, _BROKEN, _MARK, _SYMBOL, _INVISIBLE = range(6)
+_DIGIT = 6  # and the nine after it, by value
 _SINGLE = {character: _DIGIT + 10 + k for k, character in enumerate(_SINGLES)}
 _LETTER = _DIGIT + 10 + len(_SINGLES)  # of no script in the table
 _SCRIPTS = {script: _LETTER + 1 + k for k, script in enumerate(_SCRIPT_RANGES)}
@@ -167,13 +187,14 @@ def script_ranges(script: str) -> list[tuple[int, int]]:
 
 @lru_cache
 def scripts_of(language: str | None) -> tuple[str, ...]:
-    """The scripts that a language (`zh`, `zh-CN`, `zh_TW`) is written in; none if it is unknown."""
-    code = _main_code(language)
+    """The scripts that a language (`zh`, `zh-TW`, `zho`) is written in, or the one that its code names (`sr-Cyrl`).
+
+    None if it is unknown.
+    """
+    if named := _SCRIPT_TAGS.get(script_subtag(language)):
+        return tuple(script for script in _SCRIPT_LANGUAGES if script in named.split())
+    code = base_language(language)
     return tuple(script for script, codes in _SCRIPT_LANGUAGES.items() if code in codes.split())
-
-
-def _main_code(language: str | None) -> str:
-    return re.split("[-_]", language or "")[0].lower()
 
 
 @lru_cache(maxsize=1)
@@ -197,7 +218,17 @@ def _class_table() -> NDArray[np.uint8]:
         for first, last in script_ranges(script):
             letters = table[first : last + 1]
             letters[letters == _LETTER] = number
+    table[_invisible()] = _INVISIBLE
     return table
+
+
+@lru_cache(maxsize=1)
+def _invisible() -> Bools:
+    """Which code points show nothing, shape (0x110000,)."""
+    shown = without_invisible("".join(map(chr, range(_NUM_CODES))))
+    invisible = np.ones(_NUM_CODES, np.bool_)
+    invisible[np.frombuffer(shown.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))] = False
+    return invisible
 
 
 @lru_cache(maxsize=1)
@@ -209,7 +240,7 @@ def _fold_table() -> NDArray[np.uint32]:
     codes = np.arange(_NUM_CODES, dtype=np.uint32)
     mixed = (codes ^ (codes >> np.uint32(7))) * np.uint32(0x2C1B3C6D)
     mixed = (mixed ^ (mixed >> np.uint32(15))) * np.uint32(0x297A2D39)
-    mixed[~np.fromiter(map(str.isalnum, map(chr, range(_NUM_CODES))), np.bool_, _NUM_CODES)] = 0
+    mixed[~np.fromiter(map(str.isalnum, map(chr, range(_NUM_CODES))), np.bool_, _NUM_CODES) | _invisible()] = 0
     table = mixed.copy()
     for code in range(0x1F000):  # no character above has case
         folded = chr(code).casefold()
@@ -219,24 +250,38 @@ def _fold_table() -> NDArray[np.uint32]:
 
 
 def fold(text: str) -> str:
-    """A text without case, white space, punctuation and marks: what is compared to find equal sides."""
-    return re.sub(r"[\W_]+", "", text.casefold())
+    """A text without case, white space, punctuation, marks and invisible characters: so equal sides are found."""
+    return re.sub(r"[\W_]+", "", without_invisible(text).casefold())
 
 
 class _Column:
-    """Texts end to end in one array, with a line feed after each, and the classes counted in each text."""
+    """Texts as they show, end to end in one array, a line feed after each, and the classes counted in each text."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
         content = "\n".join([*texts, ""]).encode("utf-32-le", "surrogatepass")
         self.codes = np.frombuffer(content, np.dtype("<u4"))  # (all characters,)
-        self.lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        self.starts = np.cumsum(self.lengths + 1) - self.lengths - 1
+        self.lengths = self.whole_lengths = np.fromiter(map(len, texts), np.int64, len(texts))
         self.owners = np.repeat(np.arange(len(texts)), self.lengths + 1)  # the text of each character
         self.classes = _class_table()[self.codes]
         keys = self.classes * np.int64(len(texts)) + self.owners
         counts = np.bincount(keys, minlength=_NUM_CLASSES * len(texts))
         self.counts: Int64s = counts.reshape(_NUM_CLASSES, len(texts))
+        if self.counts[_INVISIBLE].any():
+            self._leave_out_invisible()
+        self.starts = np.cumsum(self.lengths + 1) - self.lengths - 1
+
+    def _leave_out_invisible(self) -> None:
+        shown = self.classes != _INVISIBLE
+        self.codes, self.owners, self.classes = self.codes[shown], self.owners[shown], self.classes[shown]
+        self.lengths = self.whole_lengths - self.counts[_INVISIBLE]
+        self.texts = list(self.texts)
+        for number in np.flatnonzero(self.counts[_INVISIBLE]).tolist():
+            self.texts[number] = without_invisible(self.texts[number])
+
+    def wrong_length(self, least: int | None, most: int | None) -> Bools:
+        """Too few characters that show, or too many of all."""
+        return _outside(self.lengths, least, None) | _outside(self.whole_lengths, None, most)
 
     def total(self, values: Bools) -> Int64s:
         """For how many characters of each text something holds."""
@@ -277,12 +322,28 @@ class _Column:
 
         So a Chinese sentence may name a Latin word or two, as UTF-8, in which a Han letter takes three bytes, suggests.
         """
-        scripts = [_SCRIPTS[script] for script in scripts_of(language)]
-        if not scripts:
+        if not scripts_of(language):
             return np.zeros(len(self.texts), np.bool_)
-        dense = [script for script in scripts if script in _DENSE]
-        wrong: Bools = self.of_classes(scripts + dense + dense) < share * self.letters
+        wrong: Bools = self.letters_of(language) < share * self.letters
         return wrong
+
+    def letters_of(self, language: str | None) -> Int64s:
+        """Letters of the language's scripts, those of dense scripts counted as three."""
+        scripts = [_SCRIPTS[script] for script in scripts_of(language)]
+        dense = [script for script in scripts if script in _DENSE]
+        return self.of_classes(scripts + dense + dense)
+
+
+def script_shares(texts: Sequence[str], language: str | None) -> NDArray[np.float64]:
+    """The share of each text's letters that are of the language's scripts, a dense letter as three; shape (n,).
+
+    NaN for a text without letters; 0 for all if the scripts are not known.
+    """
+    if not texts:
+        return np.empty(0)
+    column = _Column(texts)
+    with np.errstate(invalid="ignore"):
+        return np.divide(column.letters_of(language), column.letters)
 
 
 class _Pairs(_Column):
@@ -302,7 +363,7 @@ class _Pairs(_Column):
 
 
 def _pair_length(pairs: _Pairs, rules: PairRules) -> Bools:
-    return pairs.either(_outside(pairs.lengths, rules.min_characters, rules.max_characters))
+    return pairs.either(pairs.wrong_length(rules.min_characters, rules.max_characters))
 
 
 def _pair_broken_characters(pairs: _Pairs, rules: PairRules) -> Bools | None:
@@ -350,15 +411,87 @@ def _pair_length_ratio(pairs: _Pairs, rules: PairRules) -> Bools | None:
     return longer > rules.max_length_ratio * shorter + rules.length_slack
 
 
-def digits_differ(source: str, target: str, max_missing: int) -> bool:
-    """Each side has a digit that the other lacks, or one has more than `max_missing` that the other lacks.
+# Chinese digits with their values: usual, financial, Japanese and older ones, and those for twenty, thirty and forty.
+_HAN_DIGITS = dict(
+    zip(
+        "〇零○一壹壱弌幺二贰貳弐弍两兩廿三叁參叄参弎卅四肆卌五伍六陆陸七柒八捌九玖",
+        [int(value) for value in "0001111122222222333333344455666778899"],
+        strict=True,
+    )
+)
+_HAN_TENS, _HAN_UNITS = "十拾百佰千仟", "百佰千仟万萬亿億兆"
+_HAN_NUMERALS = "".join(_HAN_DIGITS) + "十拾" + _HAN_UNITS
+_HAN_NUMBER = re.compile(
+    rf"万一|十分(?![钟鐘之])|[{_HAN_UNITS}]+(?![{_HAN_NUMERALS}])"  # words: 百分之, 千万, 百度
+    rf"|(?P<quarters>[一三])刻|(?P<clock>[点點时時])\s*半|(?P<half>半)|(?P<run>[{_HAN_NUMERALS}]+)"
+)
+_HAN_WORDS = tuple("一幺参參陆陸伍拾")  # alone these are mostly words (一个 "a", 参数 "parameter"),
+_HAN_COUNTED = tuple("月日号號年分秒")  # but for 第一 and before these
+
+
+def han_numbers(text: str) -> list[Counter[int]]:
+    """The digits but zeros of each number that a text writes in Chinese numerals.
+
+    Since zeros do not count, 一九八七 and 一千九百八十七 are the digits of 1987, 十二 of 12, 一万二千 of 12,000. 半
+    after an hour is 30 (三点半: 3:30), else 0.5; 一刻 is 15 and 三刻 45 minutes. What is mostly a word is left out.
+    """
+    numbers = []
+    for found in _HAN_NUMBER.finditer(text):
+        digits: Counter[int] = Counter()
+        if found["quarters"]:
+            digits.update((1, 5) if found["quarters"] == "一" else (4, 5))
+        elif found["clock"] or found["half"]:
+            digits[3 if found["clock"] else 5] += 1
+        elif (run := found["run"]) and (
+            run not in _HAN_WORDS or text[: found.start()].endswith("第") or text.startswith(_HAN_COUNTED, found.end())
+        ):
+            digits = _han_digits(run)
+        if digits:
+            numbers.append(digits)
+    return numbers
+
+
+def _han_digits(run: str) -> Counter[int]:
+    """The digits but zeros of a number in Chinese numerals; a unit without a digit before it is one of it (十二)."""
+    digits: Counter[int] = Counter()
+    before = ""
+    for character in run:
+        value = _HAN_DIGITS.get(character)
+        if value is None and (not before or (character in _HAN_TENS and not _HAN_DIGITS.get(before))):
+            value = 1
+        if value:
+            digits[value] += 1
+        before = character
+    return digits
+
+
+def differing_digits(source: str, target: str) -> tuple[int, int]:
+    """How many digits of each side the other side lacks.
 
     Digits of every script count by their value, each by itself, zeros not at all: so 12,000 agrees with 1.2万 and
-    12/25/2020 with 2020年12月25日, and a few digits may be words on the other side (October 1, 10月1日).
+    12/25/2020 with 2020年12月25日. A number in Chinese numerals stands for digits of the other side if all of its own
+    are wanted there, those with most digits first; it wants none itself, as 一 may be a word on the other side.
     """
     digits, others = (Counter(int(digit) for digit in re.findall(r"\d", text)) for text in (source, target))
     digits[0] = others[0] = 0
-    missing, surplus = (digits - others).total(), (others - digits).total()
+    return _left(digits - others, target), _left(others - digits, source)
+
+
+def _left(missing: Counter[int], other_side: str) -> int:
+    """How many of the digits that a side lacks it does not write in Chinese numerals either."""
+    if missing:
+        for number in sorted(han_numbers(other_side), key=Counter.total, reverse=True):
+            if number <= missing:
+                missing -= number
+    return missing.total()
+
+
+def digits_differ(source: str, target: str, max_missing: int) -> bool:
+    """Each side has a digit that the other lacks, or one has more than `max_missing` that the other lacks.
+
+    So a few digits may be words on the other side (October 1, 10月1日).
+    """
+    missing, surplus = differing_digits(source, target)
     return (missing > 0 and surplus > 0) or max(missing, surplus) > max_missing
 
 
@@ -375,13 +508,97 @@ def _pair_digit_mismatch(pairs: _Pairs, rules: PairRules) -> Bools | None:
     digits = pairs.counts[_DIGIT + 1 : _DIGIT + 10]
     surplus = digits[:, : pairs.size] - digits[:, pairs.size :]
     source, target = np.maximum(surplus, 0).sum(axis=0), np.maximum(-surplus, 0).sum(axis=0)
+    # Chinese numerals make less of a difference, never more.
     differ = ((source > 0) & (target > 0)) | (np.maximum(source, target) > most)
 
     def differ_indeed(pair: int) -> bool:
-        source, target = map(without_arguments, pairs.sides(pair))
-        return digits_differ(source, target, most)
+        source, target = pairs.sides(pair)
+        return digits_differ(source, target, most) and digits_differ(
+            without_arguments(source), without_arguments(target), most
+        )
 
     return _confirm(differ, differ_indeed)
+
+
+def few_digits_in_common(source: str, target: str, min_overlap: float) -> bool:
+    """Of the digits of both sides too few are on the other side too, counted as `differing_digits` does.
+
+    OpusFilter's NonZeroNumeralsFilter asks for their order as well, which translations change.
+    """
+    digits = sum(character.isdecimal() and int(character) > 0 for character in source + target)
+    return sum(differing_digits(source, target)) > (1 - min_overlap) * digits
+
+
+def _pair_surplus_digits(pairs: _Pairs, rules: PairRules) -> Bools | None:
+    """`few_digits_in_common` for the texts as they stand, and also for them `without_arguments`."""
+    least = rules.min_digit_overlap
+    if least is None:
+        return None
+    digits = pairs.counts[_DIGIT + 1 : _DIGIT + 10]
+    source, target = digits[:, : pairs.size], digits[:, pairs.size :]
+    few = np.abs(source - target).sum(axis=0) > (1 - least) * (source + target).sum(axis=0)
+
+    def few_indeed(pair: int) -> bool:
+        source, target = pairs.sides(pair)
+        return few_digits_in_common(source, target, least) and few_digits_in_common(
+            without_arguments(source), without_arguments(target), least
+        )
+
+    return _confirm(few, few_indeed)
+
+
+TERMINALS = ".?!…。．｡？！؟۔।॥։።"  # the first four are OpusFilter's
+
+
+@lru_cache(maxsize=1)
+def _terminal_table() -> Bools:
+    """Which code points end a sentence, shape (0x110000,)."""
+    table = np.zeros(_NUM_CODES, np.bool_)
+    table[list(map(ord, TERMINALS))] = True
+    return table
+
+
+def _pair_terminal_punctuation(pairs: _Pairs, rules: PairRules) -> Bools | None:
+    """The difference of the sides' numbers of marks that end sentences, and those of each beyond one, are too many.
+
+    OpusFilter's TerminalPunctuationFilter (Vázquez et al. 2019), whose score is -log(1 + this): -2 is between 6 and 7.
+    """
+    if rules.max_terminal_penalty is None:
+        return None
+    marks = pairs.total(_terminal_table()[pairs.codes])
+    source, target = marks[: pairs.size], marks[pairs.size :]
+    penalty: Int64s = np.abs(source - target) + np.maximum(source - 1, 0) + np.maximum(target - 1, 0)
+    return penalty > rules.max_terminal_penalty
+
+
+def copies(source: str, target: str, max_share: float) -> bool:
+    """More than a share of the shorter side's characters stand in one piece on the longer side too.
+
+    As OpusFilter's LongestCommonSubstringFilter, and case counts as there.
+    """
+    shorter, longer = sorted((source, target), key=len)
+    size = math.floor(max_share * len(shorter)) + 1
+    pieces = {shorter[k : k + size] for k in range(len(shorter) - size + 1)}
+    return any(longer[k : k + size] in pieces for k in range(len(longer) - size + 1)) if pieces else False
+
+
+def _pair_copied_text(pairs: _Pairs, rules: PairRules) -> Bools | None:
+    """Suspects are pairs whose sides have so many couples of characters in common as a long piece has.
+
+    Couples are counted in a few slots; two on one slot make more in common, never less.
+    """
+    share = rules.max_copied_share
+    if share is None:
+        return None
+    slots, texts = 64, len(pairs.texts)
+    couples = pairs.codes * np.uint32(0x85EBCA6B)
+    couples[:-1] += pairs.codes[1:]
+    places = (couples * np.uint32(0xC2B2AE35)) >> np.uint32(26)
+    counts = np.bincount(pairs.owners * slots + places, minlength=slots * texts).reshape(texts, slots)
+    common = np.minimum(counts[: pairs.size], counts[pairs.size :]).sum(axis=1)
+    shorter = np.minimum(pairs.lengths[: pairs.size], pairs.lengths[pairs.size :])
+    suspects = (common >= np.floor(share * shorter)) & (shorter > 0)
+    return _confirm(suspects, lambda pair: copies(*pairs.sides(pair), share))
 
 
 _URL = re.compile(r"\b(?:https?|ftp)://([a-z0-9.-]+)", re.IGNORECASE | re.ASCII)
@@ -492,6 +709,9 @@ _PAIR_CHECKS: dict[str, Callable[[_Pairs, PairRules], Bools | None]] = {
     "link_mismatch": _pair_link_mismatch,
     "markup": _pair_markup,
     "repetition": _pair_repetition,
+    "terminal_punctuation": _pair_terminal_punctuation,
+    "surplus_digits": _pair_surplus_digits,
+    "copied_text": _pair_copied_text,
 }
 PAIR_RULES: tuple[str, ...] = tuple(_PAIR_CHECKS)
 
@@ -534,7 +754,7 @@ class _Documents(_Column):
 
 
 def _document_length(documents: _Documents, rules: DocumentRules) -> Bools:
-    return _outside(documents.lengths, rules.min_characters, rules.max_characters)
+    return documents.wrong_length(rules.min_characters, rules.max_characters)
 
 
 def _document_broken_characters(documents: _Documents, rules: DocumentRules) -> Bools | None:
@@ -560,7 +780,7 @@ def _document_wrong_script(documents: _Documents, rules: DocumentRules) -> Bools
 
 
 def _document_word_length(documents: _Documents, rules: DocumentRules) -> Bools | None:
-    if not scripts_of(documents.language) or _main_code(documents.language) in _UNSPACED:
+    if _UNSPACED.issuperset(scripts_of(documents.language)):  # or the language is unknown
         return None
     space = documents.classes == _SPACE
     begins = ~space

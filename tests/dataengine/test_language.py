@@ -93,7 +93,40 @@ def test_close_languages_are_the_same_and_others_are_not() -> None:
 
 
 def test_which_languages_are_known() -> None:
-    assert [is_known(code) for code in ("en", "nb", "fil", "jp", "zho", "")] == [True, True, True, False, False, False]
+    assert [is_known(code) for code in ("en", "nb", "fil", "jp", "")] == [True, True, True, False, False]
+    assert [is_known(code) for code in ("zho", "zh-TW", "pt_BR", "sr-Cyrl", "sr-Latn")] == [True] * 5
+    assert [is_known(code) for code in ("hi-Latn", "xyz", "zzz-Latn")] == [False] * 3  # never seen by the model
+
+
+@pytest.mark.parametrize(
+    ("code", "model_code"),
+    [
+        ("zh-TW", "zh"),
+        ("zho", "zh"),
+        ("cmn-Hans-CN", "zh"),
+        ("en-GB", "en"),
+        ("eng", "en"),
+        ("IND", "id"),
+        ("in", "id"),
+    ],
+)
+def test_a_code_with_a_region_or_of_three_letters_is_its_language(code: str, model_code: str) -> None:
+    assert (
+        score_language(list(TEXTS.values()), code).tolist() == score_language(list(TEXTS.values()), model_code).tolist()
+    )
+    assert same_language(model_code, code)
+
+
+@pytest.mark.parametrize("hidden", ["\u00ad", "\u200b", "\ufeff", "\u2060", "\u202e"])
+def test_invisible_characters_in_words_change_no_score(hidden: str) -> None:
+    for language, text in TEXTS.items():
+        assert score_language([hidden.join(text)], language) == score_language([text], language)
+    assert np.isnan(score_language([hidden * SHORTEST], "en")[0])
+
+
+def test_joiners_of_persian_stay() -> None:
+    text = "این یک جمله‌ی ساده است که نشان می‌دهد نیم‌فاصله‌ها چگونه به کار می‌روند"
+    assert score_language([text], "fas")[0] > 0.95
 
 
 def test_line_breaks_part_words_as_spaces_do() -> None:
@@ -115,7 +148,7 @@ def test_marks_stay_with_their_letters() -> None:
 
 def test_an_unknown_language_is_an_error_that_names_the_known_ones() -> None:
     with pytest.raises(
-        InputError, match=r"language 'jp' is not among those that .* knows: af, als, .* ja, .* zh. Use one"
+        InputError, match=r"language 'jp' is not among those that .* knows: af, am, .* ja, .* zh \(also"
     ):
         score_language([ENGLISH], "jp")
 

@@ -4,6 +4,7 @@ import random
 import re
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 
 from benchmarks.rules import count_letters, count_letters_of, plain_pairs
 from dataengine import rules as module
+from dataengine.characters import without_invisible
 from dataengine.rules import (
     DOCUMENT_RULES,
     PAIR_RULES,
@@ -26,8 +28,12 @@ from dataengine.rules import (
     PairRules,
     check_documents,
     check_pairs,
+    copies,
+    differing_digits,
+    digits_differ,
     find_links,
     fold,
+    han_numbers,
     repeats,
     script_ranges,
     scripts_of,
@@ -62,7 +68,7 @@ NO_DOCUMENT_RULE = DocumentRules(
 
 
 def pair_verdict(source: str, target: str, direction: str, rules: PairRules | None = None) -> str:
-    first, second = direction.split("-")
+    first, second = direction.split("-", 1)
     number = int(check_pairs([source], [target], (first, second), rules or PairRules())[0])
     return PAIR_RULES[number - 1] if number else "kept"
 
@@ -91,11 +97,23 @@ KEPT = [
     ("en-zh", "Write to info@example.org for help.", "如需帮助，请发邮件到info@example.org。"),
     ("en-zh", "usage: git add <file>, where a < b & c; see below", "用法：git add <文件>，其中 a < b & c；见下"),
     ("en-id", "Add, subtract, multiply and divide", "Tambah, kurang, kali, dan bagi"),
+    ("en-zh", "It was founded in 1987.", "它成立于一九八七年。"),
+    ("en-zh", "See Article 1234 of the law.", "见该法第一千二百三十四条。"),
+    ("zh-en", "会议在三点半开始，五号厅", "The meeting starts at 15:30 in hall 5"),
+    ("en-zh", "Rp 123,450 were paid.", "已付壹拾贰万叁仟肆佰伍拾盾。"),  # financial
+    ("en-zh", "Released on 31 December 1999", "發佈於一九九九年十二月三十一日"),
+    ("en-ja", "Written on 25 May 1987", "一九八七年五月二十五日に書かれた"),
+    ("en-zh", "One after the other, all of them", "一个接一个，一起，第一，十分，万一，两者，三五成群"),  # words
+    ("en-zho", "Move to the next line", "移到下一行"),
+    ("en-zh-TW", "Move to the next line", "移到下一行"),
+    ("fa-en", "می\u200cخواهم کتاب\u200cها را بخوانم", "I want to read the books"),
     ("en-xx", "A language without a known script", "文字未知的语言不受限制"),
 ]
 DROPPED = [
     ("length", "en-zh", "", "确定"),
     ("length", "zh-en", "确定", "word " * 401),
+    ("length", "zh-en", "\u200b\ufeff", "nothing to see"),
+    ("length", "zh-en", "确定", "OK" + "\u200b" * 2000),
     ("broken_characters", "en-zh", "To draw an ellipse, hold down Shift.", "要绘制椭圆，请在拖动\x97按住 Shift 键。"),
     ("broken_characters", "en-id", "Caf\ufffd is closed", "Kafe tutup"),
     ("broken_characters", "en-zh", "An icon \ue829 of a private font", "私有字体的图标"),
@@ -104,21 +122,35 @@ DROPPED = [
     ("identical_sides", "en-id", "LibreOffice  Writer", "libreoffice: writer!"),
     ("identical_sides", "en-id", "STRASSE nach Köln", "Straße nach Köln"),
     ("identical_sides", "en-zh", "The file was not found", "The file was not found."),
+    ("identical_sides", "en-id", "LibreOffice Writer", "Libre\u00adOffice Wri\u3164ter\ufeff"),  # as it looks
     ("wrong_script", "en-zh", "Move to the next line", "Pindah ke baris berikutnya"),
     ("wrong_script", "zh-en", "移到下一行", "移到下一列"),
     ("wrong_script", "en-zh", "This is Japanese", "これは日本語です"),
+    ("wrong_script", "en-zho", "Move to the next line", "Pindah ke baris berikutnya"),
+    ("wrong_script", "en-zh_Hant", "Move to the next line", "Pindah ke baris berikutnya"),
+    ("wrong_script", "en-srp-Cyrl", "Move to the next line", "Idi na sledeći red"),
     ("length_ratio", "en-zh", "To search through all your transactions, start a search from the main page.", "搜索"),
     ("length_ratio", "en-id", "Open", "Buka berkas yang dipilih dan tampilkan isinya di jendela yang baru"),
     ("digit_mismatch", "en-id", "This service needs LibreOffice 7.2.", "Layanan ini perlu LibreOffice 7.3."),
     ("digit_mismatch", "en-zh", "Copyright of the authors of 1998", "作者的版权"),
+    ("digit_mismatch", "en-zh", "It was founded in 1987.", "它成立于一九八八年。"),
+    ("digit_mismatch", "en-zh", "See Article 1234 of the law.", "见该法第一千二百三十五条。"),
+    ("digit_mismatch", "en-zh", "argument 3 must be a number", "参数 2 必须是一个数"),  # 参 is no 3 here, nor 一 a 1
+    ("digit_mismatch", "en-zh", "argument 1 must be a number", "实参 2 必须是一个数"),
     ("link_mismatch", "en-zh", "See https://example.org for more.", "更多内容请见 https://other.org 。"),
     ("link_mismatch", "en-id", "Write to info@example.org for help.", "Kirim surel untuk bantuan."),
     ("markup", "en-zh", "Press <b>Enter</b> to go on.", "按回车键继续。"),
     ("markup", "zh-en", "安全的 Java&reg; 支持", "Secure Java support"),
     ("markup", "en-id", "Open the page", 'Buka <a href="halaman'),  # cut off
+    ("markup", "en-id", "Open the page", "Buka <\u200bb>halaman"),
     ("repetition", "en-id", "buy it now, buy it now, buy it now, buy it now", "beli sekarang dan bawa pulang"),
     ("repetition", "en-zh", "He laughed out loud", "哈哈哈哈哈哈哈哈"),
+    ("repetition", "en-zh", "He laughed out loud", "哈哈哈\u200b哈哈\u200d哈哈\u2060哈"),
+    ("terminal_punctuation", "en-zh", "What? No! Why? Who? Stop. Go! Why?", "什么事情都没有发生"),
+    ("surplus_digits", "en-zh", "Continue on page 12", "在下一页继续"),
+    ("copied_text", "en-id", "The file was not found", "Berkas hilang. The file was not found"),
 ]
+OFF_BY_DEFAULT = {"max_terminal_penalty": 6, "min_digit_overlap": 0.5, "max_copied_share": 0.9}
 
 
 @pytest.mark.parametrize(("direction", "source", "target"), KEPT)
@@ -126,9 +158,15 @@ def test_good_pairs_are_kept(direction: str, source: str, target: str) -> None:
     assert pair_verdict(source, target, direction) == "kept"
 
 
+def test_rules_that_opusfilter_has_are_off_unless_asked_for() -> None:
+    for rule, direction, source, target in DROPPED:
+        off = rule in ("terminal_punctuation", "surplus_digits", "copied_text")
+        assert pair_verdict(source, target, direction) == ("kept" if off else rule)
+
+
 @pytest.mark.parametrize(("rule", "direction", "source", "target"), DROPPED)
 def test_each_rule_drops_its_pairs(rule: str, direction: str, source: str, target: str) -> None:
-    assert pair_verdict(source, target, direction) == rule
+    assert pair_verdict(source, target, direction, PairRules(**OFF_BY_DEFAULT)) == rule  # type: ignore[arg-type]
     assert pair_verdict(source, target, direction, NO_PAIR_RULE) == "kept"
 
 
@@ -165,10 +203,81 @@ def test_the_length_ratio_is_of_bytes(source: str, target: str, verdict: str) ->
         ("٣ and ３", "3, 3", "kept"),
         ("%s of %s", "%2$s, %1$s", "kept"),
         ("%s of 5", "%2$s, 6", "digit_mismatch"),
+        ("3,412", "三千四百一十二", "kept"),
+        ("3,412", "三千四百一十五", "digit_mismatch"),  # a number counts as a whole or not at all
+        ("345", "三月、四月与五月", "kept"),
+        ("2:15, 3:45, 0.5", "两点一刻、三点三刻、半", "kept"),
+        ("365 books", "参数, 大陆, 队伍, 千万", "digit_mismatch"),
+        ("10 and 100 and 1,000", "10、百分之", "kept"),  # two are missing
+        ("1, 1, 1", "千万、百度、一个、万一、十分", "digit_mismatch"),
+        ("1, 1, 1", "第一、一月、十分钟", "kept"),
+        ("８７６", "八百七十六", "kept"),
     ],
 )
 def test_digits_may_be_words_but_not_contradict(source: str, target: str, verdict: str) -> None:
     assert pair_verdict(source, target, "en-zh", NO_PAIR_RULE.model_copy(update={"max_missing_digits": 2})) == verdict
+
+
+UNITS = [[""] * 2, ["十", "拾"], ["百", "佰"], ["千", "仟"]]
+SETS = ["零一二三四五六七八九", "〇壹贰叁肆伍陆柒捌玖", "零壹貳參肆伍陸柒捌玖"]
+
+
+def write_chinese(number: int, digits: str, units: int, large: str) -> str:
+    """A number below 10^12 by place value, with all its ones (一十二)."""
+    groups = []
+    for power, unit in ((8, large[1]), (4, large[0]), (0, "")):
+        group = number // 10**power % 10**4
+        places = [(group // 10**place % 10, UNITS[place][units]) for place in (3, 2, 1, 0)]
+        words = "".join(digits[value] + unit if value else digits[0] for value, unit in places)
+        words = re.sub(f"{digits[0]}+", digits[0], words).rstrip(digits[0])
+        groups.append(words + unit if group else "")
+    return "".join(groups).lstrip(digits[0])
+
+
+@given(
+    number=st.one_of(st.integers(1, 9999), st.integers(1, 10**12 - 1)),
+    other=st.integers(1, 10**12 - 1),
+    digits=st.sampled_from(SETS),
+    units=st.integers(0, 1),
+    large=st.sampled_from(["万亿", "萬億"]),
+)
+def test_a_number_in_chinese_numerals_is_the_number(
+    number: int, other: int, digits: str, units: int, large: str
+) -> None:
+    by_place = write_chinese(number, digits, units, large)
+    one_by_one = "".join(digits[int(digit)] for digit in str(number))
+    for written in (by_place, one_by_one):
+        if not re.fullmatch("[一参參陆陸伍拾]", written):
+            assert not digits_differ(f"No. {number:,}.", f"第{written}号", 0)
+            assert not digits_differ(f"{written}个", f"{number}", 0)
+    wanted, others = (Counter(str(value).replace("0", "")) for value in (number, other))
+    left = (wanted - others if others <= wanted else wanted).total()  # as a whole or not at all
+    for most in (0, 2):
+        assert digits_differ(f"{number}", f"第{write_chinese(other, digits, units, large)}号", most) == (left > most)
+
+
+NUMERALS = [*"零一二三七十百万半点刻第月参的1237 ", "一刻", "点半", "千分之"]
+numerals = st.lists(st.sampled_from(NUMERALS), max_size=10).map("".join)
+
+
+@given(source=numerals, target=numerals, most=st.integers(0, 3))
+def test_chinese_numerals_excuse_missing_digits_and_nothing_else(source: str, target: str, most: int) -> None:
+    plain = [re.sub(r"[^\d]", " ", text) for text in (source, target)]
+    if not digits_differ(*plain, most):
+        assert not digits_differ(source, target, most)
+    # At best, any choice of the numbers on the other side counts, each as a whole.
+    wanted = [Counter(int(digit) for digit in re.findall("[1-9]", text)) for text in plain]
+    least = []
+    for missing, other in ((wanted[0] - wanted[1], target), (wanted[1] - wanted[0], source)):
+        numbers = han_numbers(other)
+        choices = (sum((numbers[k] for k in range(len(numbers)) if chosen >> k & 1), Counter()) for chosen in
+                   range(1 << len(numbers)))  # fmt: skip
+        least.append(min((missing - choice).total() for choice in choices if choice <= missing))
+    found = differing_digits(source, target)
+    assert found[0] >= least[0]
+    assert found[1] >= least[1]
+    if all(number.total() == 1 for number in (*han_numbers(source), *han_numbers(target))):
+        assert found == tuple(least)
 
 
 def test_links_are_hosts_of_urls_and_addresses() -> None:
@@ -180,6 +289,16 @@ def test_repetition_counts_runs_of_four() -> None:
     assert repeats("abcabcabcabc", 0.5)  # 9 runs, 3 different
     assert not repeats("abcabcab", 0.5)  # 5 runs, 3 different
     assert not repeats("abc", 0.0)
+
+
+def test_the_longest_piece_of_a_side_on_the_other_decides() -> None:
+    assert copies("abcdefghij", "x" * 50 + "abcdefghij", 0.9)
+    assert copies("x abcdefghij", "abcdefghij", 0.9)
+    assert not copies("abcde fghij", "abcde-fghij", 0.5)  # five of eleven
+    assert copies("abcdef-hij", "abcdef+hij", 0.5)
+    assert not copies("abc", "ABC", 0.5)
+    assert not copies("", "abc", 0.0)
+    assert not copies("abc", "abc", 1.0)
 
 
 KEPT_DOCUMENTS = [
@@ -227,16 +346,19 @@ def test_curly_braces_and_lorem_ipsum_are_off_unless_asked_for() -> None:
 def test_mean_word_length_needs_a_language_with_spaces() -> None:
     text = "按 这样 的 顺序 输入 页码"
     rules = NO_DOCUMENT_RULE.model_copy(update={"min_word_length": 3.0})
-    assert [document_verdict(text, language, rules) for language in ("zh", None, "xx")] == ["kept"] * 3
-    assert document_verdict(text, "en", rules) == "word_length"
+    unspaced = ("zh", "zho", "zh-TW", "ja", "th", "xx-Thai", None, "xx")
+    assert [document_verdict(text, language, rules) for language in unspaced] == ["kept"] * len(unspaced)
+    spaced = ("en", "eng", "en-GB", "ko", "xx-Latn")
+    assert [document_verdict(text, language, rules) for language in spaced] == ["word_length"] * len(spaced)
 
 
 # Pieces that meet at the edges of what the rules look for.
 PIECES = [
     *("a", "b", "The ", "line ", "ß", "SS", "İ", "ŉ", "ς", "Σ", "ﬁ", "Å", "é", "ａ", "µ", "ª"),
     *("字", "的", "龘", "𠀀", "か", "ー", "ｶ", "한", "ㄅ", "я", "ש", "ع", "ि", "म", "ไ", "้", "𐓟", "ᴀ"),
-    *("1", "2", "0", "20", "３", "٣", "𝟏", "²", "Ⅷ", "%s", "%1$s", "%2$"),
+    *("1", "2", "0", "20", "３", "٣", "𝟏", "²", "Ⅷ", "%s", "%1$s", "%2$", "一", "十二", "三百", "点半", "第", "叁"),
     *(" ", "\n", "\t", "\r\n", "\x1c", "\x85", "\u2028", "\u3000", "\u200b", "\xa0"),
+    *("\u00ad", "\u200c", "\u200d", "\ufeff", "\u3164", "\u115f", "\u034f", "\U000e0041", "？", "！"),
     *(".", "...", "…", "。", "_", "-", "=", "#", "{", "}", "☃", "😀", "€", "\u0301", "\ufe0f"),
     *("<", ">", "<b>", "</p >", "<a href=", "<file>", "<!--", "&", ";", "&amp;", "&#x41;", "& ;", "&nbsp"),
     *("@", ":", "/", "//", "http://", "https://a.b.c/", "ftp://x.b.c", "me@a.b", "ME@A.B", "a@"),
@@ -264,8 +386,11 @@ ONE_PAIR_RULE = {
     "link_mismatch": st.just({"drop_link_mismatch": True}),
     "markup": st.just({"drop_markup": True}),
     "repetition": st.fixed_dictionaries({"max_repeated_share": shares}),
+    "terminal_punctuation": st.fixed_dictionaries({"max_terminal_penalty": st.integers(0, 7)}),
+    "surplus_digits": st.fixed_dictionaries({"min_digit_overlap": shares}),
+    "copied_text": st.fixed_dictionaries({"max_copied_share": st.one_of(shares, st.just(0.9))}),
 }
-directions = st.tuples(*[st.sampled_from(["en", "zh", "id", "ja", "hi", "th", "ru", "ko", "zh-TW", "xx"])] * 2)
+directions = st.tuples(*[st.sampled_from(["en", "zh", "ind", "ja", "hi", "th", "ru", "ko", "zh-TW", "xx"])] * 2)
 
 
 @pytest.mark.parametrize("rule", PAIR_RULES)
@@ -293,6 +418,7 @@ def test_all_rules_together_name_the_first_that_drops(batch: list[tuple[str, str
 
 def plain_document(text: str, language: str | None, rules: DocumentRules) -> int:
     """`check_documents`, one document in plain Python."""
+    whole_length, text = len(text), without_invisible(text)
     solid = "".join(text.split())
     letters, dense, marks = count_letters(text)
     own = count_letters_of(language or "", text)
@@ -310,7 +436,7 @@ def plain_document(text: str, language: str | None, rules: DocumentRules) -> int
 
     drops = [
         (rules.min_characters is not None and len(text) < rules.min_characters)
-        or (rules.max_characters is not None and len(text) > rules.max_characters),
+        or (rules.max_characters is not None and whole_length > rules.max_characters),
         over(len(broken), rules.max_broken_share, len(solid)),
         rules.min_letter_share is not None and letters + marks < rules.min_letter_share * (len(solid) + 2 * dense),
         over(len(symbols), rules.max_symbol_share, len(solid)),
@@ -424,11 +550,16 @@ def test_languages_and_their_scripts() -> None:
     assert scripts_of("en") == scripts_of("id") == ("Latin",)
     assert scripts_of("zh") == scripts_of("zh-CN") == scripts_of("ZH_tw") == ("Bopomofo", "Han")
     assert scripts_of("sr") == ("Latin", "Cyrillic")
+    assert scripts_of("zho") == scripts_of("chi") == scripts_of("cmn_Hant") == scripts_of("zh-yue") == scripts_of("zh")
+    assert scripts_of("ind") == scripts_of("pt-BR") == scripts_of("zh-Latn") == scripts_of("xx-Latn") == ("Latin",)
+    assert scripts_of("sr-Cyrl") == ("Cyrillic",)
+    assert scripts_of("jpn") == scripts_of("ja-Jpan")
     assert scripts_of("xx") == scripts_of("") == scripts_of(None) == ()
 
 
 def test_a_folded_text_has_letters_and_digits_only() -> None:
     assert fold("  Straße_ 12, NO. 3!\n") == "strasse12no3"
+    assert fold("a\u00adb\u200b\ufeffc\u3164d\uffa0e") == "abcde"
 
 
 @given(texts)

@@ -1,0 +1,271 @@
+"""Look whether texts are in the language that they are labelled with, from a sample of each source, before a build.
+
+Records are short and mixed with names and code, of which a language identifier says little, so the beginnings of
+several are joined to pieces of about 250 bytes. lid.176 calls 99 % of such pieces of software messages, manuals and
+poetry by their language. A file is reported where most of its pieces are surely another language, or have hardly a
+letter of the scripts of their own. What is reported stays as it is: a note changes no byte and stops no build.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from os.path import dirname
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dataengine.characters import escape_controls, one_line
+from dataengine.errors import InputError
+from dataengine.language import is_known, judge_languages, model_codes
+from dataengine.language_codes import base_language
+from dataengine.rules import script_shares, scripts_of
+from dataengine.sources import RecordFormat, Records, SourcePart
+from dataengine.units import Reading
+
+_FILES = 16  # of a stream that are looked at
+_RECORDS = 400  # of a stream, about
+_PIECES = 48  # of a side of a stream, about
+_PIECE = 250  # bytes
+_BEGINNING = 200  # characters of a record
+_FEWEST = 3  # pieces of a file that say something
+_MOST = 0.6  # of the pieces must be wrong
+_DOUBTED, _SURE = 0.1, 0.7  # probabilities of its own language, and of another
+_EXCERPT = 60  # characters
+
+# Languages that lid.176 does not tell apart well enough to contradict a label.
+_NEIGHBOURS = [
+    set(group.split())
+    for group in (
+        "id ms jv su min",
+        "bs hr sh sr",
+        "zh yue wuu",
+        "no nb nn da",
+        "es an ast ca gl mwl oc pt",
+        "de als bar gsw ksh lb nds pfl",
+        "nl af fy li nds vls zea",
+        "it co eml fur lij lmo nap pms rm sc scn vec",
+        "fr frp oc wa",
+        "en sco",
+        "tl fil bcl cbk ceb hil ilo pam war",
+        "hi bh bho gom mai mr ne new sa",
+        "ar acm aeb apc arq ary arz",
+        "fa ckb glk ku lrc mzn ps",
+        "ur pa pnb sd skr",
+        "az azb tr",
+        "ba tt",
+        "cs sk",
+        "dsb hsb",
+        "be ru rue uk",
+        "ru ce cv kv mhr mrj",
+        "bg mk",
+        "fo is",
+        "bo dz",
+        "am ti",
+    )
+]
+
+T = TypeVar("T")
+
+
+def check_labels(
+    name: str, parts: Sequence[SourcePart], form: RecordFormat, languages: Sequence[str], rules: dict[str, Any] | None
+) -> list[str]:
+    """What is to be said about the languages of a stream, `languages` being the codes of a record's texts.
+
+    A note for each file of which most is in another language, or whose sides are exchanged, and for each rule (of
+    `rules`, the fields of PairRules or DocumentRules) that does not apply since nothing is known of a language. Reads a
+    little of at most 16 files, spread over the folders; takes about 0.2 s. A file that cannot be read gives no note:
+    the build says why.
+    """
+    notes = _rules_without_language(name, languages, rules, documents=not form.languages)
+    if not any(is_known(code) or scripts_of(code) for code in languages):
+        return notes
+    groups = _choose(parts)
+    pieces = max(_FEWEST + 1, _PIECES // max(len(groups), 1))
+    count = max(_RECORDS // max(sum(map(len, groups)), 1), 25)
+    with ThreadPoolExecutor(8) as pool:  # a bucket takes its time to answer
+        read = [[pool.submit(_read, part, form, count) for part in group] for group in groups]
+    for group, jobs in zip(groups, read, strict=True):
+        records = [record for job in jobs for record in job.result()]
+        found = [_judge([record.texts[k] for record in records], code, pieces) for k, code in enumerate(languages)]
+        notes += _describe(name, group[0], form, languages, records, found)
+    return notes
+
+
+@dataclass(frozen=True)
+class _Record:
+    line: int | None  # in its file; None where the lines before it are not counted
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """Most of a column is not in its language."""
+
+    language: str | None  # the model's code of what it is; None if that is not clear
+    wrong: int  # pieces
+    pieces: int
+    records: tuple[int, ...]  # of the first wrong pieces
+
+
+def _rules_without_language(
+    name: str, languages: Sequence[str], rules: dict[str, Any] | None, *, documents: bool
+) -> list[str]:
+    """A note for each language of which nothing is known, though a rule goes by it."""
+    if rules is None:
+        return []
+    keys = [key for key in ("min_script_share", "min_word_length", "max_word_length") if rules.get(key) is not None]
+    notes = []
+    for code in languages:
+        if code and keys and not scripts_of(code):
+            words = " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
+            notes.append(
+                f"stream '{name}': the scripts of language '{code}' are not known, so {words} "
+                f"{'does' if len(keys) == 1 else 'do'} not apply to it"
+                + (f". Name its script if they should, as in language: {code}-Latn" if documents else "")
+            )
+    return notes
+
+
+def _spread(values: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the values, the first and the last among them, evenly spaced."""
+    if len(values) <= count:
+        return list(values)
+    return [values[k] for k in np.unique(np.linspace(0, len(values) - 1, count).round().astype(int)).tolist()]
+
+
+def _choose(parts: Sequence[SourcePart]) -> list[list[SourcePart]]:
+    """The parts that are looked at, those of a file together: files spread over folders, parts over each file."""
+    files: dict[tuple[str, ...], list[SourcePart]] = {}
+    folders: dict[str, list[tuple[str, ...]]] = {}
+    for part in parts:
+        if part.paths not in files:
+            folders.setdefault(dirname(part.paths[0]), []).append(part.paths)
+        files.setdefault(part.paths, []).append(part)
+    chosen = _spread(list(folders.values()), _FILES)
+    paths = [path for folder in chosen for path in _spread(folder, max(1, _FILES // len(chosen)))]
+    return [_spread(files[path], max(1, _FILES // len(paths))) for path in paths]
+
+
+def _read(part: SourcePart, form: RecordFormat, count: int) -> list[_Record]:
+    """The first records of a part, as far as it can be read; of plain text the first lines, whatever a document is."""
+    found: list[_Record] = []
+    reading = Reading(part, replace(form, label_key=None, split="line"), lambda size: None)
+    with suppress(InputError, OSError), closing(_batches(reading, count)) as batches:
+        for batch in batches:
+            lines = batch.lines if part.start == 0 else [None] * len(batch.lines)
+            found += map(_Record, lines, zip(*batch.texts, strict=True))
+            if len(found) >= count:
+                break
+    return found[:count]
+
+
+def _batches(reading: Reading, size: int) -> Generator[Records, None, None]:
+    yield from reading.batches(size)
+
+
+def _pieces(texts: Sequence[str], count: int) -> list[list[int]]:
+    """Numbers of texts whose beginnings make a piece together; at most `count` pieces, spread over all."""
+    pieces: list[list[int]] = [[]]
+    size = 0
+    for number, text in enumerate(texts):
+        pieces[-1].append(number)
+        size += len(text[:_BEGINNING].encode(errors="replace"))
+        if size >= _PIECE:
+            pieces.append([])
+            size = 0
+    return _spread(pieces[:-1], count)
+
+
+def _neighbours(code: str) -> set[str]:
+    """A language and those that are not told from it."""
+    return {code}.union(*(group for group in _NEIGHBOURS if code in group))
+
+
+def _judge(texts: Sequence[str], language: str, count: int) -> _Finding | None:
+    """What most of the texts are if they are not in their language; None if they are, or if too little is known."""
+    scripts, known = scripts_of(language), is_known(language)
+    pieces = _pieces(texts, count) if scripts or known else []
+    if len(pieces) < _FEWEST:
+        return None
+    least = max(_MOST * len(pieces), _FEWEST)
+    joined = [" ".join(one_line(texts[k][:_BEGINNING]) for k in piece) for piece in pieces]
+    judged = judge_languages(joined)
+    own = {*model_codes(language), *_neighbours(base_language(language))}
+    doubted = [sum(found.get(code, 0.0) for code in own) < _DOUBTED for found in judged]
+    if known and sum(doubted) < least:
+        return None
+    likeliest = [max(found, key=lambda code: found[code], default="") for found in judged]
+    names = [
+        code if sum(found.get(close, 0.0) for close in {code, *model_codes(code)}) >= _SURE else None
+        for code, found in zip(likeliest, judged, strict=True)
+    ]
+    foreign = script_shares(joined, language) < 0.1 if scripts else np.zeros(len(joined), np.bool_)  # no letter: nan
+    wrong = [k for k in range(len(pieces)) if foreign[k] or (known and doubted[k] and names[k] and names[k] not in own)]
+    if len(wrong) < least:
+        return None
+    name, times = Counter(names[k] for k in wrong).most_common(1)[0]
+    clear = name is not None and times > len(wrong) / 2
+    if not clear and foreign.sum() < least:
+        return None  # of many languages: code, names
+    examples = tuple(record for k in wrong for record in pieces[k])
+    return _Finding(name if clear else None, len(wrong), len(pieces), examples)
+
+
+def _describe(
+    name: str,
+    part: SourcePart,
+    form: RecordFormat,
+    languages: Sequence[str],
+    records: Sequence[_Record],
+    found: Sequence[_Finding | None],
+) -> list[str]:
+    """Notes on one file."""
+    if len(found) == 2 and found[0] and found[1] and _exchanged(found[0], found[1], languages):
+        one, other = languages
+        how = (
+            "exchange the two paths"
+            if part.format == "moses"
+            else f"set streams.{name}.keys: {{{one}: {form.keys[1]}, {other}: {form.keys[0]}}}"
+        )
+        return [
+            f"stream '{name}': the sides of {' and '.join(part.paths)} look exchanged: {one} holds {found[0].language} "
+            f"and {other} holds {found[1].language} ({_examples(records, found[0].records, languages)}). If so, {how}"
+        ]
+    notes = []
+    for k, (finding, code) in enumerate(zip(found, languages, strict=True)):
+        if finding is None:
+            continue
+        path = part.paths[k] if len(part.paths) > 1 else part.paths[0]
+        side = f"side {code} of " if form.languages else ""
+        what = f"look like '{finding.language}'" if finding.language else "have hardly a letter of its script"
+        fix = f"streams.{name}.{'pairs or keys' if form.languages else 'language or documents'}"
+        notes.append(
+            f"stream '{name}': {side}{path} should be '{code}', but {finding.wrong} of {finding.pieces} pieces looked "
+            f"at {what} ({_examples(records, finding.records, languages, k)}). If so, correct {fix}"
+        )
+    return notes
+
+
+def _exchanged(one: _Finding, other: _Finding, languages: Sequence[str]) -> bool:
+    return one.language in model_codes(languages[1]) and other.language in model_codes(languages[0])
+
+
+def _examples(
+    records: Sequence[_Record], numbers: Sequence[int], languages: Sequence[str], side: int | None = None
+) -> str:
+    """The first two of some records, or one with both sides."""
+    shown = []
+    for record in [records[number] for number in numbers[: 1 if side is None else 2]]:
+        texts = [escape_controls(one_line(text)[:_EXCERPT]) for text in record.texts]
+        words = (
+            ", ".join(f'{code} "{text}"' for code, text in zip(languages, texts, strict=True))
+            if side is None
+            else f'"{texts[side]}"'
+        )
+        shown.append(f"line {record.line}: {words}" if record.line else words)
+    return "; ".join(shown)

@@ -1,0 +1,52 @@
+"""What language a code means: `zh`, `zho`, `chi`, `cmn-Hans` and `zh_TW` are one."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+# ISO 639-1 codes with their codes in ISO 639-3 and 639-2 (iso-codes 4.15 of Debian), and the individual language that
+# CLDR (languageAlias, by langcodes 3.5.1) takes for the whole of a macrolanguage, such as cmn for zh and zsm for ms.
+_THREE_LETTERS = (
+    "aa:aar ab:abk ae:ave af:afr ak:aka,fat am:amh an:arg ar:ara,arb as:asm av:ava ay:aym,ayr az:aze,azj "
+    "ba:bak be:bel bg:bul bh:bih bi:bis bm:bam bn:ben bo:bod,tib br:bre bs:bos ca:cat ce:che ch:cha co:cos "
+    "cr:cre,cwd cs:ces,cze cu:chu cv:chv cy:cym,wel da:dan de:deu,ger dv:div dz:dzo ee:ewe el:ell,gre en:eng "
+    "eo:epo es:spa et:est,ekk eu:eus,baq fa:fas,per,pes,prs ff:ful,fuc fi:fin fj:fij fo:fao fr:fra,fre fy:fry "
+    "ga:gle gd:gla gl:glg gn:grn,gug gu:guj gv:glv ha:hau he:heb hi:hin ho:hmo hr:hrv ht:hat hu:hun hy:hye,arm "
+    "hz:her ia:ina id:ind ie:ile ig:ibo ii:iii ik:ipk,esk io:ido is:isl,ice it:ita iu:iku,ike ja:jpn jv:jav "
+    "ka:kat,geo kg:kon,kng ki:kik kj:kua kk:kaz kl:kal km:khm kn:kan ko:kor kr:kau,knc ks:kas ku:kur,kmr "
+    "kv:kom,kpv kw:cor ky:kir la:lat lb:ltz lg:lug li:lim ln:lin lo:lao lt:lit lu:lub lv:lav,lvs mg:mlg,plt "
+    "mh:mah mi:mri,mao mk:mkd,mac ml:mal mn:mon,khk mr:mar ms:msa,may,zsm mt:mlt my:mya,bur na:nau nb:nob "
+    "nd:nde ne:nep,npi ng:ndo nl:nld,dut nn:nno no:nor nr:nbl nv:nav ny:nya oc:oci oj:oji,ojg om:orm,gaz "
+    "or:ori,ory os:oss pa:pan pi:pli pl:pol ps:pus,pbu pt:por qu:que,quz rm:roh rn:run ro:ron,rum ru:rus "
+    "rw:kin sa:san sc:srd,src sd:snd se:sme sg:sag sh:hbs si:sin sk:slk,slo sl:slv sm:smo sn:sna so:som "
+    "sq:sqi,alb,als sr:srp ss:ssw st:sot su:sun sv:swe sw:swa,swh,swc ta:tam te:tel tg:tgk th:tha ti:tir tk:tuk "
+    "tl:tgl tn:tsn to:ton tr:tur ts:tso tt:tat tw:twi ty:tah ug:uig uk:ukr ur:urd uz:uzb,uzn ve:ven vi:vie "
+    "vo:vol wa:wln wo:wol xh:xho yi:yid,ydd yo:yor za:zha,zyb zh:zho,chi,cmn zu:zul"
+)
+_WITHDRAWN = {"in": "id", "iw": "he", "ji": "yi", "jw": "jv", "mo": "ro"}  # ISO 639-1 codes of old
+_MAIN = _WITHDRAWN | {
+    code: main
+    for main, _, codes in (entry.partition(":") for entry in _THREE_LETTERS.split())
+    for code in codes.split(",")
+}
+
+
+@lru_cache
+def base_language(code: str | None) -> str:
+    """The language of a code, without script and region: its ISO 639-1 code, or what it has instead; "" for none.
+
+    `zh-TW`, `zh_Hant`, `zho`, `chi`, `cmn-Hans-CN` are zh; `pt-BR` is pt; `zh-yue` and `yue-HK` are yue; a code without
+    two letters (`ceb`), or of no registry, stays as it is, in small letters.
+    """
+    first, *rest = re.split("[-_]", (code or "").strip().lower())
+    if rest and re.fullmatch("[a-z]{3}", rest[0]):  # an extended language, such as zh-yue
+        first = rest[0]
+    return _MAIN.get(first, first)
+
+
+@lru_cache
+def script_subtag(code: str | None) -> str:
+    """The script that a code names (ISO 15924, small letters): `hant` of zh-Hant-TW; "" for none."""
+    rest = re.split("[-_]", (code or "").strip().lower())[1:]
+    return next((tag for tag in rest if re.fullmatch("[a-z]{4}", tag)), "")
