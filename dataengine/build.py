@@ -47,7 +47,16 @@ from dataengine.stages import resolve_stages
 from dataengine.storage import Store, open_store
 from dataengine.tokenizing import MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
 from dataengine.tokens import Tokenizer, load_tokenizer, token_dtype
-from dataengine.units import SCHEMA, Keep, Receipt, Unit, fingerprint_of, identity_of, publish_keep
+from dataengine.units import (
+    SCHEMA,
+    Keep,
+    Receipt,
+    Unit,
+    describe_notes,
+    fingerprint_of,
+    identity_of,
+    publish_keep,
+)
 
 MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
 TAIL_TOKENS = 1 << 26  # a PackTails unit packs at least so many; if there are fewer, the build itself does
@@ -428,6 +437,9 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         copies[part.digest] += 1
     receipts = yield "tokenizing", units
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
+    first_lines = [place["line"] for place in source_lines(plan.parts, receipts)]
+    for words in describe_notes(plan.parts, receipts, first_lines):
+        print(f"note: stream '{plan.name}': {words}", file=sys.stderr)
     records = sum(receipt.records for receipt in receipts)
     kept = sum(receipt.kept for receipt in receipts)
     rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)

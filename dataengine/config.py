@@ -39,6 +39,8 @@ def parse_count(value: object) -> object:
 
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+# `columns: heading` is the default: the first line of each file names its columns.
+Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "heading" else value)]
 _DIRECTION = r"^[A-Za-z0-9]+-[A-Za-z0-9]+$"
 Direction = Annotated[str, Field(pattern=_DIRECTION)]
 
@@ -107,13 +109,13 @@ class ScoresConfig(_Section):
 class StreamConfig(_Section):
     """A stream of documents or of sentence pairs: where its records lie and how they become text."""
 
-    # Paths, globs or URLs: .jsonl .json .txt .tsv .tmx, plain, .gz or .zst, and .parquet
+    # Paths, globs or URLs: .jsonl .json .txt .tsv .tmx, plain, .gz, .zst, .xz or .bz2, and .parquet
     documents: tuple[str, ...] = ()
     pairs: tuple[str | dict[str, str], ...] = ()  # a mapping is a Moses corpus: {en: corpus.en, zh: corpus.zh}
     format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None  # default: by the file's name
     text_key: str = "text"  # documents: the key of the text; a dotted key goes into nested objects
     keys: dict[str, str] = {}  # pairs: language -> key of its sentence; default: the language's code
-    columns: tuple[str, ...] = ()  # .tsv: the names of its columns
+    columns: Columns = ()  # .tsv: their names in files without a heading; a heading that names the keys is obeyed
     split: Literal["line", "paragraph", "file"] = "line"  # .txt: what a document is
     language: str | None = None  # documents: the code of their language, for rules and min_language_score
     directions: tuple[Direction, ...] = ()  # pairs: pair number i is written in direction i modulo their number

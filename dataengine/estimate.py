@@ -5,18 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dataengine import cleaning, dedup, near_duplicates, pairs
+from dataengine import archives, cleaning, dedup, near_duplicates, pairs
 from dataengine.build import Preparation, StreamPlan, label_notes, make_manifest
 from dataengine.errors import InputError
 from dataengine.manifest import Stream
@@ -30,7 +29,7 @@ from dataengine.units import Reading, select
 SAMPLE_BYTES = 4 * 10**6  # read of each stream
 _PLACES = 8  # parts that a sample is spread over
 _BATCH = 500
-_STEP = 1 << 12  # bytes of an archive decompressed at a time
+_CHUNK = 1 << 20  # bytes
 
 
 @dataclass
@@ -173,37 +172,17 @@ def _first_lines(part: SourcePart, wanted: int, folder: Path) -> tuple[SourcePar
     with open_file(path, part.start, part.start + wanted, part.versions[0]) as file:
         stored = file.read()
     text, used = stored, len(stored)
-    if path.lower().endswith((".gz", ".zst")):
-        text, used = _decompress_start(stored, path)
+    if part.start == 0:
+        text, used = archives.unpack_start(path, stored)
+        while not text and len(stored) < part.size:  # a block of bzip2 is not whole yet
+            with open_file(path, 0, max(2 * len(stored), _CHUNK), part.versions[0]) as file:
+                stored = file.read()
+            text, used = archives.unpack_start(path, stored)
     end = text.rfind(b"\n") + 1 or len(text)
     name = folder / f"the beginning of {Path(path).name} (plain)"
     name.write_bytes(text[:end])
-    return SourcePart((str(name),), ("",), part.format, 0, end, end, ""), round(used * end / max(len(text), 1))
-
-
-def _decompress_start(stored: bytes, path: str) -> tuple[bytes, int]:
-    """What the start of an archive holds, and the bytes of it that this takes."""
-    from isal import isal_zlib
-
-    make: Callable[[], Any] = (
-        (lambda: isal_zlib.decompressobj(wbits=31))
-        if path.lower().endswith(".gz")
-        else zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
-    )
-    decompressor, texts, used, at = make(), [], 0, 0
-    while at < len(stored):
-        if decompressor.eof:
-            decompressor = make()
-        piece = stored[at : at + _STEP]
-        try:
-            text = decompressor.decompress(piece)
-        except (isal_zlib.error, zstandard.ZstdError) as error:  # type: ignore[misc]
-            raise InputError(f"{path}: broken archive: {error}. Fetch the file again.") from None
-        at += len(piece) - (len(decompressor.unused_data) if decompressor.eof else 0)
-        if text:
-            texts.append(text)
-            used = at
-    return b"".join(texts), used
+    sample = SourcePart((str(name),), ("",), part.format, 0, end, end, "", part.columns)
+    return sample, round(used * end / max(len(text), 1))
 
 
 def _texts(plan: StreamPlan, batch: Records, first: int) -> list[str]:

@@ -1,16 +1,17 @@
 """Read documents and pairs from files of any usual format, local or remote, and say what is wrong with the rest.
 
-JSON Lines, TSV, plain text, Moses (a file for each language), TMX, each plain, .gz or .zst; and Parquet.
+JSON Lines, TSV, plain text, Moses (a file for each language), TMX, each plain or compressed; and Parquet.
 
     patterns -> plan_parts -> SourcePart (the input of one unit) -> read_records -> Records
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, repeat, zip_longest
+from itertools import chain, repeat, takewhile, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,26 +19,25 @@ from xml.parsers import expat
 
 import orjson
 import xxhash
-import zstandard
 
+from dataengine import archives, tsv_heading
+from dataengine.characters import is_blank, one_line
 from dataengine.errors import InputError
+from dataengine.json_lines import DoubledKeys, has_not_finite, refuse_other_json
 from dataengine.objects import FoundFile, find_files, is_url, open_file
+from dataengine.tmx import Unit, choose_text, describe_unit, tmx_parser, wanted_tags
+from dataengine.xml_text import explain, fault_of, read_xml
 
 _FORMATS = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".txt": "text", ".text": "text",
     ".tmx": "tmx", ".parquet": "parquet",
 }  # fmt: skip
-_COMPRESSED = (".gz", ".zst")
 _CHUNK = 1 << 20  # bytes
 _WINDOW = 1 << 17  # bytes of an object in which the end of a line is looked for
-_ZSTD_STEP = 1 << 11  # bytes to decompress at once; 4 of them may stand for 128 KiB, so this bounds what comes out
-_GZIP_STEP = 1 << 16  # bytes; one may stand for 1,000
 _PARQUET_BUFFER = 8 << 20  # bytes; of a column's data so many are read at a time
 _LONGEST_LINE = 1 << 28  # bytes
 _BATCH_CHARACTERS = 1 << 24  # a batch ends here, so that books do not fill the memory
-_LARGEST_WINDOW = 1 << 31  # bytes; `zstd --long=31`
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # TMX: markup of the tool that wrote a segment
 
 OnBytes = Callable[[int], None]  # hears of bytes read
 
@@ -54,6 +54,7 @@ class SourcePart:
     stop: int  # exclusive
     size: int = field(metadata={"identity": False})  # bytes to read, for progress
     digest: str  # identity of the content
+    columns: tuple[str, ...] = ()  # TSV: their names, as the file's heading has them, or else the stream
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class RecordFormat:
     """How records are found in files."""
 
     keys: tuple[str, ...]  # of a record's texts; a dotted key goes into nested objects, unless it is a key itself
-    languages: tuple[str, ...] = ()  # TMX: the language of each key
-    columns: tuple[str, ...] = ()  # TSV: their names
+    languages: tuple[str, ...] = ()  # TMX: the language of each key, for keys that are not codes of languages
+    columns: tuple[str, ...] = ()  # TSV: their names in files without a heading
     split: str = "line"  # plain text: a document is a "line", a "paragraph" or the "file"
     label_key: str | None = None  # of the name of a record's subset
     one_line: bool = False  # white space around a text goes, a line break inside becomes a space
@@ -77,6 +78,9 @@ class Reject:
     excerpt: str
 
 
+Notes = dict[str, tuple[int, int, str]]  # what is to be said of usable records -> count, first line, excerpt
+
+
 @dataclass(frozen=True)
 class Records:
     """Consecutive usable records of a part, and the unusable ones among them."""
@@ -85,6 +89,14 @@ class Records:
     texts: tuple[list[str], ...]  # a list for each key
     labels: list[str]  # "" where a record has none; empty if there is no label_key
     rejects: list[Reject]
+    notes: Notes = field(default_factory=dict)
+
+
+def add_notes(notes: Notes, more: Notes) -> None:
+    """Add the counts of later records to `notes`."""
+    for said, (count, line, excerpt) in more.items():
+        before = notes.get(said, (0, line, excerpt))
+        notes[said] = (before[0] + count, *before[1:])
 
 
 def plan_parts(
@@ -101,7 +113,8 @@ def plan_parts(
 
     Plain files of lines are cut at line ends, Parquet between row groups, at about `part_bytes`; the rest are whole. A
     mapping names a Moses corpus: a path for each key. A local part's identity is a hash of its bytes, remembered in
-    `hashes` by path, size and time; a remote one's its ETag and place. Returns the parts, and what to remember.
+    `hashes` by path, size and time; a remote one's its ETag and place. The parts of a TSV have the columns that its
+    heading names. Returns the parts, and what to remember.
     """
     groups = [group for path in paths for group in _find(path, stream, form)]
     kinds = ["moses" if len(files) > 1 or isinstance(path, Mapping) else format or _format_of(files[0].path, stream)
@@ -110,9 +123,14 @@ def plan_parts(
 
     def identify(file: FoundFile, kind: str) -> list[list[Any]]:
         cut = part_bytes if _can_be_cut(file.path, kind, form) else 0
-        key = f"{file.path if is_url(file.path) else Path(file.path).resolve()}|{file.version}|{kind}|{cut}"
-        found[key] = hashes.get(key) or _cut(file, kind, cut)
-        return found[key]  # type: ignore[no-any-return]
+        place = f"{file.path if is_url(file.path) else Path(file.path).resolve()}|{file.version}|{kind}"
+        found[f"{place}|{cut}"] = cuts = hashes.get(f"{place}|{cut}") or _cut(file, kind, cut)
+        if kind != "tsv":
+            return cuts  # type: ignore[no-any-return]
+        known = hashes.get(f"{place}|first line")
+        found[f"{place}|first line"] = line = _first_line(file) if known is None else known
+        names = _columns(file.path, line, form).names if line or form.columns else ()  # it may be empty
+        return [[*cut, names] for cut in cuts]
 
     parts: list[SourcePart] = []
     with ThreadPoolExecutor(threads) as pool:
@@ -143,6 +161,21 @@ def whole_file(path: str | Path, format: str | None = None) -> SourcePart:
     return SourcePart((name,), ("",), kind, 0, file.size, file.size, "")
 
 
+def lines_before(part: SourcePart) -> int | None:
+    """How many lines (rows of Parquet) of its file come before a part; None of an object, which would be fetched."""
+    if part.start == 0:
+        return 0
+    path = part.paths[0]
+    if part.format == "parquet":
+        with open_file(path, version=part.versions[0]) as source:
+            metadata = _open_parquet(path, source).metadata
+        return sum(int(metadata.row_group(number).num_rows) for number in range(part.start))
+    if is_url(path):
+        return None
+    with open_file(path, 0, part.start) as source:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: source.read(_CHUNK), b""))
+
+
 def _find(path: str | Mapping[str, str], stream: str, form: RecordFormat) -> list[tuple[Any, list[FoundFile]]]:
     """The files of a pattern, one by one; or the files of a Moses corpus, those of one name together."""
     if isinstance(path, str):
@@ -162,6 +195,10 @@ def _find(path: str | Mapping[str, str], stream: str, form: RecordFormat) -> lis
 
 def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
     files = find_files(pattern)
+    for name in (file.path for file in files):
+        if not name.isprintable() and any("\ud800" <= character <= "\udfff" for character in name):
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            raise InputError(f"stream '{stream}': the name of {shown} is not UTF-8. Rename the file.")
     if not files and Path(pattern).is_dir():
         raise InputError(f"stream '{stream}': {pattern} is a folder. Name its files, such as {pattern}/*.jsonl")
     if not files and "://" in pattern and not is_url(pattern):
@@ -174,12 +211,13 @@ def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
 
 
 def _format_of(path: str, stream: str) -> str:
-    suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in _COMPRESSED]
+    suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in archives.SUFFIXES]
     kind = _FORMATS.get(suffixes[-1]) if suffixes else None
     if kind is None:
         raise InputError(
-            f"stream '{stream}': cannot tell the format of {path} by its name ({', '.join(_FORMATS)}, then .gz or "
-            f".zst). State streams.{stream}.format: jsonl, tsv, text, tmx or parquet."
+            f"stream '{stream}': cannot tell the format of {path} by its name ({', '.join(_FORMATS)}, then "
+            f"{', '.join(archives.SUFFIXES)} or nothing). State streams.{stream}.format: jsonl, tsv, text, tmx or "
+            "parquet."
         )
     return kind
 
@@ -188,13 +226,17 @@ def _can_be_cut(path: str, kind: str, form: RecordFormat) -> bool:
     if kind == "parquet":
         return True
     lines = kind in ("jsonl", "tsv") or (kind == "text" and form.split == "line")
-    return lines and not path.lower().endswith(_COMPRESSED)
+    return lines and not path.lower().endswith(archives.SUFFIXES)
 
 
 def _cut(file: FoundFile, kind: str, part_bytes: int) -> list[list[Any]]:
-    """[start, stop, size, digest] of each part of a file; 0 part_bytes: the whole."""
+    """[start, stop, size, digest] of each part of a file; 0 part_bytes, or an archive whatever its name: the whole."""
     if kind == "parquet":
         return _cut_row_groups(file, part_bytes)
+    head = _read_start(file, archives.HEAD)
+    archives.refuse_others(file.path, head)
+    if archives.archive_kind(head):
+        part_bytes = 0
     if is_url(file.path):
         ends = _find_line_ends(file, part_bytes) if part_bytes else [file.size]
         starts = [0, *ends[:-1]]
@@ -203,6 +245,29 @@ def _cut(file: FoundFile, kind: str, part_bytes: int) -> list[list[Any]]:
             for start, stop in zip(starts, ends, strict=True)
         ]
     return _hash_lines(file, part_bytes or file.size + 1)
+
+
+def _read_start(file: FoundFile, size: int) -> bytes:
+    with open_file(file.path, 0, size, file.version if is_url(file.path) else "") as source:
+        return source.read()
+
+
+def _first_line(file: FoundFile) -> str:
+    """The first line of a file that is not blank; "" if it is too long for a heading, or not UTF-8."""
+    text, _ = archives.unpack_start(file.path, _read_start(file, _WINDOW))
+    archives.refuse_others(file.path, text[: archives.HEAD], text=True)
+    for line in text.removeprefix(_BYTE_ORDER_MARK).split(b"\n"):
+        try:
+            decoded = line.decode().removesuffix("\r")
+        except UnicodeDecodeError:
+            return ""
+        if not is_blank(decoded):
+            return decoded if len(decoded) <= tsv_heading.LONGEST_HEADING else ""
+    return ""
+
+
+def _columns(path: str, first_line: str, form: RecordFormat) -> tsv_heading.Columns:
+    return tsv_heading.resolve_columns(path, first_line, form.keys, form.columns, form.label_key)
 
 
 def _hash_lines(file: FoundFile, part_bytes: int) -> list[list[Any]]:
@@ -269,6 +334,11 @@ def _open_parquet(path: str, source: BinaryIO) -> Any:
     try:
         return parquet.ParquetFile(source, buffer_size=_PARQUET_BUFFER)
     except (pyarrow.ArrowException, OSError) as error:
+        source.seek(0)
+        head = source.read(archives.HEAD)
+        archives.refuse_others(path, head)
+        if kind := archives.archive_kind(head):
+            raise InputError(f"{path} is compressed by {kind} as a whole. Decompress it.") from None
         raise InputError(f"{path} is no Parquet file, or is cut short: {_said(error)}. Fetch it again.") from None
 
 
@@ -304,6 +374,7 @@ def read_records(
             characters += sum(map(len, new))
         held.labels.extend(block.labels)
         held.rejects.extend(block.rejects)
+        add_notes(held.notes, block.notes)
         count = len(held.lines)
         full = count - count % size
         if characters >= _BATCH_CHARACTERS or len(held.rejects) >= size:
@@ -313,7 +384,7 @@ def read_records(
         if full:
             held = _take(held, full, None)
             characters = sum(len(text) for column in held.texts for text in column)
-    if held.lines or held.rejects:
+    if held.lines or held.rejects or held.notes:
         yield held
     return lines
 
@@ -325,6 +396,7 @@ def _take(records: Records, start: int, stop: int | None) -> Records:
         tuple(column[start:stop] for column in records.texts),
         records.labels[start:stop],
         [] if start else records.rejects,
+        {} if start else records.notes,
     )
 
 
@@ -334,10 +406,13 @@ Blocks = Generator[Records, None, int]
 def _read_jsonl(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
     get = [_getter(key) for key in form.keys]
     label = _getter(form.label_key) if form.label_key else None
+    doubled = DoubledKeys([*form.keys, *([form.label_key] if form.label_key else [])])
     number = 0
     for lines in _line_blocks(part, 0, on_bytes):
-        block = _parse_jsonl_at_once(lines, number, form, get, label)
-        yield block or _parse_jsonl_each(lines, number, form, get, label)
+        if number == 0 and part.start == 0:
+            refuse_other_json(part.paths[0], b"\n".join(line or b"" for line in lines[:8]))
+        block = _parse_jsonl_at_once(lines, number, form, get, label, doubled)
+        yield block or _parse_jsonl_each(lines, number, form, get, label, doubled)
         number += len(lines)
     return number
 
@@ -358,7 +433,12 @@ def _getter(key: str) -> Callable[[Any], Any]:
 
 
 def _parse_jsonl_at_once(
-    lines: Sequence[bytes | None], before: int, form: RecordFormat, get: Sequence[Any], label: Any
+    lines: Sequence[bytes | None],
+    before: int,
+    form: RecordFormat,
+    get: Sequence[Any],
+    label: Any,
+    doubled: DoubledKeys,
 ) -> Records | None:
     """A block in which every line is a usable record; None if one is not."""
     try:
@@ -366,6 +446,8 @@ def _parse_jsonl_at_once(
         columns = [list(map(one, values)) for one in get]
         labels = list(map(label, values)) if label is not None else []
     except (ValueError, KeyError, TypeError):
+        return None
+    if doubled.among(lines):  # type: ignore[arg-type]
         return None
     return _all_usable(columns, labels, before, form)
 
@@ -383,23 +465,28 @@ def _all_usable(columns: Sequence[list[Any]], labels: list[Any], before: int, fo
 def _clean_column(texts: list[str], form: RecordFormat) -> list[str] | None:
     """Usable texts as they are used; None if one is empty or has a NUL."""
     if not form.one_line:  # texts may be long: look at them without a copy
-        usable = all(texts) and not any(map(str.isspace, texts)) and not any("\0" in text for text in texts)
-        return texts if usable else None
+        return texts if _all_show(texts) and not any("\0" in text for text in texts) else None
     stripped = list(map(str.strip, texts))
-    if not all(stripped):
+    if not _all_show(stripped):
         return None
     joined = "".join(stripped)
     if "\0" in joined:
         return None
-    return stripped if len(joined.splitlines()) == 1 else [_one_line(text) for text in stripped]
+    return stripped if len(joined.splitlines()) == 1 else list(map(one_line, stripped))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.strip().splitlines())
+def _all_show(texts: list[str]) -> bool:
+    """Whether no text is blank. Their first characters, of which there are few, nearly always say so."""
+    return all(texts) and (not any(map(is_blank, set(map(itemgetter(0), texts)))) or not any(map(is_blank, texts)))
 
 
 def _parse_jsonl_each(
-    lines: Sequence[bytes | None], before: int, form: RecordFormat, get: Sequence[Any], label: Any
+    lines: Sequence[bytes | None],
+    before: int,
+    form: RecordFormat,
+    get: Sequence[Any],
+    label: Any,
+    doubled: DoubledKeys,
 ) -> Records:
     """A block line by line."""
     block = _Block(form)
@@ -407,20 +494,22 @@ def _parse_jsonl_each(
         if line is None:
             block.reject(number, f"longer than {_LONGEST_LINE >> 20} MiB", "")
             continue
-        if not line.strip():
-            continue
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            try:
-                line.decode()
-            except UnicodeDecodeError as fault:
-                block.reject(number, "not UTF-8", f"byte {fault.start}: {_excerpt(line)}")
+            text = block.decode(number, line)
+            if text is None or is_blank(text):
+                continue
+            if has_not_finite(line):
+                block.reject(number, "NaN or Infinity, which are not JSON (write null)", _excerpt(line))
             else:
                 block.reject(number, "not JSON", f"{error}: {_excerpt(line)}")
             continue
         if not isinstance(record, dict):
             block.reject(number, "not a JSON object", _excerpt(line))
+            continue
+        if key := doubled.find(line):
+            block.reject(number, f"key '{key}' stands twice", _excerpt(line))
             continue
         texts: list[Any] = []
         for one in get:
@@ -445,7 +534,7 @@ def _label(value: Any) -> str:
 _MISSING = object()
 
 
-Shown = bytes | str | Mapping[str, Any]  # what an excerpt is made of
+Shown = bytes | str | Mapping[str, Any] | Callable[[], Mapping[str, Any]]  # what an excerpt is made of
 
 
 class _Block:
@@ -459,17 +548,18 @@ class _Block:
         """Note an unusable record."""
         self.records.rejects.append(Reject(line, reason, excerpt))
 
-    def add(self, line: int, texts: Sequence[Any], label: str, shown: Shown) -> None:
-        """Take a record, or note what is wrong with one of its texts."""
+    def add(self, line: int, texts: Sequence[Any], label: str, shown: Shown) -> bool:
+        """Take a record, or note what is wrong with one of its texts; whether it is usable."""
         for key, text in zip(self._form.keys, texts, strict=True):
             if reason := _fault(text, key):
                 self.reject(line, reason, _excerpt(shown))
-                return
+                return False
         self.records.lines.append(line)
         for column, text in zip(self.records.texts, texts, strict=True):
-            column.append(_one_line(text) if self._form.one_line else text)
+            column.append(one_line(text) if self._form.one_line else text)
         if self._form.label_key is not None:
             self.records.labels.append(label)
+        return True
 
     def decode(self, line: int, content: bytes | None) -> str | None:
         """A line as text; None, and noted, if it is unusable."""
@@ -492,7 +582,7 @@ def _fault(text: Any, key: str) -> str | None:
         return "not UTF-8"
     if not isinstance(text, str):
         return f"'{key}' is not a string"
-    if not text.strip():
+    if not "!" <= text[:1] <= "~" and is_blank(text):
         return f"'{key}' is empty"
     if "\0" in text:
         return f"'{key}' has a NUL character"
@@ -501,81 +591,119 @@ def _fault(text: Any, key: str) -> str | None:
 
 def _read_rows(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
     """TSV, and plain text in which each line is a document."""
-    tab = "\t" if part.format == "tsv" else None
-    names = form.columns if tab else form.keys
-    if missing := [key for key in form.keys if key not in names]:
+    path, is_tsv = part.paths[0], part.format == "tsv"
+    if not is_tsv and len(form.keys) > 1:
         raise InputError(
-            f"{part.paths[0]}: `columns` names {', '.join(names) or 'nothing'}, and {', '.join(missing)} is wanted. "
-            "State the stream's `columns`, such as [en, zh]."
+            f"{path}: plain text has one text a line, and {', '.join(form.keys)} are wanted. Give a file for each "
+            "language, as {" + ", ".join(f"{name}: PATH" for name in form.keys) + "}, or state the stream's `format`."
         )
-    if not tab and len(names) > 1:
-        raise InputError(
-            f"{part.paths[0]}: plain text has one text a line, and {', '.join(names)} are wanted. Give a file for each "
-            "language, as {" + ", ".join(f"{name}: PATH" for name in names) + "}, or state the stream's `format`."
-        )
-    if tab and form.label_key and form.label_key not in names:
-        raise InputError(
-            f"{part.paths[0]}: `subsets.key` is {form.label_key}, and `columns` names {', '.join(names)}. Correct one."
-        )
-    places = [names.index(key) for key in form.keys]
-    label = form.columns.index(form.label_key) if tab and form.label_key in form.columns else None
+    rows = _Rows(form, path, part.columns) if part.columns or not is_tsv else None
+    begun = part.start > 0 or not is_tsv  # the first line that is not blank, which may be a heading, is behind
     number = 0
     for lines in _line_blocks(part, 0, on_bytes):
-        block = _parse_rows_at_once(lines, number, form, tab, places, label)
-        yield block or _parse_rows_each(lines, number, form, tab, places, label)
+        if not begun:
+            blank = sum(1 for _ in takewhile(_is_blank_line, lines))
+            begun, number, lines = blank < len(lines), number + blank, lines[blank:]
+            if begun:
+                line = _decode_heading(lines[0])
+                columns = tsv_heading.resolve_columns(
+                    path, line, form.keys, part.columns or form.columns, form.label_key
+                )
+                rows = _Rows(form, path, part.columns or columns.names)
+                if columns.in_heading and columns.names == rows.names:
+                    number, lines = number + 1, lines[1:]
+                    if form.columns and form.columns != rows.names:
+                        yield Records([], tuple([] for _ in form.keys), [], [], {HEADING_OBEYED: (1, number, line)})
+        if rows is None and lines:
+            rows = _Rows(form, path, _columns(path, "", form).names)
+        if rows is not None and lines:
+            yield rows.parse_at_once(lines, number) or rows.parse_each(lines, number)
         number += len(lines)
     return number
 
 
-def _parse_rows_at_once(
-    lines: Sequence[bytes | None],
-    before: int,
-    form: RecordFormat,
-    tab: str | None,
-    places: list[int],
-    label: int | None,
-) -> Records | None:
-    """A block in which every line is a usable record; None if one is not."""
+def _is_blank_line(line: bytes | None) -> bool:
+    return line is not None and is_blank(line.decode(errors="replace"))
+
+
+def _decode_heading(line: bytes | None) -> str:
+    """A line that may be a heading; "" for one that cannot be."""
     try:
-        rows = list(map(bytes.decode, lines))  # type: ignore[arg-type]
-    except (TypeError, UnicodeDecodeError):
-        return None
-    if any(map(str.endswith, rows, repeat("\r"))):
-        rows = [row.removesuffix("\r") for row in rows]
-    if tab and tab.join(form.columns) in rows:
-        return None
-    if not tab:
-        return _all_usable([rows], [""] * len(rows) if form.label_key else [], before, form)
-    cells = [row.split(tab) for row in rows]
-    if set(map(len, cells)) != {len(form.columns)}:
-        return None
-    labels = [row[label] if label is not None else "" for row in cells] if form.label_key else []
-    return _all_usable([[row[place] for row in cells] for place in places], labels, before, form)
+        return (line or b"").decode().removesuffix("\r")
+    except UnicodeDecodeError:
+        return ""
 
 
-def _parse_rows_each(
-    lines: Sequence[bytes | None],
-    before: int,
-    form: RecordFormat,
-    tab: str | None,
-    places: list[int],
-    label: int | None,
-) -> Records:
-    """A block line by line."""
-    block = _Block(form)
-    for number, content in enumerate(lines, before + 1):
-        line = block.decode(number, content)
-        if line is None or not line.strip():
-            continue
-        line = line.removesuffix("\r")
-        cells = line.split(tab) if tab else [line]
-        if tab and len(cells) != len(form.columns):
-            block.reject(number, f"{len(cells)} columns instead of {len(form.columns)}", _excerpt(line))
-        elif tab and cells == list(form.columns):
-            block.reject(number, "a heading, not a record", _excerpt(line))
-        else:
-            block.add(number, [cells[place] for place in places], "" if label is None else cells[label], line)
-    return block.records
+HEADING_OBEYED = "a heading names other columns than `columns`, or in another order: the heading is obeyed"
+
+
+class _Rows:
+    """Parse the lines of a TSV with these columns; of plain text if `names` is empty."""
+
+    def __init__(self, form: RecordFormat, path: str, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._form, self._path = form, path
+        self._heading = "\t".join(names)
+        self._places = [names.index(key) for key in form.keys] if names else [0]
+        self._label = names.index(form.label_key) if form.label_key in names else None
+
+    def parse_at_once(self, lines: Sequence[bytes | None], before: int) -> Records | None:
+        """A block in which every line is a usable record; None if one is not."""
+        try:
+            rows = list(map(bytes.decode, lines))  # type: ignore[arg-type]
+        except (TypeError, UnicodeDecodeError):
+            return None
+        if any(map(str.endswith, rows, repeat("\r"))):
+            rows = [row.removesuffix("\r") for row in rows]
+        if not self.names:
+            return _all_usable([rows], [""] * len(rows) if self._form.label_key else [], before, self._form)
+        if len(self._heading) in set(map(len, rows)) and any(map(self._is_heading, rows)):
+            return None
+        cells = [row.split("\t") for row in rows]
+        if set(map(len, cells)) != {len(self.names)}:
+            return None
+        labels = [row[self._label] if self._label is not None else "" for row in cells] if self._form.label_key else []
+        columns = [list(map(itemgetter(place), cells)) for place in self._places]
+        block = _all_usable(columns, labels, before, self._form)
+        if block is not None:
+            self._note_quotes(block, block.lines, rows)
+        return block
+
+    def parse_each(self, lines: Sequence[bytes | None], before: int) -> Records:
+        """A block line by line. Raises InputError for a second heading, of another order."""
+        block = _Block(self._form)
+        used: list[str] = []
+        for number, content in enumerate(lines, before + 1):
+            line = block.decode(number, content)
+            if line is None or is_blank(line):
+                continue
+            line = line.removesuffix("\r")
+            cells = line.split("\t") if self.names else [line]
+            if self.names and len(cells) != len(self.names):
+                block.reject(number, f"{len(cells)} columns instead of {len(self.names)}", _excerpt(line))
+            elif self.names and tsv_heading.is_other_heading(line, self.names):
+                raise InputError(
+                    f"{self._path}: within the file is another heading ({', '.join(cells)}) than that of the lines "
+                    f"before ({', '.join(self.names)}), so its columns change their order. Cut the file in two there."
+                )
+            elif self.names and line == self._heading:
+                block.reject(number, "a heading, not a record", _excerpt(line))
+            else:
+                label = "" if self._label is None else cells[self._label]
+                if block.add(number, [cells[place] for place in self._places], label, line):
+                    used.append(line)
+        if self.names:
+            self._note_quotes(block.records, block.records.lines, used)
+        return block.records
+
+    def _is_heading(self, row: str) -> bool:
+        return len(row) == len(self._heading) and (
+            row == self._heading or tsv_heading.is_other_heading(row, self.names)
+        )
+
+    def _note_quotes(self, records: Records, lines: Sequence[int], rows: Sequence[str]) -> None:
+        if found := tsv_heading.quoted_rows(rows):
+            add_notes(records.notes, {tsv_heading.QUOTED: (len(found), lines[found[0]], _excerpt(rows[found[0]]))})
 
 
 def _read_paragraphs(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
@@ -585,7 +713,7 @@ def _read_paragraphs(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) ->
     for lines in _line_blocks(part, 0, on_bytes):
         for content in lines:
             number += 1
-            if form.split == "file" or content is None or content.decode(errors="replace").strip():
+            if form.split == "file" or content is None or not is_blank(content.decode(errors="replace")):
                 begun = begun or number
                 length += _LONGEST_LINE + 1 if content is None else len(content) + 1
                 if length <= _LONGEST_LINE:
@@ -604,7 +732,7 @@ def _paragraph(form: RecordFormat, line: int, gathered: list[bytes], length: int
     block = _Block(form)
     content = b"\n".join(gathered).replace(b"\r\n", b"\n").removesuffix(b"\r")
     text = block.decode(line, content if length <= _LONGEST_LINE else None)
-    if text is not None and text.strip():
+    if text is not None and not is_blank(text):
         block.add(line, [text], "", text)
     return block.records
 
@@ -629,7 +757,7 @@ def _read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bloc
                 break
             texts.append(text.removesuffix("\r"))
         else:
-            if any(map(str.strip, texts)):
+            if not all(map(is_blank, texts)):
                 block.add(number, texts, "", dict(zip(form.keys, texts, strict=True)))
         if len(block.records.lines) + len(block.records.rejects) >= 1000:
             yield block.records
@@ -640,85 +768,38 @@ def _read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bloc
 
 def _read_tmx(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
     path, number = part.paths[0], 0
-    parser, units = _tmx_parser(path)
-    languages = [language.lower().replace("_", "-") for language in form.languages or form.keys]
+    parser, units = tmx_parser(path)
+    wanted = wanted_tags(form.keys, form.languages)
     try:
-        for chunk in chain(_chunks(part, 0, on_bytes), [None]):
-            parser.Parse(chunk or b"", chunk is None)
+        for text in chain(read_xml(path, _chunks(part, 0, on_bytes)), [None]):
+            parser.Parse(text or "", text is None)
             block = _Block(form)
-            for number, (sides, unknown) in enumerate(units, number + 1):  # noqa: B020 (counting goes on)
-                if unknown:
-                    block.reject(number, f"unknown entity &{unknown};", _excerpt(sides))
-                    continue
-                block.add(number, [_choose_side(sides, language) for language in languages], "", sides)
+            for number, unit in enumerate(units, number + 1):  # noqa: B020 (counting goes on)
+                _take_unit(block, number, unit, wanted)
             units.clear()
             yield block.records
     except InputError:
         raise
     except (expat.ExpatError, LookupError, ValueError) as error:  # LookupError, ValueError: its encoding
-        raise InputError(f"{path}: broken XML: {error}. Mend the file, or fetch it again.") from None
+        raise explain(path, error) from None
     return number
 
 
-def _tmx_parser(path: str) -> tuple[expat.XMLParserType, list[tuple[dict[str, str], str]]]:
-    """A parser of TMX, and the list to which it adds each unit: texts by language, and an unknown entity, if any.
-
-    The native codes in a segment are left out. No tree is built, so that memory does not grow with the file.
-    """
-    parser, units = expat.ParserCreate(), []
-    parser.buffer_text = True
-    sides: dict[str, str] = {}
-    language, unknown = "", ""
-    codes = 0  # depth within native codes
-    pieces: list[str] | None = None  # of a segment
-
-    def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal sides, language, unknown, codes, pieces
-        if pieces is not None:
-            if codes or name in _NATIVE_CODES:
-                codes += 1
-                parser.CharacterDataHandler = None
-        elif name == "seg":
-            pieces = []
-            parser.CharacterDataHandler = pieces.append
-        elif name == "tuv":
-            language = (attributes.get("xml:lang") or attributes.get("lang") or "").lower().replace("_", "-")
-        elif name == "tu":
-            sides, unknown = {}, ""
-
-    def end(name: str) -> None:
-        nonlocal codes, pieces
-        if codes:
-            codes -= 1
-            if not codes and pieces is not None:
-                parser.CharacterDataHandler = pieces.append
-        elif name == "seg" and pieces is not None:
-            parser.CharacterDataHandler = None  # which passes on what is buffered
-            sides.setdefault(language, "".join(pieces))
-            pieces = None
-        elif name == "tu":
-            units.append((sides, unknown))
-
-    def refuse(*declaration: object) -> None:
-        raise InputError(f"{path}: declares XML entities, which could fill the memory. Remove the declarations.")
-
-    def skip(name: str, is_parameter: bool) -> None:
-        nonlocal unknown
-        if pieces is not None and not codes:
-            unknown = name
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.EntityDeclHandler = refuse
-    parser.SkippedEntityHandler = skip
-    return parser, units
-
-
-def _choose_side(sides: Mapping[str, str], language: str) -> Any:
-    """The text in a language: of exactly this code, else of the first code with this primary subtag (en: en-US)."""
-    if language in sides:
-        return sides[language]
-    return next((text for code, text in sides.items() if code.split("-")[0] == language), _MISSING)
+def _take_unit(block: _Block, number: int, unit: Unit, wanted: Sequence[str]) -> None:
+    """Take the wanted texts of a unit, or note what is wrong with one of them."""
+    texts: list[Any] = []
+    notes = []
+    for tag in wanted:
+        text, said = choose_text(unit, tag)
+        if text is not None and (fault := fault_of(text)):
+            block.reject(number, fault, _excerpt(describe_unit(unit)))
+            return
+        if said:
+            notes.append(said)
+        texts.append(_MISSING if text is None else text)
+    if block.add(number, texts, "", lambda: describe_unit(unit)):
+        for said in notes:
+            add_notes(block.records.notes, {said: (1, number, ", ".join(unit))})
 
 
 def _read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
@@ -728,9 +809,15 @@ def _read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bl
     with open_file(path, version=part.versions[0]) as source:
         file = _open_parquet(path, source)
         types = {**dict(_fields(file.schema_arrow)), **{field.name: field.type for field in file.schema_arrow}}
+        top, nested = Counter(file.schema_arrow.names), Counter(name for name, _ in _fields(file.schema_arrow))
         for key in form.keys:
             if key not in types:
                 raise InputError(f"{path}: no column '{key}'; it has {', '.join(types)}. Correct the stream's keys.")
+            way, counts = ([key], top) if key in top else (_way_to(key), nested)
+            if twice := [name for name in way if counts[name] > 1]:
+                raise InputError(
+                    f"{path}: {counts[twice[0]]} columns are named '{twice[0]}'. Write the file anew with one of them."
+                )
             if not _is_text(types[key]):
                 raise InputError(f"{path}: column '{key}' is {types[key]}, not text. Correct the stream's keys.")
         if form.label_key and form.label_key not in types:
@@ -778,6 +865,12 @@ def _fields(fields: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _fields(one.type, f"{prefix}{one.name}.")
 
 
+def _way_to(key: str) -> list[str]:
+    """A dotted key and the columns that it lies in: a, a.b, a.b.c."""
+    names = key.split(".")
+    return [".".join(names[:depth]) for depth in range(1, len(names) + 1)]
+
+
 def _is_text(kind: Any) -> bool:
     from pyarrow import types
 
@@ -814,7 +907,7 @@ def _decoded(value: bytes | None) -> str | bytes | None:
 
 
 def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iterator[bytes]:
-    """Yield the lines of a file, plain, .gz or .zst by its name, without their ends and without a byte order mark.
+    """Yield the lines of a file, plain or compressed, without their ends and without a byte order mark.
 
     Raises InputError if the file cannot be read, or the archive is cut short or broken.
     """
@@ -830,7 +923,11 @@ def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[l
     """Lists of lines of one of a part's files, without their ends; None for a line that is too long."""
     pieces: list[bytes] = []  # of a line that has not ended yet
     length, first = 0, part.start == 0
-    for chunk in _chunks(part, number, on_bytes):
+    chunks = _chunks(part, number, on_bytes)
+    if first:
+        head, chunks = archives.peek(chunks)
+        archives.refuse_others(part.paths[number], head, text=True)
+    for chunk in chunks:
         cut = chunk.rfind(b"\n")
         if cut < 0:
             length += len(chunk)
@@ -866,14 +963,7 @@ def _chunks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[bytes]
     path = part.paths[number]
     stop = None if part.stop < 0 or len(part.paths) > 1 else part.stop
     stored = _stored(path, part.start, stop, part.versions[number], on_bytes)
-    if path.lower().endswith(".zst"):
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW)
-        return _decompress(path, stored, decompressor.decompressobj, _ZSTD_STEP)
-    if path.lower().endswith(".gz"):
-        from isal import isal_zlib
-
-        return _decompress(path, stored, lambda: isal_zlib.decompressobj(wbits=31), _GZIP_STEP)
-    return stored
+    return stored if part.start else archives.unpack(path, stored)  # what is cut is plain
 
 
 def _stored(path: str, start: int, stop: int | None, version: str, on_bytes: OnBytes) -> Iterator[bytes]:
@@ -888,39 +978,9 @@ def _stored(path: str, start: int, stop: int | None, version: str, on_bytes: OnB
         raise InputError(f"{path}: {stop - place:,} bytes fewer than when it was found. It was changed; run again.")
 
 
-def _decompress(path: str, stored: Iterator[bytes], make: Callable[[], Any], step: int) -> Iterator[bytes]:
-    """Decompress one or more frames after each other; notice an archive that stops in the middle of one."""
-    from isal import isal_zlib
-
-    decompressor, produced, begun = make(), 0, False
-    texts: list[bytes] = []
-    held = 0
-    for chunk in stored:
-        at = 0
-        while at < len(chunk):
-            if decompressor.eof:
-                decompressor = make()
-            begun = True
-            piece = chunk[at : at + step]
-            try:
-                text = decompressor.decompress(piece)
-            except (isal_zlib.error, zstandard.ZstdError) as error:  # type: ignore[misc]
-                raise InputError(
-                    f"{path}: broken archive after {produced:,} bytes of text: {error}. Fetch the file again."
-                ) from None
-            at += len(piece) - (len(decompressor.unused_data) if decompressor.eof else 0)
-            produced += len(text)
-            held += len(text)
-            texts.append(text)
-            if held >= _CHUNK:
-                yield b"".join(texts)
-                texts, held = [], 0
-    if begun and not decompressor.eof:
-        raise InputError(f"{path}: the archive ends early, after {produced:,} bytes of text. Fetch the file again.")
-    yield b"".join(texts)
-
-
 def _excerpt(shown: Shown, length: int = 200) -> str:
+    if callable(shown):
+        shown = shown()
     if isinstance(shown, Mapping):
         shown = orjson.dumps({key: value for key, value in shown.items() if value is not _MISSING}, default=repr)
     return shown[:length].decode(errors="replace") if isinstance(shown, bytes) else shown[:length]

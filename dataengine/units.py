@@ -10,7 +10,9 @@ import ctypes
 import gc
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -25,7 +27,7 @@ from numpy.typing import NDArray
 from dataengine.errors import InputError
 from dataengine.runs import damaged_unit
 from dataengine.shards import Add, Shard, read_shard
-from dataengine.sources import RecordFormat, Records, Reject, SourcePart, read_records
+from dataengine.sources import Notes, RecordFormat, Records, Reject, SourcePart, add_notes, lines_before, read_records
 from dataengine.storage import Store
 
 SCHEMA = 5  # raise when the same input would give other bytes
@@ -54,6 +56,7 @@ class Receipt:
     runs: int = 0
     near_runs: int = 0
     shards: list[Shard] = field(default_factory=list)
+    notes: Notes = field(default_factory=dict)  # on usable records; lines count from 1 in the part
 
 
 @dataclass(frozen=True)
@@ -200,12 +203,14 @@ class Reading:
         self._written: list[bytes] = []
         self.lines = self.usable = self.kept = 0
         self.rejected: dict[str, int] = {}
+        self.notes: Notes = {}
 
     def batches(self, size: int) -> Iterator[Records]:
         """Batches of at most `size` records; `usable` counts those before the end of the latest."""
         for batch in self._all(size):
             for reject in batch.rejects:
-                self._note(reject)
+                self._note(reject, batch.lines)
+            add_notes(self.notes, batch.notes)
             first, self.usable = self.usable, self.usable + len(batch.lines)
             if self._bits is not None:
                 batch = select(batch, self._kept(first))
@@ -222,22 +227,25 @@ class Reading:
         bits = np.unpackbits(self._bits[low : self.usable // 8 + 1]).astype(bool)
         return bits[first - 8 * low : self.usable - 8 * low]
 
-    def _note(self, reject: Reject) -> None:
+    def _note(self, reject: Reject, lines: Sequence[int]) -> None:
+        """Count an unusable record; `lines` are those of the usable ones of its batch."""
         self.rejected[reject.reason] = self.rejected.get(reject.reason, 0) + 1
         bad = sum(self.rejected.values())
         if bad <= _REJECTS:
             # Without the file's name: a unit does not depend on where its input lies.
             self._written.append(orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE))
-        seen = self.usable + bad
+        seen = self.usable + bad + (bisect_left(lines, reject.line) if bad > _EARLY_RECORDS / 2 else 0)
         if bad > _EARLY_RECORDS / 2 and bad > seen / 2 and seen >= _EARLY_RECORDS:
             raise InputError(
                 f"{self._part.paths[0]}: {bad:,} of the first {seen:,} records are unusable, the last one for "
-                f"{reject.reason} (line {reject.line:,}{self._after()}: {reject.excerpt}). "
+                f"{reject.reason} ({self._place(reject.line)}: {reject.excerpt}). "
                 "Check the file's format, encoding and keys."
             )
 
-    def _after(self) -> str:
-        return f" after byte {self._part.start:,}" if self._part.start else ""
+    def _place(self, line: int) -> str:
+        """A line of the part, as a line of the file where that can be counted."""
+        before = lines_before(self._part)
+        return f"line {line + before:,}" if before is not None else f"line {line:,} after byte {self._part.start:,}"
 
     def finish(self, add: Add) -> dict[str, Any]:
         """Publish the unusable records; return the counts that a receipt takes."""
@@ -248,7 +256,22 @@ class Reading:
             "records": self.usable + sum(self.rejected.values()),
             "kept": self.kept,
             "rejected": dict(sorted(self.rejected.items())),
+            "notes": dict(sorted(self.notes.items())),
         }
+
+
+def describe_notes(parts: Sequence[SourcePart], receipts: Sequence[Receipt], first_lines: Sequence[int]) -> list[str]:
+    """What is to be said of the usable records of parts, once each, with the count and the first place.
+
+    `first_lines` are the numbers in their files of the parts' first lines.
+    """
+    counts: Counter[str] = Counter()
+    places: dict[str, str] = {}
+    for part, receipt, first_line in zip(parts, receipts, first_lines, strict=True):
+        for said, (count, line, excerpt) in receipt.notes.items():
+            counts[said] += count
+            places.setdefault(said, f"{part.paths[0]}, line {first_line + line - 1:,}: {excerpt}")
+    return [f"{said} ({counts[said]:,} times, first in {place})" for said, place in places.items()]
 
 
 def select(batch: Records, kept: NDArray[np.bool_]) -> Records:

@@ -195,6 +195,14 @@ def test_yaml_is_loaded_safely(tmp_path: Path) -> None:
     assert "not valid YAML" in message(path)
 
 
+def test_columns_that_the_heading_names_are_the_default(make_config: ConfigMaker) -> None:
+    stated = make_config(["streams.both.columns=heading"]).streams["both"]
+    assert stated == make_config().streams["both"]
+    assert make_config(["streams.both.columns=[en, zh]"]).streams["both"].columns == ("en", "zh")
+    with pytest.raises(InputError, match=r"streams\.both\.columns"):
+        make_config(["streams.both.columns=headings"])
+
+
 def test_small_experiment_is_valid_yaml(make_config: ConfigMaker) -> None:
     assert yaml.safe_load(dump_config(make_config()))["streams"]["both"]["directions"] == ["en-zh", "zh-en"]
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -77,6 +79,9 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
     ".jsonl": lambda content: content,
     ".jsonl.zst": zstandard.compress,
     ".jsonl.gz": gzip.compress,
+    ".jsonl.xz": lzma.compress,
+    ".jsonl.bz2": bz2.compress,
+    ".zst.jsonl": zstandard.compress,  # an archive is what its first bytes say
 }
 
 
@@ -93,6 +98,24 @@ def test_a_stream_that_is_sampled_in_part_has_about_the_tokens_of_its_build(
     assert 0.7 * 300_000 < made.sampled_bytes < 1.1 * 300_000
     assert made.tokens * made.scale == pytest.approx(tokens, rel=0.1)
     assert made.records * made.scale == pytest.approx(records, rel=0.1 if words < 3000 else 0.3)  # of 150 documents
+
+
+def test_a_tsv_is_sampled_by_the_columns_of_its_heading(make_config: ConfigMaker, tmp_path: Path) -> None:
+    rows = [f"{n}\t第 {n} 句话\tsentence number {n}\n" for n in range(20_000)]
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(["id\tzh\ten\n", *rows]))
+    config = make_config(
+        streams={"pairs": {"pairs": [str(path)], "directions": ["en-zh"], "columns": ["en", "zh"]}},
+        stages=[{"name": "all", "steps": 4, "mix": {"pairs": 1}}],
+        part_bytes=100_000,
+    )
+    (plan,) = prepared(config).streams.values()
+    assert len(plan.parts) > 5
+    (built,) = build(config).streams
+    made = estimate(plan, 100_000)
+    assert made.scale > 5
+    assert not made.rejected
+    assert made.tokens * made.scale == pytest.approx(built.tokens, rel=0.1)
 
 
 def test_parquet_is_sampled_by_what_was_read(make_config: ConfigMaker, tmp_path: Path) -> None:

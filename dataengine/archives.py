@@ -1,0 +1,203 @@
+"""Unpack what compressed a file. What it is, its first bytes say, not its name; what cannot be read is named."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import zstandard
+
+from dataengine.errors import InputError
+
+SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
+HEAD = 512  # bytes that say what a file is
+
+_CHUNK = 1 << 20  # bytes of text given at a time
+_ZSTD_STEP = 1 << 11  # bytes to decompress at once; 4 of them may stand for 128 KiB, so this bounds what comes out
+_STEP = 1 << 16  # bytes; of gzip one may stand for 1,000; xz and bzip2 are asked for so much text at a time
+_LARGEST_WINDOW = 1 << 31  # bytes; `zstd --long=31`
+_MOST_OF_A_START = 1 << 26  # bytes of text
+_PADDED = ("gzip", "xz")  # zero bytes may follow a member
+
+# First bytes of what is not read -> what it is, what to do.
+_OTHERS: tuple[tuple[bytes, str, str], ...] = (
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive", "Unpack it (unzip) and name the files in it"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it (7z x) and name the files in it"),
+    (rb"Rar!\x1a\x07", "a rar archive", "Unpack it (unrar x) and name the files in it"),
+    (rb"(?s:.{257})ustar", "a tar archive", "Unpack it (tar xf) and name the files in it"),
+    (rb"\x04\x22\x4d\x18", "compressed by lz4", "Decompress it (lz4 -d)"),
+    (rb"\x1f\x9d", "compressed by compress", "Decompress it (gzip -d)"),
+    (rb"version https://git-lfs\.github\.com/spec/", "a pointer of Git LFS, not the file", "Fetch it (git lfs pull)"),
+)
+_OTHER_TEXT: tuple[tuple[bytes, str, str], ...] = (
+    (rb"PAR1[\x00-\x08\x0b-\x1f]", "a Parquet file", "Name it .parquet, or state the stream's `format: parquet`"),
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", "Convert it (iconv -f UTF-32 -t UTF-8 FILE)"),
+    (
+        rb"\xff\xfe|\xfe\xff|([\t\n\r -~]\0){2}|(\0[\t\n\r -~]){2}",
+        "UTF-16",
+        "Convert it (iconv -f UTF-16 -t UTF-8 FILE; if it has no byte order mark, -f UTF-16LE or UTF-16BE)",
+    ),
+)
+
+
+def archive_kind(head: bytes) -> str:
+    """What compressed a file with these first bytes: gzip, zstd, xz or bzip2; "" if none of them."""
+    if head.startswith(b"\x1f\x8b\x08"):
+        return "gzip"
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
+        return "zstd"  # a frame of data, or one to skip
+    if head.startswith(b"\xfd7zXZ\0"):
+        return "xz"
+    if head.startswith(b"BZh") and head[4:10] in (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90"):
+        return "bzip2"
+    return ""
+
+
+def refuse_others(path: str, head: bytes, *, text: bool = False) -> None:
+    """Raise InputError if the first bytes are of a kind that is not read; with `text` also if they are not UTF-8."""
+    for pattern, what, remedy in (*_OTHERS, *(_OTHER_TEXT if text else ())):
+        if re.match(pattern, head):
+            raise InputError(f"{path} is {what}. {remedy}.")
+
+
+def peek(chunks: Iterator[bytes], size: int = HEAD) -> tuple[bytes, Iterator[bytes]]:
+    """The first `size` bytes of a flow (fewer if it ends), and the whole flow."""
+    held, length = [], 0
+    for chunk in chunks:
+        held.append(chunk)
+        length += len(chunk)
+        if length >= size:
+            break
+    return b"".join(held)[:size], _again(held, chunks)
+
+
+def _again(held: list[bytes], chunks: Iterator[bytes]) -> Iterator[bytes]:
+    while held:
+        yield held.pop(0)
+    yield from chunks
+
+
+def unpack(path: str, stored: Iterator[bytes]) -> Iterator[bytes]:
+    """The content of a file, decompressed if it is an archive: gzip, zstd, xz, bzip2, several members in a row too.
+
+    Raises InputError, at the latest at the end, if it is another kind of archive, or broken, or ends early.
+    """
+    head, stored = peek(stored)
+    kind = archive_kind(head)
+    if not kind:
+        refuse_others(path, head)
+        if path.lower().endswith(SUFFIXES) and not _is_text(head):
+            raise InputError(
+                f"{path}: broken archive: its first bytes are of no archive, and are not text. Fetch the file again."
+            )
+        yield from stored
+        return
+    inside, text = peek(_decompress(path, stored, kind))
+    if other := archive_kind(inside):
+        raise InputError(f"{path}: it is {kind}, and in it is {other} again. Decompress it once.")
+    refuse_others(f"{path} (decompressed)", inside)
+    yield from text
+
+
+def unpack_start(path: str, stored: bytes, step: int = 1 << 12) -> tuple[bytes, int]:
+    """What the first bytes of a file hold, decompressed (64 MiB or little more), and how many of them that takes.
+
+    `step` is how many bytes are decompressed at a time. Raises InputError if the archive is broken.
+    """
+    kind = archive_kind(stored[:HEAD])
+    if not kind:
+        refuse_others(path, stored[:HEAD])
+        return stored, len(stored)
+    texts, used, length = [], 0, 0
+    reader = _Members(path, kind)
+    for at in range(0, len(stored), step):
+        for text in reader.feed(stored[at : at + step]):
+            texts.append(text)
+            length += len(text)
+            used = min(at + step, len(stored))
+        if length > _MOST_OF_A_START:
+            break
+    return b"".join(texts), used
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether first bytes may be of text, or are of something that is named later as what it is."""
+    if any(re.match(pattern, head) for pattern, _, _ in _OTHER_TEXT):
+        return True
+    return re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head) is None
+
+
+def _decompress(path: str, stored: Iterator[bytes], kind: str) -> Iterator[bytes]:
+    """Decompress; notice an archive that stops in the middle of a member."""
+    reader = _Members(path, kind)
+    texts: list[bytes] = []
+    held = 0
+    for chunk in stored:
+        for text in reader.feed(chunk):
+            held += len(text)
+            texts.append(text)
+            if held >= _CHUNK:
+                yield b"".join(texts)
+                texts, held = [], 0
+    reader.finish()
+    yield b"".join(texts)
+
+
+class _Members:
+    """One or more members (frames) of an archive in a row, and zero bytes behind them where the format allows that."""
+
+    def __init__(self, path: str, kind: str) -> None:
+        from isal import isal_zlib
+
+        makers: dict[str, tuple[Callable[[], Any], int]] = {
+            "gzip": (lambda: isal_zlib.decompressobj(wbits=31), _STEP),
+            "zstd": (zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).decompressobj, _ZSTD_STEP),
+            "xz": (lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), _STEP),
+            "bzip2": (bz2.BZ2Decompressor, _STEP),
+        }
+        self._path, self._kind = path, kind
+        self._make, self._step = makers[kind]
+        self._faults = (isal_zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError)
+        self._member = self._make()
+        self._produced = 0
+
+    def feed(self, stored: bytes) -> Iterator[bytes]:
+        """The text of the next bytes, in pieces that stay small whatever they expand to."""
+        at = 0
+        while at < len(stored):
+            if self._member.eof:
+                if self._kind in _PADDED and stored[at] == 0:
+                    at = len(stored) - len(stored[at:].lstrip(b"\0"))
+                    continue
+                self._member = self._make()
+            piece = stored[at : at + self._step]
+            for text in self._pieces(piece):
+                self._produced += len(text)
+                yield text
+            at += len(piece) - (len(self._member.unused_data) if self._member.eof else 0)
+
+    def _pieces(self, piece: bytes) -> Iterator[bytes]:
+        limit = (_STEP,) if self._kind in ("xz", "bzip2") else ()
+        while True:
+            try:
+                text = self._member.decompress(piece, *limit)
+            except self._faults as error:  # type: ignore[misc]
+                raise InputError(
+                    f"{self._path}: broken archive after {self._produced:,} bytes of text: {error}. "
+                    "Fetch the file again."
+                ) from None
+            if text:
+                yield text
+            if not limit or self._member.eof or self._member.needs_input:
+                return
+            piece = b""
+
+    def finish(self) -> None:
+        """Raise InputError if the last member has not ended."""
+        if not self._member.eof:
+            raise InputError(
+                f"{self._path}: the archive ends early, after {self._produced:,} bytes of text. Fetch the file again."
+            )
