@@ -29,8 +29,8 @@ from dataengine.cleaning import Cleaning, CleanRecords, Codes, FindDuplicates
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
 from dataengine.errors import InputError
+from dataengine.evaluation_sets import find_text_files
 from dataengine.manifest import Manifest, Stream
-from dataengine.objects import find_files
 from dataengine.packing import Packer
 from dataengine.parent import parent_stream, read_parent, stream_sizes
 from dataengine.runs import BUCKETS, encode_npy, num_ranges, read_all_npy
@@ -259,10 +259,10 @@ def _plan_cleaning(stream: StreamConfig) -> Cleaning | None:
     """What a stream drops; None if nothing."""
     clean, scores = stream.clean, stream.scores
     rules = clean.pair_rules or clean.document_rules
-    found = {pattern: find_files(pattern) for pattern in clean.decontaminate}
+    found = {pattern: find_text_files(pattern) for pattern in clean.decontaminate}
     if missing := [pattern for pattern, files in found.items() if not files]:
         raise InputError(f"`decontaminate`: no file {', '.join(missing)}. Correct the paths.")
-    evaluation = tuple(file.path for files in found.values() for file in files)
+    evaluation = tuple(path for paths in found.values() for path in paths)
     made = Cleaning(
         languages=stream.codes if stream.pairs else (stream.language or "",),
         rules=rules.model_dump(mode="json") if rules else None,

@@ -37,7 +37,7 @@ _LONGEST_LINE = 1 << 28  # bytes
 _BATCH_CHARACTERS = 1 << 24  # a batch ends here, so that books do not fill the memory
 _LARGEST_WINDOW = 1 << 31  # bytes; `zstd --long=31`
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # TMX: markup of the tool that wrote a segment
+NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # TMX: markup of the tool that wrote a segment
 
 OnBytes = Callable[[int], None]  # hears of bytes read
 
@@ -675,7 +675,7 @@ def _tmx_parser(path: str) -> tuple[expat.XMLParserType, list[tuple[dict[str, st
     def start(name: str, attributes: dict[str, str]) -> None:
         nonlocal sides, language, unknown, codes, pieces
         if pieces is not None:
-            if codes or name in _NATIVE_CODES:
+            if codes or name in NATIVE_CODES:
                 codes += 1
                 parser.CharacterDataHandler = None
         elif name == "seg":
@@ -824,6 +824,12 @@ def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iter
             if line is None:
                 raise InputError(f"{path}: a line is longer than {_LONGEST_LINE >> 20} MiB. Mend the file.")
             yield line
+
+
+def read_content(path: str | Path) -> bytes:
+    """The whole content of a file, plain, .gz or .zst by its name. Raises InputError as `read_lines`."""
+    part = SourcePart((str(path),), ("",), "text", 0, -1, 0, "")
+    return b"".join(_chunks(part, 0, lambda count: None))
 
 
 def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[list[bytes | None]]:
