@@ -477,13 +477,11 @@ class S3Store(Store):
         """Whether an object has this content; None if there is none."""
         assert isinstance(content, bytes), "files replace what is there"
         url = self._url(key)
-        client, request = objects.connect(url)
-        if not _is_plain(self.url):
-            request["ChecksumMode"] = "ENABLED"
+        checksum = {} if _is_plain(self.url) else {"ChecksumMode": "ENABLED"}
         try:
             with objects.faults(url):
-                head = client.head_object(**request)
-            if head["ContentLength"] != len(content):
+                head = objects.head_object(url, **checksum)
+            if objects.field_of(head, "ContentLength", url) != len(content):
                 return False
             if head.get("ChecksumSHA256") == _checksum(content):
                 return True
@@ -528,7 +526,7 @@ def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
             digest = _digest(part, plain)
             answer = client.upload_part(**request, PartNumber=number, Body=bytes(part), **digest)
             checksum = {} if plain else {"ChecksumSHA256": digest["ChecksumSHA256"]}
-            uploaded.append({"PartNumber": number, "ETag": answer["ETag"], **checksum})
+            uploaded.append({"PartNumber": number, "ETag": objects.field_of(answer, "ETag", url), **checksum})
         client.complete_multipart_upload(**request, MultipartUpload={"Parts": uploaded}, **condition)
     except BaseException:
         with suppress(Exception):  # what went wrong matters more
