@@ -11,7 +11,7 @@ import codecs
 import hashlib
 import html
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,16 +121,8 @@ def read_texts(path: str | Path) -> list[str]:
     plain text, and its fields where it has tabs. Raises InputError for what cannot be read, or is not what its name
     says.
     """
-    read = {
-        "jsonl": _strings_of_jsonl,
-        "tsv": lambda path: (field for line in _lines(path) for field in line.split("\t")),
-        "xml": lambda path: map(_segment_text, _parse_xml(path).iterfind(".//{*}seg")),
-        "tmx": lambda path: map(_segment_text, _parse_xml(path).iterfind(".//{*}seg")),
-        "sgm": lambda path: (text for _, _, text in _sgm_segments(path)),
-        "parquet": _strings_of_parquet,
-        "text": lambda path: (text for line in _plain_lines(path) for text in dict.fromkeys([line, *line.split("\t")])),
-    }[_kind(str(path))]
-    return [one_line(text) for text in read(str(path)) if not is_blank(text)]
+    found = _READERS[_kind(str(path))](str(path))
+    return [one_line(text) for text in found if not is_blank(text)]
 
 
 _KINDS = {
@@ -156,6 +148,10 @@ def _strings_of_jsonl(path: str) -> Iterator[str]:
                 f"evaluation set {path}, line {number}: not JSON: {error}. "
                 "Write one value a line, or name plain text otherwise (.txt)."
             ) from None
+
+
+def _segments_of_xml(path: str) -> list[str]:
+    return [_segment_text(segment) for segment in _parse_xml(path).iterfind(".//{*}seg")]
 
 
 def _strings_of_parquet(path: str) -> Iterator[str]:
@@ -403,3 +399,14 @@ def _lines(path: str) -> list[str]:
 def _unfold(text: str) -> str:
     """A text of markup on one line: a line break and the white space around it are layout, and become one space."""
     return one_line(re.sub(r"\s*[\r\n]\s*", " ", text))
+
+
+_READERS: dict[str, Callable[[str], Iterable[str]]] = {
+    "jsonl": _strings_of_jsonl,
+    "tsv": lambda path: (field for line in _lines(path) for field in line.split("\t")),
+    "xml": _segments_of_xml,
+    "tmx": _segments_of_xml,
+    "sgm": lambda path: (text for _, _, text in _sgm_segments(path)),
+    "parquet": _strings_of_parquet,
+    "text": lambda path: (text for line in _plain_lines(path) for text in dict.fromkeys([line, *line.split("\t")])),
+}

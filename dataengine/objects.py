@@ -134,7 +134,7 @@ def _expand(folder: str, patterns: Sequence[str]) -> Iterator[str]:
 def _folders_below(folder: str) -> Iterator[str]:
     """A folder and all below it but hidden ones, each real one once: by its own path, else by the first link to it."""
     seen: set[tuple[int, int]] = set()
-    waiting, links = [folder], []
+    waiting, links = [folder], list[str]()
     while waiting or links:
         path = waiting.pop() if waiting else links.pop(0)
         status = _stat(path or ".")

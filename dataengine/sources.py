@@ -101,7 +101,7 @@ def plan_parts(
 
     Plain files of lines are cut at line ends, Parquet between row groups, at about `part_bytes`; the rest are whole. A
     mapping names a Moses corpus: a path for each key. A local part's identity is a hash of its bytes, remembered in
-    `hashes` by path, size and time; a remote one's its ETag and place. Returns the parts, and what to remember.
+    `hashes` by path and version; a remote one's its ETag and place. Returns the parts, and what to remember.
     """
     groups = [group for path in paths for group in _find(path, stream, form)]
     kinds = ["moses" if len(files) > 1 or isinstance(path, Mapping) else format or _format_of(files[0].path, stream)

@@ -146,7 +146,8 @@ def _last_write(path: Path) -> float:
     By ctime: what has a second name, or was renamed to go, has the time of modification of what it was.
     """
     try:
-        return max(one.lstat().st_ctime for one in [path, *(path.iterdir() if path.is_dir() else ())])
+        inside = path.iterdir() if path.is_dir() else ()
+        return max(status.st_ctime for status in map(Path.lstat, [path, *inside]))
     except FileNotFoundError:
         return time.time()
 
