@@ -8,6 +8,7 @@ layout, one space. `read_texts` reads the same files for decontamination.
 from __future__ import annotations
 
 import codecs
+import glob
 import hashlib
 import html
 import re
@@ -343,9 +344,9 @@ def _flores_file(folder: Path, code: str) -> Path:
 
 
 def _flores_files(folder: Path) -> list[Path]:
-    files = sorted(
-        path for path in folder.iterdir() if path.is_file() and re.match(r"[a-z]{3}_[A-Z][a-z]{3}\.", path.name)
-    )
+    files = [
+        Path(file.path) for file in find_files(f"{glob.escape(str(folder))}/[a-z][a-z][a-z]_[A-Z][a-z][a-z][a-z].*")
+    ]
     if not files:
         below = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
         hint = f"Name one of the folders below it: {', '.join(below)}." if below else "Give a folder of Flores-200."

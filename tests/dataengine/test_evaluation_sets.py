@@ -258,6 +258,9 @@ def test_a_folder_of_flores_stands_for_all_its_files(tmp_path: Path) -> None:
     assert find_text_files(str(tmp_path / "dev" / "*.dev")) == names
     with pytest.raises(InputError, match=r"no files such as eng_Latn.dev. Name one of the folders below it: dev"):
         find_text_files(str(tmp_path))
+    (tmp_path / "dev" / "ind_Latn.dev").symlink_to("gone")
+    with pytest.raises(InputError, match=r"ind_Latn.dev is a link to gone, which is not there"):
+        find_text_files(str(tmp_path / "dev"))
 
 
 def test_two_files_must_agree(tmp_path: Path) -> None:
