@@ -31,11 +31,12 @@ from dataengine.cleaning import Cleaning, CleanRecords, Codes
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
 from dataengine.errors import InputError
+from dataengine.evaluation_sets import find_text_files
 from dataengine.labels import check_labels
 from dataengine.manifest import Manifest, Stream
 from dataengine.near_duplicates import TWIN
 from dataengine.near_units import CleanedPart, find_twins
-from dataengine.objects import find_files
+from dataengine.objects import real_file
 from dataengine.packing import Packer
 from dataengine.parent import parent_stream, read_parent, stream_sizes
 from dataengine.runs import BUCKETS, encode_npy, num_ranges, read_all_npy
@@ -238,9 +239,7 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
             paths, name, records, format=stream.format, part_bytes=config.part_bytes, hashes=known, threads=threads
         )
         found |= hashes
-        places = Counter(part.paths for part in parts if part.start == 0)
-        for names in [names for names, count in places.items() if count > 1]:
-            print(f"note: stream '{name}' reads {' and '.join(names)} {places[names]} times over", file=sys.stderr)
+        _note_files_read_twice(name, parts)
         streams[name] = StreamPlan(
             name=name,
             parts=tuple(parts),
@@ -256,6 +255,19 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
     if found.keys() - known.keys():
         store.write("source_hashes.json", orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
     return Preparation(config, store, tokenizer, streams)
+
+
+def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:
+    """Say which files a stream reads more than once, under whatever names."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for part in parts:
+        if part.start == 0:
+            places.setdefault(tuple(map(real_file, part.paths)), []).append(" and ".join(part.paths))
+    for names in places.values():
+        if len(names) > 1:
+            others = ", ".join(dict.fromkeys(name for name in names if name != names[0]))
+            also = f" (also as {others})" if others else ""
+            print(f"note: stream '{stream}' reads {names[0]}{also} {len(names)} times over", file=sys.stderr)
 
 
 def record_format(stream: StreamConfig) -> RecordFormat:
@@ -275,10 +287,10 @@ def _plan_cleaning(stream: StreamConfig) -> Cleaning | None:
     """What a stream drops; None if nothing."""
     clean, scores = stream.clean, stream.scores
     rules = clean.pair_rules or clean.document_rules
-    found = {pattern: find_files(pattern) for pattern in clean.decontaminate}
+    found = {pattern: find_text_files(pattern) for pattern in clean.decontaminate}
     if missing := [pattern for pattern, files in found.items() if not files]:
         raise InputError(f"`decontaminate`: no file {', '.join(missing)}. Correct the paths.")
-    evaluation = tuple(file.path for files in found.values() for file in files)
+    evaluation = tuple(path for paths in found.values() for path in paths)
     made = Cleaning(
         languages=stream.codes if stream.pairs else (stream.language or "",),
         rules=rules.model_dump(mode="json") if rules else None,

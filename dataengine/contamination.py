@@ -18,6 +18,7 @@ import orjson
 from numpy.typing import NDArray
 
 from dataengine.build import Rounds, StreamPlan, clean_stream, missing_streams, prepare, run_rounds, source_lines
+from dataengine.characters import escape_controls
 from dataengine.config import Config
 from dataengine.decontaminate import NGRAM_WORDS, SHORTEST_WORDS, EvaluationTexts
 from dataengine.dedup import WORD_WEIGHT, hash_grams, normalize
@@ -78,7 +79,7 @@ class Contamination:
                 f"{one.set_name}: {one.sentence[:_SHOWN]!r}",
                 f"  in {one.file}, line {one.line:,} (stream {one.stream}): {one.record!r}",
             ]
-        return "\n".join(lines)
+        return escape_controls("\n".join(lines))
 
 
 def run_contamination(config: Config, workers: int = 1, examples: int = 5) -> str:
@@ -149,7 +150,7 @@ def _search(
     if plan.cleaning is not None:
         cleaned = yield from clean_stream(plan, config, store)
         keeps = [publish_keep(codes == 0, store) for codes in cleaned.codes]
-    identity = hashlib.sha256(orjson.dumps(texts)).hexdigest()
+    identity = hashlib.sha256(orjson.dumps([EvaluationTexts.from_texts(texts).identity, texts])).hexdigest()
     units = [
         FindTexts(part, plan.records, keep, identity, NGRAM_WORDS, SHORTEST_WORDS, texts)
         for part, keep in zip(plan.parts, keeps, strict=True)
@@ -174,7 +175,7 @@ class FindTexts(Unit):
     part: SourcePart
     records: RecordFormat
     keep: Keep | None
-    identity: str  # of the texts
+    identity: str  # of the texts and of how they are compared
     ngram_words: int
     shortest_words: int
     texts: tuple[str, ...] = field(metadata={"identity": False})

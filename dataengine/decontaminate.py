@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from dataengine.dedup import WORD_WEIGHT, UInt64s, hash_grams, normalize
 from dataengine.errors import InputError
-from dataengine.sources import read_lines
+from dataengine.evaluation_sets import read_texts
 
 # 13 words as in GPT-3 (Brown et al. 2020, appendix C) and datatrove; 26 Chinese characters, which say as much.
 NGRAM_WORDS = 13
@@ -29,8 +28,7 @@ NGRAM_WORDS = 13
 # words stood in other pairs too, up to 41 of them; of those of 5 words 2 %, and in a handful.
 SHORTEST_WORDS = 5
 
-_SCHEMA = 1  # raise when the same texts would decide otherwise
-_JSON_SUFFIXES = {".json", ".jsonl", ".ndjson"}
+_SCHEMA = 2  # raise when the same texts would decide otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +44,14 @@ class EvaluationTexts:
     def load(
         paths: Sequence[str | Path], *, shortest_words: int = SHORTEST_WORDS, ngram_words: int = NGRAM_WORDS
     ) -> EvaluationTexts:
-        """Read evaluation sets: every string value of JSON Lines, at any depth, else every line of plain text.
+        """Read evaluation sets: all texts of each file, as `read_texts` finds them.
 
-        Each may be .gz or .zst. Raises InputError for a file that cannot be read, is not JSON Lines though named so, or
-        has no text.
+        Raises InputError for a file that cannot be read, is not what its name says, or has no text.
         """
         texts: list[str] = []
         for path in paths:
             found = len(texts)
-            texts += _read_texts(str(path))
+            texts += read_texts(path)
             if len(texts) == found:
                 raise InputError(f"evaluation set {path} holds no text. Give a file that does, or leave it out.")
         return EvaluationTexts.from_texts(texts, shortest_words=shortest_words, ngram_words=ngram_words)
@@ -121,30 +118,3 @@ class _Finder:
         ranks = np.minimum(np.searchsorted(self._hashes, candidates), len(self._hashes) - 1)
         found[places] = self._hashes[ranks] == candidates
         return found
-
-
-def _read_texts(path: str) -> Iterator[str]:
-    suffix = Path(path.removesuffix(".gz").removesuffix(".zst")).suffix
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield from _strings(orjson.loads(line)) if suffix in _JSON_SUFFIXES else [line.decode()]
-        except orjson.JSONDecodeError as error:
-            raise InputError(
-                f"evaluation set {path}, line {number}: not JSON: {error}. "
-                "Write one value a line, or name plain text otherwise (.txt)."
-            ) from None
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"evaluation set {path}, line {number}: not UTF-8 at byte {error.start}. Convert the file to UTF-8."
-            ) from None
-
-
-def _strings(value: Any) -> Iterator[str]:
-    """The string values inside a JSON value, keys left out."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)

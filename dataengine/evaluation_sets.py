@@ -1,21 +1,32 @@
 """Evaluation sets: source sentences with their references, from the files that the field has.
 
-Every line of a set counts, so that scores compare: a broken or empty one is an error, never left out.
+Every line of a set counts, so that scores compare: a broken or empty one is an error, never left out. A sentence is as
+training reads the same text, `characters.one_line`; in XML and SGML a line break with the white space around it is
+layout, one space. `read_texts` reads the same files for decontamination.
 """
 
 from __future__ import annotations
 
+import codecs
+import glob
 import hashlib
 import html
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
+from xml.parsers.expat import errors as expat_errors
 
+import orjson
+
+from dataengine.characters import is_blank, one_line
 from dataengine.errors import InputError
-from dataengine.objects import is_url
-from dataengine.sources import RecordFormat, read_lines, read_records, whole_file
+from dataengine.objects import find_files, is_url, open_file
+from dataengine.sources import RecordFormat, read_content, read_lines, read_records, whole_file
+from dataengine.tmx import NATIVE_CODES
 
 # Files of Flores-200 (NLLB Team 2022, appendix A) by two-letter code, one script each.
 _FLORES_CODES = """
@@ -57,7 +68,8 @@ def read_set(place: str | Mapping[str, str], direction: str, limit: int | None =
 
     `place` is a file of pairs (JSON Lines with a key per language; .tsv whose first line names the languages; .xml of
     WMT from 2021 on), a folder of Flores-200 (flores200_dataset/dev), or a file for each language (plain text, line by
-    line, or .sgm of WMT). Raises InputError naming file and line for what cannot be used.
+    line, or .sgm of WMT). The case of a suffix does not matter, and .gz or .zst may follow. Raises InputError naming
+    file and line for what cannot be used.
     """
     source, target = direction.split("-")
     note = ""
@@ -65,12 +77,12 @@ def read_set(place: str | Mapping[str, str], direction: str, limit: int | None =
         place = {code: str(_flores_file(Path(place), code)) for code in (source, target)}
     if isinstance(place, str):
         files: tuple[str, ...] = (place,)
-        name = place.removesuffix(".gz").removesuffix(".zst")
-        if name.endswith(".xml"):
+        kind = _kind(place)
+        if kind == "xml":
             columns, note = _read_wmt_xml(place, source, target)
-        elif name.endswith(".tsv"):
+        elif kind == "tsv":
             columns = _read_tsv(place, source, target)
-        elif name.endswith((".jsonl", ".json", ".ndjson")):
+        elif kind == "jsonl":
             columns = _read_jsonl(place, source, target)
         else:
             raise InputError(
@@ -86,11 +98,86 @@ def read_set(place: str | Mapping[str, str], direction: str, limit: int | None =
         columns = _read_files(place[source], place[target])
     for path, texts in zip(files if len(files) == 2 else files * 2, columns, strict=True):
         for number, text in enumerate(texts, start=1):
-            if not text.strip():
+            if is_blank(text):
                 raise InputError(f"evaluation set {path}: sentence {number} is empty. Fill it in, or remove the pair.")
     if not columns[0]:
         raise InputError(f"evaluation set {', '.join(files)} holds no pairs for {direction}. Give another file.")
     return EvaluationSet(direction, columns[0][:limit], columns[1][:limit], files, note)
+
+
+def find_text_files(pattern: str) -> list[str]:
+    """The files that a path, a URL, a glob or a folder of Flores-200 names, for `read_texts`; sorted.
+
+    Raises InputError if a folder is not one of Flores-200, or a place cannot be read.
+    """
+    if not is_url(pattern) and Path(pattern).is_dir():
+        return [str(path) for path in _flores_files(Path(pattern))]
+    return [file.path for file in find_files(pattern)]
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """All texts of a file, in all languages, each on one line; none is blank.
+
+    Every format of `read_set`, known by its suffix in any case: each string of JSON Lines at any depth, each field of
+    TSV, each segment of XML (of .tmx too) and SGML; each string of .parquet; of any other name each line, which must be
+    plain text, and its fields where it has tabs. Raises InputError for what cannot be read, or is not what its name
+    says.
+    """
+    found = _READERS[_kind(str(path))](str(path))
+    return [one_line(text) for text in found if not is_blank(text)]
+
+
+_KINDS = {
+    ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv", ".xml": "xml", ".tmx": "tmx",
+    ".parquet": "parquet",
+}  # fmt: skip
+
+
+def _kind(path: str) -> str:
+    """The format that a name says; plain text where it says none."""
+    name = path.rpartition("/")[2].lower().removesuffix(".gz").removesuffix(".zst")
+    return "sgm" if ".sgm" in name else _KINDS.get(Path(name).suffix, "text")
+
+
+def _strings_of_jsonl(path: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), start=1):
+        if is_blank(line):
+            continue
+        try:
+            yield from _strings(orjson.loads(line))
+        except orjson.JSONDecodeError as error:
+            raise InputError(
+                f"evaluation set {path}, line {number}: not JSON: {error}. "
+                "Write one value a line, or name plain text otherwise (.txt)."
+            ) from None
+
+
+def _segments_of_xml(path: str) -> list[str]:
+    return [_segment_text(segment) for segment in _parse_xml(path).iterfind(".//{*}seg")]
+
+
+def _strings_of_parquet(path: str) -> Iterator[str]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with open_file(path) as file:
+            for batch in parquet.ParquetFile(file).iter_batches():
+                for column in batch.columns:  # two may have one name
+                    yield from _strings(column.to_pylist())
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"evaluation set {path}: cannot be read as Parquet: {error}. Fetch it again.") from None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The string values inside a value of JSON or Parquet, in any order; keys of objects are left out."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, dict | list | tuple):
+            waiting += one.values() if isinstance(one, dict) else one
 
 
 _Columns = tuple[list[str], list[str]]
@@ -101,7 +188,7 @@ def _read_jsonl(path: str, source: str, target: str) -> _Columns:
     form = RecordFormat((source, target), (source, target), one_line=True)
     for batch in read_records(whole_file(path), form):
         for reject in batch.rejects:
-            raise InputError(f"{path}, line {reject.line}: {reject.reason}: {reject.excerpt}. Mend the line.")
+            raise InputError(f"{path}, line {reject.line}: {reject.reason}: {reject.excerpt}. Fix the line.")
         for column, texts in zip(columns, batch.texts, strict=True):
             column.extend(texts)
     return columns
@@ -119,15 +206,15 @@ def _read_tsv(path: str, source: str, target: str) -> _Columns:
     for number, line in enumerate(lines[1:], start=2):
         fields = line.split("\t")
         if len(fields) != len(names):
-            raise InputError(f"evaluation set {path}, line {number}: {len(fields)} columns, not {len(names)}. Mend it.")
+            raise InputError(f"evaluation set {path}, line {number}: {len(fields)} columns, not {len(names)}. Fix it.")
         for column, code in zip(columns, (source, target), strict=True):
-            column.append(fields[names.index(code)].strip())
+            column.append(one_line(fields[names.index(code)]))
     return columns
 
 
 def _read_files(source: str, target: str) -> _Columns:
     """A file for each language: plain text, or SGML of WMT, whose documents and segments must agree."""
-    if all(".sgm" in Path(path).name for path in (source, target)):
+    if all(_kind(path) == "sgm" for path in (source, target)):
         segments = [_read_sgm(path) for path in (source, target)]
         if list(segments[0]) != list(segments[1]):
             others = [key for key in segments[0] if key not in segments[1]] or list(segments[1])
@@ -136,7 +223,7 @@ def _read_files(source: str, target: str) -> _Columns:
                 f"{' '.join(others[0])} is not in both at the same place. Give source and reference of one set."
             )
         return list(segments[0].values()), list(segments[1].values())
-    columns = [[line.strip() for line in _lines(path)] for path in (source, target)]
+    columns = [[one_line(line) for line in _plain_lines(path)] for path in (source, target)]
     if len(columns[0]) != len(columns[1]):
         raise InputError(
             f"{source} has {len(columns[0]):,} lines and {target} {len(columns[1]):,}. Line n of each must be a pair."
@@ -149,15 +236,22 @@ _SEGMENT = re.compile(r"<seg\b[^>]*?\bid\s*=\s*\"?([^\s\">]+)\"?[^>]*>(.*?)</seg
 
 
 def _read_sgm(path: str) -> dict[tuple[str, str], str]:
-    """Segments by document and id, in the order of the file. It is SGML, so no XML parser reads it."""
+    """Segments by document and id, in the order of the file."""
     segments: dict[tuple[str, str], str] = {}
+    for document, number, text in _sgm_segments(path):
+        if (document, number) in segments:
+            raise InputError(f"evaluation set {path}: segment {number} of document {document} stands twice. Fix it.")
+        segments[document, number] = text
+    return segments
+
+
+def _sgm_segments(path: str) -> list[tuple[str, str, str]]:
+    """Document, id and text of each segment. It is SGML, so no XML parser reads it."""
+    segments = []
     for part in re.split(r"(?=<doc\b)", "\n".join(_lines(path)), flags=re.IGNORECASE):
         document = _DOCUMENT.match(part)
         for segment in _SEGMENT.finditer(part) if document else ():
-            key = (document[1], segment[1])  # type: ignore[index]
-            if key in segments:
-                raise InputError(f"evaluation set {path}: segment {key[1]} of document {key[0]} stands twice. Mend it.")
-            segments[key] = _one_line(html.unescape(segment[2]))
+            segments.append((document[1], segment[1], _unfold(html.unescape(segment[2]))))  # type: ignore[index]
     if not segments:
         raise InputError(f"evaluation set {path} has no <seg id=...> inside <doc docid=...>. Give WMT's SGML file.")
     return segments
@@ -165,10 +259,7 @@ def _read_sgm(path: str) -> dict[tuple[str, str], str]:
 
 def _read_wmt_xml(path: str, source: str, target: str) -> tuple[_Columns, str]:
     """Source and one reference: of translator A, or else the first one that is whole."""
-    try:
-        root = ElementTree.fromstring(b"\n".join(read_lines(path)))
-    except ElementTree.ParseError as error:
-        raise InputError(f"evaluation set {path}: not XML: {error}. Fetch the file again.") from None
+    root = _parse_xml(path)
     sources: list[str] = []
     references: dict[str, dict[int, str]] = {}  # translator -> number of the sentence -> text
     for document in root.iter("doc"):
@@ -199,18 +290,51 @@ def _read_wmt_xml(path: str, source: str, target: str) -> tuple[_Columns, str]:
 
 
 def _segments(side: ElementTree.Element) -> dict[str, str]:
-    return {str(seg.get("id")): _one_line("".join(seg.itertext())) for seg in side.iter("seg")}
+    return {str(seg.get("id")): _segment_text(seg) for seg in side.iter("seg")}
+
+
+def _segment_text(segment: ElementTree.Element) -> str:
+    """Text of a segment, without the native codes of TMX, which training leaves out too."""
+
+    def pieces(element: ElementTree.Element) -> Iterator[str]:
+        yield element.text or ""
+        for inner in element:
+            if inner.tag.rpartition("}")[2] not in NATIVE_CODES:
+                yield from pieces(inner)
+            yield inner.tail or ""
+
+    return _unfold("".join(pieces(segment)))
+
+
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+          (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be"))  # fmt: skip
+_DECLARED = re.compile(rb"\s*<\?xml[^>]*?\bencoding\s*=\s*[\"']([^\"'>]*)")
+_BAD_REFERENCE = expat_errors.codes[expat_errors.XML_ERROR_BAD_CHAR_REF]
+
+
+def _parse_xml(path: str) -> ElementTree.Element:
+    """The tree of an XML file in any encoding that Python knows; expat itself knows few."""
+    content = read_content(path)
+    declared = _DECLARED.match(content)
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "") or (
+        declared[1].decode("ascii", "replace") if declared else "utf-8"
+    )
+    try:
+        return ElementTree.fromstring(content.decode(encoding))
+    except UnicodeDecodeError as error:
+        what, remedy = f"not {encoding} at byte {error.start}", "Correct the encoding that its first line declares"
+    except (LookupError, ValueError) as error:
+        what, remedy = f"encoding {encoding}: {error}", "Convert the file to UTF-8"
+    except ElementTree.ParseError as error:
+        what, remedy = f"not XML: {error}", "Fetch the file again"
+        if error.code == _BAD_REFERENCE:
+            what, remedy = f"a reference to a character that XML forbids: {error}", "Remove it from that line"
+    raise InputError(f"evaluation set {path}: {what}. {remedy}.")
 
 
 def _flores_file(folder: Path, code: str) -> Path:
     """The file of a language in a folder such as flores200_dataset/dev, whose files are named eng_Latn.dev."""
-    files = sorted(
-        path for path in folder.iterdir() if path.is_file() and re.match(r"[a-z]{3}_[A-Z][a-z]{3}\.", path.name)
-    )
-    if not files:
-        below = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
-        hint = f"Name one of the folders below it: {', '.join(below)}." if below else "Give a folder of Flores-200."
-        raise InputError(f"evaluation set {folder}: no files such as eng_Latn.dev. {hint}")
+    files = _flores_files(folder)
     wanted = _FLORES.get(code, code)
     for path in files:
         if path.name.startswith((f"{wanted}.", f"{wanted}_")):
@@ -218,6 +342,46 @@ def _flores_file(folder: Path, code: str) -> Path:
     raise InputError(
         f"evaluation set {folder} has no file of '{code}' ({wanted}); it has {', '.join(path.stem for path in files)}."
     )
+
+
+def _flores_files(folder: Path) -> list[Path]:
+    files = [
+        Path(file.path) for file in find_files(f"{glob.escape(str(folder))}/[a-z][a-z][a-z]_[A-Z][a-z][a-z][a-z].*")
+    ]
+    if not files:
+        below = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
+        hint = f"Name one of the folders below it: {', '.join(below)}." if below else "Give a folder of Flores-200."
+        raise InputError(f"evaluation set {folder}: no files such as eng_Latn.dev. {hint}")
+    return files
+
+
+_MARKUP = re.compile(r"\s*<(\?xml|!doctype|html|tmx|dataset|mteval|doc|(src|ref|tst)set)\b", re.IGNORECASE)
+
+
+def _plain_lines(path: str) -> list[str]:
+    """Lines of plain text. Raises InputError for another format under such a name, whose lines are not sentences."""
+    lines, kind = _lines(path), _kind(path)
+    if kind != "text" and (kind != "tsv" or any("\t" in line for line in lines)):
+        raise InputError(
+            f"evaluation set {path}: a file for each language is plain text, or SGML for both. Convert it, or give a "
+            "file of pairs alone."
+        )
+    first = next((line.strip() for line in lines if not is_blank(line)), "")
+    value: Any = None
+    with suppress(orjson.JSONDecodeError):
+        value = orjson.loads(first)
+    number = next((number for number, line in enumerate(lines, start=1) if "\0" in line), 0)
+    if _MARKUP.match(first):
+        found, remedy = "XML or SGML", "Name it .xml, .tmx or .sgm"
+    elif isinstance(value, dict) or (isinstance(value, list) and any(_strings(value))) or first in ("{", "[", "[{"):
+        found, remedy = "JSON", "Name it .jsonl, with one value a line"
+    elif number:
+        found, remedy = f"no text (a NUL character in line {number})", "Convert the file to plain text"
+    elif Path(path.lower()).suffix == ".csv":
+        found, remedy = "comma-separated values", "Save it as .tsv or .jsonl"
+    else:
+        return lines
+    raise InputError(f"evaluation set {path}: plain text is wanted under this name, and it is {found}. {remedy}.")
 
 
 def _lines(path: str) -> list[str]:
@@ -234,5 +398,17 @@ def _lines(path: str) -> list[str]:
     return decoded
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _unfold(text: str) -> str:
+    """A text of markup on one line: a line break and the white space around it are layout, and become one space."""
+    return one_line(re.sub(r"\s*[\r\n]\s*", " ", text))
+
+
+_READERS: dict[str, Callable[[str], Iterable[str]]] = {
+    "jsonl": _strings_of_jsonl,
+    "tsv": lambda path: (field for line in _lines(path) for field in line.split("\t")),
+    "xml": _segments_of_xml,
+    "tmx": _segments_of_xml,
+    "sgm": lambda path: (text for _, _, text in _sgm_segments(path)),
+    "parquet": _strings_of_parquet,
+    "text": lambda path: (text for line in _plain_lines(path) for text in dict.fromkeys([line, *line.split("\t")])),
+}

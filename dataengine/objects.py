@@ -14,8 +14,9 @@ import io
 import os
 import random
 import re
+import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class FoundFile:
 
     path: str  # local path or URL
     size: int  # bytes
-    version: str  # of an object: its ETag, without quotes; of a file: "size|time of change in ns"
+    version: str  # of an object: its ETag, without quotes ("": it has none); of a file: see `_version`
 
 
 def is_url(path: str) -> bool:
@@ -51,35 +52,139 @@ def is_url(path: str) -> bool:
 def find_files(pattern: str) -> list[FoundFile]:
     """Files that a path, a URL or a glob of either (`**` too) names, sorted by path; an empty list if there is none.
 
-    Globs of URLs follow those of paths: `*` stays within a folder and skips names that begin with a dot. Folders and
-    the empty objects that mark them do not count. Raises InputError if the place cannot be read.
+    `*` stays within a folder and skips names that begin with a dot; `**` enters each real folder once, through links
+    too. A file whose name is the pattern itself is what is meant, whatever `*`, `?` and `[` it has; in a glob these
+    stand for themselves as `[*]`, `[?]` and `[[]`. Folders and the empty objects that mark them do not count.
+
+    Raises InputError if a place cannot be read, a link leads nowhere, something is neither a file nor a folder (pipe,
+    socket, device), or an object has no ETag, without which a change would not be noticed.
     """
     if not is_url(pattern):
         return _find_local(pattern)
-    if glob.has_magic(pattern):
-        wanted = pattern.split("/")
-        literal = pattern[: re.search(r"[*?\[]", pattern).start()]  # type: ignore[union-attr]
-        found = [file for file in list_objects(literal) if _matches(file.path.split("/"), wanted)]
-        return sorted(found, key=lambda file: file.path)
-    try:
-        return [stat_object(pattern)]
-    except FileNotFoundError:
-        return []
+    if not glob.has_magic(pattern):
+        try:
+            return [_identify_object(pattern)]
+        except FileNotFoundError:
+            return []
+    wanted, found = pattern.split("/"), []
+    for file in list_objects(pattern[: _first_magic(pattern)]):
+        if file.path == pattern:
+            found = [file]
+            break
+        if _matches(file.path.split("/"), wanted):
+            found.append(file)
+    return sorted((file if file.version else _identify_object(file.path) for file in found), key=lambda file: file.path)
+
+
+def _first_magic(pattern: str) -> int:
+    return re.search(r"[*?\[]", pattern).start()  # type: ignore[union-attr]
 
 
 def _find_local(pattern: str) -> list[FoundFile]:
-    literal = os.path.isfile(pattern) or not glob.has_magic(pattern)
+    paths = [pattern]
+    if glob.has_magic(pattern) and not os.path.isfile(pattern):
+        folder, slash, _ = pattern[: _first_magic(pattern)].rpartition("/")
+        *between, last = pattern[len(folder + slash) :].split("/")
+        start = folder.rstrip("/") + slash
+        paths = sorted(set(_expand(start, [*filter(None, between), last])))
     found = []
-    for path in [pattern] if literal else sorted(set(glob.glob(pattern, recursive=True))):
-        try:
-            status = os.stat(path)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise _cannot_read(path, error) from None
-        if not os.path.isdir(path):
-            found.append(FoundFile(path, status.st_size, f"{status.st_size}|{status.st_mtime_ns}"))
+    for path in paths:
+        status = _stat(path)
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            _check_kind(path, status)
+            found.append(FoundFile(path, status.st_size, _version(status)))
     return found
+
+
+def _version(status: os.stat_result) -> str:
+    """What differs whenever the content of a file was changed.
+
+    The time of modification can be set back; that of the last change of any kind (ctime) cannot, nor the inode. They
+    differ too after a copy, a restored backup, chmod or a new hard link: then the content is hashed once more.
+    """
+    return f"{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+
+
+def real_file(path: str) -> str:
+    """The same for all names of a file: paths written in other ways, links, hard links. A URL stands for itself."""
+    if is_url(path):
+        return path
+    status = _stat(path)
+    return path if status is None else f"{status.st_dev}|{status.st_ino}"
+
+
+def _expand(folder: str, patterns: Sequence[str]) -> Iterator[str]:
+    """Paths that match the segments of a glob below a folder, which is "" or ends with "/"; some may be folders."""
+    pattern, rest = patterns[0], patterns[1:]
+    if pattern == "**":
+        for inner in _folders_below(folder):
+            yield from _expand(inner, rest or ["*"])
+        return
+    names = [pattern]
+    if glob.has_magic(pattern):
+        shown = [name for name in _entries(folder) if pattern.startswith(".") or not name.startswith(".")]
+        names = [name for name in shown if fnmatchcase(name, pattern)]
+    for name in names:
+        if not rest:
+            yield folder + name
+        elif (status := _stat(folder + name)) is not None and stat.S_ISDIR(status.st_mode):
+            yield from _expand(f"{folder}{name}/", rest)
+
+
+def _folders_below(folder: str) -> Iterator[str]:
+    """A folder and all below it but hidden ones, each real one once: by its own path, else by the first link to it."""
+    seen: set[tuple[int, int]] = set()
+    waiting, links = [folder], list[str]()
+    while waiting or links:
+        path = waiting.pop() if waiting else links.pop(0)
+        status = _stat(path or ".")
+        if status is None or (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield path
+        for name, entry in _entries(path).items():
+            if name.startswith("."):
+                continue
+            if entry.is_symlink():
+                target = _stat(path + name)
+                if target is not None and stat.S_ISDIR(target.st_mode):
+                    links.append(f"{path}{name}/")
+            elif entry.is_dir():
+                waiting.append(f"{path}{name}/")
+
+
+def _entries(folder: str) -> dict[str, os.DirEntry[str]]:
+    """What is in a folder, by name and sorted; nothing if there is no such folder."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise _cannot_read(folder, error) from None
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """Of a file or folder; None if there is none. Raises InputError if it cannot be read, or is a link to nothing."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            raise InputError(
+                f"{path} is a link to {os.readlink(path)}, which is not there. Restore that, or remove the link."
+            ) from None
+        return None
+    except OSError as error:
+        raise _cannot_read(path, error) from None
+
+
+def _check_kind(path: str, status: os.stat_result) -> None:
+    """Raise InputError for what is neither a file nor a folder: reading it may wait for ever, and gives no end."""
+    mode = status.st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    raise InputError(f"{path} is {kind}, not a file. Files are read more than once: write one, and name that.")
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -103,12 +208,13 @@ def open_file(path: str, start: int = 0, stop: int | None = None, version: str =
     """
     if is_url(path):
         try:
-            found = stat_object(path, version)
+            found = _identify_object(path, version)
         except FileNotFoundError as error:
             raise InputError(f"{error}. Correct the path.") from None
         end = found.size if stop is None else min(stop, found.size)
         return io.BufferedReader(_ObjectRange(path, start, max(start, end), found.version), _BUFFER)
     try:
+        _check_kind(path, os.stat(path))  # opening a pipe would wait
         file = open(path, "rb", buffering=0)  # noqa: SIM115
         size = os.fstat(file.fileno()).st_size
     except OSError as error:
@@ -225,6 +331,8 @@ def split_url(url: str) -> tuple[str, str, str]:
     """Scheme, bucket and key (or prefix) of a URL. Raises InputError if it has no bucket."""
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
+    if not url.isascii() and url.encode(errors="replace").decode() != url:
+        raise InputError(f"{url!a} is not UTF-8, as names of objects are. Correct the URL.")
     if scheme not in _SCHEMES or not bucket:
         raise InputError(
             f"'{url}' is not the URL of an object. Write {' or '.join(f'{s}://bucket/…' for s in _SCHEMES)}."
@@ -344,10 +452,43 @@ def get_bytes(url: str, start: int = 0, stop: int | None = None, version: str = 
 
 def stat_object(url: str, version: str = "") -> FoundFile:
     """Size and version of an object. Raises FileNotFoundError if there is none, InputError if it changed."""
-    client, request = connect(url)
     with faults(url):
-        head = client.head_object(**request, **({"IfMatch": f'"{version}"'} if version else {}))
-    return FoundFile(url, head["ContentLength"], head["ETag"].strip('"'))
+        head = head_object(url, **({"IfMatch": f'"{version}"'} if version else {}))
+    return FoundFile(url, field_of(head, "ContentLength", url), head.get("ETag", "").strip('"'))
+
+
+def _identify_object(url: str, version: str = "") -> FoundFile:
+    """As `stat_object`; InputError too if the store gives no version."""
+    found = stat_object(url, version)
+    if not found.version:
+        raise InputError(
+            f"{url}: the store gives no ETag, by which a change of its content would be noticed. Copy the data to a "
+            "local folder or to another store."
+        )
+    return found
+
+
+def head_object(url: str, **conditions: str) -> Any:
+    """The store's answer to HEAD, inside of `faults`.
+
+    An answer to HEAD has no text, so that a wrong clock looks like a wrong key: after a refusal GET is asked once.
+    """
+    from botocore.exceptions import ClientError
+
+    client, request = connect(url)
+    try:
+        return client.head_object(**request, **conditions)
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 401, 403):
+            client.get_object(**request, Range="bytes=0-0")["Body"].close()  # raises what the store says
+        raise
+
+
+def field_of(answer: Mapping[str, Any], name: str, url: str) -> Any:
+    """A field that a store's answer must have. Raises InputError if it does not."""
+    if name not in answer:
+        raise InputError(f"{url}: the store's answer has no {name}. Check that the endpoint is that of an S3 store.")
+    return answer[name]
 
 
 def list_objects(prefix: str) -> Iterator[FoundFile]:
@@ -359,7 +500,8 @@ def list_objects(prefix: str) -> Iterator[FoundFile]:
         for page in pages:
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
-                    yield FoundFile(root + entry["Key"], entry["Size"], entry["ETag"].strip('"'))
+                    url = root + entry["Key"]
+                    yield FoundFile(url, field_of(entry, "Size", url), entry.get("ETag", "").strip('"'))
 
 
 @contextmanager

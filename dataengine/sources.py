@@ -113,7 +113,7 @@ def plan_parts(
 
     Plain files of lines are cut at line ends, Parquet between row groups, at about `part_bytes`; the rest are whole. A
     mapping names a Moses corpus: a path for each key. A local part's identity is a hash of its bytes, remembered in
-    `hashes` by path, size and time; a remote one's its ETag and place. The parts of a TSV have the columns that its
+    `hashes` by path and version; a remote one's its ETag and place. The parts of a TSV have the columns that its
     heading names. Returns the parts, and what to remember.
     """
     groups = [group for path in paths for group in _find(path, stream, form)]
@@ -917,6 +917,12 @@ def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iter
             if line is None:
                 raise InputError(f"{path}: a line is longer than {_LONGEST_LINE >> 20} MiB. Mend the file.")
             yield line
+
+
+def read_content(path: str | Path) -> bytes:
+    """The whole content of a file, plain, .gz or .zst by its name. Raises InputError as `read_lines`."""
+    part = SourcePart((str(path),), ("",), "text", 0, -1, 0, "")
+    return b"".join(_chunks(part, 0, lambda count: None))
 
 
 def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[list[bytes | None]]:

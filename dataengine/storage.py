@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import sys
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ from dataengine.errors import InputError
 _PREFIX = ".writing-"
 _PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
 _IN_FLIGHT = 4  # files of a folder that are uploaded at a time
+_ABANDONED_S = 86_400  # of a writer that cannot be asked: it wrote nothing for so long
 _CONFLICTS = 10  # attempts while the store says that another write is under way
 
 AddFile = Callable[[str, bytes], None]
@@ -94,10 +96,17 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes of this machine that are no longer alive left half-written in a folder."""
+    """Remove what processes that are no longer alive left half-written in a folder.
+
+    Whether one is alive shows only among those that share our process numbers; what others write (another machine, or
+    another container of this one, even under the same host name) is taken for left over when a day has passed since it
+    was last written to.
+    """
     for path in folder.glob(f"{_PREFIX}*"):
-        host, pid, _ = path.name.removeprefix(_PREFIX).split("~", 2)
-        if host == _host() and not _alive(int(pid)):
+        owner, _, rest = path.name.removeprefix(_PREFIX).partition("~")
+        pid = rest.partition("~")[0]
+        ours = owner == _owner() and pid.isdecimal()
+        if not _alive(int(pid)) if ours else _last_write(path) < time.time() - _ABANDONED_S:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -105,19 +114,42 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """A name beside `path` for what is not whole yet; it tells whose it is."""
-    return path.with_name(f"{_PREFIX}{_host()}~{os.getpid()}~{uuid.uuid4().hex[:8]}-{path.name}")
+    """A name beside `path` for what is not whole yet; it says whose it is."""
+    return path.with_name(f"{_PREFIX}{_owner()}~{os.getpid()}~{uuid.uuid4().hex[:8]}-{path.name}")
 
 
-def _host() -> str:
-    return socket.gethostname().replace("~", "_").replace("/", "_")
+def _owner() -> str:
+    """Equal for processes whose numbers can be compared: of one host, one boot of it, and one PID namespace."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):  # only Linux has these
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text()[:8])
+        parts.append(str(os.stat("/proc/self/ns/pid").st_ino))
+    return "+".join(parts).replace("~", "_").replace("/", "_")
 
 
 def _alive(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        os.kill(pid, 0)  # asks the kernel: /proc may be that of another namespace
+    except (ProcessLookupError, OverflowError):
         return False
+    except PermissionError:
+        return True
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return True
+
+
+def _last_write(path: Path) -> float:
+    """When a file, or a folder or a file in it, was last written to, in seconds; now if it is gone.
+
+    By ctime: what has a second name, or was renamed to go, has the time of modification of what it was.
+    """
+    try:
+        inside = path.iterdir() if path.is_dir() else ()
+        return max(status.st_ctime for status in map(Path.lstat, [path, *inside]))
+    except FileNotFoundError:
+        return time.time()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -197,7 +229,7 @@ class Store(ABC):
 
     @abstractmethod
     def remove_leftovers(self, prefix: str) -> None:
-        """Remove what dead processes of this machine left half-written directly in a folder."""
+        """Remove what dead processes left half-written directly in a folder."""
 
 
 class LocalStore(Store):
@@ -477,13 +509,11 @@ class S3Store(Store):
         """Whether an object has this content; None if there is none."""
         assert isinstance(content, bytes), "files replace what is there"
         url = self._url(key)
-        client, request = objects.connect(url)
-        if not _is_plain(self.url):
-            request["ChecksumMode"] = "ENABLED"
+        checksum = {} if _is_plain(self.url) else {"ChecksumMode": "ENABLED"}
         try:
             with objects.faults(url):
-                head = client.head_object(**request)
-            if head["ContentLength"] != len(content):
+                head = objects.head_object(url, **checksum)
+            if objects.field_of(head, "ContentLength", url) != len(content):
                 return False
             if head.get("ChecksumSHA256") == _checksum(content):
                 return True
@@ -528,7 +558,7 @@ def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
             digest = _digest(part, plain)
             answer = client.upload_part(**request, PartNumber=number, Body=bytes(part), **digest)
             checksum = {} if plain else {"ChecksumSHA256": digest["ChecksumSHA256"]}
-            uploaded.append({"PartNumber": number, "ETag": answer["ETag"], **checksum})
+            uploaded.append({"PartNumber": number, "ETag": objects.field_of(answer, "ETag", url), **checksum})
         client.complete_multipart_upload(**request, MultipartUpload={"Parts": uploaded}, **condition)
     except BaseException:
         with suppress(Exception):  # what went wrong matters more

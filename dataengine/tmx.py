@@ -9,7 +9,7 @@ from xml.parsers import expat
 from dataengine.errors import InputError
 from dataengine.xml_text import as_written, in_section
 
-_NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # markup of the tool that wrote a segment
+NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # markup of the tool that wrote a segment
 _TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # of a language, as in BCP 47
 
 Unit = dict[str, list[str]]  # code of a language, in small letters and with hyphens -> its texts
@@ -32,7 +32,7 @@ def tmx_parser(path: str) -> tuple[expat.XMLParserType, list[Unit]]:
     def start(name: str, attributes: dict[str, str]) -> None:
         nonlocal sides, language, codes, pieces
         if pieces is not None:
-            if codes or name in _NATIVE_CODES:
+            if codes or name in NATIVE_CODES:
                 codes += 1
                 parser.CharacterDataHandler = None
         elif name == "seg":

@@ -7,6 +7,7 @@ import functools
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import struct
@@ -171,11 +172,12 @@ Fault = Callable[[int, str, Mapping[str, str]], int | str | None]
 
 
 @contextmanager
-def faulty_proxy(target: str, fault: Fault) -> Iterator[tuple[str, list[str]]]:
+def faulty_proxy(target: str, fault: Fault, *, etags: bool = True) -> Iterator[tuple[str, list[str]]]:
     """Pass requests on to the server at `target`; yield the endpoint, and the methods of the requests so far.
 
     `fault` takes the number of a request (from 0), its method and its headers; it returns the status of an error to
-    answer with, "cut" to break the connection in the middle of the body, "reset" to reset it before, or None.
+    answer with, "cut" to break the connection in the middle of the body, "reset" to reset it before, or None. Without
+    `etags` they are taken out of all answers.
     """
     methods: list[str] = []
 
@@ -206,9 +208,13 @@ def faulty_proxy(target: str, fault: Fault) -> Iterator[tuple[str, list[str]]]:
             reply = server.getresponse()
             body = reply.read()
             server.close()
+            left_out = ["transfer-encoding", "connection", "content-length", "date", "server"]
+            if not etags:
+                left_out.append("etag")
+                body = re.sub(rb"<ETag>.*?</ETag>", b"", body)
             self.send_response(reply.status)
             for name, value in reply.headers.items():
-                if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
+                if name.lower() not in left_out:
                     self.send_header(name, value)
             length = reply.headers["Content-Length"] if self.command == "HEAD" else str(len(body))
             self.send_header("Content-Length", length or "0")

@@ -54,6 +54,42 @@ def test_second_build_does_nothing(make_config: ConfigMaker) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path(config.store).rglob("*")} == before
 
 
+def test_a_source_changed_in_place_with_its_size_and_time_restored_is_built_anew(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mono.jsonl"
+    content = (corpora / "mono.0.jsonl").read_bytes()
+    path.write_bytes(content)
+    config = make_config(
+        streams={"mono": {"documents": [str(path)]}}, stages=[{"name": "all", "steps": 2, "mix": {"mono": 1}}]
+    )
+    first, status = build(config, workers=1), path.stat()
+    path.write_bytes(content.replace(b" the ", b" THE ", 1))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    second = build(config, workers=1)
+    assert second.new
+    assert second.manifest.plan_id != first.manifest.plan_id
+    path.write_bytes(content)
+    assert build(config, workers=1).manifest.plan_id == first.manifest.plan_id  # hashed once more, and the same
+
+
+def test_a_file_read_by_several_names_is_told(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mono, link, hard = corpora / "mono.0.jsonl", tmp_path / "link.jsonl", tmp_path / "hard.jsonl"
+    link.symlink_to(mono)
+    os.link(mono, hard)
+    dotted = f"{corpora}/./mono.0.jsonl"
+    documents = [str(mono), dotted, str(link), str(hard), str(mono), str(corpora / "mono.1.jsonl")]
+    config = make_config(
+        streams={"mono": {"documents": documents}}, stages=[{"name": "all", "steps": 2, "mix": {"mono": 1}}]
+    )
+    build(config, workers=1)
+    notes = [line for line in capfd.readouterr().err.splitlines() if "times over" in line]
+    assert notes == [f"note: stream 'mono' reads {mono} (also as {dotted}, {link}, {hard}) 5 times over"]
+
+
 def test_bytes_do_not_depend_on_workers(make_config: ConfigMaker, tmp_path: Path) -> None:
     one, two, three = (make_config(store=str(tmp_path / f"workers{n}"), part_bytes=20_000) for n in (1, 2, 3))
     plans = [build(config, workers=n).manifest.plan_id for n, config in ((1, one), (2, two), (3, three))]

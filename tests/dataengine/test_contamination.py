@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dataengine import units
+from dataengine import decontaminate, units
 from dataengine.build import build
 from dataengine.config import Config
-from dataengine.contamination import check_contamination, run_contamination
+from dataengine.contamination import Contamination, Example, check_contamination, run_contamination
 from dataengine.errors import InputError
 from dataengine.evaluation_sets import EvaluationSet
 from tests.conftest import ConfigMaker
@@ -86,6 +86,26 @@ def test_a_second_look_reads_nothing(planted: Any, monkeypatch: pytest.MonkeyPat
     assert check_contamination(config, sets) == first
     with pytest.raises(AssertionError, match=r"a part was read"):
         check_contamination(config, {"dev en-zh": make_set(LONG)})
+
+
+def test_another_way_of_comparing_searches_anew(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = planted()
+    build(config, workers=1)
+    sets = {"dev en-zh": make_set(SHORT)}
+    first = check_contamination(config, sets)
+    monkeypatch.setattr(decontaminate, "_SCHEMA", decontaminate._SCHEMA + 1)
+    read = []
+    batches = units.Reading.batches
+    monkeypatch.setattr(units.Reading, "batches", lambda self, size: read.append(1) or batches(self, size))
+    assert check_contamination(config, sets) == first
+    assert read
+
+
+def test_what_is_printed_moves_no_cursor() -> None:
+    example = Example("mono", "a\udcff\x1b[2J.txt", 3, "\x1b[31mred", "dev en-zh", "\u202edesrever")
+    printed = Contamination({"dev en-zh": 1}, {"dev en-zh": {"mono": {0}}}, [example]).table()
+    assert set(printed) - set(map(chr, range(32, 127))) == {"\n"}
+    assert r"a\udcff\x1b[2J.txt, line 3" in printed
 
 
 def test_a_large_stream_is_searched_only_by_the_command(planted: Any) -> None:

@@ -133,7 +133,7 @@ def test_plain_text_gives_its_lines(tmp_path: Path) -> None:
     [
         ("test.jsonl", b'{"a": "b"}\n{"a": \n', r"test\.jsonl, line 2: not JSON: .*\. Write one value a line"),
         ("test.txt", b"good\nb\xffd\n", r"test\.txt, line 2: not UTF-8 at byte 1\. Convert the file"),
-        ("test.txt", b"\n \n", r"test\.txt holds no text\. Give a file that does"),
+        ("test.txt", b"\n \xe2\x80\x8b\n", r"test\.txt holds no text\. Give a file that does"),
         ("test.jsonl", b'{"a": 1}\n', r"test\.jsonl holds no text\. Give a file that does"),
     ],
 )
@@ -141,6 +141,27 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         EvaluationTexts.load([tmp_path / name])
+
+
+SENTENCES = ["The committee decided to postpone the vote.", "委员会决定将投票推迟到明年春天举行。"]
+HELD = {
+    "dev.jsonl": f'{{"en": "{SENTENCES[0]}", "zh": "{SENTENCES[1]}"}}\n',
+    "dev.tsv": f"en\tzh\n{SENTENCES[0]}\t{SENTENCES[1]}\n",
+    "dev.xml": f'<dataset><doc id="1"><src lang="en"><p><seg id="0">{SENTENCES[0]}</seg></p></src>'
+    f'<ref lang="zh"><p><seg id="0">{SENTENCES[1]}</seg></p></ref></doc></dataset>',
+    "dev.sgm": "\n".join(f'<doc docid="a"><seg id="{k}">{text}</seg></doc>' for k, text in enumerate(SENTENCES)),
+    "dev.txt": "\n".join(SENTENCES),
+}
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".ZST"])
+@pytest.mark.parametrize("name", [*HELD, *map(str.upper, HELD)])
+def test_the_same_is_found_whatever_the_format_of_the_evaluation_set(tmp_path: Path, name: str, suffix: str) -> None:
+    pack = {"": bytes, ".gz": gzip.compress, ".ZST": zstandard.compress}[suffix]
+    (tmp_path / (name + suffix)).write_bytes(pack(HELD[name.lower()].encode()))
+    evaluation = EvaluationTexts.load([tmp_path / (name + suffix)])
+    assert evaluation.contaminated(SENTENCES).tolist() == [True, True]
+    assert evaluation.identity == EvaluationTexts.from_texts(SENTENCES).identity
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import gzip
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+import zstandard
+from pyarrow import parquet
 
 from dataengine.errors import InputError
-from dataengine.evaluation_sets import read_set
+from dataengine.evaluation_sets import find_text_files, read_set, read_texts
+from tests import conftest
 
 PAIRS = [("Good morning.", "早上好。"), ("Thank you, Mr & Mrs Li.", "谢谢。")]
 SOURCES, REFERENCES = ["Good morning.", "Thank you, Mr & Mrs Li."], ["早上好。", "谢谢。"]
@@ -49,16 +55,52 @@ def sgm(kind: str, *segments: str, document: str = "d1") -> str:
         ("dev.tsv", "\ufeff" + TSV.replace("\n", "\r\n")),
         ("wmt.en-zh.xml", XML),
         ("wmt.en-zh.xml.gz", gzip.compress(XML.encode())),
+        ("DEV.JSONL", JSONL),
+        ("DEV.TSV", TSV),
+        ("dev.XML.GZ", gzip.compress(XML.encode())),
+        ("dev.tsv.ZST", zstandard.compress(TSV.encode())),
+        ("utf-16.xml", XML.replace("utf-8", "UTF-16").encode("utf-16")),
+        ("utf-16-be.xml", XML.replace("utf-8", "UTF-16").encode("utf-16-be")),
+        ("gb.xml", XML.replace("utf-8", "GB18030").encode("gb18030")),
     ],
 )
 def test_files_of_pairs(tmp_path: Path, name: str, content: str | bytes) -> None:
     found = read_set(write(tmp_path / name, content), "en-zh")
     assert (found.sources, found.references) == (SOURCES, REFERENCES)
     assert found.files == (str(tmp_path / name),)
-    if "xml" not in name:
+    if "xml" not in name.lower():
         back = read_set(str(tmp_path / name), "zh-en")
         assert (back.sources, back.references) == (REFERENCES, SOURCES)
     assert read_set(str(tmp_path / name), "en-zh", limit=1).sources == SOURCES[:1]
+
+
+ODD = "one\u2028two  three\u00a0four\rfive\u0085six"  # line breaks of all kinds, and white space that breaks no line
+FORMS: dict[str, Callable[[str], str]] = {
+    "a.jsonl": lambda text: json.dumps({"en": f" {text} ", "zh": "一"}),
+    "a.tsv": lambda text: f"en\tzh\n {text} \t一\n",
+    "a.xml": lambda text: XML.replace("Good\n morning.", f" {text} ".replace("\r", "&#13;")),
+    "a.en": lambda text: f" {text} \n",
+    "a.en.sgm": lambda text: sgm("srcset", f" {text} "),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_sentence_is_the_same_in_every_format_and_as_training_reads_it(tmp_path: Path, name: str) -> None:
+    path = Path(write(tmp_path / name, FORMS[name](ODD)))
+    (((_, (expected, _)),)) = conftest.read_texts(
+        conftest.write_jsonl(tmp_path / "t.jsonl", [{"en": ODD, "zh": "一"}]), "en", "zh"
+    )
+    assert expected == "one two  three\u00a0four five six"
+    place: str | dict[str, str] = str(path)
+    if name in ("a.en", "a.en.sgm"):
+        place = {"en": str(path), "zh": write(path.with_name(name.replace("en", "zh")), FORMS[name]("一"))}
+    assert read_set(place, "en-zh").sources[0] == expected
+    assert expected in read_texts(path)
+
+
+def test_a_line_break_of_markup_is_layout(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.xml", XML.replace("Good\n morning.", "\n    Good \r\n\t morning,  Li.\n  "))
+    assert read_set(path, "en-zh").sources[0] == "Good morning,  Li."
 
 
 def test_a_file_for_each_language_plain_or_sgml(tmp_path: Path) -> None:
@@ -110,11 +152,115 @@ def test_of_several_references_the_note_says_which_was_taken(tmp_path: Path) -> 
         ("a.xml", XML.replace('lang="zh"', 'lang="de"'), r"no reference in zh for all of 2 sentences \(found: none\)"),
         ("a.xml", XML.replace('lang="en"', 'lang="cs"'), "has no source in en; its languages are cs, zh"),
         ("a.docx", "x", "not a kind of set"),
+        ("a.jsonl", JSONL + '{"en": "x", "zh": "\\u200b\\ufeff "}\n', "a.jsonl"),
+        ("a.tsv", "en\tzh\nHi\t\u200b\u00ad\n", "a.tsv: sentence 1 is empty"),
+        ("a.xml", XML.replace("谢谢。", "\u2060"), "a.xml: sentence 2 is empty"),
+        (
+            "a.xml",
+            XML.replace("谢谢", "&#2;"),
+            r"a.xml: a reference to a character that XML forbids: .*line 9, col.*Rem",
+        ),
+        ("a.xml", XML.replace("utf-8", "martian"), "a.xml: encoding martian: unknown encoding: martian. Convert the"),
+        (
+            "a.xml",
+            XML.replace("utf-8", "gb18030"),
+            r"a.xml: not gb18030 at byte \d+. Correct the encoding that its first",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_set(write(tmp_path / name, content), "en-zh")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.en", JSONL, "plain text is wanted under this name, and it is JSON. Name it .jsonl"),
+        ("a.en", "[\n1\n]\n", "it is JSON"),
+        ("a.en", XML, "it is XML or SGML. Name it .xml, .tmx or .sgm"),
+        ("a.en", "\n" + sgm("refset", "x"), "it is XML or SGML"),
+        ("a.csv", "en,zh\n", "it is comma-separated values. Save it as .tsv or .jsonl"),
+        ("a.en", "one\na\0b\n", r"it is no text \(a NUL character in line 2\)"),
+        ("a.en", b"PAR1\xff", "a.en, line 1: not UTF-8 at byte 4"),
+    ],
+)
+def test_another_format_under_the_name_of_plain_text_is_refused(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
+    path = write(tmp_path / name, content)
+    for read in (read_texts, lambda path: read_set({"en": path, "zh": path}, "en-zh")):
+        with pytest.raises(InputError, match=message):
+            read(path)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", JSONL), ("a.tsv", TSV), ("a.xml", XML), ("a.sgm", "")])
+def test_a_file_of_pairs_is_not_a_side(tmp_path: Path, name: str, content: str) -> None:
+    path = write(tmp_path / name, content or sgm("srcset", "x"))
+    with pytest.raises(InputError, match=r"a file for each language is plain text, or SGML for both"):
+        read_set({"en": path, "zh": write(tmp_path / "a.zh", "一\n二\n")}, "en-zh")
+
+
+TMX = """<?xml version="1.0"?><tmx version="1.4"><header/><body><tu>
+<tuv xml:lang="en"><seg>Good <bpt i="1">&lt;b&gt;</bpt>morning<ept i="1">&lt;/b&gt;</ept>.</seg></tuv>
+<tuv xml:lang="zh"><seg>早上好。</seg></tuv></tu></body></tmx>"""
+TEXTS = {*SOURCES, *REFERENCES}
+ALL_TEXTS: dict[str, tuple[str, set[str]]] = {
+    "a.jsonl": (JSONL, TEXTS),
+    "a.json": (f"[{JSONL.strip().replace(chr(10), ', ')}]", TEXTS),
+    "a.ndjson": ('\n{"a": {"b": ["Good morning.", 3, null]}}\n', {"Good morning."}),
+    "a.tsv": (TSV, {*TEXTS, "zh", "note", "en"}),
+    "a.xml": (XML, {*TEXTS, "早。", "坏"}),
+    "a.tmx": (TMX, {"Good morning.", "早上好。"}),
+    "a.en.sgm": (sgm("refset", *SOURCES) + sgm("refset", "Morning."), {*SOURCES, "Morning."}),
+    "a.en": (
+        "Good morning.\r\n\nLi said: hello\tto you\n",
+        {"Good morning.", "Li said: hello\tto you", "Li said: hello", "to you"},
+    ),
+    "a.zh.txt": ("\ufeff早上好。\n\u200b\n谢谢。", {*REFERENCES}),
+    "eng_Latn.dev": ("[1] <b>Good morning.</b>\n", {"[1] <b>Good morning.</b>"}),
+}
+
+
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst", ".GZ"])
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("name", ALL_TEXTS)
+def test_all_texts_of_every_format_are_read_whatever_the_case_of_its_name(
+    tmp_path: Path, name: str, upper: bool, compression: str
+) -> None:
+    content, expected = ALL_TEXTS[name]
+    pack = {"": bytes, ".zst": zstandard.compress}.get(compression, gzip.compress)
+    path = write(tmp_path / ((name.upper() if upper else name) + compression), pack(content.encode()))
+    assert set(read_texts(path)) == expected
+
+
+def test_all_texts_of_parquet_are_read_also_of_two_columns_of_one_name(tmp_path: Path) -> None:
+    columns = [
+        pa.array([["a b", None], ["c"]]),
+        pa.array([{"k": "d"}, {"k": "e"}]),
+        pa.array(["f", "g"]),
+        pa.array([1, 2]),
+    ]
+    parquet.write_table(pa.table(columns, names=["x", "y", "x", "n"]), tmp_path / "a.PARQUET")
+    assert sorted(read_texts(tmp_path / "a.PARQUET")) == ["a b", "c", "d", "e", "f", "g"]
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet: .*Fetch it again"):
+        read_texts(write(tmp_path / "a.parquet", "text"))
+
+
+def test_deep_values_are_read(tmp_path: Path) -> None:
+    assert read_texts(write(tmp_path / "a.jsonl", "[" * 1000 + '"deep"' + "]" * 1000)) == ["deep"]
+
+
+def test_a_folder_of_flores_stands_for_all_its_files(tmp_path: Path) -> None:
+    names = [write(tmp_path / "dev" / f"{code}.dev", "Hello.\n") for code in ("eng_Latn", "zho_Hans")]
+    write(tmp_path / "dev" / "README", "x")
+    assert find_text_files(str(tmp_path / "dev")) == names
+    assert find_text_files(str(tmp_path / "dev" / "*.dev")) == names
+    with pytest.raises(InputError, match=r"no files such as eng_Latn.dev. Name one of the folders below it: dev"):
+        find_text_files(str(tmp_path))
+    (tmp_path / "dev" / "ind_Latn.dev").symlink_to("gone")
+    with pytest.raises(InputError, match=r"ind_Latn.dev is a link to gone, which is not there"):
+        find_text_files(str(tmp_path / "dev"))
 
 
 def test_two_files_must_agree(tmp_path: Path) -> None:

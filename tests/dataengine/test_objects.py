@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import datetime
+import errno
+import glob
 import io
 import multiprocessing
 import os
 import random
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -59,8 +63,156 @@ def test_globs_find_the_same_in_a_folder_and_in_a_bucket(tree: Path, object_stor
 
 
 @pytest.mark.parametrize("name", ["d/e/a.txt", "c[1].txt"])
-def test_a_path_finds_itself_even_with_the_characters_of_a_glob(tree: Path, name: str) -> None:
-    assert [file.path for file in find_files(f"{tree}/{name}")] == [f"{tree}/{name}"]
+def test_a_path_finds_itself_even_with_the_characters_of_a_glob(
+    tree: Path, object_store: ObjectStore, name: str
+) -> None:
+    for place in (tree, object_store.url):
+        (file,) = find_files(f"{place}/{name}")
+        assert (file.path, file.size) == (f"{place}/{name}", len(name))
+        with open_file(file.path) as content:
+            assert content.read() == name.encode()
+
+
+def test_a_name_comes_before_what_it_matches_as_a_glob(tmp_path: Path, object_store: ObjectStore) -> None:
+    for name in ("a[12].txt", "a1.txt", "b*", "bb", "c?", "cc", "d[1", "d"):
+        (tmp_path / name).touch()
+        put(object_store, name, b"")
+    for pattern, names in {
+        "a[12].txt": ["a[12].txt"],
+        "b*": ["b*"],
+        "c?": ["c?"],
+        "d[1": ["d[1"],
+        "a[[]*": ["a[12].txt"],
+        "c[?]": ["c?"],
+        "a[13].txt": ["a1.txt"],
+    }.items():
+        for place in (tmp_path, object_store.url):
+            assert [file.path for file in find_files(f"{place}/{pattern}")] == [f"{place}/{name}" for name in names]
+
+
+def names_below(folder: Path, pattern: str) -> list[str]:
+    return [file.path.removeprefix(f"{folder}/") for file in find_files(f"{folder}/{pattern}")]
+
+
+def test_a_glob_enters_each_real_folder_once_through_links_too(tmp_path: Path) -> None:
+    for name in ("data/b/x.txt", "data/c/y.txt", "other/z.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "data/a").symlink_to("b")  # before the folder itself in order
+    (tmp_path / "data/b/loop").symlink_to("..")
+    (tmp_path / "data/c/loop").symlink_to(tmp_path / "data/c")
+    (tmp_path / "data/l1").symlink_to("../other")
+    (tmp_path / "data/l2").symlink_to("../other")
+    (tmp_path / "other/back").symlink_to("../data")
+    (tmp_path / "data/y.txt").symlink_to("c/y.txt")
+    folder = tmp_path / "data"
+    assert names_below(folder, "**/*.txt") == names_below(folder, "**") == ["b/x.txt", "c/y.txt", "l1/z.txt", "y.txt"]
+    assert names_below(folder, "*/*.txt") == ["a/x.txt", "b/x.txt", "c/y.txt", "l1/z.txt", "l2/z.txt"]
+    assert names_below(folder, "**/c/**/*.txt") == ["c/y.txt"]
+
+
+def test_globs_of_relative_paths_keep_their_way_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "d/e").mkdir(parents=True)
+    for name in ("a.txt", "d/b.txt", "d/e/c.txt"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for pattern in (
+        "*.txt",
+        "./*.txt",
+        "**/*.txt",
+        "./**/*.txt",
+        "d/*.txt",
+        "d//*.txt",
+        "*/e/*",
+        "d/../*.txt",
+        "[d]/*",
+    ):
+        assert [file.path for file in find_files(pattern)] == sorted(
+            path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)
+        ), pattern
+    assert find_files("d/*/") == []
+
+
+@pytest.mark.parametrize("pattern", ["gone.txt", "*.txt", "**/*.txt", "*/x.txt", "**/*.json"])
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    with pytest.raises(InputError, match=rf"{tmp_path}/gone.txt is a link to nowhere, which is not there. Restore"):
+        find_files(f"{tmp_path}/{pattern}")
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to("a.txt")
+    for pattern in ("a.txt", "*.txt", "**/*.txt"):
+        with pytest.raises(InputError, match=rf"cannot read {tmp_path}/a.txt: Too many levels of symbolic links"):
+            find_files(f"{tmp_path}/{pattern}")
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a socket", "a device"])
+def test_what_is_neither_file_nor_folder_is_named_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.txt"
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "a pipe":
+            os.mkfifo(path)
+        elif kind == "a socket":
+            listener.bind(str(path))
+        else:
+            path.symlink_to(os.devnull)
+        for look in (lambda: find_files(str(path)), lambda: find_files(f"{tmp_path}/*"), lambda: open_file(str(path))):
+            with pytest.raises(InputError, match=f"{path} is {kind}, not a file. Files are read more than once"):
+                look()
+        assert find_files(f"{tmp_path}/*.json") == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("pattern", ["**/*.txt", "*/*.txt", "*/a.txt"])
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a.txt").touch()
+    (tmp_path / "d").chmod(0)
+    try:
+        with pytest.raises(InputError, match=rf"cannot read {tmp_path}/d.*: Permission denied"):
+            find_files(f"{tmp_path}/{pattern}")
+    finally:
+        (tmp_path / "d").chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "d").mkdir()
+    listing = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path.rstrip("/").endswith("/d"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for pattern in ("**/*.txt", "*/*.txt"):
+        with pytest.raises(InputError, match=rf"cannot read {tmp_path}/d/: Permission denied"):
+            find_files(f"{tmp_path}/{pattern}")
+
+
+def test_names_that_are_not_utf_8_are_found_and_opened(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"d\xff")).mkdir()
+    path = tmp_path / os.fsdecode(b"d\xff/\xe9.txt")
+    path.write_bytes(b"text")
+    for pattern in ("*/*.txt", "**/*.txt", os.fsdecode(b"d\xff/*")):
+        assert [file.path for file in find_files(f"{tmp_path}/{pattern}")] == [str(path)]
+    with open_file(str(path)) as file:
+        assert file.read() == b"text"
+    with pytest.raises(InputError, match=r"'s3://b/\\udcff' is not UTF-8, as names of objects are"):
+        find_files(os.fsdecode(b"s3://b/\xff"))
+
+
+def test_all_names_of_a_file_are_one_real_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).write_bytes(b"x")
+    Path("link").symlink_to("a")
+    os.link("a", "hard")
+    assert len({objects.real_file(name) for name in ("a", "./a", f"{tmp_path}/a", "link", "hard")}) == 1
+    assert objects.real_file("a") != objects.real_file("b")
+    assert objects.real_file("s3://b/k") == "s3://b/k"
 
 
 def test_what_is_not_there_is_not_found(tree: Path, object_store: ObjectStore) -> None:
@@ -88,7 +240,36 @@ def test_the_version_changes_with_the_content(tmp_path: Path, object_store: Obje
         versions |= {find_files(url)[0].version, find_files(f"{url[:-1]}*")[0].version}
         versions.add(find_files(str(path))[0].version)
     assert len(versions) == 4  # of an object the listing says the same as the object itself
-    assert f"3|{ord('t')}" in versions
+
+
+@pytest.mark.parametrize("how", ["written over", "replaced"])
+def test_a_file_changed_with_size_and_time_restored_is_another_version(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "k"
+    path.write_bytes(b"one")
+    before, (first,) = path.stat(), find_files(str(path))
+    assert find_files(str(path)) == [first]
+    time.sleep(0.02)  # the clock of files ticks every few milliseconds
+    if how == "written over":
+        path.write_bytes(b"two")
+    else:
+        (tmp_path / "new").write_bytes(b"two")
+        os.replace(tmp_path / "new", path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (second,) = find_files(str(path))
+    assert (second.size, path.stat().st_mtime_ns) == (first.size, before.st_mtime_ns)
+    assert second.version != first.version
+
+
+def test_a_store_without_etags_holds_no_sources(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = put(object_store, "k", b"text")
+    with faulty_proxy(object_store.endpoint, lambda *_: None, etags=False) as (endpoint, _):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        for reach in (lambda: find_files(url), lambda: find_files(f"{object_store.url}/*"), lambda: open_file(url)):
+            with pytest.raises(InputError, match=rf"{url}: the store gives no ETag, by which a change of its content"):
+                reach()
+        assert objects.get_bytes(url) == b"text"
+        assert objects.stat_object(url) == objects.FoundFile(url, 4, "")
+        assert list(objects.list_objects(url)) == [objects.FoundFile(url, 4, "")]
 
 
 @pytest.fixture(params=["file", "object"])
@@ -226,8 +407,34 @@ def test_a_wrong_secret_is_named(object_store: ObjectStore, monkeypatch: pytest.
     text = refusal(object_store.url)
     assert "the secret key was refused (SignatureDoesNotMatch" in text
     assert "Check AWS_SECRET_ACCESS_KEY" in text
-    with pytest.raises(InputError, match=r"access denied \(403.*Check that these credentials"):  # HEAD says no more
+    with pytest.raises(InputError, match=r"the secret key was refused"):  # HEAD says 403 alone, so GET is asked
         open_file(f"{object_store.url}/k")
+
+
+def test_a_wrong_clock_is_named_whatever_is_asked(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = put(object_store, "k", b"text")
+    late = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(hours=3)
+    with monkeypatch.context() as patch, faulty_proxy(object_store.endpoint, lambda *_: None) as (endpoint, methods):
+        patch.setattr("botocore.auth.get_current_datetime", lambda *_: late)
+        patch.setenv("S3_ENDPOINT_URL", endpoint)
+        for reach in (find_files, open_file, objects.get_bytes, lambda url: find_files(f"{url}*")):
+            with pytest.raises(
+                InputError, match=r"this machine's clock is wrong \(RequestTimeTooSkewed.*Set the clock"
+            ):
+                reach(url)
+    assert methods == ["HEAD", "GET", "HEAD", "GET", "GET", "GET"]
+
+
+def test_a_refusal_of_head_that_get_does_not_share_stays(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = put(object_store, "k", b"text")
+    fault = lambda number, method, headers: 403 if method == "HEAD" else None  # noqa: E731
+    with faulty_proxy(object_store.endpoint, fault) as (endpoint, methods):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        with pytest.raises(InputError, match=r"access denied \(403.*Check that these credentials"):
+            open_file(url)
+    assert methods == ["HEAD", "GET"]
 
 
 def test_an_unknown_key_is_named(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
