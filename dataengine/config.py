@@ -94,7 +94,7 @@ class CleanConfig(_Section):
     document_rules: DocumentRules | None = None
     min_language_score: float | None = Field(default=None, gt=0, le=1)  # of the language that a text should have
     dedup: tuple[str, ...] = ()  # text (documents); pair, or a language's code for that side alone (pairs)
-    near_dedup: Annotated[float, Field(gt=0, lt=1)] | None = None  # MinHash: least Jaccard similarity of near twins
+    near_dedup: Annotated[float, Field(gt=0, lt=1)] | None = None  # least Jaccard similarity of near duplicates
     decontaminate: tuple[str, ...] = ()  # files of evaluation texts; what shares a text or a long n-gram goes
     subsets: SubsetsConfig | None = None
 
