@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 
+from dataengine.characters import escape_controls
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
@@ -28,6 +30,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def note(text: str) -> None:
+    """Say on stderr what the user may not expect; what it quotes of files cannot command the terminal."""
+    print(f"note: {escape_controls(text)}", file=sys.stderr, flush=True)
+
+
 def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
     """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback.
 
@@ -39,7 +46,7 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
     except InputError as error:
         if not quiet:
             text = str(error).rpartition(_FROM_WORKER)[2].strip()  # without the traceback that torch's DataLoader adds
-            print(f"error: {text}", file=sys.stderr, flush=True)
+            print(f"error: {escape_controls(text)}", file=sys.stderr, flush=True)
         return 2
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -49,7 +56,7 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
             words = f"cannot use {os.fspath(error.filename)}: {error.strerror}. Check the path and its permissions."
         if words is None:
             raise
-        print(f"error: {words}", file=sys.stderr, flush=True)  # the other ranks may not have met it
+        print(f"error: {escape_controls(words)}", file=sys.stderr, flush=True)  # the other ranks may not have met it
         return 2
     return 0
 

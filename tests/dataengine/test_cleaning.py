@@ -74,7 +74,7 @@ def documents_of(config: Config, built: BuiltStream) -> dict[Place, list[tuple[i
     store, folder = open_store(config.store), Path(config.store, built.stream.remote)
     reader = StreamReader(store, built.stream, WIDTH, token_dtype(TOKENIZER.vocab_size))
     tokens = np.concatenate([reader.read(range(built.stream.samples)).ravel(), np.load(folder / "remainder.npy")])
-    summary = orjson.loads((folder / "stream.json").read_bytes())
+    summary = orjson.loads((folder / "stream.summary").read_bytes())
     flows: dict[int, list[int]] = {}
     for unit, start, inside, count in sorted(summary["segments"], key=lambda row: (row[0], row[2])):
         assert inside == len(flows.setdefault(unit, []))
@@ -219,7 +219,7 @@ def check_build(config: Config) -> Expected:
         return expected
     (built,) = result.streams
     report = orjson.loads(Path(result.path).with_name("build_report.json").read_bytes())["streams"][0]
-    summary = orjson.loads(Path(config.store, built.stream.remote, "stream.json").read_bytes())
+    summary = orjson.loads(Path(config.store, built.stream.remote, "stream.summary").read_bytes())
     for records, kept, rejected, dropped in (
         (built.records, built.kept, built.rejected, built.dropped),
         *((told["records"], told["kept"], told["rejected"], told["dropped"]) for told in (report, summary)),

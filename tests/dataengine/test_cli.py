@@ -100,8 +100,8 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], message: str, capsys: 
         (["plan", "--steps", "3"], "--steps 3 is not of the form A:B, such as 0:3"),
         (["plan", "--steps", "a:b"], "--steps a:b is not of the form A:B, such as 0:3"),
         (["plan", "--steps", "0:17"], "steps 0:17 are not within the schedule's 16 steps (0:16)"),
-        (["build", "--dry-run", "--sample", "much"], "--sample much is no number of bytes, such as 4M"),
-        (["build", "--dry-run", "--sample", "0"], "--sample 0 is no number of bytes, such as 4M"),
+        (["build", "--dry-run", "--sample", "much"], "--sample much is not a number of bytes, such as 4M"),
+        (["build", "--dry-run", "--sample", "0"], "--sample 0 is not a number of bytes, such as 4M"),
         (["build", "stor=x"], "override stor=x: unknown key 'stor' (did you mean 'store'?)."),
         (["build", "x"], "override 'x' is not of the form key=value, such as train.max_steps=100"),
         (["build", "streams.mono.documents=[.]"], "stream 'mono': . is a folder. Name its files, such as ./*.jsonl"),
@@ -185,7 +185,7 @@ def test_what_a_user_may_not_mean_is_noted(
     assert exit_code(["plan", config_path, *twice, "train.learning_rate=1e-3", "out=elsewhere"]) == 0
     assert "small: plan " in capsys.readouterr().out
     assert exit_code(["build", config_path, "streams.mono.text_key=body"]) == 2
-    assert "name the key that it has (streams.mono.text_key: ...), or raise max_bad_fraction" in capsys.readouterr().err
+    assert "). Name the key that they have (streams.mono.text_key: ...), or check the format" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert exit_code(["build", config_path, f"store={tmp_path / 'file'}"]) == 2
     assert (

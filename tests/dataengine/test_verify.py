@@ -152,7 +152,7 @@ def test_a_content_that_is_not_what_was_compressed_is_noticed(make_config: Confi
     [
         (lambda folder: None, "no index.json in FOLDER. Name a config (.yaml), or the folder of one stream, such as "),
         (lambda folder: (folder / "index.json").write_text("{"), "FOLDER/index.json is damaged: "),
-        (lambda folder: (folder / "index.json").write_text('{"version": 2}'), "FOLDER/index.json is damaged: 'shards'"),
+        (lambda folder: (folder / "index.json").write_text('{"version": 2}'), "FOLDER/index.json is damaged: shards: "),
     ],
 )
 def test_a_folder_that_is_no_stream(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
