@@ -24,6 +24,7 @@ NAME = "stream.summary"
 _BEFORE = "stream.json"
 NAMES = (NAME, _BEFORE)
 REJECTS = "rejects.jsonl"
+_LARGEST = 1 << 62  # sums of two are 64-bit numbers
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def _check(summary: Summary) -> None:
     counts += [shard.samples for shard in summary.shards] + [source.lines for source in summary.sources]
     if min(counts) < 0 or min((source.line for source in summary.sources), default=1) < 1:
         raise ValueError("a number in it is negative")
+    if max(*counts, *(source.line for source in summary.sources), *(row[2] for row in summary.segments)) > _LARGEST:
+        raise ValueError("a number in it is too large")
     at = 0
     for unit, start, inside, tokens in summary.segments:
         if not 0 <= unit < len(summary.packed) or start != at or inside < 0 or tokens < 1:
