@@ -35,7 +35,7 @@ from dataengine.manifest import Manifest, Stream
 from dataengine.objects import find_files
 from dataengine.packing import Packer
 from dataengine.parent import parent_stream, read_parent, stream_sizes
-from dataengine.runs import BUCKETS, damaged_unit, encode_npy, num_ranges, read_all_npy, read_whole
+from dataengine.runs import BUCKETS, check_npy, damaged_unit, encode_npy, num_ranges, read_all_npy, read_whole
 from dataengine.schedule import Schedule
 from dataengine.scores import ScoreCache
 from dataengine.shards import Shard, ShardFormat, ShardWriter, encode_index, shard_name
@@ -478,7 +478,7 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
             shards.append(_renamed(shard, len(shards)))
             links.append((f"{unit.folder}/{shard.stored.basename}", shards[-1].stored.basename))
     with ThreadPoolExecutor(16) as pool:
-        for _ in pool.map(lambda link: store.link(link[0], f"{plan.folder}/{link[1]}"), links):
+        for _ in pool.map(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}"), links):
             pass
     packer = Packer(width, dtype)
     writes: list[Future[None]] = []
@@ -521,6 +521,16 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
         store.write(f"{plan.folder}/{summary.REJECTS}", summary.encode_rejects(packed.rejects))
     store.write(f"{plan.folder}/{summary.NAME}", summary.encode_summary(made))
     store.write(f"{plan.folder}/index.json", index)
+
+
+def _link_checked(store: Store, source: str, key: str) -> None:
+    """Give a file of a unit a name in a stream. Raises InputError if it is missing or, for an array, damaged.
+
+    The sizes of shards were compared with the receipts already, and their hashes are in the index.
+    """
+    if source.endswith(".npy"):
+        check_npy(read_whole(store, source), store, source)
+    store.link(source, key)
 
 
 def _too_few_tokens(plan: StreamPlan, packed: Packed, tokens: int) -> str:
@@ -629,8 +639,10 @@ _REJECT = TypeAdapter(Reject)
 
 
 def _read_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
-    """A stream of the store, its shards there in their sizes."""
+    """A stream of the store, its index as it was written and its shards there in their sizes."""
     made = summary.read_summary(store, plan.folder)
+    if hashlib.sha256(store.read(f"{plan.folder}/index.json")).hexdigest() != made.index_sha256:
+        raise summary.damaged_stream(store, f"{plan.folder}/index.json", "is damaged: its hash is another")
     sizes = store.sizes(f"{plan.folder}/")
     for shard in made.shards:
         key = f"{plan.folder}/{shard.stored.basename}"

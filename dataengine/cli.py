@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import re
+import select
 import shlex
 import sys
 import textwrap
@@ -41,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = run_command(lambda: run(options))
         sys.stdout.flush()
         sys.exit(code)
-    except BrokenPipeError:  # `dataengine inspect ... | head` has seen enough
+    except BrokenPipeError:
+        if not _has_no_reader(sys.stdout.fileno()):  # another pipe broke, such as that of a worker process
+            raise
+        # `dataengine inspect ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except BaseException as error:
@@ -49,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    """Whether a descriptor is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

@@ -19,8 +19,17 @@ class OutageError(InputError):
     """A store fails or does not answer, also after all attempts; it may work again later."""
 
 
-_PATH = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+_PATH = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+_ROOM = "What is finished stays: make room, and run the same command again."
+_LIMIT = "What is finished stays: raise the limit (ulimit -n), and run the same command again."
+_DISK = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EMFILE: _LIMIT,
+    errno.ENFILE: "What is finished stays: close other programs, and run the same command again.",
+    errno.EROFS: "Choose another place, or make this one writable, and run the same command again.",
+    errno.EIO: "The disk fails. What is finished stays: once it is repaired, run the same command again.",
+}
 _FROM_WORKER = f"\n{InputError.__module__}.{InputError.__qualname__}: "
 
 
@@ -62,7 +71,8 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
 
 
 def describe_disk(error: BaseException) -> str | None:
-    """What to do about an error that comes from a full or read-only disk or too many open files; None for others."""
+    """What to do about an error that comes from a full, failing or read-only disk or too many open files; None for
+    others."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -72,7 +82,7 @@ def describe_disk(error: BaseException) -> str | None:
         seen.add(id(one))
         if isinstance(one, OSError) and one.errno in _DISK:
             place = f": {one.filename}" if one.filename else ""
-            return f"{one.strerror}{place}. What is finished stays: make room, and run the same command again."
+            return f"{one.strerror}{place}. {_DISK[one.errno]}"
         waiting += [one.__cause__, one.__context__]
         failures = getattr(one, "failures", None)  # torch.distributed.checkpoint: rank -> (error, traceback)
         if isinstance(failures, Mapping):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dataengine.errors import InputError
 from dataengine.manifest import Stream
-from dataengine.shards import Shard, StoredFile, is_hash
+from dataengine.shards import Shard, StoredFile, is_hash, shard_name
 from dataengine.storage import Store, open_store
 from dataengine.streams import read_raw_shard
 from dataengine.summary import NAMES, DamagedStreamError, read_rejects, read_summary
@@ -59,20 +59,22 @@ def _check_index(store: Store, stream: Stream) -> Iterator[str]:
     except FileNotFoundError:
         yield f"{store.url}/{key} is missing"
         return
+    except InputError as error:
+        yield str(error)
+        return
     if hashlib.sha256(content).hexdigest() != stream.index_sha256:
         yield f"{store.url}/{key} is not the one that the manifest was made with"
 
 
 def _check_origins(store: Store, stream: Stream) -> Iterator[str]:
     """What is wrong with the files that say how the stream was made, as far as it has any."""
-    there = [key.rpartition("/")[2] for key in store.sizes(f"{stream.remote}/")]
-    if not any(name in NAMES or name.startswith("documents.") for name in there):
+    if not _has(store, stream.remote, (*NAMES, "documents.00000.npy")):
         return
     try:
         units = len(read_summary(store, stream.remote).packed)
         read_rejects(store, stream.remote)
-    except DamagedStreamError as error:
-        yield error.what
+    except InputError as error:
+        yield error.what if isinstance(error, DamagedStreamError) else str(error)
         return
     names = [f"documents.{number:05d}.npy" for number in range(units)]
     for key in (f"{stream.remote}/{name}" for name in [*names, "remainder.npy"]):
@@ -81,8 +83,16 @@ def _check_origins(store: Store, stream: Stream) -> Iterator[str]:
         except FileNotFoundError:
             yield f"{store.url}/{key} is missing"
             continue
+        except InputError as error:
+            yield str(error)
+            continue
         if content[-8:] != xxhash.xxh3_64_digest(content[:-8]):
             yield f"{store.url}/{key} is damaged: its hash is another"
+
+
+def _has(store: Store, folder: str, names: Sequence[str]) -> bool:
+    """Whether a folder holds any of these files."""
+    return any(store.size(f"{folder}/{name}") is not None for name in names)
 
 
 def open_stream(folder: str) -> tuple[Store, Stream]:
@@ -92,6 +102,11 @@ def open_stream(folder: str) -> tuple[Store, Stream]:
     try:
         content = store.read(f"{name}/index.json")
     except FileNotFoundError:
+        if _has(store, name, (*NAMES, shard_name(0), f"{shard_name(0)}.zstd")):
+            raise InputError(
+                f"no index.json in {folder}: this stream is not finished, or was copied in part. Build it, or fetch "
+                "it, again."
+            ) from None
         raise InputError(
             f"no index.json in {folder}. Name a config (.yaml), or the folder of one stream, such as "
             "STORE/streams/NAME-0123456789ab."
@@ -105,7 +120,7 @@ def open_stream(folder: str) -> tuple[Store, Stream]:
     shards = tuple(Shard(entry.samples, entry.raw_data, entry.zip_data) for entry in entries)
     for algorithm in {name for shard in shards for file in (shard.raw, shard.stored) for name in file.hashes}:
         if not is_hash(algorithm):
-            raise InputError(f"{folder}/index.json names the hash {algorithm!r}, which is not known here")
+            raise InputError(f"{folder}/index.json names the hash {algorithm!r}, which this program cannot compute")
     samples = sum(shard.samples for shard in shards)
     return store, Stream(name, name, hashlib.sha256(content).hexdigest(), samples, 0, shards)
 

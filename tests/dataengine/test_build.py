@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -414,6 +415,42 @@ def test_damaged_shard_is_noticed_and_removal_mends_it(make_config: ConfigMaker)
     subprocess.run(["rm", "-r", str(shard.parent)], check=True)
     build(config, workers=1)
     assert shard.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["documents.npy", "rejects.jsonl", "tail.npy"])
+@pytest.mark.parametrize("damage", ["removed", "cut", "changed"])
+def test_damaged_file_of_a_unit_is_not_published(
+    make_config: ConfigMaker, tmp_path: Path, name: str, damage: str
+) -> None:
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"text": f"document number {n}"} for n in range(200)] + [{"txt": "x"}])
+    config = documents_only(make_config, path, max_bad_fraction=0.01)
+    (built,) = build(config, workers=1).streams
+    before = hashes(config)
+    shutil.rmtree(Path(config.store, built.stream.remote))
+    (file,) = Path(config.store, "units").glob(f"*/{name}")
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "removed":
+        file.write_bytes(content[:-5] if damage == "cut" else content[:20] + b"?" + content[21:])
+    if (name, damage) == ("rejects.jsonl", "changed"):
+        file.write_bytes(b"?" + content[1:])
+    with pytest.raises(InputError) as error:
+        build(config, workers=1)
+    assert str(error.value) == (
+        f"{file} is missing or damaged. Remove the folder units/{file.parent.name} and build again."
+    )
+    shutil.rmtree(file.parent)
+    build(config, workers=1)
+    assert hashes(config) == before
+
+
+def test_damaged_index_is_noticed(make_config: ConfigMaker) -> None:
+    config = make_config()
+    build(config, workers=1)
+    index = next(Path(config.store, "streams").glob("mono-*/index.json"))
+    index.write_bytes(index.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"index\.json is damaged: its hash is another\. Remove .*, and build again"):
+        build(config, workers=1)
 
 
 def test_report_counts_every_record(make_config: ConfigMaker) -> None:
