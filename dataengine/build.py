@@ -402,9 +402,9 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)
     assert records == kept + rejected + dropped.total(), f"stream '{plan.name}': records are unaccounted for"
     if not kept:
-        others = f"; the other {rejected:,} are unusable" if rejected else ""
+        others = f", and {rejected:,} more {'is' if rejected == 1 else 'are'} unusable" if rejected else ""
         raise InputError(
-            f"stream '{plan.name}': cleaning drops all {dropped.total():,} usable records ({_words(dropped)}{others}). "
+            f"stream '{plan.name}': cleaning drops all {dropped.total():,} usable records ({_words(dropped)}){others}. "
             f"Look at them (dataengine inspect CONFIG --stream {plan.name}) and {_loosen(plan, dropped)}."
         )
     packed: Sequence[Unit] = units

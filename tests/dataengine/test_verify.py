@@ -206,9 +206,7 @@ def test_shards_and_index_alone_are_a_whole_stream(make_config: ConfigMaker, tmp
     store, found = open_stream(str(tmp_path / "copy"))
     assert verify(store, [found])[0] == []
     (tmp_path / "copy" / "index.json").unlink()
-    with pytest.raises(
-        InputError, match=r"no index\.json in .*/copy: this stream is not finished, or"
-    ):
+    with pytest.raises(InputError, match=r"no index\.json in .*/copy: this stream is not finished, or"):
         open_stream(str(tmp_path / "copy"))
 
 
