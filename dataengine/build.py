@@ -2,7 +2,8 @@
 
 store/units/FINGERPRINT/            what one unit of work made: the memory of earlier builds, safe to remove
 store/keeps/                        which records of a part cleaning keeps; safe to remove as well
-store/streams/NAME-FINGERPRINT/     shards and index.json, shared by all experiments that define this stream so
+store/streams/NAME-FINGERPRINT/     shards and index.json, shared by all experiments that define this stream so;
+                                    stream.summary and rejects.jsonl: how it was made (see summary.py)
 store/experiments/NAME/             manifest.json, config.yaml, build_report.json
 
 A stream goes through rounds of units (clean, compare, tokenize, shuffle); the rounds of all streams run side by side.
@@ -15,7 +16,7 @@ import sys
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -25,12 +26,13 @@ from typing import Any, TypeVar
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
-from dataengine import cleaning, sources
+from dataengine import cleaning, sources, summary
 from dataengine.cleaning import Cleaning, CleanRecords, Codes
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
-from dataengine.errors import InputError
+from dataengine.errors import InputError, note
 from dataengine.evaluation_sets import find_text_files
 from dataengine.labels import check_labels
 from dataengine.manifest import Manifest, Stream
@@ -39,13 +41,14 @@ from dataengine.near_units import CleanedPart, find_twins
 from dataengine.objects import real_file
 from dataengine.packing import Packer
 from dataengine.parent import parent_stream, read_parent, stream_sizes
-from dataengine.runs import BUCKETS, encode_npy, num_ranges, read_all_npy
+from dataengine.runs import BUCKETS, check_npy, damaged_unit, encode_npy, num_ranges, read_all_npy, read_whole
 from dataengine.schedule import Schedule
 from dataengine.scores import ScoreCache
-from dataengine.shards import Shard, ShardFormat, ShardWriter, encode_index, read_shard, shard_name
-from dataengine.sources import RecordFormat, SourcePart
+from dataengine.shards import Shard, ShardFormat, ShardWriter, encode_index, shard_name
+from dataengine.sources import RecordFormat, Reject, SourcePart
 from dataengine.stages import resolve_stages
 from dataengine.storage import Store, open_store
+from dataengine.summary import SourceLines, SourceReject
 from dataengine.tokenizing import MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
 from dataengine.tokens import Tokenizer, load_tokenizer, token_dtype
 from dataengine.units import (
@@ -60,6 +63,7 @@ from dataengine.units import (
 )
 
 MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
+REJECTS = 100_000  # unusable records that are written down for a stream; all are counted
 TAIL_TOKENS = 1 << 26  # a PackTails unit packs at least so many; if there are fewer, the build itself does
 
 Round = tuple[str, Sequence[Unit]]  # what it does, in a word for the progress bar, and its units
@@ -93,7 +97,16 @@ class StreamPlan:
         assert self.cleaning is not None
         return [CleanRecords(part, self.records, self.cleaning) for part in self.parts]
 
-    def token_unit(self, part: SourcePart, keep: Keep | None, copy: int) -> TokenizeDocuments | TokenizePairs:
+    def token_units(self, keeps: Sequence[Keep | None]) -> list[TokenizeDocuments | TokenizePairs]:
+        """The units that tokenize the records of each part that are kept."""
+        copies: Counter[str] = Counter()
+        units = []
+        for part, keep in zip(self.parts, keeps, strict=True):
+            units.append(self._token_unit(part, keep, copies[part.digest]))
+            copies[part.digest] += 1
+        return units
+
+    def _token_unit(self, part: SourcePart, keep: Keep | None, copy: int) -> TokenizeDocuments | TokenizePairs:
         """The unit that tokenizes a part; `copy` parts before it have the same content."""
         records = replace(self.records, label_key=None)  # cleaning has seen the labels
         if not self.languages:
@@ -118,7 +131,7 @@ class BuiltStream:
     """A stream in the store and what went into it.
 
     records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`. `rejects`
-    says where the unusable records of each file are written down.
+    is the key of the file in the store that holds the unusable records; None if there are none.
     """
 
     stream: Stream
@@ -128,7 +141,7 @@ class BuiltStream:
     dropped: dict[str, int]
     tokens: int
     remainder: int
-    rejects: dict[str, str]
+    rejects: str | None
     new: bool
 
 
@@ -161,9 +174,9 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if missing and config.tokenizer_engine == "auto":
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
         if fast.fallback_reason:
-            print(f"note: tokenizing by {fast.engine}, which takes longer: {fast.fallback_reason}", file=sys.stderr)
-    for note in label_notes(missing, config):
-        print(f"note: {note}", file=sys.stderr)
+            note(f"tokenizing by {fast.engine}, which takes longer: {fast.fallback_reason}")
+    for words in label_notes(missing, config):
+        note(words)
     made = run_rounds(
         {name: make_stream(plan, config, store) for name, plan in missing.items()},
         engine or LocalEngine(workers),
@@ -185,7 +198,7 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     before = _read(store, f"{folder}/manifest.json")
     new = bool(missing) or before != manifest.content
     if before not in (None, manifest.content):
-        print(f"note: {config.name} was built before with another plan, which this one replaces", file=sys.stderr)
+        note(f"{config.name} was built before with another plan, which this one replaces")
     result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
     if new:
         report = orjson.dumps(_report(result), option=orjson.OPT_INDENT_2)
@@ -267,7 +280,7 @@ def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:
         if len(names) > 1:
             others = ", ".join(dict.fromkeys(name for name in names if name != names[0]))
             also = f" (also as {others})" if others else ""
-            print(f"note: stream '{stream}' reads {names[0]}{also} {len(names)} times over", file=sys.stderr)
+            note(f"stream '{stream}' reads {names[0]}{also} {len(names)} times over")
 
 
 def record_format(stream: StreamConfig) -> RecordFormat:
@@ -384,7 +397,7 @@ class Packed:
     """The finished units of a stream: of reading (one a part) and of packing, with their receipts."""
 
     reading: list[Receipt]
-    rejects: dict[str, str]  # file -> key of what is unusable in it
+    rejects: list[SourceReject]
     dropped: dict[str, int]
     units: list[Unit]
     receipts: list[Receipt]
@@ -392,18 +405,20 @@ class Packed:
     tail_receipts: list[Receipt]
 
 
-def clean_stream(plan: StreamPlan, config: Config, store: Store, *, with_scores: bool = True) -> Rounds[Cleaned]:
-    """Judge the records of a stream."""
+def clean_stream(
+    plan: StreamPlan, config: Config, store: Store, *, with_scores: bool = True, checks: bool = True
+) -> Rounds[Cleaned]:
+    """Judge the records of a stream. If it `checks`, one with too many unusable records is refused."""
     assert plan.cleaning is not None
     units = plan.clean_units()
     receipts = yield "cleaning", units
-    check_rejects(plan, receipts, units, config.max_bad_fraction, store)
+    if checks:
+        check_rejects(plan, receipts, units, config.max_bad_fraction, store)
     if plan.cleaning.subsets and not any(receipt.dropped.get("subset") for receipt in receipts):
         names = " or ".join(plan.cleaning.subsets)
-        print(
-            f"note: stream '{plan.name}': no record's {plan.records.label_key} is {names}; "
-            f"is streams.{plan.name}.clean.subsets right?",
-            file=sys.stderr,
+        note(
+            f"stream '{plan.name}': no record's {plan.records.label_key} is {names}; "
+            f"is streams.{plan.name}.clean.subsets right?"
         )
     duplicates, linking = cleaning.duplicate_units(units, receipts), cleaning.near_link_units(units, receipts)
     if duplicates or linking:
@@ -419,10 +434,9 @@ def clean_stream(plan: StreamPlan, config: Config, store: Store, *, with_scores:
         twins, crowded = yield from find_twins(parts, linking, plan.cleaning.near_dedup, store)
         cleaning.mark_twins(codes, twins, plan.cleaning)
         if crowded:
-            print(
-                f"note: stream '{plan.name}': {crowded:,} texts are like many others, of which they were compared with "
-                "the first only; some near duplicates among them may stay",
-                file=sys.stderr,
+            note(
+                f"stream '{plan.name}': {crowded:,} texts are like many others, of which they were compared with the "
+                "first only; some near duplicates among them may stay"
             )
     if with_scores:
         caches = {
@@ -442,24 +456,21 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         keeps = [publish_keep(codes == 0, store) for codes in cleaned.codes]
         for codes in cleaned.codes:
             dropped.update(cleaning.count_reasons(codes, plan.cleaning))
-    copies: Counter[str] = Counter()
-    units = []
-    for part, keep in zip(plan.parts, keeps, strict=True):
-        units.append(plan.token_unit(part, keep, copies[part.digest]))
-        copies[part.digest] += 1
+    units = plan.token_units(keeps)
     receipts = yield "tokenizing", units
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
-    first_lines = [place["line"] for place in source_lines(plan.parts, receipts)]
+    first_lines = [place.line for place in source_lines(plan.parts, receipts)]
     for words in describe_notes(plan.parts, receipts, first_lines):
-        print(f"note: stream '{plan.name}': {words}", file=sys.stderr)
+        note(f"stream '{plan.name}': {words}")
     records = sum(receipt.records for receipt in receipts)
     kept = sum(receipt.kept for receipt in receipts)
     rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)
     assert records == kept + rejected + dropped.total(), f"stream '{plan.name}': records are unaccounted for"
     if not kept:
+        others = f", and {rejected:,} more {'is' if rejected == 1 else 'are'} unusable" if rejected else ""
         raise InputError(
-            f"stream '{plan.name}': cleaning drops all {records:,} records ({_words(dropped)}). "
-            f"Look at them (dataengine inspect CONFIG --stream {plan.name}) and loosen streams.{plan.name}.clean."
+            f"stream '{plan.name}': cleaning drops all {dropped.total():,} usable records ({_words(dropped)}){others}. "
+            f"Look at them (dataengine inspect CONFIG --stream {plan.name}) and {_loosen(plan, dropped)}."
         )
     packed: Sequence[Unit] = units
     packed_receipts = receipts
@@ -471,11 +482,7 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         packed_receipts = yield "shuffling", packed
     tails = _tail_units(packed, packed_receipts, plan.format)
     tail_receipts = (yield "packing", tails) if tails else []
-    rejects = {
-        f"{part.paths[0]}{f' after byte {part.start}' if part.start else ''}": f"{unit.folder}/rejects.jsonl"
-        for part, unit, receipt in zip(plan.parts, units, receipts, strict=True)
-        if receipt.rejected
-    }
+    rejects = gather_rejects(plan.parts, units, receipts, store)
     return Packed(receipts, rejects, dict(dropped), list(packed), packed_receipts, tails, tail_receipts)
 
 
@@ -536,7 +543,7 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
             shards.append(_renamed(shard, len(shards)))
             links.append((f"{unit.folder}/{shard.stored.basename}", shards[-1].stored.basename))
     with ThreadPoolExecutor(16) as pool:
-        for _ in pool.map(lambda link: store.link(link[0], f"{plan.folder}/{link[1]}"), links):
+        for _ in pool.map(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}"), links):
             pass
     packer = Packer(width, dtype)
     writes: list[Future[None]] = []
@@ -554,36 +561,59 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
             write.result()
     remainder = packer.tail
     if not shards:
-        raise InputError(
-            f"stream '{plan.name}' has {len(remainder):,} tokens, too few for one sample of {width}. "
-            f"Add sources to streams.{plan.name} or lower seq_len."
-        )
+        raise InputError(_too_few_tokens(plan, packed, len(remainder)))
     tokens = sum(receipt.tokens for receipt in packed.receipts)
     assert tokens == sum(shard.samples for shard in shards) * width + len(remainder), f"{plan.name}: tokens are lost"
     index = encode_index(shards, plan.format.shards.config(width, dtype))
     rejected: Counter[str] = Counter()
     for receipt in packed.reading:
         rejected.update(receipt.rejected)
-    summary = {
-        "sources": source_lines(plan.parts, packed.reading),
-        "packed": [None if plan.languages else number for number in range(len(packed.units))],  # None: documents say it
-        "segments": _segments(packed, width),
-        "index_sha256": hashlib.sha256(index).hexdigest(),
-        "shards": [asdict(shard) for shard in shards],
-        "records": sum(receipt.records for receipt in packed.reading),
-        "kept": sum(receipt.kept for receipt in packed.reading),
-        "rejected": dict(sorted(rejected.items())),
-        "rejects": packed.rejects,
-        "dropped": packed.dropped,
-        "tokens": tokens,
-        "remainder": len(remainder),  # tokens, kept in remainder.npy
-    }
+    made = summary.Summary(
+        sources=tuple(source_lines(plan.parts, packed.reading)),
+        packed=tuple(None if plan.languages else number for number in range(len(packed.units))),
+        segments=_segments(packed, width),
+        index_sha256=hashlib.sha256(index).hexdigest(),
+        shards=tuple(shards),
+        records=sum(receipt.records for receipt in packed.reading),
+        kept=sum(receipt.kept for receipt in packed.reading),
+        rejected=dict(sorted(rejected.items())),
+        dropped=packed.dropped,
+        tokens=tokens,
+        remainder=len(remainder),  # kept in remainder.npy
+    )
     store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
-    store.write(f"{plan.folder}/stream.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
+    if packed.rejects:
+        store.write(f"{plan.folder}/{summary.REJECTS}", summary.encode_rejects(packed.rejects))
+    store.write(f"{plan.folder}/{summary.NAME}", summary.encode_summary(made))
     store.write(f"{plan.folder}/index.json", index)
 
 
-def _segments(packed: Packed, width: int) -> list[list[int]]:
+def _link_checked(store: Store, source: str, key: str) -> None:
+    """Give a file of a unit a name in a stream. Raises InputError if it is missing or, for an array, damaged.
+
+    The sizes of shards were compared with the receipts already, and their hashes are in the index.
+    """
+    if source.endswith(".npy"):
+        check_npy(read_whole(store, source), store, source)
+    store.link(source, key)
+
+
+def _too_few_tokens(plan: StreamPlan, packed: Packed, tokens: int) -> str:
+    """What to do about a stream that fills no sample."""
+    kept = sum(receipt.kept for receipt in packed.reading)
+    width = plan.format.seq_len + 1
+    advice = [f"add sources to streams.{plan.name}"]
+    if dropped := sum(packed.dropped.values()):
+        advice.append(f"{_loosen(plan, packed.dropped)} (cleaning drops {dropped:,} records: {_words(packed.dropped)})")
+    if tokens > 2:
+        advice.append(f"lower seq_len to {tokens - 1:,} or less")
+    return (
+        f"stream '{plan.name}' has {tokens:,} tokens in {kept:,} record{'s' * (kept > 1)}, too few for one sample of "
+        f"{width:,} (seq_len + 1). {_any_of(advice)}."
+    )
+
+
+def _segments(packed: Packed, width: int) -> tuple[tuple[int, int, int, int], ...]:
     """Where the flow of tokens of each unit lies in the stream: [unit, start in the stream, start in the unit, tokens].
 
     First the units' own shards, then their tails in those of each group, then what is left of the groups.
@@ -609,7 +639,7 @@ def _segments(packed: Packed, width: int) -> list[list[int]]:
     for row in left:
         rows.append([row[0], at, *row[2:]])
         at += row[3]
-    return [row for row in rows if row[3]]
+    return tuple((unit, start, inside, tokens) for unit, start, inside, tokens in rows if tokens)
 
 
 def _renamed(shard: Shard, number: int) -> Shard:
@@ -619,47 +649,100 @@ def _renamed(shard: Shard, number: int) -> Shard:
     return Shard(shard.samples, replace(shard.raw, basename=name), packed)
 
 
-def source_lines(parts: Sequence[SourcePart], receipts: Sequence[Receipt]) -> list[dict[str, Any]]:
+def source_lines(parts: Sequence[SourcePart], receipts: Sequence[Receipt]) -> list[SourceLines]:
     """Each part's file, the number of its first line there (rows of Parquet, units of TMX), and its lines."""
     before: Counter[tuple[str, ...]] = Counter()
     found = []
     for part, receipt in zip(parts, receipts, strict=True):
         if part.start == 0:
             before[part.paths] = 0  # a file that is named twice
-        found.append({"path": part.paths[0], "line": before[part.paths] + 1, "lines": receipt.lines})
+        found.append(SourceLines(part.paths[0], before[part.paths] + 1, receipt.lines))
         before[part.paths] += receipt.lines
     return found
 
 
+def gather_rejects(
+    parts: Sequence[SourcePart], units: Sequence[Unit], receipts: Sequence[Receipt], store: Store
+) -> list[SourceReject]:
+    """The unusable records that the units wrote down, with their files and their lines there.
+
+    No more than about REJECTS, the first ones of each part; parts share them evenly, so that each shows some.
+    """
+    counts = [sum(receipt.rejected.values()) for receipt in receipts]
+    most = _even_limit(counts, REJECTS)
+    return [
+        SourceReject(lies.path, lies.line + reject.line - 1, reject.reason, reject.excerpt)
+        for unit, count, lies in zip(units, counts, source_lines(parts, receipts), strict=True)
+        if count
+        for reject in _unit_rejects(unit, store)[:most]
+    ]
+
+
+def _even_limit(counts: Sequence[int], total: int) -> int:
+    """The largest limit of each count at which they come to `total` in all; at least 1."""
+    low, high = 1, max(total, 1)
+    while low < high:
+        middle = -(-(low + high) // 2)
+        if sum(min(count, middle) for count in counts) <= total:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _unit_rejects(unit: Unit, store: Store) -> list[Reject]:
+    """The unusable records that a unit wrote down. Raises InputError if its file is missing or damaged."""
+    key = f"{unit.folder}/rejects.jsonl"
+    content = read_whole(store, key)
+    try:
+        return [_REJECT.validate_json(line, strict=True) for line in content.splitlines()]
+    except ValueError:
+        raise damaged_unit(store, key) from None
+
+
+_REJECT = TypeAdapter(Reject)
+
+
 def _read_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
-    """A stream of the store, its shards there in their sizes."""
-    fields = orjson.loads(store.read(f"{plan.folder}/stream.json"))
-    shards = tuple(read_shard(shard) for shard in fields["shards"])
+    """A stream of the store, its index as it was written and its shards there in their sizes."""
+    made = summary.read_summary(store, plan.folder)
+    if hashlib.sha256(store.read(f"{plan.folder}/index.json")).hexdigest() != made.index_sha256:
+        raise summary.damaged_stream(store, f"{plan.folder}/index.json", "is damaged: its hash is another")
     sizes = store.sizes(f"{plan.folder}/")
-    for shard in shards:
+    for shard in made.shards:
         key = f"{plan.folder}/{shard.stored.basename}"
         if sizes.get(key) != shard.stored.bytes:
-            raise InputError(
-                f"{store.url}/{key} is missing or damaged. Remove {store.url}/{plan.folder}, and {store.url}/units, "
-                "which may hold the same damage, and build again."
-            )
-    samples = sum(shard.samples for shard in shards)
+            raise summary.damaged_stream(store, key, "is missing or damaged")
+    samples = sum(shard.samples for shard in made.shards)
     stream = Stream(
         name=plan.name,
         remote=plan.folder,
-        index_sha256=fields["index_sha256"],
+        index_sha256=made.index_sha256,
         samples=samples,
         tokens=samples * (plan.format.seq_len + 1),
-        shards=shards,
+        shards=made.shards,
     )
-    counts = {key: fields[key] for key in ("records", "kept", "rejected", "dropped", "tokens", "remainder", "rejects")}
-    return BuiltStream(stream, new=new, **counts)
+    rejects = f"{plan.folder}/{summary.REJECTS}"
+    return BuiltStream(
+        stream=stream,
+        records=made.records,
+        kept=made.kept,
+        rejected=made.rejected,
+        dropped=made.dropped,
+        tokens=made.tokens,
+        remainder=made.remainder,
+        rejects=rejects if made.rejected and rejects in sizes else None,
+        new=new,
+    )
 
 
 def check_rejects(
     plan: StreamPlan, receipts: Sequence[Receipt], units: Sequence[Unit], max_bad_fraction: float, store: Store
 ) -> None:
-    """Refuse a stream of which more than max_bad_fraction of the records are unusable, or all."""
+    """Refuse a stream of which more than max_bad_fraction of the records are unusable, or all.
+
+    Its unusable records are then written to its folder, with their files and lines.
+    """
     records = sum(receipt.records for receipt in receipts)
     rejected: Counter[str] = Counter()
     for receipt in receipts:
@@ -671,25 +754,50 @@ def check_rejects(
         )
     if bad < records and bad <= max_bad_fraction * records:
         return
-    worst = next(k for k, receipt in enumerate(receipts) if receipt.rejected)
-    key = f"{units[worst].folder}/rejects.jsonl"
-    first = orjson.loads(store.read(key).partition(b"\n")[0])
-    path = plan.parts[worst].paths[0]
-    line = first["line"] + source_lines(plan.parts, receipts)[worst]["line"] - 1
+    rejects = gather_rejects(plan.parts, units, receipts, store)
+    key = f"{plan.folder}/{summary.REJECTS}"
+    store.write(key, summary.encode_rejects(rejects))
+    first = rejects[0]
+    others = f"{len(rejects):,} of them" if len(rejects) < bad else "all of them"
+    if bad < records:
+        many = f"{bad:,} of {records:,} records are unusable ({_words(rejected)}), more than max_bad_fraction "
+        many += f"{max_bad_fraction:g} allows"
+        advice = ["fix them", *_other_key(plan, first.reason), "raise max_bad_fraction to go on without them"]
+    else:
+        many = f"all {records:,} records are unusable" if records > 1 else "the only record is unusable"
+        many += f" ({_words(rejected)})"
+        advice = [*_other_key(plan, first.reason), "check the format and the encoding of the files"]
     raise InputError(
-        f"stream '{plan.name}': {bad:,} of {records:,} records are unusable ({_words(rejected)}), more than "
-        f"max_bad_fraction {max_bad_fraction:g} allows. The first: {path}, line {line}: {first['reason']}: "
-        f"{first['excerpt']} (more of them: {store.url}/{key}). "
-        f"Mend the file, {_other_key(plan, first['reason'])}or raise max_bad_fraction to go on without them."
+        f"stream '{plan.name}': {many}. The first: {first.file}, line {first.line:,}: {first.reason}: "
+        f"{first.excerpt} ({others}, with files and lines: {store.url}/{key}). {_any_of(advice)}."
     )
 
 
-def _other_key(plan: StreamPlan, reason: str) -> str:
+def _other_key(plan: StreamPlan, reason: str) -> list[str]:
     """What to do if the records have their texts under another key."""
     if not reason.startswith("no key "):
-        return ""
-    setting = f"keys: {{{next(iter(plan.languages))}: ...}}" if plan.languages else "text_key: ..."
-    return f"name the key that it has (streams.{plan.name}.{setting}), "
+        return []
+    setting = "text_key: ..."
+    if plan.languages:
+        codes = dict(zip(plan.records.keys, plan.languages, strict=True))
+        code = codes.get(reason.removeprefix("no key ").strip("'"), next(iter(plan.languages)))
+        setting = f"keys: {{{code}: ...}}"
+    return [f"name the key that they have (streams.{plan.name}.{setting})"]
+
+
+def _loosen(plan: StreamPlan, dropped: Collection[str]) -> str:
+    """What to do if cleaning drops too much, for these reasons."""
+    scores = {reason for reason in dropped if reason.startswith("score ")}
+    settings = [f"streams.{plan.name}.clean"] * bool(set(dropped) - scores)
+    settings += [f"streams.{plan.name}.scores"] * bool(scores)
+    return f"loosen {' and '.join(settings)}"
+
+
+def _any_of(advice: Sequence[str]) -> str:
+    """A sentence of what to do: any of these."""
+    *others, last = advice
+    words = f"{', '.join(others)}, or {last}" if others else last
+    return words[0].upper() + words[1:]
 
 
 def _words(counts: Mapping[str, int]) -> str:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import re
+import select
 import shlex
 import sys
 import textwrap
@@ -13,13 +14,15 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from dataengine.errors import InputError, run_command
+from dataengine.characters import escape_controls
+from dataengine.errors import InputError, note, run_command
 from dataengine.tables import table
 
 if TYPE_CHECKING:
     from dataengine.build import BuildResult
     from dataengine.config import Config
     from dataengine.engines import Engine, OthersNotDoneError
+    from dataengine.inspection import Names
     from dataengine.manifest import Manifest
 
 _STORES = (
@@ -39,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = run_command(lambda: run(options))
         sys.stdout.flush()
         sys.exit(code)
-    except BrokenPipeError:  # `dataengine inspect ... | head` has seen enough
+    except BrokenPipeError:
+        if not _has_no_reader(sys.stdout.fileno()):  # another pipe broke, such as that of a worker process
+            raise
+        # `dataengine inspect ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except BaseException as error:
@@ -47,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print("stopped; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    """Whether a descriptor is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -170,8 +183,8 @@ def _make_parser() -> argparse.ArgumentParser:
 
     inspect = command(
         "inspect", _inspect, "what cleaning drops, and what samples hold",
-        "Show how many records each rule drops, with examples from the sources; or a sample with the files and lines "
-        "that it is made of; or the samples that hold a source line.",
+        "Show how many records are unusable and how many each rule drops, with examples from the sources; or a sample "
+        "with the files and lines that it is made of; or the samples that hold a source line.",
         "inspect yamls/parallel_last_all_filtered.yaml --stream en-zh --reason length_ratio --count 20",
     )  # fmt: skip
     inspect.add_argument("--stream", action="append", metavar="NAME", help="only this stream (may be repeated)")
@@ -240,6 +253,11 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _show(text: str) -> None:
+    """Print what a command found; what it quotes of files cannot command the terminal."""
+    print(escape_controls(text))
+
+
 # The commands import what they need themselves, so that --help answers at once.
 
 
@@ -305,20 +323,20 @@ def _build(options: argparse.Namespace) -> None:
 
         sample = parse_count(options.sample_bytes or "4M")
         if not isinstance(sample, int) or sample < 1:
-            raise InputError(f"--sample {options.sample_bytes} is no number of bytes, such as 4M")
-        print(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
+            raise InputError(f"--sample {options.sample_bytes} is not a number of bytes, such as 4M")
+        _show(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
         return
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
     result = build(config, workers=workers, engine=engine)
-    print(describe_build(result))
+    _show(describe_build(result))
     steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
     if total is not None and steps < total:
-        print(f"note: the stages take {steps:,} of the budget's {total:,} steps", file=sys.stderr)
+        note(f"the stages take {steps:,} of the budget's {total:,} steps")
     for name, sets in (("dev", config.evaluate.dev), ("test", config.evaluate.test)):
         for direction, place in sets.items():
             for path in [place] if isinstance(place, str) else place.values():
                 if not is_url(path) and not Path(path).exists():
-                    print(f"note: evaluate.{name}.{direction} is {path}, which does not exist yet", file=sys.stderr)
+                    note(f"evaluate.{name}.{direction} is {path}, which does not exist yet")
 
 
 def _worker(options: argparse.Namespace) -> None:
@@ -347,7 +365,7 @@ def _finalize(options: argparse.Namespace) -> None:
 
     config, _ = _load(options)
     try:
-        print(describe_build(build(config, engine=FinishedEngine(options.slices or 1))))
+        _show(describe_build(build(config, engine=FinishedEngine(options.slices or 1))))
     except OthersNotDoneError as waits:
         left = _left(waits, options.slices) if options.slices else _units(sum(waits.left.values()))
         raise InputError(
@@ -371,7 +389,7 @@ def _score(options: argparse.Namespace) -> None:
     config, workers = _load(options)
     number, slices = _parse_slice(options.slice)
     names = _names(config, options.stream, [name for name in config.streams_in_use if config.streams[name].scores])
-    print(
+    _show(
         score_streams(
             config, names, device=options.device, batch_size=options.batch_size, number=number, slices=slices,
             workers=workers,
@@ -387,27 +405,42 @@ def _inspect(options: argparse.Namespace) -> None:
 
     config, workers = _load(options)
     if options.line is not None:
-        print(inspection.describe_line(_read_built(options, config), open_store(config.store), options.line))
+        manifest = _read_built(options, config)
+        _show(inspection.describe_line(manifest, open_store(config.store), options.line, _current_names(config)))
         return
     names = _names(config, options.stream, list(config.streams_in_use))
     if options.sample is not None:
         if len(names) != 1:
             raise InputError(f"--sample needs the --stream whose sample it is, one of {', '.join(names)}")
-        print(inspection.describe_sample(_read_built(options, config), config, names[0], options.sample))
+        manifest = _read_built(options, config)
+        _show(inspection.describe_sample(manifest, config, names[0], options.sample, _current_names(config)))
         return
     prepared = prepare(config, open_store(config.store))
-    print(
+    _show(
         inspection.describe_cleaning(
             prepared, LocalEngine(workers), names=names, reason=options.reason, count=options.count
         )
     )
 
 
+def _current_names(config: Config) -> Names:
+    """What the sources of built streams are called now; nothing, with a note, if they cannot be listed."""
+    from dataengine.build import prepare
+    from dataengine.inspection import current_names
+    from dataengine.storage import open_store
+
+    try:
+        return current_names(prepare(config, open_store(config.store)))
+    except InputError as error:
+        note(f"files are named as they were when the streams were built, for the sources cannot be listed: {error}")
+        return {}
+
+
 def _contamination(options: argparse.Namespace) -> None:
     from dataengine.contamination import run_contamination
 
     config, workers = _load(options)
-    print(run_contamination(config, workers, options.count))
+    _show(run_contamination(config, workers, options.count))
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -417,12 +450,12 @@ def _plan(options: argparse.Namespace) -> None:
 
     plan = load_plan(options.config, options.overrides)
     if options.diff:
-        print(describe_difference(plan, load_plan(options.diff)))
+        _show(describe_difference(plan, load_plan(options.diff)))
     elif options.steps:
         first, last = _parse_steps(options.steps)
-        print(describe_steps(plan, first, last, options.text or 0))
+        _show(describe_steps(plan, first, last, options.text or 0))
     else:
-        print(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
+        _show(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
     if options.plot:
         from dataengine.plot import plot_plan
 
@@ -451,6 +484,8 @@ def _verify(options: argparse.Namespace) -> None:
         found = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} in {shards:,} shards. {remedy}"
         raise InputError("\n".join([*problems, found]))
     print(f"{shards:,} shards, {size:,} bytes: all as they were written")
+    if bare := sum(not shard.stored.hashes for stream in streams for shard in stream.shards):
+        note(f"{bare:,} of these shards were written without hashes (shard_hashes): only their sizes were compared")
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -525,10 +560,17 @@ def describe_build(result: BuildResult) -> str:
         for word, counts in (("unusable", built.rejected), ("dropped", built.dropped))
         for reason, count in counts.items()
     ]
+    store = result.path.rpartition("/experiments/")[0]
+    rejects = [
+        f"{built.stream.name}: unusable records with files and lines: {store}/{built.rejects}"
+        for built in result.streams
+        if built.rejects
+    ]
     return "\n".join(
         [
             *table(records),
             *reasons,
+            *rejects,
             "",
             *table(stages),
             "",

@@ -130,8 +130,8 @@ def check_contamination(
                     found[name].setdefault(stream, set()).add(sentence)
             for line, record, number in content["examples"]:
                 name = places[texts[number]][0][0]
-                at = place["line"] - 1 + line
-                examples.append(Example(stream, place["path"], at, record, name, texts[number]))
+                at = place.line - 1 + line
+                examples.append(Example(stream, place.path, at, record, name, texts[number]))
     return Contamination({name: len(one.sources) for name, one in sets.items()}, found, examples)
 
 

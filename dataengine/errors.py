@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 
+from dataengine.characters import escape_controls
+
 
 class InputError(ValueError):
     """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
@@ -17,8 +19,17 @@ class OutageError(InputError):
     """A store fails or does not answer, also after all attempts; it may work again later."""
 
 
-_PATH = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE}
+_PATH = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+_ROOM = "What is finished stays: make room, and run the same command again."
+_LIMIT = "What is finished stays: raise the limit (ulimit -n), and run the same command again."
+_DISK = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EMFILE: _LIMIT,
+    errno.ENFILE: "What is finished stays: close other programs, and run the same command again.",
+    errno.EROFS: "Choose another place, or make this one writable, and run the same command again.",
+    errno.EIO: "The disk fails. What is finished stays: once it is repaired, run the same command again.",
+}
 _FROM_WORKER = f"\n{InputError.__module__}.{InputError.__qualname__}: "
 
 
@@ -26,6 +37,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint at the end of what is said of an unknown word: the nearest one that is known; empty if none is near."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def note(text: str) -> None:
+    """Say on stderr what the user may not expect; what it quotes of files cannot command the terminal."""
+    print(f"note: {escape_controls(text)}", file=sys.stderr, flush=True)
 
 
 def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
@@ -39,7 +55,7 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
     except InputError as error:
         if not quiet:
             text = str(error).rpartition(_FROM_WORKER)[2].strip()  # without the traceback that torch's DataLoader adds
-            print(f"error: {text}", file=sys.stderr, flush=True)
+            print(f"error: {escape_controls(text)}", file=sys.stderr, flush=True)
         return 2
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -49,13 +65,14 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
             words = f"cannot use {os.fspath(error.filename)}: {error.strerror}. Check the path and its permissions."
         if words is None:
             raise
-        print(f"error: {words}", file=sys.stderr, flush=True)  # the other ranks may not have met it
+        print(f"error: {escape_controls(words)}", file=sys.stderr, flush=True)  # the other ranks may not have met it
         return 2
     return 0
 
 
 def describe_disk(error: BaseException) -> str | None:
-    """What to do about an error that comes from a full or read-only disk or too many open files; None for others."""
+    """What to do about an error that comes from a full, failing or read-only disk or too many open files; None for
+    others."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -65,7 +82,7 @@ def describe_disk(error: BaseException) -> str | None:
         seen.add(id(one))
         if isinstance(one, OSError) and one.errno in _DISK:
             place = f": {one.filename}" if one.filename else ""
-            return f"{one.strerror}{place}. What is finished stays: make room, and run the same command again."
+            return f"{one.strerror}{place}. {_DISK[one.errno]}"
         waiting += [one.__cause__, one.__context__]
         failures = getattr(one, "failures", None)  # torch.distributed.checkpoint: rank -> (error, traceback)
         if isinstance(failures, Mapping):

@@ -1,12 +1,14 @@
 """Write a schedule's samples in the order of training, as one MDS stream for trainers that know no schedule.
 
-The stream has the column `tokens`, ndarray of seq_len + 1 ids; read it without shuffling. export.json says what it is.
+The stream has the column `tokens`, ndarray of seq_len + 1 ids; read it without shuffling. export.summary says what it
+is, as JSON; `merge_index` of mosaicml-streaming takes every name that ends with .json for the index of a stream.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import orjson
@@ -20,6 +22,9 @@ from dataengine.storage import Store
 from dataengine.streams import StreamReader
 from dataengine.tokens import token_dtype
 
+_NAME = "export.summary"
+_BEFORE = "export.json"  # its name in exports of earlier versions
+
 
 def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, first: int, last: int) -> int:
     """Write the samples of steps `first` to `last` - 1 to `target`; return how many.
@@ -32,9 +37,10 @@ def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, f
             f"--steps {first}:{last} is not within the schedule, whose {manifest.schedule.steps:,} steps are "
             f"0:{manifest.schedule.steps}"
         )
-    about = {"plan_id": manifest.plan_id, "first_step": first, "last_step": last, "batch_size": manifest.batch_size}
+    about: dict[str, Any] = {"plan_id": manifest.plan_id, "first_step": first, "last_step": last}
+    about |= {"batch_size": manifest.batch_size}
     about |= {"samples_per_shard": form.samples_per_shard, "compression": form.compression, "hashes": list(form.hashes)}
-    _claim(target, orjson.dumps(about, option=orjson.OPT_INDENT_2))
+    _claim(target, about)
     target.remove_leftovers("")
     width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
     readers = [StreamReader(store, stream, width, dtype, check=True) for stream in manifest.streams]
@@ -71,19 +77,26 @@ def _shards_of(manifest: Manifest, first: int, last: int, size: int) -> Iterator
         yield waiting
 
 
-def _claim(target: Store, about: bytes) -> None:
-    try:
-        found = target.read("export.json")
-    except FileNotFoundError:
-        if there := target.sizes(""):
+def _claim(target: Store, about: dict[str, Any]) -> None:
+    """Make a folder that of this export. Raises InputError if it is that of another one, or holds other files."""
+    there = target.sizes("")
+    name = next((name for name in (_NAME, _BEFORE) if name in there), None)
+    if name is None:
+        if there:
             raise InputError(
                 f"{target.url} holds other files ({next(iter(there))} ...). Give a folder that is empty or new."
-            ) from None
-        target.write("export.json", about)
+            )
+        target.write(_NAME, orjson.dumps(about, option=orjson.OPT_INDENT_2))
         return
-    if found != about:
-        held, wanted = orjson.loads(found), orjson.loads(about)
+    try:
+        held = dict(orjson.loads(target.read(name)))
+    except (orjson.JSONDecodeError, TypeError, ValueError):
+        raise InputError(
+            f"{target.url}/{name} is damaged, so it cannot be told which export this is. Give a folder that is empty "
+            "or new."
+        ) from None
+    if held != about:
         other = ", ".join(
-            f"{key} {held.get(key)} (now {wanted[key]})" for key in wanted if held.get(key) != wanted[key]
+            f"{key} {held.get(key)} (now {value})" for key, value in about.items() if held.get(key) != value
         )
         raise InputError(f"{target.url} holds another export: {other}. Give a folder that is empty or new.")

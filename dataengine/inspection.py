@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import orjson
 
 from dataengine import cleaning
-from dataengine.build import Cleaned, Preparation, StreamPlan, clean_stream, run_rounds
+from dataengine.build import (
+    Cleaned,
+    Preparation,
+    Rounds,
+    StreamPlan,
+    clean_stream,
+    gather_rejects,
+    run_rounds,
+    source_lines,
+)
 from dataengine.config import Config
 from dataengine.engines import Engine
 from dataengine.errors import InputError
@@ -21,9 +29,10 @@ from dataengine.provenance import StreamProvenance
 from dataengine.sources import SourcePart
 from dataengine.storage import Store, open_store
 from dataengine.streams import StreamReader
+from dataengine.summary import SourceReject, read_rejects, read_summary
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
-from dataengine.units import Reading
+from dataengine.units import Reading, Unit
 
 _EXCERPT = 160  # characters of a text
 _BATCH = 1000
@@ -40,79 +49,111 @@ class Example:
     texts: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Unusable:
+    """How many records a stream has read, how many of these are unusable, by reason, and the first ones."""
+
+    records: int
+    rejected: Counter[str]
+    rejects: list[SourceReject]
+
+
 def describe_cleaning(
     prepared: Preparation, engine: Engine, *, names: list[str], reason: str | None, count: int
 ) -> str:
-    """What cleaning drops from the named streams: a table of reasons, then `count` examples of each (or of one).
+    """What of the named streams is unusable or dropped: a table of reasons, then `count` examples of each (or of one).
 
-    Cleaning runs first as far as it is not done; scores count once the pairs are scored.
+    Reading and cleaning run first as far as they are not done; scores count once the pairs are scored. A stream that
+    the build refuses for its unusable records is shown as well.
     """
     plans = {name: prepared.streams[name] for name in names}
-    cleaned = run_rounds(
-        {
-            name: clean_stream(plan, prepared.config, prepared.store)
-            for name, plan in plans.items()
-            if plan.cleaning is not None
-        },
-        engine,
-        prepared.store,
+    looked = run_rounds(
+        {name: _look(plan, prepared.config, prepared.store) for name, plan in plans.items()}, engine, prepared.store
     )
-    known = {name: (*plan.cleaning.reasons, *_rejected(cleaned[name])) for name, plan in plans.items() if plan.cleaning}
-    if reason is not None and known and not any(reason in names for names in known.values()):
-        words = "; ".join(f"those of {name} are {', '.join(names)}" for name, names in known.items())
+    known = {
+        name: (*(plan.cleaning.reasons if plan.cleaning else ()), *looked[name][0].rejected)
+        for name, plan in plans.items()
+    }
+    if reason is not None and not any(reason in names for names in known.values()):
+        words = "; ".join(f"those of {name} are {', '.join(names) or 'none'}" for name, names in known.items())
         raise InputError(f"--reason {reason}: no such reason; {words}")
     lines: list[str] = []
     for name, plan in plans.items():
-        if plan.cleaning is None:
-            lines += [f"{name}: no cleaning is configured (streams.{name}.clean)", ""]
-            continue
-        lines += [*_counts(name, plan, cleaned[name]), ""]
-        for found in examples(plan, cleaned[name], prepared.store, reason=reason, count=count):
+        unusable, cleaned = looked[name]
+        lines += [*_counts(name, plan, unusable, cleaned), ""]
+        shown = [*unusable_examples(unusable, reason=reason, count=count)]
+        if cleaned:
+            shown += examples(plan, cleaned, prepared.store, reason=reason, count=count)
+        for found in shown:
             lines.append(f"{found.reason}: {found.path}, line {found.line}")
             lines += [f"    {text[:_EXCERPT]!r}{' ...' if len(text) > _EXCERPT else ''}" for text in found.texts]
         lines += [""] * bool(lines[-1])
     return "\n".join(lines).rstrip()
 
 
-def _counts(name: str, plan: StreamPlan, cleaned: Cleaned) -> list[str]:
-    assert plan.cleaning is not None
-    dropped: Counter[str] = Counter()
-    for codes in cleaned.codes:
-        dropped.update(cleaning.count_reasons(codes, plan.cleaning))
-    rejected = _rejected(cleaned)
-    records = sum(receipt.records for receipt in cleaned.receipts)
-    rows = [(name, "records", "share"), ("read", f"{records:,}", "")]
-    rows += [(f"unusable: {reason}", f"{n:,}", f"{n / records:.3%}") for reason, n in rejected.most_common()]
-    rows += [(reason, f"{n:,}", f"{n / records:.3%}") for reason, n in dropped.most_common()]
-    kept = records - rejected.total() - dropped.total()
-    return table([*rows, ("kept", f"{kept:,}", f"{kept / records:.3%}")])
-
-
-def _rejected(cleaned: Cleaned) -> Counter[str]:
-    """How many records are unusable, by reason."""
+def _look(plan: StreamPlan, config: Config, store: Store) -> Rounds[tuple[Unusable, Cleaned | None]]:
+    """What is unusable and what cleaning says: as the build counted it, or else by the units of a build to come."""
+    cleaned = (yield from clean_stream(plan, config, store, checks=False)) if plan.cleaning else None
+    if built := _built(plan, store):
+        return built, cleaned
+    units: Sequence[Unit]
+    if cleaned:
+        units, receipts = cleaned.units, cleaned.receipts
+    else:
+        units = plan.token_units([None] * len(plan.parts))
+        receipts = yield "tokenizing", units
     rejected: Counter[str] = Counter()
-    for receipt in cleaned.receipts:
+    for receipt in receipts:
         rejected.update(receipt.rejected)
-    return rejected
+    records = sum(receipt.records for receipt in receipts)
+    return Unusable(records, rejected, gather_rejects(plan.parts, units, receipts, store)), cleaned
+
+
+def _built(plan: StreamPlan, store: Store) -> Unusable | None:
+    """What the built stream says of its unusable records; None if it is not built, or does not say which they are."""
+    if store.size(f"{plan.folder}/index.json") is None:
+        return None
+    summary = read_summary(store, plan.folder)
+    rejects = read_rejects(store, plan.folder) if summary.rejected else []
+    if rejects is None:
+        return None
+    now = {source.path: part.paths[0] for source, part in zip(summary.sources, plan.parts, strict=True)}
+    rejects = [replace(reject, file=now.get(reject.file, reject.file)) for reject in rejects]
+    return Unusable(summary.records, Counter(summary.rejected), rejects)
+
+
+def _counts(name: str, plan: StreamPlan, unusable: Unusable, cleaned: Cleaned | None) -> list[str]:
+    dropped: Counter[str] = Counter()
+    if cleaned and plan.cleaning:
+        for codes in cleaned.codes:
+            dropped.update(cleaning.count_reasons(codes, plan.cleaning))
+    kept = unusable.records - unusable.rejected.total() - dropped.total()
+    counts = [(f"unusable: {reason}", n) for reason, n in unusable.rejected.most_common()]
+    counts += [*dropped.most_common(), ("kept", kept)]
+    share = 1 / max(unusable.records, 1)
+    rows = [(name, "records", "share"), ("read", f"{unusable.records:,}", "")]
+    lines = table([*rows, *((reason, f"{n:,}", f"{n * share:.3%}") for reason, n in counts)])
+    return lines if cleaned else [*lines, f"no cleaning is configured (streams.{name}.clean)"]
+
+
+def unusable_examples(unusable: Unusable, *, reason: str | None = None, count: int) -> Iterator[Example]:
+    """The first `count` unusable records of each reason (or of one), in the order of the stream."""
+    left = {name: count for name in unusable.rejected if reason in (None, name)}
+    for reject in unusable.rejects:
+        if left.get(reject.reason):
+            left[reject.reason] -= 1
+            yield Example(reject.reason, reject.file, reject.line, (reject.excerpt,))
 
 
 def examples(
     plan: StreamPlan, cleaned: Cleaned, store: Store, *, reason: str | None = None, count: int
 ) -> Iterator[Example]:
-    """The first `count` unusable and dropped records of each reason (or of one), in the order of the stream.
+    """The first `count` records that cleaning drops for each reason (or for one), in the order of the stream.
 
     Reads the sources only so far.
     """
     assert plan.cleaning is not None
-    before = _lines_before(plan, cleaned)
-    left = {name: count for name in _rejected(cleaned) if reason in (None, name)}
-    for part, unit, receipt, first in zip(plan.parts, cleaned.units, cleaned.receipts, before, strict=True):
-        if any(left.get(name) for name in receipt.rejected):
-            for content in store.read(f"{unit.folder}/rejects.jsonl").splitlines():
-                reject = orjson.loads(content)
-                if left.get(reject["reason"]):
-                    left[reject["reason"]] -= 1
-                    yield Example(reject["reason"], part.paths[0], first + reject["line"], (reject["excerpt"],))
+    before = [source.line - 1 for source in source_lines(plan.parts, cleaned.receipts)]
     wanted = [plan.cleaning.code(name) for name in plan.cleaning.reasons if reason in (None, name)]
     room = dict.fromkeys(wanted, count)
     found: list[tuple[int, Example]] = []
@@ -142,31 +183,28 @@ def _records(plan: StreamPlan, part: SourcePart, numbers: list[int]) -> Iterator
             break
 
 
-def _lines_before(plan: StreamPlan, cleaned: Cleaned) -> list[int]:
-    """How many lines of its file come before each part."""
-    lines: Counter[tuple[str, ...]] = Counter()
-    before = []
-    for part, receipt in zip(plan.parts, cleaned.receipts, strict=True):
-        if part.start == 0:
-            lines[part.paths] = 0  # a file that is named twice
-        before.append(lines[part.paths])
-        lines[part.paths] += receipt.lines
-    return before
+Names = Mapping[str, Sequence[tuple[str, ...]]]  # folder of a stream -> the files of each part, as they are named now
 
 
-def describe_sample(manifest: Manifest, config: Config, name: str, sample: int) -> str:
+def current_names(prepared: Preparation) -> Names:
+    """What the sources are called now: they may have been renamed since the streams were built."""
+    return {plan.folder: [part.paths for part in plan.parts] for plan in prepared.streams.values()}
+
+
+def describe_sample(manifest: Manifest, config: Config, name: str, sample: int, names: Names | None = None) -> str:
     """A sample of a built stream as text, and the documents in it with their files and lines."""
     store = open_store(config.store)
     stream = next((stream for stream in manifest.streams if stream.name == name), None)
     if stream is None:
         raise InputError(f"no stream '{name}' in the manifest; it has {', '.join(s.name for s in manifest.streams)}")
     if not 0 <= sample < stream.samples:
-        raise InputError(f"stream '{name}' has samples 0 to {stream.samples - 1:,}")
+        raise InputError(f"stream '{name}' has samples 0 to {stream.samples - 1:,}, and not {sample:,}")
     width = manifest.seq_len + 1
     (tokens,) = StreamReader(store, stream, width, token_dtype(manifest.vocab_size)).read([sample])
     tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
+    provenance = StreamProvenance(store, stream.remote, width, (names or {}).get(stream.remote, ()))
     lines, at = [f"stream {name}, sample {sample}: {width:,} tokens"], 0
-    for origin in StreamProvenance(store, stream.remote, width).origins(sample):
+    for origin in provenance.origins(sample):
         part = tokens[at : at + origin.num_tokens].tolist()
         lines.append(f"{origin.path}, line {origin.line}: {origin.num_tokens} tokens from token {origin.first_token}")
         lines += [f"  | {line}" for line in tokenizer.decode(part).split("\n")]
@@ -174,25 +212,31 @@ def describe_sample(manifest: Manifest, config: Config, name: str, sample: int) 
     return "\n".join(lines)
 
 
-def describe_line(manifest: Manifest, store: Store, place: str) -> str:
-    """The samples of each stream that hold a part of a source line, `place` being FILE:LINE."""
+def describe_line(manifest: Manifest, store: Store, place: str, names: Names | None = None) -> str:
+    """The samples of each stream that hold a part of a source line, `place` being FILE:LINE.
+
+    The file goes by the name that it has, or else by the one that it had when the stream was built.
+    """
     path, _, line = place.rpartition(":")
-    if not path or not line.isdigit() or not int(line):
+    if not path or not line.isdecimal() or not int(line):
         raise InputError(f"--line {place} is not of the form FILE:LINE with lines from 1 on, such as docs.jsonl:17")
+    streams = {
+        stream.name: StreamProvenance(store, stream.remote, manifest.seq_len + 1, (names or {}).get(stream.remote, ()))
+        for stream in manifest.streams
+    }
+    known = {name: [file for file in one.sources if _same_file(file, path)] for name, one in streams.items()}
+    if not any(known.values()):
+        known = {name: [file for file in one.former_sources if _same_file(file, path)] for name, one in streams.items()}
     lines = []
-    sources = set()
-    for stream in manifest.streams:
-        provenance = StreamProvenance(store, stream.remote, manifest.seq_len + 1)
-        sources |= set(provenance.sources)
-        for source in provenance.sources:
-            if _same_file(source, path):
-                samples = provenance.samples_of(source, int(line)).tolist()
-                found = f"samples {', '.join(map(str, samples))}" if samples else "in no sample (see below)"
-                lines.append(f"{stream.name}: {found}")
+    for name, files in known.items():
+        for file in files:
+            samples = streams[name].samples_of(file, int(line)).tolist()
+            found = f"samples {', '.join(map(str, samples))}" if samples else "in no sample (see below)"
+            lines.append(f"{name}: {found}")
     if not lines:
-        known = sorted(sources)
-        more = f" and {len(known) - _SOURCES:,} more" if len(known) > _SOURCES else ""
-        raise InputError(f"{path} is no source of '{manifest.name}'; they are {', '.join(known[:_SOURCES])}{more}")
+        sources = sorted({file for one in streams.values() for file in one.sources})
+        more = f" and {len(sources) - _SOURCES:,} more" if len(sources) > _SOURCES else ""
+        raise InputError(f"{path} is not a source of '{manifest.name}'; they are {', '.join(sources[:_SOURCES])}{more}")
     if any(line.endswith("(see below)") for line in lines):
         lines.append(
             "In no sample is what is past the end of the file, blank, unusable, dropped by cleaning, "

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 from dataengine.runs import read_npy
 from dataengine.schedule import Int64s
 from dataengine.storage import Store
+from dataengine.summary import Summary, damaged_stream, read_summary
 
 
 @dataclass(frozen=True)
@@ -29,34 +29,47 @@ class Origin:
 
 @dataclass(frozen=True)
 class StreamProvenance:
-    """The provenance of a built stream: `folder` is the key of the stream's folder, `width` the tokens of a sample."""
+    """The provenance of a built stream: `folder` is the key of the stream's folder, `width` the tokens of a sample.
+
+    `names` are the files of each part as they are named now, those of a Moses pair together; empty if that is unknown.
+    A stream stays when a source is renamed: its identity is the content.
+    """
 
     store: Store
     folder: str
     width: int
+    names: Sequence[tuple[str, ...]] = ()
 
     @cached_property
-    def _summary(self) -> dict[str, Any]:
-        try:
-            return orjson.loads(self.store.read(f"{self.folder}/stream.json"))  # type: ignore[no-any-return]
-        except FileNotFoundError:
-            raise InputError(f"no {self.store.url}/{self.folder}/stream.json. Build again.") from None
+    def _summary(self) -> Summary:
+        return read_summary(self.store, self.folder)
+
+    @cached_property
+    def _names(self) -> list[tuple[str, ...]]:
+        """The files of each part: as they are named now or, where that is unknown, were when the stream was built."""
+        return list(self.names) or [(source.path,) for source in self._summary.sources]
 
     @property
     def sources(self) -> list[str]:
-        """The stream's files, as they were named when it was built."""
-        return list(dict.fromkeys(part["path"] for part in self._summary["sources"]))
+        """The stream's files, those of a Moses pair one by one."""
+        return list(dict.fromkeys(name for names in self._names for name in names))
+
+    @property
+    def former_sources(self) -> list[str]:
+        """The names that files of the stream had when it was built, and have no longer."""
+        now = set(self.sources)
+        return list(dict.fromkeys(source.path for source in self._summary.sources if source.path not in now))
 
     @cached_property
     def _first_lines(self) -> NDArray[np.int64]:
         """The number in its file of each part's first line, shape (parts,)."""
-        return np.array([part["line"] for part in self._summary["sources"]], np.int64)
+        return np.array([source.line for source in self._summary.sources], np.int64)
 
     @cached_property
     def _segments(self) -> NDArray[np.int64]:
         """Where each unit's flow of tokens lies in the stream: rows (unit, start in the stream, start in the unit,
         tokens), in the order of the stream."""
-        return np.array(self._summary["segments"], np.int64).reshape(-1, 4)
+        return np.array(self._summary.segments, np.int64).reshape(-1, 4)
 
     @cached_property
     def _documents(self) -> Callable[[int], tuple[NDArray[Any], Int64s]]:
@@ -65,10 +78,16 @@ class StreamProvenance:
 
     def _load_documents(self, unit: int) -> tuple[NDArray[Any], Int64s]:
         """The documents of a unit, in its order (see units.PROVENANCE), and where each ends in its flow of tokens."""
-        found = read_npy(self.store, f"{self.folder}/documents.{unit:05d}.npy")
-        number = self._summary["packed"][unit]
+        key = f"{self.folder}/documents.{unit:05d}.npy"
+        try:
+            found = read_npy(self.store, key)
+        except InputError:
+            raise damaged_stream(self.store, key, "is missing or damaged") from None
+        number = self._summary.packed[unit]
         if number is not None:
             found["source"] = number
+        if len(found) and int(found["source"].max()) >= len(self._summary.sources):
+            raise damaged_stream(self.store, key, "does not go with the stream's summary")
         return found, np.cumsum(found["tokens"], dtype=np.int64)
 
     def origins(self, sample: int) -> Iterator[Origin]:
@@ -82,7 +101,6 @@ class StreamProvenance:
 
     def _documents_between(self, unit: int, low: int, high: int) -> Iterator[Origin]:
         documents, ends = self._documents(unit)
-        sources = self._summary["sources"]
         for k in range(int(np.searchsorted(ends, low, "right")), len(documents)):
             begin = int(ends[k]) - int(documents["tokens"][k])
             if begin >= high:
@@ -91,15 +109,20 @@ class StreamProvenance:
             count = min(high, int(ends[k])) - begin - first
             part = int(documents["source"][k])
             line = int(self._first_lines[part]) + int(documents["line"][k]) - 1
-            yield Origin(sources[part]["path"], line, first, count)
+            yield Origin(self._names[part][0], line, first, count)
 
     def samples_of(self, path: str, line: int) -> Int64s:
-        """The samples that hold a part of the documents of a source line. Raises InputError for an unknown file."""
-        if path not in self.sources:
+        """The samples that hold a part of the documents of a source line.
+
+        Takes the name that the file has, or else had when the stream was built. Raises InputError for an unknown file.
+        """
+        named = np.array([path in names for names in self._names])
+        if not named.any():
+            named = np.array([source.path == path for source in self._summary.sources])
+        if not named.any():
             name = self.folder.rpartition("/")[2]
-            raise InputError(f"{path} is no source of {name}; they are {', '.join(self.sources)}")
+            raise InputError(f"{path} is not a source of {name}; they are {', '.join(self.sources)}")
         found = []
-        named = np.array([part["path"] == path for part in self._summary["sources"]])
         for unit, start, inside, tokens in self._segments.tolist():
             documents, ends = self._documents(unit)
             lines = self._first_lines[documents["source"]] + documents["line"] - 1
@@ -115,4 +138,4 @@ class StreamProvenance:
     @property
     def num_samples(self) -> int:
         """Samples of the stream."""
-        return sum(shard["samples"] for shard in self._summary["shards"])
+        return sum(shard.samples for shard in self._summary.shards)

@@ -90,6 +90,12 @@ def read_whole(store: Store, key: str) -> bytes:
         raise damaged_unit(store, key) from None
 
 
+def check_npy(content: bytes, store: Store, key: str) -> None:
+    """Raise InputError if the hash behind an .npy file of a store is not that of its content."""
+    if content[-8:] != xxhash.xxh3_64_digest(content[:-8]):
+        raise damaged_unit(store, key)
+
+
 def decode_npy(content: bytes, store: Store, key: str) -> NDArray[Any]:
     """An array from the content of an .npy file of a store and the hash that follows it. Raises InputError if it is
     damaged.
@@ -97,8 +103,7 @@ def decode_npy(content: bytes, store: Store, key: str) -> NDArray[Any]:
     One thread at a time: numpy reads the header by `ast.literal_eval`, of which two in a process at once can fail in
     Python 3.11 (SystemError: AST constructor recursion depth mismatch; seen once, in a build).
     """
-    if content[-8:] != xxhash.xxh3_64_digest(content[:-8]):
-        raise damaged_unit(store, key)
+    check_npy(content, store, key)
     return np.load(io.BytesIO(content))  # type: ignore[no-any-return]
 
 

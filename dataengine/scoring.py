@@ -67,6 +67,8 @@ def score_streams(
         )
     wanted = {name: scores for name in names if (scores := config.streams[name].scores)}
     if missing := [name for name in names if name not in wanted]:
+        if config.streams[missing[0]].documents:
+            raise InputError(f"stream '{missing[0]}' is of documents; only pairs are scored. Name a stream of pairs.")
         raise InputError(f"stream '{missing[0]}' has no `scores`: add them to streams.{missing[0]}, such as {example}")
     prepared = prepare(config, open_store(config.store))
     store = prepared.store

@@ -123,6 +123,15 @@ def hash_bytes(content: bytes, algorithm: str) -> str:
     return hashlib.new(algorithm, content).hexdigest()
 
 
+def is_hash(algorithm: str) -> bool:
+    """Whether `hash_bytes` knows a name."""
+    try:
+        hash_bytes(b"", algorithm)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
+
+
 def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """The samples of a shard, shape (num_samples, width), mapped: a row is read when it is used."""
     with path.open("rb") as file:

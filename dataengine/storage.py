@@ -362,6 +362,10 @@ def _walk(folder: Path | str, prefix: str) -> Iterator[tuple[str, int]]:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
         return  # removed while we look, or not there yet
+    except NotADirectoryError:
+        raise InputError(
+            f"{folder} should be a folder, but it or a part of its path is a file. Correct the path, or move the file."
+        ) from None
     for entry in entries:
         if entry.name.startswith(_PREFIX):
             continue

@@ -23,7 +23,7 @@ MOMENTS = {
     "after a decision": ("write", "keeps/", True),
     "before a stream's shard": ("link", ".mds", False),
     "after a stream's shard": ("link", ".mds", True),
-    "before stream.json": ("write", "stream.json", False),
+    "before stream.summary": ("write", "stream.summary", False),
     "before index.json": ("write", "index.json", False),
     "after index.json": ("write", "index.json", True),
     "before the manifest": ("write", "manifest.json", False),

@@ -17,6 +17,7 @@ import orjson
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dataengine.characters import escape_controls
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         made = replay(open_run(options.run, options.cache), options.step, catch_up=options.catch_up)
         if options.out:
             options.out.write_bytes(orjson.dumps(asdict(made), option=orjson.OPT_INDENT_2))
-        print("\n".join(describe(made, options.top)))
+        print(escape_controls("\n".join(describe(made, options.top))))
 
     sys.exit(run_command(run))
 

@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,7 +118,7 @@ def unit_flows(config: Config, name: str) -> list[list[int]]:
     """The tokens of each unit of a stream, joined again from its samples and the reported remainder."""
     (folder,) = Path(config.store, "streams").glob(f"{name}-*")
     tokens = stream_tokens(config, name) + np.load(folder / "remainder.npy").tolist()
-    summary = orjson.loads((folder / "stream.json").read_bytes())
+    summary = orjson.loads((folder / "stream.summary").read_bytes())
     flows: list[list[int]] = [[] for _ in summary["packed"]]
     at = 0
     for unit, start, inside, count in summary["segments"]:
@@ -253,21 +255,108 @@ def test_few_bad_records_are_written_down_and_left_out(make_config: ConfigMaker,
     config = documents_only(make_config, path, max_bad_fraction=0.01)
     (built,) = build(config, workers=1).streams
     assert (built.records, built.kept, built.rejected) == (100, 99, {"not JSON": 1})
-    (rejects,) = Path(config.store).rglob("rejects.jsonl")
-    reject = json.loads(rejects.read_text())
-    assert (reject["line"], reject["reason"]) == (100, "not JSON")
-    assert built.rejects == {str(path): str(rejects.relative_to(config.store))}
+    assert built.rejects == f"{built.stream.remote}/rejects.jsonl"
+    reject = json.loads(Path(config.store, built.rejects).read_text())
+    excerpt = reject.pop("excerpt")
+    assert reject == {"file": str(path), "line": 100, "reason": "not JSON"}
+    assert excerpt.endswith(": {broken")
+    report = orjson.loads(Path(config.store, "experiments/small/build_report.json").read_bytes())
+    assert report["streams"][0]["rejects"] == built.rejects
+
+
+def test_unusable_records_are_named_by_the_line_in_their_file(make_config: ConfigMaker, tmp_path: Path) -> None:
+    """Files of many parts, one of them named twice; blank lines count."""
+    paths = []
+    for name in "ab":
+        lines = [f'{{"text": "document number {n} of {name}"}}' for n in range(90)]
+        for place in range(5, 90, 10):
+            lines[place : place + 1] = ["", f"{{broken {place}"]
+        paths.append(tmp_path / f"{name}.jsonl")
+        paths[-1].write_text("\n".join(lines) + "\n")
+    config = make_config(
+        streams={"mono": {"documents": [str(path) for path in (*paths, paths[0])]}},
+        stages=[{"name": "only", "drain": True, "mix": {"mono": 1}}],
+        part_bytes=300,
+        max_bad_fraction=0.2,
+    )
+    (built,) = build(config, workers=1).streams
+    assert len(list(Path(config.store).glob("units/*/rejects.jsonl"))) > 10
+    assert built.rejects is not None
+    rows = [json.loads(line) for line in Path(config.store, built.rejects).read_text().splitlines()]
+    assert [row["file"] for row in rows] == [str(path) for path in (*paths, paths[0]) for _ in range(9)]
+    for row in rows:
+        line = Path(row["file"]).read_text().split("\n")[row["line"] - 1]
+        assert line.startswith("{broken ")
+        assert row["excerpt"].endswith(line)
+    assert build_error(make_config(max_bad_fraction=0.01, store=str(tmp_path / "other"), part_bytes=300,
+                                   streams={"mono": {"documents": [str(paths[1])]}},
+                                   stages=[{"name": "only", "drain": True, "mix": {"mono": 1}}],
+                                   )).startswith(
+        "stream 'mono': 9 of 90 records are unusable (9 not JSON), more than max_bad_fraction 0.01 allows. The first: "
+        f"{paths[1]}, line 7: not JSON: "
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("counts", "total", "limit"),
+    [([5, 1, 9], 100, 100), ([5, 1, 9], 15, 15), ([5, 1, 9], 11, 5), ([5, 1, 9], 7, 3), ([5, 1, 9], 2, 1), ([], 3, 3)],
+)
+def test_parts_share_the_room_for_unusable_records(counts: list[int], total: int, limit: int) -> None:
+    found = building._even_limit(counts, total)
+    written = [min(count, found) for count in counts]
+    assert min(found, 9) == min(limit, 9)
+    assert sum(written) <= max(total, len(counts))
+    assert found == total or sum(min(count, found + 1) for count in counts) > total
+
+
+def test_few_unusable_records_of_many_are_written_down(
+    make_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "REJECTS", 5)
+    files = [write_jsonl(tmp_path / f"{name}.jsonl", [{"txt": "x"}] * count) for name, count in (("a", 40), ("b", 1))]
+    config = make_config(
+        streams={"mono": {"documents": [str(path) for path in files]}},
+        stages=[{"name": "only", "drain": True, "mix": {"mono": 1}}],
+    )
+    assert f" (5 of them, with files and lines: {config.store}/streams/mono-" in build_error(config)
+    (rejects,) = Path(config.store).glob("streams/*/rejects.jsonl")
+    rows = [json.loads(line) for line in rejects.read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in rows] == [
+        *((str(files[0]), n) for n in (1, 2, 3, 4)),
+        (str(files[1]), 1),
+    ]
 
 
 def test_too_many_bad_records_fail_the_build(make_config: ConfigMaker, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "docs.jsonl", [{"text": "good"}] * 98 + [{"text": " "}, {"txt": "x"}])
     config = documents_only(make_config, path, max_bad_fraction=0.01)
     message = build_error(config)
-    (rejects,) = Path(config.store).rglob("rejects.jsonl")
+    (rejects,) = Path(config.store).glob("streams/mono-*/rejects.jsonl")
     assert message == (
         "stream 'mono': 2 of 100 records are unusable (1 'text' is empty, 1 no key 'text'), more than max_bad_fraction "
-        f'0.01 allows. The first: {path}, line 99: \'text\' is empty: {{"text": " "}} (more of them: {rejects}). '
-        "Mend the file, or raise max_bad_fraction to go on without them."
+        f'0.01 allows. The first: {path}, line 99: \'text\' is empty: {{"text": " "}} (all of them, with files and '
+        f"lines: {rejects}). Fix them, or raise max_bad_fraction to go on without them."
+    )
+    assert [json.loads(line) for line in rejects.read_text().splitlines()] == [
+        {"file": str(path), "line": 99, "reason": "'text' is empty", "excerpt": '{"text": " "}'},
+        {"file": str(path), "line": 100, "reason": "no key 'text'", "excerpt": '{"txt": "x"}'},
+    ]
+    (built,) = build(documents_only(make_config, path, max_bad_fraction=0.02), workers=1).streams
+    assert built.rejects == str(rejects.relative_to(config.store))
+
+
+def test_nothing_usable_is_not_a_matter_of_max_bad_fraction(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"txt": "x"}] * 60)
+    message = build_error(documents_only(make_config, path, max_bad_fraction=1))
+    (rejects,) = (tmp_path / "store").glob("streams/mono-*/rejects.jsonl")
+    assert message == (
+        f"stream 'mono': all 60 records are unusable (60 no key 'text'). The first: {path}, line 1: no key 'text': "
+        f'{{"txt": "x"}} (all of them, with files and lines: {rejects}). '
+        "Name the key that they have (streams.mono.text_key: ...), or check the format and the encoding of the files."
+    )
+    write_jsonl(path, [{"text": " "}])
+    assert build_error(documents_only(make_config, path)).startswith(
+        f"stream 'mono': the only record is unusable (1 'text' is empty). The first: {path}, line 1: 'text' is empty: "
     )
 
 
@@ -275,7 +364,7 @@ def test_wrong_encoding_is_named(make_config: ConfigMaker, tmp_path: Path) -> No
     path = tmp_path / "docs.jsonl"
     path.write_bytes('{"text": "编码"}\n'.encode("gbk") * 20)
     message = build_error(documents_only(make_config, path))
-    assert message.startswith("stream 'mono': 20 of 20 records are unusable (20 not UTF-8), more than max_bad_fraction")
+    assert message.startswith("stream 'mono': all 20 records are unusable (20 not UTF-8). The first: ")
     assert f"The first: {path}, line 1: not UTF-8: byte 10: " in message
 
 
@@ -305,8 +394,24 @@ def test_empty_and_tiny_sources(make_config: ConfigMaker, tmp_path: Path) -> Non
         "stream 'mono': its files hold no records. Give files that do under streams.mono."
     )
     write_jsonl(path, [{"text": "tiny"}])
-    assert "too few for one sample of 33. Add sources to streams.mono or lower seq_len." in build_error(
-        documents_only(make_config, path)
+    message = build_error(documents_only(make_config, path))
+    found = re.fullmatch(
+        r"stream 'mono' has (\d+) tokens in 1 record, too few for one sample of 33 \(seq_len \+ 1\)\. "
+        r"Add sources to streams\.mono, or lower seq_len to (\d+) or less\.",
+        message,
+    )
+    assert found is not None
+    tokens, seq_len = map(int, found.groups())
+    assert seq_len == tokens - 1
+    assert build(documents_only(make_config, path, seq_len=seq_len)).streams[0].stream.samples == 1  # the advice helps
+    write_jsonl(path, [{"text": "tiny"}] * 9)
+    config = make_config(
+        streams={"mono": {"documents": [str(path)], "clean": {"dedup": ["text"]}}},
+        stages=[{"name": "only", "drain": True, "mix": {"mono": 1}}],
+        store=str(tmp_path / "other"),
+    )
+    assert ", loosen streams.mono.clean (cleaning drops 8 records: 8 duplicate text), or lower seq_len to " in (
+        build_error(config)
     )
 
 
@@ -346,6 +451,42 @@ def test_damaged_shard_is_noticed_and_removal_mends_it(make_config: ConfigMaker)
     subprocess.run(["rm", "-r", str(shard.parent)], check=True)
     build(config, workers=1)
     assert shard.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["documents.npy", "rejects.jsonl", "tail.npy"])
+@pytest.mark.parametrize("damage", ["removed", "cut", "changed"])
+def test_damaged_file_of_a_unit_is_not_published(
+    make_config: ConfigMaker, tmp_path: Path, name: str, damage: str
+) -> None:
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"text": f"document number {n}"} for n in range(200)] + [{"txt": "x"}])
+    config = documents_only(make_config, path, max_bad_fraction=0.01)
+    (built,) = build(config, workers=1).streams
+    before = hashes(config)
+    shutil.rmtree(Path(config.store, built.stream.remote))
+    (file,) = Path(config.store, "units").glob(f"*/{name}")
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "removed":
+        file.write_bytes(content[:-5] if damage == "cut" else content[:20] + b"?" + content[21:])
+    if (name, damage) == ("rejects.jsonl", "changed"):
+        file.write_bytes(b"?" + content[1:])
+    with pytest.raises(InputError) as error:
+        build(config, workers=1)
+    assert str(error.value) == (
+        f"{file} is missing or damaged. Remove the folder units/{file.parent.name} and build again."
+    )
+    shutil.rmtree(file.parent)
+    build(config, workers=1)
+    assert hashes(config) == before
+
+
+def test_damaged_index_is_noticed(make_config: ConfigMaker) -> None:
+    config = make_config()
+    build(config, workers=1)
+    index = next(Path(config.store, "streams").glob("mono-*/index.json"))
+    index.write_bytes(index.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"index\.json is damaged: its hash is another\. Remove .*, and build again"):
+        build(config, workers=1)
 
 
 def test_report_counts_every_record(make_config: ConfigMaker) -> None:

@@ -75,7 +75,7 @@ def documents_of(config: Config, built: BuiltStream) -> dict[Place, list[tuple[i
     store, folder = open_store(config.store), Path(config.store, built.stream.remote)
     reader = StreamReader(store, built.stream, WIDTH, token_dtype(TOKENIZER.vocab_size))
     tokens = np.concatenate([reader.read(range(built.stream.samples)).ravel(), np.load(folder / "remainder.npy")])
-    summary = orjson.loads((folder / "stream.json").read_bytes())
+    summary = orjson.loads((folder / "stream.summary").read_bytes())
     flows: dict[int, list[int]] = {}
     for unit, start, inside, count in sorted(summary["segments"], key=lambda row: (row[0], row[2])):
         assert inside == len(flows.setdefault(unit, []))
@@ -217,16 +217,17 @@ def check_build(config: Config) -> Expected:
         if not expected.records:
             assert message.endswith("its files hold no records. Give files that do under streams.s.")
         elif expected.rejected.total() == expected.records:
-            assert message.startswith(f"stream 's': {expected.records} of {expected.records} records are unusable ")
+            all_of_them = f"all {expected.records:,} records are" if expected.records > 1 else "the only record is"
+            assert message.startswith(f"stream 's': {all_of_them} unusable (")
         elif not expected.kept:
-            assert message.startswith(f"stream 's': cleaning drops all {expected.records} records (")
+            assert message.startswith(f"stream 's': cleaning drops all {expected.dropped.total():,} usable records (")
         else:
             assert sum(len(ids[0]) + 1 for ids in documents.values()) < 3 * WIDTH
             assert "too few for one sample" in message
         return expected
     (built,) = result.streams
     report = orjson.loads(Path(result.path).with_name("build_report.json").read_bytes())["streams"][0]
-    summary = orjson.loads(Path(config.store, built.stream.remote, "stream.json").read_bytes())
+    summary = orjson.loads(Path(config.store, built.stream.remote, "stream.summary").read_bytes())
     for records, kept, rejected, dropped in (
         (built.records, built.kept, built.rejected, built.dropped),
         *((told["records"], told["kept"], told["rejected"], told["dropped"]) for told in (report, summary)),
@@ -628,8 +629,8 @@ def test_a_stream_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         build(documents(tmp_path, {"document_rules": {"min_characters": 10}}))
     assert str(error.value) == (
-        "stream 's': cleaning drops all 5 records (3 length, 1 few_letters). Look at them (dataengine inspect CONFIG "
-        "--stream s) and loosen streams.s.clean."
+        "stream 's': cleaning drops all 4 usable records (3 length, 1 few_letters), and 1 more is unusable. Look at "
+        "them (dataengine inspect CONFIG --stream s) and loosen streams.s.clean."
     )
 
 

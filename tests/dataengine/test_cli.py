@@ -14,7 +14,7 @@ import pytest
 
 from dataengine.cli import _make_parser, main
 from dataengine.config import dump_config, load_config
-from tests.conftest import ROOT, ConfigMaker
+from tests.conftest import ROOT, ConfigMaker, write_jsonl
 
 COMMANDS = ["build", "worker", "finalize", "score", "inspect", "plan", "contamination", "verify", "export"]
 
@@ -100,8 +100,8 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], message: str, capsys: 
         (["plan", "--steps", "3"], "--steps 3 is not of the form A:B, such as 0:3"),
         (["plan", "--steps", "a:b"], "--steps a:b is not of the form A:B, such as 0:3"),
         (["plan", "--steps", "0:17"], "steps 0:17 are not within the schedule's 16 steps (0:16)"),
-        (["build", "--dry-run", "--sample", "much"], "--sample much is no number of bytes, such as 4M"),
-        (["build", "--dry-run", "--sample", "0"], "--sample 0 is no number of bytes, such as 4M"),
+        (["build", "--dry-run", "--sample", "much"], "--sample much is not a number of bytes, such as 4M"),
+        (["build", "--dry-run", "--sample", "0"], "--sample 0 is not a number of bytes, such as 4M"),
         (["build", "stor=x"], "override stor=x: unknown key 'stor' (did you mean 'store'?)."),
         (["build", "x"], "override 'x' is not of the form key=value, such as train.max_steps=100"),
         (["build", "streams.mono.documents=[.]"], "stream 'mono': . is a folder. Name its files, such as ./*.jsonl"),
@@ -185,7 +185,7 @@ def test_what_a_user_may_not_mean_is_noted(
     assert exit_code(["plan", config_path, *twice, "train.learning_rate=1e-3", "out=elsewhere"]) == 0
     assert "small: plan " in capsys.readouterr().out
     assert exit_code(["build", config_path, "streams.mono.text_key=body"]) == 2
-    assert "name the key that it has (streams.mono.text_key: ...), or raise max_bad_fraction" in capsys.readouterr().err
+    assert "). Name the key that they have (streams.mono.text_key: ...), or check the format" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert exit_code(["build", config_path, f"store={tmp_path / 'file'}"]) == 2
     assert (
@@ -284,6 +284,47 @@ def test_a_reader_that_has_seen_enough_is_no_error(config_path: str) -> None:
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait() == 141
+
+
+def test_what_data_hold_cannot_command_the_terminal(
+    config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Escape sequences and marks of direction in texts, unusable lines, keys and file names show as escapes."""
+    evil = "\x1b[2J\x1b]0;owned\x07\r\x08\u202e"
+    path = tmp_path / f"docs{evil}.jsonl"
+    records = [{"text": f"{evil} document number {n} " + "of some length " * 20} for n in range(99)]
+    write_jsonl(path, [*records, {"text": 3, "why": evil}, {"txt": evil}, records[0]])
+    settings = [
+        f"streams={{mono: {{documents: ['{tmp_path}/docs*.jsonl'], clean: {{dedup: [text]}}}}}}",
+        "stages=[{name: a, steps: 2, mix: {mono: 1}}]",
+        "evaluate={}",
+    ]
+    bad = "max_bad_fraction=0.5"
+    name = "docs\\x1b[2J\\x1b]0;owned\\x07\\r\\x08\\u202e.jsonl"
+    for command, code, shows in (
+        (["build"], 2, name),
+        (["build", bad], 0, "manifest "),
+        (["inspect", bad], 0, name),
+        (["inspect", "--stream", "mono", "--sample", "0", bad], 0, name),
+        (["inspect", "--line", f"{path}:1", bad], 0, "samples 0"),
+        (["inspect", "--line", f"{path}x:1", bad], 2, name),
+        (["plan", "--steps", "0:2", "--text", "3", bad], 0, "document number"),
+    ):
+        assert exit_code([command[0], config_path, *command[1:], *settings]) == code
+        shown = "".join(capsys.readouterr())
+        assert shows in shown
+        assert not set(shown) & set("\x1b\x07\r\x08\u202e")
+
+
+def test_a_broken_pipe_that_is_not_the_reader_is_not_silent(config_path: str) -> None:
+    code = (
+        "import sys; from dataengine import build, cli\n"
+        "def fail(*args, **kwargs): raise BrokenPipeError(32, 'of a worker')\n"
+        "build.build = fail; cli.main(sys.argv[1:])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, "build", config_path], capture_output=True, text=True)
+    assert ended.returncode not in (0, 141)
+    assert "of a worker" in ended.stderr
 
 
 def test_ctrl_c_begins_no_more_units(make_config: ConfigMaker, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from dataengine.errors import InputError, run_command
+from dataengine.errors import InputError, note, run_command
 
 
 class GatheredError(BaseException):
@@ -77,3 +77,28 @@ def test_an_error_of_a_loader_worker_is_told_without_its_traceback(capsys: pytes
 def test_a_defect_stays_a_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         run_command(lambda: fail(error))
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EROFS, "Choose another place, or make this one writable, and run"),
+        (errno.EMFILE, "What is finished stays: raise the limit (ulimit -n), and run"),
+        (errno.EDQUOT, "What is finished stays: make room, and run"),
+        (errno.EIO, "The disk fails. What is finished stays: once it is repaired, run"),
+    ],
+)
+def test_the_advice_is_that_of_the_error(number: int, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: fail(OSError(number, os.strerror(number), "a/b"))) == 2
+    assert capsys.readouterr().err == f"error: {os.strerror(number)}: a/b. {advice} the same command again.\n"
+
+
+def test_what_a_message_quotes_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(lambda: fail(InputError("a\x1b[2J\r\n\tb \u202e \udcff"))) == 2
+    assert run_command(lambda: fail(PermissionError(errno.EACCES, "no", "a\x1b"))) == 2
+    note("c\x07")
+    assert capsys.readouterr().err == (
+        "error: a\\x1b[2J\\r\n\tb \\u202e \\udcff\n"
+        "error: cannot use a\\x1b: no. Check the path and its permissions.\n"
+        "note: c\\x07\n"
+    )

@@ -91,8 +91,8 @@ def test_to_and_from_a_bucket(
 EXPORT_MOMENTS = {
     "before an export's shard": ("write", "shard.00003.mds", False),
     "after an export's shard": ("write", "shard.00003.mds", True),
-    "before export.json": ("write", "export.json", False),
-    "after export.json": ("write", "export.json", True),
+    "before export.summary": ("write", "export.summary", False),
+    "after export.summary": ("write", "export.summary", True),
     "before index.json": MOMENTS["before index.json"],
     "after index.json": MOMENTS["after index.json"],
 }

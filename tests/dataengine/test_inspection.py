@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from dataengine.cli import main
 from dataengine.config import Config, dump_config
 from dataengine.engines import LocalEngine
 from dataengine.errors import InputError
+from dataengine.inspection import Example
 from dataengine.storage import open_store
 from dataengine.streams import StreamReader
+from dataengine.summary import read_rejects
 from dataengine.tokens import load_tokenizer, token_dtype
 from tests.conftest import DEMO, ConfigMaker, read_texts, write_jsonl
 
@@ -78,6 +81,8 @@ def test_every_drop_of_the_build_is_shown_with_its_own_file_and_line(
     assert len(plan.parts) > 20
     found = list(inspection.examples(plan, cleaned, open_store(config.store), count=10**6))
     built = built_stream(config, "en-zh")
+    rejects = read_rejects(open_store(config.store), built.stream.remote) or []
+    found += [Example(reject.reason, reject.file, reject.line, (reject.excerpt,)) for reject in rejects]
     assert Counter(example.reason for example in found) == built.dropped | built.rejected
     assert {"identical_sides", "duplicate pair"} <= built.dropped.keys()
     assert built.rejected == {"no key 'zh'": 14, "not JSON": 2}
@@ -133,9 +138,62 @@ def test_one_reason_of_several_streams(make_config: ConfigMaker, dirty: dict[str
     assert str(error.value).endswith(", duplicate pair, no key 'zh', not JSON")
 
 
-def test_a_stream_without_cleaning(make_config: ConfigMaker, dirty: dict[str, Any]) -> None:
-    config = make_config(**dirty)
-    assert describe(config, names=("mono",)) == "mono: no cleaning is configured (streams.mono.clean)"
+@pytest.mark.parametrize("state", ["not built", "built", "built, units removed", "built, source renamed"])
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_unusable_records_are_shown_of_every_stream(
+    make_config: ConfigMaker, tmp_path: Path, state: str, cleaned: bool
+) -> None:
+    """Whether it is cleaned or not, built or not."""
+    lines = [f'{{"text": "document number {n}"}}' for n in range(60)]
+    lines[7:7] = ["{broken", "", '{"txt": "x"}', "[1]", "{broken \x1b[31m too"]
+    path = tmp_path / "docs.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    stream = {"documents": [str(tmp_path / "*.jsonl")], **({"clean": {"dedup": ["text"]}} if cleaned else {})}
+    config = make_config(
+        part_bytes=150,
+        max_bad_fraction=0.5,
+        streams={"mono": stream},
+        stages=[{"name": "a", "steps": 1, "mix": {"mono": 1}}],
+    )
+    if state != "not built":
+        build(config)
+    if state == "built, units removed":
+        shutil.rmtree(Path(config.store, "units"))
+    if state == "built, source renamed":
+        path = path.rename(tmp_path / "renamed.jsonl")
+    units = Path(config.store, "units")
+    before = set(units.glob("*")) if units.exists() else set()
+    shown = describe(config, count=1, names=("mono",)).splitlines()
+    counts = [re.sub("  +", " | ", line) for line in shown[: shown.index("")]]
+    assert counts == [
+        "mono | records | share",
+        "read | 64",
+        "unusable: not JSON | 2 | 3.125%",
+        "unusable: no key 'text' | 1 | 1.562%",
+        "unusable: not a JSON object | 1 | 1.562%",
+        "kept | 60 | 93.750%",
+        *([] if cleaned else ["no cleaning is configured (streams.mono.clean)"]),
+    ]
+    reasons = [line for line in shown if line.endswith(tuple("0123456789")) and ", line " in line]
+    assert reasons == [
+        f"not JSON: {path}, line 8", f"no key 'text': {path}, line 10", f"not a JSON object: {path}, line 11"
+    ]  # fmt: skip
+    if state.startswith("built") and not cleaned:
+        assert (set(units.glob("*")) if units.exists() else set()) == before  # what is known is not read again
+
+
+def test_a_stream_that_the_build_refuses_can_be_inspected(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"txt": "x"}] * 3)
+    for clean in ({}, {"clean": {"dedup": ["text"]}}):
+        config = make_config(
+            streams={"mono": {"documents": [str(path)], **clean}},
+            stages=[{"name": "a", "steps": 1, "mix": {"mono": 1}}],
+        )
+        with pytest.raises(InputError, match="all 3 records are unusable"):
+            build(config)
+        shown = describe(config, count=1, names=("mono",))
+        assert f"no key 'text': {path}, line 1" in shown
+        assert re.search(r"unusable: no key 'text' +3 +100.000%\nkept +0 +0.000%", shown)
 
 
 def test_inspecting_first_spares_the_build_its_cleaning(make_config: ConfigMaker, dirty: dict[str, Any]) -> None:
@@ -194,6 +252,77 @@ def test_a_line_is_found_in_the_samples_that_show_it(
     )
 
 
+def test_a_renamed_source_goes_by_its_new_name_and_by_its_old_one(
+    make_config: ConfigMaker, tmp_path: Path, corpora: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    names = ("a.jsonl", "b.jsonl", "c.jsonl")
+    for name, source in zip(names, ("mono.0.jsonl", "mono.1.jsonl", "pairs.0.jsonl"), strict=True):
+        (folder / name).write_bytes((corpora / source).read_bytes())
+
+    def config_of(*documents: str) -> Path:
+        config = make_config(
+            streams={
+                "mono": {"documents": [str(folder / name) for name in documents[:2]]},
+                "zh": {"documents": [str(folder / documents[2])], "text_key": "zh"},
+            },
+            stages=[{"name": "a", "drain": True, "mix": {"mono": 1, "zh": 1}}],
+        )
+        path = tmp_path / "config.yaml"
+        path.write_text(dump_config(config))
+        return path
+
+    def run(path: Path, *arguments: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([arguments[0], str(path), *arguments[1:]])
+        assert stop.value.code == 0
+        printed = capsys.readouterr()
+        return printed.out, printed.err
+
+    before = config_of(*names)
+    assert "manifest " in run(before, "build")[0]
+    found = {name: run(before, "inspect", "--line", f"{folder / name}:7")[0] for name in names}
+    assert len(set(found.values())) == 3
+    # b takes the name of a, and a and c get new ones.
+    for old, new in (("a.jsonl", "new-a.jsonl"), ("b.jsonl", "a.jsonl"), ("c.jsonl", "new-c.jsonl")):
+        (folder / old).rename(folder / new)
+    after = config_of("new-a.jsonl", "a.jsonl", "new-c.jsonl")
+    assert run(after, "build")[0].startswith("nothing to do: ")
+    now = {"new-a.jsonl": "a.jsonl", "a.jsonl": "b.jsonl", "b.jsonl": "b.jsonl", "new-c.jsonl": "c.jsonl",
+           "c.jsonl": "c.jsonl"}  # fmt: skip
+    for name, was in now.items():
+        assert run(after, "inspect", "--line", f"{folder / name}:7") == (found[was], "")
+    shown, _ = run(after, "inspect", "--stream", "zh", "--sample", "0")
+    assert f"{folder / 'new-c.jsonl'}, line " in shown
+    assert f"{folder / 'c.jsonl'}, line " not in shown
+    # Without the sources, what was written down at the build remains.
+    (folder / "new-c.jsonl").unlink()
+    shown, notes = run(after, "inspect", "--line", f"{folder / 'c.jsonl'}:7")
+    assert shown == found["c.jsonl"]
+    assert notes.startswith(
+        "note: files are named as they were when the streams were built, for the sources cannot be "
+    )
+
+
+def test_both_files_of_a_moses_pair_are_sources(make_config: ConfigMaker, tmp_path: Path) -> None:
+    for code in ("en", "zh"):
+        (tmp_path / f"corpus.{code}").write_text("".join(f"{code} sentence {n}\n" for n in range(200)))
+    config = make_config(
+        streams={
+            "en-zh": {"pairs": [{c: str(tmp_path / f"corpus.{c}") for c in ("en", "zh")}], "directions": ["en-zh"]}
+        },
+        stages=[{"name": "a", "drain": True, "mix": {"en-zh": 1}}],
+    )
+    manifest, store = build(config).manifest, open_store(config.store)
+    names = inspection.current_names(prepare(config, store))
+    one, other = (
+        inspection.describe_line(manifest, store, f"{tmp_path / f'corpus.{code}'}:7", names) for code in ("en", "zh")
+    )
+    assert one == other
+    assert one.startswith("en-zh: samples ")
+
+
 @pytest.mark.parametrize("place", ["docs.jsonl", "docs.jsonl:", ":3", "docs.jsonl:x", "docs.jsonl:0"])
 def test_a_line_must_be_named_as_one(make_config: ConfigMaker, place: str) -> None:
     config = make_config()
@@ -206,7 +335,7 @@ def test_a_file_that_is_no_source_is_told(make_config: ConfigMaker, corpora: Pat
     with pytest.raises(InputError) as error:
         inspection.describe_line(build(config).manifest, open_store(config.store), f"{DEMO}/sources.tsv:3")
     sources = ", ".join(str(corpora / f"{name}.{k}.jsonl") for name in ("mono", "pairs") for k in (0, 1))
-    assert str(error.value) == f"{DEMO}/sources.tsv is no source of 'small'; they are {sources}"
+    assert str(error.value) == f"{DEMO}/sources.tsv is not a source of 'small'; they are {sources}"
 
 
 def test_the_command(make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ def test_looking_up_a_line_is_the_inverse(config: Config, name: str) -> None:
     for path, line in [keys[k] for k in rng.choice(len(keys), 40, replace=False)]:
         assert provenance.samples_of(path, line).tolist() == sorted(samples[path, line])
     assert provenance.samples_of(keys[0][0], 10**6).tolist() == []
-    with pytest.raises(InputError, match=r"nowhere is no source of .*; they are "):
+    with pytest.raises(InputError, match=r"nowhere is not a source of .*; they are "):
         provenance.samples_of("nowhere", 1)
 
 

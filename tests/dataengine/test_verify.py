@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 import pytest
 
 from dataengine.build import BuildResult, build
@@ -11,6 +12,8 @@ from dataengine.cli import main
 from dataengine.config import dump_config, load_config
 from dataengine.errors import InputError
 from dataengine.storage import Store, open_store
+from dataengine.streams import StreamReader
+from dataengine.tokens import token_dtype
 from dataengine.verify import open_stream, verify
 from tests.conftest import ConfigMaker
 from tests.object_store import ObjectStore, object_store  # noqa: F401
@@ -152,7 +155,7 @@ def test_a_content_that_is_not_what_was_compressed_is_noticed(make_config: Confi
     [
         (lambda folder: None, "no index.json in FOLDER. Name a config (.yaml), or the folder of one stream, such as "),
         (lambda folder: (folder / "index.json").write_text("{"), "FOLDER/index.json is damaged: "),
-        (lambda folder: (folder / "index.json").write_text('{"version": 2}'), "FOLDER/index.json is damaged: 'shards'"),
+        (lambda folder: (folder / "index.json").write_text('{"version": 2}'), "FOLDER/index.json is damaged: shards: "),
     ],
 )
 def test_a_folder_that_is_no_stream(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
@@ -173,3 +176,79 @@ def test_relative_folders(make_config: ConfigMaker, monkeypatch: pytest.MonkeyPa
 def test_settings_with_a_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("verify", tmp_path, "store=x") == 2
     assert capsys.readouterr().err == f"error: settings (store=x) go with a config; {tmp_path} is a folder\n"
+
+
+@pytest.mark.parametrize("name", ["stream.summary", "documents.00000.npy", "remainder.npy"])
+@pytest.mark.parametrize("damage", ["removed", "flipped", "a folder"])
+def test_what_says_where_documents_come_from_is_checked(make_config: ConfigMaker, name: str, damage: str) -> None:
+    config = make_config()
+    store, streams = open_store(config.store), build(config).manifest.streams
+    path = Path(config.store, streams[0].remote, name)
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "flipped":
+        path.write_bytes(flip(content, len(content) // 2))
+    if damage == "a folder":
+        path.mkdir()
+    (problem,) = verify(store, streams)[0]
+    words = {"removed": "is missing", "flipped": "is damaged: ", "a folder": "Is a directory"}
+    assert str(path) in problem
+    assert words[damage] in problem
+
+
+def test_shards_and_index_alone_are_a_whole_stream(make_config: ConfigMaker, tmp_path: Path) -> None:
+    config = make_config()
+    stream = build(config).manifest.streams[0]
+    for path in Path(config.store, stream.remote).iterdir():
+        if path.name == "index.json" or path.suffix == ".mds":
+            (tmp_path / "copy").mkdir(exist_ok=True)
+            (tmp_path / "copy" / path.name).write_bytes(path.read_bytes())
+    store, found = open_stream(str(tmp_path / "copy"))
+    assert verify(store, [found])[0] == []
+    (tmp_path / "copy" / "index.json").unlink()
+    with pytest.raises(InputError, match=r"no index\.json in .*/copy: this stream is not finished, or"):
+        open_stream(str(tmp_path / "copy"))
+
+
+def test_shards_without_hashes_are_compared_by_size_and_that_is_said(
+    make_config: ConfigMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config()
+    stream = build(config).manifest.streams[0]
+    folder = Path(config.store, stream.remote)
+    index = orjson.loads((folder / "index.json").read_bytes())
+    for shard in index["shards"]:
+        shard["raw_data"]["hashes"] = {}
+    (folder / "index.json").write_bytes(orjson.dumps(index))
+    assert run("verify", folder) == 0
+    count = len(stream.shards)
+    assert f"note: {count} of these shards were written without hashes" in capsys.readouterr().err
+    shard = folder / "shard.00000.mds"
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
+    assert run("verify", folder) == 2
+    assert f"has {len(content) - 1:,} bytes, and {len(content):,} were written" in capsys.readouterr().err
+    index["shards"][0]["raw_data"]["hashes"] = {"no-such": "0"}
+    (folder / "index.json").write_bytes(orjson.dumps(index))
+    with pytest.raises(InputError, match=r"index\.json names the hash 'no-such', which this program cannot compute"):
+        open_stream(str(folder))
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "removed", "a folder"])
+def test_a_damaged_shard_that_is_looked_at_is_named(make_config: ConfigMaker, damage: str) -> None:
+    config = make_config()
+    manifest = build(config).manifest
+    stream = manifest.streams[0]
+    path = Path(config.store, stream.remote, "shard.00000.mds")
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "removed":
+        path.write_bytes(content[:1000] if damage == "cut" else b"\xff" * 8 + content[8:])
+    for check in (False, True):
+        reader = StreamReader(open_store(config.store), stream, 33, token_dtype(manifest.vocab_size), check=check)
+        with pytest.raises(InputError) as error:
+            reader.read([0])
+        assert str(path) in str(error.value)
+        assert str(error.value).endswith("See all that is damaged, and what to do: dataengine verify CONFIG")

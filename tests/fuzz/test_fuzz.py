@@ -26,7 +26,11 @@ from dataengine.config import load_config
 from dataengine.errors import InputError
 from dataengine.evaluation_sets import read_set
 from dataengine.manifest import read_manifest
+from dataengine.provenance import StreamProvenance
 from dataengine.sources import RecordFormat, read_records, whole_file
+from dataengine.storage import open_store
+from dataengine.summary import NAME, REJECTS, read_rejects, read_summary
+from dataengine.verify import open_stream, verify
 from tests.conftest import DEMO, ROOT, ConfigMaker
 from tests.trainer import fake_checkpoints
 from tests.trainer.fake_runs import make_runs
@@ -296,6 +300,68 @@ def test_no_path_of_a_manifest_leaves_its_root(manifest_content: bytes, tmp_path
     path.write_bytes(orjson.dumps(document, option=orjson.OPT_SORT_KEYS))
     with pytest.raises(InputError, match="damaged: stream"):
         read_manifest(path)
+
+
+def test_what_lies_beside_shards(make_config: ConfigMaker, tmp_path: Path) -> None:
+    """A damaged summary, of this version or an earlier one, list of unusable records or index is named, or is read."""
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"text": "one"}\n' * 90 + "{broken\n")
+    config = make_config(
+        streams={"mono": {"documents": [str(path)]}},
+        stages=[{"name": "only", "drain": True, "mix": {"mono": 1}}],
+        batch_size=1,
+        max_bad_fraction=0.1,
+    )
+    (stream,) = build(config, workers=1).manifest.streams
+    store, folder = open_store(config.store), stream.remote
+    contents = {name: store.read(f"{folder}/{name}") for name in (NAME, REJECTS, "index.json")}
+    fields = orjson.loads(contents[NAME])
+    former = {key: value for key, value in fields.items() if key != "xxh3"}
+    contents["stream.json"] = orjson.dumps(former)
+    all_places = places(former)[1:]
+
+    def check(name: str, content: bytes) -> None:
+        for other in (NAME, "stream.json"):
+            store.remove(f"{folder}/{other}")
+        for written in {name, NAME} - {"stream.json"} if name != "stream.json" else {name}:
+            store.write(f"{folder}/{written}", content if written == name else contents[written])
+        try:
+            for row in read_rejects(store, folder) or []:
+                assert row.line
+            summary = read_summary(store, folder)
+            assert summary == read_summary(store, folder)
+            if name == NAME:
+                assert summary.tokens == former["tokens"]
+            for origin in StreamProvenance(store, folder, 33).origins(0):
+                assert origin.num_tokens
+            below, found = open_stream(f"{config.store}/{folder}")
+            verify(below, [found])
+        except InputError as error:
+            check_words(error, name, "documents.")
+        store.write(f"{folder}/{name}", contents[name])
+
+    @fuzz
+    @given(name=st.sampled_from(sorted(contents)), changes=edits())
+    def of_damaged_text(name: str, changes: Any) -> None:
+        check(name, edit(contents[name], changes))
+
+    @fuzz
+    @given(number=st.integers(0, len(all_places) - 1), value=values)
+    def of_wrong_values(number: int, value: Any) -> None:
+        document = json.loads(contents["stream.json"])
+        inner = document
+        *above, last = all_places[number]
+        for key in above:
+            inner = inner[key]
+        inner[last] = value
+        try:
+            content = orjson.dumps(document)
+        except (TypeError, orjson.JSONEncodeError):
+            return
+        check("stream.json", content)
+
+    of_damaged_text()
+    of_wrong_values()
 
 
 def test_markers_of_checkpoints(tmp_path: Path) -> None:
