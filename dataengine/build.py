@@ -12,7 +12,6 @@ A stream goes through rounds of units (clean, compare, tokenize, shuffle); the r
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 import unicodedata
 from collections import Counter

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,12 +42,28 @@ _SOURCES = 10  # files named in a message
 
 @dataclass(frozen=True)
 class Example:
-    """A record: its reason to be dropped ("" if it is kept), its file, its line there and its texts."""
+    """A record: its reason to be dropped ("" if it is kept), its file, its line there and its texts.
+
+    A near duplicate also has the record that is kept for it, and their similarity.
+    """
 
     reason: str
     path: str
     line: int
     texts: tuple[str, ...]
+    kept: Example | None = None
+    similarity: float = 1.0
+
+    def describe(self) -> list[str]:
+        """Lines for people."""
+        lines = [f"{self.reason}: {self.path}, line {self.line}", *self._excerpts()]
+        if self.kept is not None:
+            kept = self.kept
+            lines += [f"  {self.similarity:.3f} alike, and kept: {kept.path}, line {kept.line}", *kept._excerpts()]
+        return lines
+
+    def _excerpts(self) -> list[str]:
+        return [f"    {text[:_EXCERPT]!r}{' ...' if len(text) > _EXCERPT else ''}" for text in self.texts]
 
 
 @dataclass(frozen=True)
@@ -84,9 +101,8 @@ def describe_cleaning(
         shown = [*unusable_examples(unusable, reason=reason, count=count)]
         if cleaned:
             shown += examples(plan, cleaned, prepared.store, reason=reason, count=count)
-        for found in shown:
-            lines.append(f"{found.reason}: {found.path}, line {found.line}")
-            lines += [f"    {text[:_EXCERPT]!r}{' ...' if len(text) > _EXCERPT else ''}" for text in found.texts]
+        for example in shown:
+            lines += example.describe()
         lines += [""] * bool(lines[-1])
     return "\n".join(lines).rstrip()
 
@@ -156,8 +172,8 @@ def examples(
     before = [source.line - 1 for source in source_lines(plan.parts, cleaned.receipts)]
     wanted = [plan.cleaning.code(name) for name in plan.cleaning.reasons if reason in (None, name)]
     room = dict.fromkeys(wanted, count)
-    found: list[tuple[int, Example]] = []
-    for part, codes, first in zip(plan.parts, cleaned.codes, before, strict=True):
+    found: list[tuple[int, int, Example]] = []  # code, id, record
+    for number, (part, codes, first) in enumerate(zip(plan.parts, cleaned.codes, before, strict=True)):
         chosen: dict[int, int] = {}
         for code in wanted:
             records = np.flatnonzero(codes == code)[: room[code]].tolist()
@@ -165,8 +181,28 @@ def examples(
             chosen |= dict.fromkeys(records, code)
         for record, line, texts in _records(plan, part, sorted(chosen)):
             name = plan.cleaning.reasons[chosen[record] - 1]
-            found.append((chosen[record], Example(name, part.paths[0], first + line, texts)))
-    yield from (example for _, example in sorted(found, key=lambda pair: pair[0]))
+            found.append((chosen[record], (number << 32) + record, Example(name, part.paths[0], first + line, texts)))
+    kept = _kept_twins(plan, cleaned, before, [number for _, number, _ in found])
+    for _, number, example in sorted(found, key=lambda row: row[0]):
+        yield replace(example, **kept.get(number, {}))
+
+
+def _kept_twins(
+    plan: StreamPlan, cleaned: Cleaned, before: Sequence[int], ids: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """What is kept for those of the records that are near duplicates, by their ids."""
+    twins = {
+        record: (kept, alike) for record, kept, alike in cleaned.twins[np.isin(cleaned.twins["record"], ids)].tolist()
+    }
+    wanted: dict[int, set[int]] = {}
+    for kept, _ in twins.values():
+        wanted.setdefault(kept >> 32, set()).add(kept & 0xFFFFFFFF)
+    examples = {}
+    for number, records in wanted.items():
+        part = plan.parts[number]
+        for record, line, texts in _records(plan, part, sorted(records)):
+            examples[(number << 32) + record] = Example("", part.paths[0], before[number] + line, texts)
+    return {record: {"kept": examples[kept], "similarity": alike} for record, (kept, alike) in twins.items()}
 
 
 def _records(plan: StreamPlan, part: SourcePart, numbers: list[int]) -> Iterator[tuple[int, int, tuple[str, ...]]]:

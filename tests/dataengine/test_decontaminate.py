@@ -181,3 +181,15 @@ def test_identity_depends_on_what_decides_alone() -> None:
         EvaluationTexts.from_texts([ENGLISH, CHINESE], ngram_words=12),
     ]
     assert len({identity, *(other.identity for other in others)}) == 5
+
+
+@pytest.mark.parametrize("character", ["\u00ad", "\u200b", "\ufeff", "\u200f", "\u202c"])
+def test_characters_that_do_not_show_hide_no_evaluation_text(tmp_path: Path, character: str) -> None:
+    sentence = "the first of many words that stand in an evaluation set and in a document too"
+    path = tmp_path / "dev.txt"
+    path.write_text(sentence + "\n", encoding="utf-8")
+    evaluation = EvaluationTexts.load([path])
+    hidden = sentence.replace("o", f"{character}o").replace(" ", f"{character} ")
+    assert evaluation.contaminated([hidden, f"before {hidden} after", "nothing of it"]).tolist() == [True, True, False]
+    path.write_text(hidden + "\n", encoding="utf-8")
+    assert EvaluationTexts.load([path]).identity == evaluation.identity

@@ -360,3 +360,24 @@ def test_the_command(make_config: ConfigMaker, tmp_path: Path, capsys: pytest.Ca
     )  # fmt: skip
     assert run("--stream", "en-hz") == (2, "error: --stream en-hz: the stages use mono, en-zh, both\n")
     assert "must be a number from 1 on, got -1" in run("--count", "-1")[1]
+
+
+def test_a_near_duplicate_is_shown_with_the_record_that_is_kept_for_it(
+    tmp_path: Path, make_config: ConfigMaker
+) -> None:
+    """One word of thirty differs: 5 of 26 shingles; blank lines and the cut into parts do not shift the lines."""
+    texts = [" ".join(f"w{number}x{k}" for k in range(30)) for number in range(40)]
+    twin = texts[7].replace("w7x12", "changed")
+    first = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    first.write_text("\n\n" + first.read_text())
+    second = write_jsonl(tmp_path / "b.jsonl", [{"text": text} for text in ("something else", twin)])
+    stream = {"documents": [str(first), str(second)], "clean": {"near_dedup": 0.6}}
+    config = make_config(
+        streams={"mono": stream}, stages=[{"name": "all", "steps": 1, "mix": {"mono": 1}}], part_bytes=2000
+    )
+    shown = describe(config, names=("mono",)).splitlines()
+    at = shown.index(f"near duplicate: {second}, line 2")
+    assert shown[at + 1].startswith("    'w7x0 w7x1 ")
+    assert shown[at + 2] == f"  {21 / 31:.3f} alike, and kept: {first}, line {7 + 3}"
+    assert shown[at + 3].startswith("    'w7x0 w7x1 ")
+    assert sum(line.startswith("near duplicate: ") for line in shown) == 1
