@@ -29,6 +29,7 @@ from dataengine.cleaning import Cleaning, CleanRecords, Codes, FindDuplicates
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
 from dataengine.errors import InputError
+from dataengine.lost_text import UNENCODABLE, UNKNOWN_TEXT
 from dataengine.manifest import Manifest, Stream
 from dataengine.objects import find_files
 from dataengine.packing import Packer
@@ -41,7 +42,7 @@ from dataengine.sources import RecordFormat, SourcePart
 from dataengine.stages import resolve_stages
 from dataengine.storage import Store, open_store
 from dataengine.tokenizing import MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
-from dataengine.tokens import Tokenizer, load_tokenizer, token_dtype
+from dataengine.tokens import Tokenizer, keeps_line_breaks, load_tokenizer, token_dtype
 from dataengine.units import SCHEMA, Keep, Receipt, Unit, fingerprint_of, identity_of, publish_keep
 
 MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
@@ -103,7 +104,8 @@ class BuiltStream:
     """A stream in the store and what went into it.
 
     records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`. `rejects`
-    says where the unusable records of each file are written down.
+    says where the unusable records of each file are written down. `unknown` and `vanished` are what the tokenizer lost
+    of the kept records: unknown tokens, and characters without any token.
     """
 
     stream: Stream
@@ -114,6 +116,8 @@ class BuiltStream:
     tokens: int
     remainder: int
     rejects: dict[str, str]
+    unknown: int
+    vanished: int
     new: bool
 
 
@@ -143,6 +147,12 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     prepared = prepare(config, store or open_store(config.store), threads=max(workers, 4))
     store = prepared.store
     missing = missing_streams(prepared)
+    if missing and not keeps_line_breaks(prepared.tokenizer):
+        print(
+            f"note: tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two "
+            "sides of a pair, run together",
+            file=sys.stderr,
+        )
     if missing and config.tokenizer_engine == "auto":
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
         if fast.fallback_reason:
@@ -198,9 +208,12 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
     form = TokenFormat(
         tokenizer=config.tokenizer,
         tokenizer_sha256=tokenizer.sha256,
+        library=tokenizer.library,
         engine=config.tokenizer_engine,
         eos_token=config.eos_token,
-        bos=config.bos,
+        eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.bos_id if config.bos else None,
+        controls=tuple(sorted(tokenizer.controls)),
         seq_len=config.seq_len,
         shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
     )
@@ -391,8 +404,10 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)
     assert records == kept + rejected + dropped.total(), f"stream '{plan.name}': records are unaccounted for"
     if not kept:
+        lost = sum(receipt.rejected.get(key, 0) for receipt in receipts for key in (UNKNOWN_TEXT, UNENCODABLE))
+        rest = f", all but {lost:,} of which the tokenizer knows none or a part" if lost else ""
         raise InputError(
-            f"stream '{plan.name}': cleaning drops all {records:,} records ({_words(dropped)}). "
+            f"stream '{plan.name}': cleaning drops all {records:,} records ({_words(dropped)}){rest}. "
             f"Look at them (dataengine inspect CONFIG --stream {plan.name}) and loosen streams.{plan.name}.clean."
         )
     packed: Sequence[Unit] = units
@@ -511,6 +526,8 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
         "dropped": packed.dropped,
         "tokens": tokens,
         "remainder": len(remainder),  # tokens, kept in remainder.npy
+        "unknown": sum(receipt.unknown for receipt in packed.reading),
+        "vanished": sum(receipt.vanished for receipt in packed.reading),
     }
     store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
     store.write(f"{plan.folder}/stream.json", orjson.dumps(summary, option=orjson.OPT_INDENT_2))
@@ -587,7 +604,8 @@ def _read_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
         shards=shards,
     )
     counts = {key: fields[key] for key in ("records", "kept", "rejected", "dropped", "tokens", "remainder", "rejects")}
-    return BuiltStream(stream, new=new, **counts)
+    lost = {key: fields.get(key, 0) for key in ("unknown", "vanished")}  # streams of old do not state them
+    return BuiltStream(stream, new=new, **counts, **lost)
 
 
 def check_rejects(
@@ -619,7 +637,9 @@ def check_rejects(
 
 
 def _other_key(plan: StreamPlan, reason: str) -> str:
-    """What to do if the records have their texts under another key."""
+    """What to do if the records have their texts under another key, or the tokenizer does not know them."""
+    if reason in (UNKNOWN_TEXT, UNENCODABLE):
+        return "give a tokenizer that knows these texts or falls back on bytes, "
     if not reason.startswith("no key "):
         return ""
     setting = f"keys: {{{next(iter(plan.languages))}: ...}}" if plan.languages else "text_key: ..."
@@ -664,6 +684,8 @@ def _report(result: BuildResult) -> dict[str, Any]:
                 "samples": built.stream.samples,
                 "remainder_tokens": built.remainder,
                 "rejects": built.rejects,
+                "unknown_tokens": built.unknown,
+                "vanished_characters": built.vanished,
             }
             for built in result.streams
         ],

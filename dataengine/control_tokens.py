@@ -130,8 +130,10 @@ def make_probes(token: str) -> list[str]:
         text
         for word in dict.fromkeys((token, wide, spaced, token.upper(), token.lower()))
         for text in (
-            word, f" {word}", f"{word} ", f"a{word}", f"{word}a", f"a{word}b", f"a {word} b",
-            f"{word}{word}", f"{word} {word}", f"\n{word}\n", f".{word}.", f"<{word}>", f"1{word}1", f"打{word}开", f"\u200b{word}\u0301",
+            word,
+            f" {word}", f"{word} ", f"a{word}", f"{word}a", f"a{word}b", f"a {word} b",
+            f"{word}{word}", f"{word} {word}", f"\n{word}\n", f".{word}.", f"<{word}>", f"1{word}1", f"打{word}开",
+            f"\u200b{word}\u0301",
         )
     ]  # fmt: skip
 

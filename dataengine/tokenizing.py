@@ -33,7 +33,7 @@ from dataengine.runs import (
     read_npy,
 )
 from dataengine.shards import Add, ShardFormat, ShardWriter
-from dataengine.sources import RecordFormat, SourcePart
+from dataengine.sources import RecordFormat, Records, SourcePart
 from dataengine.storage import Store
 from dataengine.tokens import Tokenizer, join_documents, load_tokenizer, token_dtype
 from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit
@@ -55,9 +55,12 @@ class TokenFormat:
 
     tokenizer: str = field(metadata={"identity": False})  # path; its sha256 stands for it
     tokenizer_sha256: str
+    library: str  # what decides the ids of a text, given the tokenizer: the reference and its version
     engine: Literal["auto", "reference"] = field(metadata={"identity": False})  # the ids are the same
-    eos_token: str | None
-    bos: bool
+    eos_token: str | None = field(metadata={"identity": False})  # as the config has it; eos_id stands for it
+    eos_id: int
+    bos_id: int | None  # begins each document; None: nothing does
+    controls: tuple[int, ...]  # ids that no text gives, sorted
     seq_len: int
     shards: ShardFormat
 
@@ -66,7 +69,21 @@ class TokenFormat:
         tokenizer = load_tokenizer(self.tokenizer, self.eos_token, engine=self.engine)
         if tokenizer.sha256 != self.tokenizer_sha256:
             raise InputError(f"tokenizer {self.tokenizer} changed while the build ran. Build again.")
-        return tokenizer, token_dtype(tokenizer.vocab_size), tokenizer.bos_id if self.bos else None
+        if (
+            tokenizer.eos_id != self.eos_id
+            or self.bos_id not in (None, tokenizer.bos_id)
+            or tokenizer.controls != frozenset(self.controls)
+        ):
+            raise InputError(
+                f"the control tokens of tokenizer {self.tokenizer} changed while the build ran, by the "
+                "tokenizer_config.json beside it. Build again."
+            )
+        if tokenizer.library != self.library:
+            raise InputError(
+                f"this machine has {tokenizer.library}, and the build began with {self.library}. "
+                "Install the same version everywhere."
+            )
+        return tokenizer, token_dtype(tokenizer.vocab_size), self.bos_id
 
 
 @dataclass(frozen=True)
@@ -88,16 +105,20 @@ class TokenizeDocuments(Unit):
         packer = Packer(self.format.seq_len + 1, dtype)
         writer = ShardWriter(add, self.format.shards)
         reading = _open(self.part, self.records, self.keep, store, on_progress)
-        provenance, total = [], 0
-        for batch in reading.batches(_BATCH):
+        provenance, total, unknown, vanished = [], 0, 0, 0
+        for batch in known_batches(reading, tokenizer, _BATCH):
             tokens, lengths = tokenizer.encode_flat(batch.texts[0])
+            lost = tokenizer.count_lost(batch.texts[0], tokens)
+            unknown, vanished = unknown + lost[0], vanished + lost[1]
             tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
             total += len(tokens)
             writer.add(packer.add(tokens))
             provenance.append(make_provenance(0, batch.lines, lengths))
         add("documents.npy", encode_npy(np.concatenate([np.empty(0, PROVENANCE), *provenance])))
         tail = _add_tail(add, writer, packer)
-        return Receipt(**reading.finish(add), tokens=total, tail=tail, shards=writer.shards)
+        return Receipt(
+            **reading.finish(add), tokens=total, tail=tail, shards=writer.shards, unknown=unknown, vanished=vanished
+        )
 
 
 @dataclass(frozen=True)
@@ -123,18 +144,20 @@ class TokenizePairs(Unit):
         tokenizer, dtype, bos_id = self.format.load()
         run = _Run(add, order.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)))
         reading = _open(self.part, self.records, self.keep, store, on_progress)
-        total = 0
-        for lines, texts in self._documents(reading):
+        total = unknown = vanished = 0
+        for lines, texts in self._documents(reading, tokenizer):
             tokens, lengths = tokenizer.encode_flat(texts)
+            lost = tokenizer.count_lost(texts, tokens)
+            unknown, vanished = unknown + lost[0], vanished + lost[1]
             tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
             total += len(tokens)
             run.add(tokens, lengths, lines)
-        return Receipt(**reading.finish(add), tokens=total, runs=run.finish())
+        return Receipt(**reading.finish(add), tokens=total, runs=run.finish(), unknown=unknown, vanished=vanished)
 
-    def _documents(self, reading: Reading) -> Iterator[tuple[list[int], list[str]]]:
+    def _documents(self, reading: Reading, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[str]]]:
         """Batches of documents: their source lines and their texts."""
         number = 0
-        for lines, texts in self._windows(reading):
+        for lines, texts in self._windows(reading, tokenizer):
             columns = dict(zip(self.languages, texts, strict=True))
             if self.sides:
                 yield (
@@ -146,15 +169,15 @@ class TokenizePairs(Unit):
                 yield lines, pairs.write_pairs(paired, number, self.directions, self.languages)
             number += len(lines)
 
-    def _windows(self, reading: Reading) -> Iterator[tuple[list[int], list[list[str]]]]:
+    def _windows(self, reading: Reading, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[list[str]]]]:
         """Batches; if targets are exchanged, exactly _WINDOW pairs, a last one too small with the one before."""
         if self.adjacent:
-            for batch in reading.batches(8 * _BATCH):
+            for batch in known_batches(reading, tokenizer, 8 * _BATCH):
                 yield batch.lines, list(batch.texts)
             return
         lines: list[int] = []
         texts: list[list[str]] = [[] for _ in self.languages]
-        for batch in reading.batches(8 * _BATCH):
+        for batch in known_batches(reading, tokenizer, 8 * _BATCH):
             lines += batch.lines
             for held, new in zip(texts, batch.texts, strict=True):
                 held += new
@@ -231,10 +254,12 @@ class PackTails(Unit):
         writer = ShardWriter(add, self.format.shards)
         with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
             keys = [f"units/{unit}/tail.npy" for unit in self.units]
+            total = 0
             for tail in read_all_npy(store, keys, pool):
+                total += len(tail)
                 writer.add(packer.add(tail))
         on_progress(self.tokens)
-        return Receipt(tokens=self.tokens, tail=_add_tail(add, writer, packer), shards=writer.shards)
+        return Receipt(tokens=total, tail=_add_tail(add, writer, packer), shards=writer.shards)
 
 
 def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
@@ -256,6 +281,22 @@ def gather(tokens: Tokens, lengths: NDArray[np.int64], new_order: NDArray[np.int
         moved[at:end] = tokens[np.repeat(shifts[first:last], sizes[first:last]) + np.arange(at, end)]
         first, at = last, end
     return moved
+
+
+def known_batches(reading: Reading, tokenizer: Tokenizer, size: int) -> Iterator[Records]:
+    """Batches of at most `size` records; a record with a text of which the tokenizer knows nothing is unusable."""
+    for batch in reading.batches(size):
+        if (reasons := find_lost(batch, tokenizer)) is not None:
+            batch = reading.leave_out(batch, reasons)
+        if batch.lines:
+            yield batch
+
+
+def find_lost(batch: Records, tokenizer: Tokenizer) -> list[str | None] | None:
+    """Why each record cannot be used by a tokenizer that knows nothing of one of its texts; None if all can be."""
+    columns = [tokenizer.why_lost(column) for column in batch.texts]
+    found = [column for column in columns if column is not None and any(column)]
+    return [next(filter(None, of), None) for of in zip(*found, strict=True)] if found else None
 
 
 def _open(part: SourcePart, form: RecordFormat, keep: Keep | None, store: Store, on_progress: OnProgress) -> Reading:

@@ -557,7 +557,7 @@ def _falls_back_on_bytes(spec: Mapping[str, Any]) -> bool:
     if any(part["type"] == "ByteLevel" for found in parts.values() for part in found):
         from tokenizers import pre_tokenizers
 
-        return set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys()
+        return bool(set(pre_tokenizers.ByteLevel.alphabet()) <= model["vocab"].keys())
     return bool(model.get("byte_fallback")) and all(f"<0x{byte:02X}>" in model["vocab"] for byte in range(256))
 
 
@@ -592,6 +592,16 @@ def _check_batch(
 def _flatten(each: Sequence[Sequence[int]]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     lengths = np.fromiter(map(len, each), np.int64, len(each))
     return np.fromiter(chain.from_iterable(each), np.uint32, int(lengths.sum())), lengths
+
+
+def keeps_line_breaks(tokenizer: Tokenizer) -> bool:
+    """Whether a line break in a text is still one in its ids, and neither lost, a space nor the unknown token."""
+    try:
+        broken, spaced, joined = tokenizer.encode(["a\nb", "a b", "ab"])
+    except InputError:  # what a build says of its own texts is plainer
+        return True
+    unknown, _ = tokenizer.count_lost(["a\nb"], np.array(broken, np.uint32))
+    return broken not in (spaced, joined) and not unknown
 
 
 _ODD_RANGES = (  # of code points

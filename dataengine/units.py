@@ -10,7 +10,7 @@ import ctypes
 import gc
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -32,6 +32,7 @@ SCHEMA = 4  # raise when the same input would give other bytes
 
 _EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the keys or the format are wrong
 _REJECTS = 10_000  # so many of a unit are written down; all are counted
+_EXCERPT = 200  # characters of a record that is written down
 
 OnProgress = Callable[[int], None]  # hears of input bytes read
 
@@ -40,7 +41,8 @@ OnProgress = Callable[[int], None]  # hears of input bytes read
 class Receipt:
     """What a unit did. `tail` tokens follow those in its shards; `runs` are those of a unit that writes sorted runs.
 
-    Every record is accounted for: records = kept + all rejected (unusable) + all dropped (by cleaning).
+    Every record is accounted for: records = kept + all rejected (unusable) + all dropped (by cleaning). `unknown` and
+    `vanished` count what the tokenizer lost of the kept ones: unknown tokens, and characters without any token.
     """
 
     lines: int = 0
@@ -52,6 +54,8 @@ class Receipt:
     tail: int = 0
     runs: int = 0
     shards: list[Shard] = field(default_factory=list)
+    unknown: int = 0
+    vanished: int = 0
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,7 @@ class Reading:
         self._part, self._form, self._on_progress, self._bits = part, form, on_progress, bits
         self._written: list[bytes] = []
         self.lines = self.usable = self.kept = 0
+        self._lost = 0  # of the kept ones
         self.rejected: dict[str, int] = {}
 
     def batches(self, size: int) -> Iterator[Records]:
@@ -226,13 +231,22 @@ class Reading:
         if bad <= _REJECTS:
             # Without the file's name: a unit does not depend on where its input lies.
             self._written.append(orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE))
-        seen = self.usable + bad
+        seen = self.usable + bad - self._lost
         if bad > _EARLY_RECORDS / 2 and bad > seen / 2 and seen >= _EARLY_RECORDS:
             raise InputError(
                 f"{self._part.paths[0]}: {bad:,} of the first {seen:,} records are unusable, the last one for "
                 f"{reject.reason} (line {reject.line:,}{self._after()}: {reject.excerpt}). "
                 "Check the file's format, encoding and keys."
             )
+
+    def leave_out(self, batch: Records, reasons: Sequence[str | None]) -> Records:
+        """Count those records of the latest batch that have a reason as unusable after all; return the others."""
+        for line, reason, texts in zip(batch.lines, reasons, zip(*batch.texts, strict=True), strict=True):
+            if reason is not None:
+                self._lost += 1
+                self.kept -= 1
+                self._note(Reject(line, reason, "\t".join(texts)[:_EXCERPT]))
+        return select(batch, np.array([reason is None for reason in reasons], bool))
 
     def _after(self) -> str:
         return f" after byte {self._part.start:,}" if self._part.start else ""
@@ -243,7 +257,7 @@ class Reading:
             add("rejects.jsonl", b"".join(self._written))
         return {
             "lines": self.lines,
-            "records": self.usable + sum(self.rejected.values()),
+            "records": self.usable + sum(self.rejected.values()) - self._lost,
             "kept": self.kept,
             "rejected": dict(sorted(self.rejected.items())),
         }
