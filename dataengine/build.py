@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from dataengine import cleaning, sources
+from dataengine import cleaning, pairs, sources
 from dataengine.cleaning import Cleaning, CleanRecords, Codes, FindDuplicates
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
@@ -41,7 +41,7 @@ from dataengine.shards import Shard, ShardFormat, ShardWriter, encode_index, rea
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.stages import resolve_stages
 from dataengine.storage import Store, open_store
-from dataengine.tokenizing import MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
+from dataengine.tokenizing import KeptPart, MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
 from dataengine.tokens import Tokenizer, keeps_line_breaks, load_tokenizer, token_dtype
 from dataengine.units import SCHEMA, Keep, Receipt, Unit, fingerprint_of, identity_of, publish_keep
 
@@ -71,8 +71,8 @@ class StreamPlan:
     @cached_property
     def folder(self) -> str:
         """Key of the stream's folder in the store."""
-        decides = {**identity_of(self), "parts": [identity_of(part) for part in self.parts]}
-        return f"streams/{self.name}-{fingerprint_of([SCHEMA, MERGE_TOKENS, TAIL_TOKENS, BUCKETS, decides])[:12]}"
+        decides = [SCHEMA, MERGE_TOKENS, TAIL_TOKENS, BUCKETS, identity_of(self)]
+        return f"streams/{self.name}-{fingerprint_of(decides)[:12]}"
 
     def clean_units(self) -> list[CleanRecords]:
         """The units that judge the records of each part."""
@@ -397,8 +397,14 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     for part, keep in zip(plan.parts, keeps, strict=True):
         units.append(plan.token_unit(part, keep, copies[part.digest]))
         copies[part.digest] += 1
-    receipts = yield "tokenizing", units
+    receipts = list((yield "tokenizing", units))
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
+    if not plan.adjacent:
+        joined = _join_small_parts(plan, units, receipts)
+        if joined:
+            again = yield "exchanging", list(joined.values())
+            for number, unit, receipt in zip(joined, joined.values(), again, strict=True):
+                units[number], receipts[number] = unit, receipt
     records = sum(receipt.records for receipt in receipts)
     kept = sum(receipt.kept for receipt in receipts)
     rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)
@@ -426,6 +432,34 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         if receipt.rejected
     }
     return Packed(receipts, rejects, dict(dropped), list(packed), packed_receipts, tails, tail_receipts)
+
+
+def _join_small_parts(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]) -> dict[int, TokenizePairs]:
+    """By the numbers of their parts, the units of parts that exchange targets with their neighbours.
+
+    A part with fewer than two pairs for each direction cannot do so by itself. A stream with fewer has its pairs
+    written in as many of its directions as have two. Raises InputError if the stream has one pair only.
+    """
+    kept = [receipt.kept for receipt in receipts]
+    if sum(kept) == 1:
+        raise InputError(
+            f"stream '{plan.name}' is one pair, which cannot take another's target (`adjacent: false`). "
+            f"Add pairs to streams.{plan.name}."
+        )
+    directions = plan.directions[: max(sum(kept) // 2, 1)]
+    joined = {}
+    for group in pairs.exchange_groups(kept, 2 * len(directions)):
+        members = [units[number] for number in group]
+        for place, number in enumerate(group):
+            unit = units[number]
+            assert isinstance(unit, TokenizePairs)
+            before, after = (
+                tuple(KeptPart(u.part, u.keep) for u in some if isinstance(u, TokenizePairs))
+                for some in (members[:place], members[place + 1 :])
+            )
+            if before or after or directions != plan.directions:
+                joined[number] = replace(unit, directions=directions, before=before, after=after)
+    return joined
 
 
 def _tail_units(units: Sequence[Unit], receipts: Sequence[Receipt], form: TokenFormat) -> list[PackTails]:

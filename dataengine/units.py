@@ -153,12 +153,14 @@ def fingerprint_of(identity: object) -> str:
 
 def identity_of(value: Any) -> dict[str, Any]:
     """The fields of a dataclass that decide bytes."""
-    fields = {}
-    for name, info in value.__dataclass_fields__.items():
-        if info.metadata.get("identity", True):
-            inner = getattr(value, name)
-            fields[name] = identity_of(inner) if hasattr(inner, "__dataclass_fields__") else inner
-    return fields
+    fields = value.__dataclass_fields__.items()
+    return {name: _plain(getattr(value, name)) for name, info in fields if info.metadata.get("identity", True)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    return identity_of(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 @dataclass(frozen=True)
