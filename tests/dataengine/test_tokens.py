@@ -389,11 +389,15 @@ def test_no_text_gives_a_control_token(name: str, engine: Any, tmp_path: Path) -
     assert tokenizer.eos_id == whole.token_to_id("</s>")
     controls = {whole.token_to_id(token) for token in ("</s>", "<s>")} - {None}
     assert controls <= tokenizer.controls
-    texts = [f"{left}{token}{right}" for token in ("</s>", "<s>", "＜/s＞", "</S>", "<unk>")
-             for left in ("", " ", "a", "good ", "</s>", "\n", "\ufeff") for right in ("", " ", "b", " text", "\u0301")]  # fmt: skip
+    assert tokenizer.eos_id in whole.encode("</s>", add_special_tokens=False).ids
+    texts = [
+        f"{left}{token}{right}"
+        for token in ("</s>", "<s>", "＜/s＞", "</S>", "<unk>")
+        for left in ("", " ", "a", "good ", "</s>", "\n", "\ufeff")
+        for right in ("", " ", "b", " text", "\u0301")
+    ]
     texts += make_odd_texts(500, ["</s>", "<s>", "＜/s＞", "</s", "s>"], seed=3)
     for text in texts:
-        assert any(token in controls for token in whole.encode(f"{text}</s>", add_special_tokens=False).ids)
         assert not controls & set(tokenizer.encode([text])[0])
     flat, _ = tokenizer.encode_flat(texts)
     assert not controls & set(flat.tolist())
