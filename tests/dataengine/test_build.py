@@ -25,8 +25,10 @@ from dataengine.build import build
 from dataengine.cli import describe_build
 from dataengine.config import Config, dump_config
 from dataengine.errors import InputError
+from dataengine.estimate import estimate
 from dataengine.lost_text import UNKNOWN_TEXT
 from dataengine.pairs import write_pairs
+from dataengine.storage import open_store
 from dataengine.tokens import load_tokenizer
 from tests.conftest import ConfigMaker, read_texts, write_jsonl
 
@@ -304,6 +306,8 @@ def test_a_pair_with_a_side_of_which_the_tokenizer_knows_nothing_is_unusable(
     (built,) = build(config, workers=1).streams
     assert (built.records, built.kept, built.rejected) == (51, 50 - lost, {UNKNOWN_TEXT: lost} if lost else {})
     assert built.dropped == {"duplicate pair": 1}
+    estimated = estimate(building.prepare(config, open_store(config.store)).streams["pairs"])
+    assert (estimated.records, estimated.kept, estimated.rejected) == (built.records, built.kept, built.rejected)
     summary = orjson.loads(Path(config.store, built.stream.remote, "stream.json").read_bytes())
     assert summary["vanished"] == built.vanished > 0
 
