@@ -27,13 +27,14 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from dataengine import cleaning, sources, summary
+from dataengine import cleaning, pairs, sources, summary
 from dataengine.cleaning import Cleaning, CleanRecords, Codes
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
 from dataengine.errors import InputError, note
 from dataengine.evaluation_sets import find_text_files
 from dataengine.labels import check_labels
+from dataengine.lost_text import UNENCODABLE, UNKNOWN_TEXT
 from dataengine.manifest import Manifest, Stream
 from dataengine.near_duplicates import TWIN
 from dataengine.near_units import CleanedPart, find_twins
@@ -48,8 +49,8 @@ from dataengine.sources import RecordFormat, Reject, SourcePart
 from dataengine.stages import resolve_stages
 from dataengine.storage import Store, open_store
 from dataengine.summary import SourceLines, SourceReject
-from dataengine.tokenizing import MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
-from dataengine.tokens import Tokenizer, load_tokenizer, token_dtype
+from dataengine.tokenizing import KeptPart, MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
+from dataengine.tokens import Tokenizer, keeps_line_breaks, load_tokenizer, token_dtype
 from dataengine.units import (
     SCHEMA,
     Keep,
@@ -88,8 +89,8 @@ class StreamPlan:
     @cached_property
     def folder(self) -> str:
         """Key of the stream's folder in the store."""
-        decides = {**identity_of(self), "parts": [identity_of(part) for part in self.parts]}
-        return f"streams/{self.name}-{fingerprint_of([SCHEMA, MERGE_TOKENS, TAIL_TOKENS, BUCKETS, decides])[:12]}"
+        decides = [SCHEMA, MERGE_TOKENS, TAIL_TOKENS, BUCKETS, identity_of(self)]
+        return f"streams/{self.name}-{fingerprint_of(decides)[:12]}"
 
     def clean_units(self) -> list[CleanRecords]:
         """The units that judge the records of each part."""
@@ -130,7 +131,8 @@ class BuiltStream:
     """A stream in the store and what went into it.
 
     records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`. `rejects`
-    is the key of the file in the store that holds the unusable records; None if there are none.
+    is the key of the file in the store that holds the unusable records; None if there are none. `unknown` and
+    `vanished` are what the tokenizer lost of the kept records: unknown tokens, and characters without any token.
     """
 
     stream: Stream
@@ -141,6 +143,8 @@ class BuiltStream:
     tokens: int
     remainder: int
     rejects: str | None
+    unknown: int
+    vanished: int
     new: bool
 
 
@@ -170,6 +174,11 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     prepared = prepare(config, store or open_store(config.store), threads=max(workers, 4))
     store = prepared.store
     missing = missing_streams(prepared)
+    if missing and not keeps_line_breaks(prepared.tokenizer):
+        note(
+            f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides of a "
+            "pair, run together"
+        )
     if missing and config.tokenizer_engine == "auto":
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
         if fast.fallback_reason:
@@ -227,9 +236,12 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
     form = TokenFormat(
         tokenizer=config.tokenizer,
         tokenizer_sha256=tokenizer.sha256,
+        library=tokenizer.library,
         engine=config.tokenizer_engine,
         eos_token=config.eos_token,
-        bos=config.bos,
+        eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.bos_id if config.bos else None,
+        controls=tuple(sorted(tokenizer.controls)),
         seq_len=config.seq_len,
         shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
     )
@@ -456,11 +468,17 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         for codes in cleaned.codes:
             dropped.update(cleaning.count_reasons(codes, plan.cleaning))
     units = plan.token_units(keeps)
-    receipts = yield "tokenizing", units
+    receipts = list((yield "tokenizing", units))
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
     first_lines = [place.line for place in source_lines(plan.parts, receipts)]
     for words in describe_notes(plan.parts, receipts, first_lines):
         note(f"stream '{plan.name}': {words}")
+    if not plan.adjacent:
+        joined = _join_small_parts(plan, units, receipts)
+        if joined:
+            again = yield "exchanging", list(joined.values())
+            for number, unit, receipt in zip(joined, joined.values(), again, strict=True):
+                units[number], receipts[number] = unit, receipt
     records = sum(receipt.records for receipt in receipts)
     kept = sum(receipt.kept for receipt in receipts)
     rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)
@@ -483,6 +501,34 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     tail_receipts = (yield "packing", tails) if tails else []
     rejects = gather_rejects(plan.parts, units, receipts, store)
     return Packed(receipts, rejects, dict(dropped), list(packed), packed_receipts, tails, tail_receipts)
+
+
+def _join_small_parts(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]) -> dict[int, TokenizePairs]:
+    """By the numbers of their parts, the units of parts that exchange targets with their neighbours.
+
+    A part with fewer than two pairs for each direction cannot do so by itself. A stream with fewer has its pairs
+    written in as many of its directions as have two. Raises InputError if the stream has one pair only.
+    """
+    kept = [receipt.kept for receipt in receipts]
+    if sum(kept) == 1:
+        raise InputError(
+            f"stream '{plan.name}' is one pair, which cannot take another's target (`adjacent: false`). "
+            f"Add pairs to streams.{plan.name}."
+        )
+    directions = plan.directions[: max(sum(kept) // 2, 1)]
+    joined = {}
+    for group in pairs.exchange_groups(kept, 2 * len(directions)):
+        members = [units[number] for number in group]
+        for place, number in enumerate(group):
+            unit = units[number]
+            assert isinstance(unit, TokenizePairs)
+            before, after = (
+                tuple(KeptPart(u.part, u.keep) for u in some if isinstance(u, TokenizePairs))
+                for some in (members[:place], members[place + 1 :])
+            )
+            if before or after or directions != plan.directions:
+                joined[number] = replace(unit, directions=directions, before=before, after=after)
+    return joined
 
 
 def _tail_units(units: Sequence[Unit], receipts: Sequence[Receipt], form: TokenFormat) -> list[PackTails]:
@@ -579,6 +625,8 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
         dropped=packed.dropped,
         tokens=tokens,
         remainder=len(remainder),  # kept in remainder.npy
+        unknown=sum(receipt.unknown for receipt in packed.reading),
+        vanished=sum(receipt.vanished for receipt in packed.reading),
     )
     store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
     if packed.rejects:
@@ -731,6 +779,8 @@ def _read_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
         tokens=made.tokens,
         remainder=made.remainder,
         rejects=rejects if made.rejected and rejects in sizes else None,
+        unknown=made.unknown,
+        vanished=made.vanished,
         new=new,
     )
 
@@ -773,7 +823,9 @@ def check_rejects(
 
 
 def _other_key(plan: StreamPlan, reason: str) -> list[str]:
-    """What to do if the records have their texts under another key."""
+    """What to do if the records have their texts under another key, or the tokenizer does not know them."""
+    if reason in (UNKNOWN_TEXT, UNENCODABLE):
+        return ["give a tokenizer that knows these texts or falls back on bytes"]
     if not reason.startswith("no key "):
         return []
     setting = "text_key: ..."
@@ -837,6 +889,8 @@ def _report(result: BuildResult) -> dict[str, Any]:
                 "samples": built.stream.samples,
                 "remainder_tokens": built.remainder,
                 "rejects": built.rejects,
+                "unknown_tokens": built.unknown,
+                "vanished_characters": built.vanished,
             }
             for built in result.streams
         ],

@@ -560,6 +560,15 @@ def describe_build(result: BuildResult) -> str:
         for word, counts in (("unusable", built.rejected), ("dropped", built.dropped))
         for reason, count in counts.items()
     ]
+    reasons += [
+        f"{built.stream.name}: {count:,} {words}"
+        for built in result.streams
+        for count, words in (
+            (built.unknown, "unknown tokens: text that the tokenizer does not know"),
+            (built.vanished, "characters vanished: the tokenizer has no token for them"),
+        )
+        if count
+    ]
     store = result.path.rpartition("/experiments/")[0]
     rejects = [
         f"{built.stream.name}: unusable records with files and lines: {store}/{built.rejects}"

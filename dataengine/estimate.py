@@ -23,6 +23,7 @@ from dataengine.objects import open_file
 from dataengine.shards import Shard, StoredFile, compress, encode_shard
 from dataengine.sources import Records, SourcePart
 from dataengine.tables import size_words, table
+from dataengine.tokenizing import find_lost, written_columns
 from dataengine.tokens import join_documents
 from dataengine.units import Reading, select
 
@@ -87,7 +88,12 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
         kept = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
     tokens = [np.empty(0, dtype)]
     before: Counter[int] = Counter()  # pairs of a part, whose directions take turns
+    written = written_columns(plan.languages, plan.directions, plan.sides)
     for place, batch in kept:
+        if (reasons := find_lost(batch, tokenizer, written)) is not None:
+            made.rejected.update(reason for reason in reasons if reason is not None)
+            batch = select(batch, np.array([reason is None for reason in reasons]))
+            made.kept -= len(reasons) - len(batch.lines)
         ids, lengths = tokenizer.encode_flat(_texts(plan, batch, before[place]))
         tokens.append(join_documents(ids, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)[0])
         before[place] += len(batch.lines)

@@ -65,6 +65,23 @@ def write_sides(columns: Mapping[str, Sequence[str]], sides: Sequence[str], lang
     return texts
 
 
+def exchange_groups(counts: Sequence[int], least: int) -> list[list[int]]:
+    """Parts that exchange targets with each other: consecutive ones that have `least` pairs or more together.
+
+    Takes the pairs of each part; returns the numbers of the parts of each group, without empty parts. What is left at
+    the end joins the last group.
+    """
+    groups: list[list[int]] = []
+    waiting: list[int] = []
+    for number, count in enumerate(counts):
+        if count:
+            waiting.append(number)
+        if sum(counts[k] for k in waiting) >= least:
+            groups.append(waiting)
+            waiting = []
+    return [*groups[:-1], [*groups[-1], *waiting]] if groups else [waiting]
+
+
 def exchange_targets(
     columns: Mapping[str, Sequence[str]], first: int, directions: Sequence[str], key: int
 ) -> dict[str, list[str]]:

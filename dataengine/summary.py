@@ -44,6 +44,7 @@ class Summary:
     records = kept + all rejected (unusable) + all dropped (by cleaning); tokens = those of all samples + `remainder`.
     `packed` is the number of the part that each packed unit comes from; None if its documents say it. `segments` says
     where the tokens of the packed units lie in the stream: rows (unit, start in the stream, start in the unit, tokens).
+    `unknown` and `vanished` are what the tokenizer lost: unknown tokens, and characters without any token.
     """
 
     sources: tuple[SourceLines, ...]
@@ -57,6 +58,8 @@ class Summary:
     dropped: dict[str, int]
     tokens: int
     remainder: int
+    unknown: int = 0
+    vanished: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def _hash(fields: object) -> str:
 
 def _check(summary: Summary) -> None:
     """Raise ValueError for numbers that no build writes."""
-    counts = [summary.records, summary.kept, summary.tokens, summary.remainder]
+    counts = [summary.records, summary.kept, summary.tokens, summary.remainder, summary.unknown, summary.vanished]
     counts += [*summary.rejected.values(), *summary.dropped.values()]
     counts += [shard.samples for shard in summary.shards] + [source.lines for source in summary.sources]
     if min(counts) < 0 or min((source.line for source in summary.sources), default=1) < 1:

@@ -12,7 +12,7 @@ The runs are those of an external merge sort, so that pairs are shuffled over al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -33,7 +33,7 @@ from dataengine.runs import (
     read_npy,
 )
 from dataengine.shards import Add, ShardFormat, ShardWriter
-from dataengine.sources import RecordFormat, SourcePart
+from dataengine.sources import RecordFormat, Records, SourcePart
 from dataengine.storage import Store
 from dataengine.tokens import Tokenizer, join_documents, load_tokenizer, token_dtype
 from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit
@@ -49,15 +49,21 @@ PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np
 _RUN = np.dtype([("key", "<u8"), ("line", "<u4"), ("tokens", "<u4")])  # a document of a run
 
 
+Texts = tuple[list[str], ...]  # of each language
+
+
 @dataclass(frozen=True)
 class TokenFormat:
     """How text becomes tokens, and tokens samples."""
 
     tokenizer: str = field(metadata={"identity": False})  # path; its sha256 stands for it
     tokenizer_sha256: str
+    library: str  # what decides the ids of a text, given the tokenizer: the reference and its version
     engine: Literal["auto", "reference"] = field(metadata={"identity": False})  # the ids are the same
-    eos_token: str | None
-    bos: bool
+    eos_token: str | None = field(metadata={"identity": False})  # as the config has it; eos_id stands for it
+    eos_id: int
+    bos_id: int | None  # begins each document; None: nothing does
+    controls: tuple[int, ...]  # ids that no text gives, sorted
     seq_len: int
     shards: ShardFormat
 
@@ -66,7 +72,21 @@ class TokenFormat:
         tokenizer = load_tokenizer(self.tokenizer, self.eos_token, engine=self.engine)
         if tokenizer.sha256 != self.tokenizer_sha256:
             raise InputError(f"tokenizer {self.tokenizer} changed while the build ran. Build again.")
-        return tokenizer, token_dtype(tokenizer.vocab_size), tokenizer.bos_id if self.bos else None
+        if (
+            tokenizer.eos_id != self.eos_id
+            or self.bos_id not in (None, tokenizer.bos_id)
+            or tokenizer.controls != frozenset(self.controls)
+        ):
+            raise InputError(
+                f"the control tokens of tokenizer {self.tokenizer} changed while the build ran, by the "
+                "tokenizer_config.json beside it. Build again."
+            )
+        if tokenizer.library != self.library:
+            raise InputError(
+                f"this machine has {tokenizer.library}, and the build began with {self.library}. "
+                "Install the same version everywhere."
+            )
+        return tokenizer, token_dtype(tokenizer.vocab_size), self.bos_id
 
 
 @dataclass(frozen=True)
@@ -88,21 +108,37 @@ class TokenizeDocuments(Unit):
         packer = Packer(self.format.seq_len + 1, dtype)
         writer = ShardWriter(add, self.format.shards)
         reading = _open(self.part, self.records, self.keep, store, on_progress)
-        provenance, total = [], 0
-        for batch in reading.batches(_BATCH):
+        provenance, total, unknown, vanished = [], 0, 0, 0
+        for batch in known_batches(reading, tokenizer, [0], _BATCH):
             tokens, lengths = tokenizer.encode_flat(batch.texts[0])
+            lost = tokenizer.count_lost(batch.texts[0], tokens)
+            unknown, vanished = unknown + lost[0], vanished + lost[1]
             tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
             total += len(tokens)
             writer.add(packer.add(tokens))
             provenance.append(make_provenance(0, batch.lines, lengths))
         add("documents.npy", encode_npy(np.concatenate([np.empty(0, PROVENANCE), *provenance])))
         tail = _add_tail(add, writer, packer)
-        return Receipt(**reading.finish(add), tokens=total, tail=tail, shards=writer.shards)
+        return Receipt(
+            **reading.finish(add), tokens=total, tail=tail, shards=writer.shards, unknown=unknown, vanished=vanished
+        )
+
+
+@dataclass(frozen=True)
+class KeptPart:
+    """A part and which of its records are kept."""
+
+    part: SourcePart
+    keep: Keep | None
 
 
 @dataclass(frozen=True)
 class TokenizePairs(Unit):
-    """Tokenize one part of pairs into runs sorted by each document's random key."""
+    """Tokenize one part of pairs into runs sorted by each document's random key.
+
+    If targets are exchanged (`adjacent` is false), it is among the pairs of the parts `before`, of this one and of
+    those `after`, as if they were one. A part that has too few by itself, and no others, gives no documents.
+    """
 
     kind: ClassVar[str] = "pairs"
     format: TokenFormat
@@ -114,6 +150,8 @@ class TokenizePairs(Unit):
     sides: tuple[str, ...]
     languages: dict[str, str]  # code -> name, in the order of the records' texts
     copy: int = 0  # how many parts before this one have the same content: each copy is shuffled on its own
+    before: tuple[KeptPart, ...] = ()
+    after: tuple[KeptPart, ...] = ()
 
     @property
     def input_bytes(self) -> int:
@@ -123,18 +161,38 @@ class TokenizePairs(Unit):
         tokenizer, dtype, bos_id = self.format.load()
         run = _Run(add, order.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)))
         reading = _open(self.part, self.records, self.keep, store, on_progress)
-        total = 0
-        for lines, texts in self._documents(reading):
+        total = unknown = vanished = 0
+        for lines, texts in self._documents(self._batches(reading, tokenizer, store)):
             tokens, lengths = tokenizer.encode_flat(texts)
+            lost = tokenizer.count_lost(texts, tokens)
+            unknown, vanished = unknown + lost[0], vanished + lost[1]
             tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
             total += len(tokens)
             run.add(tokens, lengths, lines)
-        return Receipt(**reading.finish(add), tokens=total, runs=run.finish())
+        return Receipt(**reading.finish(add), tokens=total, runs=run.finish(), unknown=unknown, vanished=vanished)
 
-    def _documents(self, reading: Reading) -> Iterator[tuple[list[int], list[str]]]:
+    @property
+    def _written(self) -> list[int]:
+        return written_columns(self.languages, self.directions, self.sides)
+
+    def _batches(self, reading: Reading, tokenizer: Tokenizer, store: Store) -> Iterator[tuple[list[int], Texts]]:
+        """Batches of pairs: their lines, 0 for those of other parts; and the texts of each language."""
+        for batch in self._of_others(self.before, tokenizer, store):
+            yield [0] * len(batch.lines), batch.texts
+        for batch in known_batches(reading, tokenizer, self._written, 8 * _BATCH):
+            yield batch.lines, batch.texts
+        for batch in self._of_others(self.after, tokenizer, store):
+            yield [0] * len(batch.lines), batch.texts
+
+    def _of_others(self, others: Sequence[KeptPart], tokenizer: Tokenizer, store: Store) -> Iterator[Records]:
+        for other in others:
+            reading = _open(other.part, self.records, other.keep, store, lambda count: None)
+            yield from known_batches(reading, tokenizer, self._written, 8 * _BATCH)
+
+    def _documents(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], list[str]]]:
         """Batches of documents: their source lines and their texts."""
         number = 0
-        for lines, texts in self._windows(reading):
+        for lines, texts in batches if self.adjacent else self._windows(batches):
             columns = dict(zip(self.languages, texts, strict=True))
             if self.sides:
                 yield (
@@ -143,33 +201,29 @@ class TokenizePairs(Unit):
                 )
             else:
                 paired = columns if self.adjacent else self._exchange(columns, number)
-                yield lines, pairs.write_pairs(paired, number, self.directions, self.languages)
+                written = pairs.write_pairs(paired, number, self.directions, self.languages)
+                own = [k for k, line in enumerate(lines) if line]
+                yield [lines[k] for k in own], [written[k] for k in own]
             number += len(lines)
 
-    def _windows(self, reading: Reading) -> Iterator[tuple[list[int], list[list[str]]]]:
-        """Batches; if targets are exchanged, exactly _WINDOW pairs, a last one too small with the one before."""
-        if self.adjacent:
-            for batch in reading.batches(8 * _BATCH):
-                yield batch.lines, list(batch.texts)
-            return
+    def _windows(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], Texts]]:
+        """Batches of exactly _WINDOW pairs, a last one too small with the one before; none of too few to exchange."""
+        least = 2 * len(self.directions)
         lines: list[int] = []
-        texts: list[list[str]] = [[] for _ in self.languages]
-        for batch in reading.batches(8 * _BATCH):
-            lines += batch.lines
-            for held, new in zip(texts, batch.texts, strict=True):
-                held += new
-            while len(lines) >= _WINDOW + 2 * len(self.directions):
-                yield lines[:_WINDOW], [held[:_WINDOW] for held in texts]
-                lines, texts = lines[_WINDOW:], [held[_WINDOW:] for held in texts]
-        if lines:
+        texts: Texts = tuple([] for _ in self.languages)
+        for new_lines, new_texts in batches:
+            lines = lines + new_lines
+            texts = tuple(held + new for held, new in zip(texts, new_texts, strict=True))
+            while len(lines) >= _WINDOW + least:
+                yield lines[:_WINDOW], tuple(held[:_WINDOW] for held in texts)
+                lines, texts = lines[_WINDOW:], tuple(held[_WINDOW:] for held in texts)
+        if len(lines) >= least:
             yield lines, texts
 
     def _exchange(self, columns: dict[str, list[str]], number: int) -> dict[str, list[str]]:
-        key = order.derive_key("targets", self.part.digest)
-        try:
-            return pairs.exchange_targets(columns, number, self.directions, key)
-        except ValueError as error:
-            raise InputError(f"{self.part.paths[0]}: {error}. Give a file with more pairs.") from None
+        digests = [*(other.part.digest for other in self.before), self.part.digest]
+        key = order.derive_key("targets", *digests, *(other.part.digest for other in self.after))
+        return pairs.exchange_targets(columns, number, self.directions, key)
 
 
 @dataclass(frozen=True)
@@ -231,10 +285,12 @@ class PackTails(Unit):
         writer = ShardWriter(add, self.format.shards)
         with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
             keys = [f"units/{unit}/tail.npy" for unit in self.units]
+            total = 0
             for tail in read_all_npy(store, keys, pool):
+                total += len(tail)
                 writer.add(packer.add(tail))
         on_progress(self.tokens)
-        return Receipt(tokens=self.tokens, tail=_add_tail(add, writer, packer), shards=writer.shards)
+        return Receipt(tokens=total, tail=_add_tail(add, writer, packer), shards=writer.shards)
 
 
 def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
@@ -256,6 +312,28 @@ def gather(tokens: Tokens, lengths: NDArray[np.int64], new_order: NDArray[np.int
         moved[at:end] = tokens[np.repeat(shifts[first:last], sizes[first:last]) + np.arange(at, end)]
         first, at = last, end
     return moved
+
+
+def written_columns(languages: Iterable[str], directions: Sequence[str], sides: Sequence[str]) -> list[int]:
+    """Which texts of a record a stream writes; `languages` are those of its texts, none for documents."""
+    written = {*sides, *(code for direction in directions for code in direction.split("-"))}
+    return [column for column, code in enumerate(languages) if code in written] or [0]
+
+
+def known_batches(reading: Reading, tokenizer: Tokenizer, written: Sequence[int], size: int) -> Iterator[Records]:
+    """Batches of at most `size` records; one is unusable if the tokenizer knows nothing of a text that is written."""
+    for batch in reading.batches(size):
+        if (reasons := find_lost(batch, tokenizer, written)) is not None:
+            batch = reading.leave_out(batch, reasons)
+        if batch.lines:
+            yield batch
+
+
+def find_lost(batch: Records, tokenizer: Tokenizer, written: Sequence[int]) -> list[str | None] | None:
+    """Why a tokenizer cannot use each record: it knows nothing of a text that is written. None if all can be used."""
+    columns = [tokenizer.why_lost(batch.texts[column]) for column in written]
+    found = [column for column in columns if column is not None and any(column)]
+    return [next(filter(None, of), None) for of in zip(*found, strict=True)] if found else None
 
 
 def _open(part: SourcePart, form: RecordFormat, keep: Keep | None, store: Store, on_progress: OnProgress) -> Reading:

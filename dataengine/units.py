@@ -34,6 +34,7 @@ SCHEMA = 5  # raise when the same input would give other bytes
 
 _EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the keys or the format are wrong
 _REJECTS = 10_000  # so many of a unit are written down; all are counted
+_EXCERPT = 200  # characters of a record that is written down
 
 OnProgress = Callable[[int], None]  # hears of input bytes read
 
@@ -43,7 +44,8 @@ class Receipt:
     """What a unit did. `tail` tokens follow those in its shards; `runs` are those of a unit that writes sorted runs,
     `near_runs` its runs of near keys.
 
-    Every record is accounted for: records = kept + all rejected (unusable) + all dropped (by cleaning).
+    Every record is accounted for: records = kept + all rejected (unusable) + all dropped (by cleaning). `unknown` and
+    `vanished` count what the tokenizer lost of the kept ones: unknown tokens, and characters without any token.
     """
 
     lines: int = 0
@@ -57,6 +59,8 @@ class Receipt:
     near_runs: int = 0
     shards: list[Shard] = field(default_factory=list)
     notes: Notes = field(default_factory=dict)  # on usable records; lines count from 1 in the part
+    unknown: int = 0
+    vanished: int = 0
 
 
 @dataclass(frozen=True)
@@ -154,12 +158,14 @@ def fingerprint_of(identity: object) -> str:
 
 def identity_of(value: Any) -> dict[str, Any]:
     """The fields of a dataclass that decide bytes."""
-    fields = {}
-    for name, info in value.__dataclass_fields__.items():
-        if info.metadata.get("identity", True):
-            inner = getattr(value, name)
-            fields[name] = identity_of(inner) if hasattr(inner, "__dataclass_fields__") else inner
-    return fields
+    fields = value.__dataclass_fields__.items()
+    return {name: _plain(getattr(value, name)) for name, info in fields if info.metadata.get("identity", True)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    return identity_of(value) if hasattr(value, "__dataclass_fields__") else value
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,7 @@ class Reading:
         self._part, self._form, self._on_progress, self._bits = part, form, on_progress, bits
         self._written: list[bytes] = []
         self.lines = self.usable = self.kept = 0
+        self._lost = 0  # of the kept ones
         self.rejected: dict[str, int] = {}
         self.notes: Notes = {}
 
@@ -234,7 +241,7 @@ class Reading:
         if bad <= _REJECTS:
             # Without the file's name: a unit does not depend on where its input lies.
             self._written.append(orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE))
-        seen = self.usable + bad + (bisect_left(lines, reject.line) if bad > _EARLY_RECORDS / 2 else 0)
+        seen = self.usable + bad - self._lost + (bisect_left(lines, reject.line) if bad > _EARLY_RECORDS / 2 else 0)
         if bad > _EARLY_RECORDS / 2 and bad > seen / 2 and seen >= _EARLY_RECORDS:
             raise InputError(
                 f"{self._part.paths[0]}: {bad:,} of the first {seen:,} records are unusable, the last one for "
@@ -247,13 +254,22 @@ class Reading:
         before = lines_before(self._part)
         return f"line {line + before:,}" if before is not None else f"line {line:,} after byte {self._part.start:,}"
 
+    def leave_out(self, batch: Records, reasons: Sequence[str | None]) -> Records:
+        """Count those records of the latest batch that have a reason as unusable after all; return the others."""
+        for line, reason, texts in zip(batch.lines, reasons, zip(*batch.texts, strict=True), strict=True):
+            if reason is not None:
+                self._lost += 1
+                self.kept -= 1
+                self._note(Reject(line, reason, "\t".join(texts)[:_EXCERPT]), [])
+        return select(batch, np.array([reason is None for reason in reasons], bool))
+
     def finish(self, add: Add) -> dict[str, Any]:
         """Publish the unusable records; return the counts that a receipt takes."""
         if self._written:
             add("rejects.jsonl", b"".join(self._written))
         return {
             "lines": self.lines,
-            "records": self.usable + sum(self.rejected.values()),
+            "records": self.usable + sum(self.rejected.values()) - self._lost,
             "kept": self.kept,
             "rejected": dict(sorted(self.rejected.items())),
             "notes": dict(sorted(self.notes.items())),

@@ -163,6 +163,12 @@ def check_agreement(config: Config, manifest: Manifest) -> list[Problem]:
                 f"{tokenizer.sha256[:12]}. "
                 "Set `tokenizer` to the file that the build used, or build again: dataengine build CONFIG"
             )
+        elif tokenizer.eos_id != manifest.eos_id:
+            found.append(
+                f"tokenizer mismatch: the documents of manifest {manifest.plan_id[:12]} end with token "
+                f"{manifest.eos_id}, but the end of {config.tokenizer} is now {tokenizer.eos_id}. Set `eos_token`, or "
+                "tokenizer_config.json beside the tokenizer, as it was; or build again: dataengine build CONFIG"
+            )
         built = _read_built_config(config)
     except InputError as error:
         return [Problem(text) for text in (*found, str(error))]

@@ -18,13 +18,18 @@ import numpy as np
 import orjson
 import pytest
 from streaming import StreamingDataset
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dataengine import build as building
 from dataengine import tokenizing
 from dataengine.build import build
+from dataengine.cli import describe_build
 from dataengine.config import Config, dump_config
 from dataengine.errors import InputError
+from dataengine.estimate import estimate
+from dataengine.lost_text import UNKNOWN_TEXT
 from dataengine.pairs import write_pairs
+from dataengine.storage import open_store
 from dataengine.tokens import load_tokenizer
 from tests.conftest import ConfigMaker, read_texts, write_jsonl
 
@@ -357,6 +362,135 @@ def test_nothing_usable_is_not_a_matter_of_max_bad_fraction(make_config: ConfigM
     write_jsonl(path, [{"text": " "}])
     assert build_error(documents_only(make_config, path)).startswith(
         f"stream 'mono': the only record is unusable (1 'text' is empty). The first: {path}, line 1: 'text' is empty: "
+    )
+
+
+def lossy_tokenizer(folder: Path) -> Path:
+    """A tokenizer that knows small Latin letters, the space and no other text, and has no unknown token."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokenizer = Tokenizer(models.BPE({"</s>": 0, **{letter: k for k, letter in enumerate(letters, 1)}}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["</s>"])
+    path = folder / "lossy.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def test_a_record_of_which_the_tokenizer_knows_nothing_is_unusable(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"letters of text {k}" for k in range(97)]  # a number is two digits or one, all vanish
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"text": text} for text in [*texts, "打开文件", "打 a", "2024"]])
+    settings: dict[str, Any] = {"tokenizer": str(lossy_tokenizer(tmp_path)), "seq_len": 8}
+    config = documents_only(make_config, path, **settings, max_bad_fraction=0.02)
+    result = build(config, workers=1)
+    (built,) = result.streams
+    assert (built.records, built.kept, built.rejected) == (100, 98, {UNKNOWN_TEXT: 2})
+    vanished = sum(len(str(k)) for k in range(97)) + 1
+    assert (built.unknown, built.vanished) == (0, vanished)
+    (flow,) = unit_flows(config, "mono")
+    documents = split_documents(flow, 0)
+    assert len(documents) == 98
+    assert all(documents)
+    rejects = [json.loads(line) for line in Path(config.store, built.rejects[str(path)]).read_text().splitlines()]
+    assert [(reject["line"], reject["reason"], reject["excerpt"]) for reject in rejects] == [
+        (98, UNKNOWN_TEXT, "打开文件"), (100, UNKNOWN_TEXT, "2024")
+    ]  # fmt: skip
+    (stream,) = orjson.loads(Path(result.path).with_name("build_report.json").read_bytes())["streams"]
+    assert (stream["unknown_tokens"], stream["vanished_characters"]) == (0, vanished)
+    assert f"mono: {vanished} characters vanished: the tokenizer has no token for them" in describe_build(result)
+    notes = capsys.readouterr().err
+    assert notes.count("has no token for a line break: the lines of a document, and the two sides of a pair, run") == 1
+    assert build_error(documents_only(make_config, path, **settings, store=str(tmp_path / "strict"))).endswith(
+        f"The first: {path}, line 98: {UNKNOWN_TEXT}: 打开文件 (more of them: {tmp_path}/strict/"
+        f"{built.rejects[str(path)]}). Mend the file, give a tokenizer that knows these texts or falls back on bytes, "
+        "or raise max_bad_fraction to go on without them."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({"directions": ["en-zh"]}, 10),
+        ({"directions": ["en-zh"], "adjacent": False}, 10),
+        ({"sides": ["zh"]}, 10),
+        ({"sides": ["en"]}, 0),
+    ],
+)
+def test_a_pair_with_a_side_of_which_the_tokenizer_knows_nothing_is_unusable(
+    make_config: ConfigMaker, tmp_path: Path, changes: dict[str, Any], lost: int
+) -> None:
+    pairs = [{"en": f"some text {k}", "zh": "打开" if k % 5 == 1 else f"其他 text {'打' * k}"} for k in range(50)]
+    path = write_jsonl(tmp_path / "pairs.jsonl", [*pairs, pairs[0]])
+    stream = {"pairs": [str(path)], **changes, "keys": {"en": "en", "zh": "zh"}, "clean": {"dedup": ["pair"]}}
+    config = make_config(
+        tokenizer=str(lossy_tokenizer(tmp_path)), seq_len=8, max_bad_fraction=0.5, streams={"pairs": stream},
+        stages=[{"name": "only", "steps": 1, "mix": {"pairs": 1}}],
+    )  # fmt: skip
+    (built,) = build(config, workers=1).streams
+    assert (built.records, built.kept, built.rejected) == (51, 50 - lost, {UNKNOWN_TEXT: lost} if lost else {})
+    assert built.dropped == {"duplicate pair": 1}
+    estimated = estimate(building.prepare(config, open_store(config.store)).streams["pairs"])
+    assert (estimated.records, estimated.kept, estimated.rejected) == (built.records, built.kept, built.rejected)
+    summary = orjson.loads(Path(config.store, built.stream.remote, "stream.json").read_bytes())
+    assert summary["vanished"] == built.vanished > 0
+
+
+def test_streams_that_do_not_state_lost_text_stay_readable(make_config: ConfigMaker) -> None:
+    config = make_config()
+    first = build(config, workers=1)
+    for path in Path(config.store).rglob("stream.json"):
+        fields = orjson.loads(path.read_bytes())
+        del fields["unknown"], fields["vanished"]
+        path.write_bytes(orjson.dumps(fields))
+    again = build(config, workers=1)
+    assert again.manifest == first.manifest
+    assert [(built.unknown, built.vanished) for built in again.streams] == [(0, 0)] * 3
+
+
+@pytest.mark.parametrize("directions", [["en-zh"], ["en-zh", "zh-en"]])
+@pytest.mark.parametrize("sizes", [(1, 1), (2,), (3,), (1, 0, 1), (1, 1, 1, 1, 1), (7, 1), (1, 7), (2, 9, 3, 1, 1)])
+def test_any_two_pairs_can_exchange_their_targets(
+    make_config: ConfigMaker, tmp_path: Path, sizes: tuple[int, ...], directions: list[str]
+) -> None:
+    total = 0
+    for number, size in enumerate(sizes):
+        pairs = [{"en": f"source number {k}", "zh": f"目标 {k}"} for k in range(total, total + size)]
+        path = tmp_path / f"part{number}.jsonl"
+        write_jsonl(path, pairs or [{"en": "x", "zh": "x"}])
+        total += size
+    stream = {"pairs": [str(tmp_path / "part*.jsonl")], "directions": directions, "adjacent": False}
+    if 0 in sizes:
+        stream["clean"] = {"pair_rules": {"min_script_share": None, "min_letter_share": None}}
+    stores = []
+    for workers in (1, 2) if sizes == (2, 9, 3, 1, 1) else (1,):
+        config = make_config(
+            streams={"moved": stream}, stages=[{"name": "only", "drain": True, "mix": {"moved": 1}}], seq_len=4,
+            batch_size=1, store=str(tmp_path / f"store{workers}"),
+        )  # fmt: skip
+        (built,) = build(config, workers=workers).streams
+        stores.append(hashes(config))
+    assert stores[0] == stores[-1]
+    assert (built.kept, built.records) == (total, total + sizes.count(0))
+    tokenizer = load_tokenizer(config.tokenizer)
+    documents = [
+        tokenizer.decode(list(ids)) for flow in unit_flows(config, "moved") for ids in split_documents(flow, 2)
+    ]
+    found = [re.findall(r"\d+", document) for document in documents]
+    assert sorted(int(first) for first, _ in found) == list(range(total))
+    assert sorted(int(second) for _, second in found) == list(range(total))
+    assert all(first != second for first, second in found)
+    both = len({document[:7] for document in documents})
+    assert both == (len(directions) if total >= 2 * len(directions) else 1)
+
+
+def test_one_pair_cannot_exchange_its_target(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "pairs.jsonl", [{"en": "a", "zh": "一"}])
+    stream = {"pairs": [str(path)], "directions": ["en-zh", "zh-en"], "adjacent": False}
+    config = make_config(streams={"moved": stream}, stages=[{"name": "only", "drain": True, "mix": {"moved": 1}}])
+    assert build_error(config) == (
+        "stream 'moved' is one pair, which cannot take another's target (`adjacent: false`). "
+        "Add pairs to streams.moved."
     )
 
 

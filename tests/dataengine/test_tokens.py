@@ -16,8 +16,10 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from dataengine import tokens as module
+from dataengine.control_tokens import ControlIds, hidden_name
 from dataengine.errors import InputError
-from dataengine.tokens import join_documents, load_tokenizer, make_odd_texts, token_dtype
+from dataengine.lost_text import UNENCODABLE, UNKNOWN_TEXT
+from dataengine.tokens import join_documents, keeps_line_breaks, load_tokenizer, make_odd_texts, token_dtype
 from tests.conftest import DEMO
 
 SENTENCEPIECE = load_tokenizer(DEMO / "tokenizer.model")
@@ -95,7 +97,10 @@ def train(tmp_path: Path) -> Callable[..., Path]:
             "remove_extra_whitespaces": False,
         }
         SentencePieceTrainer.train(
-            sentence_iterator=iter(lines), model_writer=content, vocab_size=600, minloglevel=2, **supported | settings
+            sentence_iterator=iter(lines),
+            model_writer=content,
+            minloglevel=2,
+            **{"vocab_size": 600} | supported | settings,
         )
         path = tmp_path / "trained.model"
         path.write_bytes(content.getvalue())
@@ -302,6 +307,311 @@ def test_long_texts_are_compared_in_their_beginning(wrong: module._Gigatoken) ->
     wrong.encode_flat(["𓀀" * 2048 + "Hello"])
     with pytest.raises(InputError, match="give other ids for text 2 of this process"):
         wrong.encode_flat(["𓀀" * 2043 + "Hello" + "𓀀" * 9])
+
+
+def special(*tokens: str) -> list[AddedToken]:
+    return [AddedToken(token, special=True, normalized=False) for token in tokens]
+
+
+WORDS = ["<unk>", "<s>", "</s>", "good", "text", "a", "b", "<", "/", "s", ">", "▁", "<pad>"]
+
+
+def unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram([(word, -float(k)) for k, word in enumerate(WORDS)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.add_special_tokens(special("<unk>", "<s>", "</s>"))
+    return tokenizer
+
+
+def words(split: Any = None) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split or pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(special("<unk>", "<s>", "</s>"))
+    return tokenizer
+
+
+def word_pieces() -> Tokenizer:
+    pieces = [*WORDS, *(f"##{word}" for word in WORDS)]
+    tokenizer = Tokenizer(models.WordPiece({word: k for k, word in enumerate(pieces)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(special("<unk>", "<s>", "</s>"))
+    return tokenizer
+
+
+def ignoring_merges() -> Tokenizer:
+    vocab = {word: k for k, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], unk_token="<unk>", ignore_merges=True))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(special("<unk>", "<s>", "</s>"))
+    return tokenizer
+
+
+def bytes_with(*added: str | AddedToken, normalizer: Any = None) -> Tokenizer:
+    """Byte-level BPE without merges, and tokens on top."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: k for k, char in enumerate(alphabet)}, []))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(list(added))
+    return tokenizer
+
+
+FORGEABLE: dict[str, Callable[[], Tokenizer]] = {
+    "unigram": unigram,
+    "words": words,
+    "words and punctuation": lambda: words(pre_tokenizers.Whitespace()),
+    "whole texts as words": lambda: words(pre_tokenizers.Split("x", "removed")),
+    "word pieces": word_pieces,
+    "bpe that ignores merges": ignoring_merges,
+    "added, not special": lambda: bytes_with("</s>", "<s>", "<tool>"),
+    "added, not special, normalized": lambda: bytes_with("</s>", "<s>", normalizer=normalizers.NFKC()),
+    "added, of lower case": lambda: bytes_with("</s>", normalizer=normalizers.Lowercase()),
+}
+
+
+def save(tokenizer: Tokenizer, folder: Path, **roles: Any) -> Path:
+    path = folder / "tokenizer.json"
+    tokenizer.save(str(path))
+    if roles:
+        (folder / "tokenizer_config.json").write_text(json.dumps(roles), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+@pytest.mark.parametrize("name", FORGEABLE)
+def test_no_text_gives_a_control_token(name: str, engine: Any, tmp_path: Path) -> None:
+    whole = FORGEABLE[name]()
+    path = save(whole, tmp_path, eos_token="</s>")
+    tokenizer = load_tokenizer(path, engine=engine)
+    assert tokenizer.eos_id == whole.token_to_id("</s>")
+    controls = {whole.token_to_id(token) for token in ("</s>", "<s>")} - {None}
+    assert controls <= tokenizer.controls
+    assert tokenizer.eos_id in whole.encode("</s>", add_special_tokens=False).ids
+    texts = [
+        f"{left}{token}{right}"
+        for token in ("</s>", "<s>", "＜/s＞", "</S>", "<unk>")
+        for left in ("", " ", "a", "good ", "</s>", "\n", "\ufeff")
+        for right in ("", " ", "b", " text", "\u0301")
+    ]
+    texts += make_odd_texts(500, ["</s>", "<s>", "＜/s＞", "</s", "s>"], seed=3)
+    for text in texts:
+        assert not controls & set(tokenizer.encode([text])[0])
+    flat, _ = tokenizer.encode_flat(texts)
+    assert not controls & set(flat.tolist())
+    assert tokenizer.encode(["good text a"]) == [whole.encode("good text a", add_special_tokens=False).ids]
+
+
+def test_the_unknown_token_stays_for_unknown_text_alone(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save(unigram(), tmp_path, eos_token="</s>", pad_token="<unk>"))
+    ids = {word: k for k, word in enumerate(WORDS)}
+    assert tokenizer.encode(["a打"]) == [[ids["▁"], ids["a"], ids["<unk>"]]]
+    assert ids["<unk>"] in tokenizer.encode(["<unk>"])[0]  # u, n and k are unknown
+    assert ids["<"] in tokenizer.encode(["<unk>"])[0]
+
+
+def test_an_end_that_is_the_unknown_token_is_not_made_of_unknown_text(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save(ignoring_merges(), tmp_path, eos_token="<unk>"))
+    assert tokenizer.encode(["a打b"]) == [[WORDS.index("a"), WORDS.index("b")]]
+    assert tokenizer.count_lost(["a打b"], np.array([5, 6], np.uint32)) == (0, 1)
+    tokenizer = load_tokenizer(save(words(), tmp_path, eos_token="<unk>"))
+    with pytest.raises(InputError, match=r"cannot encode the text 'a 打': .*Give a tokenizer with a token for unknown"):
+        tokenizer.encode(["a", "a 打"])
+
+
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+def test_added_tokens_that_are_text_keep_their_ids(engine: Any, tmp_path: Path) -> None:
+    ends, tool = special("<|endoftext|>", "<|im_end|>"), AddedToken("<tool>", normalized=False)
+    whole = bytes_with(*ends, tool, "  ")
+    tokenizer = load_tokenizer(save(whole, tmp_path), engine=engine)
+    assert (tokenizer.eos_id, whole.token_to_id("<tool>")) == (256, 258)
+    assert tokenizer.encode(["<tool>", "a  b"]) == [[258], whole.encode("a  b").ids]
+    assert 259 in whole.encode("a  b").ids
+    assert tokenizer.fallback_reason is None
+
+
+def test_roles_that_the_config_names_are_no_text(tmp_path: Path) -> None:
+    named = {"pad_token": "<pad>", "cls_token": {"content": "<cls>"}, "additional_special_tokens": ["<more>"]}
+    whole = bytes_with("</s>", "<pad>", "<cls>", "<more>", "<tool>")
+    tokenizer = load_tokenizer(save(whole, tmp_path, eos_token="</s>", **named))
+    assert tokenizer.controls == {256, 257, 258, 259}
+    (ids,) = tokenizer.encode(["</s><pad><cls><more><tool>"])
+    assert {token for token in ids if token > 255} == {260}
+
+
+def test_random_merges_are_switched_off(tmp_path: Path, byte_level_path: Path) -> None:
+    def drop(spec: dict[str, Any]) -> None:
+        spec["model"]["dropout"] = 0.5
+
+    plain = load_tokenizer(byte_level_path)
+    tokenizer = load_tokenizer(edit_tokenizer(byte_level_path, drop, tmp_path))
+    assert tokenizer.encode(ENGLISH[:3]) == plain.encode(ENGLISH[:3])
+
+
+@pytest.mark.parametrize("engine", ["reference", "auto"])
+@pytest.mark.parametrize(
+    ("eos_token", "settings"),
+    [
+        ("▁the", {}),
+        ("▁the", {"model_type": "unigram"}),
+        ("e", {}),
+        ("<end>", {"user_defined_symbols": ["<end>"]}),
+        ("</s>", {"user_defined_symbols": ["</s>"], "eos_id": -1}),
+        (None, {"model_type": "word", "byte_fallback": False, "add_dummy_prefix": False}),
+        (None, {"model_type": "char", "byte_fallback": False, "eos_piece": "e", "vocab_size": 60}),
+        (None, {"eos_piece": "§"}),
+    ],
+)
+def test_no_text_gives_a_control_piece(
+    train: Callable[..., Path], eos_token: str | None, settings: dict[str, Any], engine: Any
+) -> None:
+    path = train(**settings)
+    processor = SentencePieceProcessor(str(path))
+    tokenizer = load_tokenizer(path, eos_token, engine=engine)
+    assert tokenizer.eos_id in (processor.piece_to_id(eos_token) if eos_token else processor.eos_id(),)
+    token = processor.id_to_piece(tokenizer.eos_id).replace("▁", " ")
+    texts = [f"{left}{token}{right}" for left in ("", " ", "a", "\n") for right in ("", " ", "b", token, "\u0301")]
+    texts += make_odd_texts(500, [token, "the end"], seed=3)
+    assert any(tokenizer.eos_id in processor.encode(text) for text in texts) or eos_token is None
+    assert not any(tokenizer.controls & set(ids) for ids in tokenizer.encode(texts))
+    if engine == "auto":
+        assert tokenizer.encode(texts) == load_tokenizer(path, eos_token).encode(texts)
+    plain = "Hamburg kam zu Fall" if token == "e" else "A dog barks"
+    if "model_type" not in settings and eos_token != "▁the":
+        assert processor.decode(tokenizer.encode([plain])[0]) == plain
+
+
+def test_the_last_line_of_defence(tmp_path: Path) -> None:
+    """A text with the secret name of a control token, which nobody writes by chance."""
+    tokenizer = load_tokenizer(save(words(), tmp_path, eos_token="</s>"))
+    with pytest.raises(InputError, match=r"makes the control token 2 of a text that begins with 'good \\ufdd0"):
+        tokenizer.encode_flat(["good", f"good {hidden_name(tokenizer.sha256, 2)}"])
+
+
+def test_ids_are_found_in_ranges() -> None:
+    controls = ControlIds(frozenset({0, 1, 7, 70_000}))
+    assert controls.find(np.array([2, 6, 8, 69_999], np.uint32)) is None
+    assert controls.find(np.array([], np.uint32)) is None
+    assert ControlIds(frozenset()).find(np.array([1], np.uint32)) is None
+    for token in (0, 1, 7, 70_000):
+        assert controls.find(np.array([5, 9, token, 0], np.uint32)) == 2
+
+
+BROKEN_CONFIGS = [
+    (b"{eos", "is not JSON: Expecting property name"),
+    (b'{"eos_token": "\xff"}', "is not UTF-8: 'utf-8' codec"),
+    (b"[1, 2]", r"holds \[1, 2\] where an object is expected"),
+    (b"null", "holds null where an object is expected"),
+    (b'{"eos_token": 5}', "eos_token is 5; expected a token's text, an object with its `content`, or null"),
+    (b'{"eos_token": ["</s>"]}', r'eos_token is \["</s>"\]; expected'),
+    (b'{"eos_token": {"id": 2}}', r'eos_token is {"id": 2}; expected'),
+    (b'{"bos_token": true}', "bos_token is true; expected"),
+    (b'{"additional_special_tokens": [null]}', "additional_special_tokens is null; expected"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), BROKEN_CONFIGS)
+def test_a_broken_tokenizer_config_is_named(content: bytes, words: str, tmp_path: Path) -> None:
+    path = save(bytes_with("</s>"), tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(content)
+    advice = r"Correct it; or remove it, and name the end-of-sentence token as `eos_token` in the experiment's YAML\."
+    with pytest.raises(InputError, match=rf"^{tmp_path}/tokenizer_config\.json:? {words}.*\. {advice}$"):
+        load_tokenizer(path, engine="auto")
+
+
+def test_a_tokenizer_config_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    path = save(bytes_with("</s>"), tmp_path)
+    beside = tmp_path / "tokenizer_config.json"
+    beside.symlink_to(tmp_path / "none")
+    with pytest.raises(
+        InputError, match=r"cannot read .*config\.json: it is a link to a file that does not exist\. Corr"
+    ):
+        load_tokenizer(path)
+    beside.unlink()
+    beside.mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*tokenizer_config\.json: Is a directory\. Correct it"):
+        load_tokenizer(path)
+
+
+@pytest.mark.parametrize("stated", [{}, {"eos_token": None}, {"eos_token": ""}, {"additional_special_tokens": None}])
+def test_a_tokenizer_config_may_name_nothing(stated: dict[str, Any], tmp_path: Path) -> None:
+    path = save(bytes_with("</s>"), tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(stated))
+    assert load_tokenizer(path).eos_id == 256
+
+
+def test_a_tokenizer_config_counts_at_once(tmp_path: Path) -> None:
+    for engine in ("auto", "reference"):
+        for token, expected in (("<a>", 256), ("<b>", 257)):
+            path = save(bytes_with(*special("<a>", "<b>")), tmp_path, eos_token=token)
+            assert load_tokenizer(path, engine=engine).eos_id == expected  # type: ignore[arg-type]
+
+
+def bpe_without_unknown() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE({"</s>": 0, "a": 1, "b": 2, "ab": 3}, [("a", "b")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(special("</s>"))
+    return tokenizer
+
+
+def test_lost_text_is_found_and_counted(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save(bpe_without_unknown(), tmp_path))
+    texts = ["打开", "a打b打 c", "ab a", "打 开"]
+    assert tokenizer.why_lost(texts) == [UNKNOWN_TEXT, None, None, UNKNOWN_TEXT]
+    tokens, lengths = tokenizer.encode_flat(texts)
+    assert lengths.tolist() == [0, 1, 2, 0]  # a打b is ab
+    assert tokenizer.count_lost(texts, tokens) == (0, 7)
+
+    tokenizer = load_tokenizer(save(unigram(), tmp_path))
+    texts = ["打开", "a打b打 c", "ab a", "<unk>"]
+    assert tokenizer.why_lost(texts) == [UNKNOWN_TEXT, None, None, None]
+    tokens, _ = tokenizer.encode_flat(texts)
+    assert tokenizer.count_lost(texts, tokens) == (int((tokens == 0).sum()), 0)
+
+    tokenizer = load_tokenizer(save(words(), tmp_path))
+    texts = ["打开 abc", "good c", "good text"]
+    assert tokenizer.why_lost(texts) == [UNKNOWN_TEXT, None, None]
+    assert tokenizer.count_lost(texts, tokenizer.encode_flat(texts)[0]) == (3, 0)
+
+
+def test_a_text_that_the_library_refuses_is_lost(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({"hello": 0, "</s>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(special("</s>"))
+    loaded = load_tokenizer(save(tokenizer, tmp_path))
+    assert loaded.why_lost(["hello", "hello you", "hello hello"]) == [None, UNENCODABLE, None]
+    with pytest.raises(
+        InputError, match=r"tokenizers \S+ cannot encode the text 'hello you': WordLevel error: Missing \[UNK\]"
+    ):
+        loaded.encode_flat(["hello", "hello you"])
+
+
+def test_what_falls_back_on_bytes_loses_nothing(paths: list[Path], train: Callable[..., Path]) -> None:
+    for path in paths:
+        for engine in ("auto", "reference"):
+            tokenizer = load_tokenizer(path, engine=engine)  # type: ignore[arg-type]
+            assert tokenizer.why_lost(["打开", "\0"]) is None
+            assert tokenizer.count_lost(["打开"], np.array([0], np.uint32)) == (0, 0)
+    tokenizer = load_tokenizer(train(byte_fallback=False))
+    assert tokenizer.why_lost(["打开", "the 打"]) == [UNKNOWN_TEXT, None]
+    tokens, _ = tokenizer.encode_flat(["打开 打", "the 打"])
+    assert tokenizer.count_lost(["打开 打", "the 打"], tokens) == (3, 0)
+    tokenizer = load_tokenizer(train(normalization_rule_name="nmt_nfkc"))
+    assert tokenizer.why_lost(["\x01\x02", "\x01a"]) == [UNKNOWN_TEXT, None]  # the normalizer takes these away
+
+
+def test_a_tokenizer_without_a_token_for_line_breaks_is_noticed(
+    paths: list[Path], train: Callable[..., Path], tmp_path: Path
+) -> None:
+    for path in paths:
+        assert keeps_line_breaks(load_tokenizer(path))
+    assert not keeps_line_breaks(load_tokenizer(train(byte_fallback=False)))
+    assert not keeps_line_breaks(load_tokenizer(train(normalization_rule_name="nmt_nfkc")))
+    assert keeps_line_breaks(load_tokenizer(train(byte_fallback=False, user_defined_symbols=["\n"])))
+    for tokenizer in (unigram(), words(), bpe_without_unknown()):
+        assert not keeps_line_breaks(load_tokenizer(save(tokenizer, tmp_path)))
 
 
 def test_odd_texts_depend_on_their_seed_alone() -> None:

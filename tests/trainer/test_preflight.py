@@ -62,6 +62,13 @@ def test_all_that_is_wrong_is_found_at_once(make_config: ConfigMaker, tmp_path: 
     assert "are not whole: shard.00000.mds (" in others[2]
 
 
+def test_an_end_of_documents_that_is_not_the_build_s_is_a_problem(make_config: ConfigMaker) -> None:
+    _, manifest = built(make_config())
+    problems = check_run(make_config(eos_token="▁the"), manifest, Ranks())
+    words = f"the documents of manifest {manifest.plan_id[:12]} end with token 2, but the end of "
+    assert sum(words in problem.text for problem in problems) == 1
+
+
 def test_problems_of_nodes_are_told_once_with_their_names(caplog: pytest.LogCaptureFixture) -> None:
     found = [
         Problem("the disk is full", node="b"),
