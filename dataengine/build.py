@@ -176,8 +176,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     missing = missing_streams(prepared)
     if missing and not keeps_line_breaks(prepared.tokenizer):
         note(
-            f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides of a "
-            "pair, run together"
+            f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides of "
+            "a pair, run together"
         )
     if missing and config.tokenizer_engine == "auto":
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
