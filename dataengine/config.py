@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -240,6 +241,15 @@ class StageConfig(_Section):
         return tuple(dict.fromkeys([*self.mix, *(self.to_mix or ())]))
 
 
+def fraction_sum(stages: Sequence[StageConfig]) -> Fraction:
+    """What the stages' fractions of the budget sum to, as the decimal numbers that were written.
+
+    Thirds and the like, which no decimal number is, sum to exactly 1 if only their last digits miss it.
+    """
+    total = sum((Fraction(repr(stage.fraction)) for stage in stages if stage.fraction is not None), Fraction(0))
+    return Fraction(1) if abs(total - 1) < Fraction(1, 10**9) else total
+
+
 class ModelConfig(_Section):
     """A Llama-type decoder, in the words of transformers.LlamaConfig. Defaults: TinyLlama 1.1B (paper, table 9)."""
 
@@ -436,6 +446,13 @@ class Config(_Section):
                 )
             if stage.rest and any(before.rest for before in self.stages[:number]):
                 raise _PlacedError(("stages", number, "rest"), "only one stage can be the `rest` of the budget")
+            if fraction_sum(self.stages[: number + 1]) > 1:
+                fractions = [f"{before.fraction:g}" for before in self.stages[: number + 1] if before.fraction]
+                total = float(fraction_sum(self.stages[: number + 1]))
+                raise _PlacedError(
+                    ("stages", number, "fraction"),
+                    f"the fractions sum to {total:g} ({' + '.join(fractions)}), more than the whole budget",
+                )
 
     def _check_languages(self) -> None:
         used: list[tuple[str, Loc]] = [

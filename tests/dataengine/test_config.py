@@ -113,6 +113,9 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
         (("steps: 3", "steps: many"), "{path}, line 7: stages.0.steps: expected a whole number, such as 1000 or "
          "80K, got 'many'."),
         (("steps: 3", "steps: true"), "{path}, line 7: stages.0.steps: expected a number, got true."),
+        (("stages:\n", "budget: {steps: 100}\nstages:\n  - {name: first, fraction: 0.7, mix: {mono: 1}}\n"
+          "  - {name: second, fraction: 0.4, mix: {mono: 1}}\n"),
+         "{path}, line 9: the fractions sum to 1.1 (0.7 + 0.4), more than the whole budget."),
         (("[a.jsonl]", "a.jsonl"),
          "{path}, line 5: streams.mono.documents: expected a list, such as [a, b], got 'a.jsonl'."),
         (("name: base", "name: base\nbudget: 60"), "{path}, line 2: budget: expected keys of its own (steps, tokens), "
