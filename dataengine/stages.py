@@ -41,10 +41,11 @@ def resolve_stages(
 ) -> tuple[Stage, ...]:
     """Turn stages into integers, after the stages `before` (a parent's, up to its last step).
 
-    A `fraction` of the budget is rounded to steps; fractions that sum to 1 fill the budget exactly. Stages take their samples in the order of the list, the `rest` last of all; `drain`, `all` and `by_size` go by what
-    is left then. Mixes are split by largest remainder in units of one sample a lane, so sums are exact. A stage with
-    `at` then moves to its place among the others, splitting one if need be; the pieces keep the name. Raises
-    InputError, with numbers, if a stream has too little.
+    A `fraction` of the budget is rounded to steps; fractions that sum to 1 fill the budget exactly. Stages take their
+    samples in the order of the list, the `rest` last of all; `drain`, `all` and `by_size` go by what is left then.
+    Mixes are split by largest remainder in units of one sample a lane, so sums are exact. A stage with `at` then moves
+    to its place among the others, splitting one if need be; the pieces keep the name. Raises InputError, with numbers,
+    if a stream has too little.
     """
     total = budget_steps(budget, batch_size, seq_len)
     resolver = _Resolver(dict(streams), batch_size, lanes, seq_len, _split_budget(stages, total or 0))
@@ -224,10 +225,33 @@ class _Resolver:
         )
 
 
-def stages_in_rows(stages: Sequence[Stage]) -> list[tuple[int, int]]:
-    """The pieces of each stage (of a ramp, or what another stage cuts in two) that stand in a row, as index ranges."""
+@dataclass(frozen=True)
+class StageRow:
+    """A stage as tables show it: in one row, also if it is a ramp of many pieces."""
+
+    name: str
+    start: int
+    steps: int
+    pieces: tuple[Stage, ...]
+    drawn: Mapping[str, int]  # samples, over all lanes; streams without any are left out
+
+    def share(self, name: str) -> str:
+        """A stream's share of the samples; of a ramp, that of its first piece and of its last."""
+        ends = (self.pieces[0], self.pieces[-1])[: len(self.pieces)]
+        return " -> ".join(f"{piece.samples.get(name, 0) / sum(piece.samples.values()):.1%}" for piece in ends)
+
+
+def stage_rows(schedule: Schedule) -> list[StageRow]:
+    """The stages of a run; pieces of one stage that stand in a row are one row."""
+    stages, rows = schedule.stages, []
     edges = [0] + [k for k in range(1, len(stages)) if stages[k].name != stages[k - 1].name] + [len(stages)]
-    return list(pairwise(edges))
+    for first, last in pairwise(edges):
+        pieces, start = stages[first:last], schedule.stage_starts[first]
+        steps = sum(piece.length for piece in pieces)
+        before, after = schedule.cursors(start), schedule.cursors(start + steps)
+        drawn = {name: after[name] - before[name] for name in after if after[name] > before[name]}
+        rows.append(StageRow(pieces[0].name, start, steps, pieces, drawn))
+    return rows
 
 
 def idle_streams(stages: Sequence[StageConfig], resolved: Sequence[Stage], lanes: int) -> list[str]:
@@ -253,7 +277,7 @@ def _why_idle(stage: StageConfig, name: str, samples: int) -> str:
         return f"its share is less than one of {samples:,} samples of a lane"
     others = math.fsum(other for key, other in stage.mix.items() if key != name and not isinstance(other, str))
     least = 1.01 * others / (samples - 1)  # at others / (samples - 1) the share is a sample; printed with three digits
-    return f"its weight {weight:g} is less than one of {samples:,} samples of a lane; a weight of {least:.3g} draws one"
+    return f"its weight of {weight:g} is less than one of {samples:,} samples of a lane; {least:.3g} draws one"
 
 
 def drain_steps(weights: Sequence[Fraction], left: Sequence[int], width: int) -> int:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dataengine.schedule import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_drawn
 
-quotas = st.lists(st.one_of(st.integers(1, 250_000_000), st.integers(1, MAX_RUN_SAMPLES // 12)), min_size=1, max_size=12)
+sizes = st.one_of(st.integers(1, 250_000_000), st.integers(1, MAX_RUN_SAMPLES // 13))
+quotas = st.lists(sizes, min_size=1, max_size=12)
 
 
 @given(quotas, st.data())

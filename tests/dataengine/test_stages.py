@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dataengine.config import BudgetConfig, StageConfig
 from dataengine.errors import InputError
 from dataengine.schedule import MAX_RUN_SAMPLES, Schedule, Stage
-from dataengine.stages import StreamSize, cut_schedule, idle_streams, resolve_stages, stages_in_rows
+from dataengine.stages import StreamSize, cut_schedule, idle_streams, resolve_stages, stage_rows
 
 
 def resolve(
@@ -130,7 +130,7 @@ def test_fractions_that_sum_to_1_leave_no_step(parts: list[int], steps: int) -> 
 def test_a_run_that_64_bits_cannot_count_is_refused() -> None:
     huge = {"a": 10**30}
     assert resolve([{"steps": 10**12, "mix": {"a": 1}}], huge)[0].samples == {"a": 10**13}
-    with pytest.raises(InputError, match=r"stage 'stage0' makes the run 10,000,000,000,000,000 steps of 10 samples x 1"):
+    with pytest.raises(InputError, match=r"stage 'stage0' makes the run 10,000,000,000,000,000 steps of 10 "):
         resolve([{"steps": 10**16, "mix": {"a": 1}}], huge)
     with pytest.raises(InputError, match=r"stage 'stage1' makes the run .* 64-bit numbers can count .*Shorten it"):
         resolve([{"steps": 10**15, "mix": {"a": 1}}, {"drain": True, "mix": {"a": 1}}], huge)
@@ -147,11 +147,11 @@ def test_streams_that_a_stage_names_and_does_not_draw_from_are_told() -> None:
 
     assert idle({"steps": 4, "mix": {"a": 1, "b": 1}}) == []
     assert idle({"steps": 4, "mix": {"a": 2, "b": 1e-12}}) == [
-        "stage 'x' draws nothing from stream 'b': its weight 1e-12 is less than one of 40 samples of a lane; "
-        "a weight of 0.0518 draws one"
+        "stage 'x' draws nothing from stream 'b': its weight of 1e-12 is less than one of 40 samples of a lane; "
+        "0.0518 draws one"
     ]
     assert idle({"steps": 4, "mix": {"a": 2, "b": 0.0518}}) == []
-    assert "one of 20 samples of a lane; a weight of 0.106 " in idle({"steps": 4, "mix": {"a": 2, "b": 1e-12}}, 2)[0]
+    assert "one of 20 samples of a lane; 0.106 " in idle({"steps": 4, "mix": {"a": 2, "b": 1e-12}}, 2)[0]
     assert idle({"steps": 4, "mix": {"a": 2, "b": 0.106}}, 2) == []
     assert idle({"steps": 4, "mix": {"a": "by_size", "b": "by_size"}}, b=1) == [
         "stage 'x' draws nothing from stream 'b': too little is left of it"
@@ -171,7 +171,17 @@ def test_the_pieces_of_a_ramp_are_one_row() -> None:
     stages = resolve([{"steps": 40, "mix": {"a": 1}, "to_mix": {"b": 1}}, {"steps": 1, "mix": {"a": 1}}],
                      {"a": 900, "b": 900})  # fmt: skip
     assert len(stages) == 41
-    assert stages_in_rows(stages) == [(0, 40), (40, 41)]
+    ramp, after = stage_rows(Schedule(10, 1, stages))
+    assert (ramp.name, ramp.start, ramp.steps, len(ramp.pieces)) == ("stage0", 0, 40, 40)
+    assert ramp.drawn == {"a": 200, "b": 200}
+    assert (ramp.share("a"), ramp.share("b")) == ("100.0% -> 0.0%", "0.0% -> 100.0%")
+    assert (after.name, after.start, after.steps, after.drawn) == ("stage1", 40, 1, {"a": 10})
+    assert after.share("a") == "100.0%"
+
+
+def test_a_stage_that_a_fork_cuts_shows_what_it_draws() -> None:
+    stages = (Stage("x", 4, {"a": 30, "b": 10}, cut=2), Stage("y", 1, {"b": 10}))
+    assert [row.drawn for row in stage_rows(Schedule(10, 1, stages))] == [{"a": 15, "b": 5}, {"b": 10}]
 
 
 def test_all_of_some_streams_and_the_rest_from_one() -> None:
