@@ -552,7 +552,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(problem, lines, str(path)) for problem in _join_kinds(error.errors())]
+        found = _without_consequences(error.errors())
+        problems = [_describe(problem, lines, str(path)) for problem in _join_kinds(found)]
         raise InputError("\n".join(problems)) from None
 
 
@@ -572,6 +573,16 @@ def _drop_nulls(values: Mapping[str, Any]) -> None:
 
 
 _KIND = re.compile(r"str|int|float|bool|(constrained-|dict\[|literal\[|tuple\[|function-).*")  # pydantic's, in a union
+
+
+def _without_consequences(problems: Sequence[Any]) -> list[Any]:
+    """Without lists that are too short only because an entry cannot be used."""
+    locs = [tuple(problem["loc"]) for problem in problems]
+    return [
+        problem
+        for problem, loc in zip(problems, locs, strict=True)
+        if problem["type"] != "too_short" or not any(other[: len(loc)] == loc != other for other in locs)
+    ]
 
 
 def _join_kinds(problems: Sequence[Any]) -> list[Any]:
@@ -630,6 +641,8 @@ def _message(problem: Any) -> str:
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         known = _known_keys(tuple(problem["loc"])) if kind == "model_type" else []
         return f"expected keys of its own ({', '.join(known[:4])})" if known else "expected keys, as {key: value}"
+    if kind == "int_parsing_size":
+        return f"expected a number of at most {_MOST:,}"
     if kind in ("int_parsing", "int_type", "int_from_float"):
         return "expected a whole number, such as 1000 or 80K"
     if kind == "string_pattern_mismatch" and context["pattern"] == _DIRECTION:
