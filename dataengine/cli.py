@@ -172,7 +172,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "inspect", _inspect, "what cleaning drops, and what samples hold",
         "Show how many records each rule drops, with examples from the sources; or a sample with the files and lines "
         "that it is made of; or the samples that hold a source line.",
-        "inspect yamls/parallel_last_all_filtered.yaml --stream en-zh --reason length_ratio --count 20",
+        "inspect yamls/parallel_last_all_filtered.yaml --stream zh-filtered --reason 'score zh-en' --count 20",
     )  # fmt: skip
     inspect.add_argument("--stream", action="append", metavar="NAME", help="only this stream (may be repeated)")
     inspect.add_argument("--reason", metavar="NAME", help="examples of this reason only")

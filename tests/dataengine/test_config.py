@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -42,6 +43,36 @@ def test_every_experiment_loads() -> None:
     assert paths
     for path in paths:
         assert isinstance(load_config(path), Config)
+
+
+EXAMPLES = re.findall(
+    r"^ *\"(?P<words>(?:build|worker|finalize|score|inspect|plan|contamination|export) yamls/[^\"]*)\"",
+    (ROOT / "dataengine/cli.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_of_the_help_works_on_the_experiment_that_it_names(example: str) -> None:
+    command, *words = shlex.split(example)
+    configs = [load_config(ROOT / word, [w for w in words if "=" in w]) for word in words if word.endswith(".yaml")]
+    options = {word: words[place + 1] for place, word in enumerate(words[:-1]) if word.startswith("--")}
+    streams = [configs[0].streams[name] for name in configs[0].streams_in_use]
+    if "--stream" in options:
+        assert options["--stream"] in configs[0].streams_in_use
+    if "--reason" in options:
+        scores = configs[0].streams[options["--stream"]].scores
+        assert scores is not None
+        assert options["--reason"] in [f"score {direction}" for direction in scores.thresholds]
+    if command == "score":
+        assert any(stream.scores for stream in streams)
+
+
+def test_the_filtered_ablation_has_the_thresholds_of_the_paper() -> None:
+    config = load_config(ROOT / "yamls/parallel_last_all_filtered.yaml")
+    scores = [stream.scores for name in config.streams_in_use if (stream := config.streams[name]).scores]
+    assert [one.thresholds for one in scores if one] == [{"zh-en": 0.42}, {"id-en": 0.58}]
+    assert len(EXAMPLES) >= 7
 
 
 def test_child_merges_over_base_and_overrides_come_last(tmp_path: Path) -> None:
