@@ -100,7 +100,7 @@ def _load(text: str, loc: Loc, place: Callable[[int], str]) -> tuple[Any, dict[L
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int], place: Callable[[int], str]) -> int:
-    """Nodes of a tree with each alias (*name) written out; `counted` remembers those of a node, 0 while it is counted."""
+    """Nodes of a tree with each alias (*name) written out; `counted` has those of each node, 0 while it is counted."""
     if id(node) in counted:
         if not counted[id(node)]:
             raise InputError(f"{place(node.start_mark.line + 1)}: an anchor contains itself. Write it out.")

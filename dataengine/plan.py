@@ -183,11 +183,12 @@ def _first_difference(a: Manifest, b: Manifest) -> int | None:
     steps = min(a.schedule.steps, b.schedule.steps)
     shards = [{s.name: (s.index_sha256, s.samples) for s in m.streams} for m in (a, b)]
     step = 0
-    for x, y in zip(a.stages, b.stages, strict=False):  # equal stages need no look at their steps
-        same = x.samples == y.samples and x.steps == y.steps and x.length == y.length
-        if not same or any(shards[0][name] != shards[1][name] for name in x.samples):
+    for x, y in zip(a.stages, b.stages, strict=False):  # stages of one ratio draw alike: no look at their steps
+        if not _alike(x, y) or any(shards[0][name] != shards[1][name] for name, count in x.samples.items() if count):
             break
-        step += x.length
+        step += min(x.length, y.length)
+        if x.length != y.length:
+            break
     while step < steps:
         slots = [m.schedule.lane_slots(step) for m in (a, b)]
         drawn = [{m.schedule.streams[n] for n in np.unique(s[0])} for m, s in zip((a, b), slots, strict=True)]
@@ -198,6 +199,13 @@ def _first_difference(a: Manifest, b: Manifest) -> int | None:
             return step
         step += 1
     return None if a.schedule.steps == b.schedule.steps else steps
+
+
+def _alike(x: Stage, y: Stage) -> bool:
+    """Whether the mixes of two stages have one ratio."""
+    totals = sum(x.samples.values()), sum(y.samples.values())
+    names = {*x.samples, *y.samples}
+    return all(x.samples.get(name, 0) * totals[1] == y.samples.get(name, 0) * totals[0] for name in names)
 
 
 def _summary(manifest: Manifest, step: int, what: str) -> str:
