@@ -195,7 +195,8 @@ def _try_write(store: Store, key: str, content: bytes) -> None:
     try:
         store.write(key, content)
     except (OSError, InputError) as error:
-        print(f"note: {store.url}/{key} stays as it was: {error}", file=sys.stderr)
+        reason = str(error).partition(". ")[0]  # without advice: nothing has to be done
+        print(f"note: {store.url}/{key} stays as it was: {reason}", file=sys.stderr)
 
 
 def work(config: Config, engine: Engine) -> None:
