@@ -17,6 +17,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from dataengine import cleaning, pairs, sources, summary
+from dataengine.agreement import differences, read_built_config
 from dataengine.cleaning import Cleaning, CleanRecords, Codes
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
@@ -46,7 +48,7 @@ from dataengine.schedule import Schedule
 from dataengine.scores import ScoreCache
 from dataengine.shards import Shard, ShardFormat, ShardWriter, encode_index, shard_name
 from dataengine.sources import RecordFormat, Reject, SourcePart
-from dataengine.stages import resolve_stages
+from dataengine.stages import MAX_TOKENS, resolve_stages
 from dataengine.storage import Store, open_store
 from dataengine.summary import SourceLines, SourceReject
 from dataengine.tokenizing import KeptPart, MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
@@ -176,8 +178,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     missing = missing_streams(prepared)
     if missing and not keeps_line_breaks(prepared.tokenizer):
         note(
-            f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides of "
-            "a pair, run together"
+            f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides "
+            "of a pair, run together"
         )
     if missing and config.tokenizer_engine == "auto":
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
@@ -211,12 +213,28 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if new:
         report = orjson.dumps(_report(result), option=orjson.OPT_INDENT_2)
         store.write(f"{folder}/build_report.json", report)
-    resolved = dump_config(config).encode()
-    if _read(store, f"{folder}/config.yaml") != resolved:
-        store.write(f"{folder}/config.yaml", resolved)
-    if new:
+        store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)
+    elif _decides_otherwise(config, store):
+        _try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
+
+
+def _decides_otherwise(config: Config, store: Store) -> bool:
+    """Whether the config.yaml of what is built lacks something that decides a result; where things lie does not."""
+    try:
+        return bool(differences(read_built_config(store, config.name), config, of=("bytes", "plan", "training")))
+    except InputError:
+        return True
+
+
+def _try_write(store: Store, key: str, content: bytes) -> None:
+    """Write what a build can do without; say so where the store cannot be written."""
+    try:
+        store.write(key, content)
+    except (OSError, InputError) as error:
+        reason = str(error).partition(". ")[0]  # without advice: nothing has to be done
+        note(f"{store.url}/{key} stays as it was: {reason}")
 
 
 def work(config: Config, engine: Engine) -> None:
@@ -246,8 +264,9 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
         shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
     )
     _check_shard_size(form, tokenizer.vocab_size)
-    for folder in ("", "units/", "keeps/", f"experiments/{config.name}/"):
-        store.remove_leftovers(folder)
+    with suppress(OSError, InputError):  # of a store that can only be read
+        for folder in ("", "units/", "keeps/", f"experiments/{config.name}/"):
+            store.remove_leftovers(folder)
     known = orjson.loads(_read(store, "source_hashes.json") or b"{}")
     found: dict[str, Any] = {}
     streams = {}
@@ -277,7 +296,7 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
             vocab_size=tokenizer.vocab_size,
         )
     if found.keys() - known.keys():
-        store.write("source_hashes.json", orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
+        _try_write(store, "source_hashes.json", orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
     return Preparation(config, store, tokenizer, streams)
 
 
@@ -557,6 +576,8 @@ def make_manifest(
         budget=config.budget,
         before=parent.stages if parent else (),
     )
+    if (tokens := sum(stream.tokens for stream in streams.values())) > MAX_TOKENS:
+        raise InputError(f"the streams hold {tokens:,} tokens, more than 64-bit numbers can count. Leave some out.")
     # In the order of first use, so that a stage added later changes no number of a sample.
     used = Schedule(config.batch_size, config.lanes, stages).streams
     return Manifest(

@@ -185,7 +185,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "inspect", _inspect, "what cleaning drops, and what samples hold",
         "Show how many records are unusable and how many each rule drops, with examples from the sources; or a sample "
         "with the files and lines that it is made of; or the samples that hold a source line.",
-        "inspect yamls/parallel_last_all_filtered.yaml --stream en-zh --reason length_ratio --count 20",
+        "inspect yamls/parallel_last_all_filtered.yaml --stream zh-filtered --reason 'score zh-en' --count 20",
     )  # fmt: skip
     inspect.add_argument("--stream", action="append", metavar="NAME", help="only this stream (may be repeated)")
     inspect.add_argument("--reason", metavar="NAME", help="examples of this reason only")
@@ -248,8 +248,10 @@ def _add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 1 on, got {text}")
+    if not text.isdecimal() or int(text[:30]) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 on, got {text[:30]}")
+    if len(text) > 18:
+        raise argparse.ArgumentTypeError(f"must be a number of at most 18 digits, got {text[:30]}")
     return int(text)
 
 
@@ -288,23 +290,17 @@ def _read_manifest(options: argparse.Namespace, config: Config) -> Manifest:
 
 def _read_built(options: argparse.Namespace, config: Config) -> Manifest:
     """The manifest of an experiment that is built as its config stands now."""
-    import yaml
-
-    from dataengine.config import dump_config
+    from dataengine.agreement import build_differences, read_built_config
     from dataengine.storage import open_store
 
     manifest = _read_manifest(options, config)
-    built = yaml.safe_load(open_store(config.store).read(f"experiments/{config.name}/config.yaml"))
-    now = yaml.safe_load(dump_config(config))
-    if changed := [key for key in now if now[key] != built.get(key) and key not in _NOT_IN_PLAN]:
+    built = read_built_config(open_store(config.store), config.name)
+    if changed := build_differences(config, built, manifest):
         raise InputError(
-            f"'{config.name}' was built with other settings ({', '.join(changed)}). "
+            f"'{config.name}' was built with other settings ({', '.join(one.key for one in changed)}). "
             f"Build it as they are now: {_again(options, 'build')}"
         )
     return manifest
-
-
-_NOT_IN_PLAN = ("out", "store", "model", "train", "evaluate", "tokenizer_engine")
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -314,7 +310,7 @@ def _build(options: argparse.Namespace) -> None:
     from dataengine.config import parse_count
     from dataengine.engines import LocalEngine, RayEngine
     from dataengine.objects import is_url
-    from dataengine.stages import budget_steps
+    from dataengine.stages import budget_steps, idle_streams
     from dataengine.storage import open_store
 
     config, workers = _load(options)
@@ -329,6 +325,8 @@ def _build(options: argparse.Namespace) -> None:
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
     result = build(config, workers=workers, engine=engine)
     _show(describe_build(result))
+    for words in idle_streams(config.stages, result.manifest.stages, config.lanes):
+        note(words)
     steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
     if total is not None and steps < total:
         note(f"the stages take {steps:,} of the budget's {total:,} steps")
@@ -453,7 +451,8 @@ def _plan(options: argparse.Namespace) -> None:
         _show(describe_difference(plan, load_plan(options.diff)))
     elif options.steps:
         first, last = _parse_steps(options.steps)
-        _show(describe_steps(plan, first, last, options.text or 0))
+        for line in describe_steps(plan, first, last, options.text or 0):
+            _show(line)
     else:
         _show(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
     if options.plot:
@@ -504,14 +503,14 @@ def _export(options: argparse.Namespace) -> None:
 def _parse_slice(text: str) -> tuple[int, int]:
     """The number of a slice, from 0, and the number of slices."""
     number, _, slices = text.partition("/")
-    if not (number.isdigit() and slices.isdigit() and 1 <= int(number) <= int(slices)):
+    if not (number.isdecimal() and slices.isdecimal() and 1 <= int(number[:30]) <= int(slices[:30]) < 10**9):
         raise InputError(f"--slice {text} is not of the form I/N with I from 1 to N, such as 3/8")
     return int(number) - 1, int(slices)
 
 
 def _parse_steps(text: str) -> tuple[int, int]:
     first, colon, last = text.partition(":")
-    if not (colon and first.isdigit() and last.isdigit()):
+    if not (colon and first.isdecimal() and last.isdecimal() and len(first) < 30 and len(last) < 30):
         raise InputError(f"--steps {text} is not of the form A:B, such as 0:3")
     return int(first), int(last)
 
@@ -526,6 +525,8 @@ def _names(config: Config, chosen: list[str] | None, usual: list[str]) -> list[s
 
 def describe_build(result: BuildResult) -> str:
     """A build's streams and stages as text tables."""
+    from dataengine.stages import stage_rows
+
     manifest = result.manifest
     if not result.new:
         return f"nothing to do: {result.path} is up to date (plan {manifest.plan_id[:12]})"
@@ -547,13 +548,10 @@ def describe_build(result: BuildResult) -> str:
         )
     names = [built.stream.name for built in result.streams]
     stages = [("stage", "steps", "predicted tokens", *names)]
-    for stage in manifest.stages:
-        samples = stage.steps * manifest.batch_size
-        shares = [
-            f"{stage.samples[name]:,} samples ({stage.samples[name] / samples:.1%})" if name in stage.samples else "-"
-            for name in names
-        ]
-        stages.append((stage.name, f"{stage.steps:,}", f"{samples * manifest.seq_len:,}", *shares))
+    for row in stage_rows(manifest.schedule):
+        tokens = row.steps * manifest.batch_size * manifest.seq_len
+        shares = [f"{row.drawn[name]:,} samples ({row.share(name)})" if name in row.drawn else "-" for name in names]
+        stages.append((row.name, f"{row.steps:,}", f"{tokens:,}", *shares))
     reasons = [
         f"{built.stream.name}: {count:,} {word}: {reason}"
         for built in result.streams

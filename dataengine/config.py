@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,16 +31,44 @@ _LANGUAGES = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 
 
+_COUNT = re.compile(r"(\d(?:_?\d){0,99})(?:\.(\d{1,99}))?([KMBGT]?)", re.ASCII)
+
+
 def parse_count(value: object) -> object:
     """Read `2.1B` or `32_768` as an integer; leave what is no such text to the validator."""
-    if isinstance(value, str) and (match := re.fullmatch(r"([\d_]+)(?:\.(\d+))?([KMBGT]?)", value.strip())):
+    if isinstance(value, str) and (match := _COUNT.fullmatch(value.strip())):
         whole, decimals, suffix = match[1], match[2] or "", match[3]
         scaled, rest = divmod(int(whole + decimals) * _SUFFIXES[suffix], 10 ** len(decimals))
         return value if rest else scaled
     return value
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+Decision = Literal["bytes", "plan", "training", "nothing"]
+
+
+@dataclass(frozen=True)
+class Decides:
+    """What a field of a config decides; a field of a nested section without this word decides what its section does."""
+
+    what: Decision
+
+
+BYTES = Decides("bytes")  # what the samples of streams hold
+PLAN = Decides("plan")  # which sample stands where in the run
+TRAINING = Decides("training")  # numbers of a training or an evaluation
+NOTHING = Decides("nothing")  # no result: places, speed, limits
+
+
+def decision_of(section: type[BaseModel], name: str) -> Decision | None:
+    """What a field states that it decides; None if it decides what its section does."""
+    return next((mark.what for mark in section.model_fields[name].metadata if isinstance(mark, Decides)), None)
+
+
+_MOST = 2**63 - 1  # manifests, and NumPy's arithmetic on them, have 64 bits
+_MOST_SIZE = 2**31 - 1
+Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=_MOST)]
+Size = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=_MOST_SIZE)]  # of something held in memory at once
+Least0 = Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=_MOST)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 # `columns: heading` is the default: the first line of each file names its columns.
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "heading" else value)]
@@ -46,7 +77,7 @@ Direction = Annotated[str, Field(pattern=_DIRECTION)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -123,8 +154,8 @@ class StreamConfig(_Section):
     sides: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")], ...] = ()  # pairs: only these sides, a document each
     clean: CleanConfig = CleanConfig()
     scores: ScoresConfig | None = None
-    passes: int = Field(default=1, ge=1)  # how often the schedule may go through the stream
-    assume: AssumeConfig | None = None  # its size until it is built
+    passes: Annotated[Count, PLAN] = 1  # how often the schedule may go through the stream
+    assume: Annotated[AssumeConfig | None, NOTHING] = None  # its size until it is built
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> StreamConfig:
@@ -183,7 +214,7 @@ class BudgetConfig(_Section):
 class ParentConfig(_Section):
     """The run that this one goes on from: its steps before `step`, then the stages of this config."""
 
-    manifest: str  # path of the parent's manifest.json
+    manifest: Annotated[str, NOTHING]  # path of the parent's manifest.json; what it holds decides
     step: Count
 
 
@@ -209,8 +240,9 @@ class StageConfig(_Section):
     mix: Mix
     to_mix: dict[Name, Weight] | None = None
     at: Annotated[float, Field(ge=0, le=1)] | None = None  # begins after this fraction of the other stages' steps
-    checkpoint_interval: Count | None = None  # steps from the stage's start; default train.checkpoint_interval
-    restart_learning_rate: bool = False  # warm up and decay anew from the stage's start
+    # Steps from the stage's start; default train.checkpoint_interval
+    checkpoint_interval: Annotated[Count | None, TRAINING] = None
+    restart_learning_rate: Annotated[bool, TRAINING] = False  # warm up and decay anew from the stage's start
 
     @model_validator(mode="after")
     def _agrees(self) -> StageConfig:
@@ -242,18 +274,29 @@ class StageConfig(_Section):
         return tuple(dict.fromkeys([*self.mix, *(self.to_mix or ())]))
 
 
+def fraction_sum(stages: Sequence[StageConfig]) -> Fraction:
+    """What the stages' fractions of the budget sum to, as the decimal numbers that were written.
+
+    Thirds and the like, which no decimal number is, sum to exactly 1 if only their last digits miss it.
+    """
+    total = sum((Fraction(repr(stage.fraction)) for stage in stages if stage.fraction is not None), Fraction(0))
+    return Fraction(1) if abs(total - 1) < Fraction(1, 10**9) else total
+
+
 class ModelConfig(_Section):
     """A Llama-type decoder, in the words of transformers.LlamaConfig. Defaults: TinyLlama 1.1B (paper, table 9)."""
 
-    hidden_size: Count = 2048
-    intermediate_size: Count = 5632
-    num_hidden_layers: Count = 22
-    num_attention_heads: Count = 32
-    num_key_value_heads: Count = 4
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
+    hidden_size: Size = 2048
+    intermediate_size: Size = 5632
+    num_hidden_layers: Size = 22
+    num_attention_heads: Size = 32
+    num_key_value_heads: Size = 4
+    rms_norm_eps: Annotated[float, Field(ge=0)] = 1e-5
+    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     tie_word_embeddings: bool = False
-    init_seed: int = 3407  # weights do not depend on the rank or the world size
+    init_seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] = (
+        3407  # weights do not depend on the rank or the world size
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelConfig:
@@ -280,40 +323,44 @@ class InitConfig(_Section):
     mode: Literal["restart", "continue"]  # restart: from step 0 of this plan; continue: at the step of its `parent`
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainConfig(_Section):
     """Optimization, checkpoints and logs. Defaults: paper, table 10, and the reference code's horizon."""
 
     learning_rate: float = Field(default=4e-4, gt=0)
     min_learning_rate: float = Field(default=4e-5, ge=0)
-    warmup_steps: int = Field(default=2000, ge=0)
+    warmup_steps: Least0 = 2000
     decay_steps: Count = 1_430_512  # the cosine ends here; later steps keep min_learning_rate
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)
+    eps: Annotated[float, Field(ge=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip_norm: float = Field(default=1.0, gt=0)
-    microbatch_size: Count | Literal["auto"] = 16  # samples a rank computes at a time; auto: the most that fit a GPU
-    max_steps: Count | None = None  # stop early; default: the end of the schedule
+    microbatch_size: Size | Literal["auto"] = 16  # samples a rank computes at a time; auto: the most that fit a GPU
+    max_steps: Annotated[Count | None, NOTHING] = None  # stop early; default: the end of the schedule
     checkpoint_interval: Count = 5000  # steps
-    keep_checkpoints: Count | None = None  # the newest so many; default: all
-    log_interval: Count = 10  # steps
-    loader_workers: int = Field(default=2, ge=0)  # processes a rank
-    seed: int = 3407
+    keep_checkpoints: Annotated[Count | None, NOTHING] = None  # the newest so many; default: all
+    log_interval: Annotated[Count, NOTHING] = 10  # steps
+    loader_workers: Annotated[int, Field(ge=0, le=1024), NOTHING] = 2  # processes a rank
+    seed: Annotated[int, Field(ge=0, le=4 * 10**9)] = 3407  # Composer adds the rank, and has 32 bits
     attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
     loss: Literal["chunked", "liger"] = "chunked"  # of all logits a part at a time; or liger-kernel's, on CUDA
     compile: bool = False  # torch.compile; the first step takes minutes longer
     activation_checkpointing: bool = False  # less memory, a third more time
-    shard_ranks: Count | None = None  # parameters are sharded over so many ranks and replicated beyond; default: all
-    outage_limit: Count = 3600  # seconds for which a bucket that does not answer is tried again
+    shard_ranks: Size | None = None  # parameters are sharded over so many ranks and replicated beyond; default: all
+    # Seconds for which a bucket that does not answer is tried again
+    outage_limit: Annotated[Count, Field(le=10**9), NOTHING] = 3600
     spike_factor: float | None = Field(default=2.0, gt=1)  # stop at a loss so many times the usual; null: never
-    spike_window: Annotated[int, Field(ge=10)] = 100  # steps in which a stream's loss is found usual
-    tensorboard: bool = False  # event files under OUT/tensorboard
-    wandb: WandbConfig | None = None
+    spike_window: Annotated[int, Field(ge=10, le=10**6)] = 100  # steps in which a stream's loss is found usual
+    tensorboard: Annotated[bool, NOTHING] = False  # event files under OUT/tensorboard
+    wandb: Annotated[WandbConfig | None, NOTHING] = None
 
 
 # A file of pairs (JSON Lines or TSV with a key or heading per language, WMT .xml, a Flores-200 folder), or a file for
 # each language: {en: newstest.en, zh: newstest.zh}, plain or .sgm.
 SetPlace = str | dict[str, str]
-_Shots = Annotated[int, Field(ge=0)]
+_Shots = Annotated[int, Field(ge=0, le=_MOST_SIZE)]
 
 
 class EvaluateConfig(_Section):
@@ -325,14 +372,14 @@ class EvaluateConfig(_Section):
     shots: tuple[_Shots, ...] = Field(default=(0,), min_length=1)  # examples in the prompt; the paper: [0, 5]
     examples: dict[Direction, SetPlace] = {}  # where they come from; default: dev
     choose_by: tuple[Direction, ...] = ()  # mean dev BLEU over these, with the first of `shots`; default: all of dev
-    beams: Count = 1  # 1: greedy search
+    beams: Size = 1  # 1: greedy search
     length_penalty: float = 1.0  # of beam search: exponent of the length that scores are divided by
-    max_new_tokens: Count = 256
-    max_source_tokens: Count | None = None  # longer sources are cut to so many and counted; default: none is cut
+    max_new_tokens: Size = 256
+    max_source_tokens: Size | None = None  # longer sources are cut to so many and counted; default: none is cut
     bos: bool | None = None  # before the prompt; default: as in training
-    batch_tokens: Count = 16_384  # prompts and new tokens, over all beams, that are in memory at a time
+    batch_tokens: Size = 16_384  # prompts and new tokens, over all beams, that are in memory at a time
     bleu_tokenize: dict[str, str] = {}  # target language -> sacrebleu's tokenizer, such as {id: flores200}
-    bootstrap: Annotated[int, Field(ge=0)] = 1000  # resamples for 95 % confidence intervals; 0: none
+    bootstrap: Annotated[int, Field(ge=0, le=10**6)] = 1000  # resamples for 95 % confidence intervals; 0: none
     comet: tuple[str, ...] = ()  # COMET and CometKiwi models: folders, or names on the Hugging Face hub
     reasoning: tuple[str, ...] = ()  # lm-eval tasks, such as [arc_easy, xcopa_zh]
     task_folder: str | None = None  # of lm-eval task files of your own
@@ -347,38 +394,45 @@ class EvaluateConfig(_Section):
 
 
 class Config(_Section):
-    """One experiment."""
+    """One experiment. Each field states what it decides."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_/-]*$")]
-    out: str  # run folder: checkpoints, logs, exported models, scores; default runs/NAME
-    store: str = "store"  # built streams, shared by experiments
-    cache: str = (
-        "cache"  # folder on a fast disk of each node: shards of a store in a bucket, runs whose `out` is in one
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_/-]*$"), PLAN]
+    # Run folder: checkpoints, logs, exported models, scores; default runs/NAME
+    out: Annotated[str, NOTHING]
+    store: Annotated[str, NOTHING] = "store"  # built streams, shared by experiments
+    # A folder on a fast disk of each node: shards of a store in a bucket, runs whose `out` is in one
+    cache: Annotated[str, NOTHING] = "cache"
+    cache_limit: Annotated[Count | None, NOTHING] = None  # bytes for such shards; default: the free space
+    seed: Annotated[int, Field(ge=0, le=2**64 - 1), PLAN] = 17  # of the order of samples
+    # Plain files and Parquet are cut into units of work of about so many bytes
+    part_bytes: Annotated[Count, BYTES] = 128 * 10**6
+    # A SentencePiece .model or a Hugging Face tokenizer.json; what it holds decides
+    tokenizer: Annotated[str, NOTHING]
+    # auto: gigatoken where it is seen to give the same ids
+    tokenizer_engine: Annotated[Literal["auto", "reference"], NOTHING] = "auto"
+    eos_token: Annotated[str | None, BYTES] = None  # default: the tokenizer's own
+    bos: Annotated[bool, BYTES] = False  # the paper's training data have none
+    seq_len: Annotated[Size, BYTES] = 2048  # predicted tokens a sample; a sample holds one more
+    batch_size: Annotated[Size, PLAN] = 512  # samples a step, over all ranks
+    lanes: Annotated[Size, PLAN] = 1
+    shuffle_block: Annotated[Count, PLAN] = 32_768  # samples
+    samples_per_shard: Annotated[Size, BYTES] = 4096
+    shard_hashes: Annotated[tuple[Literal["xxh64", "xxh3_128", "sha256"], ...], BYTES] = Field(
+        default=("xxh64",), min_length=1
     )
-    cache_limit: Count | None = None  # bytes for such shards; default: the free space
-    seed: int = Field(default=17, ge=0)  # of the order of samples
-    part_bytes: Count = 128 * 10**6  # plain files and Parquet are cut into units of work of about so many bytes
-    tokenizer: str  # a SentencePiece .model or a Hugging Face tokenizer.json
-    tokenizer_engine: Literal["auto", "reference"] = "auto"  # auto: gigatoken where it is seen to give the same ids
-    eos_token: str | None = None  # default: the tokenizer's own
-    bos: bool = False  # the paper's training data have none
-    seq_len: Count = 2048  # predicted tokens a sample; a sample holds one more
-    batch_size: Count = 512  # samples a step, over all ranks
-    lanes: Count = 1
-    shuffle_block: Count = 32_768  # samples
-    samples_per_shard: Count = 4096
-    shard_hashes: tuple[Literal["xxh64", "xxh3_128", "sha256"], ...] = Field(default=("xxh64",), min_length=1)
-    shard_compression: Annotated[str, Field(pattern=r"^zstd:([1-9]|1\d|2[0-2])$")] | None = None  # such as zstd:1
-    max_bad_fraction: float = Field(default=0.001, ge=0, le=1)  # of a stream's records
-    languages: dict[str, str] = _LANGUAGES
-    streams: dict[Name, StreamConfig]
-    budget: BudgetConfig | None = None
-    stages: tuple[StageConfig, ...]
-    parent: ParentConfig | None = None
-    init: InitConfig | None = None
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
+    shard_compression: Annotated[  # such as zstd:1
+        Annotated[str, Field(pattern=r"^zstd:([1-9]|1\d|2[0-2])$")] | None, BYTES
+    ] = None
+    max_bad_fraction: Annotated[float, NOTHING] = Field(default=0.001, ge=0, le=1)  # of a stream's records
+    languages: Annotated[dict[str, str], BYTES] = _LANGUAGES
+    streams: Annotated[dict[Name, StreamConfig], BYTES]
+    budget: Annotated[BudgetConfig | None, PLAN] = None
+    stages: Annotated[tuple[StageConfig, ...], PLAN]
+    parent: Annotated[ParentConfig | None, PLAN] = None
+    init: Annotated[InitConfig | None, TRAINING] = None
+    model: Annotated[ModelConfig, TRAINING] = ModelConfig()
+    train: Annotated[TrainConfig, TRAINING] = TrainConfig()
+    evaluate: Annotated[EvaluateConfig, TRAINING] = EvaluateConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -392,6 +446,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Config:
+        _check_numbers(self.model_dump(), ())
         for key, url in (("store", self.store), ("out", self.out)):
             if re.match(r"[a-z0-9]+:/[^/]|(s3|gs|oci)//", url.lower()):
                 raise _PlacedError((key,), f"{key} is {url}: a URL begins as in s3://bucket/folder")
@@ -409,6 +464,13 @@ class Config(_Section):
             )
         if self.batch_size % self.lanes:
             raise _PlacedError(("lanes",), f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
+        for name, stream in self.streams.items():
+            if stream.assume and stream.assume.samples and stream.assume.samples * (self.seq_len + 1) > _MOST:
+                raise _PlacedError(
+                    ("streams", name, "assume", "samples"),
+                    f"streams.{name}.assume.samples is {stream.assume.samples:,}: with seq_len {self.seq_len:,} that "
+                    f"is more than {_MOST:,} tokens, the most that can be counted",
+                )
         self._check_stages()
         self._check_languages()
         return self
@@ -438,6 +500,13 @@ class Config(_Section):
                 )
             if stage.rest and any(before.rest for before in self.stages[:number]):
                 raise _PlacedError(("stages", number, "rest"), "only one stage can be the `rest` of the budget")
+            if fraction_sum(self.stages[: number + 1]) > 1:
+                fractions = [f"{before.fraction:g}" for before in self.stages[: number + 1] if before.fraction]
+                total = float(fraction_sum(self.stages[: number + 1]))
+                raise _PlacedError(
+                    ("stages", number, "fraction"),
+                    f"the fractions sum to {total:g} ({' + '.join(fractions)}), more than the whole budget",
+                )
 
     def _check_languages(self) -> None:
         used: list[tuple[str, Loc]] = [
@@ -460,6 +529,20 @@ class Config(_Section):
         return tuple(dict.fromkeys(stream for stage in self.stages for stream in stage.streams))
 
 
+def _check_numbers(value: Any, loc: Loc) -> None:
+    """Refuse, anywhere in a config, what JSON and 64 bits cannot hold. Sections of other modules set no such bounds."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_numbers(inner, (*loc, key))
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            _check_numbers(inner, (*loc, number))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise _PlacedError(loc, f"{dotted(loc)}: expected a finite number, got {value}")
+    elif isinstance(value, int) and not -_MOST - 1 <= value < 2**64:
+        raise _PlacedError(loc, f"{dotted(loc)}: expected a number of at most {_MOST:,}, got {_short(value)}")
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read an experiment: its file on top of the files that `base` names, then `a.b=value` overrides.
 
@@ -471,7 +554,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(problem, lines, str(path)) for problem in _join_kinds(error.errors())]
+        found = _without_consequences(error.errors())
+        problems = [_describe(problem, lines, str(path)) for problem in _join_kinds(found)]
         raise InputError("\n".join(problems)) from None
 
 
@@ -491,6 +575,16 @@ def _drop_nulls(values: Mapping[str, Any]) -> None:
 
 
 _KIND = re.compile(r"str|int|float|bool|(constrained-|dict\[|literal\[|tuple\[|function-).*")  # pydantic's, in a union
+
+
+def _without_consequences(problems: Sequence[Any]) -> list[Any]:
+    """Without lists that are too short only because an entry cannot be used."""
+    locs = [tuple(problem["loc"]) for problem in problems]
+    return [
+        problem
+        for problem, loc in zip(problems, locs, strict=True)
+        if problem["type"] != "too_short" or not any(other[: len(loc)] == loc != other for other in locs)
+    ]
 
 
 def _join_kinds(problems: Sequence[Any]) -> list[Any]:
@@ -525,7 +619,16 @@ def _describe(problem: Any, lines: Mapping[Loc, str], path: str) -> str:
         return f"{place}: {f'{dotted(loc)}: ' if loc else ''}{message}."
     if loc[-1] == "[key]" and isinstance(problem["input"], bool):
         message += ". YAML takes no, yes, on and off without quotes for false and true"
-    return f"{place}: {dotted(loc)}: {message}, got {problem['input']!r}."
+    return f"{place}: {dotted(loc)}: {message}, got {_short(problem['input'])}."
+
+
+def _short(value: object) -> str:
+    """A value as it was written, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:100]} ... ({len(text):,} characters)"
 
 
 def _place(loc: Loc, lines: Mapping[Loc, str], path: str) -> str:
@@ -540,12 +643,16 @@ def _message(problem: Any) -> str:
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         known = _known_keys(tuple(problem["loc"])) if kind == "model_type" else []
         return f"expected keys of its own ({', '.join(known[:4])})" if known else "expected keys, as {key: value}"
+    if kind == "int_parsing_size":
+        return f"expected a number of at most {_MOST:,}"
     if kind in ("int_parsing", "int_type", "int_from_float"):
         return "expected a whole number, such as 1000 or 80K"
     if kind == "string_pattern_mismatch" and context["pattern"] == _DIRECTION:
         return "expected two languages, such as en-zh"
     if kind == "string_pattern_mismatch" and context["pattern"].startswith("^[A-Za-z0-9]"):
         return "expected a name of letters, digits, - and _ that begins with a letter or digit"
+    if kind == "less_than_equal" and isinstance(context["le"], int):
+        return f"expected a number of at most {context['le']:,}"
     message: str = problem["msg"]
     if message.startswith("Input should be "):
         number = "a number " if kind.startswith(("greater", "less")) else ""

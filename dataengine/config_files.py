@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import yaml
 from dataengine.errors import InputError
 
 Loc = tuple[str | int, ...]  # the keys and list positions that lead to a value
+_MERGE = "tag:yaml.org,2002:merge"
+_MOST_NODES = 100_000  # of a file, aliases written out
 
 
 def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[Loc, str]]:
@@ -22,17 +24,20 @@ def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
     values, lines = _read_chain(path, ())
     for override in overrides:
         key, equals, text = override.partition("=")
+        shown = override if len(override) <= 200 else f"{override[:100]} ..."
         if not equals or not key:
-            raise InputError(f"override '{override}' is not of the form key=value, such as train.max_steps=100")
+            raise InputError(f"override '{shown}' is not of the form key=value, such as train.max_steps=100")
+        loc = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in key.split("."))
         try:
-            value = yaml.safe_load(text)
+            value = _load(text, loc, lambda line, shown=shown: f"override '{shown}'")[0]  # type: ignore[misc]
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
-            raise InputError(f"override '{override}': the value is not YAML: {_one_line(error)}") from None
-        loc = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
-        _set(values, loc, value, override)
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"override '{shown}': the value is not YAML: {_one_line(error)}") from None
+        _set(values, loc, value, shown)
         lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
         for depth in range(1, len(loc) + 1):
-            lines.setdefault(loc[:depth], f"override {override}")
+            lines.setdefault(loc[:depth], f"override {shown}")
     return values, lines
 
 
@@ -70,12 +75,8 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[Loc, str]]:
         raise InputError(f"cannot read config {path}: {error.strerror}. Give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from None
-    lines: dict[Loc, str] = {}
     try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        if root is not None:
-            _note_lines(root, (), str(path), lines)
-        values = yaml.safe_load(text)
+        values, lines = _load(text, (), lambda line: f"{path}, line {line}")
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -85,19 +86,61 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[Loc, str]]:
     return values, lines
 
 
-def _note_lines(node: yaml.Node, loc: Loc, path: str, lines: dict[Loc, str]) -> None:
+def _load(text: str, loc: Loc, place: Callable[[int], str]) -> tuple[Any, dict[Loc, str]]:
+    """The value of a YAML text that stands at `loc`, and the place of each key below; `place` is that of a line.
+
+    Raises InputError for a key that stands twice and for aliases that make a tree without end or nearly so.
+    """
+    root = yaml.compose(text, yaml.SafeLoader)
+    lines: dict[Loc, str] = {}
+    if root is not None:
+        _count_nodes(root, {}, place)
+        _note_lines(root, loc, place, lines)
+    return yaml.safe_load(text), lines
+
+
+def _count_nodes(node: yaml.Node, counted: dict[int, int], place: Callable[[int], str]) -> int:
+    """Nodes of a tree with each alias (*name) written out; `counted` has those of each node, 0 while it is counted."""
+    if id(node) in counted:
+        if not counted[id(node)]:
+            raise InputError(f"{place(node.start_mark.line + 1)}: an anchor contains itself. Write it out.")
+        return counted[id(node)]
+    counted[id(node)] = 0
+    inner = node.value if isinstance(node, yaml.CollectionNode) else []
+    parts = [part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,))]
+    total = 1 + sum(_count_nodes(part, counted, place) for part in parts)
+    if total > _MOST_NODES:
+        raise InputError(
+            f"{place(node.start_mark.line + 1)}: more than {_MOST_NODES:,} values, aliases written out. Shorten it."
+        )
+    counted[id(node)] = total
+    return total
+
+
+def _note_lines(node: yaml.Node, loc: Loc, place: Callable[[int], str], lines: dict[Loc, str]) -> None:
     if isinstance(node, yaml.MappingNode):
+        merged: list[yaml.Node] = []
+        own: set[Loc] = set()
         for key, value in node.value:
             below = (*loc, str(key.value))
-            if below in lines:
-                where = f"{path}, line {key.start_mark.line + 1}"
-                raise InputError(f"{where}: key '{dotted(below)}' stands twice. Remove one.")
-            lines[below] = f"{path}, line {key.start_mark.line + 1}"
-            _note_lines(value, below, path, lines)
+            if below in own:
+                raise InputError(f"{place(key.start_mark.line + 1)}: key '{dotted(below)}' stands twice. Remove one.")
+            own.add(below)
+            if key.tag == _MERGE:  # `<<: *name`: what the mapping has beside its own keys
+                merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
+                continue
+            lines[below] = place(key.start_mark.line + 1)
+            _note_lines(value, below, place, lines)
+        for mapping in merged:
+            found: dict[Loc, str] = {}
+            _note_lines(mapping, loc, place, found)
+            found = {below: line for below, line in found.items() if below[: len(loc) + 1] not in own}
+            own |= {below for below in found if len(below) == len(loc) + 1}
+            lines.update(found)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            lines[(*loc, index)] = f"{path}, line {value.start_mark.line + 1}"
-            _note_lines(value, (*loc, index), path, lines)
+            lines[(*loc, index)] = place(value.start_mark.line + 1)
+            _note_lines(value, (*loc, index), place, lines)
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

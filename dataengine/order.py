@@ -75,7 +75,7 @@ class StreamOrder:
     lanes: int
     shuffle_block: int
 
-    @property
+    @cached_property
     def lane_samples(self) -> int:
         """Samples of one lane in one pass."""
         return sum(self.shard_samples) // self.lanes
@@ -133,6 +133,7 @@ class RunOrder:
     """The samples of every step: a schedule over ordered streams.
 
     Sample ids number the samples of all streams: those of stream k, in `streams` order, follow those of stream k - 1.
+    They are int64.
     """
 
     schedule: Schedule
@@ -154,7 +155,7 @@ class RunOrder:
     @cached_property
     def first_ids(self) -> Int64s:
         """First sample id of each stream and, last, the number of ids; shape (num_streams + 1,)."""
-        return np.cumsum([0] + [sum(stream.shard_samples) for stream in self.streams])
+        return np.cumsum([0] + [sum(stream.shard_samples) for stream in self.streams], dtype=np.int64)
 
     @cached_property
     def _numbers(self) -> Int64s:
@@ -169,10 +170,12 @@ class RunOrder:
         """
         stop = self.schedule.batch_size if stop is None else stop
         width = self.schedule.width
-        numbers, cursors = self.schedule.lane_slots(step)
+        lanes = range(start // width, -(-stop // width))
+        first, last = (start - lanes[0] * width, stop - lanes[0] * width) if len(lanes) == 1 else (0, width)
+        numbers, cursors = self.schedule.lane_slots(step, first, last)  # those of the one lane, or of all
         parts = []
-        for lane in range(start // width, -(-stop // width)):
-            inside = slice(max(start - lane * width, 0), min(stop - lane * width, width))
+        for lane in lanes:
+            inside = slice(max(start - lane * width, 0) - first, min(stop - lane * width, width) - first)
             parts.append(self._lane_ids(lane, self._numbers[numbers[inside]], cursors[inside]))
         return np.concatenate(parts)
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
-import yaml
 
+from dataengine.agreement import build_differences, read_built_config
 from dataengine.build import experiment_url, make_manifest
-from dataengine.config import Config, StreamConfig, dump_config, load_config
+from dataengine.config import Config, StreamConfig, load_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream, read_manifest
 from dataengine.schedule import Stage, count_drawn
 from dataengine.shards import Shard, StoredFile
+from dataengine.stages import idle_streams, stage_rows
 from dataengine.storage import Store, open_store
 from dataengine.streams import StreamReader
 from dataengine.tables import size_words, table
 from dataengine.tokens import load_tokenizer, token_dtype
 
-_OF_TRAINING = ("out", "cache", "cache_limit", "init", "model", "train", "evaluate")
+_MOST_SHARDS = 1 << 18  # of a stream that is not built; larger ones stand for more
+_MOST_LISTED = 100_000  # samples of a step whose ids are shown
 _UNKNOWN = "assumed"  # stands for the hashes of what is not built
 
 
@@ -44,26 +43,20 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
         return Plan(read_manifest(path), (), None, None)
     config = load_config(path, overrides)
     store = open_store(config.store)
-    with suppress(FileNotFoundError):
-        if _built_part(store.read(f"experiments/{config.name}/config.yaml")) == _built_part(dump_config(config)):
-            return Plan(read_manifest(experiment_url(config)), (), store, config)
-    return _assume(config)
+    if store.size(f"experiments/{config.name}/manifest.json") is None:
+        return _assume(config, f"is not built in {config.store}")
+    manifest = read_manifest(experiment_url(config))
+    if changed := build_differences(config, read_built_config(store, config.name), manifest):
+        return _assume(config, f"was built with other settings ({', '.join(one.key for one in changed)})")
+    return Plan(manifest, (), store, config)
 
 
-def _built_part(text: str | bytes) -> dict[str, Any]:
-    """The settings of a resolved config that a build depends on. Raises InputError if it is damaged."""
-    try:
-        return {key: value for key, value in yaml.safe_load(text).items() if key not in _OF_TRAINING}
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        raise InputError("the built config.yaml is damaged. Build again: dataengine build CONFIG") from None
-
-
-def _assume(config: Config) -> Plan:
+def _assume(config: Config, reason: str) -> Plan:
     """The plan of a config whose streams have the sizes that it states."""
     missing = [name for name in config.streams_in_use if config.streams[name].assume is None]
     if missing:
         raise InputError(
-            f"'{config.name}' is not built as its config stands now, and streams {', '.join(missing)} state no size. "
+            f"'{config.name}' {reason}, and streams {', '.join(missing)} state no size. "
             f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
         )
     streams = {name: _assumed_stream(name, config.streams[name], config) for name in config.streams_in_use}
@@ -75,9 +68,10 @@ def _assumed_stream(name: str, stream: StreamConfig, config: Config) -> Stream:
     assert stream.assume is not None
     width = config.seq_len + 1
     samples = stream.assume.samples or (stream.assume.tokens or 0) // width
-    full, rest = divmod(samples, config.samples_per_shard)
-    size = config.samples_per_shard * (width * 2 + 4)  # uint16 tokens and their offsets
-    shards = [Shard(config.samples_per_shard, StoredFile("", size, {}))] * full
+    in_shard = max(config.samples_per_shard, -(-samples // _MOST_SHARDS))
+    full, rest = divmod(samples, in_shard)
+    size = in_shard * (width * 2 + 4)  # uint16 tokens and their offsets
+    shards = [Shard(in_shard, StoredFile("", size, {}))] * full
     shards += [Shard(rest, StoredFile("", rest * (width * 2 + 4), {}))] * bool(rest)
     return Stream(name, "", _UNKNOWN, samples, samples * width, tuple(shards))
 
@@ -94,15 +88,11 @@ def describe_plan(
         "",
     ]
     stages = [("stage", "from step", "steps", "predicted tokens", "mix", "drift")]
-    for first, last in _groups(schedule.stages):
-        pieces, start = schedule.stages[first:last], schedule.stage_starts[first]
-        length = sum(piece.length for piece in pieces)
-        mix = _mix(pieces[0])
-        if len(pieces) > 1:
-            mix += f" -> {_mix(pieces[-1])}"
-        drift = max(_drift(piece, manifest.lanes, manifest.batch_size) for piece in pieces)
-        tokens = length * manifest.batch_size * manifest.seq_len
-        stages.append((pieces[0].name, f"{start:,}", f"{length:,}", f"{tokens:,}", mix, f"{drift:.1f}"))
+    for row in stage_rows(schedule):
+        mix = " -> ".join(_mix(piece) for piece in (row.pieces[0], row.pieces[-1])[: len(row.pieces)])
+        drift = max(_drift(piece, manifest.lanes, manifest.batch_size) for piece in row.pieces)
+        tokens = row.steps * manifest.batch_size * manifest.seq_len
+        stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", f"{tokens:,}", mix, f"{drift:.1f}"))
     lines += [
         *table(stages, left=(0, 4)),
         "",
@@ -137,28 +127,38 @@ def describe_plan(
         lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s{of_gpus}")
     if plan.assumed:
         lines.append("Sizes marked (assumed) are the config's; the build counts.")
+    if plan.config:
+        lines += [f"note: {words}" for words in idle_streams(plan.config.stages, schedule.stages, schedule.lanes)]
     return "\n".join(lines)
 
 
-def describe_steps(plan: Plan, first: int, last: int, texts: int = 0) -> str:
-    """For steps first..last: stage, the sample ids of each stream in slot order, and the text of some samples."""
-    manifest, schedule = plan.manifest, plan.manifest.schedule
+def describe_steps(plan: Plan, first: int, last: int, texts: int = 0) -> Iterator[str]:
+    """Lines for steps first..last: stage, the sample ids of each stream in slot order, and the text of some samples.
+
+    Of a step of more than 100,000 samples the first so many are listed. Raises InputError if these are no steps.
+    """
+    schedule = plan.manifest.schedule
     if not 0 <= first < last <= schedule.steps:
         raise InputError(
             f"steps {first}:{last} are not within the schedule's {schedule.steps:,} steps (0:{schedule.steps})"
         )
-    lines = []
-    for step in range(first, last):
-        ids = manifest.order.sample_ids(step)
-        numbers = manifest.order.stream_numbers(ids)
-        lines.append(f"step {step} ({schedule.stages[schedule.stage_index(step)].name})")
-        for number, stream in enumerate(manifest.streams):
-            mine = ids[numbers == number] - manifest.order.first_ids[number]
-            if len(mine):
-                lines.append(f"  {stream.name}: {len(mine)} samples: {' '.join(map(str, mine.tolist()))}")
-        for slot in range(min(texts, len(ids))):
-            lines += _sample_text(plan, int(numbers[slot]), int(ids[slot]), slot)
-    return "\n".join(lines)
+    return (line for step in range(first, last) for line in _step_lines(plan, step, texts))
+
+
+def _step_lines(plan: Plan, step: int, texts: int) -> Iterator[str]:
+    manifest, schedule = plan.manifest, plan.manifest.schedule
+    listed = min(manifest.batch_size, _MOST_LISTED)
+    ids = manifest.order.sample_ids(step, 0, listed)
+    numbers = manifest.order.stream_numbers(ids)
+    counts = schedule.counts(step)
+    yield f"step {step} ({schedule.stages[schedule.stage_index(step)].name})"
+    for number, stream in enumerate(manifest.streams):
+        mine = ids[numbers == number] - manifest.order.first_ids[number]
+        if count := counts.get(stream.name, 0):
+            more = [f"... and {count - len(mine):,} more"] if count > len(mine) else []
+            yield f"  {stream.name}: {count} samples: {' '.join([*map(str, mine.tolist()), *more])}"
+    for slot in range(min(texts, len(ids))):
+        yield from _sample_text(plan, int(numbers[slot]), int(ids[slot]), slot)
 
 
 def describe_difference(one: Plan, other: Plan) -> str:
@@ -183,11 +183,12 @@ def _first_difference(a: Manifest, b: Manifest) -> int | None:
     steps = min(a.schedule.steps, b.schedule.steps)
     shards = [{s.name: (s.index_sha256, s.samples) for s in m.streams} for m in (a, b)]
     step = 0
-    for x, y in zip(a.stages, b.stages, strict=False):  # equal stages need no look at their steps
-        same = x.samples == y.samples and x.steps == y.steps and x.length == y.length
-        if not same or any(shards[0][name] != shards[1][name] for name in x.samples):
+    for x, y in zip(a.stages, b.stages, strict=False):  # stages of one ratio draw alike: no look at their steps
+        if not _alike(x, y) or any(shards[0][name] != shards[1][name] for name, count in x.samples.items() if count):
             break
-        step += x.length
+        step += min(x.length, y.length)
+        if x.length != y.length:
+            break
     while step < steps:
         slots = [m.schedule.lane_slots(step) for m in (a, b)]
         drawn = [{m.schedule.streams[n] for n in np.unique(s[0])} for m, s in zip((a, b), slots, strict=True)]
@@ -198,6 +199,13 @@ def _first_difference(a: Manifest, b: Manifest) -> int | None:
             return step
         step += 1
     return None if a.schedule.steps == b.schedule.steps else steps
+
+
+def _alike(x: Stage, y: Stage) -> bool:
+    """Whether the mixes of two stages have one ratio."""
+    totals = sum(x.samples.values()), sum(y.samples.values())
+    names = {*x.samples, *y.samples}
+    return all(x.samples.get(name, 0) * totals[1] == y.samples.get(name, 0) * totals[0] for name in names)
 
 
 def _summary(manifest: Manifest, step: int, what: str) -> str:
@@ -213,12 +221,6 @@ def _summary(manifest: Manifest, step: int, what: str) -> str:
     return ", ".join(f"{name} {tokens:,}" for name, tokens in parts.items() if tokens) + " tokens"
 
 
-def _groups(stages: Sequence[Stage]) -> list[tuple[int, int]]:
-    """Runs of pieces of one stage, as index ranges."""
-    edges = [0] + [k for k in range(1, len(stages)) if stages[k].name != stages[k - 1].name] + [len(stages)]
-    return list(pairwise(edges))
-
-
 def _mix(stage: Stage) -> str:
     total = sum(stage.samples.values())
     return ", ".join(f"{name} {samples / total:.2%}" for name, samples in stage.samples.items() if samples)
@@ -228,7 +230,8 @@ def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> floa
     """The most samples by which a stream strays from its share, at some of the stage's steps."""
     quotas = [quota // lanes for quota in stage.samples.values() if quota]
     total, worst = sum(quotas), 0.0
-    for step in np.unique(np.linspace(0, stage.length, min(stage.length, probes) + 1).astype(int)).tolist():
+    count = min(stage.length, probes)
+    for step in [stage.length * k // count for k in range(count + 1)]:
         slots = step * batch_size // lanes
         for count, quota in zip(count_drawn(quotas, slots), quotas, strict=True):
             worst = max(worst, abs(count - slots * quota / total) * lanes)

@@ -30,7 +30,8 @@ def plot_plan(manifest: Manifest, path: Path) -> None:
         f"{manifest.name}: {schedule.steps:,} steps of {manifest.batch_size:,} x {manifest.seq_len:,} tokens"
     )
     starts = np.array([*schedule.stage_starts, schedule.steps])
-    steps = np.unique(np.concatenate([np.linspace(0, schedule.steps, _POINTS).astype(int), starts, starts[1:] - 1]))
+    between = np.array([schedule.steps * k // (_POINTS - 1) for k in range(_POINTS)])
+    steps = np.unique(np.concatenate([between, starts, starts[1:] - 1]))
     draw_mix(above, manifest, steps)
     cursors = [schedule.cursors(int(step)) for step in steps]
     colours = stream_colours(manifest)

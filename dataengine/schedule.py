@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 Int64s = NDArray[np.int64]
 
-# Floors are taken of products of two sample counts, in int64.
-MAX_STAGE_SAMPLES = 3_000_000_000
+MAX_RUN_SAMPLES = 1 << 62  # sample numbers, and sums of two of them, are int64
+_INT64 = (1 << 63) - 1
 
 
 def count_drawn(quotas: Sequence[int], num_samples: int) -> list[int]:
@@ -80,7 +80,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The stages of a run. Raises ValueError if their quotas do not fill `batch_size` x steps exactly."""
+    """The stages of a run. Raises ValueError if their quotas do not fill `batch_size` x steps exactly.
+
+    Exact for any run of up to MAX_RUN_SAMPLES samples.
+    """
 
     batch_size: int
     lanes: int
@@ -91,15 +94,16 @@ class Schedule:
             raise ValueError(f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")
         for stage in self.stages:
             total = stage.steps * self.batch_size
-            if sum(stage.samples.values()) != total or total > MAX_STAGE_SAMPLES or stage.steps < 1:
+            if sum(stage.samples.values()) != total or stage.steps < 1:
                 raise ValueError(
-                    f"stage '{stage.name}': quotas {dict(stage.samples)} must sum to steps x batch_size = {total} "
-                    f"and to at most {MAX_STAGE_SAMPLES}"
+                    f"stage '{stage.name}': quotas {dict(stage.samples)} must sum to steps x batch_size = {total}"
                 )
             if not 0 < stage.length <= stage.steps:
                 raise ValueError(f"stage '{stage.name}': cut {stage.cut} is not within its {stage.steps} steps")
             if any(quota < 0 or quota % self.lanes for quota in stage.samples.values()):
                 raise ValueError(f"stage '{stage.name}': quotas must be multiples of {self.lanes} lanes")
+        if (total := sum(stage.steps for stage in self.stages) * self.batch_size) > MAX_RUN_SAMPLES:
+            raise ValueError(f"the stages hold {total:,} samples, more than {MAX_RUN_SAMPLES:,}")
 
     @cached_property
     def streams(self) -> tuple[str, ...]:
@@ -158,30 +162,42 @@ class Schedule:
         before, after = self.cursors(step), self.cursors(step + 1)
         return {name: after[name] - before[name] for name in self.streams}
 
-    def lane_slots(self, step: int) -> tuple[Int64s, Int64s]:
-        """Stream number (in `streams`) and lane cursor of each slot of one lane; shape (batch_size / lanes,) each."""
+    def lane_slots(self, step: int, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
+        """Stream number (in `streams`) and lane cursor of slots start..stop of one lane; shape (stop - start,) each.
+
+        A lane has batch_size / lanes slots; without `stop`, all from `start` on.
+        """
         index = self.stage_index(step)
         names, quotas = self._lane_quotas(index)
-        first = (step - self.stage_starts[index]) * self.width
-        drawn = _count_drawn_at(
-            quotas, np.arange(first, first + self.width + 1, dtype=np.int64)
-        )  # (streams, width + 1)
+        first = (step - self.stage_starts[index]) * self.width + start
+        count = (self.width if stop is None else stop) - start
+        drawn = _count_drawn_from(quotas, first, count + 1)  # (streams, count + 1)
         which = np.argmax(drawn[:, 1:] > drawn[:, :-1], axis=0)  # exactly one stream's count rises at each slot
         before = np.array([self._drawn_before[index][name] for name in names], dtype=np.int64)
         numbers = np.array([self.streams.index(name) for name in names], dtype=np.int64)
-        return numbers[which], before[which] + drawn[which, np.arange(self.width)]
+        return numbers[which], before[which] + drawn[which, np.arange(count)]
 
     def _lane_quotas(self, index: int) -> tuple[list[str], list[int]]:
         quotas = {name: quota // self.lanes for name, quota in self.stages[index].samples.items() if quota}
         return list(quotas), list(quotas.values())
 
 
-def _count_drawn_at(quotas: Sequence[int], num_samples: Int64s) -> Int64s:
-    """`count_drawn` at many points at once; returns shape (num_streams, len(num_samples))."""
-    counts = np.empty((len(quotas), len(num_samples)), dtype=np.int64)
-    ahead, rest = num_samples, sum(quotas)
+def _count_drawn_from(quotas: Sequence[int], first: int, count: int) -> Int64s:
+    """`count_drawn` at `first` and the numbers after it, `count` in all; shape (num_streams, count).
+
+    Each floor is taken relative to that at `first`, which is exact in Python's integers, so a product has one factor
+    below `count` and stays in int64. For huge stages that holds for a few numbers at a time.
+    """
+    at_once = _INT64 // sum(quotas)
+    if count > at_once:
+        parts = [_count_drawn_from(quotas, first + k, min(at_once, count - k)) for k in range(0, count, at_once)]
+        return np.concatenate(parts, axis=1)
+    counts = np.empty((len(quotas), count), dtype=np.int64)
+    ahead, rest = first, sum(quotas)
+    more = np.arange(count, dtype=np.int64)  # what comes on top of `ahead`
     for k, quota in enumerate(quotas):
-        passed_on = ahead * (rest - quota) // rest
-        counts[k] = ahead - passed_on
-        ahead, rest = passed_on, rest - quota
+        passed_on, remainder = divmod(ahead * (rest - quota), rest)
+        more_passed_on = (remainder + more * (rest - quota)) // rest
+        counts[k] = (ahead - passed_on) + (more - more_passed_on)
+        ahead, more, rest = passed_on, more_passed_on, rest - quota
     return counts

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from dataengine.config import BudgetConfig, StageConfig
+from dataengine.config import BudgetConfig, StageConfig, fraction_sum
 from dataengine.errors import InputError
-from dataengine.schedule import Schedule, Stage, apportion, count_drawn
+from dataengine.schedule import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_drawn
 
+MAX_TOKENS = (1 << 63) - 1  # of a run; manifests hold 64-bit integers
 RAMP_PIECES = 100  # a ramp is so many runs of steps of one mix each, or one a step
 
 
@@ -40,18 +41,20 @@ def resolve_stages(
 ) -> tuple[Stage, ...]:
     """Turn stages into integers, after the stages `before` (a parent's, up to its last step).
 
-    Stages take their samples in the order of the list, the `rest` last of all; `drain`, `all` and `by_size` go by what
-    is left then. Mixes are split by largest remainder in units of one sample a lane, so sums are exact. A stage with
-    `at` then moves to its place among the others, splitting one if need be; the pieces keep the name. Raises
-    InputError, with numbers, if a stream has too little.
+    A `fraction` of the budget is rounded to steps; fractions that sum to 1 fill the budget exactly. Stages take their
+    samples in the order of the list, the `rest` last of all; `drain`, `all` and `by_size` go by what is left then.
+    Mixes are split by largest remainder in units of one sample a lane, so sums are exact. A stage with `at` then moves
+    to its place among the others, splitting one if need be; the pieces keep the name. Raises InputError, with numbers,
+    if a stream has too little.
     """
-    resolver = _Resolver(dict(streams), batch_size, lanes, seq_len)
     total = budget_steps(budget, batch_size, seq_len)
+    resolver = _Resolver(dict(streams), batch_size, lanes, seq_len, _split_budget(stages, total or 0))
     begun = sum(stage.length for stage in before)
     resolved: list[list[Stage]] = [[] for _ in stages]
     for number in sorted(range(len(stages)), key=lambda n: stages[n].rest):  # a stable sort: the rest goes last
         others = begun + sum(piece.length for pieces in resolved for piece in pieces)
-        steps = resolver.steps(stages[number], total, others)
+        steps = resolver.steps(number, stages[number], total, others)
+        _check_length(stages[number].name, others + steps, batch_size, seq_len)
         resolved[number] = resolver.quotas(stages[number], steps)
     length = begun + sum(piece.length for pieces in resolved for piece in pieces)
     if total is not None and length > total:
@@ -75,6 +78,30 @@ def budget_steps(budget: BudgetConfig | None, batch_size: int, seq_len: int) -> 
     return budget.steps or (budget.tokens or 0) // (batch_size * seq_len)
 
 
+def _split_budget(stages: Sequence[StageConfig], total: int) -> dict[int, int]:
+    """Steps of the stages that state a fraction of `total` steps, by their place in the list.
+
+    Each is rounded by itself; if the fractions sum to 1 and the rounded ones not to the total, they are those of the
+    largest remainder, ties to the earlier. A fraction counts as the decimal number that was written.
+    """
+    shares = {number: stage.fraction for number, stage in enumerate(stages) if stage.fraction is not None}
+    steps = {number: round(share * total) for number, share in shares.items()}
+    if fraction_sum(stages) == 1 and sum(steps.values()) != total:
+        parts = apportion([Fraction(repr(share)) for share in shares.values()], total)
+        return dict(zip(shares, parts, strict=True))
+    return steps
+
+
+def _check_length(stage: str, steps: int, batch_size: int, seq_len: int) -> None:
+    """Raise InputError for a run whose samples or tokens cannot be counted in 64 bits."""
+    samples = steps * batch_size
+    if samples > MAX_RUN_SAMPLES or samples * (seq_len + 1) > MAX_TOKENS:
+        raise InputError(
+            f"stage '{stage}' makes the run {steps:,} steps of {batch_size:,} samples x {seq_len:,} tokens long, more "
+            f"than 64-bit numbers can count ({MAX_TOKENS:,} tokens). Shorten it."
+        )
+
+
 def cut_schedule(schedule: Schedule, step: int) -> tuple[Stage, ...]:
     """The stages of the steps before `step`; the last of them keeps its quotas and stops early, so its slots stay."""
     kept = []
@@ -92,13 +119,14 @@ class _Resolver:
     batch_size: int
     lanes: int
     seq_len: int
+    of_budget: Mapping[int, int]  # steps of the stages that state a fraction, by their place in the list
 
     def __post_init__(self) -> None:
         self.width = self.batch_size // self.lanes
         self.left = {name: size.left(self.lanes) for name, size in self.streams.items()}
 
-    def steps(self, stage: StageConfig, total: int | None, others: int) -> int:
-        """Length of a stage, given the budget and the steps of the other stages."""
+    def steps(self, number: int, stage: StageConfig, total: int | None, others: int) -> int:
+        """Length of stage `number`, given the budget and the steps of the other stages."""
         if stage.steps is not None:
             return stage.steps
         if stage.tokens is not None:
@@ -115,7 +143,7 @@ class _Resolver:
                     f"stage '{stage.name}' is the rest of the budget of {total:,} steps, but the other stages take "
                     f"{others:,}. Raise `budget` or shorten them."
                 )
-            steps = total - others if stage.rest else round((stage.fraction or 0) * total)
+            steps = total - others if stage.rest else self.of_budget[number]
         if steps < 1:
             reason = "its streams have no full batch left" if stage.drain else "its length is less than a batch"
             raise InputError(
@@ -195,6 +223,61 @@ class _Resolver:
             f"stages). Add sources to streams.{name}, shorten the stage, lower its weight, or repeat the stream with "
             f"streams.{name}.passes: {needed}."
         )
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage as tables show it: in one row, also if it is a ramp of many pieces."""
+
+    name: str
+    start: int
+    steps: int
+    pieces: tuple[Stage, ...]
+    drawn: Mapping[str, int]  # samples, over all lanes; streams without any are left out
+
+    def share(self, name: str) -> str:
+        """A stream's share of the samples; of a ramp, that of its first piece and of its last."""
+        ends = (self.pieces[0], self.pieces[-1])[: len(self.pieces)]
+        return " -> ".join(f"{piece.samples.get(name, 0) / sum(piece.samples.values()):.1%}" for piece in ends)
+
+
+def stage_rows(schedule: Schedule) -> list[StageRow]:
+    """The stages of a run; pieces of one stage that stand in a row are one row."""
+    stages, rows = schedule.stages, []
+    edges = [0] + [k for k in range(1, len(stages)) if stages[k].name != stages[k - 1].name] + [len(stages)]
+    for first, last in pairwise(edges):
+        pieces, start = stages[first:last], schedule.stage_starts[first]
+        steps = sum(piece.length for piece in pieces)
+        before, after = schedule.cursors(start), schedule.cursors(start + steps)
+        drawn = {name: after[name] - before[name] for name in after if after[name] > before[name]}
+        rows.append(StageRow(pieces[0].name, start, steps, pieces, drawn))
+    return rows
+
+
+def idle_streams(stages: Sequence[StageConfig], resolved: Sequence[Stage], lanes: int) -> list[str]:
+    """A sentence for each stream that a stage mixes and draws nothing from. Takes what `resolve_stages` made."""
+    notes = []
+    for stage in stages:
+        pieces = [piece for piece in resolved if piece.name == stage.name]
+        samples = sum(sum(piece.samples.values()) for piece in pieces) // lanes
+        for name in stage.streams:
+            if not any(piece.samples.get(name) for piece in pieces):
+                why = _why_idle(stage, name, samples)
+                notes.append(f"stage '{stage.name}' draws nothing from stream '{name}': {why}")
+    return notes
+
+
+def _why_idle(stage: StageConfig, name: str, samples: int) -> str:
+    """Why a stage of so many samples a lane draws nothing from a stream that it mixes."""
+    weight = stage.mix.get(name)
+    if isinstance(weight, str):
+        words = {"all": "nothing is left of it", "rest": "the other streams fill the stage"}
+        return words.get(weight, "too little is left of it")
+    if stage.to_mix is not None or weight is None or samples < 2:
+        return f"its share is less than one of {samples:,} samples of a lane"
+    others = math.fsum(other for key, other in stage.mix.items() if key != name and not isinstance(other, str))
+    least = 1.01 * others / (samples - 1)  # at others / (samples - 1) the share is a sample; printed with three digits
+    return f"its weight of {weight:g} is less than one of {samples:,} samples of a lane; {least:.3g} draws one"
 
 
 def drain_steps(weights: Sequence[Fraction], left: Sequence[int], width: int) -> int:

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
+from dataengine.agreement import check_tokenizer
 from dataengine.comet import CometScorer, hash_model, load_scorer
 from dataengine.config import Config
 from dataengine.contamination import check_contamination
@@ -91,9 +92,11 @@ class Evaluation:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The run's."""
+        """The run's. Raises InputError if it was trained with another tokenizer."""
         self.run.fetch("manifest.json")  # a run that is followed from before its start had none yet
-        return read_run_manifest(self.run.folder, self.run.url)
+        manifest = read_run_manifest(self.run.folder, self.run.url)
+        check_tokenizer(self.config.tokenizer, self.tokenizer, manifest)
+        return manifest
 
     def of(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
         """That of one checkpoint."""

@@ -12,6 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from dataengine.agreement import check_tokenizer
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest
@@ -74,6 +75,7 @@ def save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> None:
 
     path = Path(config.tokenizer)
     ours = load_tokenizer(path, config.eos_token)
+    check_tokenizer(config.tokenizer, ours, manifest)
     if path.suffix == ".model":
         # legacy=False: a text keeps its ids whatever control token stands before it
         hf = LlamaTokenizer(

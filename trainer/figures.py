@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.plot import draw_mix
+from dataengine.stages import stage_rows
 from trainer.report_data import Floats, TrainedRun
 
 matplotlib.use("Agg")
@@ -147,7 +148,7 @@ def _draw_boundaries(panels: Sequence[Axes], runs: Sequence[TrainedRun], colours
     """Where stages of each run begin: a tick at the top in the run's colour."""
     for axes in panels:
         for run in runs:
-            for start in run.manifest.schedule.stage_starts[1:]:
+            for start in [row.start for row in stage_rows(run.manifest.schedule)[1:]]:
                 axes.plot([start, start], [0.95, 1.0], color=colours[run.label], transform=axes.get_xaxis_transform(),
                           linewidth=2.2, clip_on=False)  # fmt: skip
 
@@ -210,7 +211,7 @@ def training(run: TrainedRun, number: int, colours: Mapping[str, str]) -> str:
                 axes.set_yscale("log")
             else:
                 axes.set_ylim(bottom=0)
-            for start in schedule.stage_starts[1:]:
+            for start in [row.start for row in stage_rows(schedule)[1:]]:
                 if start <= run.steps:
                     axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
         rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ValidationError
-
-from dataengine.build import experiment_url
+from dataengine.agreement import build_differences, read_built_config, tokenizer_mismatch
 from dataengine.config import Config, InitConfig, ModelConfig, TrainConfig, WandbConfig
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream
 from dataengine.objects import is_url
+from dataengine.stages import stage_rows
 from dataengine.storage import Store, open_store
 from dataengine.tables import size_words, table
 from dataengine.tokens import load_tokenizer
@@ -45,19 +43,6 @@ SHARDS_MAPPED = 256  # as in trainer.data: a loader worker keeps so many shards 
 _OTHER_FILES = 768  # files and sockets of a process beside its shards: libraries, NCCL, checkpoints, pipes
 _CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and AdamW's two fp32 moments
 _SHM_ADVISED = 1 << 30  # bytes of /dev/shm for several GPUs (NCCL's manual: docker run --shm-size=1g)
-_BUILT_KEYS = (
-    "streams",
-    "budget",
-    "stages",
-    "parent",
-    "seq_len",
-    "batch_size",
-    "lanes",
-    "seed",
-    "shuffle_block",
-    "bos",
-    "languages",
-)
 
 
 @dataclass(frozen=True)
@@ -152,66 +137,21 @@ def raise_problems(problems: Iterable[Problem]) -> None:
 
 
 def check_agreement(config: Config, manifest: Manifest) -> list[Problem]:
-    """The config's tokenizer and sizes must be those that the manifest was built with."""
-    found = []
+    """The config must be the one that the manifest was built with, as far as that decides samples and their order."""
     try:
         tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
-        if tokenizer.sha256 != manifest.tokenizer_sha256:
-            found.append(
-                f"tokenizer mismatch: the streams of manifest {manifest.plan_id[:12]} were tokenized with the "
-                f"tokenizer of sha256 {manifest.tokenizer_sha256[:12]}, but {config.tokenizer} has "
-                f"{tokenizer.sha256[:12]}. "
-                "Set `tokenizer` to the file that the build used, or build again: dataengine build CONFIG"
-            )
-        elif tokenizer.eos_id != manifest.eos_id:
-            found.append(
-                f"tokenizer mismatch: the documents of manifest {manifest.plan_id[:12]} end with token "
-                f"{manifest.eos_id}, but the end of {config.tokenizer} is now {tokenizer.eos_id}. Set `eos_token`, or "
-                "tokenizer_config.json beside the tokenizer, as it was; or build again: dataengine build CONFIG"
-            )
-        built = _read_built_config(config)
+        built = read_built_config(open_store(config.store), config.name)
+        found = build_differences(config, built, manifest, tokenizer)
     except InputError as error:
-        return [Problem(text) for text in (*found, str(error))]
-    for key in _BUILT_KEYS:
-        now, then = (_plain(getattr(c, key)) for c in (config, built))
-        if now != then:
-            where, now, then = _first_difference(key, now, then)
-            found.append(
-                f"{where} is {now} in the config, but was {then} when '{manifest.name}' was built. "
-                "Build with this config first: dataengine build CONFIG"
-            )
-    return [Problem(text) for text in found]
-
-
-def _read_built_config(config: Config) -> Config:
-    url = experiment_url(config, "config.yaml")
-    folder, _, name = url.rpartition("/")
-    try:
-        return Config.model_validate(yaml.safe_load(open_store(folder).read(name)))
-    except FileNotFoundError:
-        raise InputError(f"no {url} beside the manifest. Build again: dataengine build CONFIG") from None
-    except (yaml.YAMLError, ValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{url} cannot be used: {reason}. Build again: dataengine build CONFIG") from None
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON values, without what the build does not depend on."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", exclude={"checkpoint_interval", "restart_learning_rate", "assume"})
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
-
-
-def _first_difference(key: str, now: Any, then: Any) -> tuple[str, Any, Any]:
-    """The dotted key of the first difference inside two settings, and its two values."""
-    if isinstance(now, list) and isinstance(then, list) and len(now) == len(then):
-        now, then = dict(enumerate(now)), dict(enumerate(then))
-    if isinstance(now, dict) and isinstance(then, dict) and now.keys() == then.keys():
-        inner = next(k for k in now if now[k] != then[k])
-        return _first_difference(f"{key}.{inner}", now[inner], then[inner])
-    return key, now, then
+        return [Problem(str(error))]
+    mismatch = tokenizer_mismatch(config.tokenizer, tokenizer, manifest)
+    settings = [
+        f"{one.key} is {one.now} in the config, but was {one.then} when '{manifest.name}' was built. "
+        "Build with this config first: dataengine build CONFIG"
+        for one in found
+        if one.key != "tokenizer"
+    ]
+    return [Problem(text) for text in (*settings, mismatch) if text]
 
 
 def check_world_size(manifest: Manifest, world_size: int) -> list[Problem]:
@@ -680,7 +620,7 @@ def describe(config: Config, manifest: Manifest, world_size: int, microbatch: in
     if config.init:
         rows.append(("begins with", f"{config.init.checkpoint} ({config.init.mode})"))
     stages = [("stage", "from step", "steps", "samples a stream")]
-    for stage, start in zip(manifest.stages, manifest.schedule.stage_starts, strict=True):
-        drawn = ", ".join(f"{name} {count:,}" for name, count in stage.samples.items())
-        stages.append((stage.name, f"{start:,}", f"{stage.length:,}", drawn))
+    for row in stage_rows(manifest.schedule):
+        drawn = ", ".join(f"{name} {count:,}" for name, count in sorted(row.drawn.items()))
+        stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", drawn))
     return "\n".join([*table(rows, left=(0, 1)), "", *table(stages, left=(0, 3))])

@@ -20,6 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dataengine.errors import InputError, run_command
+from dataengine.stages import stage_rows
 from dataengine.storage import write_file
 from trainer import figures, paper_results
 from trainer import report_tables as tables
@@ -283,9 +284,8 @@ def _settings(run: TrainedRun) -> list[tuple[str, str]]:
         for (_, before), (step, after) in pairwise(run.history)
     ]
     model = run.config.get("model") or {}
-    stages = ", ".join(
-        f"{stage.name} {stage.length:,} steps" for stage in run.manifest.stages[:12]
-    ) + (" ..." if len(run.manifest.stages) > 12 else "")  # fmt: skip
+    rows = stage_rows(run.manifest.schedule)
+    stages = ", ".join(f"{row.name} {row.steps:,} steps" for row in rows[:12]) + (" ..." if len(rows) > 12 else "")
     return [
         ("plan id", run.manifest.plan_id),
         ("place", run.url),

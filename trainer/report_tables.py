@@ -316,6 +316,10 @@ def reasoning_tables(runs: Sequence[TrainedRun]) -> list[Table]:
                 cells.append(replace(cell, detail="" if error is None else f"± {error:.2f}"))
             averages[run.label] = _cell(mean(values), paper_results.reasoning_mean(run.setting, paper.language))
             rows.append(Row(run.label, [*cells, averages[run.label]], run=run.label))
+        for name in paper_results.OTHER_MODELS:
+            if name in paper.scores:
+                cells = [Cell(paper=_number(score)) for score in paper.scores[name]]
+                rows.append(Row(f"{name} (paper)", cells, quiet=True))
         means.append((paper.language, averages))
         tables.append(
             Table(

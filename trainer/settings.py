@@ -6,22 +6,19 @@ A line for each change: {"from_step": 400, "train": {...}}, without settings tha
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 from pydantic import ValidationError
 
-from dataengine.config import TrainConfig, load_config
+from dataengine.config import TrainConfig, decision_of, load_config
 from dataengine.errors import InputError
 
 log = logging.getLogger(__name__)
 
 SETTINGS = "settings.jsonl"
 
-_FREE = frozenset(
-    ("max_steps", "log_interval", "loader_workers", "keep_checkpoints", "outage_limit", "tensorboard", "wandb")
-)  # they change no number of a run
+_DECIDE = {name for name in TrainConfig.model_fields if decision_of(TrainConfig, name) != "nothing"}
 
 History = list[tuple[int, TrainConfig]]  # first step of each, ascending
 
@@ -77,20 +74,21 @@ def settings_at(history: History, step: int) -> TrainConfig | None:
 def with_settings(history: History, step: int, train: TrainConfig) -> History:
     """The history of a run that goes on at a step: what was said of this step and later ones is forgotten."""
     kept = [(begin, before) for begin, before in history if begin < step]
-    return kept if kept and not any(differences(kept[-1][1], train)) else [*kept, (step, train)]
+    return kept if kept and not differences(kept[-1][1], train) else [*kept, (step, train)]
 
 
-def differences(before: TrainConfig, now: TrainConfig) -> Iterator[tuple[str, object, object]]:
+def differences(before: TrainConfig, now: TrainConfig) -> list[tuple[str, object, object]]:
     """Settings that change a run's numbers and differ: name, then, now."""
-    for key in TrainConfig.model_fields:
-        was, is_now = getattr(before, key), getattr(now, key)
-        if was != is_now and key not in _FREE:
-            yield key, was, is_now
+    return [
+        (name, getattr(before, name), getattr(now, name))
+        for name in TrainConfig.model_fields
+        if name in _DECIDE and getattr(before, name) != getattr(now, name)
+    ]
 
 
 def dump_history(history: History) -> bytes:
     """The file's content."""
     return b"".join(
-        orjson.dumps({"from_step": step, "train": train.model_dump(mode="json", exclude=set(_FREE))}) + b"\n"
+        orjson.dumps({"from_step": step, "train": train.model_dump(mode="json", include=_DECIDE)}) + b"\n"
         for step, train in history
     )

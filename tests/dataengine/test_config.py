@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from dataengine.config import Config, dump_config, load_config, parse_count
+from dataengine.config import Config, StageConfig, StreamConfig, dump_config, load_config, parse_count
 from dataengine.errors import InputError
 from tests.conftest import ROOT, ConfigMaker
 
@@ -40,6 +45,36 @@ def test_every_experiment_loads() -> None:
         assert isinstance(load_config(path), Config)
 
 
+EXAMPLES = re.findall(
+    r"^ *\"(?P<words>(?:build|worker|finalize|score|inspect|plan|contamination|export) yamls/[^\"]*)\"",
+    (ROOT / "dataengine/cli.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_every_example_of_the_help_works_on_the_experiment_that_it_names(example: str) -> None:
+    command, *words = shlex.split(example)
+    configs = [load_config(ROOT / word, [w for w in words if "=" in w]) for word in words if word.endswith(".yaml")]
+    options = {word: words[place + 1] for place, word in enumerate(words[:-1]) if word.startswith("--")}
+    streams = [configs[0].streams[name] for name in configs[0].streams_in_use]
+    if "--stream" in options:
+        assert options["--stream"] in configs[0].streams_in_use
+    if "--reason" in options:
+        scores = configs[0].streams[options["--stream"]].scores
+        assert scores is not None
+        assert options["--reason"] in [f"score {direction}" for direction in scores.thresholds]
+    if command == "score":
+        assert any(stream.scores for stream in streams)
+
+
+def test_the_filtered_ablation_has_the_thresholds_of_the_paper() -> None:
+    config = load_config(ROOT / "yamls/parallel_last_all_filtered.yaml")
+    scores = [stream.scores for name in config.streams_in_use if (stream := config.streams[name]).scores]
+    assert [one.thresholds for one in scores if one] == [{"zh-en": 0.42}, {"id-en": 0.58}]
+    assert len(EXAMPLES) >= 7
+
+
 def test_child_merges_over_base_and_overrides_come_last(tmp_path: Path) -> None:
     write(tmp_path, "base/base.yaml", BASE + "train: {learning_rate: 1e-3, warmup_steps: 5}\n")
     write(tmp_path, "middle.yaml", "base: base/base.yaml\nseq_len: 64\ntrain: {warmup_steps: 7}\n")
@@ -70,8 +105,8 @@ def test_resolved_config_reads_back_equal(make_config: ConfigMaker, tmp_path: Pa
 
 
 def test_counts_with_suffixes() -> None:
-    assert [parse_count(t) for t in ("2.1B", "162.5B", "32_768", "4K", "1.5", "x", 7)] == [
-        2_100_000_000, 162_500_000_000, 32_768, 4_000, "1.5", "x", 7,
+    assert [parse_count(t) for t in ("2.1B", "162.5B", "32_768", "4K", "1.5", "x", 7, "_", "1__0", "٣K")] == [
+        2_100_000_000, 162_500_000_000, 32_768, 4_000, "1.5", "x", 7, "_", "1__0", "٣K",
     ]  # fmt: skip
 
 
@@ -113,6 +148,9 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
         (("steps: 3", "steps: many"), "{path}, line 7: stages.0.steps: expected a whole number, such as 1000 or "
          "80K, got 'many'."),
         (("steps: 3", "steps: true"), "{path}, line 7: stages.0.steps: expected a number, got true."),
+        (("stages:\n", "budget: {steps: 100}\nstages:\n  - {name: first, fraction: 0.7, mix: {mono: 1}}\n"
+          "  - {name: second, fraction: 0.4, mix: {mono: 1}}\n"),
+         "{path}, line 9: the fractions sum to 1.1 (0.7 + 0.4), more than the whole budget."),
         (("[a.jsonl]", "a.jsonl"),
          "{path}, line 5: streams.mono.documents: expected a list, such as [a, b], got 'a.jsonl'."),
         (("name: base", "name: base\nbudget: 60"), "{path}, line 2: budget: expected keys of its own (steps, tokens), "
@@ -218,3 +256,106 @@ def test_a_direction_has_two_languages_and_a_url_two_slashes(make_config: Config
 def test_overrides_that_are_nothing_are_named(override: str) -> None:
     with pytest.raises(InputError, match="override"):
         load_config(ROOT / "yamls/mini/uni_en_zh.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=18446744073709551616", "seed: expected a number of at most 18,446,744,073,709,551,615, got 18446744"),
+        ("seed=-1", "seed: expected a number greater than or equal to 0, got -1"),
+        ("batch_size=1000000000000000000", "batch_size: expected a number of at most 2,147,483,647, got 1000000000"),
+        ("seq_len=9999999999999999999", "seq_len: expected a number of at most 2,147,483,647, got 99999"),
+        ("shuffle_block=9999999999999999999", "shuffle_block: expected a number of at most 9,223,372,036,854,775,807"),
+        ("train.seed=4294967296", "train.seed: expected a number of at most 4,000,000,000, got 4294967296"),
+        ("train.betas=[2, 0.9]", "train.betas.0: expected a number less than 1, got 2"),
+        ("cache_limit=99999999T", "cache_limit: expected a number of at most 9,223,372,036,854,775,807, got '9999"),
+        ("streams.mono.assume={tokens: 1e400}", "streams.mono.assume.tokens: expected a whole number, such as 1000"),
+        ("streams.mono.assume={tokens: 1.0e+30}", "streams.mono.assume.tokens: expected a number of at most 9,223,"),
+        ("streams.mono.assume={tokens: .inf}", "streams.mono.assume.tokens: expected a finite number, got inf"),
+        ("streams.mono.assume={samples: 9000000000000000000}", "with seq_len 2,048 that is more than 9,223,372,036,8"),
+        ("streams.mono.clean={document_rules: {max_characters: 99999999999999999999}}",
+         "streams.mono.clean.document_rules.max_characters: expected a number of at most 9,223,372,036,854,775,807"),
+        ("streams.mono.clean={document_rules: {max_word_length: .inf}}",
+         "streams.mono.clean.document_rules.max_word_length: expected a finite number, got inf"),
+        ("stages.0.mix.mono=1e400", "stages.0.mix.mono: expected a finite number, or expected 'by_size', 'all' or"),
+        ("evaluate.shots=[99999999999]", "evaluate.shots.0: expected a number of at most 2,147,483,647, got 9999"),
+        ("seq_len=" + "9" * 5000, "override 'seq_len=999"),
+        ("seq_len=_", "seq_len: expected a whole number, such as 1000 or 80K, got '_'"),
+    ],
+)  # fmt: skip
+def test_numbers_that_nothing_can_hold_are_refused(tmp_path: Path, override: str, words: str) -> None:
+    found = message(write(tmp_path, "a.yaml", BASE), override)
+    assert words in found
+    assert found.startswith("override ")
+    assert "\n" not in found
+    assert len(found) < 600
+
+
+def _numbers(section: Any, loc: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, field in section.model_fields.items():
+        kinds = set(re.findall(r"\w+", str(field.annotation)))
+        inner = [one for one in _arguments(field.annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
+        if inner and name not in ("streams", "stages"):
+            yield from _numbers(inner[0], (*loc, name))
+        elif kinds & {"int", "float"} and field.annotation in (int, float, int | None, float | None):
+            yield (*loc, name)
+
+
+def _arguments(annotation: Any) -> list[Any]:
+    return [annotation, *(inner for one in get_args(annotation) for inner in _arguments(one))]
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e400", "9" * 40, "-" + "9" * 40])
+def test_no_number_of_a_config_is_beyond_all_bounds(tmp_path: Path, value: str) -> None:
+    path = write(tmp_path, "a.yaml", BASE)
+    keys = [".".join(loc) for loc in _numbers(Config)]
+    assert {"seed", "model.rope_theta", "train.eps", "evaluate.bootstrap"} <= set(keys)
+    keys += [f"streams.mono.{'.'.join(loc)}" for loc in _numbers(StreamConfig) if loc[0] != "clean"]
+    keys += [f"stages.0.{'.'.join(loc)}" for loc in _numbers(StageConfig)]
+    for key in keys:
+        if "9" in value and key.rpartition(".")[2] in FLOATS:
+            continue
+        with pytest.raises(InputError):
+            load_config(path, [f"{key}={value}"])
+
+
+FLOATS = {"learning_rate", "min_learning_rate", "eps", "weight_decay", "clip_norm", "spike_factor", "rms_norm_eps",
+          "rope_theta", "length_penalty"}  # fmt: skip
+
+
+def test_a_key_that_stands_twice_in_an_override(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.yaml", BASE)
+    assert message(path, "train={seed: 1, seed: 2}") == (
+        "override 'train={seed: 1, seed: 2}': key 'train.seed' stands twice. Remove one."
+    )
+    path = write(tmp_path, "b.yaml", BASE + 'train: {seed: 1, "seed": 2}\n')
+    assert message(path) == f"{path}, line 8: key 'train.seed' stands twice. Remove one."
+
+
+def test_anchors_and_merge_keys(tmp_path: Path) -> None:
+    text = BASE.replace("documents: [a.jsonl]", "&usual\n    documents: [a.jsonl]\n    passes: 2").replace(
+        "stages:", "  more:\n    <<: *usual\n    passes: 3\n  same: *usual\nstages:"
+    )
+    config = load_config(write(tmp_path, "a.yaml", text.replace("mono:\n    &usual", "mono: &usual")))
+    assert [(s.documents, s.passes) for s in config.streams.values()] == [
+        (("a.jsonl",), 2), (("a.jsonl",), 3), (("a.jsonl",), 2)
+    ]  # fmt: skip
+    bad = "streams:\n  mono: &m\n    documents: [a]\n    passes: 0\n  more:\n    <<: *m\n    passes: 1\n    split: x\n"
+    found = message(write(tmp_path, "b.yaml", BASE.replace("streams:\n  mono:\n    documents: [a.jsonl]\n", bad)))
+    path = tmp_path / "b.yaml"
+    assert f"{path}, line 6: streams.mono.passes: expected a number greater than 0" in found
+    assert f"{path}, line 10: streams.more.split: expected 'line', 'paragraph' or 'file', got 'x'" in found
+    path = write(tmp_path, "c.yaml", BASE + "train:\n  <<: &x {warmup_steps: -1}\n  seed: 1\n")
+    assert message(path).startswith(f"{path}, line 9: train.warmup_steps: expected a number greater than or equal to 0")
+    path = write(tmp_path, "d.yaml", BASE + "train:\n  <<: {seed: 1}\n  <<: {seed: 2}\n")
+    assert message(path) == f"{path}, line 10: key 'train.<<' stands twice. Remove one."
+
+
+def test_aliases_without_end_are_refused(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
+    )
+    path = write(tmp_path, "a.yaml", BASE + bomb)
+    assert message(path) == f"{path}, line 12: more than 100,000 values, aliases written out. Shorten it."
+    path = write(tmp_path, "b.yaml", BASE + "train: &t {wandb: *t}\n")
+    assert message(path) == f"{path}, line 8: an anchor contains itself. Write it out."

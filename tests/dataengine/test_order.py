@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -14,6 +15,38 @@ from dataengine.schedule import Schedule, Stage, apportion
 @given(st.integers(1, 5000), st.integers(0, 2**64 - 1))
 def test_permute_is_a_bijection(size: int, key: int) -> None:
     assert sorted(permute(np.arange(size), size, key).tolist()) == list(range(size))
+
+
+@given(st.integers(1, 2**62), st.integers(0, 2**64 - 1), st.data())
+def test_permute_is_that_of_whole_numbers_at_any_size(size: int, key: int, data: st.DataObject) -> None:
+    """Against Python's integers, which cannot overflow; so it is one to one at sizes that nobody can list."""
+    first = data.draw(st.integers(0, size - 1))
+    positions = np.arange(first, min(first + 20, size), dtype=np.int64)
+    found = permute(positions, size, key).tolist()
+    assert found == [_permute_one(position, size, key) for position in positions.tolist()]
+    assert all(0 <= position < size for position in found)
+    assert len(set(found)) == len(found)
+
+
+def _permute_one(position: int, size: int, key: int) -> int:
+    columns = math.isqrt(size - 1) + 1
+    rows = -(-size // columns)
+    while True:
+        column, row = divmod(position, rows)
+        for turn in range(4):
+            column = (column + _mix_one(row, key, 2 * turn)) % columns
+            row = (row + _mix_one(column, key, 2 * turn + 1)) % rows
+        position = column * rows + row
+        if position < size:
+            return position
+
+
+def _mix_one(value: int, key: int, turn: int) -> int:
+    word = (1 << 64) - 1
+    bits = (value + key + (turn + 1) * 0x9E3779B97F4A7C15) & word
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & word
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & word
+    return bits ^ (bits >> 31)
 
 
 def test_permute_golden_vectors() -> None:
@@ -83,6 +116,16 @@ def test_a_lane_reads_its_share_of_the_shards() -> None:
     for lane in range(4):
         touched = set((stream.positions(lane, np.arange(stream.lane_samples)) // 64).tolist())
         assert len(touched) == 10
+
+
+def test_a_stream_of_10_to_the_12_samples_has_each_of_a_block_once() -> None:
+    stream = StreamOrder("s", (10**12 - 7, 5, 2), seed=1, lanes=3, shuffle_block=1000)
+    width = stream.lane_samples
+    assert width == 333_333_333_333
+    last = np.arange(width - width % 1000, width)  # the end of the second pass is a block of 333
+    found = stream.positions(2, last + width)
+    assert len(set(found.tolist())) == 333
+    assert 0 <= min(found) <= max(found) < 10**12
 
 
 @st.composite

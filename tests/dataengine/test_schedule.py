@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.schedule import Schedule, Stage, apportion, count_drawn
+from dataengine.schedule import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_drawn
 
-quotas = st.lists(st.integers(1, 250_000_000), min_size=1, max_size=12)
+sizes = st.one_of(st.integers(1, 250_000_000), st.integers(1, MAX_RUN_SAMPLES // 13))
+quotas = st.lists(sizes, min_size=1, max_size=12)
 
 
 @given(quotas, st.data())
@@ -111,15 +114,39 @@ def test_stage_boundary() -> None:
         schedule.counts(4)
 
 
-def test_largest_stage_keeps_within_int64() -> None:
-    total = 3_000_000_000
-    stage = Stage("huge", total // 500, {"x": 1_234_567_500, "y": total - 1_234_567_500})
+@given(quotas, st.integers(1, 300), st.data())
+def test_slots_are_those_of_whole_numbers_at_any_size(quotas: list[int], width: int, data: st.DataObject) -> None:
+    """Against Python's integers, up to the largest run: also where a product of two sample counts leaves 64 bits."""
+    names = [f"s{k:02d}" for k in range(len(quotas))]
+    steps = -(-sum(quotas) // width)
+    quotas = [*quotas[:-1], quotas[-1] + steps * width - sum(quotas)]
+    schedule = Schedule(width, 1, (Stage("huge", steps, dict(zip(names, quotas, strict=True))),))
+    step = data.draw(st.one_of(st.integers(0, steps - 1), st.integers(max(0, steps - 3), steps - 1)))
+    start = data.draw(st.integers(0, width - 1))
+    stop = data.draw(st.integers(start + 1, width))
+    numbers, cursors = schedule.lane_slots(step, start, stop)
+    points = [count_drawn(quotas, step * width + slot) for slot in range(start, stop + 1)]
+    rises = [[b - a for a, b in zip(*pair, strict=True)].index(1) for pair in pairwise(points)]
+    assert numbers.tolist() == rises
+    assert cursors.tolist() == [points[k][stream] for k, stream in enumerate(rises)]
+
+
+def test_a_stage_of_10_to_the_15_samples_is_exact_to_its_end() -> None:
+    total = 10**15
+    stage = Stage("huge", total // 500, {"x": 123_456_789_012_345, "y": total - 123_456_789_012_345})
     schedule = Schedule(500, 1, (stage,))
     last = schedule.steps - 1
     exact = [count_drawn(list(stage.samples.values()), n) for n in (last * 500, total)]
     assert schedule.counts(last) == {name: b - a for name, a, b in zip("xy", *exact, strict=True)}
-    numbers, _ = schedule.lane_slots(last)
+    numbers, cursors = schedule.lane_slots(last)
     assert np.bincount(numbers, minlength=2).tolist() == list(schedule.counts(last).values())
+    assert max(cursors[numbers == 1]) == stage.samples["y"] - 1
+    assert schedule.cursors(schedule.steps) == stage.samples
+
+
+def test_a_run_beyond_64_bits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the stages hold 4,611,686,018,427,387,908 samples, more than"):
+        Schedule(4, 1, (Stage("a", MAX_RUN_SAMPLES // 4 + 1, {"x": MAX_RUN_SAMPLES + 4}),))
 
 
 def test_quotas_must_fill_the_steps() -> None:

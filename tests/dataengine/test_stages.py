@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dataengine.config import BudgetConfig, StageConfig
 from dataengine.errors import InputError
-from dataengine.schedule import Schedule, Stage
-from dataengine.stages import StreamSize, cut_schedule, resolve_stages
+from dataengine.schedule import MAX_RUN_SAMPLES, Schedule, Stage
+from dataengine.stages import StreamSize, cut_schedule, idle_streams, resolve_stages, stage_rows
 
 
 def resolve(
@@ -99,6 +99,89 @@ def test_samples_fraction_and_rest_fill_the_budget() -> None:
         ("stage2", 5),
         ("stage3", 3),
     ]
+
+
+@pytest.mark.parametrize(
+    ("fractions", "steps", "expected"),
+    [
+        ([0.5, 0.5], 103, [52, 51]),
+        ([0.5, 0.5], 101, [51, 50]),  # both would round to 50, and a step would be missing
+        ([0.5, 0.5], 100, [50, 50]),
+        ([0.1, 0.2, 0.7], 103, [10, 21, 72]),  # as rounded: they fill the budget by themselves
+        ([1 / 3, 1 / 3, 1 / 3], 100, [34, 33, 33]),
+        ([0.25, 0.25], 103, [26, 26]),  # half of the budget, each rounded by itself
+        ([1.0], 10**17 + 1, [10**17 + 1]),
+    ],
+)
+def test_fractions_that_sum_to_1_fill_the_budget(fractions: list[float], steps: int, expected: list[int]) -> None:
+    stages = resolve([{"fraction": share, "mix": {"a": 1}} for share in fractions], {"a": 10**18 * 2}, steps=steps,
+                     seq_len=1, batch_size=2)  # fmt: skip
+    assert [stage.steps for stage in stages] == expected
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=9), st.integers(20_000, 10**9))
+def test_fractions_that_sum_to_1_leave_no_step(parts: list[int], steps: int) -> None:
+    fractions = [part / sum(parts) for part in parts]
+    stages = resolve([{"fraction": share, "mix": {"a": 1}} for share in fractions], {"a": 10**11}, steps=steps)
+    assert sum(stage.steps for stage in stages) == steps
+    assert all(abs(stage.steps - share * steps) < 1 for stage, share in zip(stages, fractions, strict=True))
+
+
+def test_a_run_that_64_bits_cannot_count_is_refused() -> None:
+    huge = {"a": 10**30}
+    assert resolve([{"steps": 10**12, "mix": {"a": 1}}], huge)[0].samples == {"a": 10**13}
+    with pytest.raises(InputError, match=r"stage 'stage0' makes the run 10,000,000,000,000,000 steps of 10 "):
+        resolve([{"steps": 10**16, "mix": {"a": 1}}], huge)
+    with pytest.raises(InputError, match=r"stage 'stage1' makes the run .* 64-bit numbers can count .*Shorten it"):
+        resolve([{"steps": 10**15, "mix": {"a": 1}}, {"drain": True, "mix": {"a": 1}}], huge)
+    with pytest.raises(InputError, match="64-bit"):
+        resolve([{"steps": MAX_RUN_SAMPLES // 10 + 1, "mix": {"a": 1}}], huge, seq_len=1)
+
+
+def test_streams_that_a_stage_names_and_does_not_draw_from_are_told() -> None:
+    def idle(stage: dict[str, Any], lanes: int = 1, **sizes: int) -> list[str]:
+        config = StageConfig.model_validate({"name": "x", **stage})
+        streams = {name: StreamSize(samples) for name, samples in {"a": 9000, "b": 9000, **sizes}.items()}
+        resolved = resolve_stages([config], streams, batch_size=10, lanes=lanes, seq_len=100)
+        return idle_streams([config], resolved, lanes)
+
+    assert idle({"steps": 4, "mix": {"a": 1, "b": 1}}) == []
+    assert idle({"steps": 4, "mix": {"a": 2, "b": 1e-12}}) == [
+        "stage 'x' draws nothing from stream 'b': its weight of 1e-12 is less than one of 40 samples of a lane; "
+        "0.0518 draws one"
+    ]
+    assert idle({"steps": 4, "mix": {"a": 2, "b": 0.0518}}) == []
+    assert "one of 20 samples of a lane; 0.106 " in idle({"steps": 4, "mix": {"a": 2, "b": 1e-12}}, 2)[0]
+    assert idle({"steps": 4, "mix": {"a": 2, "b": 0.106}}, 2) == []
+    assert idle({"steps": 4, "mix": {"a": "by_size", "b": "by_size"}}, b=1) == [
+        "stage 'x' draws nothing from stream 'b': too little is left of it"
+    ]
+    assert idle({"steps": 4, "mix": {"a": "rest", "b": "all"}}, b=0) == [
+        "stage 'x' draws nothing from stream 'b': nothing is left of it"
+    ]
+    assert idle({"steps": 4, "mix": {"a": "rest", "b": "all"}}, b=40) == [
+        "stage 'x' draws nothing from stream 'a': the other streams fill the stage"
+    ]
+    assert idle({"steps": 4, "mix": {"a": 1}, "to_mix": {"a": 1, "b": 1e-9}}) == [
+        "stage 'x' draws nothing from stream 'b': its share is less than one of 40 samples of a lane"
+    ]
+
+
+def test_the_pieces_of_a_ramp_are_one_row() -> None:
+    stages = resolve([{"steps": 40, "mix": {"a": 1}, "to_mix": {"b": 1}}, {"steps": 1, "mix": {"a": 1}}],
+                     {"a": 900, "b": 900})  # fmt: skip
+    assert len(stages) == 41
+    ramp, after = stage_rows(Schedule(10, 1, stages))
+    assert (ramp.name, ramp.start, ramp.steps, len(ramp.pieces)) == ("stage0", 0, 40, 40)
+    assert ramp.drawn == {"a": 200, "b": 200}
+    assert (ramp.share("a"), ramp.share("b")) == ("100.0% -> 0.0%", "0.0% -> 100.0%")
+    assert (after.name, after.start, after.steps, after.drawn) == ("stage1", 40, 1, {"a": 10})
+    assert after.share("a") == "100.0%"
+
+
+def test_a_stage_that_a_fork_cuts_shows_what_it_draws() -> None:
+    stages = (Stage("x", 4, {"a": 30, "b": 10}, cut=2), Stage("y", 1, {"b": 10}))
+    assert [row.drawn for row in stage_rows(Schedule(10, 1, stages))] == [{"a": 15, "b": 5}, {"b": 10}]
 
 
 def test_all_of_some_streams_and_the_rest_from_one() -> None:

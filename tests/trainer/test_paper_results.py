@@ -2,7 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.paper_results import BLEU, DIRECTIONS, LAST_UNI, REASONING, SETTINGS, UNI, bleu_of, mean, reasoning_mean
+from trainer.paper_results import (
+    BLEU,
+    BLOOM,
+    DIRECTIONS,
+    LAST_UNI,
+    REASONING,
+    SETTINGS,
+    UNI,
+    bleu_of,
+    mean,
+    reasoning_mean,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +55,11 @@ def test_the_printed_means_are_the_means_of_the_printed_scores(table: object) ->
     for setting, row in table.scores.items():  # type: ignore[attr-defined]
         assert len(row) == len(table.tasks) + 1  # type: ignore[attr-defined]
         assert row[-1] == pytest.approx(sum(row[:-1]) / (len(row) - 1), abs=0.011), setting
+
+
+def test_other_models_are_in_every_reasoning_table() -> None:
+    assert [table.score(BLOOM, table.tasks[0].name) for table in REASONING] == [25.60, 59.40, 64.60]
+    assert [reasoning_mean(BLOOM, table.language) for table in REASONING] == [49.92, 55.79, 61.19]
 
 
 def test_reasoning_means() -> None:
