@@ -30,6 +30,7 @@ from dataengine.estimate import estimate
 from dataengine.lost_text import UNKNOWN_TEXT
 from dataengine.pairs import write_pairs
 from dataengine.storage import open_store
+from dataengine.summary import read_summary
 from dataengine.tokens import load_tokenizer
 from tests.conftest import ConfigMaker, read_texts, write_jsonl
 
@@ -392,9 +393,10 @@ def test_a_record_of_which_the_tokenizer_knows_nothing_is_unusable(
     documents = split_documents(flow, 0)
     assert len(documents) == 98
     assert all(documents)
-    rejects = [json.loads(line) for line in Path(config.store, built.rejects[str(path)]).read_text().splitlines()]
-    assert [(reject["line"], reject["reason"], reject["excerpt"]) for reject in rejects] == [
-        (98, UNKNOWN_TEXT, "打开文件"), (100, UNKNOWN_TEXT, "2024")
+    assert built.rejects is not None
+    rejects = [json.loads(line) for line in Path(config.store, built.rejects).read_text().splitlines()]
+    assert [(reject["file"], reject["line"], reject["reason"], reject["excerpt"]) for reject in rejects] == [
+        (str(path), 98, UNKNOWN_TEXT, "打开文件"), (str(path), 100, UNKNOWN_TEXT, "2024")
     ]  # fmt: skip
     (stream,) = orjson.loads(Path(result.path).with_name("build_report.json").read_bytes())["streams"]
     assert (stream["unknown_tokens"], stream["vanished_characters"]) == (0, vanished)
@@ -402,8 +404,8 @@ def test_a_record_of_which_the_tokenizer_knows_nothing_is_unusable(
     notes = capsys.readouterr().err
     assert notes.count("has no token for a line break: the lines of a document, and the two sides of a pair, run") == 1
     assert build_error(documents_only(make_config, path, **settings, store=str(tmp_path / "strict"))).endswith(
-        f"The first: {path}, line 98: {UNKNOWN_TEXT}: 打开文件 (more of them: {tmp_path}/strict/"
-        f"{built.rejects[str(path)]}). Mend the file, give a tokenizer that knows these texts or falls back on bytes, "
+        f"The first: {path}, line 98: {UNKNOWN_TEXT}: 打开文件 (all of them, with files and lines: {tmp_path}/strict/"
+        f"{built.rejects}). Fix them, give a tokenizer that knows these texts or falls back on bytes, "
         "or raise max_bad_fraction to go on without them."
     )
 
@@ -432,17 +434,17 @@ def test_a_pair_with_a_side_of_which_the_tokenizer_knows_nothing_is_unusable(
     assert built.dropped == {"duplicate pair": 1}
     estimated = estimate(building.prepare(config, open_store(config.store)).streams["pairs"])
     assert (estimated.records, estimated.kept, estimated.rejected) == (built.records, built.kept, built.rejected)
-    summary = orjson.loads(Path(config.store, built.stream.remote, "stream.json").read_bytes())
-    assert summary["vanished"] == built.vanished > 0
+    assert read_summary(open_store(config.store), built.stream.remote).vanished == built.vanished > 0
 
 
 def test_streams_that_do_not_state_lost_text_stay_readable(make_config: ConfigMaker) -> None:
     config = make_config()
     first = build(config, workers=1)
-    for path in Path(config.store).rglob("stream.json"):
+    for path in list(Path(config.store).rglob("stream.summary")):
         fields = orjson.loads(path.read_bytes())
-        del fields["unknown"], fields["vanished"]
-        path.write_bytes(orjson.dumps(fields))
+        del fields["unknown"], fields["vanished"], fields["xxh3"]
+        path.with_name("stream.json").write_bytes(orjson.dumps(fields))
+        path.unlink()
     again = build(config, workers=1)
     assert again.manifest == first.manifest
     assert [(built.unknown, built.vanished) for built in again.streams] == [(0, 0)] * 3
