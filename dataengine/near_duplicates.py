@@ -13,6 +13,7 @@ texts of its crowds besides. So the work grows with the number of texts, not wit
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -106,8 +107,7 @@ def shingle_texts(texts: Sequence[str]) -> Shingles:
 def sign(shingles: Shingles) -> UInt32s:
     """MinHash signatures of texts that have shingles, shape (n, PERMUTATIONS): two texts agree in each row with the
     probability of their similarity."""
-    import rensa  # type: ignore[import-untyped]
-
+    rensa = _load_rensa()
     signatures = np.empty((len(shingles.sizes), PERMUTATIONS), np.uint32)
     offsets = np.concatenate([[0], shingles.ends])
     for first in range(0, len(signatures), _BLOCK):  # rows come as lists, which take ten times the memory
@@ -118,6 +118,28 @@ def sign(shingles: Shingles) -> UInt32s:
         )
         signatures[first : first + _BLOCK] = matrix.to_rows()
     return signatures
+
+
+@lru_cache(maxsize=1)
+def _load_rensa() -> Any:
+    """rensa on one thread: workers are processes of their own, and a pool of threads does not outlive a fork.
+
+    It makes its pool with the first large matrix, by this variable of the environment; other libraries read it too.
+    """
+    before = os.environ.get("RAYON_NUM_THREADS")
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    try:
+        import rensa  # type: ignore[import-untyped]
+
+        rows, tokens = 64, 1 << 18
+        offsets = np.arange(rows + 1, dtype=np.uint64) * np.uint64(tokens // rows)
+        rensa.RMinHash.digest_matrix_from_flat_token_hashes(np.arange(tokens, dtype=np.uint64), offsets, 1, _SEED)
+    finally:
+        if before is None:
+            del os.environ["RAYON_NUM_THREADS"]
+        else:
+            os.environ["RAYON_NUM_THREADS"] = before
+    return rensa
 
 
 @lru_cache

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
@@ -144,6 +146,18 @@ def test_signatures_do_not_depend_on_what_else_is_signed() -> None:
         assert np.array_equal(sign(shingles), together := sign(shingles))
     alone = [sign(shingles.select(np.arange(60) == k))[0] for k in range(60)]
     assert np.array_equal(together, np.stack(alone))
+
+
+def test_a_forked_process_signs_texts_too() -> None:
+    """A pool of threads that its parent made would leave it waiting for ever."""
+    chance = random.Random(9)
+    shingles = shingle_texts([" ".join(words(chance, 300)) for _ in range(2000)])
+    expected = sign(shingles).tobytes()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(sign(shingles).tobytes() != expected)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 # --- Bands ---
