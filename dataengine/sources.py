@@ -968,20 +968,25 @@ def _chunks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[bytes]
     """The content of one of a part's files, decompressed."""
     path = part.paths[number]
     stop = None if part.stop < 0 or len(part.paths) > 1 else part.stop
-    stored = _stored(path, part.start, stop, part.versions[number], on_bytes)
+    digest = part.digest if len(part.paths) == 1 and not is_url(path) else ""
+    stored = _stored(path, part.start, stop, part.versions[number], digest, on_bytes)
     return stored if part.start else archives.unpack(path, stored)  # what is cut is plain
 
 
-def _stored(path: str, start: int, stop: int | None, version: str, on_bytes: OnBytes) -> Iterator[bytes]:
-    """The bytes [start, stop) of a file as they are; notices if it has become shorter."""
-    place = start
+def _stored(path: str, start: int, stop: int | None, version: str, digest: str, on_bytes: OnBytes) -> Iterator[bytes]:
+    """The bytes [start, stop) of a file as they are; notices if they are not those of the digest, if one is given."""
+    place, found = start, xxhash.xxh3_128()
     with open_file(path, start, stop, version) as file:
         while chunk := file.read(_CHUNK):
             on_bytes(len(chunk))
             place += len(chunk)
+            if digest:
+                found.update(chunk)
             yield chunk
     if stop is not None and place < stop:
         raise InputError(f"{path}: {stop - place:,} bytes fewer than when it was found. It was changed; run again.")
+    if digest and found.hexdigest() != digest:
+        raise InputError(f"{path} was changed after the build had listed it. Run again.")
 
 
 def _excerpt(shown: Shown, length: int = 200) -> str:

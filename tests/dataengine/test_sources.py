@@ -1488,3 +1488,23 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(object_store: Objec
         next(read_records(part, DOCUMENT))
     (other,) = plan(url, part_bytes=1 << 30)
     assert other.digest != part.digest
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.tmx"])
+def test_a_local_file_that_changes_after_it_was_listed_is_an_error(tmp_path: Path, name: str) -> None:
+    """Its units would be remembered under the hash of what it was; of equal length, so that only the hash tells."""
+    path, form = tmp_path / name, RecordFormat(("en",), ("en",))
+
+    def write(word: str) -> None:
+        text = f'{{"en": "{word}"}}\n'
+        if name.endswith(".tmx"):
+            text = f'<tmx><body><tu><tuv xml:lang="en"><seg>{word}</seg></tuv></tu></body></tmx>'
+        content = text.encode()
+        path.write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
+
+    write("before")
+    (part,), _ = plan_parts([str(path)], "s", form, format=None, part_bytes=10**6, hashes={}, threads=1)
+    assert [list(batch.texts[0]) for batch in read_records(part, form)] == [["before"]]
+    write("behind")
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))} was changed after the build had listed it"):
+        list(read_records(part, form))
