@@ -3,6 +3,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import itertools
 import lzma
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dataengine import sources
+from dataengine import archives, sources
 from dataengine.errors import InputError
 from dataengine.sources import RecordFormat, Records, Reject, SourcePart, plan_parts, read_records, whole_file
 from tests.conftest import DEMO
@@ -976,6 +978,53 @@ def checked_zst(content: bytes) -> bytes:
 
 def flip_last(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def gzip_member(content: bytes, name: bytes, extra: bytes, level: int) -> bytes:
+    """A member of a gzip file whose header has a file name, a comment, extra fields and a checksum, as far as given."""
+    flags = 2 | (8 | 16 if name else 0) | (4 if extra else 0)
+    header = b"\x1f\x8b\x08" + bytes([flags]) + b"\0" * 4 + b"\0\xff"
+    header += len(extra).to_bytes(2, "little") + extra if extra else b""
+    header += name + b"\0" + name + b"\0" if name else b""
+    header += (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little")
+    packer = zlib.compressobj(level, zlib.DEFLATED, -15)
+    sizes = zlib.crc32(content).to_bytes(4, "little") + len(content).to_bytes(4, "little")
+    return header + packer.compress(content) + packer.flush() + sizes
+
+
+@given(
+    members=st.lists(
+        st.tuples(
+            st.sampled_from([b"", b"{}\n", b'{"text": "a"}\n' * 90]),
+            st.sampled_from([b"", b"name", b"n" * 300]),
+            st.sampled_from([b"", b"BC\2\0\0\0", b"x" * 300]),
+            st.sampled_from([0, 1, 6]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    sizes=st.lists(st.integers(1, 400), min_size=1, max_size=8),
+)
+@example(members=[(b"{}\n", b"name", b"BC\2\0\0\0", 0)] * 2, sizes=[11, 3])
+def test_gzip_is_read_wherever_its_members_are_cut(
+    members: list[tuple[bytes, bytes, bytes, int]], sizes: list[int]
+) -> None:
+    packed = [gzip_member(*member) for member in members]
+    stored = b"".join(packed)
+    ends = {sum(map(len, packed[: k + 1])) for k in range(len(packed))}
+
+    def unpack(stored: bytes) -> bytes:
+        cuts = [0]
+        while cuts[-1] < len(stored):
+            cuts.append(cuts[-1] + sizes[(len(cuts) - 1) % len(sizes)])
+        flow = (stored[start:stop] for start, stop in itertools.pairwise(cuts))
+        return b"".join(archives.unpack("a.gz", flow))
+
+    assert unpack(stored) == gzip.decompress(stored) == b"".join(content for content, *_ in members)
+    for cut in {len(stored) - 1, len(stored) // 2, len(packed[0]) + 12} - ends:
+        if 10 <= cut < len(stored):
+            with pytest.raises(InputError, match=r"archive ends early|broken archive"):
+                unpack(stored[:cut])
 
 
 def test_zst_with_skippable_frames_and_a_large_window_is_read(tmp_path: Path) -> None:
