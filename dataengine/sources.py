@@ -332,7 +332,7 @@ def _open_parquet(path: str, source: BinaryIO) -> Any:
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(source, buffer_size=_PARQUET_BUFFER)
+        return parquet.ParquetFile(source, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
         source.seek(0)
         head = source.read(archives.HEAD)

@@ -1203,6 +1203,19 @@ def test_parquet_that_is_cut_short_or_broken_is_an_error(tmp_path: Path) -> None
         read(path)
 
 
+def test_a_wrong_checksum_of_a_parquet_page_is_noticed(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet as files
+
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [f"record {number}" for number in range(100)]})
+    files.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    assert len(read(path)[0]) == 100
+    path.write_bytes(path.read_bytes().replace(b"record 42", b"record 43"))
+    with pytest.raises(InputError, match=r"broken after 0 rows: .*checksum verification failed"):
+        read(path)
+
+
 def test_parquet_without_rows_has_no_records(tmp_path: Path) -> None:
     import pyarrow
 
