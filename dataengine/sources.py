@@ -494,6 +494,7 @@ def _parse_jsonl_each(
         if line is None:
             block.reject(number, f"longer than {_LONGEST_LINE >> 20} MiB", "")
             continue
+        line = line.removeprefix(_BYTE_ORDER_MARK)  # the file may be several that were joined
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -644,6 +645,7 @@ class _Rows:
         self.names = names
         self._form, self._path = form, path
         self._heading = "\t".join(names)
+        self._sizes = {len(self._heading), len(self._heading) + 1}  # with a byte order mark where files were joined
         self._places = [names.index(key) for key in form.keys] if names else [0]
         self._label = names.index(form.label_key) if form.label_key in names else None
 
@@ -657,7 +659,7 @@ class _Rows:
             rows = [row.removesuffix("\r") for row in rows]
         if not self.names:
             return _all_usable([rows], [""] * len(rows) if self._form.label_key else [], before, self._form)
-        if len(self._heading) in set(map(len, rows)) and any(map(self._is_heading, rows)):
+        if self._sizes & set(map(len, rows)) and any(map(self._is_heading, rows)):
             return None
         cells = [row.split("\t") for row in rows]
         if set(map(len, cells)) != {len(self.names)}:
@@ -679,14 +681,15 @@ class _Rows:
                 continue
             line = line.removesuffix("\r")
             cells = line.split("\t") if self.names else [line]
+            bare = line.removeprefix("\ufeff") if len(line) in self._sizes else ""
             if self.names and len(cells) != len(self.names):
                 block.reject(number, f"{len(cells)} columns instead of {len(self.names)}", _excerpt(line))
-            elif self.names and tsv_heading.is_other_heading(line, self.names):
+            elif self.names and tsv_heading.is_other_heading(bare, self.names):
                 raise InputError(
                     f"{self._path}: within the file is another heading ({', '.join(cells)}) than that of the lines "
                     f"before ({', '.join(self.names)}), so its columns change their order. Cut the file in two there."
                 )
-            elif self.names and line == self._heading:
+            elif self.names and bare == self._heading:
                 block.reject(number, "a heading, not a record", _excerpt(line))
             else:
                 label = "" if self._label is None else cells[self._label]
@@ -697,9 +700,10 @@ class _Rows:
         return block.records
 
     def _is_heading(self, row: str) -> bool:
-        return len(row) == len(self._heading) and (
-            row == self._heading or tsv_heading.is_other_heading(row, self.names)
-        )
+        if len(row) not in self._sizes:
+            return False
+        bare = row.removeprefix("\ufeff")
+        return bare == self._heading or tsv_heading.is_other_heading(bare, self.names)
 
     def _note_quotes(self, records: Records, lines: Sequence[int], rows: Sequence[str]) -> None:
         if found := tsv_heading.quoted_rows(rows):

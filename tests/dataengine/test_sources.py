@@ -1050,6 +1050,21 @@ def test_byte_order_mark_carriage_returns_blank_lines_and_missing_last_newline(
     assert list(sources.read_lines(write(path, b"\xef\xbb\xbfone", frames))) == [b"one"]
 
 
+def test_byte_order_marks_where_files_were_joined_are_no_text(tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    path = write(tmp_path / "a.jsonl.gz", mark + b'{"text": "a"}\n' + mark + b'{"text": "b"}\n', frames=2)
+    assert read(path)[:2] == ([(1, ("a",)), (2, ("b",))], [])
+    for line in (b"en\tzh\n", b"zh\ten\n"):
+        path = write(tmp_path / "a.tsv", mark + b"en\tzh\na\tb\n" + mark + line + b"c\td\n")
+        if line == b"zh\ten\n":
+            with pytest.raises(InputError, match="within the file is another heading"):
+                read(path, PAIR)
+            continue
+        records, rejects, _, _ = read(path, PAIR)
+        assert records == [(2, ("a", "b")), (4, ("c", "d"))]
+        assert [(one.line, one.reason) for one in rejects] == [(3, "a heading, not a record")]
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("format", ["jsonl", "tsv", "txt"])
 def test_an_empty_file_has_no_records(tmp_path: Path, format: str, suffix: str) -> None:
