@@ -714,7 +714,7 @@ def _read_paragraphs(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) ->
     """Plain text in which a document is what is between blank lines, or the whole file."""
     number, begun, length = 0, 0, 0
     gathered: list[bytes] = []
-    for lines in _line_blocks(part, 0, on_bytes):
+    for lines in _line_blocks(part, 0, on_bytes, one_text=form.split == "file"):
         for content in lines:
             number += 1
             if form.split == "file" or content is None or not is_blank(content.decode(errors="replace")):
@@ -929,10 +929,16 @@ def read_content(path: str | Path) -> bytes:
     return b"".join(_chunks(part, 0, lambda count: None))
 
 
-def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[list[bytes | None]]:
-    """Lists of lines of one of a part's files, without their ends; None for a line that is too long."""
+def _line_blocks(
+    part: SourcePart, number: int, on_bytes: OnBytes, *, one_text: bool = False
+) -> Iterator[list[bytes | None]]:
+    """Lists of lines of one of a part's files, without their ends; None for a line that is too long.
+
+    Raises InputError if the lines of the file end in carriage returns alone, unless it is `one_text`.
+    """
     pieces: list[bytes] = []  # of a line that has not ended yet
     length, first = 0, part.start == 0
+    returns = ended = False  # whether a carriage return stands within the first line; at the end of what is read of it
     chunks = _chunks(part, number, on_bytes)
     if first:
         head, chunks = archives.peek(chunks)
@@ -940,6 +946,7 @@ def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[l
     for chunk in chunks:
         cut = chunk.rfind(b"\n")
         if cut < 0:
+            returns, ended = returns or ended or b"\r" in chunk[:-1], chunk.endswith(b"\r")
             length += len(chunk)
             if length <= _LONGEST_LINE:
                 pieces.append(chunk)
@@ -963,6 +970,11 @@ def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[l
         first = False
         pieces, length = [rest] if rest else [], len(rest)
         yield lines
+    if first and returns and not one_text:
+        raise InputError(
+            f"{part.paths[number]} has no line feeds, but carriage returns: its lines end as on old Macs. Convert it "
+            "(tr '\\r' '\\n' < FILE > NEW)."
+        )
     if length:
         line = b"".join(pieces) if length <= _LONGEST_LINE else None
         yield [line.removeprefix(_BYTE_ORDER_MARK) if line and first else line]

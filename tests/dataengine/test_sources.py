@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dataengine import archives, sources
@@ -1050,6 +1050,26 @@ def test_byte_order_mark_carriage_returns_blank_lines_and_missing_last_newline(
     assert list(sources.read_lines(write(path, b"\xef\xbb\xbfone", frames))) == [b"one"]
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("format", ["jsonl", "tsv", "text"])
+def test_lines_that_end_in_carriage_returns_alone_are_an_error(tmp_path: Path, format: str, suffix: str) -> None:
+    line = line_of(("a", "b"), format)
+    path = write(tmp_path / f"a{suffix}", b"\r".join([line] * 3) + b"\r")
+    with pytest.raises(InputError, match="has no line feeds, but carriage returns"):
+        read(whole_file(path, format), FORMS[format])
+    write(path, line + b"\r")
+    assert len(read(whole_file(path, format), FORMS[format])[0]) == 1
+
+
+def test_carriage_returns_alone_in_moses_files_and_in_whole_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"corpus\.en has no line feeds, but carriage returns"):
+        read(plan(moses(tmp_path, b"a\rb\rc\r", b"x\ry\r"), form=PAIR)[0], PAIR)
+    path = write(tmp_path / "a.txt", b"a\rb\r")
+    with pytest.raises(InputError, match="carriage returns"):
+        read(path, replace(DOCUMENT, split="paragraph"))
+    assert read(path, replace(DOCUMENT, split="file"))[0] == [(1, ("a\rb",))]
+
+
 def test_byte_order_marks_where_files_were_joined_are_no_text(tmp_path: Path) -> None:
     mark = "\ufeff".encode()
     path = write(tmp_path / "a.jsonl.gz", mark + b'{"text": "a"}\n' + mark + b'{"text": "b"}\n', frames=2)
@@ -1367,6 +1387,7 @@ def test_parts_hold_each_record_of_the_file_once(
 ) -> None:
     lines, form = data.draw(lines_of(format)), FORMS[format]
     content = b"\n".join(lines) + (b"\n" if ended and lines else b"")
+    assume(b"\n" in content or b"\r" not in content)  # it would be refused
     path = write(tmp_path_factory.getbasetemp() / "cut", content)
     whole = read(whole_file(path, format), form, size=3)
     with pytest.MonkeyPatch.context() as patch:
