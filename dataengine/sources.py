@@ -143,12 +143,17 @@ def plan_parts(
             versions = tuple(file.version if is_url(file.path) else "" for file in files)
             cuts = [one.result() for one in job]
             if kind == "moses":
-                digest = xxhash.xxh3_128_hexdigest(" ".join(whole[0][3] for whole in cuts).encode())
+                digest = _join_digests(whole[0][3] for whole in cuts)
                 size = sum(file.size for file in files)
                 parts.append(SourcePart(names, versions, kind, 0, size, size, digest))
             else:
                 parts += [SourcePart(names, versions, kind, *cut) for cut in cuts[0]]
     return parts, dict(sorted(found.items()))
+
+
+def _join_digests(digests: Iterable[str]) -> str:
+    """The identity of several files together."""
+    return xxhash.xxh3_128_hexdigest(" ".join(digests).encode())
 
 
 def whole_file(path: str | Path, format: str | None = None) -> SourcePart:
@@ -743,7 +748,11 @@ def _paragraph(form: RecordFormat, line: int, gathered: list[bytes], length: int
 
 def _read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
     """Line n of each file is a side of pair n."""
-    flows = [(line for lines in _line_blocks(part, k, on_bytes) for line in lines) for k in range(len(part.paths))]
+    hashing = [xxhash.xxh3_128() for _ in part.paths]
+    flows = [
+        (line for lines in _line_blocks(part, k, on_bytes, hashing=hashing[k]) for line in lines)
+        for k in range(len(part.paths))
+    ]
     ended = object()
     block, number = _Block(form), 0
     for number, contents in enumerate(zip_longest(*flows, fillvalue=ended), 1):
@@ -766,6 +775,8 @@ def _read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bloc
         if len(block.records.lines) + len(block.records.rejects) >= 1000:
             yield block.records
             block = _Block(form)
+    if part.digest and not any(map(is_url, part.paths)):
+        _check_digest(part, _join_digests(one.hexdigest() for one in hashing))
     yield block.records
     return number
 
@@ -930,16 +941,17 @@ def read_content(path: str | Path) -> bytes:
 
 
 def _line_blocks(
-    part: SourcePart, number: int, on_bytes: OnBytes, *, one_text: bool = False
+    part: SourcePart, number: int, on_bytes: OnBytes, *, one_text: bool = False, hashing: Any = None
 ) -> Iterator[list[bytes | None]]:
     """Lists of lines of one of a part's files, without their ends; None for a line that is too long.
 
-    Raises InputError if the lines of the file end in carriage returns alone, unless it is `one_text`.
+    Raises InputError if the lines of the file end in carriage returns alone, unless it is `one_text`. `hashing` as in
+    `_chunks`.
     """
     pieces: list[bytes] = []  # of a line that has not ended yet
     length, first = 0, part.start == 0
     returns = ended = False  # whether a carriage return stands within the first line; at the end of what is read of it
-    chunks = _chunks(part, number, on_bytes)
+    chunks = _chunks(part, number, on_bytes, hashing)
     if first:
         head, chunks = archives.peek(chunks)
         archives.refuse_others(part.paths[number], head, text=True)
@@ -980,12 +992,32 @@ def _line_blocks(
         yield [line.removeprefix(_BYTE_ORDER_MARK) if line and first else line]
 
 
-def _chunks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[bytes]:
-    """The content of one of a part's files, decompressed."""
+def _chunks(part: SourcePart, number: int, on_bytes: OnBytes, hashing: Any = None) -> Iterator[bytes]:
+    """The content of one of a part's files, decompressed; what is stored also goes into `hashing`, if given.
+
+    Raises InputError at the end if a local file is not the one that was identified.
+    """
     path = part.paths[number]
     stop = None if part.stop < 0 or len(part.paths) > 1 else part.stop
     stored = _stored(path, part.start, stop, part.versions[number], on_bytes)
+    if hashing is not None or (part.digest and not is_url(path)):
+        stored = _hashed(stored, xxhash.xxh3_128() if hashing is None else hashing, part, check=hashing is None)
     return stored if part.start else archives.unpack(path, stored)  # what is cut is plain
+
+
+def _hashed(stored: Iterator[bytes], hashing: Any, part: SourcePart, *, check: bool) -> Iterator[bytes]:
+    for chunk in stored:
+        hashing.update(chunk)
+        yield chunk
+    if check:
+        _check_digest(part, hashing.hexdigest())
+
+
+def _check_digest(part: SourcePart, digest: str) -> None:
+    """Raise InputError if what was read of a part is not what it was identified by: the unit would have another's
+    name."""
+    if digest != part.digest:
+        raise InputError(f"{' or '.join(part.paths)} was changed after it was looked at. Run again.")
 
 
 def _stored(path: str, start: int, stop: int | None, version: str, on_bytes: OnBytes) -> Iterator[bytes]:

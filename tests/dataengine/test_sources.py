@@ -1109,6 +1109,27 @@ def test_moses_files_of_unequal_length_are_an_error(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.tsv", "a.txt", "a.tmx", "moses"])
+def test_a_file_that_changed_since_it_was_planned_is_an_error(tmp_path: Path, name: str) -> None:
+    form = DOCUMENT if name in ("a.jsonl", "a.jsonl.gz", "a.txt") else PAIR
+    content = {
+        "a.jsonl": b'{"text": "old"}\n' * 9,
+        "a.tsv": b"en\tzh\nold\told\n",
+        "a.txt": b"old\nold\n",
+        "a.tmx": tmx([unit(en="old", zh="old")]),
+        "moses": b"old\n",
+    }[name.removesuffix(".gz")]
+    path: Any = write(tmp_path / name, content)
+    if name == "moses":
+        path = moses(tmp_path, content, content)
+    parts = plan(path, form=form, part_bytes=40)
+    assert all(read(part, form)[0] for part in parts)
+    changed = Path(path["zh"]) if name == "moses" else path
+    write(changed, content.replace(b"old", b"new"))
+    with pytest.raises(InputError, match="was changed after it was looked at"):
+        read(parts[-1], form)
+
+
 def test_a_file_that_lost_bytes_since_it_was_planned_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "a"}\n' * 10)
     (part,) = plan(path)
