@@ -21,6 +21,7 @@ _STEP = 1 << 16  # bytes; of gzip one may stand for 1,000; xz and bzip2 are aske
 _LARGEST_WINDOW = 1 << 31  # bytes; `zstd --long=31`
 _MOST_OF_A_START = 1 << 26  # bytes of text
 _PADDED = ("gzip", "xz")  # zero bytes may follow a member
+_LONGEST_HEADER = 1 << 20  # bytes of a gzip member's header, which may hold a name, a comment and other fields
 
 # First bytes of what is not read -> what it is, what to do.
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
@@ -162,18 +163,30 @@ class _Members:
         self._make, self._step = makers[kind]
         self._faults = (isal_zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError)
         self._member = self._make()
+        self._begun = False
+        self._held = b""  # the begin of a gzip header
         self._produced = 0
 
     def feed(self, stored: bytes) -> Iterator[bytes]:
         """The text of the next bytes, in pieces that stay small whatever they expand to."""
-        at = 0
+        begins = bool(self._held) or (self._kind == "gzip" and not self._begun)
+        stored, self._held, at = self._held + stored, b"", 0
         while at < len(stored):
             if self._member.eof:
                 if self._kind in _PADDED and stored[at] == 0:
                     at = len(stored) - len(stored[at:].lstrip(b"\0"))
                     continue
                 self._member = self._make()
-            piece = stored[at : at + self._step]
+                begins = self._kind == "gzip"
+            header: int | None = 0
+            if begins:
+                # The library forgets a header's flags between two calls (intel/isa-l#224): it gets headers whole.
+                header = _gzip_header(stored, at)
+                if header is None and len(stored) - at < _LONGEST_HEADER:
+                    self._held = stored[at:]
+                    return
+            begins, self._begun = False, True
+            piece = stored[at : at + max(self._step, header or 0)]
             for text in self._pieces(piece):
                 self._produced += len(text)
                 yield text
@@ -197,7 +210,28 @@ class _Members:
 
     def finish(self) -> None:
         """Raise InputError if the last member has not ended."""
-        if not self._member.eof:
+        if self._held or not self._member.eof:
             raise InputError(
                 f"{self._path}: the archive ends early, after {self._produced:,} bytes of text. Fetch the file again."
             )
+
+
+def _gzip_header(content: bytes, start: int) -> int | None:
+    """The size of the header of the gzip member that begins at `start`; None if it goes on behind the content, 0 if no
+    member begins there."""
+    fixed = content[start : start + 10]
+    if not b"\x1f\x8b\x08".startswith(fixed[:3]):
+        return 0
+    if len(fixed) < 10:
+        return None
+    flags, end = fixed[3], start + 10
+    if flags & 4:  # extra fields, after their size
+        end += 2 + int.from_bytes(content[end : end + 2], "little")
+    for flag in (8, 16):  # a name, a comment
+        if flags & flag:
+            end = content.find(b"\0", end) + 1
+            if not end:
+                return None
+    if flags & 2:  # a checksum
+        end += 2
+    return end - start if end <= len(content) else None

@@ -52,7 +52,7 @@ from dataengine.stages import MAX_TOKENS, resolve_stages
 from dataengine.storage import Store, open_store
 from dataengine.summary import SourceLines, SourceReject
 from dataengine.tokenizing import KeptPart, MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
-from dataengine.tokens import Tokenizer, keeps_line_breaks, load_tokenizer, token_dtype
+from dataengine.tokens import Tokenizer, keeps_line_breaks, keeps_spaces, load_tokenizer, token_dtype
 from dataengine.units import (
     SCHEMA,
     Keep,
@@ -180,6 +180,11 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         note(
             f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides "
             "of a pair, run together"
+        )
+    if any(config.streams[name].documents for name in missing) and not keeps_spaces(prepared.tokenizer):
+        note(
+            f"tokenizer {config.tokenizer} makes one space, or less, of several spaces or of a tab: the indentation of "
+            "code and the columns of tables in documents are lost"
         )
     if missing and config.tokenizer_engine == "auto":
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")

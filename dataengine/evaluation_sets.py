@@ -162,7 +162,7 @@ def _strings_of_parquet(path: str) -> Iterator[str]:
 
     try:
         with open_file(path) as file:
-            for batch in parquet.ParquetFile(file).iter_batches():
+            for batch in parquet.ParquetFile(file, page_checksum_verification=True).iter_batches():
                 for column in batch.columns:  # two may have one name
                     yield from _strings(column.to_pylist())
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -143,12 +143,17 @@ def plan_parts(
             versions = tuple(file.version if is_url(file.path) else "" for file in files)
             cuts = [one.result() for one in job]
             if kind == "moses":
-                digest = xxhash.xxh3_128_hexdigest(" ".join(whole[0][3] for whole in cuts).encode())
+                digest = _join_digests(whole[0][3] for whole in cuts)
                 size = sum(file.size for file in files)
                 parts.append(SourcePart(names, versions, kind, 0, size, size, digest))
             else:
                 parts += [SourcePart(names, versions, kind, *cut) for cut in cuts[0]]
     return parts, dict(sorted(found.items()))
+
+
+def _join_digests(digests: Iterable[str]) -> str:
+    """The identity of several files together."""
+    return xxhash.xxh3_128_hexdigest(" ".join(digests).encode())
 
 
 def whole_file(path: str | Path, format: str | None = None) -> SourcePart:
@@ -332,7 +337,7 @@ def _open_parquet(path: str, source: BinaryIO) -> Any:
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(source, buffer_size=_PARQUET_BUFFER)
+        return parquet.ParquetFile(source, buffer_size=_PARQUET_BUFFER, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
         source.seek(0)
         head = source.read(archives.HEAD)
@@ -494,6 +499,7 @@ def _parse_jsonl_each(
         if line is None:
             block.reject(number, f"longer than {_LONGEST_LINE >> 20} MiB", "")
             continue
+        line = line.removeprefix(_BYTE_ORDER_MARK)  # the file may be several that were joined
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:
@@ -644,6 +650,7 @@ class _Rows:
         self.names = names
         self._form, self._path = form, path
         self._heading = "\t".join(names)
+        self._sizes = {len(self._heading), len(self._heading) + 1}  # with a byte order mark where files were joined
         self._places = [names.index(key) for key in form.keys] if names else [0]
         self._label = names.index(form.label_key) if form.label_key in names else None
 
@@ -657,7 +664,7 @@ class _Rows:
             rows = [row.removesuffix("\r") for row in rows]
         if not self.names:
             return _all_usable([rows], [""] * len(rows) if self._form.label_key else [], before, self._form)
-        if len(self._heading) in set(map(len, rows)) and any(map(self._is_heading, rows)):
+        if self._sizes & set(map(len, rows)) and any(map(self._is_heading, rows)):
             return None
         cells = [row.split("\t") for row in rows]
         if set(map(len, cells)) != {len(self.names)}:
@@ -679,14 +686,15 @@ class _Rows:
                 continue
             line = line.removesuffix("\r")
             cells = line.split("\t") if self.names else [line]
+            bare = line.removeprefix("\ufeff") if len(line) in self._sizes else ""
             if self.names and len(cells) != len(self.names):
                 block.reject(number, f"{len(cells)} columns instead of {len(self.names)}", _excerpt(line))
-            elif self.names and tsv_heading.is_other_heading(line, self.names):
+            elif self.names and tsv_heading.is_other_heading(bare, self.names):
                 raise InputError(
                     f"{self._path}: within the file is another heading ({', '.join(cells)}) than that of the lines "
                     f"before ({', '.join(self.names)}), so its columns change their order. Cut the file in two there."
                 )
-            elif self.names and line == self._heading:
+            elif self.names and bare == self._heading:
                 block.reject(number, "a heading, not a record", _excerpt(line))
             else:
                 label = "" if self._label is None else cells[self._label]
@@ -697,9 +705,10 @@ class _Rows:
         return block.records
 
     def _is_heading(self, row: str) -> bool:
-        return len(row) == len(self._heading) and (
-            row == self._heading or tsv_heading.is_other_heading(row, self.names)
-        )
+        if len(row) not in self._sizes:
+            return False
+        bare = row.removeprefix("\ufeff")
+        return bare == self._heading or tsv_heading.is_other_heading(bare, self.names)
 
     def _note_quotes(self, records: Records, lines: Sequence[int], rows: Sequence[str]) -> None:
         if found := tsv_heading.quoted_rows(rows):
@@ -710,7 +719,7 @@ def _read_paragraphs(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) ->
     """Plain text in which a document is what is between blank lines, or the whole file."""
     number, begun, length = 0, 0, 0
     gathered: list[bytes] = []
-    for lines in _line_blocks(part, 0, on_bytes):
+    for lines in _line_blocks(part, 0, on_bytes, one_text=form.split == "file"):
         for content in lines:
             number += 1
             if form.split == "file" or content is None or not is_blank(content.decode(errors="replace")):
@@ -739,7 +748,11 @@ def _paragraph(form: RecordFormat, line: int, gathered: list[bytes], length: int
 
 def _read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
     """Line n of each file is a side of pair n."""
-    flows = [(line for lines in _line_blocks(part, k, on_bytes) for line in lines) for k in range(len(part.paths))]
+    hashing = [xxhash.xxh3_128() for _ in part.paths]
+    flows = [
+        (line for lines in _line_blocks(part, k, on_bytes, hashing=hashing[k]) for line in lines)
+        for k in range(len(part.paths))
+    ]
     ended = object()
     block, number = _Block(form), 0
     for number, contents in enumerate(zip_longest(*flows, fillvalue=ended), 1):
@@ -762,6 +775,8 @@ def _read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bloc
         if len(block.records.lines) + len(block.records.rejects) >= 1000:
             yield block.records
             block = _Block(form)
+    if part.digest and not any(map(is_url, part.paths)):
+        _check_digest(part, _join_digests(one.hexdigest() for one in hashing))
     yield block.records
     return number
 
@@ -925,17 +940,25 @@ def read_content(path: str | Path) -> bytes:
     return b"".join(_chunks(part, 0, lambda count: None))
 
 
-def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[list[bytes | None]]:
-    """Lists of lines of one of a part's files, without their ends; None for a line that is too long."""
+def _line_blocks(
+    part: SourcePart, number: int, on_bytes: OnBytes, *, one_text: bool = False, hashing: Any = None
+) -> Iterator[list[bytes | None]]:
+    """Lists of lines of one of a part's files, without their ends; None for a line that is too long.
+
+    Raises InputError if the lines of the file end in carriage returns alone, unless it is `one_text`. `hashing` as in
+    `_chunks`.
+    """
     pieces: list[bytes] = []  # of a line that has not ended yet
     length, first = 0, part.start == 0
-    chunks = _chunks(part, number, on_bytes)
+    returns = ended = False  # whether a carriage return stands within the first line; at the end of what is read of it
+    chunks = _chunks(part, number, on_bytes, hashing)
     if first:
         head, chunks = archives.peek(chunks)
         archives.refuse_others(part.paths[number], head, text=True)
     for chunk in chunks:
         cut = chunk.rfind(b"\n")
         if cut < 0:
+            returns, ended = returns or ended or b"\r" in chunk[:-1], chunk.endswith(b"\r")
             length += len(chunk)
             if length <= _LONGEST_LINE:
                 pieces.append(chunk)
@@ -959,34 +982,54 @@ def _line_blocks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[l
         first = False
         pieces, length = [rest] if rest else [], len(rest)
         yield lines
+    if first and returns and not one_text:
+        raise InputError(
+            f"{part.paths[number]} has no line feeds, but carriage returns: its lines end as on old Macs. Convert it "
+            "(tr '\\r' '\\n' < FILE > NEW)."
+        )
     if length:
         line = b"".join(pieces) if length <= _LONGEST_LINE else None
         yield [line.removeprefix(_BYTE_ORDER_MARK) if line and first else line]
 
 
-def _chunks(part: SourcePart, number: int, on_bytes: OnBytes) -> Iterator[bytes]:
-    """The content of one of a part's files, decompressed."""
+def _chunks(part: SourcePart, number: int, on_bytes: OnBytes, hashing: Any = None) -> Iterator[bytes]:
+    """The content of one of a part's files, decompressed; what is stored also goes into `hashing`, if given.
+
+    Raises InputError at the end if a local file is not the one that was identified.
+    """
     path = part.paths[number]
     stop = None if part.stop < 0 or len(part.paths) > 1 else part.stop
-    digest = part.digest if len(part.paths) == 1 and not is_url(path) else ""
-    stored = _stored(path, part.start, stop, part.versions[number], digest, on_bytes)
+    stored = _stored(path, part.start, stop, part.versions[number], on_bytes)
+    if hashing is not None or (part.digest and not is_url(path)):
+        stored = _hashed(stored, xxhash.xxh3_128() if hashing is None else hashing, part, check=hashing is None)
     return stored if part.start else archives.unpack(path, stored)  # what is cut is plain
 
 
-def _stored(path: str, start: int, stop: int | None, version: str, digest: str, on_bytes: OnBytes) -> Iterator[bytes]:
-    """The bytes [start, stop) of a file as they are; notices if they are not those of the digest, if one is given."""
-    place, found = start, xxhash.xxh3_128()
+def _hashed(stored: Iterator[bytes], hashing: Any, part: SourcePart, *, check: bool) -> Iterator[bytes]:
+    for chunk in stored:
+        hashing.update(chunk)
+        yield chunk
+    if check:
+        _check_digest(part, hashing.hexdigest())
+
+
+def _check_digest(part: SourcePart, digest: str) -> None:
+    """Raise InputError if what was read of a part is not what it was identified by: the unit would have another's
+    name."""
+    if digest != part.digest:
+        raise InputError(f"{' or '.join(part.paths)} was changed after it was looked at. Run again.")
+
+
+def _stored(path: str, start: int, stop: int | None, version: str, on_bytes: OnBytes) -> Iterator[bytes]:
+    """The bytes [start, stop) of a file as they are; notices if it has become shorter."""
+    place = start
     with open_file(path, start, stop, version) as file:
         while chunk := file.read(_CHUNK):
             on_bytes(len(chunk))
             place += len(chunk)
-            if digest:
-                found.update(chunk)
             yield chunk
     if stop is not None and place < stop:
         raise InputError(f"{path}: {stop - place:,} bytes fewer than when it was found. It was changed; run again.")
-    if digest and found.hexdigest() != digest:
-        raise InputError(f"{path} was changed after the build had listed it. Run again.")
 
 
 def _excerpt(shown: Shown, length: int = 200) -> str:

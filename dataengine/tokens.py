@@ -604,6 +604,16 @@ def keeps_line_breaks(tokenizer: Tokenizer) -> bool:
     return broken not in (spaced, joined) and not unknown
 
 
+def keeps_spaces(tokenizer: Tokenizer) -> bool:
+    """Whether several spaces and tabs in a text are other ids than one space, and none of them the unknown token."""
+    try:
+        spaces, tab, one, none = tokenizer.encode(["a   b", "a\tb", "a b", "ab"])
+    except InputError:
+        return True
+    unknown, _ = tokenizer.count_lost(["a   b", "a\tb"], np.array([*spaces, *tab], np.uint32))
+    return not {tuple(spaces), tuple(tab)} & {tuple(one), tuple(none)} and not unknown
+
+
 _ODD_RANGES = (  # of code points
     (0x0000, 0x024F),  # control characters, NUL too; Latin
     (0x0300, 0x036F),  # combining marks

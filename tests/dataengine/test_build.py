@@ -403,6 +403,7 @@ def test_a_record_of_which_the_tokenizer_knows_nothing_is_unusable(
     assert f"mono: {vanished} characters vanished: the tokenizer has no token for them" in describe_build(result)
     notes = capsys.readouterr().err
     assert notes.count("has no token for a line break: the lines of a document, and the two sides of a pair, run") == 1
+    assert notes.count("makes one space, or less, of several spaces or of a tab: the indentation of code") == 1
     assert build_error(documents_only(make_config, path, **settings, store=str(tmp_path / "strict"))).endswith(
         f"The first: {path}, line 98: {UNKNOWN_TEXT}: 打开文件 (all of them, with files and lines: {tmp_path}/strict/"
         f"{built.rejects}). Fix them, give a tokenizer that knows these texts or falls back on bytes, "

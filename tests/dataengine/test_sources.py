@@ -3,6 +3,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import itertools
 import lzma
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,10 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from dataengine import sources
+from dataengine import archives, sources
 from dataengine.errors import InputError
 from dataengine.sources import RecordFormat, Records, Reject, SourcePart, plan_parts, read_records, whole_file
 from tests.conftest import DEMO
@@ -978,6 +980,53 @@ def flip_last(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
+def gzip_member(content: bytes, name: bytes, extra: bytes, level: int) -> bytes:
+    """A member of a gzip file whose header has a file name, a comment, extra fields and a checksum, as far as given."""
+    flags = 2 | (8 | 16 if name else 0) | (4 if extra else 0)
+    header = b"\x1f\x8b\x08" + bytes([flags]) + b"\0" * 4 + b"\0\xff"
+    header += len(extra).to_bytes(2, "little") + extra if extra else b""
+    header += name + b"\0" + name + b"\0" if name else b""
+    header += (zlib.crc32(header) & 0xFFFF).to_bytes(2, "little")
+    packer = zlib.compressobj(level, zlib.DEFLATED, -15)
+    sizes = zlib.crc32(content).to_bytes(4, "little") + len(content).to_bytes(4, "little")
+    return header + packer.compress(content) + packer.flush() + sizes
+
+
+@given(
+    members=st.lists(
+        st.tuples(
+            st.sampled_from([b"", b"{}\n", b'{"text": "a"}\n' * 90]),
+            st.sampled_from([b"", b"name", b"n" * 300]),
+            st.sampled_from([b"", b"BC\2\0\0\0", b"x" * 300]),
+            st.sampled_from([0, 1, 6]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    sizes=st.lists(st.integers(1, 400), min_size=1, max_size=8),
+)
+@example(members=[(b"{}\n", b"name", b"BC\2\0\0\0", 0)] * 2, sizes=[11, 3])
+def test_gzip_is_read_wherever_its_members_are_cut(
+    members: list[tuple[bytes, bytes, bytes, int]], sizes: list[int]
+) -> None:
+    packed = [gzip_member(*member) for member in members]
+    stored = b"".join(packed)
+    ends = {sum(map(len, packed[: k + 1])) for k in range(len(packed))}
+
+    def unpack(stored: bytes) -> bytes:
+        cuts = [0]
+        while cuts[-1] < len(stored):
+            cuts.append(cuts[-1] + sizes[(len(cuts) - 1) % len(sizes)])
+        flow = (stored[start:stop] for start, stop in itertools.pairwise(cuts))
+        return b"".join(archives.unpack("a.gz", flow))
+
+    assert unpack(stored) == gzip.decompress(stored) == b"".join(content for content, *_ in members)
+    for cut in {len(stored) - 1, len(stored) // 2, len(packed[0]) + 12} - ends:
+        if 10 <= cut < len(stored):
+            with pytest.raises(InputError, match=r"archive ends early|broken archive"):
+                unpack(stored[:cut])
+
+
 def test_zst_with_skippable_frames_and_a_large_window_is_read(tmp_path: Path) -> None:
     path = tmp_path / "docs.jsonl.zst"
     packer = zstandard.ZstdCompressor(
@@ -1002,6 +1051,41 @@ def test_byte_order_mark_carriage_returns_blank_lines_and_missing_last_newline(
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("format", ["jsonl", "tsv", "text"])
+def test_lines_that_end_in_carriage_returns_alone_are_an_error(tmp_path: Path, format: str, suffix: str) -> None:
+    line = line_of(("a", "b"), format)
+    path = write(tmp_path / f"a{suffix}", b"\r".join([line] * 3) + b"\r")
+    with pytest.raises(InputError, match="has no line feeds, but carriage returns"):
+        read(whole_file(path, format), FORMS[format])
+    write(path, line + b"\r")
+    assert len(read(whole_file(path, format), FORMS[format])[0]) == 1
+
+
+def test_carriage_returns_alone_in_moses_files_and_in_whole_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"corpus\.en has no line feeds, but carriage returns"):
+        read(plan(moses(tmp_path, b"a\rb\rc\r", b"x\ry\r"), form=PAIR)[0], PAIR)
+    path = write(tmp_path / "a.txt", b"a\rb\r")
+    with pytest.raises(InputError, match="carriage returns"):
+        read(path, replace(DOCUMENT, split="paragraph"))
+    assert read(path, replace(DOCUMENT, split="file"))[0] == [(1, ("a\rb",))]
+
+
+def test_byte_order_marks_where_files_were_joined_are_no_text(tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    path = write(tmp_path / "a.jsonl.gz", mark + b'{"text": "a"}\n' + mark + b'{"text": "b"}\n', frames=2)
+    assert read(path)[:2] == ([(1, ("a",)), (2, ("b",))], [])
+    for line in (b"en\tzh\n", b"zh\ten\n"):
+        path = write(tmp_path / "a.tsv", mark + b"en\tzh\na\tb\n" + mark + line + b"c\td\n")
+        if line == b"zh\ten\n":
+            with pytest.raises(InputError, match="within the file is another heading"):
+                read(path, PAIR)
+            continue
+        records, rejects, _, _ = read(path, PAIR)
+        assert records == [(2, ("a", "b")), (4, ("c", "d"))]
+        assert [(one.line, one.reason) for one in rejects] == [(3, "a heading, not a record")]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("format", ["jsonl", "tsv", "txt"])
 def test_an_empty_file_has_no_records(tmp_path: Path, format: str, suffix: str) -> None:
     path = write(tmp_path / f"a.{format}{suffix}", b"")
@@ -1023,6 +1107,27 @@ def test_moses_files_of_unequal_length_are_an_error(tmp_path: Path) -> None:
             f"unequal numbers of lines: {tmp_path}/corpus.en has {first}, {tmp_path}/corpus.zh has {second}. "
             "Line n of each is pair n, so give whole files."
         )
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.tsv", "a.txt", "a.tmx", "moses"])
+def test_a_file_that_changed_since_it_was_planned_is_an_error(tmp_path: Path, name: str) -> None:
+    form = DOCUMENT if name in ("a.jsonl", "a.jsonl.gz", "a.txt") else PAIR
+    content = {
+        "a.jsonl": b'{"text": "old"}\n' * 9,
+        "a.tsv": b"en\tzh\nold\told\n",
+        "a.txt": b"old\nold\n",
+        "a.tmx": tmx([unit(en="old", zh="old")]),
+        "moses": b"old\n",
+    }[name.removesuffix(".gz")]
+    path: Any = write(tmp_path / name, content)
+    if name == "moses":
+        path = moses(tmp_path, content, content)
+    parts = plan(path, form=form, part_bytes=40)
+    assert all(read(part, form)[0] for part in parts)
+    changed = Path(path["zh"]) if name == "moses" else path
+    write(changed, content.replace(b"old", b"new"))
+    with pytest.raises(InputError, match="was changed after it was looked at"):
+        read(parts[-1], form)
 
 
 def test_a_file_that_lost_bytes_since_it_was_planned_is_an_error(tmp_path: Path) -> None:
@@ -1151,6 +1256,19 @@ def test_parquet_that_is_cut_short_or_broken_is_an_error(tmp_path: Path) -> None
         plan(path)
     path.write_bytes(whole[:200] + b"\0" * 500 + whole[700:])
     with pytest.raises(InputError, match=r"a\.parquet: broken after [\d,]+ rows: .*[^.]\. Fetch the file again\.$"):
+        read(path)
+
+
+def test_a_wrong_checksum_of_a_parquet_page_is_noticed(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet as files
+
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [f"record {number}" for number in range(100)]})
+    files.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    assert len(read(path)[0]) == 100
+    path.write_bytes(path.read_bytes().replace(b"record 42", b"record 43"))
+    with pytest.raises(InputError, match=r"broken after 0 rows: .*checksum verification failed"):
         read(path)
 
 
@@ -1290,6 +1408,7 @@ def test_parts_hold_each_record_of_the_file_once(
 ) -> None:
     lines, form = data.draw(lines_of(format)), FORMS[format]
     content = b"\n".join(lines) + (b"\n" if ended and lines else b"")
+    assume(b"\n" in content or b"\r" not in content)  # it would be refused
     path = write(tmp_path_factory.getbasetemp() / "cut", content)
     whole = read(whole_file(path, format), form, size=3)
     with pytest.MonkeyPatch.context() as patch:
@@ -1506,5 +1625,5 @@ def test_a_local_file_that_changes_after_it_was_listed_is_an_error(tmp_path: Pat
     (part,), _ = plan_parts([str(path)], "s", form, format=None, part_bytes=10**6, hashes={}, threads=1)
     assert [list(batch.texts[0]) for batch in read_records(part, form)] == [["before"]]
     write("behind")
-    with pytest.raises(InputError, match=rf"^{re.escape(str(path))} was changed after the build had listed it"):
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))} was changed after it was looked at"):
         list(read_records(part, form))

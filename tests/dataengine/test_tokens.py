@@ -19,7 +19,14 @@ from dataengine import tokens as module
 from dataengine.control_tokens import ControlIds, hidden_name
 from dataengine.errors import InputError
 from dataengine.lost_text import UNENCODABLE, UNKNOWN_TEXT
-from dataengine.tokens import join_documents, keeps_line_breaks, load_tokenizer, make_odd_texts, token_dtype
+from dataengine.tokens import (
+    join_documents,
+    keeps_line_breaks,
+    keeps_spaces,
+    load_tokenizer,
+    make_odd_texts,
+    token_dtype,
+)
 from tests.conftest import DEMO
 
 SENTENCEPIECE = load_tokenizer(DEMO / "tokenizer.model")
@@ -612,6 +619,19 @@ def test_a_tokenizer_without_a_token_for_line_breaks_is_noticed(
     assert keeps_line_breaks(load_tokenizer(train(byte_fallback=False, user_defined_symbols=["\n"])))
     for tokenizer in (unigram(), words(), bpe_without_unknown()):
         assert not keeps_line_breaks(load_tokenizer(save(tokenizer, tmp_path)))
+
+
+def test_a_tokenizer_that_makes_one_space_of_several_is_noticed(
+    paths: list[Path], train: Callable[..., Path], tmp_path: Path
+) -> None:
+    for path in paths:
+        assert keeps_spaces(load_tokenizer(path))
+    assert keeps_spaces(load_tokenizer(train()))
+    assert not keeps_spaces(load_tokenizer(train(remove_extra_whitespaces=True)))
+    assert not keeps_spaces(load_tokenizer(train(normalization_rule_name="nmt_nfkc")))  # makes a space of a tab
+    assert not keeps_spaces(load_tokenizer(train(byte_fallback=False)))  # a tab is unknown
+    for tokenizer in (unigram(), words(), bpe_without_unknown()):
+        assert not keeps_spaces(load_tokenizer(save(tokenizer, tmp_path)))
 
 
 def test_odd_texts_depend_on_their_seed_alone() -> None:
