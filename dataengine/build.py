@@ -503,11 +503,7 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)
     assert records == kept + rejected + dropped.total(), f"stream '{plan.name}': records are unaccounted for"
     if not kept:
-        others = f", and {rejected:,} more {'is' if rejected == 1 else 'are'} unusable" if rejected else ""
-        raise InputError(
-            f"stream '{plan.name}': cleaning drops all {dropped.total():,} usable records ({_words(dropped)}){others}. "
-            f"Look at them (dataengine inspect CONFIG --stream {plan.name}) and {_loosen(plan, dropped)}."
-        )
+        raise InputError(nothing_kept(plan, dropped, rejected))
     packed: Sequence[Unit] = units
     packed_receipts = receipts
     if plan.languages:
@@ -520,6 +516,15 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     tail_receipts = (yield "packing", tails) if tails else []
     rejects = gather_rejects(plan.parts, units, receipts, store)
     return Packed(receipts, rejects, dict(dropped), list(packed), packed_receipts, tails, tail_receipts)
+
+
+def nothing_kept(plan: StreamPlan, dropped: Counter[str], rejected: int, sampled: str = "") -> str:
+    """What to do about a stream of which cleaning drops all that is usable; `sampled` follows the word records."""
+    others = f", and {rejected:,} more {'is' if rejected == 1 else 'are'} unusable" if rejected else ""
+    return (
+        f"stream '{plan.name}': cleaning drops all {dropped.total():,} usable records{sampled} ({_words(dropped)})"
+        f"{others}. Look at them (dataengine inspect CONFIG --stream {plan.name}) and {_loosen(plan, dropped)}."
+    )
 
 
 def _join_small_parts(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]) -> dict[int, TokenizePairs]:
@@ -627,7 +632,8 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
             write.result()
     remainder = packer.tail
     if not shards:
-        raise InputError(_too_few_tokens(plan, packed, len(remainder)))
+        kept = sum(receipt.kept for receipt in packed.reading)
+        raise InputError(too_few_tokens(plan, kept, packed.dropped, len(remainder)))
     tokens = sum(receipt.tokens for receipt in packed.receipts)
     assert tokens == sum(shard.samples for shard in shards) * width + len(remainder), f"{plan.name}: tokens are lost"
     index = encode_index(shards, plan.format.shards.config(width, dtype))
@@ -666,13 +672,12 @@ def _link_checked(store: Store, source: str, key: str) -> None:
     store.link(source, key)
 
 
-def _too_few_tokens(plan: StreamPlan, packed: Packed, tokens: int) -> str:
+def too_few_tokens(plan: StreamPlan, kept: int, dropped: Mapping[str, int], tokens: int) -> str:
     """What to do about a stream that fills no sample."""
-    kept = sum(receipt.kept for receipt in packed.reading)
     width = plan.format.seq_len + 1
     advice = [f"add sources to streams.{plan.name}"]
-    if dropped := sum(packed.dropped.values()):
-        advice.append(f"{_loosen(plan, packed.dropped)} (cleaning drops {dropped:,} records: {_words(packed.dropped)})")
+    if count := sum(dropped.values()):
+        advice.append(f"{_loosen(plan, dropped)} (cleaning drops {count:,} records: {_words(dropped)})")
     if tokens > 2:
         advice.append(f"lower seq_len to {tokens - 1:,} or less")
     return (
@@ -817,30 +822,55 @@ def check_rejects(
     rejected: Counter[str] = Counter()
     for receipt in receipts:
         rejected.update(receipt.rejected)
-    bad = rejected.total()
-    if not records:
-        raise InputError(
-            f"stream '{plan.name}': its files hold no records. Give files that do under streams.{plan.name}."
-        )
-    if bad < records and bad <= max_bad_fraction * records:
+    if not too_many_rejects(records, rejected.total(), max_bad_fraction):
         return
+    if not records:
+        raise InputError(describe_rejects(plan, records, rejected, max_bad_fraction, None))
     rejects = gather_rejects(plan.parts, units, receipts, store)
     key = f"{plan.folder}/{summary.REJECTS}"
     store.write(key, summary.encode_rejects(rejects))
     first = rejects[0]
-    others = f"{len(rejects):,} of them" if len(rejects) < bad else "all of them"
-    if bad < records:
-        many = f"{bad:,} of {records:,} records are unusable ({_words(rejected)}), more than max_bad_fraction "
-        many += f"{max_bad_fraction:g} allows"
-        advice = ["fix them", *_other_key(plan, first.reason), "raise max_bad_fraction to go on without them"]
-    else:
-        many = f"all {records:,} records are unusable" if records > 1 else "the only record is unusable"
-        many += f" ({_words(rejected)})"
-        advice = [*_other_key(plan, first.reason), "check the format and the encoding of the files"]
+    others = f"{len(rejects):,} of them" if len(rejects) < rejected.total() else "all of them"
+    where = f" ({others}, with files and lines: {store.url}/{key})"
+    place = f"{first.file}, line {first.line:,}"
     raise InputError(
-        f"stream '{plan.name}': {many}. The first: {first.file}, line {first.line:,}: {first.reason}: "
-        f"{first.excerpt} ({others}, with files and lines: {store.url}/{key}). {_any_of(advice)}."
+        describe_rejects(plan, records, rejected, max_bad_fraction, (place, first.reason, first.excerpt), where=where)
     )
+
+
+def too_many_rejects(records: int, bad: int, max_bad_fraction: float) -> bool:
+    """Whether a stream with so many records, `bad` of them unusable, is refused."""
+    return bad == records or bad > max_bad_fraction * records
+
+
+def describe_rejects(
+    plan: StreamPlan,
+    records: int,
+    rejected: Counter[str],
+    max_bad_fraction: float,
+    first: tuple[str, str, str] | None,
+    *,
+    sampled: str = "",
+    where: str = "",
+) -> str:
+    """What to do about a stream that is refused for its unusable records, or for having none.
+
+    `first` is the place of the first of them, its reason and its excerpt. `sampled` follows the word records, and
+    `where` the first of them.
+    """
+    bad = rejected.total()
+    if first is None:
+        return f"stream '{plan.name}': its files hold no records. Give files that do under streams.{plan.name}."
+    place, reason, excerpt = first
+    if bad < records:
+        many = f"{bad:,} of {records:,} records{sampled} are unusable ({_words(rejected)}), more than max_bad_fraction "
+        many += f"{max_bad_fraction:g} allows"
+        advice = ["fix them", *_other_key(plan, reason), "raise max_bad_fraction to go on without them"]
+    else:
+        many = f"all {records:,} records{sampled} are unusable" if records > 1 else "the only record is unusable"
+        many += f" ({_words(rejected)})"
+        advice = [*_other_key(plan, reason), "check the format and the encoding of the files"]
+    return f"stream '{plan.name}': {many}. The first: {place}: {reason}: {excerpt}{where}. {_any_of(advice)}."
 
 
 def _other_key(plan: StreamPlan, reason: str) -> list[str]:

@@ -16,7 +16,16 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dataengine import archives, cleaning, dedup, near_duplicates, pairs
-from dataengine.build import Preparation, StreamPlan, label_notes, make_manifest
+from dataengine.build import (
+    Preparation,
+    StreamPlan,
+    describe_rejects,
+    label_notes,
+    make_manifest,
+    nothing_kept,
+    too_few_tokens,
+    too_many_rejects,
+)
 from dataengine.errors import InputError
 from dataengine.manifest import Stream
 from dataengine.objects import open_file
@@ -25,11 +34,12 @@ from dataengine.sources import Records, SourcePart
 from dataengine.tables import size_words, table
 from dataengine.tokenizing import find_lost, written_columns
 from dataengine.tokens import join_documents
-from dataengine.units import Reading, select
+from dataengine.units import Reading, place_of, select
 
 SAMPLE_BYTES = 4 * 10**6  # read of each stream
 _PLACES = 8  # parts that a sample is spread over
 _BATCH = 500
+_EXCERPT = 200  # characters of an unusable record
 _CHUNK = 1 << 20  # bytes
 
 
@@ -44,6 +54,7 @@ class StreamEstimate:
     records: int = 0
     kept: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    first_reject: tuple[str, str, str] | None = None  # its place, reason and excerpt
     dropped: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     seconds: float = 0.0
@@ -92,6 +103,10 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
     for place, batch in kept:
         if (reasons := find_lost(batch, tokenizer, written)) is not None:
             made.rejected.update(reason for reason in reasons if reason is not None)
+            for line, reason, *texts in zip(batch.lines, reasons, *batch.texts, strict=True):
+                if reason is not None and made.first_reject is None:
+                    where = f"{plan.parts[place].paths[0]}, {place_of(plan.parts[place], line)}"
+                    made.first_reject = where, reason, "\t".join(texts)[:_EXCERPT]
             batch = select(batch, np.array([reason is None for reason in reasons]))
             made.kept -= len(reasons) - len(batch.lines)
         ids, lengths = tokenizer.encode_flat(_texts(plan, batch, before[place]))
@@ -107,6 +122,8 @@ def _drop_duplicates(
     batches: list[tuple[int, Records]], keys: NDArray[Any], by: cleaning.Cleaning, made: StreamEstimate
 ) -> list[tuple[int, Records]]:
     """Leave out, and count, what has a key of an earlier record of the sample."""
+    if not batches:
+        return []
     _, records, kinds = dedup.drop_later([dedup.find_groups([dedup.sort_keys(keys)])])
     made.dropped.update(by.reasons[kind - 1] for kind in kinds.tolist())
     fresh = np.ones(made.kept, bool)
@@ -129,6 +146,7 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
     Bytes and records have to be of the same stretch, or the estimate is wrong: what a reader has read ahead counts as
     neither.
     """
+    whole = part
     by_line = part.format in ("jsonl", "tsv") or (part.format == "text" and plan.records.split == "line")
     used, read, before = part.size, 0, 0
 
@@ -157,6 +175,8 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
             yield _join(held)
     made.records += sum(reading.rejected.values())
     made.rejected.update(reading.rejected)
+    if made.first_reject is None and (first := reading.first_reject) is not None:
+        made.first_reject = f"{whole.paths[0]}, {place_of(whole, first.line)}", first.reason, first.excerpt
     made.sampled_bytes += used
 
 
@@ -249,8 +269,25 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
     return "\n".join([*lines, "", _describe_fit(prepared, made)])
 
 
+def _refusal(plan: StreamPlan, made: StreamEstimate, max_bad_fraction: float) -> str | None:
+    """Why the build would refuse a stream, as far as the sample tells."""
+    sampled = " sampled" if made.scale > 1 else ""
+    bad, dropped = made.rejected.total(), +made.dropped
+    if too_many_rejects(made.records, bad, max_bad_fraction):
+        return describe_rejects(plan, made.records, made.rejected, max_bad_fraction, made.first_reject, sampled=sampled)
+    if not made.kept:
+        return nothing_kept(plan, dropped, bad, sampled)
+    tokens = int(made.tokens * made.scale)
+    if tokens <= plan.format.seq_len:
+        return too_few_tokens(plan, made.kept, dropped, tokens)
+    return None
+
+
 def _describe_fit(prepared: Preparation, made: list[StreamEstimate]) -> str:
     config, width = prepared.config, prepared.config.seq_len + 1
+    refusals = [_refusal(prepared.streams[one.name], one, config.max_bad_fraction) for one in made]
+    if any(refusals):
+        return "\n".join(f"the build would stop: {refusal}" for refusal in refusals if refusal)
     streams = {}
     for one in made:
         samples = int(one.tokens * one.scale) // width
