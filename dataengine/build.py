@@ -381,6 +381,7 @@ def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> list[str]:
             plan.records,
             plan.records.languages or (config.streams[name].language or "",),
             plan.cleaning.rules if plan.cleaning else None,
+            plan.languages,
         )
     ]
 

@@ -8,12 +8,14 @@ letter of the scripts of their own. What is reported stays as it is: a note chan
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from os.path import dirname
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,7 +23,7 @@ import numpy as np
 from dataengine.characters import escape_controls, one_line
 from dataengine.errors import InputError
 from dataengine.language import is_known, judge_languages, model_codes
-from dataengine.language_codes import base_language
+from dataengine.language_codes import base_language, meant_language
 from dataengine.rules import script_shares, scripts_of
 from dataengine.sources import RecordFormat, Records, SourcePart
 from dataengine.units import Reading
@@ -72,16 +74,23 @@ T = TypeVar("T")
 
 
 def check_labels(
-    name: str, parts: Sequence[SourcePart], form: RecordFormat, languages: Sequence[str], rules: dict[str, Any] | None
+    name: str,
+    parts: Sequence[SourcePart],
+    form: RecordFormat,
+    languages: Sequence[str],
+    rules: dict[str, Any] | None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """What is to be said about the languages of a stream, `languages` being the codes of a record's texts.
+    """What is to be said about the languages of a stream, `languages` being the codes of a record's texts
+    and `names` the names that some of them have.
 
-    A note for each file of which most is in another language, or whose sides are exchanged, and for each rule (of
-    `rules`, the fields of PairRules or DocumentRules) that does not apply since nothing is known of a language. Reads a
-    little of at most 16 files, spread over the folders; takes about 0.2 s. A file that cannot be read gives no note:
-    the build says why.
+    A note for each file of which most is in another language, or whose sides are exchanged; for each rule (of `rules`,
+    the fields of PairRules or DocumentRules) that does not apply since nothing is known of a language; and for each
+    language that cannot be checked. Reads a little of at most 16 files, spread over the folders; takes about 0.2 s. A
+    file that cannot be read gives no note: the build says why.
     """
-    notes = _rules_without_language(name, languages, rules, documents=not form.languages)
+    notes = _unknown_languages(name, languages, names, documents=not form.languages)
+    notes += _rules_without_language(name, languages, rules, documents=not form.languages)
     if not any(is_known(code) or scripts_of(code) for code in languages):
         return notes
     groups = _choose(parts)
@@ -112,6 +121,20 @@ class _Finding:
     records: tuple[int, ...]  # of the first wrong pieces
 
 
+def _unknown_languages(name: str, languages: Sequence[str], names: Mapping[str, str], *, documents: bool) -> list[str]:
+    """A note for each code of which neither the model nor a script is known, so that its texts are not looked at."""
+    notes = []
+    for code in languages:
+        if code and not is_known(code) and not scripts_of(code):
+            what = "its texts are" if documents else f"side {code} of its pairs is"
+            meant = meant_language(code, names.get(code, ""))
+            notes.append(
+                f"stream '{name}': '{code}' is not a language code that can be checked, so {what} not looked at"
+                + (f". {meant}" if meant else "")
+            )
+    return notes
+
+
 def _rules_without_language(
     name: str, languages: Sequence[str], rules: dict[str, Any] | None, *, documents: bool
 ) -> list[str]:
@@ -123,10 +146,11 @@ def _rules_without_language(
     for code in languages:
         if code and keys and not scripts_of(code):
             words = " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
+            is_code = not meant_language(code) and re.fullmatch("[A-Za-z]{2,3}", code)
             notes.append(
                 f"stream '{name}': the scripts of language '{code}' are not known, so {words} "
                 f"{'does' if len(keys) == 1 else 'do'} not apply to it"
-                + (f". Name its script if they should, as in language: {code}-Latn" if documents else "")
+                + (f". Name its script if they should, as in language: {code}-Latn" if documents and is_code else "")
             )
     return notes
 

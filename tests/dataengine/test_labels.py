@@ -191,7 +191,7 @@ def test_a_file_that_begins_otherwise_than_it_goes_on_is_looked_at_in_several_pl
     assert "look like 'de'" in note
 
 
-@pytest.mark.parametrize("language", ["en", "xx", "", "ha"])
+@pytest.mark.parametrize("language", ["en", "", "ha"])
 def test_code_and_what_the_model_does_not_know_give_no_note(language: str, tmp_path: Path) -> None:
     assert notes_on_documents(write_documents(tmp_path / "code.jsonl", COLUMNS["code"]), language) == []
     mixed = [f"{code} {text}" for code, text in zip(COLUMNS["code"], COLUMNS["en"], strict=False)]
@@ -223,20 +223,38 @@ def test_what_cannot_be_read_gives_no_note(content: bytes, tmp_path: Path) -> No
                         RecordFormat(("text",)), ("en",), None) == []  # fmt: skip
 
 
+def test_a_code_that_cannot_be_checked_is_named(tmp_path: Path) -> None:
+    path = write_documents(tmp_path / "docs.jsonl", COLUMNS["zh"])
+    unknown = "is not a language code that can be checked, so its texts are not looked at"
+    assert notes_on_documents(path, "chinese") == [f"stream 'mono': 'chinese' {unknown}. Chinese is zh"]
+    assert notes_on_documents(path, "cn") == [f"stream 'mono': 'cn' {unknown}. Chinese is zh"]
+    assert notes_on_documents(path, "xx") == [f"stream 'mono': 'xx' {unknown}"]
+    form = RecordFormat(("en", "ch"), ("en", "ch"))
+    assert check_labels("both", [], form, ("en", "ch"), None, {"en": "English", "ch": "Chinese"}) == [
+        "stream 'both': 'ch' is not a language code that can be checked, so side ch of its pairs is not looked at. "
+        "Chinese is zh"
+    ]
+
+
 def test_a_rule_that_does_not_apply_to_a_language_is_named() -> None:
     documents, pairs = RecordFormat(("text",)), RecordFormat(("en", "xx"), ("en", "xx"))
     rules = DocumentRules().model_dump(mode="json")
-    assert check_labels("mono", [], documents, ("xyz",), rules) == [
-        "stream 'mono': the scripts of language 'xyz' are not known, so min_script_share, min_word_length and "
-        "max_word_length do not apply to it. Name its script if they should, as in language: xyz-Latn"
+    words = "the scripts of language '{}' are not known, so min_script_share, min_word_length and max_word_length "
+    assert check_labels("mono", [], documents, ("xyz",), rules)[1:] == [
+        f"stream 'mono': {words.format('xyz')}do not apply to it. Name its script if they should, as in language: "
+        "xyz-Latn"
     ]
-    assert check_labels("both", [], pairs, ("en", "xx"), PairRules().model_dump(mode="json")) == [
+    for code in ("chinese", "cn", "klingon"):
+        assert check_labels("mono", [], documents, (code,), rules)[1:] == [
+            f"stream 'mono': {words.format(code)}do not apply to it"
+        ]
+    assert check_labels("both", [], pairs, ("en", "xx"), PairRules().model_dump(mode="json"))[1:] == [
         "stream 'both': the scripts of language 'xx' are not known, so min_script_share does not apply to it"
     ]
     for language in ("en", "zho", "zh-TW", "xyz-Latn", ""):
         assert check_labels("mono", [], documents, (language,), rules) == []
     off = DocumentRules(min_script_share=None, min_word_length=None, max_word_length=None).model_dump(mode="json")
-    assert check_labels("mono", [], documents, ("xyz",), off) == []
+    assert len(check_labels("mono", [], documents, ("xyz",), off)) == 1
 
 
 def german_as_english(folder: Path, **changes: Any) -> dict[str, Any]:
