@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from dataengine import build as module
+from dataengine import labels
 from dataengine.build import build, prepare
 from dataengine.estimate import describe_estimate
 from dataengine.labels import check_labels
@@ -172,6 +173,38 @@ def test_the_wrong_one_of_some_files_is_found(tmp_path: Path) -> None:
         write_documents(tmp_path / f"{k}.jsonl", COLUMNS["de" if k == 5 else "en"][:100])
     (note,) = check_labels("mono", plan(f"{tmp_path}/*.jsonl"), RecordFormat(("text",)), ("en",), None)
     assert f"{tmp_path}/5.jsonl should be 'en'" in note
+
+
+def test_if_a_file_is_wrong_the_others_are_looked_at_as_well(tmp_path: Path) -> None:
+    wrong = [0, 1, *range(3, 40, 4)]
+    for k in range(40):
+        write_documents(tmp_path / f"{k:02}.jsonl", COLUMNS["de" if k in wrong else "en"][:40])
+    notes = check_labels("mono", plan(f"{tmp_path}/*.jsonl"), RecordFormat(("text",)), ("en",), None)
+    assert len(notes) == 9
+    names = {f"{k:02}.jsonl" for k in range(40) if any(f"/{k:02}.jsonl" in note for note in notes)}
+    assert names == {f"{k:02}.jsonl" for k in wrong}
+    assert notes[-1].startswith(f"stream 'mono': {len(wrong) - 8} more files look wrong: {tmp_path}/")
+
+
+def test_a_note_says_how_many_files_were_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "_MORE_FILES", 4)
+    for k in range(40):
+        write_documents(tmp_path / f"{k:02}.jsonl", COLUMNS["en" if k else "de"][:40])
+    notes = check_labels("mono", plan(f"{tmp_path}/*.jsonl"), RecordFormat(("text",)), ("en",), None)
+    assert notes[1:] == ["stream 'mono': looked at 20 of 40 files; others may be wrong as well"]
+    write_documents(tmp_path / "00.jsonl", COLUMNS["en"][:40])
+    assert check_labels("mono", plan(f"{tmp_path}/*.jsonl"), RecordFormat(("text",)), ("en",), None) == []
+
+
+def test_the_advice_for_one_file_with_exchanged_sides_leaves_the_others_alone(tmp_path: Path) -> None:
+    for k in range(3):
+        keys = ("en", "zh") if k else ("zh", "en")
+        write_jsonl(tmp_path / f"{k}.jsonl", [dict(zip(keys, pair, strict=True)) for pair in EN_ZH[:60]])
+    form = RecordFormat(("en", "zh"), ("en", "zh"), one_line=True)
+    parts, _ = plan_parts([f"{tmp_path}/*.jsonl"], "both", form, format=None, part_bytes=10**9, hashes={}, threads=1)
+    (note,) = check_labels("both", parts, form, ("en", "zh"), None)
+    assert f"{tmp_path}/0.jsonl look exchanged" in note
+    assert note.endswith("If so, give this file a stream of its own with keys: {en: zh, zh: en}")
 
 
 def test_each_of_some_folders_is_looked_at(tmp_path: Path) -> None:
