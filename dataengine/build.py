@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -135,6 +136,7 @@ class BuiltStream:
     records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`. `rejects`
     is the key of the file in the store that holds the unusable records; None if there are none. `unknown` and
     `vanished` are what the tokenizer lost of the kept records: unknown tokens, and characters without any token.
+    `notes` are what was said of the records when the stream was made, and of their languages if these were looked at.
     """
 
     stream: Stream
@@ -147,6 +149,7 @@ class BuiltStream:
     rejects: str | None
     unknown: int
     vanished: int
+    notes: tuple[str, ...]
     new: bool
 
 
@@ -185,7 +188,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
         if fast.fallback_reason:
             note(f"tokenizing by {fast.engine}, which takes longer: {fast.fallback_reason}")
-    for words in label_notes(missing, config):
+    labels = label_notes(missing, config)
+    for words in chain.from_iterable(labels.values()):
         note(words)
     made = run_rounds(
         {name: make_stream(plan, config, store) for name, plan in missing.items()},
@@ -207,17 +211,39 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     folder = f"experiments/{config.name}"
     before = _read(store, f"{folder}/manifest.json")
     new = bool(missing) or before != manifest.content
+    relabelled = not new and _changed_languages(config, store)
+    if new or relabelled:
+        reused = {name: plan for name, plan in prepared.streams.items() if name not in missing}
+        labels |= label_notes(reused, config)
+        for name in reused:
+            for words in (*labels[name], *built[name].notes):
+                note(words)
+    built = {name: replace(one, notes=(*labels.get(name, ()), *one.notes)) for name, one in built.items()}
     if before not in (None, manifest.content):
         note(f"{config.name} was built before with another plan, which this one replaces")
     result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
+    report = orjson.dumps(_report(result), option=orjson.OPT_INDENT_2)
     if new:
-        report = orjson.dumps(_report(result), option=orjson.OPT_INDENT_2)
         store.write(f"{folder}/build_report.json", report)
         store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)
-    elif _decides_otherwise(config, store):
+    elif relabelled or _decides_otherwise(config, store):
+        if relabelled:
+            _try_write(store, f"{folder}/build_report.json", report)
         _try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
+
+
+def _changed_languages(config: Config, store: Store) -> bool:
+    """Whether documents are labelled with another language than when the experiment was built."""
+    try:
+        built = read_built_config(store, config.name)
+    except InputError:
+        return False
+    return any(
+        name in built.streams and built.streams[name].language != config.streams[name].language
+        for name in config.streams_in_use
+    )
 
 
 def _decides_otherwise(config: Config, store: Store) -> bool:
@@ -370,12 +396,10 @@ def missing_streams(prepared: Preparation) -> dict[str, StreamPlan]:
     }
 
 
-def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> list[str]:
-    """What is to be said about the languages of the streams' texts, before they are read."""
-    return [
-        note
-        for name, plan in plans.items()
-        for note in check_labels(
+def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> dict[str, list[str]]:
+    """What is to be said about the languages of each stream's texts, before they are read."""
+    return {
+        name: check_labels(
             name,
             plan.parts,
             plan.records,
@@ -383,7 +407,20 @@ def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> list[str]:
             plan.cleaning.rules if plan.cleaning else None,
             plan.languages,
         )
-    ]
+        for name, plan in plans.items()
+    }
+
+
+def stream_notes(prepared: Preparation, names: Sequence[str]) -> list[str]:
+    """What is to be said of some streams: of their languages, and what the build said of those that are built."""
+    plans = {name: prepared.streams[name] for name in names}
+    missing = missing_streams(prepared)
+    notes = []
+    for name, labels in label_notes(plans, prepared.config).items():
+        notes += labels
+        if name not in missing:
+            notes += summary.read_summary(prepared.store, plans[name].folder).notes
+    return notes
 
 
 def run_rounds(streams: Mapping[str, Rounds[T]], engine: Engine, store: Store) -> dict[str, T]:
@@ -434,6 +471,7 @@ class Packed:
     receipts: list[Receipt]
     tails: list[PackTails]
     tail_receipts: list[Receipt]
+    notes: list[str]  # on the records
 
 
 def clean_stream(
@@ -491,8 +529,9 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     receipts = list((yield "tokenizing", units))
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
     first_lines = [place.line for place in source_lines(plan.parts, receipts)]
-    for words in describe_notes(plan.parts, receipts, first_lines):
-        note(f"stream '{plan.name}': {words}")
+    notes = [f"stream '{plan.name}': {words}" for words in describe_notes(plan.parts, receipts, first_lines)]
+    for words in notes:
+        note(words)
     if not plan.adjacent:
         joined = _join_small_parts(plan, units, receipts)
         if joined:
@@ -516,7 +555,7 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     tails = _tail_units(packed, packed_receipts, plan.format)
     tail_receipts = (yield "packing", tails) if tails else []
     rejects = gather_rejects(plan.parts, units, receipts, store)
-    return Packed(receipts, rejects, dict(dropped), list(packed), packed_receipts, tails, tail_receipts)
+    return Packed(receipts, rejects, dict(dropped), list(packed), packed_receipts, tails, tail_receipts, notes)
 
 
 def nothing_kept(plan: StreamPlan, dropped: Counter[str], rejected: int, sampled: str = "") -> str:
@@ -655,6 +694,7 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
         remainder=len(remainder),  # kept in remainder.npy
         unknown=sum(receipt.unknown for receipt in packed.reading),
         vanished=sum(receipt.vanished for receipt in packed.reading),
+        notes=tuple(packed.notes),
     )
     store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
     if packed.rejects:
@@ -808,6 +848,7 @@ def _read_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
         rejects=rejects if made.rejected and rejects in sizes else None,
         unknown=made.unknown,
         vanished=made.vanished,
+        notes=made.notes,
         new=new,
     )
 
@@ -943,6 +984,7 @@ def _report(result: BuildResult) -> dict[str, Any]:
                 "rejects": built.rejects,
                 "unknown_tokens": built.unknown,
                 "vanished_characters": built.vanished,
+                "notes": built.notes,
             }
             for built in result.streams
         ],

@@ -397,7 +397,7 @@ def _score(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from dataengine import inspection
-    from dataengine.build import prepare
+    from dataengine.build import prepare, stream_notes
     from dataengine.engines import LocalEngine
     from dataengine.storage import open_store
 
@@ -419,6 +419,8 @@ def _inspect(options: argparse.Namespace) -> None:
             prepared, LocalEngine(workers), names=names, reason=options.reason, count=options.count
         )
     )
+    for words in stream_notes(prepared, names):
+        note(words)
 
 
 def _current_names(config: Config) -> Names:

@@ -30,7 +30,7 @@ from dataengine.errors import InputError
 from dataengine.manifest import Stream
 from dataengine.objects import open_file
 from dataengine.shards import Shard, StoredFile, compress, encode_shard
-from dataengine.sources import Records, SourcePart
+from dataengine.sources import Notes, Records, SourcePart, add_notes
 from dataengine.tables import size_words, table
 from dataengine.tokenizing import find_lost, written_columns
 from dataengine.tokens import join_documents
@@ -56,6 +56,7 @@ class StreamEstimate:
     rejected: Counter[str] = field(default_factory=Counter)
     first_reject: tuple[str, str, str] | None = None  # its place, reason and excerpt
     dropped: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)  # on usable records
     tokens: int = 0
     seconds: float = 0.0
     bytes_per_token: float = 0.0
@@ -78,13 +79,14 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
         places = np.unique(np.linspace(0, len(plan.parts) - 1, _PLACES).round().astype(int)).tolist()
     kept: list[tuple[int, Records]] = []  # number of the part, records
     keys = [np.empty(0, dedup.KEY)]
+    notes: Notes = {}  # with the place of the first before its excerpt
     begun = time.perf_counter()
     with tqdm(total=min(sample_bytes, made.bytes), desc=f"sampling {plan.name}", unit="B", unit_scale=True,
               file=sys.stderr, disable=None) as bar:  # fmt: skip
         for place in places:
             part = plan.parts[place]
             wanted = sample_bytes // len(places) if made.bytes > sample_bytes else part.size
-            for batch in _sample(plan, part, wanted, made):
+            for batch in _sample(plan, part, wanted, made, notes):
                 if plan.cleaning is not None:
                     codes = cleaning.check_records(batch, plan.cleaning)
                     made.dropped.update(cleaning.count_reasons(codes, plan.cleaning))
@@ -95,6 +97,9 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
                 made.kept += len(batch.lines)
                 kept.append((place, batch))
             bar.update(min(made.sampled_bytes, sample_bytes) - bar.n)
+    sampled = "in the sample, " if made.scale > 1 else ""
+    for said, (count, _, first) in sorted(notes.items()):
+        made.notes.append(f"stream '{plan.name}': {said} ({sampled}{count:,} times, first in {first})")
     if plan.cleaning is not None:
         kept = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
     tokens = [np.empty(0, dtype)]
@@ -140,8 +145,10 @@ def _drop_duplicates(
     return [(place, select(batch, k)) for (place, batch), k in zip(batches, np.split(fresh, ends), strict=True)]
 
 
-def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimate) -> Iterator[Records]:
+def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimate, notes: Notes) -> Iterator[Records]:
     """Batches of records from about the first `wanted` bytes of a part; counts them, and the unusable ones.
+
+    Adds to `notes` what is to be said of them.
 
     Bytes and records have to be of the same stretch, or the estimate is wrong: what a reader has read ahead counts as
     neither.
@@ -175,6 +182,8 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
             yield _join(held)
     made.records += sum(reading.rejected.values())
     made.rejected.update(reading.rejected)
+    for said, (count, line, excerpt) in reading.notes.items():
+        add_notes(notes, {said: (count, line, f"{whole.paths[0]}, {place_of(whole, line)}: {excerpt}")})
     if made.first_reject is None and (first := reading.first_reject) is not None:
         made.first_reject = f"{whole.paths[0]}, {place_of(whole, first.line)}", first.reason, first.excerpt
     made.sampled_bytes += used
@@ -265,7 +274,9 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
             lines.append(f"{one.name}: duplicates are those within the sample; the whole has more")
         if prepared.config.streams[one.name].scores:
             lines.append(f"{one.name}: what `scores` will drop is not counted here")
-    lines += [f"note: {note}" for note in label_notes(prepared.streams, prepared.config)]
+    for name, labels in label_notes(prepared.streams, prepared.config).items():
+        lines += [f"note: {words}" for words in labels]
+        lines += [f"note: {words}" for one in made if one.name == name for words in one.notes]
     return "\n".join([*lines, "", _describe_fit(prepared, made)])
 
 

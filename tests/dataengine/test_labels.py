@@ -5,13 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from dataengine import build as module
 from dataengine import labels
-from dataengine.build import build, prepare
+from dataengine.build import build, prepare, stream_notes
 from dataengine.estimate import describe_estimate
 from dataengine.labels import check_labels
 from dataengine.language_codes import base_language
@@ -316,3 +317,21 @@ def test_a_dry_run_shows_the_note_as_well(make_config: ConfigMaker, tmp_path: Pa
     config = make_config(**german_as_english(tmp_path, language="en"))
     words = describe_estimate(prepare(config, open_store(config.store)), workers=1)
     assert f"note: stream 'mono': {tmp_path}/docs.jsonl should be 'en', but" in words
+
+
+def test_a_reused_stream_that_is_labelled_otherwise_is_looked_at(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = f"stream 'mono': {tmp_path}/docs.jsonl should be 'en', but"
+    report = Path(make_config().store) / "experiments" / "small" / "build_report.json"
+    build(make_config(**german_as_english(tmp_path, language="de")))
+    assert orjson.loads(report.read_bytes())["streams"][0]["notes"] == []
+    assert "note" not in capsys.readouterr().err
+    config = make_config(**german_as_english(tmp_path, language="en"))
+    assert not build(config).new
+    assert capsys.readouterr().err.count(note) == 1
+    (said,) = orjson.loads(report.read_bytes())["streams"][0]["notes"]
+    assert said.startswith(note)
+    build(config)
+    assert "note" not in capsys.readouterr().err
+    assert stream_notes(prepare(config, open_store(config.store)), ["mono"]) == [said]
