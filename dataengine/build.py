@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
 from typing import Any, TypeVar
 
 import numpy as np
@@ -135,6 +136,7 @@ class BuiltStream:
     records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`. `rejects`
     is the key of the file in the store that holds the unusable records; None if there are none. `unknown` and
     `vanished` are what the tokenizer lost of the kept records: unknown tokens, and characters without any token.
+    `notes` are what was said of the records when the stream was made, and of their languages if these were looked at.
     """
 
     stream: Stream
@@ -147,6 +149,7 @@ class BuiltStream:
     rejects: str | None
     unknown: int
     vanished: int
+    notes: tuple[str, ...]
     new: bool
 
 
@@ -190,7 +193,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
         if fast.fallback_reason:
             note(f"tokenizing by {fast.engine}, which takes longer: {fast.fallback_reason}")
-    for words in label_notes(missing, config):
+    labels = label_notes(missing, config)
+    for words in chain.from_iterable(labels.values()):
         note(words)
     made = run_rounds(
         {name: make_stream(plan, config, store) for name, plan in missing.items()},
@@ -212,17 +216,39 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     folder = f"experiments/{config.name}"
     before = _read(store, f"{folder}/manifest.json")
     new = bool(missing) or before != manifest.content
+    relabelled = not new and _changed_languages(config, store)
+    if new or relabelled:
+        reused = {name: plan for name, plan in prepared.streams.items() if name not in missing}
+        labels |= label_notes(reused, config)
+        for name in reused:
+            for words in (*labels[name], *built[name].notes):
+                note(words)
+    built = {name: replace(one, notes=(*labels.get(name, ()), *one.notes)) for name, one in built.items()}
     if before not in (None, manifest.content):
         note(f"{config.name} was built before with another plan, which this one replaces")
     result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
+    report = orjson.dumps(_report(result), option=orjson.OPT_INDENT_2)
     if new:
-        report = orjson.dumps(_report(result), option=orjson.OPT_INDENT_2)
         store.write(f"{folder}/build_report.json", report)
         store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)
-    elif _decides_otherwise(config, store):
+    elif relabelled or _decides_otherwise(config, store):
+        if relabelled:
+            _try_write(store, f"{folder}/build_report.json", report)
         _try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
+
+
+def _changed_languages(config: Config, store: Store) -> bool:
+    """Whether documents are labelled with another language than when the experiment was built."""
+    try:
+        built = read_built_config(store, config.name)
+    except InputError:
+        return False
+    return any(
+        name in built.streams and built.streams[name].language != config.streams[name].language
+        for name in config.streams_in_use
+    )
 
 
 def _decides_otherwise(config: Config, store: Store) -> bool:
@@ -375,19 +401,31 @@ def missing_streams(prepared: Preparation) -> dict[str, StreamPlan]:
     }
 
 
-def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> list[str]:
-    """What is to be said about the languages of the streams' texts, before they are read."""
-    return [
-        note
-        for name, plan in plans.items()
-        for note in check_labels(
+def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> dict[str, list[str]]:
+    """What is to be said about the languages of each stream's texts, before they are read."""
+    return {
+        name: check_labels(
             name,
             plan.parts,
             plan.records,
             plan.records.languages or (config.streams[name].language or "",),
             plan.cleaning.rules if plan.cleaning else None,
+            plan.languages,
         )
-    ]
+        for name, plan in plans.items()
+    }
+
+
+def stream_notes(prepared: Preparation, names: Sequence[str]) -> list[str]:
+    """What is to be said of some streams: of their languages, and what the build said of those that are built."""
+    plans = {name: prepared.streams[name] for name in names}
+    missing = missing_streams(prepared)
+    notes = []
+    for name, labels in label_notes(plans, prepared.config).items():
+        notes += labels
+        if name not in missing:
+            notes += summary.read_summary(prepared.store, plans[name].folder).notes
+    return notes
 
 
 def run_rounds(streams: Mapping[str, Rounds[T]], engine: Engine, store: Store) -> dict[str, T]:
@@ -438,6 +476,7 @@ class Packed:
     receipts: list[Receipt]
     tails: list[PackTails]
     tail_receipts: list[Receipt]
+    notes: list[str]  # on the records
 
 
 def clean_stream(
@@ -495,8 +534,9 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     receipts = list((yield "tokenizing", units))
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
     first_lines = [place.line for place in source_lines(plan.parts, receipts)]
-    for words in describe_notes(plan.parts, receipts, first_lines):
-        note(f"stream '{plan.name}': {words}")
+    notes = [f"stream '{plan.name}': {words}" for words in describe_notes(plan.parts, receipts, first_lines)]
+    for words in notes:
+        note(words)
     if not plan.adjacent:
         joined = _join_small_parts(plan, units, receipts)
         if joined:
@@ -508,11 +548,7 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)
     assert records == kept + rejected + dropped.total(), f"stream '{plan.name}': records are unaccounted for"
     if not kept:
-        others = f", and {rejected:,} more {'is' if rejected == 1 else 'are'} unusable" if rejected else ""
-        raise InputError(
-            f"stream '{plan.name}': cleaning drops all {dropped.total():,} usable records ({_words(dropped)}){others}. "
-            f"Look at them (dataengine inspect CONFIG --stream {plan.name}) and {_loosen(plan, dropped)}."
-        )
+        raise InputError(nothing_kept(plan, dropped, rejected))
     packed: Sequence[Unit] = units
     packed_receipts = receipts
     if plan.languages:
@@ -524,7 +560,16 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     tails = _tail_units(packed, packed_receipts, plan.format)
     tail_receipts = (yield "packing", tails) if tails else []
     rejects = gather_rejects(plan.parts, units, receipts, store)
-    return Packed(receipts, rejects, dict(dropped), list(packed), packed_receipts, tails, tail_receipts)
+    return Packed(receipts, rejects, dict(dropped), list(packed), packed_receipts, tails, tail_receipts, notes)
+
+
+def nothing_kept(plan: StreamPlan, dropped: Counter[str], rejected: int, sampled: str = "") -> str:
+    """What to do about a stream of which cleaning drops all that is usable; `sampled` follows the word records."""
+    others = f", and {rejected:,} more {'is' if rejected == 1 else 'are'} unusable" if rejected else ""
+    return (
+        f"stream '{plan.name}': cleaning drops all {dropped.total():,} usable records{sampled} ({_words(dropped)})"
+        f"{others}. Look at them (dataengine inspect CONFIG --stream {plan.name}) and {_loosen(plan, dropped)}."
+    )
 
 
 def _join_small_parts(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]) -> dict[int, TokenizePairs]:
@@ -632,7 +677,8 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
             write.result()
     remainder = packer.tail
     if not shards:
-        raise InputError(_too_few_tokens(plan, packed, len(remainder)))
+        kept = sum(receipt.kept for receipt in packed.reading)
+        raise InputError(too_few_tokens(plan, kept, packed.dropped, len(remainder)))
     tokens = sum(receipt.tokens for receipt in packed.receipts)
     assert tokens == sum(shard.samples for shard in shards) * width + len(remainder), f"{plan.name}: tokens are lost"
     index = encode_index(shards, plan.format.shards.config(width, dtype))
@@ -653,6 +699,7 @@ def _publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
         remainder=len(remainder),  # kept in remainder.npy
         unknown=sum(receipt.unknown for receipt in packed.reading),
         vanished=sum(receipt.vanished for receipt in packed.reading),
+        notes=tuple(packed.notes),
     )
     store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
     if packed.rejects:
@@ -671,13 +718,12 @@ def _link_checked(store: Store, source: str, key: str) -> None:
     store.link(source, key)
 
 
-def _too_few_tokens(plan: StreamPlan, packed: Packed, tokens: int) -> str:
+def too_few_tokens(plan: StreamPlan, kept: int, dropped: Mapping[str, int], tokens: int) -> str:
     """What to do about a stream that fills no sample."""
-    kept = sum(receipt.kept for receipt in packed.reading)
     width = plan.format.seq_len + 1
     advice = [f"add sources to streams.{plan.name}"]
-    if dropped := sum(packed.dropped.values()):
-        advice.append(f"{_loosen(plan, packed.dropped)} (cleaning drops {dropped:,} records: {_words(packed.dropped)})")
+    if count := sum(dropped.values()):
+        advice.append(f"{_loosen(plan, dropped)} (cleaning drops {count:,} records: {_words(dropped)})")
     if tokens > 2:
         advice.append(f"lower seq_len to {tokens - 1:,} or less")
     return (
@@ -807,6 +853,7 @@ def _read_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
         rejects=rejects if made.rejected and rejects in sizes else None,
         unknown=made.unknown,
         vanished=made.vanished,
+        notes=made.notes,
         new=new,
     )
 
@@ -822,30 +869,55 @@ def check_rejects(
     rejected: Counter[str] = Counter()
     for receipt in receipts:
         rejected.update(receipt.rejected)
-    bad = rejected.total()
-    if not records:
-        raise InputError(
-            f"stream '{plan.name}': its files hold no records. Give files that do under streams.{plan.name}."
-        )
-    if bad < records and bad <= max_bad_fraction * records:
+    if not too_many_rejects(records, rejected.total(), max_bad_fraction):
         return
+    if not records:
+        raise InputError(describe_rejects(plan, records, rejected, max_bad_fraction, None))
     rejects = gather_rejects(plan.parts, units, receipts, store)
     key = f"{plan.folder}/{summary.REJECTS}"
     store.write(key, summary.encode_rejects(rejects))
     first = rejects[0]
-    others = f"{len(rejects):,} of them" if len(rejects) < bad else "all of them"
-    if bad < records:
-        many = f"{bad:,} of {records:,} records are unusable ({_words(rejected)}), more than max_bad_fraction "
-        many += f"{max_bad_fraction:g} allows"
-        advice = ["fix them", *_other_key(plan, first.reason), "raise max_bad_fraction to go on without them"]
-    else:
-        many = f"all {records:,} records are unusable" if records > 1 else "the only record is unusable"
-        many += f" ({_words(rejected)})"
-        advice = [*_other_key(plan, first.reason), "check the format and the encoding of the files"]
+    others = f"{len(rejects):,} of them" if len(rejects) < rejected.total() else "all of them"
+    where = f" ({others}, with files and lines: {store.url}/{key})"
+    place = f"{first.file}, line {first.line:,}"
     raise InputError(
-        f"stream '{plan.name}': {many}. The first: {first.file}, line {first.line:,}: {first.reason}: "
-        f"{first.excerpt} ({others}, with files and lines: {store.url}/{key}). {_any_of(advice)}."
+        describe_rejects(plan, records, rejected, max_bad_fraction, (place, first.reason, first.excerpt), where=where)
     )
+
+
+def too_many_rejects(records: int, bad: int, max_bad_fraction: float) -> bool:
+    """Whether a stream with so many records, `bad` of them unusable, is refused."""
+    return bad == records or bad > max_bad_fraction * records
+
+
+def describe_rejects(
+    plan: StreamPlan,
+    records: int,
+    rejected: Counter[str],
+    max_bad_fraction: float,
+    first: tuple[str, str, str] | None,
+    *,
+    sampled: str = "",
+    where: str = "",
+) -> str:
+    """What to do about a stream that is refused for its unusable records, or for having none.
+
+    `first` is the place of the first of them, its reason and its excerpt. `sampled` follows the word records, and
+    `where` the first of them.
+    """
+    bad = rejected.total()
+    if first is None:
+        return f"stream '{plan.name}': its files hold no records. Give files that do under streams.{plan.name}."
+    place, reason, excerpt = first
+    if bad < records:
+        many = f"{bad:,} of {records:,} records{sampled} are unusable ({_words(rejected)}), more than max_bad_fraction "
+        many += f"{max_bad_fraction:g} allows"
+        advice = ["fix them", *_other_key(plan, reason), "raise max_bad_fraction to go on without them"]
+    else:
+        many = f"all {records:,} records{sampled} are unusable" if records > 1 else "the only record is unusable"
+        many += f" ({_words(rejected)})"
+        advice = [*_other_key(plan, reason), "check the format and the encoding of the files"]
+    return f"stream '{plan.name}': {many}. The first: {place}: {reason}: {excerpt}{where}. {_any_of(advice)}."
 
 
 def _other_key(plan: StreamPlan, reason: str) -> list[str]:
@@ -917,6 +989,7 @@ def _report(result: BuildResult) -> dict[str, Any]:
                 "rejects": built.rejects,
                 "unknown_tokens": built.unknown,
                 "vanished_characters": built.vanished,
+                "notes": built.notes,
             }
             for built in result.streams
         ],

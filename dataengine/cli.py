@@ -10,6 +10,7 @@ import select
 import shlex
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -304,12 +305,9 @@ def _read_built(options: argparse.Namespace, config: Config) -> Manifest:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from dataengine.build import build, prepare
     from dataengine.config import parse_count
     from dataengine.engines import LocalEngine, RayEngine
-    from dataengine.objects import is_url
     from dataengine.stages import budget_steps, idle_streams
     from dataengine.storage import open_store
 
@@ -321,6 +319,7 @@ def _build(options: argparse.Namespace) -> None:
         if not isinstance(sample, int) or sample < 1:
             raise InputError(f"--sample {options.sample_bytes} is not a number of bytes, such as 4M")
         _show(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
+        _note_missing_sets(config)
         return
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
     result = build(config, workers=workers, engine=engine)
@@ -330,6 +329,15 @@ def _build(options: argparse.Namespace) -> None:
     steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
     if total is not None and steps < total:
         note(f"the stages take {steps:,} of the budget's {total:,} steps")
+    _note_missing_sets(config)
+
+
+def _note_missing_sets(config: Config) -> None:
+    """Say which evaluation sets do not exist yet."""
+    from pathlib import Path
+
+    from dataengine.objects import is_url
+
     for name, sets in (("dev", config.evaluate.dev), ("test", config.evaluate.test)):
         for direction, place in sets.items():
             for path in [place] if isinstance(place, str) else place.values():
@@ -397,7 +405,7 @@ def _score(options: argparse.Namespace) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     from dataengine import inspection
-    from dataengine.build import prepare
+    from dataengine.build import prepare, stream_notes
     from dataengine.engines import LocalEngine
     from dataengine.storage import open_store
 
@@ -419,6 +427,8 @@ def _inspect(options: argparse.Namespace) -> None:
             prepared, LocalEngine(workers), names=names, reason=options.reason, count=options.count
         )
     )
+    for words in stream_notes(prepared, names):
+        note(words)
 
 
 def _current_names(config: Config) -> Names:
@@ -556,7 +566,7 @@ def describe_build(result: BuildResult) -> str:
         f"{built.stream.name}: {count:,} {word}: {reason}"
         for built in result.streams
         for word, counts in (("unusable", built.rejected), ("dropped", built.dropped))
-        for reason, count in counts.items()
+        for reason, count in Counter(counts).most_common()
     ]
     reasons += [
         f"{built.stream.name}: {count:,} {words}"

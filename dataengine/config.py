@@ -24,6 +24,7 @@ from pydantic import (
 
 from dataengine.config_files import Loc, dotted, read_layers
 from dataengine.errors import InputError, did_you_mean
+from dataengine.language_codes import meant_language
 from dataengine.objects import is_url
 from dataengine.rules import DocumentRules, PairRules
 
@@ -517,9 +518,11 @@ class Config(_Section):
                 used += [(code, ("evaluate", key, direction)) for code in direction.split("-")]
         for language, loc in used:
             if language not in self.languages:
+                meant = meant_language(language)
                 raise _PlacedError(
                     loc,
-                    f"no name for language '{language}': add `languages: {{{language}: ...}}`, "
+                    f"no name for language '{language}': {meant and f'{meant}; if that is not meant, '}add "
+                    f"`languages: {{{language}: ...}}`, "
                     "the full name that prompts and training text use",
                 )
 

@@ -16,20 +16,30 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dataengine import archives, cleaning, dedup, near_duplicates, pairs
-from dataengine.build import Preparation, StreamPlan, label_notes, make_manifest
+from dataengine.build import (
+    Preparation,
+    StreamPlan,
+    describe_rejects,
+    label_notes,
+    make_manifest,
+    nothing_kept,
+    too_few_tokens,
+    too_many_rejects,
+)
 from dataengine.errors import InputError
 from dataengine.manifest import Stream
 from dataengine.objects import open_file
 from dataengine.shards import Shard, StoredFile, compress, encode_shard
-from dataengine.sources import Records, SourcePart
+from dataengine.sources import Notes, Records, SourcePart, add_notes
 from dataengine.tables import size_words, table
 from dataengine.tokenizing import find_lost, written_columns
 from dataengine.tokens import join_documents
-from dataengine.units import Reading, select
+from dataengine.units import Reading, place_of, select
 
 SAMPLE_BYTES = 4 * 10**6  # read of each stream
 _PLACES = 8  # parts that a sample is spread over
 _BATCH = 500
+_EXCERPT = 200  # characters of an unusable record
 _CHUNK = 1 << 20  # bytes
 
 
@@ -44,7 +54,9 @@ class StreamEstimate:
     records: int = 0
     kept: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    first_reject: tuple[str, str, str] | None = None  # its place, reason and excerpt
     dropped: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)  # on usable records
     tokens: int = 0
     seconds: float = 0.0
     bytes_per_token: float = 0.0
@@ -67,13 +79,14 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
         places = np.unique(np.linspace(0, len(plan.parts) - 1, _PLACES).round().astype(int)).tolist()
     kept: list[tuple[int, Records]] = []  # number of the part, records
     keys = [np.empty(0, dedup.KEY)]
+    notes: Notes = {}  # with the place of the first before its excerpt
     begun = time.perf_counter()
     with tqdm(total=min(sample_bytes, made.bytes), desc=f"sampling {plan.name}", unit="B", unit_scale=True,
               file=sys.stderr, disable=None) as bar:  # fmt: skip
         for place in places:
             part = plan.parts[place]
             wanted = sample_bytes // len(places) if made.bytes > sample_bytes else part.size
-            for batch in _sample(plan, part, wanted, made):
+            for batch in _sample(plan, part, wanted, made, notes):
                 if plan.cleaning is not None:
                     codes = cleaning.check_records(batch, plan.cleaning)
                     made.dropped.update(cleaning.count_reasons(codes, plan.cleaning))
@@ -84,6 +97,9 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
                 made.kept += len(batch.lines)
                 kept.append((place, batch))
             bar.update(min(made.sampled_bytes, sample_bytes) - bar.n)
+    sampled = "in the sample, " if made.scale > 1 else ""
+    for said, (count, _, first) in sorted(notes.items()):
+        made.notes.append(f"stream '{plan.name}': {said} ({sampled}{count:,} times, first in {first})")
     if plan.cleaning is not None:
         kept = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
     tokens = [np.empty(0, dtype)]
@@ -92,6 +108,10 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
     for place, batch in kept:
         if (reasons := find_lost(batch, tokenizer, written)) is not None:
             made.rejected.update(reason for reason in reasons if reason is not None)
+            for line, reason, *texts in zip(batch.lines, reasons, *batch.texts, strict=True):
+                if reason is not None and made.first_reject is None:
+                    where = f"{plan.parts[place].paths[0]}, {place_of(plan.parts[place], line)}"
+                    made.first_reject = where, reason, "\t".join(texts)[:_EXCERPT]
             batch = select(batch, np.array([reason is None for reason in reasons]))
             made.kept -= len(reasons) - len(batch.lines)
         ids, lengths = tokenizer.encode_flat(_texts(plan, batch, before[place]))
@@ -107,6 +127,8 @@ def _drop_duplicates(
     batches: list[tuple[int, Records]], keys: NDArray[Any], by: cleaning.Cleaning, made: StreamEstimate
 ) -> list[tuple[int, Records]]:
     """Leave out, and count, what has a key of an earlier record of the sample."""
+    if not batches:
+        return []
     _, records, kinds = dedup.drop_later([dedup.find_groups([dedup.sort_keys(keys)])])
     made.dropped.update(by.reasons[kind - 1] for kind in kinds.tolist())
     fresh = np.ones(made.kept, bool)
@@ -123,12 +145,15 @@ def _drop_duplicates(
     return [(place, select(batch, k)) for (place, batch), k in zip(batches, np.split(fresh, ends), strict=True)]
 
 
-def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimate) -> Iterator[Records]:
+def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimate, notes: Notes) -> Iterator[Records]:
     """Batches of records from about the first `wanted` bytes of a part; counts them, and the unusable ones.
+
+    Adds to `notes` what is to be said of them.
 
     Bytes and records have to be of the same stretch, or the estimate is wrong: what a reader has read ahead counts as
     neither.
     """
+    whole = part
     by_line = part.format in ("jsonl", "tsv") or (part.format == "text" and plan.records.split == "line")
     used, read, before = part.size, 0, 0
 
@@ -157,6 +182,10 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
             yield _join(held)
     made.records += sum(reading.rejected.values())
     made.rejected.update(reading.rejected)
+    for said, (count, line, excerpt) in reading.notes.items():
+        add_notes(notes, {said: (count, line, f"{whole.paths[0]}, {place_of(whole, line)}: {excerpt}")})
+    if made.first_reject is None and (first := reading.first_reject) is not None:
+        made.first_reject = f"{whole.paths[0]}, {place_of(whole, first.line)}", first.reason, first.excerpt
     made.sampled_bytes += used
 
 
@@ -245,12 +274,31 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
             lines.append(f"{one.name}: duplicates are those within the sample; the whole has more")
         if prepared.config.streams[one.name].scores:
             lines.append(f"{one.name}: what `scores` will drop is not counted here")
-    lines += [f"note: {note}" for note in label_notes(prepared.streams, prepared.config)]
+    for name, labels in label_notes(prepared.streams, prepared.config).items():
+        lines += [f"note: {words}" for words in labels]
+        lines += [f"note: {words}" for one in made if one.name == name for words in one.notes]
     return "\n".join([*lines, "", _describe_fit(prepared, made)])
+
+
+def _refusal(plan: StreamPlan, made: StreamEstimate, max_bad_fraction: float) -> str | None:
+    """Why the build would refuse a stream, as far as the sample tells."""
+    sampled = " sampled" if made.scale > 1 else ""
+    bad, dropped = made.rejected.total(), +made.dropped
+    if too_many_rejects(made.records, bad, max_bad_fraction):
+        return describe_rejects(plan, made.records, made.rejected, max_bad_fraction, made.first_reject, sampled=sampled)
+    if not made.kept:
+        return nothing_kept(plan, dropped, bad, sampled)
+    tokens = int(made.tokens * made.scale)
+    if tokens <= plan.format.seq_len:
+        return too_few_tokens(plan, made.kept, dropped, tokens)
+    return None
 
 
 def _describe_fit(prepared: Preparation, made: list[StreamEstimate]) -> str:
     config, width = prepared.config, prepared.config.seq_len + 1
+    refusals = [_refusal(prepared.streams[one.name], one, config.max_bad_fraction) for one in made]
+    if any(refusals):
+        return "\n".join(f"the build would stop: {refusal}" for refusal in refusals if refusal)
     streams = {}
     for one in made:
         samples = int(one.tokens * one.scale) // width

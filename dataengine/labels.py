@@ -8,12 +8,14 @@ letter of the scripts of their own. What is reported stays as it is: a note chan
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from os.path import dirname
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,12 +23,14 @@ import numpy as np
 from dataengine.characters import escape_controls, one_line
 from dataengine.errors import InputError
 from dataengine.language import is_known, judge_languages, model_codes
-from dataengine.language_codes import base_language
+from dataengine.language_codes import base_language, meant_language
 from dataengine.rules import script_shares, scripts_of
 from dataengine.sources import RecordFormat, Records, SourcePart
 from dataengine.units import Reading
 
 _FILES = 16  # of a stream that are looked at
+_MORE_FILES = 256  # that are, if one of the first is wrong
+_DESCRIBED = 8  # of the wrong ones; the others are named
 _RECORDS = 400  # of a stream, about
 _PIECES = 48  # of a side of a stream, about
 _PIECE = 250  # bytes
@@ -69,31 +73,76 @@ _NEIGHBOURS = [
 ]
 
 T = TypeVar("T")
+Paths = tuple[str, ...]  # of a file, or of the files of a Moses corpus
 
 
 def check_labels(
-    name: str, parts: Sequence[SourcePart], form: RecordFormat, languages: Sequence[str], rules: dict[str, Any] | None
+    name: str,
+    parts: Sequence[SourcePart],
+    form: RecordFormat,
+    languages: Sequence[str],
+    rules: dict[str, Any] | None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """What is to be said about the languages of a stream, `languages` being the codes of a record's texts.
+    """What is to be said about the languages of a stream, `languages` being the codes of a record's texts
+    and `names` the names that some of them have.
 
-    A note for each file of which most is in another language, or whose sides are exchanged, and for each rule (of
-    `rules`, the fields of PairRules or DocumentRules) that does not apply since nothing is known of a language. Reads a
-    little of at most 16 files, spread over the folders; takes about 0.2 s. A file that cannot be read gives no note:
-    the build says why.
+    A note for each file of which most is in another language, or whose sides are exchanged; for each rule (of `rules`,
+    the fields of PairRules or DocumentRules) that does not apply since nothing is known of a language; and for each
+    language that cannot be checked. Reads a little of at most 16 files, spread over the folders, in about 0.2 s, and of
+    up to 256 more if one of these is wrong. A file that cannot be read gives no note: the build says why.
     """
-    notes = _rules_without_language(name, languages, rules, documents=not form.languages)
+    notes = _unknown_languages(name, languages, names, documents=not form.languages)
+    notes += _rules_without_language(name, languages, rules, documents=not form.languages)
     if not any(is_known(code) or scripts_of(code) for code in languages):
         return notes
-    groups = _choose(parts)
+    files = _files(parts)
+    chosen = _choose(list(files))
+    looked = _look(chosen, files, form, languages)
+    if any(any(one.found) for one in looked):  # others may be wrong as well
+        rest = set(files) - set(chosen)
+        looked += _look(_spread([paths for paths in files if paths in rest], _MORE_FILES), files, form, languages)
+    wrong = [one for one in looked if any(one.found)]
+    others_right = any(one.enough and not any(one.found) for one in looked)
+    for one in wrong[:_DESCRIBED]:
+        notes += _describe(name, one.part, form, languages, one.records, one.found, others_right)
+    if more := [" and ".join(one.part.paths) for one in wrong[_DESCRIBED:]]:
+        notes.append(f"stream '{name}': {len(more)} more files look wrong: {', '.join(more)}")
+    if wrong and len(looked) < len(files):
+        notes.append(f"stream '{name}': looked at {len(looked):,} of {len(files):,} files; others may be wrong as well")
+    return notes
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A file that was looked at: records of it, and what was found of each of its languages.
+
+    `enough` says whether the records are enough to find something.
+    """
+
+    part: SourcePart
+    records: list[_Record]
+    found: list[_Finding | None]
+    enough: bool
+
+
+def _look(
+    chosen: Sequence[Paths], files: Mapping[Paths, list[SourcePart]], form: RecordFormat, languages: Sequence[str]
+) -> list[_Looked]:
+    """Look at some files of a stream."""
+    groups = [_spread(files[paths], max(1, _FILES // len(chosen))) for paths in chosen]
     pieces = max(_FEWEST + 1, _PIECES // max(len(groups), 1))
     count = max(_RECORDS // max(sum(map(len, groups)), 1), 25)
     with ThreadPoolExecutor(8) as pool:  # a bucket takes its time to answer
         read = [[pool.submit(_read, part, form, count) for part in group] for group in groups]
+    looked = []
     for group, jobs in zip(groups, read, strict=True):
         records = [record for job in jobs for record in job.result()]
-        found = [_judge([record.texts[k] for record in records], code, pieces) for k, code in enumerate(languages)]
-        notes += _describe(name, group[0], form, languages, records, found)
-    return notes
+        texts = [[record.texts[k] for record in records] for k in range(len(languages))]
+        found = [_judge(column, code, pieces) for column, code in zip(texts, languages, strict=True)]
+        enough = all(len(_pieces(column, pieces)) >= _FEWEST for column in texts)
+        looked.append(_Looked(group[0], records, found, enough))
+    return looked
 
 
 @dataclass(frozen=True)
@@ -112,6 +161,20 @@ class _Finding:
     records: tuple[int, ...]  # of the first wrong pieces
 
 
+def _unknown_languages(name: str, languages: Sequence[str], names: Mapping[str, str], *, documents: bool) -> list[str]:
+    """A note for each code of which neither the model nor a script is known, so that its texts are not looked at."""
+    notes = []
+    for code in languages:
+        if code and not is_known(code) and not scripts_of(code):
+            what = "its texts are" if documents else f"side {code} of its pairs is"
+            meant = meant_language(code, names.get(code, ""))
+            notes.append(
+                f"stream '{name}': '{code}' is not a language code that can be checked, so {what} not looked at"
+                + (f". {meant}" if meant else "")
+            )
+    return notes
+
+
 def _rules_without_language(
     name: str, languages: Sequence[str], rules: dict[str, Any] | None, *, documents: bool
 ) -> list[str]:
@@ -123,10 +186,11 @@ def _rules_without_language(
     for code in languages:
         if code and keys and not scripts_of(code):
             words = " and ".join(filter(None, [", ".join(keys[:-1]), keys[-1]]))
+            is_code = not meant_language(code) and re.fullmatch("[A-Za-z]{2,3}", code)
             notes.append(
                 f"stream '{name}': the scripts of language '{code}' are not known, so {words} "
                 f"{'does' if len(keys) == 1 else 'do'} not apply to it"
-                + (f". Name its script if they should, as in language: {code}-Latn" if documents else "")
+                + (f". Name its script if they should, as in language: {code}-Latn" if documents and is_code else "")
             )
     return notes
 
@@ -138,17 +202,21 @@ def _spread(values: Sequence[T], count: int) -> list[T]:
     return [values[k] for k in np.unique(np.linspace(0, len(values) - 1, count).round().astype(int)).tolist()]
 
 
-def _choose(parts: Sequence[SourcePart]) -> list[list[SourcePart]]:
-    """The parts that are looked at, those of a file together: files spread over folders, parts over each file."""
-    files: dict[tuple[str, ...], list[SourcePart]] = {}
-    folders: dict[str, list[tuple[str, ...]]] = {}
+def _files(parts: Sequence[SourcePart]) -> dict[Paths, list[SourcePart]]:
+    """The parts of each file."""
+    files: dict[Paths, list[SourcePart]] = {}
     for part in parts:
-        if part.paths not in files:
-            folders.setdefault(dirname(part.paths[0]), []).append(part.paths)
         files.setdefault(part.paths, []).append(part)
+    return files
+
+
+def _choose(files: Sequence[Paths]) -> list[Paths]:
+    """The files that are looked at, spread over the folders."""
+    folders: dict[str, list[Paths]] = {}
+    for paths in files:
+        folders.setdefault(dirname(paths[0]), []).append(paths)
     chosen = _spread(list(folders.values()), _FILES)
-    paths = [path for folder in chosen for path in _spread(folder, max(1, _FILES // len(chosen)))]
-    return [_spread(files[path], max(1, _FILES // len(paths))) for path in paths]
+    return [paths for folder in chosen for paths in _spread(folder, max(1, _FILES // len(chosen)))]
 
 
 def _read(part: SourcePart, form: RecordFormat, count: int) -> list[_Record]:
@@ -223,15 +291,17 @@ def _describe(
     languages: Sequence[str],
     records: Sequence[_Record],
     found: Sequence[_Finding | None],
+    others_right: bool,
 ) -> list[str]:
-    """Notes on one file."""
+    """Notes on one file; `others_right` says whether another file of the stream looks right."""
     if len(found) == 2 and found[0] and found[1] and _exchanged(found[0], found[1], languages):
         one, other = languages
-        how = (
-            "exchange the two paths"
-            if part.format == "moses"
-            else f"set streams.{name}.keys: {{{one}: {form.keys[1]}, {other}: {form.keys[0]}}}"
-        )
+        keys = f"keys: {{{one}: {form.keys[1]}, {other}: {form.keys[0]}}}"
+        how = f"set streams.{name}.{keys}"
+        if part.format == "moses":
+            how = f"{'name these two apart from the others, and ' if others_right else ''}exchange the two paths"
+        elif others_right:
+            how = f"give this file a stream of its own with {keys}"
         return [
             f"stream '{name}': the sides of {' and '.join(part.paths)} look exchanged: {one} holds {found[0].language} "
             f"and {other} holds {found[1].language} ({_examples(records, found[0].records, languages)}). If so, {how}"

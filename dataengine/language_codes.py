@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from functools import lru_cache
 
@@ -31,6 +32,32 @@ _MAIN = _WITHDRAWN | {
     for code in codes.split(",")
 }
 
+# The English names (iso-codes 4.15, five as they are commonly written) of the ISO 639-1 codes that are checked here.
+_NAMED = (
+    "af Afrikaans, am Amharic, an Aragonese, ar Arabic, as Assamese, av Avaric, az Azerbaijani, ba Bashkir, be "
+    "Belarusian, bg Bulgarian, bn Bengali, bo Tibetan, br Breton, bs Bosnian, ca Catalan, ce Chechen, co Corsican, cs "
+    "Czech, cv Chuvash, cy Welsh, da Danish, de German, dv Dhivehi, dz Dzongkha, el Greek, en English, eo Esperanto, "
+    "es Spanish, et Estonian, eu Basque, fa Persian, fi Finnish, fr French, fy Western Frisian, ga Irish, gd Scottish "
+    "Gaelic, gl Galician, gn Guarani, gu Gujarati, gv Manx, ha Hausa, he Hebrew, hi Hindi, hr Croatian, ht Haitian, "
+    "hu Hungarian, hy Armenian, ia Interlingua, id Indonesian, ie Interlingue, ig Igbo, io Ido, is Icelandic, it "
+    "Italian, ja Japanese, jv Javanese, ka Georgian, kk Kazakh, km Khmer, kn Kannada, ko Korean, ku Kurdish, kv Komi, "
+    "kw Cornish, ky Kyrgyz, la Latin, lb Luxembourgish, li Limburgan, lo Lao, lt Lithuanian, lv Latvian, mg Malagasy, "
+    "mi Maori, mk Macedonian, ml Malayalam, mn Mongolian, mr Marathi, ms Malay, mt Maltese, my Burmese, nb Norwegian "
+    "Bokmål, ne Nepali, nl Dutch, nn Norwegian Nynorsk, no Norwegian, oc Occitan, or Oriya, os Ossetian, pa Punjabi, "
+    "pl Polish, ps Pashto, pt Portuguese, qu Quechua, rm Romansh, ro Romanian, ru Russian, sa Sanskrit, sc Sardinian, "
+    "sd Sindhi, sh Serbo-Croatian, si Sinhala, sk Slovak, sl Slovenian, so Somali, sq Albanian, sr Serbian, st "
+    "Southern Sotho, su Sundanese, sv Swedish, sw Swahili, ta Tamil, te Telugu, tg Tajik, th Thai, ti Tigrinya, tk "
+    "Turkmen, tl Tagalog, tr Turkish, tt Tatar, ug Uyghur, uk Ukrainian, ur Urdu, uz Uzbek, vi Vietnamese, vo "
+    "Volapük, wa Walloon, xh Xhosa, yi Yiddish, yo Yoruba, zh Chinese, zu Zulu"
+)
+NAMES = dict(entry.split(" ", 1) for entry in _NAMED.split(", "))
+
+# Codes of countries that are taken for codes of languages, and mean no language themselves.
+_COUNTRIES = {
+    "cn": "zh", "hk": "zh", "jp": "ja", "kp": "ko", "cz": "cs", "dk": "da", "gr": "el", "vn": "vi",
+    "ua": "uk", "us": "en", "gb": "en", "rs": "sr", "ir": "fa", "kh": "km", "ge": "ka", "il": "he",
+}  # fmt: skip
+
 
 @lru_cache
 def base_language(code: str | None) -> str:
@@ -50,3 +77,19 @@ def script_subtag(code: str | None) -> str:
     """The script that a code names (ISO 15924, small letters): `hant` of zh-Hant-TW; "" for none."""
     rest = re.split("[-_]", (code or "").strip().lower())[1:]
     return next((tag for tag in rest if re.fullmatch("[a-z]{4}", tag)), "")
+
+
+def meant_language(code: str, name: str = "") -> str:
+    """What a code that is none may stand for, such as "Chinese is zh"; "" if that is not clear.
+
+    Goes by the English name that the user gives to the language, else by the code as a name or as that of a country.
+    """
+    codes = {english.casefold(): known for known, english in NAMES.items()}
+    for word in (name, code):
+        first = re.split(r"[^\w ]", word.strip().casefold())[0].strip()
+        if close := difflib.get_close_matches(first, codes, n=1, cutoff=0.85):
+            return f"{NAMES[codes[close[0]]]} is {codes[close[0]]}"
+        first = re.split("[-_]", first)[0]
+        if known := _COUNTRIES.get(first):
+            return f"{NAMES[known]} is {known}"
+    return ""

@@ -620,6 +620,9 @@ def _read_rows(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Block
                     number, lines = number + 1, lines[1:]
                     if form.columns and form.columns != rows.names:
                         yield Records([], tuple([] for _ in form.keys), [], [], {HEADING_OBEYED: (1, number, line)})
+                elif said := _heading_unread(lines[: _HEADING_ROWS + 1], form, rows.names):
+                    notes = {said: (1, number + 1, _excerpt(line))}
+                    yield Records([], tuple([] for _ in form.keys), [], [], notes)
         if rows is None and lines:
             rows = _Rows(form, path, _columns(path, "", form).names)
         if rows is not None and lines:
@@ -638,6 +641,20 @@ def _decode_heading(line: bytes | None) -> str:
         return (line or b"").decode().removesuffix("\r")
     except UnicodeDecodeError:
         return ""
+
+
+_HEADING_ROWS = 200  # below a line that may be a heading are looked at
+
+
+def _heading_unread(lines: Sequence[bytes | None], form: RecordFormat, names: Sequence[str]) -> str:
+    """What to say of the first of these lines if it looks like a heading but is read as a record; "" if it does not."""
+    first, *rows = map(_decode_heading, lines)
+    called = tsv_heading.unread_heading(first, rows, names, form.keys)
+    if not called:
+        return ""
+    pairs = ", ".join(f"{code}: {cell}" for code, cell in zip(form.languages, called, strict=False))
+    keys = f"keys: {{{pairs}}}" if form.languages else f"text_key: {called[0]}"
+    return f"a first line looks like a heading and is read as a record; if it is one, set {keys}, and no `columns`"
 
 
 HEADING_OBEYED = "a heading names other columns than `columns`, or in another order: the heading is obeyed"

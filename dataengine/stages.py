@@ -215,8 +215,14 @@ class _Resolver:
         size = self.streams[name]
         have, want = self.left[name] * self.lanes, quota * self.lanes
         a_pass = size.samples // self.lanes * self.lanes
+        if not a_pass:
+            few = f"only {size.samples:,} samples, fewer than the {self.lanes} lanes" if size.samples else "no samples"
+            return (
+                f"stream '{name}' is too small: stage '{stage}' draws {want:,} samples ({want * self.seq_len:,} "
+                f"tokens), but it has {few}. Add sources to streams.{name}, or loosen what drops its records."
+            )
         drawn = a_pass * size.passes - have
-        needed = -(-(drawn + want) // max(a_pass, 1))
+        needed = -(-(drawn + want) // a_pass)
         return (
             f"stream '{name}' is too small: stage '{stage}' draws {want:,} samples ({want * self.seq_len:,} tokens), "
             f"but it has {have:,} left ({size.samples:,} samples x {size.passes} pass(es), {drawn:,} drawn by earlier "

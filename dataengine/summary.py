@@ -60,6 +60,7 @@ class Summary:
     remainder: int
     unknown: int = 0
     vanished: int = 0
+    notes: tuple[str, ...] = ()  # what the build said of its records
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 
 from dataengine.errors import InputError
+from dataengine.language_codes import NAMES
 
 LONGEST_HEADING = 4096  # characters
 
@@ -15,7 +16,15 @@ QUOTED = (
     'fields stand in quotes as in CSV ("a ""b"""), and the quotes stay in the text: write the file without quoting, or '
     "as JSON Lines (pandas: to_json(FILE, orient='records', lines=True, force_ascii=False))"
 )
-_FEWEST_ROWS = 10  # of which every one begins and ends with a quote
+_FEWEST_ROWS = 10  # of which every one begins and ends with a quote, or has a number in a column
+_NAME = re.compile(r"[^\W\d_][\w ()-]{0,29}")  # of a column: short, and no sentence
+_NO_VALUE = ("nan", "null", "none", "na")
+_NUMBER = re.compile(r"[-+]?\d[\d.,:eE+-]*%?")
+_WORDS = (
+    "id idx index no number source target src tgt trg original translation translated text sentence segment content "
+    "score label lang language url domain simplified traditional"
+)
+_USUAL = frozenset(_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,38 @@ def _checked(path: str, columns: Columns, keys: Sequence[str], label_key: str | 
         source = "its heading" if columns.in_heading else "`columns`"
         raise InputError(f"{path}: `subsets.key` is {label_key}, and {source} names {', '.join(names)}. Correct one.")
     return columns
+
+
+def unread_heading(line: str, rows: Sequence[str], names: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """What the first line of a TSV, read as a record of columns `names`, calls the columns of `keys` if it looks like
+    a heading; empty if it does not.
+
+    It does if its cells are short, different, without digits and sentence punctuation, and either a column of the
+    `rows` below it, not one of `keys`, has numbers only; or the cells, and at least two, are names of languages or such
+    words as source and target.
+    """
+    cells = [cell.strip().strip('"').strip() for cell in line.split("\t")]
+    small = {cell.casefold() for cell in cells}
+    if len(cells) != len(names) or len(small) < len(cells) or len(line) > LONGEST_HEADING:
+        return []
+    if any(re.search(r"\d", cell) or not _NAME.fullmatch(cell) or cell.casefold() in _NO_VALUE for cell in cells):
+        return []
+    called = [cells[names.index(key)] for key in keys]
+    below = [row.split("\t") for row in rows]
+    below = [row for row in below if len(row) == len(names)]
+    others = [place for place, name in enumerate(names) if name not in keys] if len(below) >= _FEWEST_ROWS else []
+    by_number = any(all(_NUMBER.fullmatch(row[place].strip()) for row in below) for place in others)
+    by_name = all(map(_names_column, called)) and sum(map(_names_column, cells)) > 1
+    return called if by_number or by_name else []
+
+
+def _names_column(cell: str) -> bool:
+    """Whether a cell is the name or the code of a language, or another word that usually names a column."""
+    words = re.split(r"[\W_]+", cell.casefold().strip(" ()"))
+    return cell in NAMES or all(word in _LANGUAGES or word in _USUAL for word in words)
+
+
+_LANGUAGES = frozenset(name.casefold() for name in NAMES.values())
 
 
 def is_other_heading(line: str, names: Sequence[str]) -> bool:

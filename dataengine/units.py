@@ -210,6 +210,7 @@ class Reading:
         self.lines = self.usable = self.kept = 0
         self._lost = 0  # of the kept ones
         self.rejected: dict[str, int] = {}
+        self.first_reject: Reject | None = None
         self.notes: Notes = {}
 
     def batches(self, size: int) -> Iterator[Records]:
@@ -240,19 +241,15 @@ class Reading:
         bad = sum(self.rejected.values())
         if bad <= _REJECTS:
             # Without the file's name: a unit does not depend on where its input lies.
+            self.first_reject = self.first_reject or reject
             self._written.append(orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE))
         seen = self.usable + bad - self._lost + (bisect_left(lines, reject.line) if bad > _EARLY_RECORDS / 2 else 0)
         if bad > _EARLY_RECORDS / 2 and bad > seen / 2 and seen >= _EARLY_RECORDS:
             raise InputError(
                 f"{self._part.paths[0]}: {bad:,} of the first {seen:,} records are unusable, the last one for "
-                f"{reject.reason} ({self._place(reject.line)}: {reject.excerpt}). "
+                f"{reject.reason} ({place_of(self._part, reject.line)}: {reject.excerpt}). "
                 "Check the file's format, encoding and keys."
             )
-
-    def _place(self, line: int) -> str:
-        """A line of the part, as a line of the file where that can be counted."""
-        before = lines_before(self._part)
-        return f"line {line + before:,}" if before is not None else f"line {line:,} after byte {self._part.start:,}"
 
     def leave_out(self, batch: Records, reasons: Sequence[str | None]) -> Records:
         """Count those records of the latest batch that have a reason as unusable after all; return the others."""
@@ -274,6 +271,12 @@ class Reading:
             "rejected": dict(sorted(self.rejected.items())),
             "notes": dict(sorted(self.notes.items())),
         }
+
+
+def place_of(part: SourcePart, line: int) -> str:
+    """A line of a part, as a line of its file where that can be counted."""
+    before = lines_before(part)
+    return f"line {line + before:,}" if before is not None else f"line {line:,} after byte {part.start:,}"
 
 
 def describe_notes(parts: Sequence[SourcePart], receipts: Sequence[Receipt], first_lines: Sequence[int]) -> list[str]:

@@ -22,13 +22,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dataengine import build as building
 from dataengine import tokenizing
-from dataengine.build import build
+from dataengine.build import build, prepare, stream_notes
 from dataengine.cli import describe_build
 from dataengine.config import Config, dump_config
 from dataengine.errors import InputError
-from dataengine.estimate import estimate
+from dataengine.estimate import describe_estimate, estimate
 from dataengine.lost_text import UNKNOWN_TEXT
 from dataengine.pairs import write_pairs
+from dataengine.sources import HEADING_OBEYED
 from dataengine.storage import open_store
 from dataengine.summary import read_summary
 from dataengine.tokens import load_tokenizer
@@ -633,3 +634,30 @@ def test_report_counts_every_record(make_config: ConfigMaker) -> None:
     for stream in report["streams"]:
         assert stream["records"] == stream["kept"] + sum(stream["rejected"].values()) + sum(stream["dropped"].values())
         assert stream["tokens"] == stream["samples"] * 33 + stream["remainder_tokens"]
+
+
+def test_what_was_said_of_the_records_of_a_stream_is_kept_with_it(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.tsv"
+    path.write_text("zh\ten\n" + "".join(f"第 {n} 句话\tsentence number {n}\n" for n in range(200)))
+    settings: dict[str, Any] = {
+        "streams": {"pairs": {"pairs": [str(path)], "directions": ["en-zh"], "columns": ["en", "zh"]}},
+        "stages": [{"name": "all", "steps": 4, "mix": {"pairs": 1}}],
+    }
+    config = make_config(**settings)
+    words = f"stream 'pairs': {HEADING_OBEYED} (1 times, first in {path}, line 1: zh\ten)"
+    dry = describe_estimate(prepare(config, open_store(config.store)), workers=1)
+    assert f"note: {words}" in dry
+    sampled = describe_estimate(prepare(config, open_store(config.store)), workers=1, sample_bytes=3000)
+    assert "(in the sample, 1 times, first in " in sampled
+    capsys.readouterr()
+    for changes in ({}, {"name": "other"}):  # built, then reused
+        (built,) = build(make_config(**settings, **changes), workers=1).streams
+        assert built.notes == (words,)
+        assert capsys.readouterr().err.count(f"note: {words}") == 1
+        report = Path(config.store) / "experiments" / changes.get("name", "small") / "build_report.json"
+        assert orjson.loads(report.read_bytes())["streams"][0]["notes"] == [words]
+    build(make_config(**settings), workers=1)
+    assert "note" not in capsys.readouterr().err
+    assert stream_notes(prepare(config, open_store(config.store)), ["pairs"]) == [words]

@@ -341,3 +341,28 @@ def test_ctrl_c_begins_no_more_units(make_config: ConfigMaker, tmp_path: Path) -
     finished = len(list(units.glob("*/receipt.json")))
     time.sleep(1)
     assert len(list(units.glob("*/receipt.json"))) == finished < 100  # of some 300
+
+
+def test_build_and_dry_run_say_which_evaluation_sets_are_missing(
+    config_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in (["--dry-run"], ["--workers", "1"]):
+        assert exit_code(["build", config_path, *more, "evaluate.test={en-zh: none.tsv}"]) == 0
+        assert "note: evaluate.test.en-zh is none.tsv, which does not exist yet\n" in capsys.readouterr().err
+
+
+def test_build_lists_the_most_frequent_reasons_first_and_inspect_repeats_the_notes(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [{"text": f"a text of some length, number {n}"} for n in range(40)]
+    records += [{"text": ""}, *[{"text": None}] * 2, *[{"other": ""}] * 3]
+    config = make_config(
+        streams={"mono": {"documents": [str(write_jsonl(tmp_path / "d.jsonl", records))], "language": "chinese"}},
+        stages=[{"name": "all", "steps": 1, "mix": {"mono": 1}}], max_bad_fraction=0.5,
+    )  # fmt: skip
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert exit_code(["build", str(path), "--workers", "1"]) == 0
+    assert re.findall(r"^mono: (\d+) unusable: ", capsys.readouterr().out, re.MULTILINE) == ["3", "2", "1"]
+    assert exit_code(["inspect", str(path), "--workers", "1"]) == 0
+    assert "its texts are not looked at. Chinese is zh\n" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import zstandard
 
 from dataengine.build import Preparation, build, prepare
 from dataengine.config import Config
+from dataengine.errors import InputError
 from dataengine.estimate import StreamEstimate, describe_estimate, estimate
 from dataengine.sources import read_lines
 from dataengine.storage import open_store
@@ -177,3 +178,55 @@ def test_it_says_whether_the_schedule_fits(make_config: ConfigMaker) -> None:
     assert fits.endswith("\nby these estimates the schedule fits: 16 steps, 4,096 tokens")
     short = describe_estimate(prepared(make_config(["stages.0.steps=1000"])), workers=1)
     assert "\nby these estimates the schedule does not fit: stream 'mono' is too small: stage 'first' draws 8," in short
+
+
+def stopping(make_config: ConfigMaker, path: Path, sample_bytes: int = 10**6, **stream: Any) -> str:
+    """Why the build would stop, by a dry run; and the build stops for that reason, too."""
+    config = make_config(
+        streams={"mono": {"documents": [str(path)], **stream}},
+        stages=[{"name": "all", "steps": 4, "mix": {"mono": 1}}],
+        part_bytes=3000,
+    )
+    shown = describe_estimate(prepared(config), workers=1, sample_bytes=sample_bytes)
+    assert "schedule fits" not in shown
+    words = shown.partition("\nthe build would stop: ")[2]
+    with pytest.raises(InputError) as caught:
+        build(config)
+    assert str(caught.value).partition(":")[0] == words.partition(":")[0]
+    return words
+
+
+@pytest.mark.parametrize("clean", [{}, {"dedup": ["text"], "near_dedup": 0.8}])
+def test_a_stream_without_a_usable_record_stops_the_build(
+    make_config: ConfigMaker, tmp_path: Path, clean: dict[str, Any]
+) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"content": "a text"}\n' * 10)
+    assert stopping(make_config, path, clean=clean) == (
+        f"stream 'mono': all 10 records are unusable (10 no key 'text'). The first: {path}, line 1: no key 'text': "
+        '{"content": "a text"}. Name the key that they have (streams.mono.text_key: ...), or check the format and the '
+        "encoding of the files."
+    )
+    path.write_text("\n")
+    assert "its files hold no records" in stopping(make_config, path, clean=clean)
+
+
+def test_too_many_unusable_records_stop_the_build(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    content = write_documents(path, 20_000, 30).splitlines(keepends=True)
+    bad = (len(content) - 1) // 10
+    path.write_bytes(b"".join(line + b"{broken\n" * (k % 10 == 0 and k > 0) for k, line in enumerate(content)))
+    assert f"stream 'mono': {bad} of {len(content) + bad} records are unusable ({bad} not JSON), more than " in (
+        words := stopping(make_config, path)
+    )
+    assert f"max_bad_fraction 0.001 allows. The first: {path}, line 12: not JSON: " in words
+    assert "records sampled are unusable" in stopping(make_config, path, 10_000)
+
+
+def test_a_stream_of_which_cleaning_leaves_nothing_stops_the_build(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    write_documents(path, 20_000, 30)
+    words = stopping(make_config, path, clean={"document_rules": {"max_characters": 1}})
+    assert "cleaning drops all" in words
+    path.write_text('{"text": "a"}\n')
+    assert "too few for one sample of 33" in stopping(make_config, path)

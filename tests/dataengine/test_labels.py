@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow
 import pytest
 from pyarrow import parquet
 
 from dataengine import build as module
-from dataengine.build import build, prepare
+from dataengine import labels
+from dataengine.build import build, prepare, stream_notes
 from dataengine.estimate import describe_estimate
 from dataengine.labels import check_labels
 from dataengine.language_codes import base_language
@@ -174,6 +176,38 @@ def test_the_wrong_one_of_some_files_is_found(tmp_path: Path) -> None:
     assert f"{tmp_path}/5.jsonl should be 'en'" in note
 
 
+def test_if_a_file_is_wrong_the_others_are_looked_at_as_well(tmp_path: Path) -> None:
+    wrong = [0, 1, *range(3, 40, 4)]
+    for k in range(40):
+        write_documents(tmp_path / f"{k:02}.jsonl", COLUMNS["de" if k in wrong else "en"][:40])
+    notes = check_labels("mono", plan(f"{tmp_path}/*.jsonl"), RecordFormat(("text",)), ("en",), None)
+    assert len(notes) == 9
+    names = {f"{k:02}.jsonl" for k in range(40) if any(f"/{k:02}.jsonl" in note for note in notes)}
+    assert names == {f"{k:02}.jsonl" for k in wrong}
+    assert notes[-1].startswith(f"stream 'mono': {len(wrong) - 8} more files look wrong: {tmp_path}/")
+
+
+def test_a_note_says_how_many_files_were_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "_MORE_FILES", 4)
+    for k in range(40):
+        write_documents(tmp_path / f"{k:02}.jsonl", COLUMNS["en" if k else "de"][:40])
+    notes = check_labels("mono", plan(f"{tmp_path}/*.jsonl"), RecordFormat(("text",)), ("en",), None)
+    assert notes[1:] == ["stream 'mono': looked at 20 of 40 files; others may be wrong as well"]
+    write_documents(tmp_path / "00.jsonl", COLUMNS["en"][:40])
+    assert check_labels("mono", plan(f"{tmp_path}/*.jsonl"), RecordFormat(("text",)), ("en",), None) == []
+
+
+def test_the_advice_for_one_file_with_exchanged_sides_leaves_the_others_alone(tmp_path: Path) -> None:
+    for k in range(3):
+        keys = ("en", "zh") if k else ("zh", "en")
+        write_jsonl(tmp_path / f"{k}.jsonl", [dict(zip(keys, pair, strict=True)) for pair in EN_ZH[:60]])
+    form = RecordFormat(("en", "zh"), ("en", "zh"), one_line=True)
+    parts, _ = plan_parts([f"{tmp_path}/*.jsonl"], "both", form, format=None, part_bytes=10**9, hashes={}, threads=1)
+    (note,) = check_labels("both", parts, form, ("en", "zh"), None)
+    assert f"{tmp_path}/0.jsonl look exchanged" in note
+    assert note.endswith("If so, give this file a stream of its own with keys: {en: zh, zh: en}")
+
+
 def test_each_of_some_folders_is_looked_at(tmp_path: Path) -> None:
     for folder, files in (("many", 60), ("one", 1), ("some", 20)):
         (tmp_path / folder).mkdir()
@@ -191,7 +225,7 @@ def test_a_file_that_begins_otherwise_than_it_goes_on_is_looked_at_in_several_pl
     assert "look like 'de'" in note
 
 
-@pytest.mark.parametrize("language", ["en", "xx", "", "ha"])
+@pytest.mark.parametrize("language", ["en", "", "ha"])
 def test_code_and_what_the_model_does_not_know_give_no_note(language: str, tmp_path: Path) -> None:
     assert notes_on_documents(write_documents(tmp_path / "code.jsonl", COLUMNS["code"]), language) == []
     mixed = [f"{code} {text}" for code, text in zip(COLUMNS["code"], COLUMNS["en"], strict=False)]
@@ -223,20 +257,38 @@ def test_what_cannot_be_read_gives_no_note(content: bytes, tmp_path: Path) -> No
                         RecordFormat(("text",)), ("en",), None) == []  # fmt: skip
 
 
+def test_a_code_that_cannot_be_checked_is_named(tmp_path: Path) -> None:
+    path = write_documents(tmp_path / "docs.jsonl", COLUMNS["zh"])
+    unknown = "is not a language code that can be checked, so its texts are not looked at"
+    assert notes_on_documents(path, "chinese") == [f"stream 'mono': 'chinese' {unknown}. Chinese is zh"]
+    assert notes_on_documents(path, "cn") == [f"stream 'mono': 'cn' {unknown}. Chinese is zh"]
+    assert notes_on_documents(path, "xx") == [f"stream 'mono': 'xx' {unknown}"]
+    form = RecordFormat(("en", "ch"), ("en", "ch"))
+    assert check_labels("both", [], form, ("en", "ch"), None, {"en": "English", "ch": "Chinese"}) == [
+        "stream 'both': 'ch' is not a language code that can be checked, so side ch of its pairs is not looked at. "
+        "Chinese is zh"
+    ]
+
+
 def test_a_rule_that_does_not_apply_to_a_language_is_named() -> None:
     documents, pairs = RecordFormat(("text",)), RecordFormat(("en", "xx"), ("en", "xx"))
     rules = DocumentRules().model_dump(mode="json")
-    assert check_labels("mono", [], documents, ("xyz",), rules) == [
-        "stream 'mono': the scripts of language 'xyz' are not known, so min_script_share, min_word_length and "
-        "max_word_length do not apply to it. Name its script if they should, as in language: xyz-Latn"
+    words = "the scripts of language '{}' are not known, so min_script_share, min_word_length and max_word_length "
+    assert check_labels("mono", [], documents, ("xyz",), rules)[1:] == [
+        f"stream 'mono': {words.format('xyz')}do not apply to it. Name its script if they should, as in language: "
+        "xyz-Latn"
     ]
-    assert check_labels("both", [], pairs, ("en", "xx"), PairRules().model_dump(mode="json")) == [
+    for code in ("chinese", "cn", "klingon"):
+        assert check_labels("mono", [], documents, (code,), rules)[1:] == [
+            f"stream 'mono': {words.format(code)}do not apply to it"
+        ]
+    assert check_labels("both", [], pairs, ("en", "xx"), PairRules().model_dump(mode="json"))[1:] == [
         "stream 'both': the scripts of language 'xx' are not known, so min_script_share does not apply to it"
     ]
     for language in ("en", "zho", "zh-TW", "xyz-Latn", ""):
         assert check_labels("mono", [], documents, (language,), rules) == []
     off = DocumentRules(min_script_share=None, min_word_length=None, max_word_length=None).model_dump(mode="json")
-    assert check_labels("mono", [], documents, ("xyz",), off) == []
+    assert len(check_labels("mono", [], documents, ("xyz",), off)) == 1
 
 
 def german_as_english(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -265,3 +317,21 @@ def test_a_dry_run_shows_the_note_as_well(make_config: ConfigMaker, tmp_path: Pa
     config = make_config(**german_as_english(tmp_path, language="en"))
     words = describe_estimate(prepare(config, open_store(config.store)), workers=1)
     assert f"note: stream 'mono': {tmp_path}/docs.jsonl should be 'en', but" in words
+
+
+def test_a_reused_stream_that_is_labelled_otherwise_is_looked_at(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = f"stream 'mono': {tmp_path}/docs.jsonl should be 'en', but"
+    report = Path(make_config().store) / "experiments" / "small" / "build_report.json"
+    build(make_config(**german_as_english(tmp_path, language="de")))
+    assert orjson.loads(report.read_bytes())["streams"][0]["notes"] == []
+    assert "note" not in capsys.readouterr().err
+    config = make_config(**german_as_english(tmp_path, language="en"))
+    assert not build(config).new
+    assert capsys.readouterr().err.count(note) == 1
+    (said,) = orjson.loads(report.read_bytes())["streams"][0]["notes"]
+    assert said.startswith(note)
+    build(config)
+    assert "note" not in capsys.readouterr().err
+    assert stream_notes(prepare(config, open_store(config.store)), ["mono"]) == [said]

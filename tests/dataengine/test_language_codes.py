@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from dataengine.language_codes import base_language, script_subtag
+from dataengine.language import is_known
+from dataengine.language_codes import NAMES, base_language, meant_language, script_subtag
+from dataengine.rules import scripts_of
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,23 @@ def test_the_language_of_a_code(code: str | None, language: str) -> None:
 def test_the_script_that_a_code_names() -> None:
     codes = ("zh-Hant-TW", "sr_Cyrl", "zh-TW", "pt-419", "sl-rozaj", "de", "", None)
     assert [script_subtag(code) for code in codes] == ["hant", "cyrl", "", "", "", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "meant"),
+    [
+        *[(code, "", "Chinese is zh") for code in ("cn", "CN", "chinese", "Chinese", "chinese-Hans", "chinesse")],
+        ("ch", "Chinese", "Chinese is zh"),
+        ("ch", "Chinese (simplified)", "Chinese is zh"),
+        ("jp", "", "Japanese is ja"),
+        ("bahasa", "Indonesian", "Indonesian is id"),
+        *[(code, "", "") for code in ("ch", "xx", "", "tw", "klingon")],
+    ],
+)
+def test_what_a_code_that_is_none_may_stand_for(code: str, name: str, meant: str) -> None:
+    assert meant_language(code, name) == meant
+
+
+def test_every_name_has_a_code_that_is_checked() -> None:
+    assert all(is_known(code) or scripts_of(code) for code in NAMES)
+    assert len(set(NAMES.values())) == len(NAMES) == 131

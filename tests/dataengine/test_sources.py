@@ -23,10 +23,19 @@ import zstandard
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from dataengine import archives, sources
+from dataengine import archives, sources, tsv_heading
 from dataengine.errors import InputError
-from dataengine.sources import RecordFormat, Records, Reject, SourcePart, plan_parts, read_records, whole_file
-from tests.conftest import DEMO
+from dataengine.sources import (
+    RecordFormat,
+    Records,
+    Reject,
+    SourcePart,
+    add_notes,
+    plan_parts,
+    read_records,
+    whole_file,
+)
+from tests.conftest import DEMO, read_texts
 from tests.object_store import ObjectStore, object_store
 
 __all__ = ["object_store"]
@@ -431,8 +440,8 @@ def test_tmx_with_two_varieties_takes_the_named_one_else_the_first_by_the_alphab
     assert chosen("zh") == (
         [("a", "体"), ("b", "体"), ("c", "體"), ("d", "無")],
         {
-            "a unit has several varieties of zh and none of exactly this code: taken is the first by the alphabet "
-            "(another: state the stream's keys: {zh: CODE})": (2, 1, "en, zh-hant, zh-hans")
+            "a unit has several varieties of zh and none of exactly this code: taken is zh-hans, the first by the "
+            "alphabet (another: state the stream's keys: {zh: CODE})": (2, 1, "en, zh-hant, zh-hans")
         },
     )
     assert chosen("zh-Hant") == ([("a", "體"), ("b", "體"), ("c", "體"), ("d", "體")], {})
@@ -762,7 +771,7 @@ def test_a_line_over_the_limit_is_rejected_once(
 PEAK = """
 import sys
 from pathlib import Path
-from dataengine import sources
+from dataengine import sources, tsv_heading
 
 def peak_mib():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
@@ -1627,3 +1636,53 @@ def test_a_local_file_that_changes_after_it_was_listed_is_an_error(tmp_path: Pat
     write("behind")
     with pytest.raises(InputError, match=rf"^{re.escape(str(path))} was changed after it was looked at"):
         list(read_records(part, form))
+
+
+def notes_of_tsv(path: Path, rows: list[str], columns: str, **form: Any) -> dict[str, tuple[int, int, str]]:
+    path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    read = RecordFormat(columns=tuple(columns.split()), **form)
+    (part,), _ = plan_parts([str(path)], "x", read, format=None, part_bytes=10**9, hashes={}, threads=1)
+    notes: dict[str, tuple[int, int, str]] = {}
+    for batch in read_records(part, read, lambda count: None):
+        add_notes(notes, batch.notes)
+    return notes
+
+
+@pytest.mark.parametrize(
+    ("heading", "columns", "setting"),
+    [
+        ("id\tChinese\tEnglish\tscore", "id zh en score", "keys: {en: English, zh: Chinese}"),
+        ("nr\tdari\tke\tskor", "id zh en score", "keys: {en: ke, zh: dari}"),  # numbers below say so
+        ("source_text\ttarget_text", "en zh", "keys: {en: source_text, zh: target_text}"),
+        ("English\tChinese (Simplified)", "en zh", "keys: {en: English, zh: Chinese (Simplified)}"),
+        ("nan\tdari\tke\tnone", "id zh en score", ""),
+        ("src\ttgt", "en zh", "keys: {en: src, zh: tgt}"),
+        ("File\tChinese", "en zh", ""),
+        ("Open the file.\tChinese.", "en zh", ""),
+        ("source\tsource", "en zh", ""),
+        ("source", "en zh", ""),  # unusable, which is said anyway
+    ],
+)
+def test_a_heading_that_names_none_of_the_keys_is_noted(
+    tmp_path: Path, heading: str, columns: str, setting: str
+) -> None:
+    rows = {"id": "{}", "zh": "第 {} 句", "en": "sentence {}", "score": "0.{}"}
+    lines = ["", heading, *("\t".join(rows[name].format(k) for name in columns.split()) for k in range(30))]
+    notes = notes_of_tsv(tmp_path / "c.tsv", lines, columns, keys=("en", "zh"), languages=("en", "zh"))
+    words = f"a first line looks like a heading and is read as a record; if it is one, set {setting}, and no `columns`"
+    assert notes == ({words: (1, 2, heading)} if setting else {})
+
+
+def test_a_heading_of_documents_that_names_no_key_is_noted(tmp_path: Path) -> None:
+    rows = ["id\tcontent", *(f"{k}\ttext {k}" for k in range(30))]
+    (words,) = notes_of_tsv(tmp_path / "d.tsv", rows, "id text", keys=("text",))
+    assert "set text_key: content, and no" in words
+    assert notes_of_tsv(tmp_path / "d.tsv", ["content", "text", "label"], "text", keys=("text",)) == {}
+
+
+@pytest.mark.parametrize("name", ["en-zh", "en-id"])
+def test_no_real_pair_looks_like_a_heading(name: str) -> None:
+    source, target = name.split("-")
+    rows = ["\t".join(texts) for _, texts in read_texts(DEMO / f"{name}.train.jsonl.zst", source, target)]
+    for keys in ((source, target), (target, source)):
+        assert [row for row in rows if tsv_heading.unread_heading(row, rows[:50], keys, keys)] == []

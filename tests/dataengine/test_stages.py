@@ -73,6 +73,16 @@ def test_a_stream_that_is_too_small_is_named_with_its_numbers() -> None:
     assert resolve([{"steps": 2, "mix": {"a": 1}}, {"steps": 5, "mix": {"a": 1}}], {"a": 32}, passes=3)
 
 
+def test_a_stream_without_samples_is_not_to_be_repeated() -> None:
+    for samples, words in ((0, "no samples"), (1, "only 1 samples, fewer than the 2 lanes")):
+        with pytest.raises(InputError) as error:
+            resolve([{"steps": 2, "mix": {"a": 1}}], {"a": samples}, lanes=2, passes=4)
+        assert str(error.value) == (
+            "stream 'a' is too small: stage 'stage0' draws 20 samples (2,000 tokens), but it has "
+            f"{words}. Add sources to streams.a, or loosen what drops its records."
+        )
+
+
 def test_a_stage_without_a_batch_is_an_error() -> None:
     with pytest.raises(
         InputError, match=r"stage 'stage0' has no step: its length is less than a batch of 10 samples x 100"

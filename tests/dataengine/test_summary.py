@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+import xxhash
 from streaming import StreamingDataset
 from streaming.base.util import clean_stale_shared_memory, merge_index
 
@@ -250,6 +251,12 @@ def test_a_summary_is_read_as_it_was_written() -> None:
 
     store: Any = Holds()
     assert read_summary(store, "streams/a") == summary
+    fields = orjson.loads(content)
+    del fields["notes"], fields["xxh3"]  # as before there were notes
+    content = orjson.dumps({**fields, "xxh3": xxhash.xxh3_64_hexdigest(orjson.dumps(fields))})
+    assert read_summary(store, "streams/a") == summary
+    content = encode_summary(replace(summary, notes=("a", "b")))
+    assert read_summary(store, "streams/a").notes == ("a", "b")
     content = encode_summary(replace(summary, kept=-1))
     with pytest.raises(InputError, match=r"stream\.summary is damaged: a number in it is negative"):
         read_summary(store, "streams/a")
