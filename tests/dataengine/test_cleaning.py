@@ -667,10 +667,16 @@ PAIRS = "pairs: [a.jsonl]\n    directions: [en-zh]"
          "pair, en, zh."),
         ("pairs: [a.jsonl]\n    sides: [zh]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning compares two "
          "languages: state `keys` for both, such as {en: en, zh: zh}."),
-        (f"{PAIRS}\n    clean: {{document_rules: {{}}}}", "line 4: streams.s: `language` and `clean.document_rules` go "
-         "with `documents`."),
-        (f"{DOCUMENTS}\n    clean: {{pair_rules: {{}}}}", "line 4: streams.s: `keys`, `scores` and `clean.pair_rules` "
-         "go with `pairs`."),
+        (f"{PAIRS}\n    clean: {{document_rules: {{}}}}", "line 4: streams.s: `clean.document_rules` goes with "
+         "`documents`; pairs have `clean.pair_rules`."),
+        (f"{PAIRS}\n    language: en", "line 4: streams.s: `language` goes with `documents`; the languages of pairs "
+         "are those of their codes."),
+        ("pairs: [a.jsonl]\n    directions: [en-zh, en-id]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning "
+         "compares two languages, and this stream has 3 (en, zh, id): make a stream for each pair."),
+        (f"{DOCUMENTS}\n    clean: {{pair_rules: {{}}}}", "line 4: streams.s: `clean.pair_rules` goes with `pairs`; "
+         "documents have `clean.document_rules`."),
+        (f"{DOCUMENTS}\n    keys: {{en: en}}", "line 4: streams.s: `keys` goes with `pairs`; documents have "
+         "`text_key`."),
         (f"{DOCUMENTS}\n    clean:\n      near_dedup: 1.5", "line 7: streams.s.clean.near_dedup: expected a number "
          "less than 1, got 1.5."),
         (f"{DOCUMENTS}\n    clean:\n      min_language_score: 0", "line 7: streams.s.clean.min_language_score: "
