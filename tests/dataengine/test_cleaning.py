@@ -646,7 +646,7 @@ def test_an_evaluation_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
     with pytest.raises(InputError) as error:
         build(documents(tmp_path, {"decontaminate": [str(tmp_path / "none.txt")]}))
-    assert str(error.value) == f"`decontaminate`: no file {tmp_path / 'none.txt'}. Correct the paths."
+    assert str(error.value) == f"`decontaminate` of stream 's': no file {tmp_path / 'none.txt'}. Correct the paths."
 
 
 def test_a_language_that_cannot_be_told_is_named(tmp_path: Path) -> None:
