@@ -101,8 +101,8 @@ def choose_text(unit: Unit, wanted: str) -> tuple[str | None, str]:
         code = varieties[0]
         if len(varieties) > 1:
             return unit[code][0], (
-                f"a unit has several varieties of {wanted} and none of exactly this code: taken is the first by the "
-                f"alphabet (another: state the stream's keys: {{{wanted.split('-')[0]}: CODE}})"
+                f"a unit has several varieties of {wanted} and none of exactly this code: taken is {code}, the first "
+                f"by the alphabet (another: state the stream's keys: {{{wanted.split('-')[0]}: CODE}})"
             )
     texts = unit[code]
     if len(texts) > 1 and len(set(texts)) > 1:
