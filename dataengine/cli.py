@@ -307,12 +307,9 @@ def _read_built(options: argparse.Namespace, config: Config) -> Manifest:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from dataengine.build import build, prepare
     from dataengine.config import parse_count
     from dataengine.engines import LocalEngine, RayEngine
-    from dataengine.objects import is_url
     from dataengine.stages import budget_steps, idle_streams
     from dataengine.storage import open_store
 
@@ -324,6 +321,7 @@ def _build(options: argparse.Namespace) -> None:
         if not isinstance(sample, int) or sample < 1:
             raise InputError(f"--sample {options.sample_bytes} is not a number of bytes, such as 4M")
         _show(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
+        _note_missing_sets(config)
         return
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
     result = build(config, workers=workers, engine=engine)
@@ -333,6 +331,15 @@ def _build(options: argparse.Namespace) -> None:
     steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
     if total is not None and steps < total:
         note(f"the stages take {steps:,} of the budget's {total:,} steps")
+    _note_missing_sets(config)
+
+
+def _note_missing_sets(config: Config) -> None:
+    """Say which evaluation sets are not there, which a build can do without."""
+    from pathlib import Path
+
+    from dataengine.objects import is_url
+
     for name, sets in (("dev", config.evaluate.dev), ("test", config.evaluate.test)):
         for direction, place in sets.items():
             for path in [place] if isinstance(place, str) else place.values():

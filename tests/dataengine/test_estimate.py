@@ -14,7 +14,8 @@ import pytest
 import zstandard
 
 from dataengine.build import Preparation, build, prepare
-from dataengine.config import Config
+from dataengine.cli import main
+from dataengine.config import Config, dump_config
 from dataengine.estimate import StreamEstimate, describe_estimate, estimate
 from dataengine.sources import read_lines
 from dataengine.storage import open_store
@@ -177,3 +178,14 @@ def test_it_says_whether_the_schedule_fits(make_config: ConfigMaker) -> None:
     assert fits.endswith("\nby these estimates the schedule fits: 16 steps, 4,096 tokens")
     short = describe_estimate(prepared(make_config(["stages.0.steps=1000"])), workers=1)
     assert "\nby these estimates the schedule does not fit: stream 'mono' is too small: stage 'first' draws 8," in short
+
+
+def test_a_dry_run_notes_evaluation_sets_that_are_not_there(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(make_config(evaluate={"dev": {"en-zh": "none.tsv"}})))
+    with pytest.raises(SystemExit) as stop:
+        main(["build", str(path), "--dry-run"])
+    assert stop.value.code == 0
+    assert "note: evaluate.dev.en-zh is none.tsv, which does not exist yet\n" in capsys.readouterr().err
