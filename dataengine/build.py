@@ -318,7 +318,7 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
             name=name,
             parts=tuple(parts),
             records=records,
-            cleaning=_plan_cleaning(stream),
+            cleaning=_plan_cleaning(name, stream),
             format=form,
             directions=stream.directions,
             adjacent=stream.adjacent,
@@ -357,13 +357,13 @@ def record_format(stream: StreamConfig) -> RecordFormat:
     )
 
 
-def _plan_cleaning(stream: StreamConfig) -> Cleaning | None:
+def _plan_cleaning(name: str, stream: StreamConfig) -> Cleaning | None:
     """What a stream drops; None if nothing."""
     clean, scores = stream.clean, stream.scores
     rules = clean.pair_rules or clean.document_rules
     found = {pattern: find_text_files(pattern) for pattern in clean.decontaminate}
     if missing := [pattern for pattern, files in found.items() if not files]:
-        raise InputError(f"`decontaminate`: no file {', '.join(missing)}. Correct the paths.")
+        raise InputError(f"`decontaminate` of stream '{name}': no file {', '.join(missing)}. Correct the paths.")
     evaluation = tuple(path for paths in found.values() for path in paths)
     made = Cleaning(
         languages=stream.codes if stream.pairs else (stream.language or "",),

@@ -20,10 +20,9 @@ from dataengine.errors import InputError, note, run_command
 from dataengine.tables import table
 
 if TYPE_CHECKING:
-    from dataengine.build import BuildResult
+    from dataengine.build import BuildResult, Preparation
     from dataengine.config import Config
     from dataengine.engines import Engine, OthersNotDoneError
-    from dataengine.inspection import Names
     from dataengine.manifest import Manifest
 
 _STORES = (
@@ -297,9 +296,13 @@ def _read_built(options: argparse.Namespace, config: Config) -> Manifest:
     manifest = _read_manifest(options, config)
     built = read_built_config(open_store(config.store), config.name)
     if changed := build_differences(config, built, manifest):
+        keys = ", ".join(one.key for one in changed)
+        plain = [one for one in changed if isinstance(one.then, int | float | str) and one.key != "tokenizer"]
+        then = shlex.join(f"{one.key}={one.then}" for one in plain)
+        words = f", or give those that it was built with: {then}" if len(plain) == len(changed) else ""
         raise InputError(
-            f"'{config.name}' was built with other settings ({', '.join(one.key for one in changed)}). "
-            f"Build it as they are now: {_again(options, 'build')}"
+            f"'{config.name}' was built with other settings ({keys}). "
+            f"Build it as they are now: {_again(options, 'build')}{words}"
         )
     return manifest
 
@@ -412,14 +415,18 @@ def _inspect(options: argparse.Namespace) -> None:
     config, workers = _load(options)
     if options.line is not None:
         manifest = _read_built(options, config)
-        _show(inspection.describe_line(manifest, open_store(config.store), options.line, _current_names(config)))
+        prepared = _prepare_sources(options, config, manifest)
+        store, engine = open_store(config.store), LocalEngine(workers)
+        _show(inspection.describe_line(manifest, store, options.line, prepared, engine))
         return
     names = _names(config, options.stream, list(config.streams_in_use))
     if options.sample is not None:
         if len(names) != 1:
             raise InputError(f"--sample needs the --stream whose sample it is, one of {', '.join(names)}")
         manifest = _read_built(options, config)
-        _show(inspection.describe_sample(manifest, config, names[0], options.sample, _current_names(config)))
+        prepared = _prepare_sources(options, config, manifest)
+        current = inspection.current_names(prepared) if prepared else {}
+        _show(inspection.describe_sample(manifest, config, names[0], options.sample, current))
         return
     prepared = prepare(config, open_store(config.store))
     _show(
@@ -431,17 +438,26 @@ def _inspect(options: argparse.Namespace) -> None:
         note(words)
 
 
-def _current_names(config: Config) -> Names:
-    """What the sources of built streams are called now; nothing, with a note, if they cannot be listed."""
+def _prepare_sources(options: argparse.Namespace, config: Config, manifest: Manifest) -> Preparation | None:
+    """The sources of built streams as they are now; None, with a note, if they cannot be listed.
+
+    Says which streams were built of other sources.
+    """
     from dataengine.build import prepare
-    from dataengine.inspection import current_names
+    from dataengine.inspection import changed_streams
     from dataengine.storage import open_store
 
     try:
-        return current_names(prepare(config, open_store(config.store)))
+        prepared = prepare(config, open_store(config.store))
     except InputError as error:
         note(f"files are named as they were when the streams were built, for the sources cannot be listed: {error}")
-        return {}
+        return None
+    if changed := changed_streams(manifest, prepared):
+        note(
+            f"the sources of {', '.join(changed)} changed since the build, and what is shown is as they were then. "
+            f"Build again: {_again(options, 'build')}"
+        )
+    return prepared
 
 
 def _contamination(options: argparse.Namespace) -> None:
@@ -490,7 +506,8 @@ def _verify(options: argparse.Namespace) -> None:
         streams, remedy = (stream,), "Fetch or build this stream again."
     problems, shards, size = verify(store, streams)
     if problems:
-        found = f"{len(problems):,} problem{'s' if len(problems) > 1 else ''} in {shards:,} shards. {remedy}"
+        count, of = (f"{n:,} {word}{'s' * (n != 1)}" for n, word in ((len(problems), "problem"), (shards, "shard")))
+        found = f"{count} in {of}. {remedy}"
         raise InputError("\n".join([*problems, found]))
     print(f"{shards:,} shards, {size:,} bytes: all as they were written")
     if bare := sum(not shard.stored.hashes for stream in streams for shard in stream.shards):

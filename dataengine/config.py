@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,6 +75,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 # `columns: heading` is the default: the first line of each file names its columns.
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "heading" else value)]
 _DIRECTION = r"^[A-Za-z0-9]+-[A-Za-z0-9]+$"
+_LANGUAGE = r"^[A-Za-z0-9]+$"  # of pairs: no region or script, as `-` stands between the two of a direction
 Direction = Annotated[str, Field(pattern=_DIRECTION)]
 
 
@@ -138,6 +140,16 @@ class ScoresConfig(_Section):
     thresholds: dict[Direction, float] = Field(min_length=1)  # the paper: {zh-en: 0.42}, {id-en: 0.58}
 
 
+def _files_by_language(paths: Sequence[str], codes: Sequence[str]) -> dict[str, str]:
+    """The path of each language if paths are such as corpus.en and corpus.zh.gz, or a.en.txt; empty if they are not."""
+    found: dict[str, str] = {}
+    for path in paths:
+        name = path.rpartition("/")[2].removesuffix(".gz").removesuffix(".zst").removesuffix(".xz").removesuffix(".bz2")
+        code = name.removesuffix(".txt").rpartition(".")[2]
+        found |= {code: path}
+    return {code: found[code] for code in codes} if set(found) == set(codes) and len(paths) == len(codes) else {}
+
+
 class StreamConfig(_Section):
     """A stream of documents or of sentence pairs: where its records lie and how they become text."""
 
@@ -152,7 +164,7 @@ class StreamConfig(_Section):
     language: str | None = None  # documents: the code of their language, for rules and min_language_score
     directions: tuple[Direction, ...] = ()  # pairs: pair number i is written in direction i modulo their number
     adjacent: bool = True  # pairs: false takes the target of another pair, at random, each once
-    sides: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9]+$")], ...] = ()  # pairs: only these sides, a document each
+    sides: tuple[Annotated[str, Field(pattern=_LANGUAGE)], ...] = ()  # pairs: only these sides, a document each
     clean: CleanConfig = CleanConfig()
     scores: ScoresConfig | None = None
     passes: Annotated[Count, PLAN] = 1  # how often the schedule may go through the stream
@@ -166,22 +178,36 @@ class StreamConfig(_Section):
             raise ValueError("pairs need either `directions` (such as [en-zh]) or `sides` (such as [zh])")
         if same := [direction for direction in self.directions if len(set(direction.split("-"))) == 1]:
             raise ValueError(f"`directions`: {same[0]} goes from a language to itself")
+        if files := _files_by_language([path for path in self.pairs if isinstance(path, str)], self.codes):
+            corpus = ", ".join(f"{code}: {path}" for code, path in files.items())
+            raise ValueError(f"`pairs`: a file for each language is a mapping: pairs: [{{{corpus}}}]")
         if self.documents and (self.directions or self.sides):
             raise ValueError("`directions` and `sides` go with `pairs`")
         if self.pairs and self.text_key != "text":
             raise ValueError("`text_key` goes with `documents`; pairs have `keys`, by default their language codes")
         if not self.adjacent and not self.directions:
             raise ValueError("`adjacent: false` goes with `directions`")
-        if self.documents and (self.keys or self.scores or self.clean.pair_rules):
-            raise ValueError("`keys`, `scores` and `clean.pair_rules` go with `pairs`")
+        if self.documents and self.clean.pair_rules:
+            raise ValueError("`clean.pair_rules` goes with `pairs`; documents have `clean.document_rules`")
+        if self.documents and self.keys:
+            raise ValueError("`keys` goes with `pairs`; documents have `text_key`")
+        if self.documents and self.scores:
+            raise ValueError("`scores` goes with `pairs`")
         if self.documents and self.clean.min_language_score and not self.language:
             raise ValueError("`clean.min_language_score` needs the stream's `language`, such as en")
-        if self.pairs and (self.language or self.clean.document_rules):
-            raise ValueError("`language` and `clean.document_rules` go with `documents`")
+        if self.pairs and self.clean.document_rules:
+            raise ValueError("`clean.document_rules` goes with `documents`; pairs have `clean.pair_rules`")
+        if self.pairs and self.language:
+            raise ValueError("`language` goes with `documents`; the languages of pairs are those of their codes")
         known = ("text",) if self.documents else ("pair", *self.codes)
         if unknown := [kind for kind in self.clean.dedup if kind not in known]:
             raise ValueError(f"clean.dedup: {', '.join(unknown)}: expected some of {', '.join(known)}")
-        if self.pairs and self.clean != CleanConfig() and len(self.codes) != 2:
+        if self.pairs and self.clean != CleanConfig() and len(self.codes) > 2:
+            raise ValueError(
+                f"cleaning compares two languages, and this stream has {len(self.codes)} ({', '.join(self.codes)}): "
+                "make a stream for each pair"
+            )
+        if self.pairs and self.clean != CleanConfig() and len(self.codes) < 2:
             raise ValueError("cleaning compares two languages: state `keys` for both, such as {en: en, zh: zh}")
         for direction in self.scores.thresholds if self.scores else ():
             if set(direction.split("-")) != set(self.codes):
@@ -258,7 +284,8 @@ class StageConfig(_Section):
         words = {weight for weight in self.mix.values() if isinstance(weight, str)}
         numbers = any(isinstance(weight, float) for weight in self.mix.values())
         if "by_size" in words and (numbers or words != {"by_size"}):
-            raise ValueError("`by_size` is for all streams of a mix or for none")
+            others = ", ".join(name for name, weight in self.mix.items() if weight != "by_size")
+            raise ValueError(f"`by_size` is for all streams of a mix or for none, and not that of {others}")
         if words & {"all", "rest"} and (numbers or list(self.mix.values()).count("rest") != 1):
             raise ValueError("in a mix with `all` or `rest`, exactly one stream is `rest` and all others are `all`")
         if self.to_mix is not None and (words or self.drain):
@@ -622,11 +649,14 @@ def _describe(problem: Any, lines: Mapping[Loc, str], path: str) -> str:
         return f"{place}: {f'{dotted(loc)}: ' if loc else ''}{message}."
     if loc[-1] == "[key]" and isinstance(problem["input"], bool):
         message += ". YAML takes no, yes, on and off without quotes for false and true"
-    return f"{place}: {dotted(loc)}: {message}, got {_short(problem['input'])}."
+    key = "" if place.startswith(f"override {dotted(loc)}=") else f"{dotted(loc)}: "  # the override names it
+    return f"{place}: {key}{message}, got {_short(problem['input'])}."
 
 
 def _short(value: object) -> str:
     """A value as it was written, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     try:
         text = repr(value)
     except ValueError:  # an integer of more than 4,300 digits
@@ -640,18 +670,28 @@ def _place(loc: Loc, lines: Mapping[Loc, str], path: str) -> str:
 
 def _message(problem: Any) -> str:
     """What pydantic says, in the words of a YAML file."""
-    kind, context = problem["type"], problem.get("ctx", {})
+    kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
+    loc: Loc = tuple(problem["loc"])
+    if kind == "tuple_type" and loc[-1] == "dedup":
+        return "expected a list: [text] of documents; of pairs some of pair and the languages' codes, such as [pair]"
     if kind == "tuple_type":
-        return "expected a list, such as [a, b]"
+        shown = value if isinstance(value, str) and re.fullmatch(r"[^\s,\[\]{}:#]{1,80}", value) else "a, b"
+        return f"expected a list, such as [{shown}]"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        known = _known_keys(tuple(problem["loc"])) if kind == "model_type" else []
-        return f"expected keys of its own ({', '.join(known[:4])})" if known else "expected keys, as {key: value}"
+        known = _known_keys(loc) if kind == "model_type" else []
+        more = ", ..." if len(known) > 4 else ""
+        none = ", or {} for none" if value is None else ""
+        if known:
+            return f"expected keys of its own ({', '.join(known[:4])}{more}){none}"
+        return "expected keys, as {key: value}"
     if kind == "int_parsing_size":
         return f"expected a number of at most {_MOST:,}"
     if kind in ("int_parsing", "int_type", "int_from_float"):
         return "expected a whole number, such as 1000 or 80K"
-    if kind == "string_pattern_mismatch" and context["pattern"] == _DIRECTION:
-        return "expected two languages, such as en-zh"
+    if kind in ("float_parsing", "float_type"):
+        return "expected a number, such as 0.8"
+    if kind == "string_pattern_mismatch" and context["pattern"] in (_DIRECTION, _LANGUAGE):
+        return _expected_languages(str(value), loc, 2 if context["pattern"] == _DIRECTION else 1)
     if kind == "string_pattern_mismatch" and context["pattern"].startswith("^[A-Za-z0-9]"):
         return "expected a name of letters, digits, - and _ that begins with a letter or digit"
     if kind == "less_than_equal" and isinstance(context["le"], int):
@@ -662,6 +702,22 @@ def _message(problem: Any) -> str:
         return f"expected {number}{message.removeprefix('Input should be ')}"
     message = message.removeprefix("Value error, ")
     return message[0].lower() + message[1:]
+
+
+def _expected_languages(text: str, loc: Loc, count: int) -> str:
+    """What is said of a text that does not name `count` languages of pairs; a region is told from a language."""
+    expected = "expected two languages, such as en-zh" if count == 2 else "expected the code of a language, such as zh"
+    parts = re.split("[-_]", text)
+    bare = [part for part in parts if re.fullmatch("[a-z]{2,3}", part)]
+    regions = [f"{a}-{b}" for a, b in pairwise(parts) if a in bare and re.fullmatch("[A-Z]{2}|[A-Z][a-z]{3}", b)]
+    if len(bare) != count or not regions:
+        return expected
+    variety = (
+        f"; for the variety of a TMX state keys: {{{regions[0].partition('-')[0]}: {regions[0]}}}"
+        if loc[0] == "streams"
+        else ""
+    )
+    return f"expected languages without region or script: {'-'.join(bare)}{variety}"
 
 
 def _known_keys(loc: Loc) -> list[str]:

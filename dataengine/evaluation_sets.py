@@ -188,7 +188,10 @@ def _read_jsonl(path: str, source: str, target: str) -> _Columns:
     form = RecordFormat((source, target), (source, target), one_line=True)
     for batch in read_records(whole_file(path), form):
         for reject in batch.rejects:
-            raise InputError(f"{path}, line {reject.line}: {reject.reason}: {reject.excerpt}. Fix the line.")
+            advice = (
+                "Name a file that has it, or fix the line" if reject.reason.startswith("no key") else "Fix the line"
+            )
+            raise InputError(f"{path}, line {reject.line}: {reject.reason}: {reject.excerpt}. {advice}.")
         for column, texts in zip(columns, batch.texts, strict=True):
             column.extend(texts)
     return columns
@@ -200,7 +203,7 @@ def _read_tsv(path: str, source: str, target: str) -> _Columns:
     if source not in names or target not in names:
         raise InputError(
             f"evaluation set {path}, line 1: expected the languages as headings, {source} and {target} among them, "
-            f"found {names[:8]}. Add such a line."
+            f"found {names[:8]}. Name the file of this direction, or add such a line if it has none."
         )
     columns: _Columns = [], []
     for number, line in enumerate(lines[1:], start=2):
@@ -350,7 +353,11 @@ def _flores_files(folder: Path) -> list[Path]:
     ]
     if not files:
         below = [path.name for path in sorted(folder.iterdir()) if path.is_dir()]
-        hint = f"Name one of the folders below it: {', '.join(below)}." if below else "Give a folder of Flores-200."
+        hint = (
+            f"Name one of the folders below it: {', '.join(below)}."
+            if below
+            else f"Give one of Flores-200, or files: {folder}/*."
+        )
         raise InputError(f"evaluation set {folder}: no files such as eng_Latn.dev. {hint}")
     return files
 

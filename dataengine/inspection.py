@@ -23,11 +23,11 @@ from dataengine.build import (
 )
 from dataengine.config import Config
 from dataengine.engines import Engine
-from dataengine.errors import InputError
+from dataengine.errors import InputError, did_you_mean
 from dataengine.manifest import Manifest
 from dataengine.objects import is_url
 from dataengine.provenance import StreamProvenance
-from dataengine.sources import SourcePart
+from dataengine.sources import SourcePart, read_records
 from dataengine.storage import Store, open_store
 from dataengine.streams import StreamReader
 from dataengine.summary import SourceReject, read_rejects, read_summary
@@ -93,7 +93,8 @@ def describe_cleaning(
     }
     if reason is not None and not any(reason in names for names in known.values()):
         words = "; ".join(f"those of {name} are {', '.join(names) or 'none'}" for name, names in known.items())
-        raise InputError(f"--reason {reason}: no such reason; {words}")
+        hint = did_you_mean(reason, [one for names in known.values() for one in names])
+        raise InputError(f"--reason {reason}: no such reason{hint}; {words}")
     lines: list[str] = []
     for name, plan in plans.items():
         unusable, cleaned = looked[name]
@@ -248,16 +249,28 @@ def describe_sample(manifest: Manifest, config: Config, name: str, sample: int, 
     return "\n".join(lines)
 
 
-def describe_line(manifest: Manifest, store: Store, place: str, names: Names | None = None) -> str:
-    """The samples of each stream that hold a part of a source line, `place` being FILE:LINE.
+def changed_streams(manifest: Manifest, prepared: Preparation) -> list[str]:
+    """The streams of a manifest whose sources are not those any more that they were built of."""
+    now = {plan.folder for plan in prepared.streams.values()}
+    return [stream.name for stream in manifest.streams if stream.remote not in now]
 
-    The file goes by the name that it has, or else by the one that it had when the stream was built.
+
+def describe_line(
+    manifest: Manifest, store: Store, place: str, prepared: Preparation | None = None, engine: Engine | None = None
+) -> str:
+    """The samples of each stream that hold a part of a source line, `place` being FILE:LINE, or why none does.
+
+    The file goes by the name that it has, or else by the one that it had when the stream was built. Without `prepared`
+    (the sources as they are now), or `engine`, which cleans again what is not in the store, the reason is left open.
     """
+    names = current_names(prepared) if prepared else {}
+    plans = {plan.folder: plan for plan in prepared.streams.values()} if prepared and engine else {}
+    remotes = {stream.name: stream.remote for stream in manifest.streams}
     path, _, line = place.rpartition(":")
     if not path or not line.isdecimal() or not int(line):
         raise InputError(f"--line {place} is not of the form FILE:LINE with lines from 1 on, such as docs.jsonl:17")
     streams = {
-        stream.name: StreamProvenance(store, stream.remote, manifest.seq_len + 1, (names or {}).get(stream.remote, ()))
+        stream.name: StreamProvenance(store, stream.remote, manifest.seq_len + 1, names.get(stream.remote, ()))
         for stream in manifest.streams
     }
     known = {name: [file for file in one.sources if _same_file(file, path)] for name, one in streams.items()}
@@ -267,7 +280,13 @@ def describe_line(manifest: Manifest, store: Store, place: str, names: Names | N
     for name, files in known.items():
         for file in files:
             samples = streams[name].samples_of(file, int(line)).tolist()
-            found = f"samples {', '.join(map(str, samples))}" if samples else "in no sample (see below)"
+            plan = plans.get(remotes[name])
+            if samples:
+                found = f"samples {', '.join(map(str, samples))}"
+            elif prepared and engine and plan and any(file in part.paths for part in plan.parts):
+                found = f"in no sample: {_why_in_none(plan, prepared, engine, file, int(line))}"
+            else:
+                found = "in no sample (see below)"
             lines.append(f"{name}: {found}")
     if not lines:
         sources = sorted({file for one in streams.values() for file in one.sources})
@@ -279,6 +298,52 @@ def describe_line(manifest: Manifest, store: Store, place: str, names: Names | N
             "or in the tokens that fill no sample."
         )
     return "\n".join(lines)
+
+
+_NO_RECORD = {"tsv": "it is blank, or the heading", "text": "it is blank, or inside of a document"}
+
+
+def _why_in_none(plan: StreamPlan, prepared: Preparation, engine: Engine, path: str, line: int) -> str:
+    """Why no sample of a built stream holds a line of one of its files."""
+    store, ends, reasons = prepared.store, [], []
+    for number, (part, source) in enumerate(zip(plan.parts, read_summary(store, plan.folder).sources, strict=True)):
+        if path not in part.paths:
+            continue
+        ends.append(source.line + source.lines - 1)
+        if source.line <= line <= ends[-1]:
+            found = _find_record(plan, part, line - source.line + 1)
+            if isinstance(found, int):
+                found = _why_not_drawn(plan, prepared, engine, number, found)
+            reasons.append(found)
+    if reasons:
+        return "; ".join(dict.fromkeys(reasons))
+    kind = {"parquet": "row", "tmx": "unit"}.get(part.format, "line")
+    return f"the file has {max(ends):,} {kind}{'s' * (max(ends) != 1)}"
+
+
+def _find_record(plan: StreamPlan, part: SourcePart, line: int) -> int | str:
+    """The number of the usable record at a line of a part, or what else is there."""
+    usable = 0
+    for batch in read_records(part, plan.records):
+        if reject := next((reject for reject in batch.rejects if reject.line == line), None):
+            return f"unusable: {reject.reason}"
+        if line in batch.lines:
+            return usable + batch.lines.index(line)
+        usable += len(batch.lines)
+        if batch.lines and batch.lines[-1] > line:
+            break
+    return _NO_RECORD.get(part.format, "it is blank")
+
+
+def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part: int, record: int) -> str:
+    """Why a usable record is in no sample."""
+    if plan.cleaning:
+        cleaned = run_rounds(
+            {plan.name: clean_stream(plan, prepared.config, prepared.store, checks=False)}, engine, prepared.store
+        )[plan.name]
+        if code := int(cleaned.codes[part][record]):
+            return f"dropped: {plan.cleaning.reasons[code - 1]}"
+    return "it is in the last tokens, which fill no sample"
 
 
 def _same_file(one: str, other: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.characters import without_invisible
-from dataengine.errors import InputError
+from dataengine.errors import InputError, did_you_mean
 from dataengine.language_codes import base_language
 from dataengine.rules import scripts_of
 
@@ -49,6 +49,13 @@ _CLOSE = {
     "yue": ("yue", "zh"),
     "zh": ("zh", "wuu", "yue"),
 }
+
+# Codes of countries, and names, that are taken for codes of languages.
+_MISTAKEN = {
+    "cn": "zh", "ch": "zh", "tw": "zh", "chinese": "zh", "mandarin": "zh", "jp": "ja", "japanese": "ja", "kr": "ko",
+    "korean": "ko", "cz": "cs", "dk": "da", "gr": "el", "ua": "uk", "vn": "vi", "us": "en", "gb": "en",
+    "english": "en", "indonesian": "id", "german": "de", "french": "fr", "spanish": "es", "russian": "ru",
+}  # fmt: skip
 
 # Everything in ASCII, Latin-1, general, CJK and full-width punctuation that is no letter, no mark and no joiner.
 _NO_LETTERS = re.compile(
@@ -138,10 +145,12 @@ def _labels(language: str) -> frozenset[str]:
     """The model's labels that count as a language."""
     codes = _codes(language)
     if codes is None:
-        names = sorted({code for code in _known_languages() | _CLOSE.keys() if base_language(code) == code})
+        names = {code for code in _known_languages() | _CLOSE.keys() if base_language(code) == code}
+        near = _MISTAKEN.get(language.lower())
+        hint = f" (did you mean '{near}'?)" if near else did_you_mean(language, names)
         raise InputError(
-            f"language '{language}' is not among those that language identification knows: {', '.join(names)} "
-            "(also with a region, or in three letters). Use one of these codes, or leave its language score out."
+            f"language '{language}' is not among the {len(names)} that language identification knows{hint}. Use the "
+            "code of one (ISO 639, also with a region), or leave its language score out."
         )
     return frozenset(_LABEL + code for code in codes)
 

@@ -218,6 +218,11 @@ def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
 def _format_of(path: str, stream: str) -> str:
     suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in archives.SUFFIXES]
     kind = _FORMATS.get(suffixes[-1]) if suffixes else None
+    if kind is None and suffixes and suffixes[-1] == ".csv":
+        raise InputError(
+            f"stream '{stream}': {path}: CSV is not read. Write JSON Lines (pandas: to_json(FILE, orient='records', "
+            "lines=True, force_ascii=False))."
+        )
     if kind is None:
         raise InputError(
             f"stream '{stream}': cannot tell the format of {path} by its name ({', '.join(_FORMATS)}, then "
@@ -844,14 +849,14 @@ def _read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bl
         top, nested = Counter(file.schema_arrow.names), Counter(name for name, _ in _fields(file.schema_arrow))
         for key in form.keys:
             if key not in types:
-                raise InputError(f"{path}: no column '{key}'; it has {', '.join(types)}. Correct the stream's keys.")
+                raise InputError(f"{path}: no column '{key}'; it has {', '.join(types)}. {_correct_keys(form)}")
             way, counts = ([key], top) if key in top else (_way_to(key), nested)
             if twice := [name for name in way if counts[name] > 1]:
                 raise InputError(
                     f"{path}: {counts[twice[0]]} columns are named '{twice[0]}'. Write the file anew with one of them."
                 )
             if not _is_text(types[key]):
-                raise InputError(f"{path}: column '{key}' is {types[key]}, not text. Correct the stream's keys.")
+                raise InputError(f"{path}: column '{key}' is {types[key]}, not text. {_correct_keys(form)}")
         if form.label_key and form.label_key not in types:
             raise InputError(
                 f"{path}: no column '{form.label_key}'; it has {', '.join(types)}. Correct the stream's `subsets.key`."
@@ -873,6 +878,10 @@ def _read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Bl
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path}: broken after {number:,} rows: {_said(error)}. Fetch the file again.") from None
     return number
+
+
+def _correct_keys(form: RecordFormat) -> str:
+    return f"Correct the stream's `{'keys' if len(form.keys) > 1 or form.languages else 'text_key'}`."
 
 
 def _parse_table(values: Sequence[list[Any]], before: int, form: RecordFormat) -> Records:

@@ -646,13 +646,15 @@ def test_an_evaluation_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
     with pytest.raises(InputError) as error:
         build(documents(tmp_path, {"decontaminate": [str(tmp_path / "none.txt")]}))
-    assert str(error.value) == f"`decontaminate`: no file {tmp_path / 'none.txt'}. Correct the paths."
+    assert str(error.value) == f"`decontaminate` of stream 's': no file {tmp_path / 'none.txt'}. Correct the paths."
 
 
 def test_a_language_that_cannot_be_told_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
-    with pytest.raises(InputError, match=r"language 'xx' is not among those that language identification knows: af,"):
+    with pytest.raises(InputError, match=r"language 'xx' is not among the \d+ that language identification knows"):
         build(documents(tmp_path, {"min_language_score": 0.5}, language="xx"))
+    with pytest.raises(InputError, match=r"language 'cn' is not among .* knows \(did you mean 'zh'\?\)\. Use the code"):
+        build(documents(tmp_path, {"min_language_score": 0.5}, language="cn"))
 
 
 DOCUMENTS = "documents: [a.jsonl]"
@@ -667,10 +669,16 @@ PAIRS = "pairs: [a.jsonl]\n    directions: [en-zh]"
          "pair, en, zh."),
         ("pairs: [a.jsonl]\n    sides: [zh]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning compares two "
          "languages: state `keys` for both, such as {en: en, zh: zh}."),
-        (f"{PAIRS}\n    clean: {{document_rules: {{}}}}", "line 4: streams.s: `language` and `clean.document_rules` go "
-         "with `documents`."),
-        (f"{DOCUMENTS}\n    clean: {{pair_rules: {{}}}}", "line 4: streams.s: `keys`, `scores` and `clean.pair_rules` "
-         "go with `pairs`."),
+        (f"{PAIRS}\n    clean: {{document_rules: {{}}}}", "line 4: streams.s: `clean.document_rules` goes with "
+         "`documents`; pairs have `clean.pair_rules`."),
+        (f"{PAIRS}\n    language: en", "line 4: streams.s: `language` goes with `documents`; the languages of pairs "
+         "are those of their codes."),
+        ("pairs: [a.jsonl]\n    directions: [en-zh, en-id]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning "
+         "compares two languages, and this stream has 3 (en, zh, id): make a stream for each pair."),
+        (f"{DOCUMENTS}\n    clean: {{pair_rules: {{}}}}", "line 4: streams.s: `clean.pair_rules` goes with `pairs`; "
+         "documents have `clean.document_rules`."),
+        (f"{DOCUMENTS}\n    keys: {{en: en}}", "line 4: streams.s: `keys` goes with `pairs`; documents have "
+         "`text_key`."),
         (f"{DOCUMENTS}\n    clean:\n      near_dedup: 1.5", "line 7: streams.s.clean.near_dedup: expected a number "
          "less than 1, got 1.5."),
         (f"{DOCUMENTS}\n    clean:\n      min_language_score: 0", "line 7: streams.s.clean.min_language_score: "

@@ -14,7 +14,8 @@ import pytest
 import zstandard
 
 from dataengine.build import Preparation, build, prepare
-from dataengine.config import Config
+from dataengine.cli import main
+from dataengine.config import Config, dump_config
 from dataengine.errors import InputError
 from dataengine.estimate import StreamEstimate, describe_estimate, estimate
 from dataengine.sources import read_lines
@@ -230,3 +231,14 @@ def test_a_stream_of_which_cleaning_leaves_nothing_stops_the_build(make_config: 
     assert "cleaning drops all" in words
     path.write_text('{"text": "a"}\n')
     assert "too few for one sample of 33" in stopping(make_config, path)
+
+
+def test_a_dry_run_notes_evaluation_sets_that_are_not_there(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(make_config(evaluate={"dev": {"en-zh": "none.tsv"}})))
+    with pytest.raises(SystemExit) as stop:
+        main(["build", str(path), "--dry-run"])
+    assert stop.value.code == 0
+    assert "note: evaluate.dev.en-zh is none.tsv, which does not exist yet\n" in capsys.readouterr().err

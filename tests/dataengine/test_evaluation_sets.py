@@ -139,7 +139,9 @@ def test_of_several_references_the_note_says_which_was_taken(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", JSONL + '{"en": "x"}\n', "a.jsonl, line 3: no key"),
+        ("a.jsonl", JSONL + '{"en": "x"}\n', "a.jsonl, line 3: no key 'zh': "),
+        ("a.jsonl", '{"en": "x", "id": "y"}\n', "Name a file that has it, or fix the line."),
+        ("a.tsv", "en\tid\nx\ty\n", "Name the file of this direction, or add such a line if it has none."),
         ("a.jsonl", JSONL + '{"en": "x", "zh": " "}\n', "a.jsonl, line 3: "),
         ("a.jsonl", JSONL + "{\n", "a.jsonl, line 3: "),
         ("a.jsonl", "", "holds no pairs for en-zh"),

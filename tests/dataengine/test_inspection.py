@@ -132,7 +132,8 @@ def test_one_reason_of_several_streams(make_config: ConfigMaker, dirty: dict[str
     with pytest.raises(InputError) as error:
         describe(config, reason="length_ration", names=("mono", "en-zh"))
     assert str(error.value).startswith(
-        "--reason length_ration: no such reason; those of mono are length, broken_characters, "
+        "--reason length_ration: no such reason (did you mean 'length_ratio'?); "
+        "those of mono are length, broken_characters, "
     )
     assert "; those of en-zh are length, " in str(error.value)
     assert str(error.value).endswith(", duplicate pair, no key 'zh', not JSON")
@@ -252,6 +253,49 @@ def test_a_line_is_found_in_the_samples_that_show_it(
     )
 
 
+def test_a_line_in_no_sample_is_told_why(make_config: ConfigMaker, dirty: dict[str, Any], corpora: Path) -> None:
+    config = make_config(**dirty)
+    manifest, store = build(config).manifest, open_store(config.store)
+    prepared, path = prepare(config, store), Path(dirty["streams"]["en-zh"]["pairs"][0])
+
+    def why(place: str) -> str:
+        return inspection.describe_line(manifest, store, place, prepared, LocalEngine(1))
+
+    lines = path.read_bytes().splitlines()
+    broken = next(number for number, line in enumerate(lines, 1) if b"no Chinese" in line)
+    same = [
+        number for number, line in enumerate(lines, 1)
+        if line.startswith(b'{"en"') and (pair := orjson.loads(line)).get("zh") == pair["en"]
+    ]  # fmt: skip
+    assert why(f"{path}:{broken}").splitlines() == ["en-zh: in no sample: unusable: no key 'zh'"]
+    assert why(f"{path}:101").splitlines() == ["en-zh: in no sample: it is blank"]
+    assert why(f"{path}:251").splitlines() == ["en-zh: in no sample: unusable: not JSON"]
+    assert why(f"{path}:{same[2]}").splitlines() == ["en-zh: in no sample: dropped: identical_sides"]
+    assert why(f"{path}:99999").splitlines() == [f"en-zh: in no sample: the file has {len(lines):,} lines"]
+
+
+def test_sources_that_changed_since_the_build_are_told(
+    make_config: ConfigMaker, tmp_path: Path, corpora: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_bytes((corpora / "mono.0.jsonl").read_bytes())
+    config = make_config(
+        streams={"mono": {"documents": [str(source)]}}, stages=[{"name": "a", "drain": True, "mix": {"mono": 1}}]
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    build(config)
+    with source.open("ab") as file:
+        file.write(b'{"text": "one more"}\n')
+    for arguments in (["--line", f"{source}:3"], ["--stream", "mono", "--sample", "0"]):
+        with pytest.raises(SystemExit):
+            main(["inspect", str(path), *arguments])
+        assert capsys.readouterr().err == (
+            "note: the sources of mono changed since the build, and what is shown is as they were then. "
+            f"Build again: dataengine build {path}\n"
+        )
+
+
 def test_a_renamed_source_goes_by_its_new_name_and_by_its_old_one(
     make_config: ConfigMaker, tmp_path: Path, corpora: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,9 +359,9 @@ def test_both_files_of_a_moses_pair_are_sources(make_config: ConfigMaker, tmp_pa
         stages=[{"name": "a", "drain": True, "mix": {"en-zh": 1}}],
     )
     manifest, store = build(config).manifest, open_store(config.store)
-    names = inspection.current_names(prepare(config, store))
+    prepared = prepare(config, store)
     one, other = (
-        inspection.describe_line(manifest, store, f"{tmp_path / f'corpus.{code}'}:7", names) for code in ("en", "zh")
+        inspection.describe_line(manifest, store, f"{tmp_path / f'corpus.{code}'}:7", prepared) for code in ("en", "zh")
     )
     assert one == other
     assert one.startswith("en-zh: samples ")

@@ -1213,12 +1213,15 @@ def test_parquet_with_bytes_that_are_not_utf8_rejects_the_row(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("key", "said"),
     [
-        ("body", "no column 'body'; it has meta, meta.n, tags. Correct the stream's keys."),
-        ("meta.m", "no column 'meta.m'; it has meta, meta.n, tags. Correct the stream's keys."),
-        ("tags.list.element", "no column 'tags.list.element'; it has meta, meta.n, tags. Correct the stream's keys."),
-        ("meta", "column 'meta' is struct<n: int64>, not text. Correct the stream's keys."),
-        ("meta.n", "column 'meta.n' is int64, not text. Correct the stream's keys."),
-        ("tags", "column 'tags' is list<element: string>, not text. Correct the stream's keys."),
+        ("body", "no column 'body'; it has meta, meta.n, tags. Correct the stream's `text_key`."),
+        ("meta.m", "no column 'meta.m'; it has meta, meta.n, tags. Correct the stream's `text_key`."),
+        (
+            "tags.list.element",
+            "no column 'tags.list.element'; it has meta, meta.n, tags. Correct the stream's `text_key`.",
+        ),
+        ("meta", "column 'meta' is struct<n: int64>, not text. Correct the stream's `text_key`."),
+        ("meta.n", "column 'meta.n' is int64, not text. Correct the stream's `text_key`."),
+        ("tags", "column 'tags' is list<element: string>, not text. Correct the stream's `text_key`."),
     ],
 )
 @pytest.mark.parametrize("rows", [0, 1])
@@ -1340,6 +1343,17 @@ def test_a_name_that_tells_no_format_needs_one(tmp_path: Path, name: str) -> Non
     (part,) = plan(path, format="text")
     assert read(part)[0] == [(1, ("one",)), (2, ("two",))]
     assert read(whole_file(path, "text"))[0] == read(part)[0]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.CSV.gz"])
+def test_csv_is_refused_with_what_to_write_instead(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, b"en,zh\n")
+    with pytest.raises(InputError) as error:
+        plan(path)
+    assert str(error.value) == (
+        f"stream 's': {path}: CSV is not read. Write JSON Lines (pandas: to_json(FILE, orient='records', lines=True, "
+        "force_ascii=False))."
+    )
 
 
 def test_a_given_format_wins_over_the_name(tmp_path: Path) -> None:
