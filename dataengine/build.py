@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from itertools import chain
@@ -31,7 +31,7 @@ from pydantic import TypeAdapter
 
 from dataengine import cleaning, pairs, sources, summary
 from dataengine.agreement import differences, read_built_config
-from dataengine.cleaning import Cleaning, CleanRecords, Codes
+from dataengine.cleaning import Cleaning, CleanRecords, Codes, LossyTokenizer
 from dataengine.config import Config, StreamConfig, dump_config
 from dataengine.engines import Engine, LocalEngine
 from dataengine.errors import InputError, note
@@ -52,7 +52,15 @@ from dataengine.sources import RecordFormat, Reject, SourcePart
 from dataengine.stages import MAX_TOKENS, resolve_stages
 from dataengine.storage import Store, open_store
 from dataengine.summary import SourceLines, SourceReject
-from dataengine.tokenizing import KeptPart, MergeRuns, PackTails, TokenFormat, TokenizeDocuments, TokenizePairs
+from dataengine.tokenizing import (
+    KeptPart,
+    MergeRuns,
+    PackTails,
+    TokenFormat,
+    TokenizeDocuments,
+    TokenizePairs,
+    written_columns,
+)
 from dataengine.tokens import Tokenizer, keeps_line_breaks, keeps_spaces, load_tokenizer, token_dtype
 from dataengine.units import (
     SCHEMA,
@@ -88,6 +96,7 @@ class StreamPlan:
     sides: tuple[str, ...]
     languages: dict[str, str]  # of pairs: code -> name, in the order of a record's texts; of documents: none
     vocab_size: int
+    loses_text: bool = field(default=False, metadata={"identity": False})  # whether the tokenizer can
 
     @cached_property
     def folder(self) -> str:
@@ -98,7 +107,13 @@ class StreamPlan:
     def clean_units(self) -> list[CleanRecords]:
         """The units that judge the records of each part."""
         assert self.cleaning is not None
-        return [CleanRecords(part, self.records, self.cleaning) for part in self.parts]
+        lossy = None
+        if self.loses_text and (self.cleaning.dedup or self.cleaning.near_dedup is not None):
+            form = self.format
+            identity = fingerprint_of([form.tokenizer_sha256, form.library, form.eos_id, form.bos_id, form.controls])
+            columns = tuple(written_columns(self.languages, self.directions, self.sides))
+            lossy = LossyTokenizer(identity, columns, form)
+        return [CleanRecords(part, self.records, self.cleaning, lossy) for part in self.parts]
 
     def token_units(self, keeps: Sequence[Keep | None]) -> list[TokenizeDocuments | TokenizePairs]:
         """The units that tokenize the records of each part that are kept."""
@@ -325,6 +340,7 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
             sides=stream.sides,
             languages={code: config.languages[code] for code in codes},
             vocab_size=tokenizer.vocab_size,
+            loses_text=tokenizer.why_lost([]) is not None,
         )
     if found.keys() - known.keys():
         _try_write(store, "source_hashes.json", orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))

@@ -26,6 +26,8 @@ from dataengine.runs import bucket_bounds, bucket_hashes, buckets_of, encode_npy
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, Records, SourcePart
 from dataengine.storage import Store
+from dataengine.tokenizing import TokenFormat, find_lost
+from dataengine.tokens import Tokenizer
 from dataengine.units import SCHEMA, OnProgress, Reading, Receipt, Unit, fingerprint_of, identity_of, select
 
 if TYPE_CHECKING:
@@ -156,13 +158,30 @@ def near_texts(batch: Records) -> list[str]:
 
 
 @dataclass(frozen=True)
+class LossyTokenizer:
+    """A tokenizer that can lose whole texts, which makes records unusable. No record may go for one of these."""
+
+    identity: str  # of the tokenizer, without what decides only how its tokens are packed
+    columns: tuple[int, ...]  # texts of a record that are written
+    format: TokenFormat = field(metadata={"identity": False})
+
+    def load(self) -> Tokenizer:
+        """The tokenizer. Raises InputError if it changed."""
+        return self.format.load()[0]
+
+
+@dataclass(frozen=True)
 class CleanRecords(Unit):
-    """Judge the records of a part one by one, and write down the keys by which the rest is compared."""
+    """Judge the records of a part one by one, and write down the keys by which the rest is compared.
+
+    Records that will be unusable for the tokenizer, if any can be, are compared with none.
+    """
 
     kind: ClassVar[str] = "clean"
     part: SourcePart
     records: RecordFormat
     cleaning: Cleaning
+    lossy: LossyTokenizer | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -179,10 +198,14 @@ class CleanRecords(Unit):
         keys, near = _KeyRuns(add), NearRuns(add, self.cleaning.near_dedup)
         codes = [np.empty(0, np.uint8)]
         hashes = {direction: [np.empty(0, scores.KEY)] for direction in self.cleaning.scores}
+        tokenizer = self.lossy.load() if self.lossy else None
         for batch in reading.batches(_BATCH):
             first = reading.usable - len(batch.lines)
             codes.append(check_records(batch, self.cleaning))
             kept = codes[-1] == 0
+            if self.lossy and tokenizer and kept.any():
+                lost = find_lost(select(batch, kept), tokenizer, self.lossy.columns)
+                kept[kept] = [reason is None for reason in lost] if lost else True
             if kept.any():
                 alive, numbers = select(batch, kept), first + np.flatnonzero(kept)
                 if self.cleaning.dedup:

@@ -74,6 +74,7 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
     """
     made = StreamEstimate(plan.name, sum(part.size for part in plan.parts), max(part.size for part in plan.parts))
     tokenizer, dtype, bos_id = plan.format.load()
+    written = written_columns(plan.languages, plan.directions, plan.sides)
     places = list(range(len(plan.parts)))
     if made.bytes > sample_bytes:
         places = np.unique(np.linspace(0, len(plan.parts) - 1, _PLACES).round().astype(int)).tolist()
@@ -91,9 +92,16 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
                     codes = cleaning.check_records(batch, plan.cleaning)
                     made.dropped.update(cleaning.count_reasons(codes, plan.cleaning))
                     batch = select(batch, codes == 0)
-                    if plan.cleaning.dedup and batch.lines:
-                        numbers = made.kept + np.arange(len(batch.lines))
-                        keys.append(cleaning.duplicate_keys(batch, plan.cleaning, numbers))
+                if (reasons := find_lost(batch, tokenizer, written)) is not None:
+                    made.rejected.update(reason for reason in reasons if reason is not None)
+                    for line, reason, *texts in zip(batch.lines, reasons, *batch.texts, strict=True):
+                        if reason is not None and made.first_reject is None:
+                            where = f"{part.paths[0]}, {place_of(part, line)}"
+                            made.first_reject = where, reason, "\t".join(texts)[:_EXCERPT]
+                    batch = select(batch, np.array([reason is None for reason in reasons], bool))
+                if plan.cleaning is not None and plan.cleaning.dedup and batch.lines:
+                    numbers = made.kept + np.arange(len(batch.lines))
+                    keys.append(cleaning.duplicate_keys(batch, plan.cleaning, numbers))
                 made.kept += len(batch.lines)
                 kept.append((place, batch))
             bar.update(min(made.sampled_bytes, sample_bytes) - bar.n)
@@ -104,16 +112,7 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
         kept = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
     tokens = [np.empty(0, dtype)]
     before: Counter[int] = Counter()  # pairs of a part, whose directions take turns
-    written = written_columns(plan.languages, plan.directions, plan.sides)
     for place, batch in kept:
-        if (reasons := find_lost(batch, tokenizer, written)) is not None:
-            made.rejected.update(reason for reason in reasons if reason is not None)
-            for line, reason, *texts in zip(batch.lines, reasons, *batch.texts, strict=True):
-                if reason is not None and made.first_reject is None:
-                    where = f"{plan.parts[place].paths[0]}, {place_of(plan.parts[place], line)}"
-                    made.first_reject = where, reason, "\t".join(texts)[:_EXCERPT]
-            batch = select(batch, np.array([reason is None for reason in reasons]))
-            made.kept -= len(reasons) - len(batch.lines)
         ids, lengths = tokenizer.encode_flat(_texts(plan, batch, before[place]))
         tokens.append(join_documents(ids, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)[0])
         before[place] += len(batch.lines)

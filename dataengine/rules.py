@@ -76,7 +76,8 @@ class DocumentRules(BaseModel):
     min_letter_share: Share | None = 0.5  # letters and marks among the characters that are not white space
     max_symbol_share: Share | None = 0.15  # symbols, `#` and the ellipsis, of the same
     min_script_share: Share | None = 0.5  # of letters in the scripts of the language, if that is a known one
-    min_word_length: Annotated[float, Field(ge=0)] | None = 3.0  # mean characters; languages with spaces only
+    # Mean characters, as of English words: wider where a language has shorter or longer ones (`word_length_bounds`).
+    min_word_length: Annotated[float, Field(ge=0)] | None = 3.0  # languages with spaces only
     max_word_length: Annotated[float, Field(gt=0)] | None = 12.0
     max_ellipsis_lines: Share | None = 0.3  # lines that end with an ellipsis, if two or more do
     max_repeated_lines: Share | None = 0.3  # characters in lines that stood in the document before
@@ -167,6 +168,12 @@ _SCRIPT_TAGS = {
 DENSE_SCRIPTS = ("Han", "Hiragana", "Katakana", "Hangul")  # a letter says about what three of an alphabet do
 # Scripts written without spaces between words.
 _UNSPACED = {"Bopomofo", "Han", "Hiragana", "Katakana", "Khmer", "Lao", "Myanmar", "Thai", "Tibetan"}
+# Mean length of a word where it is far from the 5.3 characters of English, in messages of Debian's programs.
+_ENGLISH_WORD = 5.3
+_WORD_LENGTHS = {
+    "ko": 3.5, "vi": 3.6, "pa": 4.4, "hi": 4.4, "de": 7.2, "lt": 7.2, "ug": 7.4, "eu": 7.5, "te": 7.7, "ka": 7.9,
+    "kn": 7.9, "uz": 7.9, "ta": 8.0, "xh": 8.2, "fi": 8.6, "ml": 9.3,
+}  # fmt: skip
 
 # The classes of code points. Each has exactly one; those of letters come last.
 _SINGLES = "<>&;@:/{#…"
@@ -787,7 +794,15 @@ def _document_word_length(documents: _Documents, rules: DocumentRules) -> Bools 
     begins[1:] &= space[:-1]
     words = documents.total(begins)
     means = documents.solid / np.maximum(words, 1)
-    return (words > 0) & _outside(means, rules.min_word_length, rules.max_word_length)
+    return (words > 0) & _outside(means, *word_length_bounds(documents.language, rules))
+
+
+def word_length_bounds(language: str | None, rules: DocumentRules) -> tuple[float | None, float | None]:
+    """The least and the most mean length of a word in a language: the rules' bounds, wider where words are usually
+    shorter or longer than in English."""
+    usual = _WORD_LENGTHS.get(base_language(language), _ENGLISH_WORD) / _ENGLISH_WORD
+    least, most = rules.min_word_length, rules.max_word_length
+    return least and least * min(usual, 1.0), most and most * max(usual, 1.0)
 
 
 def _document_ellipsis_lines(documents: _Documents, rules: DocumentRules) -> Bools | None:

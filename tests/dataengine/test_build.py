@@ -439,6 +439,51 @@ def test_a_pair_with_a_side_of_which_the_tokenizer_knows_nothing_is_unusable(
     assert read_summary(open_store(config.store), built.stream.remote).vanished == built.vanished > 0
 
 
+@pytest.mark.parametrize(
+    ("clean", "lost", "twins"),
+    [
+        ({"dedup": ["text"]}, "ＯＰＥＮ ＴＨＥ ＦＩＬＥ", "open the file"),  # equal by normalization
+        ({"near_dedup": 0.7}, "Ａ Ｂ Ｃ Ｄ Ｅ Ｆ Ｇ Ｈ", "a b c d e f g h"),
+    ],
+)
+def test_no_document_goes_for_one_that_the_tokenizer_loses(
+    make_config: ConfigMaker, tmp_path: Path, clean: dict[str, Any], lost: str, twins: str
+) -> None:
+    texts = [lost, twins, twins, *(f"another text of words {'abcdefghij'[k] * 7}" for k in range(10))]
+    path = write_jsonl(tmp_path / "docs.jsonl", [{"text": text} for text in texts])
+    config = make_config(
+        tokenizer=str(lossy_tokenizer(tmp_path)), seq_len=8, max_bad_fraction=0.5,
+        streams={"mono": {"documents": [str(path)], "clean": clean}},
+        stages=[{"name": "only", "steps": 1, "mix": {"mono": 1}}],
+    )  # fmt: skip
+    (built,) = build(config, workers=1).streams
+    assert (built.records, built.kept, built.rejected) == (13, 11, {UNKNOWN_TEXT: 1})
+    assert sum(built.dropped.values()) == 1
+    estimated = estimate(building.prepare(config, open_store(config.store)).streams["mono"])
+    assert (estimated.kept, estimated.rejected, estimated.dropped) == (built.kept, built.rejected, built.dropped)
+    (flow,) = unit_flows(config, "mono")
+    assert len(split_documents(flow, 0)) == 11
+
+
+@pytest.mark.parametrize("changes", [{"directions": ["en-zh"]}, {"sides": ["zh"]}, {"sides": ["en"]}])
+def test_no_pair_goes_for_one_that_the_tokenizer_loses(
+    make_config: ConfigMaker, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    first = [{"en": "the one side", "zh": "打开"}, {"en": "the one side", "zh": "da kai"}]
+    pairs = [{"en": f"some text {'abcdefghij'[k]}", "zh": f"qi ta {'abcdefghij'[k]}"} for k in range(10)]
+    path = write_jsonl(tmp_path / "pairs.jsonl", [*first, *pairs])
+    stream = {"pairs": [str(path)], **changes, "keys": {"en": "en", "zh": "zh"}, "clean": {"dedup": ["en"]}}
+    config = make_config(
+        tokenizer=str(lossy_tokenizer(tmp_path)), seq_len=8, max_bad_fraction=0.5, streams={"pairs": stream},
+        stages=[{"name": "only", "steps": 1, "mix": {"pairs": 1}}],
+    )  # fmt: skip
+    (built,) = build(config, workers=1).streams
+    if changes == {"sides": ["en"]}:  # zh is not written: nothing is lost
+        assert (built.kept, built.rejected, built.dropped) == (11, {}, {"duplicate en": 1})
+    else:
+        assert (built.kept, built.rejected, built.dropped) == (11, {UNKNOWN_TEXT: 1}, {})
+
+
 def test_streams_that_do_not_state_lost_text_stay_readable(make_config: ConfigMaker) -> None:
     config = make_config()
     first = build(config, workers=1)

@@ -53,7 +53,43 @@ def test_normalize_folds_case_width_and_white_space() -> None:
     assert normalize("cafe\u0301") == normalize("café")
 
 
-@given(st.text())
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("an area of 10² metres", "an area of 102 metres"),
+        ("10⁻² and 10−2", "10−2 and 10−2"),
+        ("10ⁿ", "10n"),
+        ("log₂8 is 3", "log28 is 3"),
+        ("base 10₂", "base 102"),
+        ("1½ cups", "11/2 cups"),
+        ("1½ cups", "11⁄2 cups"),
+        ("½5", "1⁄25"),
+        ("①② are steps", "12 are steps"),
+        ("2①", "21"),
+        ("1⒈", "11."),
+        ("５²", "52"),
+        ("٥²", "٥2"),
+    ],
+)
+def test_normalize_makes_no_other_number(one: str, other: str) -> None:
+    assert normalize(one) != normalize(other)
+    assert bare(text_keys([one], 1, 0)) != bare(text_keys([other], 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("10²", "10^2"), ("H₂O", "h2o"), ("m²", "m2"), ("１２ ㎡", "12 m2"), ("Step ①", "step 1"), ("1½", "1 ½")],
+)
+def test_normalize_folds_forms_of_numbers(one: str, other: str) -> None:
+    assert normalize(one) == normalize(other)
+
+
+SUPERSCRIPTS = "".join(
+    character for character in map(chr, range(0x20000)) if unicodedata.decomposition(character)[:4] in ("<sup", "<sub")
+)
+
+
+@given(st.text(st.characters(exclude_categories=("No", "So"), exclude_characters=SUPERSCRIPTS)))
 def test_normalize_is_nfkc_casefold_and_split_of_what_shows(text: str) -> None:
     folded = without_invisible(unicodedata.normalize("NFKC", without_invisible(text)))
     assert normalize(text) == " ".join(folded.casefold().split())

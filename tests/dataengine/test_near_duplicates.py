@@ -96,6 +96,7 @@ def test_a_text_shorter_than_a_shingle_is_one_and_a_text_of_punctuation_has_none
         ("It is -5 degrees cold out there", "It is 5 degrees cold out there"),
         ("温度是-5度，请注意保暖", "温度是5度，请注意保暖"),
         ("I & you", "I @ you", "I * you", "I you"),
+        ("an area of 10² metres", "an area of 102 metres", "an area of 10₂ metres"),
     ],
 )
 def test_symbols_make_texts_different(texts: tuple[str, ...]) -> None:

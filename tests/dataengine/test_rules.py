@@ -352,6 +352,31 @@ def test_mean_word_length_needs_a_language_with_spaces() -> None:
     assert [document_verdict(text, language, rules) for language in spaced] == ["word_length"] * len(spaced)
 
 
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("ko", "나는 어제 책을 한 권 샀다. 그 책은 아주 재미있다. 오늘 다시 읽을 것이다. 너도 한 번 읽어 봐라."),
+        ("kor", "우리는 아침에 밥을 먹고 차를 마셨다. 날이 참 맑아서 산에 갔다."),
+        ("vi", "Tôi đi học ở Hà Nội. Hôm nay trời rất đẹp và tôi có thể đi ra chợ để mua cá, gà và rau cho mẹ."),
+        ("ml", "തിരുവനന്തപുരം കേരളത്തിന്റെ തലസ്ഥാനമാണ്. ഭരണസിരാകേന്ദ്രവും വിദ്യാഭ്യാസകേന്ദ്രവുമാണ് തിരുവിതാംകൂർ."),
+        ("fi", "Käyttöjärjestelmän asetustiedostojen varmuuskopiointipalvelu käynnistettiin uudelleen."),
+    ],
+)
+def test_words_may_be_as_short_or_long_as_the_language_has_them(language: str, text: str) -> None:
+    mean = len("".join(text.split())) / len(text.split())
+    assert not 3 <= mean <= 12
+    assert document_verdict(text, language) == "kept"
+    assert document_verdict(text, language, DocumentRules(min_word_length=0, max_word_length=None)) == "kept"
+    other = "en-" + {"ko": "Hang", "kor": "Hang", "ml": "Mlym"}.get(language, "Latn")
+    assert document_verdict(text, other) == "word_length"
+
+
+def test_word_lengths_are_bounded_in_every_language_with_spaces() -> None:
+    assert document_verdict("나 는 어 제 책 을 한 권 샀 다", "ko") == "word_length"
+    assert document_verdict("a b c d e f g h i j k l m n o p", "vi") == "word_length"
+    assert document_verdict("Käyttöjärjestelmä.asetustiedosto.varmuuskopiointi käynnistettiin", "fi") == "word_length"
+
+
 # Pieces that meet at the edges of what the rules look for.
 PIECES = [
     *("a", "b", "The ", "line ", "ß", "SS", "İ", "ŉ", "ς", "Σ", "ﬁ", "Å", "é", "ａ", "µ", "ª"),
@@ -426,6 +451,7 @@ def plain_document(text: str, language: str | None, rules: DocumentRules) -> int
     symbols = [c for c in solid if c in "#…" or (unicodedata.category(c)[0] == "S" and c != "\ufffd")]
     words = text.split() if own is not None and language not in ("zh", "zh-TW", "ja", "th") else []
     mean = len(solid) / len(words) if words else None
+    usual = {"ko": 3.5, "hi": 4.4, "fi": 8.6}.get(language or "", 5.3) / 5.3
     lines = [line for line in text.split("\n") if line.strip()]
     ending = sum(line.endswith(("...", "…")) for line in lines)
     stripped = [line.strip() for line in lines]
@@ -443,8 +469,8 @@ def plain_document(text: str, language: str | None, rules: DocumentRules) -> int
         rules.min_script_share is not None and own is not None and own < rules.min_script_share * letters,
         mean is not None
         and (
-            (rules.min_word_length is not None and mean < rules.min_word_length)
-            or (rules.max_word_length is not None and mean > rules.max_word_length)
+            (rules.min_word_length is not None and mean < rules.min_word_length * min(usual, 1))
+            or (rules.max_word_length is not None and mean > rules.max_word_length * max(usual, 1))
         ),
         ending > 1 and over(ending, rules.max_ellipsis_lines, len(lines)),
         over(again, rules.max_repeated_lines, len(solid)),
@@ -478,7 +504,11 @@ documents = st.lists(
 
 @pytest.mark.parametrize("rule", DOCUMENT_RULES)
 @settings(max_examples=100)
-@given(batch=documents, language=st.sampled_from(["en", "zh", "th", "hi", "zh-TW", "xx", None]), choices=st.data())
+@given(
+    batch=documents,
+    language=st.sampled_from(["en", "zh", "th", "hi", "ko", "fi", "zh-TW", "xx", None]),
+    choices=st.data(),
+)
 def test_columns_decide_on_documents_as_plain_python_does(
     rule: str, batch: list[str], language: str | None, choices: st.DataObject
 ) -> None:
