@@ -246,12 +246,12 @@ def build_at(folder: Path, experiment: dict[str, Any], monkeypatch: pytest.Monke
 
 
 def content(result: BuildResult, store: str) -> dict[str, dict[str, bytes]]:
-    """What each stream of a build holds: all its files but stream.json, which also names the sources' paths."""
+    """What each stream of a build holds: all its files but stream.summary, which also names the sources' paths."""
     return {
         built.stream.name: {
             path.name: path.read_bytes()
             for path in sorted(Path(store, built.stream.remote).iterdir())
-            if path.name != "stream.json"
+            if path.name != "stream.summary"
         }
         for built in result.streams
     }
