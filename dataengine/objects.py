@@ -445,6 +445,12 @@ def get_bytes(url: str, start: int = 0, stop: int | None = None, version: str = 
                 if attempt == last:
                     raise
         pause(attempt)
+    if stop is not None and len(content) > stop - start:
+        raise InputError(
+            f"{url}: asked for {stop - start:,} bytes, the store sent {len(content):,}. It unpacks the object on the "
+            "way, as Google's does where Content-Encoding is gzip. Take that off the object (gcloud storage objects "
+            "update --clear-content-encoding), or copy the data to a local folder."
+        )
     if stop is not None and len(content) != stop - start:
         raise InputError(f"{url}: got {len(content):,} bytes of [{start:,}, {stop:,}). It was changed; run again.")
     return content

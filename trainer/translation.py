@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
+from dataengine.dedup import normalize
 from dataengine.pairs import LINES, translation_in, translation_prompt
 from dataengine.tokens import Tokenizer
 from trainer.runs import parse_json
@@ -77,14 +78,16 @@ def make_prompts(
 def choose_shots(pool: Sequence[tuple[str, str]], sources: Sequence[str], number: int) -> list[Shots]:
     """The same `number` pairs for every sentence; where the sentence is one of them, the next one instead.
 
-    Pairs of a pool are taken in the order of a hash of their texts, each source once. Raises ValueError if the pool is
-    too small. (The paper does not say where its shots come from.)
+    Pairs of a pool are taken in the order of a hash of their texts, each source once; sources are the same if only
+    case, width or white space differ. Raises ValueError if the pool is too small. (The paper does not say where its
+    shots come from.)
     """
-    hashed = sorted(dict(reversed(pool)).items(), key=lambda pair: hashlib.sha256("\n".join(pair).encode()).digest())
+    first = {normalize(pair[0]): pair for pair in reversed(pool)}
+    hashed = sorted(first.items(), key=lambda entry: hashlib.sha256("\n".join(entry[1]).encode()).digest())
     chosen = hashed[: number + 1]  # one to spare
     if number and len(chosen) <= number:
         raise ValueError(f"{number} examples need {number + 1} pairs with different sources, there are {len(chosen)}")
-    return [[pair for pair in chosen if pair[0] != source][:number] for source in sources]
+    return [[pair for same, pair in chosen if same != normalize(source)][:number] for source in sources]
 
 
 def plan_batches(lengths: Sequence[int], decoding: Decoding, batch_tokens: int) -> list[list[int]]:

@@ -3,13 +3,16 @@ from __future__ import annotations
 import datetime
 import errno
 import glob
+import gzip
 import io
 import multiprocessing
 import os
 import random
 import socket
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -504,6 +507,45 @@ def test_a_store_that_never_works_is_an_error_after_all_attempts(
         with pytest.raises(InputError, match=text):
             objects.get_bytes(url)
     assert len(methods) == 2
+
+
+class Unpacking(BaseHTTPRequestHandler):
+    """A store that tells the size of a packed object, and sends it unpacked and whole whatever is asked."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(len(gzip.compress(CONTENT * 9)), b"")
+
+    def do_GET(self) -> None:
+        self._answer(len(CONTENT * 9), CONTENT * 9)
+
+    def _answer(self, size: int, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(size))
+        self.send_header("ETag", '"v1"')
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_store_that_unpacks_an_object_is_told(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Unpacking) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        message = r"b/k\.jsonl\.gz: asked for .* bytes, the store sent 94,500\. It unpacks the object on the way"
+        with open_file("s3://b/k.jsonl.gz") as file, pytest.raises(InputError, match=message):
+            file.read()
+        server.shutdown()
+
+
+def test_an_object_with_a_content_encoding_is_read_as_it_is(object_store: ObjectStore) -> None:
+    content = gzip.compress(CONTENT)
+    object_store.client.put_object(Bucket=object_store.bucket, Key="k.gz", Body=content, ContentEncoding="gzip")
+    with open_file(f"{object_store.url}/k.gz") as file:
+        assert file.read() == content
 
 
 def test_ten_attempts_are_made_unless_the_environment_says_otherwise(

@@ -193,6 +193,18 @@ def test_shots_are_the_same_for_all_sentences_but_never_the_sentence_itself() ->
         choose_shots(pool[:5] * 2, ["a"], 5)
 
 
+@pytest.mark.parametrize(
+    "same", ["Open the file.", "ＯＰＥＮ the file.", "open  the\u00a0file.", "Open the\u200b file."]
+)
+def test_examples_are_never_the_sentence_in_another_dress(same: str) -> None:
+    pool = [("Open the file.", "打开文件。"), (same, "打开该文件。"), ("Close it.", "关闭。"), ("Save it.", "保存。")]
+    for source in ("Open the file.", same):
+        (shots,) = choose_shots(pool, [source], 2)
+        assert {shot[0] for shot in shots} == {"Close it.", "Save it."}
+    (others,) = choose_shots(pool, ["Another sentence."], 2)
+    assert not {same, "Open the file."} <= {shot[0] for shot in others}
+
+
 # Batches.
 
 
