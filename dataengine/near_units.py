@@ -284,11 +284,12 @@ class CompareTexts(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         first = self._read(store, 0)
-        texts = self._read(store, self.number) if self.number else first
-        found, overfull = near_duplicates.compare(texts, first if self.number else first.none(), self.threshold)
+        texts = self._read(store, self.number) if self.number else first.none()
+        found, overfull = near_duplicates.compare(texts, first, self.threshold)
         on_progress(self.members)
-        add("twins.npy", encode_npy(found[np.isin(found["record"], texts.ids)]))
-        return Receipt(kept=len(texts.ids), runs=overfull)
+        own = texts if self.number else first  # what becomes of the representatives is the same in every group
+        add("twins.npy", encode_npy(found[np.isin(found["record"], own.ids)]))
+        return Receipt(kept=len(own.ids), runs=overfull)
 
     def _read(self, store: Store, group: int) -> Texts:
         members, hashes, ids = [np.empty(0, MEMBER)], [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dataengine import near_duplicates, near_units
+from dataengine.build import Cleaned, Preparation, clean_stream, prepare, run_rounds
+from dataengine.engines import LocalEngine
+from dataengine.near_duplicates import jaccard, shingle_texts
+from dataengine.storage import open_store
+from tests.conftest import ConfigMaker, write_jsonl
+
+
+@pytest.fixture
+def prepared(make_config: ConfigMaker, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A stream of records that is to be cleaned."""
+
+    def make(records: list[dict[str, str]], clean: dict[str, Any], files: int = 2) -> Preparation:
+        folder = tmp_path_factory.mktemp("records")
+        for number in range(files):
+            here = records[number * len(records) // files : (number + 1) * len(records) // files]
+            write_jsonl(folder / f"{number}.jsonl", here)
+        kind: dict[str, Any] = {"documents": [str(folder / "*.jsonl")]}
+        if "zh" in records[0]:
+            kind = {"pairs": [str(folder / "*.jsonl")], "directions": ["en-zh"]}
+        config = make_config(
+            streams={"s": {**kind, "clean": clean}},
+            stages=[{"name": "a", "steps": 1, "mix": {"s": 1}}],
+            store=str(folder / "store"),
+        )
+        return prepare(config, open_store(config.store))
+
+    return make
+
+
+def clean(found: Preparation) -> Cleaned:
+    rounds = clean_stream(found.streams["s"], found.config, found.store)
+    return run_rounds({"s": rounds}, LocalEngine(1), found.store)["s"]
+
+
+def twins(cleaned: Cleaned) -> list[tuple[int, int]]:
+    """Removed and kept records, numbered through."""
+    firsts = np.cumsum([0, *map(len, cleaned.codes)])
+    return [
+        (int(firsts[record >> 32]) + (record & 0xFFFFFFFF), int(firsts[kept >> 32]) + (kept & 0xFFFFFFFF))
+        for record, kept, _ in cleaned.twins.tolist()
+    ]
+
+
+def words(chance: random.Random, count: int) -> list[str]:
+    return [f"w{chance.randrange(10**6)}" for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 45, 48, 66])
+def test_no_text_goes_for_one_that_goes_itself_whatever_the_groups(
+    prepared: Any, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Windows over one text in a random order, with crowds and groups of a few: representatives are twins of others."""
+    monkeypatch.setattr(near_duplicates, "CROWD", 2 + seed % 3)
+    monkeypatch.setattr(near_units, "_LEAST_GROUP", 1)
+    monkeypatch.setattr(near_units, "_MOST_GROUP", 2)
+    chance = random.Random(seed)
+    text = words(chance, 60 * 3 + 60)
+    texts = [" ".join(text[3 * k : 3 * k + 60]) for k in range(60)]
+    chance.shuffle(texts)
+    found = twins(clean(prepared([{"text": text} for text in texts], {"near_dedup": 0.6})))
+    shingles = shingle_texts(texts).distinct()
+    sets = np.split(shingles.hashes, shingles.ends[:-1])
+    gone = {record for record, _ in found}
+    assert found
+    for record, kept in found:
+        assert kept not in gone
+        assert jaccard(sets[record], sets[kept]) >= 0.6
