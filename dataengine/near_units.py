@@ -1,7 +1,8 @@
 """Units that find the near duplicates of a stream (`near_duplicates`), whatever its size, in bounded memory.
 
 texts of a part      -> CleanRecords -> runs of band keys, and the shingles of texts that share one in a run
-keys of all parts    -> FindLinks (one a range of keys) -> pairs of records that share a key; crowds
+keys of all parts    -> FindLinks (one a range of keys) -> pairs of records that share a key, of those that all else
+                        keeps; crowds
 crowds, if any       -> RowKeys (one a part) -> keys that no crowd shares -> FindLinks
 components of pairs  -> GatherShingles (one a part) -> CompareTexts (one a group of components) -> twins
 """
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from dataengine import near_duplicates
 from dataengine.errors import InputError
-from dataengine.near_duplicates import NEAR_KEY, TWIN, Links, Shingles, Texts, record_ids, sort_near_keys
+from dataengine.near_duplicates import NEAR_KEY, TWIN, Links, Shingles, Texts, choose_bands, record_ids, sort_near_keys
 from dataengine.runs import (
     bucket_bounds,
     bucket_hashes,
@@ -32,7 +33,7 @@ from dataengine.runs import (
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.storage import Store
-from dataengine.units import OnProgress, Reading, Receipt, Unit
+from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit, publish_keep
 
 if TYPE_CHECKING:
     from dataengine.dedup import UInt64s
@@ -117,11 +118,34 @@ def _with_shared_key(keys: NDArray[Any]) -> Int64s:
 
 
 @dataclass(frozen=True)
+class PartKeys:
+    """The keys of a part's records that are alive."""
+
+    part: int  # its number
+    fingerprint: str  # of the unit that wrote them
+    runs: int
+    alive: Keep | None  # all, if None
+
+    def read(self, store: Store, low: int, high: int) -> NDArray[Any]:
+        """Those in buckets from `low` to before `high`, sorted."""
+        found = [np.empty(0, NEAR_KEY)]
+        for run in range(self.runs):
+            name = f"units/{self.fingerprint}/near.{run:05d}"
+            bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
+            found.append(read_array(store, f"{name}.keys", NEAR_KEY, bounds, hashes))
+        keys = np.concatenate(found)
+        if self.alive is not None:
+            bits, records = self.alive.read(store), keys["record"]
+            keys = keys[(bits[records >> 3] << (records & 7).astype(np.uint8)) & 0x80 > 0]
+        return sort_near_keys(keys)
+
+
+@dataclass(frozen=True)
 class FindLinks(Unit):
     """Find the records that share a key in one of `ranges` ranges."""
 
     kind: ClassVar[str] = "links"
-    runs: tuple[tuple[int, str, int], ...]  # number of a part, fingerprint of its unit, number of runs; in order
+    runs: tuple[PartKeys, ...]
     number: int
     ranges: int  # at most runs.BUCKETS
     keys: int = field(metadata={"identity": False})  # about so many, for progress
@@ -132,15 +156,7 @@ class FindLinks(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         low, high = buckets_of(self.number, self.ranges)
-        keys = []
-        for part, fingerprint, count in self.runs:
-            found = [np.empty(0, NEAR_KEY)]
-            for run in range(count):
-                name = f"units/{fingerprint}/near.{run:05d}"
-                bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
-                found.append(read_array(store, f"{name}.keys", NEAR_KEY, bounds, hashes))
-            keys.append((part, sort_near_keys(np.concatenate(found))))
-        links = near_duplicates.link_records(keys)
+        links = near_duplicates.link_records([(keys.part, keys.read(store, low, high)) for keys in self.runs])
         on_progress(self.input_bytes)
         add("pairs.npy", encode_npy(links.pairs))
         add("crowded.npy", encode_npy(links.crowded))
@@ -148,7 +164,7 @@ class FindLinks(Unit):
         return Receipt()
 
 
-def link_units(runs: Sequence[tuple[int, str, int]], keys: int) -> list[FindLinks]:
+def link_units(runs: Sequence[PartKeys], keys: int) -> list[FindLinks]:
     """The units that link the records of all parts by about so many keys."""
     ranges = num_ranges(keys, RANGE_KEYS)
     return [FindLinks(tuple(runs), number, ranges, keys // ranges) for number in range(ranges)]
@@ -316,28 +332,40 @@ class CleanedPart:
     records: RecordFormat
     fingerprint: str  # of its CleanRecords unit
     runs: int
+    kept: int  # records that this unit keeps, which have keys
     alive: NDArray[np.bool_]  # of its usable records, those that all else keeps
+
+    def publish_alive(self, store: Store) -> Keep | None:
+        """Which records are alive; None if all are that have keys."""
+        return publish_keep(self.alive, store) if np.count_nonzero(self.alive) < self.kept else None
 
 
 def find_twins(
-    parts: Sequence[CleanedPart], linking: Sequence[FindLinks], threshold: float, store: Store
+    parts: Sequence[CleanedPart], threshold: float, store: Store
 ) -> Generator[tuple[str, Sequence[Unit]], list[Receipt], tuple[NDArray[Any], int]]:
     """Rounds of units that find the near duplicates among the records that are alive.
 
     Comes to the twins, of dtype TWIN, in canonical order, and the number of texts that are like so many others that
     they were compared with the first of these only.
     """
+    alive = sum(int(np.count_nonzero(part.alive)) for part in parts)
+    linking = link_units(
+        [PartKeys(k, part.fingerprint, part.runs, part.publish_alive(store)) for k, part in enumerate(parts)],
+        choose_bands(threshold)[0] * alive,
+    )
+    yield "comparing", linking
     links = _gather_links(linking, store)
     pairs = links.pairs
     if len(links.crowded):
-        crowds = _by_part(links.crowded, parts)
+        crowds = _by_part(links.crowded)
         rows = {
             k: RowKeys(parts[k].part, parts[k].records, _publish(ids, store), parts[k].fingerprint, parts[k].runs)
             for k, ids in crowds.items()
         }
         receipts = yield "comparing", list(rows.values())
         runs = [
-            (k, unit.fingerprint, receipt.near_runs) for (k, unit), receipt in zip(rows.items(), receipts, strict=True)
+            PartKeys(k, unit.fingerprint, receipt.near_runs, None)
+            for (k, unit), receipt in zip(rows.items(), receipts, strict=True)
         ]
         rare = link_units(runs, sum(receipt.kept for receipt in receipts))
         yield "comparing", rare
@@ -372,15 +400,11 @@ def _gather_links(units: Sequence[FindLinks], store: Store) -> Links:
     return Links(pairs, crowded, first)
 
 
-def _by_part(ids: UInt64s, parts: Sequence[CleanedPart]) -> dict[int, Int64s]:
-    """The records of ids that are alive, by the number of their part."""
-    numbers, records = (ids >> np.uint64(32)).astype(np.int64), (ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    found = {}
-    for k in np.unique(numbers).tolist():
-        here = records[numbers == k]
-        if len(here := here[parts[k].alive[here]]):
-            found[k] = here
-    return found
+def _by_part(ids: UInt64s) -> dict[int, Int64s]:
+    """The records of sorted ids, by the number of their part."""
+    numbers, begins = np.unique(ids >> np.uint64(32), return_index=True)
+    records = (ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return dict(zip(numbers.astype(int).tolist(), np.split(records, begins[1:]), strict=True))
 
 
 def _publish(records: Int64s, store: Store) -> Members:
@@ -397,10 +421,6 @@ def _group(links: Links, pairs: UInt64s, parts: Sequence[CleanedPart]) -> tuple[
     ids = np.union1d(pairs[:, 0], links.crowded)
     labels = ids.copy()
     labels[np.searchsorted(ids, pairs[:, 0])] = pairs[:, 1]
-    alive = np.zeros(len(ids), bool)
-    for k, records in _by_part(ids, parts).items():
-        alive[np.searchsorted(ids, record_ids(k, records))] = True
-    ids, labels = ids[alive], labels[alive]
     crowded, first = np.isin(ids, links.crowded), np.isin(ids, links.representatives)
     _, places, sizes = np.unique(labels, return_inverse=True, return_counts=True)
     wanted = (sizes[places] > 1) | crowded

@@ -9,6 +9,7 @@ import pytest
 from dataengine import near_duplicates, near_units
 from dataengine.build import Cleaned, Preparation, clean_stream, prepare, run_rounds
 from dataengine.engines import LocalEngine
+from dataengine.estimate import estimate
 from dataengine.near_duplicates import jaccard, shingle_texts
 from dataengine.storage import open_store
 from tests.conftest import ConfigMaker, write_jsonl
@@ -74,3 +75,18 @@ def test_no_text_goes_for_one_that_goes_itself_whatever_the_groups(
     for record, kept in found:
         assert kept not in gone
         assert jaccard(sets[record], sets[kept]) >= 0.6
+
+
+def test_records_that_exact_duplicates_took_away_make_no_crowd(prepared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of a crowd are dropped for their Chinese side: they must not be what the others are compared with."""
+    monkeypatch.setattr(near_duplicates, "CROWD", 10)
+    english = " ".join(words(random.Random(1), 80))
+    records = [{"en": f"Another text, number {k}.", "zh": "。" * k + "字"} for k in range(3)]
+    records += [{"en": english, "zh": "。" * k + "字"} for k in range(33)]
+    found = prepared(records, {"dedup": ["zh"], "near_dedup": 0.8})
+    counts = estimate(found.streams["s"]).dropped
+    cleaned = clean(found)
+    kept = np.flatnonzero(np.concatenate(cleaned.codes) == 0).tolist()
+    assert kept == [0, 1, 2, 6]
+    assert twins(cleaned) == [(k, 6) for k in range(7, 36)]
+    assert counts == {"duplicate zh": 3, "near duplicate": 29}
