@@ -36,7 +36,7 @@ _SLOTS = 20  # bits of a hash, in a table that counts the rows of a block
 _RECALL = 0.999  # of texts just as alike as the threshold, by the bands
 _FEW = 8  # texts of a component in which each is compared with all, and candidates of which none is passed over
 _MARGIN = 0.05  # of many candidates, those estimated to be no more than this below the threshold are compared
-_MOST_COMPARED, _MOST_FIRST = 16, 4  # of them, the likeliest: in a component, and among representatives
+_MOST_FIRST = 4  # of representatives that may be of other components, the likeliest
 
 # 12 bytes: a hash, and the record's number in its unit.
 NEAR_KEY = np.dtype([("hash", "<u8"), ("record", "<u4")])
@@ -258,13 +258,14 @@ class Texts:
         return Texts(self.ids[:0], self.components[:0], self.crowded[:0], self.shingles.select(nobody))
 
 
-def compare(texts: Texts, representatives: Texts, threshold: float) -> tuple[NDArray[Any], int]:
-    """The near duplicates among texts, in the order of the ids: of dtype TWIN, shape (k,); and how many texts are like
-    more than a crowd of others in their component, of which they were compared with the first only.
+def compare(texts: Texts, representatives: Texts, threshold: float) -> tuple[NDArray[Any], UInt64s]:
+    """The near duplicates among texts, in the order of the ids: of dtype TWIN, shape (k,); and the ids of those that
+    are like more than a crowd of others, of which they were compared with some only.
 
     Representatives come first, then the texts by their ids. Each is compared with those before it that are kept, in its
-    own component or among the representatives, if they share a band (in small components, with all), and is removed at
-    or above the threshold.
+    own component or among the representatives, if they share a band (in small components, with all; of many, with those
+    that are likely twins), and is removed at or above the threshold. What becomes of representatives does not depend on
+    the texts.
     """
     whole = _join(representatives, texts)
     count = len(representatives.ids)
@@ -279,40 +280,41 @@ def compare(texts: Texts, representatives: Texts, threshold: float) -> tuple[NDA
     inside = _mix(hashes ^ hash_numbers(places[banded], _SEED + 1)[:, None])
     rows = dict(zip(banded.tolist(), range(len(banded)), strict=True))  # of `signatures`
 
-    shared: dict[int, list[int]] = {}  # band -> kept representatives
-    own: dict[int, list[int]] = {}  # band in a component, or (negative) a small component -> kept texts
+    index: dict[int, list[int]] = {}  # band, band in a component, small component (negative) -> kept texts
     twins: list[tuple[int, int, float]] = []
-    overfull = 0
+    overfull: list[int] = []
     for number, component in enumerate(places.tolist()):
         row = rows.get(number)
+        full = False
         if row is None:
-            keys, index = [-1 - component], own
-            candidates = own.get(keys[0], [])
+            keys = [-1 - component]
+            candidates = index.get(keys[0], [])
         else:
-            bands = hashes[row].tolist()
-            keys, index = (bands, shared) if number < count else (inside[row].tolist(), own)
-            candidates = _likeliest(_kept_with(shared, bands), row, rows, signatures, threshold, _MOST_FIRST)
-            if index is own and sizes[component] == 1:
-                keys = []  # nobody else is there
-            elif index is own:
-                candidates += _likeliest(_kept_with(own, keys), row, rows, signatures, threshold, _MOST_COMPARED)
+            bands, keys = hashes[row].tolist(), inside[row].tolist() if sizes[component] > 1 else []
+            first = _likeliest(_kept_with(index, bands), row, rows, signatures, threshold)
+            candidates = first[:_MOST_FIRST]
+            if number < count:
+                keys += bands
+            else:
+                likely = _likeliest(_kept_with(index, keys), row, rows, signatures, threshold)
+                candidates, full = candidates + likely[:CROWD], len(likely) > CROWD
         twin = next(((k, s) for k in candidates if (s := jaccard(sets[k], sets[number])) >= threshold), None)
         if twin is not None:
             twins.append((number, *twin))
             continue
-        full = False
         for key in keys:
             there = index.setdefault(key, [])
             if len(there) < CROWD:
                 there.append(number)
             else:
                 full = True
-        overfull += full
+        if full:
+            overfull.append(number)
     found = np.empty(len(twins), TWIN)
     found["record"] = whole.ids[np.array([twin[0] for twin in twins], np.int64)]
     found["kept"] = whole.ids[np.array([twin[1] for twin in twins], np.int64)]
     found["similarity"] = [twin[2] for twin in twins]
-    return found[np.argsort(found["record"])], overfull
+    return found[np.argsort(found["record"])], whole.ids[np.array(overfull, np.int64)]
 
 
 def _join(one: Texts, other: Texts) -> Texts:
@@ -330,16 +332,17 @@ def _kept_with(kept: dict[int, list[int]], keys: Sequence[int]) -> list[int]:
 
 
 def _likeliest(
-    candidates: list[int], row: int, rows: dict[int, int], signatures: UInt32s, threshold: float, most: int
+    candidates: list[int], row: int, rows: dict[int, int], signatures: UInt32s, threshold: float
 ) -> list[int]:
-    """Candidates in the order in which they are compared: few of them all, of many the likeliest by signature."""
+    """Candidates in the order in which they are compared: few of them all, of many those that are likely by signature,
+    the likeliest first."""
     if len(candidates) < 2:
         return candidates
     distinct = list(dict.fromkeys(candidates))
     agreement = np.count_nonzero(signatures[[rows[k] for k in distinct]] == signatures[row], axis=1)
     order = np.argsort(-agreement, kind="stable")
     if len(order) > _FEW:
-        order = order[agreement[order] >= (threshold - _MARGIN) * PERMUTATIONS][:most]
+        order = order[agreement[order] >= (threshold - _MARGIN) * PERMUTATIONS]
     return [distinct[k] for k in order.tolist()]
 
 

@@ -305,7 +305,7 @@ class CompareTexts(Unit):
         on_progress(self.members)
         own = texts if self.number else first  # what becomes of the representatives is the same in every group
         add("twins.npy", encode_npy(found[np.isin(found["record"], own.ids)]))
-        return Receipt(kept=len(own.ids), runs=overfull)
+        return Receipt(kept=len(own.ids), runs=int(np.count_nonzero(np.isin(overfull, own.ids))))
 
     def _read(self, store: Store, group: int) -> Texts:
         members, hashes, ids = [np.empty(0, MEMBER)], [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
