@@ -272,8 +272,8 @@ def compare(texts: Texts, representatives: Texts, threshold: float) -> tuple[NDA
     ends = whole.shingles.ends.tolist()
     sets = [whole.shingles.hashes[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     _, places, sizes = np.unique(whole.components, return_inverse=True, return_counts=True)
-    small = (sizes[places] <= _FEW) & ~whole.crowded
-    small[:count] = False
+    small = (sizes <= _FEW) & (np.bincount(places, whole.crowded, len(sizes)) == 0)
+    small = small[places]
     banded = np.flatnonzero(~small)
     signatures = sign(whole.shingles.select(~small))
     hashes = band_hashes(signatures, threshold)

@@ -297,3 +297,10 @@ def test_all_that_are_likely_twins_are_compared() -> None:
     assert similarity(sets[0], sets[1]) < 0.5 < 0.55 < similarity(sets[0], sets[200])
     dropped = set(check_evidence(texts, 0.5))
     assert sum(200 + k in dropped for k in range(200)) >= 0.98 * 200
+
+
+def test_texts_of_a_component_are_compared_whether_a_crowd_has_one_or_not() -> None:
+    shingles = shingle_texts([" ".join(words(random.Random(8), 50))] * 2).distinct()
+    ids = np.arange(2, dtype=np.uint64)
+    texts = near.Texts(ids, ids * np.uint64(0), np.array([True, False]), shingles)
+    assert near.compare(texts, texts.none(), 0.8)[0]["record"].tolist() == [1]
