@@ -465,8 +465,8 @@ def clean_stream(
         cleaning.mark_twins(codes, twins, plan.cleaning)
         if crowded:
             note(
-                f"stream '{plan.name}': {crowded:,} texts are like many others, of which they were compared with the "
-                "first only; some near duplicates among them may stay"
+                f"stream '{plan.name}': {crowded:,} texts are like many others, of which they were compared with some "
+                "only; some near duplicates among them may stay"
             )
     if with_scores:
         caches = {

@@ -60,7 +60,8 @@ def test_no_text_goes_for_one_that_goes_itself_whatever_the_groups(
     prepared: Any, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Windows over one text in a random order, with crowds and groups of a few: representatives are twins of others."""
-    monkeypatch.setattr(near_duplicates, "CROWD", 2 + seed % 3)
+    for name, value in (("CROWD", 2 + seed % 3), ("LARGE", 8)):
+        monkeypatch.setattr(near_duplicates, name, value)
     monkeypatch.setattr(near_units, "_LEAST_GROUP", 1)
     monkeypatch.setattr(near_units, "_MOST_GROUP", 2)
     chance = random.Random(seed)
@@ -90,3 +91,43 @@ def test_records_that_exact_duplicates_took_away_make_no_crowd(prepared: Any, mo
     assert kept == [0, 1, 2, 6]
     assert twins(cleaned) == [(k, 6) for k in range(7, 36)]
     assert counts == {"duplicate zh": 3, "near duplicate": 29}
+
+
+def test_twins_are_found_in_a_component_of_many_groups(
+    prepared: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Forms with five fields, each with one of a few values: every text has something in common with hundreds."""
+    monkeypatch.setattr(near_duplicates, "LARGE", 100)
+    monkeypatch.setattr(near_units, "_LEAST_GROUP", 100)
+    monkeypatch.setattr(near_units, "_MOST_GROUP", 100)
+    chance = random.Random(2)
+    form = [words(chance, 16) for _ in range(5)]
+    values = [[words(chance, 3) for _ in range(40)] for _ in range(5)]
+
+    def fill(choice: list[int]) -> str:
+        fields = zip(form, values, choice, strict=True)
+        return " ".join(" ".join([*label, *known[k]]) for label, known, k in fields)
+
+    choices = [[chance.randrange(40) for _ in range(5)] for _ in range(1000)]
+    others = [[*choice[:4], (choice[4] + 1) % 40] for choice in choices[:200]]
+    records = [{"text": fill(choice)} for choice in (*choices, *others)]
+    found = twins(clean(prepared(records, {"near_dedup": 0.8})))
+    gone = {record for record, _ in found}
+    missed = [k for k in range(200) if k not in gone and 1000 + k not in gone]
+    assert len(missed) <= 0.03 * 200
+    assert capsys.readouterr().err == ""
+
+
+def test_texts_of_a_component_that_is_cut_are_counted(
+    prepared: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Windows that are twins of their neighbours make one component, whatever is looked at."""
+    monkeypatch.setattr(near_units, "_LEAST_GROUP", 50)
+    monkeypatch.setattr(near_units, "_MOST_GROUP", 50)
+    text = words(random.Random(3), 6 * 400 + 300)
+    records = [{"text": " ".join(text[6 * k : 6 * k + 300])} for k in range(400)]
+    found = twins(clean(prepared(records, {"near_dedup": 0.8}, 1)))
+    assert "stream 's': 400 texts are like many others, of which they were compared with some only" in (
+        capsys.readouterr().err
+    )
+    assert 400 - len(found) == sum(-(-50 // 6) for _ in range(8))
