@@ -510,23 +510,23 @@ def clean_stream(
             f"stream '{plan.name}': no record's {plan.records.label_key} is {names}; "
             f"is streams.{plan.name}.clean.subsets right?"
         )
-    duplicates, linking = cleaning.duplicate_units(units, receipts), cleaning.near_link_units(units, receipts)
-    if duplicates or linking:
-        yield "comparing", [*duplicates, *linking]
+    duplicates = cleaning.duplicate_units(units, receipts)
+    if duplicates:
+        yield "comparing", duplicates
     codes = cleaning.judged_alone(units, receipts, store)
     cleaning.mark_duplicates(codes, duplicates, store)
     twins = np.empty(0, TWIN)
     if plan.cleaning.near_dedup is not None:
         parts = [
-            CleanedPart(unit.part, unit.records, unit.fingerprint, receipt.near_runs, reasons == 0)
+            CleanedPart(unit.part, unit.records, unit.fingerprint, receipt.near_runs, receipt.kept, reasons == 0)
             for unit, receipt, reasons in zip(units, receipts, codes, strict=True)
         ]
-        twins, crowded = yield from find_twins(parts, linking, plan.cleaning.near_dedup, store)
+        twins, crowded = yield from find_twins(parts, plan.cleaning.near_dedup, store)
         cleaning.mark_twins(codes, twins, plan.cleaning)
         if crowded:
             note(
-                f"stream '{plan.name}': {crowded:,} texts are like many others, of which they were compared with the "
-                "first only; some near duplicates among them may stay"
+                f"stream '{plan.name}': {crowded:,} texts are like many others, of which they were compared with some "
+                "only; some near duplicates among them may stay"
             )
     if with_scores:
         caches = {

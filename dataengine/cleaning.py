@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from dataengine import dedup, scores
 from dataengine.errors import InputError
-from dataengine.near_duplicates import choose_bands
-from dataengine.near_units import FindLinks, NearRuns, link_units
+from dataengine.near_units import NearRuns
 from dataengine.runs import bucket_bounds, bucket_hashes, buckets_of, encode_npy, num_ranges, read_array, read_npy
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, Records, SourcePart
@@ -295,18 +294,6 @@ def duplicate_units(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) 
     ranges = num_ranges(keys, RANGE_KEYS)
     runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
     return [FindDuplicates(runs, number, ranges, keys // ranges) for number in range(ranges)]
-
-
-def near_link_units(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) -> list[FindLinks]:
-    """The units that propose the near duplicates among the records of all parts."""
-    threshold = units[0].cleaning.near_dedup
-    if threshold is None:
-        return []
-    keys = choose_bands(threshold)[0] * sum(receipt.kept for receipt in receipts)
-    runs = [
-        (k, unit.fingerprint, receipt.near_runs) for k, (unit, receipt) in enumerate(zip(units, receipts, strict=True))
-    ]
-    return link_units(runs, keys)
 
 
 def judged_alone(units: Sequence[CleanRecords], receipts: Sequence[Receipt], store: Store) -> list[Codes]:

@@ -1,6 +1,7 @@
 """Near duplicates: MinHash bands propose pairs of texts, exact sets of shingles decide.
 
     texts -> shingles -> signatures -> band keys -> links between records -> components -> compare -> twins
+                                       sketches   -> links between records in large components
 
 A text is removed only if its Jaccard similarity with a text that is kept is at or above the threshold, counted on their
 whole sets of shingles: no text is removed for a similarity that is estimated, nor for a text that is itself removed.
@@ -9,6 +10,9 @@ What bands do not propose is not found: of twins at the threshold 1 in 1,000 at 
 A band that many texts share (a template's) proposes too many pairs. Texts in such a crowd are linked by the single rows
 of their signatures that no crowd shares, which are those of their own shingles, and each is compared with the first
 texts of its crowds besides. So the work grows with the number of texts, not with its square.
+
+Where texts are put together from the same passages, links lead from each to all others. In such a large component only
+those bands count that texts share whose signatures are alike, by two bits of each row.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ from dataengine.order import hash_numbers
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128  # rows of a signature
 CROWD = 256  # records; a key that more have links none of them
+LARGE = 1 << 12  # records; in a component of more, links are looked at again
 REPRESENTATIVES = 2  # first records of a crowd, with which all others in it are compared
 
 _SEED = 17  # of MinHash
@@ -36,11 +41,15 @@ _BLOCK = 4096  # texts
 _SLOTS = 20  # bits of a hash, in a table that counts the rows of a block
 _RECALL = 0.999  # of texts just as alike as the threshold, by the bands
 _FEW = 8  # texts of a component in which each is compared with all, and candidates of which none is passed over
+_CLEARLY, _DEVIATIONS = 0.05, 2.5  # sketches of texts so much above the threshold agree, but for 1 in 160
+_MOST_PAIRS = 1 << 22  # held at a time
 _MARGIN = 0.05  # of many candidates, those estimated to be no more than this below the threshold are compared
-_MOST_COMPARED, _MOST_FIRST = 16, 4  # of them, the likeliest: in a component, and among representatives
+_MOST_FIRST = 4  # of representatives that may be of other components, the likeliest
 
 # 12 bytes: a hash, and the record's number in its unit.
 NEAR_KEY = np.dtype([("hash", "<u8"), ("record", "<u4")])
+# 44 bytes: also the last two bits of each row of the signature.
+SKETCH_KEY = np.dtype([("hash", "<u8"), ("record", "<u4"), ("sketch", "<u8", (2, PERMUTATIONS // 64))])
 # A removed record and the kept one that it is a twin of, by `record_ids`.
 TWIN = np.dtype([("record", "<u8"), ("kept", "<u8"), ("similarity", "<f4")])
 
@@ -209,6 +218,18 @@ def _make_keys(hashes: UInt64s, records: Int64s) -> NDArray[Any]:
     return keys
 
 
+def sketch_keys(shingles: Shingles, records: Int64s, threshold: float) -> NDArray[Any]:
+    """Keys of the bands of texts with their sketches: of dtype SKETCH_KEY, shape (bands * n,)."""
+    signatures = sign(shingles)
+    hashes = band_hashes(signatures, threshold)
+    keys = np.empty(hashes.size, SKETCH_KEY)
+    keys["hash"], keys["record"] = hashes.ravel(), np.repeat(records, hashes.shape[1])
+    for bit in range(2):
+        sketches = np.packbits((signatures >> bit & 1).astype(np.uint8), axis=1).view("<u8")
+        keys["sketch"][:, bit] = np.repeat(sketches, hashes.shape[1], axis=0)
+    return keys
+
+
 def sort_near_keys(keys: NDArray[Any]) -> NDArray[Any]:
     """The keys in the order of (hash, record)."""
     return keys[np.lexsort((keys["record"], keys["hash"]))]  # type: ignore[no-any-return]
@@ -230,15 +251,8 @@ class Links:
 
 def link_records(parts: Sequence[tuple[int, NDArray[Any]]]) -> Links:
     """The links by the keys of one range of the key space: numbers of parts, in order, and the sorted keys of each."""
-    hashes = np.concatenate([np.empty(0, np.uint64), *(keys["hash"] for _, keys in parts)])
-    ids = np.concatenate([np.empty(0, np.uint64), *(record_ids(part, keys["record"]) for part, keys in parts)])
-    order = np.argsort(hashes, kind="stable")  # equal keys stay in canonical order if each part is in that of records
-    hashes, ids = hashes[order], ids[order]
-    fresh = np.ones(len(hashes), bool)
-    fresh[1:] = hashes[1:] != hashes[:-1]
-    starts = np.flatnonzero(fresh)
-    sizes = np.diff(np.append(starts, len(hashes)))
-    run = np.cumsum(fresh) - 1
+    hashes, ids, _ = _in_order(parts)
+    starts, sizes, run = _equal_runs(hashes)
     crowd = (sizes > CROWD)[run]
     place = np.arange(len(hashes)) - starts[run]
     first = ids[starts[run]]
@@ -248,6 +262,46 @@ def link_records(parts: Sequence[tuple[int, NDArray[Any]]]) -> Links:
         crowded=np.unique(ids[crowd]),
         representatives=np.unique(ids[crowd & (place < REPRESENTATIVES)]),
     )
+
+
+def link_alike(parts: Sequence[tuple[int, NDArray[Any]]], threshold: float) -> UInt64s:
+    """The components of records that share a key which no crowd has and whose sketches agree as those of twins do, by
+    the keys of one range, of dtype SKETCH_KEY; as `connect` gives them."""
+    hashes, ids, order = _in_order(parts)
+    sketches = np.concatenate([np.empty(0, SKETCH_KEY), *(keys for _, keys in parts)])["sketch"][order]
+    _, sizes, run = _equal_runs(hashes)
+    differing = (1 - min(threshold + _CLEARLY, 1.0)) * 3 / 4  # of the rows; one in four has the same bits by chance
+    most = PERMUTATIONS * differing + _DEVIATIONS * (PERMUTATIONS * differing * (1 - differing)) ** 0.5
+    at, held, pairs = np.flatnonzero(sizes[run] <= CROWD), 0, [np.empty((0, 2), np.uint64)]
+    for step in range(1, CROWD):
+        at = at[at + step < len(hashes)]
+        at = at[hashes[at + step] == hashes[at]]
+        if not len(at):
+            break
+        unlike = np.bitwise_or.reduce(sketches[at] ^ sketches[at + step], axis=1)
+        near = at[np.bitwise_count(unlike).sum(axis=1) <= most]
+        pairs.append(np.stack([ids[near], ids[near + step]], axis=1))
+        held += len(near)
+        if held > _MOST_PAIRS:
+            pairs, held = [connect(np.concatenate(pairs))], 0
+    return connect(np.concatenate(pairs))
+
+
+def _in_order(parts: Sequence[tuple[int, NDArray[Any]]]) -> tuple[UInt64s, UInt64s, Int64s]:
+    """The hashes of keys of all parts, sorted; the ids of their records, which of equal hashes are in canonical order;
+    and the order that makes them so."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *(keys["hash"] for _, keys in parts)])
+    ids = np.concatenate([np.empty(0, np.uint64), *(record_ids(part, keys["record"]) for part, keys in parts)])
+    order = np.argsort(hashes, kind="stable")  # each part is in the order of records already
+    return hashes[order], ids[order], order
+
+
+def _equal_runs(hashes: UInt64s) -> tuple[Int64s, Int64s, Int64s]:
+    """Where each run of equal hashes begins, how long it is, and the run that each hash is in."""
+    fresh = np.ones(len(hashes), bool)
+    fresh[1:] = hashes[1:] != hashes[:-1]
+    starts = np.flatnonzero(fresh)
+    return starts, np.diff(np.append(starts, len(hashes))), np.cumsum(fresh) - 1
 
 
 def connect(pairs: UInt64s) -> UInt64s:
@@ -266,6 +320,40 @@ def connect(pairs: UInt64s) -> UInt64s:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """Records that may be twins, n of them, by rising ids."""
+
+    ids: UInt64s  # (n,)
+    components: UInt64s  # (n,): the smallest id of each record's component
+    crowded: NDArray[np.bool_]  # (n,)
+    first: NDArray[np.bool_]  # (n,): the representatives
+
+    @property
+    def sizes(self) -> Int64s:
+        """Of each record's component."""
+        _, places, sizes = np.unique(self.components, return_inverse=True, return_counts=True)
+        return sizes[places]
+
+    def relink(self, chosen: NDArray[np.bool_], components: UInt64s) -> Candidates:
+        """The same, with others in place of the components of the chosen records: as `connect` gives them."""
+        labels = np.where(chosen, self.ids, self.components)
+        labels[np.searchsorted(self.ids, components[:, 0])] = components[:, 1]
+        return Candidates(self.ids, labels, self.crowded, self.first)._of_several()
+
+    def _of_several(self) -> Candidates:
+        """Without those that are alone in their component and in no crowd."""
+        kept = (self.sizes > 1) | self.crowded
+        return Candidates(self.ids[kept], self.components[kept], self.crowded[kept], self.first[kept])
+
+
+def find_candidates(links: Links, components: UInt64s) -> Candidates:
+    """What is to be compared by links; `components` are those of all pairs, as `connect` gives them."""
+    ids = np.union1d(components[:, 0], links.crowded)
+    nobody = Candidates(ids, ids, np.isin(ids, links.crowded), np.isin(ids, links.representatives))
+    return nobody.relink(np.zeros(len(ids), bool), components)
+
+
+@dataclass(frozen=True)
 class Texts:
     """Texts to be compared, n of them in the order of their ids."""
 
@@ -280,61 +368,63 @@ class Texts:
         return Texts(self.ids[:0], self.components[:0], self.crowded[:0], self.shingles.select(nobody))
 
 
-def compare(texts: Texts, representatives: Texts, threshold: float) -> tuple[NDArray[Any], int]:
-    """The near duplicates among texts, in the order of the ids: of dtype TWIN, shape (k,); and how many texts are like
-    more than a crowd of others in their component, of which they were compared with the first only.
+def compare(texts: Texts, representatives: Texts, threshold: float) -> tuple[NDArray[Any], UInt64s]:
+    """The near duplicates among texts, in the order of the ids: of dtype TWIN, shape (k,); and the ids of those that
+    are like more than a crowd of others, of which they were compared with some only.
 
     Representatives come first, then the texts by their ids. Each is compared with those before it that are kept, in its
-    own component or among the representatives, if they share a band (in small components, with all), and is removed at
-    or above the threshold.
+    own component or among the representatives, if they share a band (in small components, with all; of many, with those
+    that are likely twins), and is removed at or above the threshold. What becomes of representatives does not depend on
+    the texts.
     """
     whole = _join(representatives, texts)
     count = len(representatives.ids)
     ends = whole.shingles.ends.tolist()
     sets = [whole.shingles.hashes[start:end] for start, end in zip([0, *ends], ends, strict=False)]
     _, places, sizes = np.unique(whole.components, return_inverse=True, return_counts=True)
-    small = (sizes[places] <= _FEW) & ~whole.crowded
-    small[:count] = False
+    small = (sizes <= _FEW) & (np.bincount(places, whole.crowded, len(sizes)) == 0)
+    small = small[places]
     banded = np.flatnonzero(~small)
     signatures = sign(whole.shingles.select(~small))
     hashes = band_hashes(signatures, threshold)
     inside = _mix(hashes ^ hash_numbers(places[banded], _SEED + 1)[:, None])
     rows = dict(zip(banded.tolist(), range(len(banded)), strict=True))  # of `signatures`
 
-    shared: dict[int, list[int]] = {}  # band -> kept representatives
-    own: dict[int, list[int]] = {}  # band in a component, or (negative) a small component -> kept texts
+    index: dict[int, list[int]] = {}  # band, band in a component, small component (negative) -> kept texts
     twins: list[tuple[int, int, float]] = []
-    overfull = 0
+    overfull: list[int] = []
     for number, component in enumerate(places.tolist()):
         row = rows.get(number)
+        full = False
         if row is None:
-            keys, index = [-1 - component], own
-            candidates = own.get(keys[0], [])
+            keys = [-1 - component]
+            candidates = index.get(keys[0], [])
         else:
-            bands = hashes[row].tolist()
-            keys, index = (bands, shared) if number < count else (inside[row].tolist(), own)
-            candidates = _likeliest(_kept_with(shared, bands), row, rows, signatures, threshold, _MOST_FIRST)
-            if index is own and sizes[component] == 1:
-                keys = []  # nobody else is there
-            elif index is own:
-                candidates += _likeliest(_kept_with(own, keys), row, rows, signatures, threshold, _MOST_COMPARED)
+            bands, keys = hashes[row].tolist(), inside[row].tolist() if sizes[component] > 1 else []
+            first = _likeliest(_kept_with(index, bands), row, rows, signatures, threshold)
+            candidates = first[:_MOST_FIRST]
+            if number < count:
+                keys += bands
+            else:
+                likely = _likeliest(_kept_with(index, keys), row, rows, signatures, threshold)
+                candidates, full = candidates + likely[:CROWD], len(likely) > CROWD
         twin = next(((k, s) for k in candidates if (s := jaccard(sets[k], sets[number])) >= threshold), None)
         if twin is not None:
             twins.append((number, *twin))
             continue
-        full = False
         for key in keys:
             there = index.setdefault(key, [])
             if len(there) < CROWD:
                 there.append(number)
             else:
                 full = True
-        overfull += full
+        if full:
+            overfull.append(number)
     found = np.empty(len(twins), TWIN)
     found["record"] = whole.ids[np.array([twin[0] for twin in twins], np.int64)]
     found["kept"] = whole.ids[np.array([twin[1] for twin in twins], np.int64)]
     found["similarity"] = [twin[2] for twin in twins]
-    return found[np.argsort(found["record"])], overfull
+    return found[np.argsort(found["record"])], whole.ids[np.array(overfull, np.int64)]
 
 
 def _join(one: Texts, other: Texts) -> Texts:
@@ -352,16 +442,17 @@ def _kept_with(kept: dict[int, list[int]], keys: Sequence[int]) -> list[int]:
 
 
 def _likeliest(
-    candidates: list[int], row: int, rows: dict[int, int], signatures: UInt32s, threshold: float, most: int
+    candidates: list[int], row: int, rows: dict[int, int], signatures: UInt32s, threshold: float
 ) -> list[int]:
-    """Candidates in the order in which they are compared: few of them all, of many the likeliest by signature."""
+    """Candidates in the order in which they are compared: few of them all, of many those that are likely by signature,
+    the likeliest first."""
     if len(candidates) < 2:
         return candidates
     distinct = list(dict.fromkeys(candidates))
     agreement = np.count_nonzero(signatures[[rows[k] for k in distinct]] == signatures[row], axis=1)
     order = np.argsort(-agreement, kind="stable")
     if len(order) > _FEW:
-        order = order[agreement[order] >= (threshold - _MARGIN) * PERMUTATIONS][:most]
+        order = order[agreement[order] >= (threshold - _MARGIN) * PERMUTATIONS]
     return [distinct[k] for k in order.tolist()]
 
 
@@ -378,13 +469,16 @@ def find_near_duplicates(texts: Sequence[str], threshold: float) -> NDArray[Any]
     keys, records, shingles = band_keys(texts, threshold, np.arange(len(texts)))
     links = link_records([(0, sort_near_keys(keys))])
     ids = records.astype(np.uint64)
-    crowded, first = np.isin(ids, links.crowded), np.isin(ids, links.representatives)
+    crowded = np.isin(ids, links.crowded)
     rare = link_records([(0, sort_near_keys(row_keys(shingles.select(crowded), records[crowded])))])
-    labels = dict(connect(np.concatenate([links.pairs, rare.pairs])).tolist())
-    components = np.array([labels.get(k, k) for k in ids.tolist()], np.uint64)
-    candidates = crowded | np.isin(ids, list(labels))
+    found = find_candidates(links, connect(np.concatenate([links.pairs, rare.pairs])))
+    if (large := found.sizes > LARGE).any():
+        chosen = np.isin(ids, found.ids[large])
+        sketched = sketch_keys(shingles.select(chosen), records[chosen], threshold)
+        found = found.relink(large, link_alike([(0, sort_near_keys(sketched))], threshold))
 
     def texts_of(chosen: NDArray[np.bool_]) -> Texts:
-        return Texts(ids[chosen], components[chosen], crowded[chosen], shingles.select(chosen).distinct())
+        mine = shingles.select(np.isin(ids, found.ids[chosen])).distinct()
+        return Texts(found.ids[chosen], found.components[chosen], found.crowded[chosen], mine)
 
-    return compare(texts_of(candidates & ~first), texts_of(first), threshold)[0]
+    return compare(texts_of(~found.first), texts_of(found.first), threshold)[0]

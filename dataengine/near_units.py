@@ -1,24 +1,38 @@
 """Units that find the near duplicates of a stream (`near_duplicates`), whatever its size, in bounded memory.
 
 texts of a part      -> CleanRecords -> runs of band keys, and the shingles of texts that share one in a run
-keys of all parts    -> FindLinks (one a range of keys) -> pairs of records that share a key; crowds
+keys of all parts    -> FindLinks (one a range of keys) -> pairs of records that share a key, of those that all else
+                        keeps; crowds
 crowds, if any       -> RowKeys (one a part) -> keys that no crowd shares -> FindLinks
+large components     -> SketchKeys (one a part) -> FindAlike (one a range of keys) -> smaller components
 components of pairs  -> GatherShingles (one a part) -> CompareTexts (one a group of components) -> twins
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dataengine import near_duplicates
 from dataengine.errors import InputError
-from dataengine.near_duplicates import NEAR_KEY, TWIN, Links, Shingles, Texts, record_ids, sort_near_keys
+from dataengine.near_duplicates import (
+    NEAR_KEY,
+    SKETCH_KEY,
+    TWIN,
+    Candidates,
+    Links,
+    Shingles,
+    Texts,
+    choose_bands,
+    record_ids,
+    sort_near_keys,
+)
 from dataengine.runs import (
     bucket_bounds,
     bucket_hashes,
@@ -32,12 +46,13 @@ from dataengine.runs import (
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.storage import Store
-from dataengine.units import OnProgress, Reading, Receipt, Unit
+from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit, publish_keep
 
 if TYPE_CHECKING:
     from dataengine.dedup import UInt64s
 
 Int64s = NDArray[np.int64]
+T = TypeVar("T")
 
 _BATCH = 4096
 _RUN_KEYS = 1 << 21  # keys sorted at a time
@@ -117,41 +132,98 @@ def _with_shared_key(keys: NDArray[Any]) -> Int64s:
 
 
 @dataclass(frozen=True)
-class FindLinks(Unit):
-    """Find the records that share a key in one of `ranges` ranges."""
+class PartKeys:
+    """Keys of a part's records, of those that are alive."""
 
-    kind: ClassVar[str] = "links"
-    runs: tuple[tuple[int, str, int], ...]  # number of a part, fingerprint of its unit, number of runs; in order
+    part: int  # its number
+    fingerprint: str  # of the unit that wrote them
+    runs: int
+    alive: Keep | None  # all, if None
+
+    def read(self, store: Store, dtype: np.dtype[Any], buckets: tuple[int, int]) -> NDArray[Any]:
+        """Those in buckets from a first one to before a last one, sorted."""
+        low, high = buckets
+        found = [np.empty(0, dtype)]
+        for run in range(self.runs):
+            name = f"units/{self.fingerprint}/near.{run:05d}"
+            bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
+            found.append(read_array(store, f"{name}.keys", dtype, bounds, hashes))
+        keys = np.concatenate(found)
+        if self.alive is not None:
+            bits, records = self.alive.read(store), keys["record"]
+            keys = keys[(bits[records >> 3] << (records & 7).astype(np.uint8)) & 0x80 > 0]
+        return sort_near_keys(keys)
+
+
+@dataclass(frozen=True)
+class _ReadsKeys(Unit):
+    """A unit that compares the keys of all parts in one of `ranges` ranges."""
+
+    runs: tuple[PartKeys, ...]
     number: int
     ranges: int  # at most runs.BUCKETS
     keys: int = field(metadata={"identity": False})  # about so many, for progress
 
     @property
     def input_bytes(self) -> int:
-        return self.keys * NEAR_KEY.itemsize
+        return self.keys * self._dtype.itemsize
+
+    @property
+    @abstractmethod
+    def _dtype(self) -> np.dtype[Any]:
+        """Of the keys."""
+
+    def _keys(self, store: Store, on_progress: OnProgress) -> list[tuple[int, NDArray[Any]]]:
+        buckets = buckets_of(self.number, self.ranges)
+        keys = [(keys.part, keys.read(store, self._dtype, buckets)) for keys in self.runs]
+        on_progress(self.input_bytes)
+        return keys
+
+
+@dataclass(frozen=True)
+class FindLinks(_ReadsKeys):
+    """Find the records that share a key."""
+
+    kind: ClassVar[str] = "links"
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return NEAR_KEY
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
-        low, high = buckets_of(self.number, self.ranges)
-        keys = []
-        for part, fingerprint, count in self.runs:
-            found = [np.empty(0, NEAR_KEY)]
-            for run in range(count):
-                name = f"units/{fingerprint}/near.{run:05d}"
-                bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
-                found.append(read_array(store, f"{name}.keys", NEAR_KEY, bounds, hashes))
-            keys.append((part, sort_near_keys(np.concatenate(found))))
-        links = near_duplicates.link_records(keys)
-        on_progress(self.input_bytes)
+        links = near_duplicates.link_records(self._keys(store, on_progress))
         add("pairs.npy", encode_npy(links.pairs))
         add("crowded.npy", encode_npy(links.crowded))
         add("representatives.npy", encode_npy(links.representatives))
         return Receipt()
 
 
-def link_units(runs: Sequence[tuple[int, str, int]], keys: int) -> list[FindLinks]:
+@dataclass(frozen=True)
+class FindAlike(_ReadsKeys):
+    """Find the components of records that share a key and have sketches as twins have."""
+
+    kind: ClassVar[str] = "alike"
+    threshold: float
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return SKETCH_KEY
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        add("pairs.npy", encode_npy(near_duplicates.link_alike(self._keys(store, on_progress), self.threshold)))
+        return Receipt()
+
+
+def link_units(runs: Sequence[PartKeys], keys: int) -> list[FindLinks]:
     """The units that link the records of all parts by about so many keys."""
     ranges = num_ranges(keys, RANGE_KEYS)
     return [FindLinks(tuple(runs), number, ranges, keys // ranges) for number in range(ranges)]
+
+
+def alike_units(runs: Sequence[PartKeys], keys: int, threshold: float) -> list[FindAlike]:
+    """The same for keys with sketches."""
+    ranges = num_ranges(keys, RANGE_KEYS // 4)
+    return [FindAlike(tuple(runs), number, ranges, keys // ranges, threshold) for number in range(ranges)]
 
 
 @dataclass(frozen=True)
@@ -191,9 +263,9 @@ class _ReadsMembers(Unit):
 
     part: SourcePart
     records: RecordFormat
-    members: Members
     cleaned: str  # fingerprint of the part's CleanRecords unit, which holds some of them
     runs: int  # of that unit
+    members: Members
 
     @property
     def input_bytes(self) -> int:
@@ -225,18 +297,41 @@ class _ReadsMembers(Unit):
 
 
 @dataclass(frozen=True)
-class RowKeys(_ReadsMembers):
-    """Make keys of single rows of the signatures of texts in crowds."""
+class _MakesKeys(_ReadsMembers):
+    """A unit that makes keys of members; `kept` of its receipt counts them."""
 
-    kind: ClassVar[str] = "rows"
+    @abstractmethod
+    def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
+        """Keys of some members."""
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         runs, keys = NearRuns(add, None), 0
         for records, shingles in self._shingles(store, self.members.read(store), on_progress):
-            made = near_duplicates.row_keys(shingles, records)
+            made = self._keys(shingles, records)
             keys += len(made)
             runs.add(made)
         return Receipt(kept=keys, near_runs=runs.finish())
+
+
+@dataclass(frozen=True)
+class RowKeys(_MakesKeys):
+    """Make keys of single rows of the signatures of texts in crowds."""
+
+    kind: ClassVar[str] = "rows"
+
+    def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
+        return near_duplicates.row_keys(shingles, records)
+
+
+@dataclass(frozen=True)
+class SketchKeys(_MakesKeys):
+    """Make keys with sketches of texts in large components."""
+
+    kind: ClassVar[str] = "sketches"
+    threshold: float
+
+    def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
+        return near_duplicates.sketch_keys(shingles, records, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -270,7 +365,7 @@ class GatherShingles(_ReadsMembers):
 
 @dataclass(frozen=True)
 class CompareTexts(Unit):
-    """Compare the texts of one group; `runs` of its receipt counts those that are like a crowd in their component."""
+    """Compare the texts of one group: its twins, and the texts that are like a crowd of others."""
 
     kind: ClassVar[str] = "twins"
     gathered: tuple[tuple[int, str], ...]  # number of a part, fingerprint of its GatherShingles unit
@@ -284,11 +379,13 @@ class CompareTexts(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         first = self._read(store, 0)
-        texts = self._read(store, self.number) if self.number else first
-        found, overfull = near_duplicates.compare(texts, first if self.number else first.none(), self.threshold)
+        texts = self._read(store, self.number) if self.number else first.none()
+        found, overfull = near_duplicates.compare(texts, first, self.threshold)
         on_progress(self.members)
-        add("twins.npy", encode_npy(found[np.isin(found["record"], texts.ids)]))
-        return Receipt(kept=len(texts.ids), runs=overfull)
+        own = texts if self.number else first  # what becomes of the representatives is the same in every group
+        add("twins.npy", encode_npy(found[np.isin(found["record"], own.ids)]))
+        add("overfull.npy", encode_npy(np.intersect1d(overfull, own.ids)))
+        return Receipt(kept=len(own.ids))
 
     def _read(self, store: Store, group: int) -> Texts:
         members, hashes, ids = [np.empty(0, MEMBER)], [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
@@ -315,71 +412,100 @@ class CleanedPart:
     records: RecordFormat
     fingerprint: str  # of its CleanRecords unit
     runs: int
+    kept: int  # records that this unit keeps, which have keys
     alive: NDArray[np.bool_]  # of its usable records, those that all else keeps
 
+    def publish_alive(self, store: Store) -> Keep | None:
+        """Which records are alive; None if all are that have keys."""
+        return publish_keep(self.alive, store) if np.count_nonzero(self.alive) < self.kept else None
 
-def find_twins(
-    parts: Sequence[CleanedPart], linking: Sequence[FindLinks], threshold: float, store: Store
-) -> Generator[tuple[str, Sequence[Unit]], list[Receipt], tuple[NDArray[Any], int]]:
+
+Rounds = Generator[tuple[str, Sequence[Unit]], list[Receipt], T]
+
+
+def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> Rounds[tuple[NDArray[Any], int]]:
     """Rounds of units that find the near duplicates among the records that are alive.
 
     Comes to the twins, of dtype TWIN, in canonical order, and the number of texts that are like so many others that
-    they were compared with the first of these only.
+    they were compared with some of these only.
     """
+    alive = sum(int(np.count_nonzero(part.alive)) for part in parts)
+    linking = link_units(
+        [PartKeys(k, part.fingerprint, part.runs, part.publish_alive(store)) for k, part in enumerate(parts)],
+        choose_bands(threshold)[0] * alive,
+    )
+    yield "comparing", linking
     links = _gather_links(linking, store)
-    pairs = links.pairs
+    components = links.pairs
     if len(links.crowded):
-        crowds = _by_part(links.crowded, parts)
-        rows = {
-            k: RowKeys(parts[k].part, parts[k].records, _publish(ids, store), parts[k].fingerprint, parts[k].runs)
-            for k, ids in crowds.items()
+        rows: dict[int, Unit] = {
+            k: RowKeys(*_place(parts[k]), _publish(ids, store)) for k, ids in _by_part(links.crowded).items()
         }
-        receipts = yield "comparing", list(rows.values())
-        runs = [
-            (k, unit.fingerprint, receipt.near_runs) for (k, unit), receipt in zip(rows.items(), receipts, strict=True)
-        ]
-        rare = link_units(runs, sum(receipt.kept for receipt in receipts))
+        keys, count = yield from _make_keys(rows)
+        rare = link_units(keys, count)
         yield "comparing", rare
-        pairs = near_duplicates.connect(np.concatenate([pairs, _gather_links(rare, store).pairs]))
-    members, groups = _group(links, pairs, parts)
-    if not members:
+        components = near_duplicates.connect(np.concatenate([components, _gather_links(rare, store).pairs]))
+    found = near_duplicates.find_candidates(links, components)
+    if (large := found.sizes > near_duplicates.LARGE).any():
+        sketches: dict[int, Unit] = {
+            k: SketchKeys(*_place(parts[k]), _publish(ids, store), threshold)
+            for k, ids in _by_part(found.ids[large]).items()
+        }
+        alike = alike_units(*(yield from _make_keys(sketches)), threshold)
+        yield "comparing", alike
+        found = found.relink(large, _gather_pairs(alike, store))
+    if not len(found.ids):
         return np.empty(0, TWIN), 0
+    members, groups, cut = _group(found, _room(parts))
     gathering = {
-        k: GatherShingles(
-            parts[k].part, parts[k].records, publish_members(table, store), parts[k].fingerprint, parts[k].runs, groups
-        )
-        for k, table in members.items()
+        k: GatherShingles(*_place(parts[k]), publish_members(table, store), groups) for k, table in members.items()
     }
     yield "comparing", list(gathering.values())
     gathered = tuple((k, unit.fingerprint) for k, unit in gathering.items())
     sizes = np.bincount(np.concatenate([table["group"] for table in members.values()]), minlength=groups)
     comparing = [CompareTexts(gathered, number, threshold, size) for number, size in enumerate(sizes.tolist()) if size]
-    receipts = yield "comparing", comparing
-    found = np.concatenate([read_npy(store, f"{unit.folder}/twins.npy") for unit in comparing])
-    return found[np.argsort(found["record"])], sum(receipt.runs for receipt in receipts)
+    yield "comparing", comparing
+    overfull = np.unique(np.concatenate([cut, *(read_npy(store, f"{unit.folder}/overfull.npy") for unit in comparing)]))
+    twins = np.concatenate([read_npy(store, f"{unit.folder}/twins.npy") for unit in comparing])
+    return twins[np.argsort(twins["record"])], len(overfull)
 
 
-def _gather_links(units: Sequence[FindLinks], store: Store) -> Links:
-    """The links of all ranges, as pairs of each record with the first of its component."""
-    pairs, crowded, first = np.empty((0, 2), np.uint64), np.empty(0, np.uint64), np.empty(0, np.uint64)
+def _place(part: CleanedPart) -> tuple[SourcePart, RecordFormat, str, int]:
+    return part.part, part.records, part.fingerprint, part.runs
+
+
+def _make_keys(units: Mapping[int, Unit]) -> Rounds[tuple[list[PartKeys], int]]:
+    """A round of units that make keys, by the numbers of their parts: where the keys are, and how many."""
+    receipts = yield "comparing", list(units.values())
+    made = zip(units.items(), receipts, strict=True)
+    keys = [PartKeys(k, unit.fingerprint, receipt.near_runs, None) for (k, unit), receipt in made]
+    return keys, sum(receipt.kept for receipt in receipts)
+
+
+def _gather_pairs(units: Sequence[Unit], store: Store) -> UInt64s:
+    """The pairs of all ranges, as pairs of each record with the first of its component."""
+    pairs = np.empty((0, 2), np.uint64)
     for unit in units:
         more = read_npy(store, f"{unit.folder}/pairs.npy")
         if len(more):
             pairs = near_duplicates.connect(np.concatenate([pairs, more]))
+    return pairs
+
+
+def _gather_links(units: Sequence[FindLinks], store: Store) -> Links:
+    """The links of all ranges, with pairs as `_gather_pairs` gives them."""
+    crowded, first = np.empty(0, np.uint64), np.empty(0, np.uint64)
+    for unit in units:
         crowded = np.union1d(crowded, read_npy(store, f"{unit.folder}/crowded.npy"))
         first = np.union1d(first, read_npy(store, f"{unit.folder}/representatives.npy"))
-    return Links(pairs, crowded, first)
+    return Links(_gather_pairs(units, store), crowded, first)
 
 
-def _by_part(ids: UInt64s, parts: Sequence[CleanedPart]) -> dict[int, Int64s]:
-    """The records of ids that are alive, by the number of their part."""
-    numbers, records = (ids >> np.uint64(32)).astype(np.int64), (ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    found = {}
-    for k in np.unique(numbers).tolist():
-        here = records[numbers == k]
-        if len(here := here[parts[k].alive[here]]):
-            found[k] = here
-    return found
+def _by_part(ids: UInt64s) -> dict[int, Int64s]:
+    """The records of sorted ids, by the number of their part."""
+    numbers, begins = np.unique(ids >> np.uint64(32), return_index=True)
+    records = (ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return dict(zip(numbers.astype(int).tolist(), np.split(records, begins[1:]), strict=True))
 
 
 def _publish(records: Int64s, store: Store) -> Members:
@@ -388,33 +514,28 @@ def _publish(records: Int64s, store: Store) -> Members:
     return publish_members(members, store)
 
 
-def _group(links: Links, pairs: UInt64s, parts: Sequence[CleanedPart]) -> tuple[dict[int, NDArray[Any]], int]:
-    """The members of each part that are to be compared, in groups of whole components, and the number of groups.
-
-    Group 0 are the representatives of crowds. A component of more records than a group holds is cut.
-    """
-    ids = np.union1d(pairs[:, 0], links.crowded)
-    labels = ids.copy()
-    labels[np.searchsorted(ids, pairs[:, 0])] = pairs[:, 1]
-    alive = np.zeros(len(ids), bool)
-    for k, records in _by_part(ids, parts).items():
-        alive[np.searchsorted(ids, record_ids(k, records))] = True
-    ids, labels = ids[alive], labels[alive]
-    crowded, first = np.isin(ids, links.crowded), np.isin(ids, links.representatives)
-    _, places, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    wanted = (sizes[places] > 1) | crowded
-    ids, labels, crowded, first = ids[wanted], labels[wanted], crowded[wanted], first[wanted]
-    if not len(ids):
-        return {}, 0
+def _room(parts: Sequence[CleanedPart]) -> int:
+    """How many records a group holds, about."""
     size = sum(part.part.size for part in parts) // max(sum(len(part.alive) for part in parts), 1)
-    room = min(max(GROUP_BYTES // max(size, 1), _LEAST_GROUP), _MOST_GROUP)
-    order = np.lexsort((ids, labels, ~first))
+    return min(max(GROUP_BYTES // max(size, 1), _LEAST_GROUP), _MOST_GROUP)
+
+
+def _group(found: Candidates, room: int) -> tuple[dict[int, NDArray[Any]], int, UInt64s]:
+    """The members of each part that are to be compared, in groups of whole components of about `room` records; the
+    number of groups; and the records of components that are larger and are cut.
+
+    Group 0 are the representatives of crowds.
+    """
+    order = np.lexsort((found.ids, found.components, ~found.first))
+    ids = found.ids[order]
     members = np.zeros(len(ids), MEMBER)
-    count = int(first.sum())
-    members["record"], members["component"], members["crowded"] = ids[order], labels[order], crowded[order]
-    _, begins, places = np.unique(labels[order][count:], return_index=True, return_inverse=True)
+    count = int(found.first.sum())
+    members["record"], members["component"], members["crowded"] = ids, found.components[order], found.crowded[order]
+    _, begins, places, sizes = np.unique(
+        members["component"][count:], return_index=True, return_inverse=True, return_counts=True
+    )
     inside = np.arange(len(ids) - count) - begins[places]
     members["group"][count:] = 1 + (begins[places] + inside // room * room) // room
-    numbers = (ids[order] >> np.uint64(32)).astype(np.int64)
-    found = {k: members[numbers == k] for k in np.unique(numbers).tolist()}
-    return found, 1 + int(members["group"].max())
+    numbers = (ids >> np.uint64(32)).astype(np.int64)
+    by_part = {k: members[numbers == k] for k in np.unique(numbers).tolist()}
+    return by_part, 1 + int(members["group"].max()), ids[count:][sizes[places] > room]

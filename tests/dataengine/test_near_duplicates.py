@@ -301,3 +301,21 @@ def test_what_is_found_does_not_depend_on_where_crowds_begin() -> None:
     assert usual == list(range(150, 200))
     with mock.patch.object(near, "CROWD", 10):
         assert check_evidence(texts, 0.8) == usual
+
+
+def test_all_that_are_likely_twins_are_compared() -> None:
+    """Texts of one template, just under the threshold, and of each another above it: not its likeliest by signature."""
+    chance = random.Random(7)
+    texts = templated(chance, 200, 104)
+    texts += [" ".join([*text.split()[:-84], *words(chance, 84)]) for text in texts]
+    sets = sets_of(texts)
+    assert similarity(sets[0], sets[1]) < 0.5 < 0.55 < similarity(sets[0], sets[200])
+    dropped = set(check_evidence(texts, 0.5))
+    assert sum(200 + k in dropped for k in range(200)) >= 0.98 * 200
+
+
+def test_texts_of_a_component_are_compared_whether_a_crowd_has_one_or_not() -> None:
+    shingles = shingle_texts([" ".join(words(random.Random(8), 50))] * 2).distinct()
+    ids = np.arange(2, dtype=np.uint64)
+    texts = near.Texts(ids, ids * np.uint64(0), np.array([True, False]), shingles)
+    assert near.compare(texts, texts.none(), 0.8)[0]["record"].tolist() == [1]
