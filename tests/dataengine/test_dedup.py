@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -263,6 +264,26 @@ def test_no_record_is_dropped_for_one_that_is_dropped_itself() -> None:
     one = text_keys(["a", "a", "b"], 3, 0)
     other = text_keys(["x", "y", "y"], 4, 0)
     assert find_duplicates([sort_keys(np.concatenate([one, other]))]) == [(0, 1, 3)]
+
+
+def test_a_long_chain_takes_no_time() -> None:
+    """Each record shares one text with the one before and the other one with the one behind: every other one stays."""
+    count = 200_000
+    one = text_keys([str((k + 1) // 2) for k in range(count)], 1, 0)
+    other = text_keys([str(k // 2) for k in range(count)], 2, 0)
+    begun = time.process_time()
+    found = find_duplicates([sort_keys(np.concatenate([one, other]))])
+    assert time.process_time() - begun < 60  # seconds; round by round it would be a quarter of an hour
+    assert [record for _, record, _ in found] == list(range(1, count, 2))
+
+
+@given(rows_of_records, cuts, st.integers(0, 2))
+def test_duplicates_are_the_same_however_many_are_decided_at_once(
+    records: list[list[Row]], cuts: list[int], rounds: int
+) -> None:
+    units = make_units(records, cuts)
+    with mock.patch.object(dedup, "_ROUNDS", rounds):
+        assert find_duplicates(units) == find_naively(units)
 
 
 def test_a_key_twice_in_one_record_makes_no_duplicate() -> None:
