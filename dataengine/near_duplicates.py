@@ -37,6 +37,8 @@ REPRESENTATIVES = 2  # first records of a crowd, with which all others in it are
 
 _SEED = 17  # of MinHash
 _BLOCK = 4096  # texts
+# Of more, rensa starts threads, which a forked process would wait for in vain and which take other workers' processors.
+_SIGNED_TEXTS, _SIGNED_SHINGLES = 255, 1 << 15
 _SLOTS = 20  # bits of a hash, in a table that counts the rows of a block
 _RECALL = 0.999  # of texts just as alike as the threshold, by the bands
 _FEW = 8  # texts of a component in which each is compared with all, and candidates of which none is passed over
@@ -117,16 +119,22 @@ def sign(shingles: Shingles) -> UInt32s:
     probability of their similarity."""
     import rensa  # type: ignore[import-untyped]
 
-    signatures = np.empty((len(shingles.sizes), PERMUTATIONS), np.uint32)
-    offsets = np.concatenate([[0], shingles.ends])
-    for first in range(0, len(signatures), _BLOCK):  # rows come as lists, which take ten times the memory
-        here = offsets[first : first + _BLOCK + 1]
-        tokens = shingles.hashes[here[0] : here[-1]]
+    begins, pieces = shingles.ends - shingles.sizes, -(-shingles.sizes // _SIGNED_SHINGLES)
+    firsts = np.cumsum(pieces) - pieces
+    starts = np.repeat(begins - _SIGNED_SHINGLES * firsts, pieces) + _SIGNED_SHINGLES * np.arange(pieces.sum())
+    offsets = np.append(starts, len(shingles.hashes))
+    signatures = np.empty((len(starts), PERMUTATIONS), np.uint32)
+    first = 0
+    while first < len(starts):
+        full = int(np.searchsorted(offsets, offsets[first] + _SIGNED_SHINGLES, "right")) - 1
+        last = min(first + _SIGNED_TEXTS, full)
+        here = offsets[first : last + 1]
         matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-            tokens, (here - here[0]).astype(np.uint64), PERMUTATIONS, _SEED
+            shingles.hashes[here[0] : here[-1]], (here - here[0]).astype(np.uint64), PERMUTATIONS, _SEED
         )
-        signatures[first : first + _BLOCK] = matrix.to_rows()
-    return signatures
+        signatures[first:last] = matrix.to_rows()
+        first = last
+    return signatures if len(starts) == len(begins) else np.minimum.reduceat(signatures, firsts, axis=0)
 
 
 @lru_cache

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
@@ -140,10 +142,24 @@ def test_jaccard_is_that_of_sets(one: set[int], other: set[int]) -> None:
 
 def test_signatures_do_not_depend_on_what_else_is_signed() -> None:
     shingles = shingle_texts(read_demo("mono.en.jsonl.zst", "text", 60))
-    with mock.patch.object(near, "_BLOCK", 7):
-        assert np.array_equal(sign(shingles), together := sign(shingles))
+    with mock.patch.object(near, "_SIGNED_TEXTS", 7), mock.patch.object(near, "_SIGNED_SHINGLES", 50):
+        in_pieces = sign(shingles)
+    assert np.array_equal(in_pieces, together := sign(shingles))
     alone = [sign(shingles.select(np.arange(60) == k))[0] for k in range(60)]
     assert np.array_equal(together, np.stack(alone))
+
+
+def test_texts_are_signed_by_the_thread_that_asks() -> None:
+    """So a forked process can sign, and workers take no more processors than they are."""
+    code = """
+import os, sys, numpy as np
+from dataengine.near_duplicates import Shingles, sign
+sizes = np.array([10] * 5000 + [300_000])
+threads = os.listdir("/proc/self/task")
+sign(Shingles(np.arange(sizes.sum()).astype(np.uint64), sizes))
+sys.exit(os.listdir("/proc/self/task") != threads)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- Bands ---
