@@ -74,7 +74,8 @@ def pair_keys(sources: Sequence[str], targets: Sequence[str], kind: int, first_r
 
 
 def _make_keys(contents: Sequence[bytes], kind: int, first_record: int) -> Keys:
-    digests = b"".join([xxhash.xxh3_128_digest(content, kind) for content in contents])
+    first = kind.to_bytes(4, "little")  # and not as a seed, by which short contents of two kinds have one hash
+    digests = b"".join([xxhash.xxh3_128_digest(first + content) for content in contents])
     return _fill_keys(digests, np.arange(first_record, first_record + len(contents)), kind)
 
 
