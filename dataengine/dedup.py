@@ -15,6 +15,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,7 @@ UInt64s = NDArray[np.uint64]
 
 _SEED = 17
 _NO_KIND = np.uint32(0xFFFFFFFF)
+_ROUNDS = 64  # of the reduce in which many records are decided at once, before the rest is one by one
 _GROUP = 1 << 17  # characters worked on at a time: what fits the processor's cache
 # Forms that NFKC replaces and that are in nearly every Chinese text.
 _FULL_WIDTH = (*zip("，：；！？（）\u3000", ",:;!?() ", strict=True), ("…", "..."))
@@ -107,7 +110,8 @@ def pair_keys(sources: Sequence[str], targets: Sequence[str], kind: int, first_r
 
 
 def _make_keys(contents: Sequence[bytes], kind: int, first_record: int) -> Keys:
-    digests = b"".join([xxhash.xxh3_128_digest(content, kind) for content in contents])
+    first = kind.to_bytes(4, "little")  # and not as a seed, by which short contents of two kinds have one hash
+    digests = b"".join([xxhash.xxh3_128_digest(first + content) for content in contents])
     return _fill_keys(digests, np.arange(first_record, first_record + len(contents)), kind)
 
 
@@ -320,7 +324,9 @@ def drop_later(parts: Sequence[NDArray[Any]]) -> tuple[UInt32s, UInt32s, UInt32s
 def _keep_first(group: NDArray[np.int64], record: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
     """Which of `count` records are kept, given the entries of groups, sorted by group and record; shape (count,)."""
     kept, decided = np.zeros(count, bool), np.zeros(count, bool)
-    while len(group):
+    for _ in range(_ROUNDS):
+        if not len(group):
+            return kept
         first = np.ones(len(group), bool)
         first[1:] = group[1:] != group[:-1]
         leads = np.bincount(record, ~first, count) == 0  # comes first wherever it is
@@ -329,6 +335,14 @@ def _keep_first(group: NDArray[np.int64], record: NDArray[np.int64], count: int)
         decided[record[led]] = True
         left = ~decided[record]
         group, record = group[left], record[left]
+    order = np.argsort(record, kind="stable")  # long chains, of which a round decides a link or two
+    entries = zip(record[order].tolist(), group[order].tolist(), strict=True)
+    taken: set[int] = set()
+    for number, mine in groupby(entries, key=itemgetter(0)):
+        groups = {each for _, each in mine}
+        if taken.isdisjoint(groups):
+            kept[number] = True
+            taken |= groups
     return kept
 
 
