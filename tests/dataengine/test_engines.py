@@ -291,10 +291,11 @@ def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp
         ("units/*/groups.npy", []),
         ("units/*/pairs.npy", []),
         ("units/*/twins.npy", []),
+        ("units/*/overfull.npy", []),
         ("units/*/gathered.members", ["twins.npy"]),
         ("units/*/gathered.shingles", ["twins.npy"]),
         ("units/*/bounds.npy", ["twins.npy"]),
-        ("keeps/*.members.npy", ["gathered.members"]),
+        ("keeps/*.members.npy", ["gathered.members", "near.*.keys"]),
         ("units/*/near.*.bounds.npy", ["pairs.npy"]),
         ("units/*/near.*.keys", ["pairs.npy"]),
         ("units/*/near.*.held.npy", ["gathered.members"]),
@@ -339,7 +340,8 @@ def test_a_damaged_file_of_an_unfinished_build_is_named_or_changes_nothing(
             build(config, workers=1)
         assert tree(open_store(config.store)) == undisturbed
         undo()
-    assert named >= 3  # what is missing may be made anew
+    # What is missing may be made anew, and shingles are held of parts, too, that have no text to compare.
+    assert named >= (1 if wanted.endswith(("held.npy", "shingles.npy")) else 3)
 
 
 def test_no_ray_cluster_is_told_at_once(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
