@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dataengine import dedup, scores
 from dataengine.errors import InputError
 from dataengine.near_units import NearRuns
-from dataengine.runs import bucket_bounds, bucket_hashes, buckets_of, encode_npy, num_ranges, read_array, read_npy
+from dataengine.runs import KeyRuns, buckets_of, encode_npy, num_ranges, read_keys, read_npy
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, Records, SourcePart
 from dataengine.storage import Store
@@ -37,7 +37,6 @@ Codes = NDArray[np.uint8]  # reasons of records, 0 = kept
 DROPPED = np.dtype([("record", "<u4"), ("reason", "<u1")])
 
 _BATCH = 4096
-_RUN_KEYS = 1 << 21  # keys sorted at a time
 RANGE_KEYS = 1 << 22  # a FindDuplicates unit holds about so many keys
 
 
@@ -194,7 +193,8 @@ class CleanRecords(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         reading = Reading(self.part, self.records, on_progress)
-        keys, near = _KeyRuns(add), NearRuns(add, self.cleaning.near_dedup)
+        keys = KeyRuns(add, "run", "high", dedup.sort_keys)
+        near = None if self.cleaning.near_dedup is None else NearRuns(add, self.cleaning.near_dedup)
         codes = [np.empty(0, np.uint8)]
         hashes = {direction: [np.empty(0, scores.KEY)] for direction in self.cleaning.scores}
         tokenizer = self.lossy.load() if self.lossy else None
@@ -209,8 +209,8 @@ class CleanRecords(Unit):
                 alive, numbers = select(batch, kept), first + np.flatnonzero(kept)
                 if self.cleaning.dedup:
                     keys.add(duplicate_keys(alive, self.cleaning, numbers))
-                if self.cleaning.near_dedup is not None:
-                    near.add_texts(near_texts(alive), numbers)
+                if near:
+                    near.add(near_texts(alive), numbers)
             for direction, found in hashes.items():
                 source, target = (self.cleaning.languages.index(code) for code in direction.split("-"))
                 found.append(scores.hash_pairs(batch.texts[source], batch.texts[target]))
@@ -223,37 +223,7 @@ class CleanRecords(Unit):
         counts = reading.finish(add)
         counts["kept"] -= len(dropped)
         dropped_by = count_reasons(judged, self.cleaning)
-        return Receipt(**counts, dropped=dropped_by, runs=keys.finish(), near_runs=near.finish())
-
-
-class _KeyRuns:
-    """Write keys as sorted runs: .keys, and .bounds.npy, shape (2, BUCKETS + 1): where each range of keys begins, and
-    its hash."""
-
-    def __init__(self, add: Add) -> None:
-        self._add = add
-        self._parts: list[NDArray[Any]] = []
-        self._waiting = self._runs = 0
-
-    def add(self, keys: NDArray[Any]) -> None:
-        self._parts.append(keys)
-        self._waiting += len(keys)
-        if self._waiting >= _RUN_KEYS:
-            self._write()
-
-    def finish(self) -> int:
-        """Write what waits; return the number of runs."""
-        if self._parts:
-            self._write()
-        return self._runs
-
-    def _write(self) -> None:
-        keys = dedup.sort_keys(np.concatenate(self._parts))
-        name = f"run.{self._runs:05d}"
-        content, bounds = keys.tobytes(), bucket_bounds(keys["high"])
-        self._add(f"{name}.keys", content)
-        self._add(f"{name}.bounds.npy", encode_npy(np.stack([bounds, bucket_hashes(content, bounds, keys.itemsize)])))
-        self._runs, self._waiting, self._parts = self._runs + 1, 0, []
+        return Receipt(**counts, dropped=dropped_by, runs=keys.finish(), near_runs=near.finish() if near else 0)
 
 
 @dataclass(frozen=True)
@@ -271,15 +241,11 @@ class FindDuplicates(Unit):
         return self.keys * dedup.KEY.itemsize
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
-        low, high = buckets_of(self.number, self.ranges)
-        parts = []
-        for fingerprint, count in self.runs:
-            keys = [np.empty(0, dedup.KEY)]
-            for run in range(count):
-                name = f"units/{fingerprint}/run.{run:05d}"
-                bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
-                keys.append(read_array(store, f"{name}.keys", dedup.KEY, bounds, hashes))
-            parts.append(dedup.sort_keys(np.concatenate(keys)))
+        buckets = buckets_of(self.number, self.ranges)
+        parts = [
+            dedup.sort_keys(read_keys(store, fingerprint, "run", count, dedup.KEY, buckets))
+            for fingerprint, count in self.runs
+        ]
         groups = dedup.find_groups(parts)
         on_progress(self.input_bytes)
         add("groups.npy", encode_npy(groups))

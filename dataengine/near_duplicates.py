@@ -437,7 +437,7 @@ def _join(one: Texts, other: Texts) -> Texts:
 
 
 def _kept_with(kept: dict[int, list[int]], keys: Sequence[int]) -> list[int]:
-    """Those that have one of the keys, once for each."""
+    """Those that have one of the keys, as often as they have one."""
     return [number for key in keys if key in kept for number in kept[key]]
 
 

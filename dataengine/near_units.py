@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -34,13 +34,14 @@ from dataengine.near_duplicates import (
     sort_near_keys,
 )
 from dataengine.runs import (
-    bucket_bounds,
+    KeyRuns,
     bucket_hashes,
     buckets_of,
     decode_npy,
     encode_npy,
     num_ranges,
     read_array,
+    read_keys,
     read_npy,
 )
 from dataengine.shards import Add
@@ -55,12 +56,10 @@ Int64s = NDArray[np.int64]
 T = TypeVar("T")
 
 _BATCH = 4096
-_RUN_KEYS = 1 << 21  # keys sorted at a time
 _RUN_SHINGLES = 1 << 23  # shingles of a run that are held for its twins (64 MiB); the texts of the rest are read again
 RANGE_KEYS = 1 << 22  # a FindLinks unit holds about so many keys
-GROUP_BYTES = (
-    1 << 25
-)  # of texts that a CompareTexts unit compares, about; their shingles take two to four times as many
+# Of texts that a CompareTexts unit compares, about; their shingles take two to four times as many.
+GROUP_BYTES = 1 << 25
 _LEAST_GROUP, _MOST_GROUP = 1 << 10, 1 << 17  # records
 
 # A record whose shingles are wanted: its number in the part, its group (0: the representatives) and its component.
@@ -69,52 +68,32 @@ _HELD = np.dtype([("record", "<u4"), ("size", "<u4")])  # a record whose shingle
 
 
 class NearRuns:
-    """Write near keys as sorted runs: near.N.keys, and near.N.bounds.npy as those of exact keys.
+    """Write band keys of texts as `KeyRuns` named near, and the shingles of texts that share a key in a run.
 
-    Also near.N.held.npy and near.N.shingles.npy: the records of a run that share a key in it, and their shingles, so
-    that most texts need not be read again; as many as _RUN_SHINGLES allow.
+    near.N.held.npy and near.N.shingles.npy are the records of these texts and their shingles, so that most texts need
+    not be read again; as many as _RUN_SHINGLES allow.
     """
 
-    def __init__(self, add: Add, threshold: float | None) -> None:
+    def __init__(self, add: Add, threshold: float) -> None:
         self._add, self._threshold = add, threshold
-        self._keys: list[NDArray[Any]] = []
+        self._keys = _near_runs(add, self._write_held)
         self._held: list[tuple[Int64s, Shingles]] = []
-        self._waiting = self._shingles = self._runs = 0
+        self._shingles = 0
 
-    def add_texts(self, texts: Sequence[str], records: Int64s) -> None:
+    def add(self, texts: Sequence[str], records: Int64s) -> None:
         """Take texts and the numbers of their records, shape (n,)."""
-        assert self._threshold is not None
         keys, records, shingles = near_duplicates.band_keys(texts, self._threshold, records)
         if self._shingles <= _RUN_SHINGLES:
             self._held.append((records, shingles))
             self._shingles += len(shingles.hashes)
-        self.add(keys)
-
-    def add(self, keys: NDArray[Any]) -> None:
-        """Take keys of dtype NEAR_KEY."""
-        self._keys.append(keys)
-        self._waiting += len(keys)
-        if self._waiting >= _RUN_KEYS:
-            self._write()
+        self._keys.add(keys)
 
     def finish(self) -> int:
         """Write what waits; return the number of runs."""
-        if self._waiting:
-            self._write()
-        return self._runs
+        return self._keys.finish()
 
-    def _write(self) -> None:
-        keys = sort_near_keys(np.concatenate(self._keys))
-        name = f"near.{self._runs:05d}"
-        content, bounds = keys.tobytes(), bucket_bounds(keys["hash"])
-        self._add(f"{name}.keys", content)
-        self._add(f"{name}.bounds.npy", encode_npy(np.stack([bounds, bucket_hashes(content, bounds, keys.itemsize)])))
-        if self._threshold is not None:
-            self._write_held(name, _with_shared_key(keys))
-        self._keys, self._held, self._waiting, self._shingles = [], [], 0, 0
-        self._runs += 1
-
-    def _write_held(self, name: str, sharing: Int64s) -> None:
+    def _write_held(self, name: str, keys: NDArray[Any]) -> None:
+        sharing = _with_shared_key(keys)
         chosen = [(records, shingles, np.isin(records, sharing)) for records, shingles in self._held]
         records = np.concatenate([np.empty(0, np.int64), *(records[mask] for records, _, mask in chosen)])
         held = near_duplicates.join([shingles.select(mask).distinct() for _, shingles, mask in chosen])
@@ -122,6 +101,11 @@ class NearRuns:
         table["record"], table["size"] = records, held.sizes
         self._add(f"{name}.held.npy", encode_npy(table))
         self._add(f"{name}.shingles.npy", encode_npy(held.hashes))
+        self._held, self._shingles = [], 0
+
+
+def _near_runs(add: Add, on_run: Callable[[str, NDArray[Any]], None] = lambda name, keys: None) -> KeyRuns:
+    return KeyRuns(add, "near", "hash", sort_near_keys, on_run)
 
 
 def _with_shared_key(keys: NDArray[Any]) -> Int64s:
@@ -142,13 +126,7 @@ class PartKeys:
 
     def read(self, store: Store, dtype: np.dtype[Any], buckets: tuple[int, int]) -> NDArray[Any]:
         """Those in buckets from a first one to before a last one, sorted."""
-        low, high = buckets
-        found = [np.empty(0, dtype)]
-        for run in range(self.runs):
-            name = f"units/{self.fingerprint}/near.{run:05d}"
-            bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
-            found.append(read_array(store, f"{name}.keys", dtype, bounds, hashes))
-        keys = np.concatenate(found)
+        keys = read_keys(store, self.fingerprint, "near", self.runs, dtype, buckets)
         if self.alive is not None:
             bits, records = self.alive.read(store), keys["record"]
             keys = keys[(bits[records >> 3] << (records & 7).astype(np.uint8)) & 0x80 > 0]
@@ -305,7 +283,7 @@ class _MakesKeys(_ReadsMembers):
         """Keys of some members."""
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
-        runs, keys = NearRuns(add, None), 0
+        runs, keys = _near_runs(add), 0
         for records, shingles in self._shingles(store, self.members.read(store), on_progress):
             made = self._keys(shingles, records)
             keys += len(made)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Any
@@ -13,9 +13,10 @@ import xxhash
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
-from dataengine.storage import Store
+from dataengine.storage import AddFile, Store
 
 BUCKETS = 4096  # equal ranges of keys at which a run can be entered
+RUN_KEYS = 1 << 21  # keys sorted at a time
 
 
 def bucket_bounds(keys: NDArray[np.uint64], buckets: int = BUCKETS) -> NDArray[np.int64]:
@@ -43,6 +44,61 @@ def bucket_hashes(content: bytes, bounds: NDArray[np.int64], size: int) -> NDArr
         part = view[int(bounds[bucket]) * size : int(bounds[bucket + 1]) * size]
         hashes[bucket] = np.uint64(xxhash.xxh3_64_intdigest(part)).astype(np.int64)
     return hashes
+
+
+class KeyRuns:
+    """Gather keys, arrays of one dtype, and write them as sorted runs PREFIX.N: .keys, and .bounds.npy, shape (2,
+    BUCKETS + 1): where each range of the keys' `column` begins, and the hash of what the file has there.
+
+    `on_run` is called with the name of each run and its sorted keys.
+    """
+
+    def __init__(
+        self,
+        add: AddFile,
+        prefix: str,
+        column: str,
+        sort: Callable[[NDArray[Any]], NDArray[Any]],
+        on_run: Callable[[str, NDArray[Any]], None] = lambda name, keys: None,
+    ) -> None:
+        self._add, self._prefix, self._column, self._sort, self._on_run = add, prefix, column, sort, on_run
+        self._parts: list[NDArray[Any]] = []
+        self._waiting = self._runs = 0
+
+    def add(self, keys: NDArray[Any]) -> None:
+        """Take keys."""
+        self._parts.append(keys)
+        self._waiting += len(keys)
+        if self._waiting >= RUN_KEYS:
+            self._write()
+
+    def finish(self) -> int:
+        """Write what waits; return the number of runs."""
+        if self._waiting:
+            self._write()
+        return self._runs
+
+    def _write(self) -> None:
+        keys = self._sort(np.concatenate(self._parts))
+        name = f"{self._prefix}.{self._runs:05d}"
+        content, bounds = keys.tobytes(), bucket_bounds(keys[self._column])
+        self._add(f"{name}.keys", content)
+        self._add(f"{name}.bounds.npy", encode_npy(np.stack([bounds, bucket_hashes(content, bounds, keys.itemsize)])))
+        self._on_run(name, keys)
+        self._runs, self._waiting, self._parts = self._runs + 1, 0, []
+
+
+def read_keys(
+    store: Store, fingerprint: str, prefix: str, runs: int, dtype: np.dtype[Any], buckets: tuple[int, int]
+) -> NDArray[Any]:
+    """The keys that a unit left by `KeyRuns`, those in buckets from a first one to before a last one, run after run."""
+    low, high = buckets
+    found = [np.empty(0, dtype)]
+    for run in range(runs):
+        name = f"units/{fingerprint}/{prefix}.{run:05d}"
+        bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
+        found.append(read_array(store, f"{name}.keys", dtype, bounds, hashes))
+    return np.concatenate(found)
 
 
 def read_array(

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataengine import cleaning, dedup, rules, tokenizing
+from dataengine import cleaning, dedup, rules, runs, tokenizing
 from dataengine.build import BuiltStream, build
 from dataengine.config import Config, StreamConfig, load_config
 from dataengine.decontaminate import EvaluationTexts
@@ -310,14 +310,14 @@ PAIR_CLEAN = st.fixed_dictionaries(
     }
 )
 PART_BYTES = st.sampled_from([1, 150, 600, 10**9])
-SIZES = st.sampled_from([{}, {"_BATCH": 3, "_RUN_KEYS": 5, "RANGE_KEYS": 7}])
+SIZES = st.sampled_from([{}, {"_BATCH": 3, "RUN_KEYS": 5, "RANGE_KEYS": 7}])
 
 
 def check_in_pieces(config: Config, part_bytes: int, sizes: Mapping[str, int]) -> None:
     """Check a build of parts of so many bytes, with small batches, runs and ranges if `sizes` says so."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            patch.setattr(cleaning, name, size)
+            patch.setattr(runs if name == "RUN_KEYS" else cleaning, name, size)
         if sizes:
             patch.setattr(tokenizing, "_BATCH", 3)
         check_build(config.model_copy(update={"part_bytes": part_bytes}))
