@@ -10,7 +10,6 @@ components of pairs  -> GatherShingles (one a part) -> CompareTexts (one a group
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine import near_duplicates
-from dataengine.errors import InputError
 from dataengine.near_duplicates import (
     NEAR_KEY,
     SKETCH_KEY,
@@ -47,7 +45,7 @@ from dataengine.runs import (
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.storage import Store
-from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit, publish_keep
+from dataengine.units import Keep, Named, OnProgress, Reading, Receipt, Unit, publish_keep
 
 if TYPE_CHECKING:
     from dataengine.dedup import UInt64s
@@ -205,34 +203,14 @@ def alike_units(runs: Sequence[PartKeys], keys: int, threshold: float) -> list[F
 
 
 @dataclass(frozen=True)
-class Members:
-    """Records of a part in which later units are interested, in the store as their content is named."""
+class Members(Named):
+    """Records of a part in which later units are interested."""
 
-    sha256: str
-
-    @property
-    def key(self) -> str:
-        """Where they are."""
-        return f"keeps/{self.sha256[:32]}.members.npy"
+    suffix: ClassVar[str] = "members.npy"
 
     def read(self, store: Store) -> NDArray[Any]:
         """The members, of dtype MEMBER, shape (n,). Raises InputError if they are damaged."""
-        try:
-            content = store.read(self.key)
-        except FileNotFoundError:
-            content = b""
-        if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise InputError(f"{store.url}/{self.key} is missing or damaged. Remove the folder keeps and build again.")
-        return decode_npy(content, store, self.key)
-
-
-def publish_members(members: NDArray[Any], store: Store) -> Members:
-    """Put members into the store."""
-    content = encode_npy(members)
-    made = Members(hashlib.sha256(content).hexdigest())
-    if store.size(made.key) is None:
-        store.write(made.key, content)
-    return made
+        return decode_npy(self.read_bytes(store), store, self.key)
 
 
 @dataclass(frozen=True)
@@ -436,7 +414,8 @@ def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> 
         return np.empty(0, TWIN), 0
     members, groups, cut = _group(found, _room(parts))
     gathering = {
-        k: GatherShingles(*_place(parts[k]), publish_members(table, store), groups) for k, table in members.items()
+        k: GatherShingles(*_place(parts[k]), Members.publish(encode_npy(table), store), groups)
+        for k, table in members.items()
     }
     yield "comparing", list(gathering.values())
     gathered = tuple((k, unit.fingerprint) for k, unit in gathering.items())
@@ -489,7 +468,7 @@ def _by_part(ids: UInt64s) -> dict[int, Int64s]:
 def _publish(records: Int64s, store: Store) -> Members:
     members = np.zeros(len(records), MEMBER)
     members["record"] = records
-    return publish_members(members, store)
+    return Members.publish(encode_npy(members), store)
 
 
 def _room(parts: Sequence[CleanedPart]) -> int:

@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import orjson
@@ -158,45 +158,59 @@ def fingerprint_of(identity: object) -> str:
 
 def identity_of(value: Any) -> dict[str, Any]:
     """The fields of a dataclass that decide bytes."""
-    fields = value.__dataclass_fields__.items()
-    return {name: _plain(getattr(value, name)) for name, info in fields if info.metadata.get("identity", True)}
+    decides = [info.name for info in fields(value) if info.metadata.get("identity", True)]
+    return {name: _plain(getattr(value, name)) for name in decides}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(inner) for inner in value]
-    return identity_of(value) if hasattr(value, "__dataclass_fields__") else value
+    return identity_of(value) if is_dataclass(value) else value
 
 
 @dataclass(frozen=True)
-class Keep:
-    """Which of a part's usable records are kept: a bit for each, in the store."""
+class Named:
+    """A file of decisions about a part's records, in the store under the name that its content gives it."""
 
     sha256: str
+    suffix: ClassVar[str]
 
     @property
     def key(self) -> str:
-        """Where the bits are."""
-        return f"keeps/{self.sha256[:32]}.bits"
+        """Where it is."""
+        return f"keeps/{self.sha256[:32]}.{self.suffix}"
 
-    def read(self, store: Store) -> NDArray[np.uint8]:
-        """The bits, eight a byte. Raises InputError if they are damaged."""
+    def read_bytes(self, store: Store) -> bytes:
+        """Its content. Raises InputError if it is damaged."""
         with suppress(FileNotFoundError):
             content = store.read(self.key)
             if hashlib.sha256(content).hexdigest() == self.sha256:
-                return np.frombuffer(content, np.uint8)
+                return content
         raise InputError(f"{store.url}/{self.key} is missing or damaged. Remove the folder keeps and build again.")
+
+    @classmethod
+    def publish(cls, content: bytes, store: Store) -> Self:
+        """Put content into the store, unless it is there."""
+        named = cls(hashlib.sha256(content).hexdigest())
+        if store.size(named.key) is None:
+            store.write(named.key, content)
+        return named
+
+
+@dataclass(frozen=True)
+class Keep(Named):
+    """Which of a part's usable records are kept: a bit for each."""
+
+    suffix: ClassVar[str] = "bits"
+
+    def read(self, store: Store) -> NDArray[np.uint8]:
+        """The bits, eight a byte. Raises InputError if they are damaged."""
+        return np.frombuffer(self.read_bytes(store), np.uint8)
 
 
 def publish_keep(kept: NDArray[np.bool_], store: Store) -> Keep | None:
     """Put the decision into the store; None if all are kept, so that such a part is as if it were not cleaned."""
-    if kept.all():
-        return None
-    content = np.packbits(kept).tobytes()
-    keep = Keep(hashlib.sha256(content).hexdigest())
-    if store.size(keep.key) is None:
-        store.write(keep.key, content)
-    return keep
+    return None if kept.all() else Keep.publish(np.packbits(kept).tobytes(), store)
 
 
 class Reading:
