@@ -231,7 +231,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     folder = f"experiments/{config.name}"
     before = _read(store, f"{folder}/manifest.json")
     new = bool(missing) or before != manifest.content
-    relabelled = not new and _changed_languages(config, store)
+    recorded = None if new else _recorded_config(config, store)
+    relabelled = recorded is not None and _changed_languages(recorded, config)
     if new or relabelled:
         reused = {name: plan for name, plan in prepared.streams.items() if name not in missing}
         labels |= label_notes(reused, config)
@@ -242,36 +243,31 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if before not in (None, manifest.content):
         note(f"{config.name} was built before with another plan, which this one replaces")
     result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
-    report = orjson.dumps(_report(result), option=orjson.OPT_INDENT_2)
     if new:
-        store.write(f"{folder}/build_report.json", report)
+        store.write(f"{folder}/build_report.json", _report(result))
         store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)
-    elif relabelled or _decides_otherwise(config, store):
+    elif recorded is None or differences(recorded, config, of=("bytes", "plan", "training")):  # places do not count
         if relabelled:
-            _try_write(store, f"{folder}/build_report.json", report)
+            _try_write(store, f"{folder}/build_report.json", _report(result))
         _try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
 
 
-def _changed_languages(config: Config, store: Store) -> bool:
-    """Whether documents are labelled with another language than when the experiment was built."""
+def _recorded_config(config: Config, store: Store) -> Config | None:
+    """The config that the experiment was built with; None if it cannot be read."""
     try:
-        built = read_built_config(store, config.name)
+        return read_built_config(store, config.name)
     except InputError:
-        return False
+        return None
+
+
+def _changed_languages(built: Config, config: Config) -> bool:
+    """Whether documents are labelled with another language than when the experiment was built."""
     return any(
         name in built.streams and built.streams[name].language != config.streams[name].language
         for name in config.streams_in_use
     )
-
-
-def _decides_otherwise(config: Config, store: Store) -> bool:
-    """Whether the config.yaml of what is built lacks something that decides a result; where things lie does not."""
-    try:
-        return bool(differences(read_built_config(store, config.name), config, of=("bytes", "plan", "training")))
-    except InputError:
-        return True
 
 
 def _try_write(store: Store, key: str, content: bytes) -> None:
@@ -986,9 +982,10 @@ def _read(store: Store, key: str) -> bytes | None:
         return None
 
 
-def _report(result: BuildResult) -> dict[str, Any]:
+def _report(result: BuildResult) -> bytes:
+    """The content of build_report.json."""
     manifest = result.manifest
-    return {
+    report = {
         "plan_id": manifest.plan_id,
         "seconds": round(result.seconds, 3),
         "streams": [
@@ -1011,3 +1008,4 @@ def _report(result: BuildResult) -> dict[str, Any]:
         ],
         "stages": [asdict(stage) for stage in manifest.stages],
     }
+    return orjson.dumps(report, option=orjson.OPT_INDENT_2)
