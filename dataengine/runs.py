@@ -146,9 +146,14 @@ def read_whole(store: Store, key: str) -> bytes:
         raise damaged_unit(store, key) from None
 
 
+def is_intact_npy(content: bytes) -> bool:
+    """Whether the hash behind an .npy file (`encode_npy`) is that of its content."""
+    return content[-8:] == xxhash.xxh3_64_digest(content[:-8])
+
+
 def check_npy(content: bytes, store: Store, key: str) -> None:
-    """Raise InputError if the hash behind an .npy file of a store is not that of its content."""
-    if content[-8:] != xxhash.xxh3_64_digest(content[:-8]):
+    """Raise InputError if an .npy file of a store is not as it was written."""
+    if not is_intact_npy(content):
         raise damaged_unit(store, key)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-import xxhash
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
 from dataengine.errors import InputError
 from dataengine.manifest import Stream
+from dataengine.runs import is_intact_npy
 from dataengine.shards import Shard, StoredFile, is_hash, shard_name
 from dataengine.storage import Store, open_store
 from dataengine.streams import read_raw_shard
@@ -52,18 +52,25 @@ def _check_shard(store: Store, stream: Stream, number: int) -> list[str]:
     return []
 
 
-def _check_index(store: Store, stream: Stream) -> Iterator[str]:
-    key = f"{stream.remote}/index.json"
+def _check_file(store: Store, key: str, judge: Callable[[bytes], str]) -> Iterator[str]:
+    """What is wrong with a file: that it cannot be read, or what `judge` says of its content, if anything."""
     try:
-        content = store.read(key)
+        words = judge(store.read(key))
     except FileNotFoundError:
-        yield f"{store.url}/{key} is missing"
-        return
+        words = "is missing"
     except InputError as error:
         yield str(error)
         return
-    if hashlib.sha256(content).hexdigest() != stream.index_sha256:
-        yield f"{store.url}/{key} is not the one that the manifest was made with"
+    if words:
+        yield f"{store.url}/{key} {words}"
+
+
+def _check_index(store: Store, stream: Stream) -> Iterator[str]:
+    def judge(content: bytes) -> str:
+        same = hashlib.sha256(content).hexdigest() == stream.index_sha256
+        return "" if same else "is not the one that the manifest was made with"
+
+    return _check_file(store, f"{stream.remote}/index.json", judge)
 
 
 def _check_origins(store: Store, stream: Stream) -> Iterator[str]:
@@ -77,17 +84,12 @@ def _check_origins(store: Store, stream: Stream) -> Iterator[str]:
         yield error.what if isinstance(error, DamagedStreamError) else str(error)
         return
     names = [f"documents.{number:05d}.npy" for number in range(units)]
-    for key in (f"{stream.remote}/{name}" for name in [*names, "remainder.npy"]):
-        try:
-            content = store.read(key)
-        except FileNotFoundError:
-            yield f"{store.url}/{key} is missing"
-            continue
-        except InputError as error:
-            yield str(error)
-            continue
-        if content[-8:] != xxhash.xxh3_64_digest(content[:-8]):
-            yield f"{store.url}/{key} is damaged: its hash is another"
+    for name in [*names, "remainder.npy"]:
+        yield from _check_file(
+            store,
+            f"{stream.remote}/{name}",
+            lambda content: "" if is_intact_npy(content) else "is damaged: its hash is another",
+        )
 
 
 def _has(store: Store, folder: str, names: Sequence[str]) -> bool:
