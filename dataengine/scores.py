@@ -14,6 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
+from dataengine.runs import encode_npy, is_intact_npy
 from dataengine.storage import Store
 
 KEY = np.dtype([("high", "<u8"), ("low", "<u8")])  # xxh3-128 of a pair
@@ -116,39 +117,24 @@ class ScoreCache:
         keys = np.empty(len(table), KEY)
         keys["high"], keys["low"] = table["high"], table["low"]
         name = xxhash.xxh3_128_hexdigest(keys.tobytes())
-        self.store.write(f"{self.prefix}{part_digest}/{name}.npy", _dump_table(table))
+        self.store.write(f"{self.prefix}{part_digest}/{name}.npy", encode_npy(table))
         return table
 
     def _load(self, prefix: str) -> NDArray[Any]:
         files = sorted(self.store.sizes(prefix))
         with ThreadPoolExecutor(_READERS) as readers:
-            tables = list(readers.map(self._read_chunk, files))
+            contents = list(readers.map(self.store.read, files))
+        tables = map(self._decode_chunk, files, contents)  # here: see runs.decode_npy
         return _sort_scores(np.concatenate([np.empty(0, SCORE), *tables]))
 
-    def _read_chunk(self, file: str) -> NDArray[Any]:
-        table = _parse_table(self.store.read(file))
-        if table is None:
+    def _decode_chunk(self, file: str, content: bytes) -> NDArray[Any]:
+        table = np.load(io.BytesIO(content)) if is_intact_npy(content) else None
+        if table is None or table.dtype != SCORE or table.ndim != 1:
             raise InputError(
                 f"{self.store.url}/{file} is no file of scores, or is damaged. Remove it and run `dataengine score` "
                 "again: it scores what is missing."
             )
-        return table
-
-
-def _dump_table(table: NDArray[Any]) -> bytes:
-    """A .npy file with its checksum behind it, where readers of .npy do not look."""
-    content = io.BytesIO()
-    np.save(content, table)
-    return content.getvalue() + xxhash.xxh3_64_digest(content.getvalue())
-
-
-def _parse_table(content: bytes) -> NDArray[Any] | None:
-    """The inverse of `_dump_table`; None for any other content."""
-    body, checksum = content[:-8], content[-8:]
-    if xxhash.xxh3_64_digest(body) != checksum:
-        return None
-    table = np.load(io.BytesIO(body))
-    return table if table.dtype == SCORE and table.ndim == 1 else None
+        return table  # type: ignore[no-any-return]
 
 
 def score_part(
