@@ -7,7 +7,6 @@ layout, one space. `read_texts` reads the same files for decontamination.
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
 import html
@@ -27,6 +26,7 @@ from dataengine.errors import InputError
 from dataengine.objects import find_files, is_url, open_file
 from dataengine.sources import RecordFormat, read_content, read_lines, read_records, whole_file
 from dataengine.tmx import NATIVE_CODES
+from dataengine.xml_text import stated_encoding
 
 # Files of Flores-200 (NLLB Team 2022, appendix A) by two-letter code, one script each.
 _FLORES_CODES = """
@@ -309,19 +309,13 @@ def _segment_text(segment: ElementTree.Element) -> str:
     return _unfold("".join(pieces(segment)))
 
 
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
-          (b"<\0", "utf-16-le"), (b"\0<", "utf-16-be"))  # fmt: skip
-_DECLARED = re.compile(rb"\s*<\?xml[^>]*?\bencoding\s*=\s*[\"']([^\"'>]*)")
 _BAD_REFERENCE = expat_errors.codes[expat_errors.XML_ERROR_BAD_CHAR_REF]
 
 
 def _parse_xml(path: str) -> ElementTree.Element:
     """The tree of an XML file in any encoding that Python knows; expat itself knows few."""
     content = read_content(path)
-    declared = _DECLARED.match(content)
-    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "") or (
-        declared[1].decode("ascii", "replace") if declared else "utf-8"
-    )
+    encoding = stated_encoding(content)
     try:
         return ElementTree.fromstring(content.decode(encoding))
     except UnicodeDecodeError as error:

@@ -94,13 +94,22 @@ def explain(path: str, error: Exception) -> InputError:
     return InputError(f"{path}: broken XML: {error}. Fix the file, or fetch it again.")
 
 
-def _encoding(path: str, head: bytes) -> str:
-    """The name of a codec of Python. A byte order mark counts for more than the declaration."""
-    for start, name in _BYTE_ORDER_MARKS:
-        if head.startswith(start):
-            return name
+def stated_encoding(head: bytes) -> str:
+    """The encoding that the beginning of a file states, known to Python or not: by a byte order mark, which counts for
+    more, or else by the declaration; without either UTF-8."""
     declared = _DECLARATION.match(head)
-    name = declared[1].decode("ascii", "replace").lower() if declared else "utf-8"
+    return _marked_encoding(head) or (declared[1].decode("ascii", "replace").lower() if declared else "utf-8")
+
+
+def _marked_encoding(head: bytes) -> str | None:
+    return next((name for start, name in _BYTE_ORDER_MARKS if head.startswith(start)), None)
+
+
+def _encoding(path: str, head: bytes) -> str:
+    """The name of a codec of Python."""
+    if marked := _marked_encoding(head):
+        return marked
+    name = stated_encoding(head)
     if name.startswith(("utf-16", "utf16", "utf-32", "ucs-2", "iso-10646")):  # it could not be read as ASCII then
         raise explain(path, expat.ExpatError("encoding specified in XML declaration is incorrect"))
     try:
