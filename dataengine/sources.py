@@ -414,15 +414,12 @@ Blocks = Generator[Records, None, int]
 
 
 def _read_jsonl(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
-    get = [_getter(key) for key in form.keys]
-    label = _getter(form.label_key) if form.label_key else None
-    doubled = DoubledKeys([*form.keys, *([form.label_key] if form.label_key else [])])
+    keys = _JsonKeys.of(form)
     number = 0
     for lines in _line_blocks(part, 0, on_bytes):
         if number == 0 and part.start == 0:
             refuse_other_json(part.paths[0], b"\n".join(line or b"" for line in lines[:8]))
-        block = _parse_jsonl_at_once(lines, number, form, get, label, doubled)
-        yield block or _parse_jsonl_each(lines, number, form, get, label, doubled)
+        yield _parse_jsonl_at_once(lines, number, form, keys) or _parse_jsonl_each(lines, number, form, keys)
         number += len(lines)
     return number
 
@@ -442,22 +439,33 @@ def _getter(key: str) -> Callable[[Any], Any]:
     return get
 
 
+@dataclass(frozen=True)
+class _JsonKeys:
+    """How texts and labels are taken out of a JSON record, and its doubled keys are found."""
+
+    texts: tuple[Callable[[Any], Any], ...]
+    label: Callable[[Any], Any] | None
+    doubled: DoubledKeys
+
+    @staticmethod
+    def of(form: RecordFormat) -> _JsonKeys:
+        """Those of a format."""
+        names = [*form.keys, *([form.label_key] if form.label_key else [])]
+        label = _getter(form.label_key) if form.label_key else None
+        return _JsonKeys(tuple(map(_getter, form.keys)), label, DoubledKeys(names))
+
+
 def _parse_jsonl_at_once(
-    lines: Sequence[bytes | None],
-    before: int,
-    form: RecordFormat,
-    get: Sequence[Any],
-    label: Any,
-    doubled: DoubledKeys,
+    lines: Sequence[bytes | None], before: int, form: RecordFormat, keys: _JsonKeys
 ) -> Records | None:
     """A block in which every line is a usable record; None if one is not."""
     try:
         values = list(map(orjson.loads, lines))  # type: ignore[arg-type]
-        columns = [list(map(one, values)) for one in get]
-        labels = list(map(label, values)) if label is not None else []
+        columns = [list(map(one, values)) for one in keys.texts]
+        labels = list(map(keys.label, values)) if keys.label is not None else []
     except (ValueError, KeyError, TypeError):
         return None
-    if doubled.among(lines):  # type: ignore[arg-type]
+    if keys.doubled.among(lines):  # type: ignore[arg-type]
         return None
     return _all_usable(columns, labels, before, form)
 
@@ -490,14 +498,7 @@ def _all_show(texts: list[str]) -> bool:
     return all(texts) and (not any(map(is_blank, set(map(itemgetter(0), texts)))) or not any(map(is_blank, texts)))
 
 
-def _parse_jsonl_each(
-    lines: Sequence[bytes | None],
-    before: int,
-    form: RecordFormat,
-    get: Sequence[Any],
-    label: Any,
-    doubled: DoubledKeys,
-) -> Records:
+def _parse_jsonl_each(lines: Sequence[bytes | None], before: int, form: RecordFormat, keys: _JsonKeys) -> Records:
     """A block line by line."""
     block = _Block(form)
     for number, line in enumerate(lines, before + 1):
@@ -519,19 +520,19 @@ def _parse_jsonl_each(
         if not isinstance(record, dict):
             block.reject(number, "not a JSON object", _excerpt(line))
             continue
-        if key := doubled.find(line):
+        if key := keys.doubled.find(line):
             block.reject(number, f"key '{key}' stands twice", _excerpt(line))
             continue
         texts: list[Any] = []
-        for one in get:
+        for one in keys.texts:
             try:
                 texts.append(one(record))
             except (KeyError, TypeError):
                 texts.append(_MISSING)
         name = ""
-        if label is not None:
+        if keys.label is not None:
             try:
-                name = _label(label(record))
+                name = _label(keys.label(record))
             except (KeyError, TypeError):
                 name = ""
         block.add(number, texts, name, line)
