@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from dataengine.errors import InputError
 from dataengine.language import is_known, judge_languages, model_codes
 from dataengine.language_codes import base_language, meant_language
 from dataengine.rules import script_shares, scripts_of
-from dataengine.sources import RecordFormat, Records, SourcePart
+from dataengine.sources import RecordFormat, SourcePart
 from dataengine.units import Reading
 
 _FILES = 16  # of a stream that are looked at
@@ -223,17 +223,13 @@ def _read(part: SourcePart, form: RecordFormat, count: int) -> list[_Record]:
     """The first records of a part, as far as it can be read; of plain text the first lines, whatever a document is."""
     found: list[_Record] = []
     reading = Reading(part, replace(form, label_key=None, split="line"), lambda size: None)
-    with suppress(InputError, OSError), closing(_batches(reading, count)) as batches:
+    with suppress(InputError, OSError), closing(reading.batches(count)) as batches:
         for batch in batches:
             lines = batch.lines if part.start == 0 else [None] * len(batch.lines)
             found += map(_Record, lines, zip(*batch.texts, strict=True))
             if len(found) >= count:
                 break
     return found[:count]
-
-
-def _batches(reading: Reading, size: int) -> Generator[Records, None, None]:
-    yield from reading.batches(size)
 
 
 def _pieces(texts: Sequence[str], count: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -227,7 +227,7 @@ class Reading:
         self.first_reject: Reject | None = None
         self.notes: Notes = {}
 
-    def batches(self, size: int) -> Iterator[Records]:
+    def batches(self, size: int) -> Generator[Records, None, None]:
         """Batches of at most `size` records; `usable` counts those before the end of the latest."""
         for batch in self._all(size):
             for reject in batch.rejects:
