@@ -15,7 +15,7 @@ import hashlib
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -66,6 +66,8 @@ from dataengine.units import (
     SCHEMA,
     Keep,
     Receipt,
+    Round,
+    Rounds,
     Unit,
     describe_notes,
     fingerprint_of,
@@ -77,8 +79,6 @@ MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
 REJECTS = 100_000  # unusable records that are written down for a stream; all are counted
 TAIL_TOKENS = 1 << 26  # a PackTails unit packs at least so many; if there are fewer, the build itself does
 
-Round = tuple[str, Sequence[Unit]]  # what it does, in a word for the progress bar, and its units
-Rounds = Generator[Round, list[Receipt], "T"]
 T = TypeVar("T")
 
 

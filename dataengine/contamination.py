@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from dataengine.build import Rounds, StreamPlan, clean_stream, missing_streams, prepare, run_rounds, source_lines
+from dataengine.build import StreamPlan, clean_stream, missing_streams, prepare, run_rounds, source_lines
 from dataengine.characters import escape_controls
 from dataengine.config import Config
 from dataengine.decontaminate import NGRAM_WORDS, SHORTEST_WORDS, EvaluationTexts
@@ -28,7 +28,7 @@ from dataengine.evaluation_sets import EvaluationSet, read_set
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.storage import AddFile, Store, open_store
 from dataengine.tables import size_words, table
-from dataengine.units import Keep, OnProgress, Reading, Receipt, Unit, finished_receipts, publish_keep
+from dataengine.units import Keep, OnProgress, Reading, Receipt, Rounds, Unit, finished_receipts, publish_keep
 
 _BATCH = 4096  # records
 _SHOWN = 200  # characters of a text

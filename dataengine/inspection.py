@@ -14,7 +14,6 @@ from dataengine import cleaning
 from dataengine.build import (
     Cleaned,
     Preparation,
-    Rounds,
     StreamPlan,
     clean_stream,
     gather_rejects,
@@ -33,7 +32,7 @@ from dataengine.streams import StreamReader
 from dataengine.summary import SourceReject, read_rejects, read_summary
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
-from dataengine.units import Reading, Unit
+from dataengine.units import Reading, Rounds, Unit
 
 _EXCERPT = 160  # characters of a text
 _BATCH = 1000

@@ -11,9 +11,9 @@ components of pairs  -> GatherShingles (one a part) -> CompareTexts (one a group
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +45,12 @@ from dataengine.runs import (
 from dataengine.shards import Add
 from dataengine.sources import RecordFormat, SourcePart
 from dataengine.storage import Store
-from dataengine.units import Keep, Named, OnProgress, Reading, Receipt, Unit, publish_keep
+from dataengine.units import Keep, Named, OnProgress, Reading, Receipt, Rounds, Unit, publish_keep
 
 if TYPE_CHECKING:
     from dataengine.dedup import UInt64s
 
 Int64s = NDArray[np.int64]
-T = TypeVar("T")
 
 _BATCH = 4096
 _RUN_SHINGLES = 1 << 23  # shingles of a run that are held for its twins (64 MiB); the texts of the rest are read again
@@ -374,9 +373,6 @@ class CleanedPart:
     def publish_alive(self, store: Store) -> Keep | None:
         """Which records are alive; None if all are that have keys."""
         return publish_keep(self.alive, store) if np.count_nonzero(self.alive) < self.kept else None
-
-
-Rounds = Generator[tuple[str, Sequence[Unit]], list[Receipt], T]
 
 
 def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> Rounds[tuple[NDArray[Any], int]]:
