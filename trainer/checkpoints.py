@@ -8,6 +8,7 @@ Needs neither torch nor Composer.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import orjson
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
@@ -67,6 +69,12 @@ class Checkpoint(Marker):
     def place(self) -> str:
         """Its folder, for messages."""
         return str(self.folder) if self.local else f"step {self.step:,} in the bucket ({self.key})"
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what it holds: equal for a copy of it, another one once the step was trained anew."""
+        content = orjson.dumps([self.plan_id, self.step, self.hashes or self.files])
+        return hashlib.sha256(content).hexdigest()
 
 
 _READER = TypeAdapter(Marker)

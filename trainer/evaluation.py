@@ -183,7 +183,6 @@ class CheckpointEvaluation:
         self._checkpoint = checkpoint
         self._place = f"evaluations/{checkpoint.folder.name}"
         self._folder = evaluation.run.folder / self._place
-        self._identity = _hash([checkpoint.plan_id, checkpoint.step, checkpoint.hashes or checkpoint.files])
         self.results = self._group.first(self._read_results)
 
     def evaluate(self, sets: Sequence[str]) -> dict[str, Any]:
@@ -210,7 +209,7 @@ class CheckpointEvaluation:
                 known = [one["translations"] for one in found["translation"]]
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path} is damaged ({error}). Remove it, and evaluate again.") from None
-            if found.get("checkpoint") == self._identity and found.get("version") == _VERSION and all(known):
+            if found.get("checkpoint") == self._checkpoint.identity and found.get("version") == _VERSION and all(known):
                 return found
         manifest = self._of.manifest
         return {
@@ -218,7 +217,7 @@ class CheckpointEvaluation:
             "run": self._of.config.name,
             "step": self._checkpoint.step,
             "plan_id": self._checkpoint.plan_id,
-            "checkpoint": self._identity,
+            "checkpoint": self._checkpoint.identity,
             "tokens": self._checkpoint.step * manifest.batch_size * manifest.seq_len,
             "translation": [],
             "reasoning": {},
@@ -235,7 +234,9 @@ class CheckpointEvaluation:
         batches = plan_batches(
             [len(ids) for ids in task.prompts.ids], self._of.decoding, self._of.config.evaluate.batch_tokens
         )
-        fingerprint = _hash([_VERSION, self._identity, task.prompts.ids, self._of.decoding.describe(), batches])
+        fingerprint = _hash(
+            [_VERSION, self._checkpoint.identity, task.prompts.ids, self._of.decoding.describe(), batches]
+        )
         known = self._group.first(lambda: self._known(task, fingerprint))
         completions = known or self._complete(task, batches, fingerprint)
         entry = self._group.first(lambda: self._score(task, completions, fingerprint))
