@@ -327,7 +327,7 @@ def _build(options: argparse.Namespace) -> None:
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
     result = build(config, workers=workers, engine=engine)
     _show(describe_build(result))
-    for words in idle_streams(config.stages, result.manifest.stages, config.lanes):
+    for words in idle_streams(config.stages, result.manifest.schedule.own_stages, config.lanes):
         note(words)
     steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
     if total is not None and steps < total:

@@ -60,7 +60,7 @@ class Manifest:
     @cached_property
     def schedule(self) -> Schedule:
         """The stages as arithmetic."""
-        return Schedule(self.batch_size, self.lanes, self.stages)
+        return Schedule(self.batch_size, self.lanes, self.stages, fork=self.parent["step"] if self.parent else 0)
 
     @cached_property
     def order(self) -> RunOrder:

@@ -128,7 +128,7 @@ def describe_plan(
     if plan.assumed:
         lines.append("Sizes marked (assumed) are the config's; the build counts.")
     if plan.config:
-        lines += [f"note: {words}" for words in idle_streams(plan.config.stages, schedule.stages, schedule.lanes)]
+        lines += [f"note: {words}" for words in idle_streams(plan.config.stages, schedule.own_stages, schedule.lanes)]
     return "\n".join(lines)
 
 

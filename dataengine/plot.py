@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from itertools import groupby
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
+from dataengine.stages import stage_rows
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -67,23 +67,20 @@ def draw_mix(
     shares = np.concatenate([shares, shares[:, -1:]], axis=1)  # a step plot needs the last value twice
     axes.stackplot(edges, shares, labels=list(colours), colors=list(colours.values()), step="post", alpha=0.8)
     axes.set(ylabel="share of the batch", ylim=(0, 1), xlim=(0, edges[-1]))
-    at = 0
-    for name, pieces in groupby(manifest.stages, key=lambda stage: stage.name):
-        length = sum(piece.length for piece in pieces)
-        if at < edges[-1]:
-            narrow = length < 0.12 * edges[-1]  # its name stands upright
+    for row in stage_rows(schedule):
+        if row.start < edges[-1]:
+            narrow = row.steps < 0.12 * edges[-1]  # its name stands upright
             axes.annotate(
-                name,
-                (at, 1),
+                row.name,
+                (row.start, 1),
                 xytext=(2 if narrow else 4, -4),
                 textcoords="offset points",
                 fontsize=8 if narrow else 9,
                 rotation=90 if narrow else 0,
                 verticalalignment="top",
             )
-            if at:
-                axes.axvline(at, color="black", linewidth=0.8, linestyle=":")
-        at += length
+            if row.start:
+                axes.axvline(row.start, color="black", linewidth=0.8, linestyle=":")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -61,7 +61,7 @@ class Stage:
 
     The order of the streams decides which slots they take, so it is always that of their names. A stage that a fork
     leaves early keeps its quotas, which decide its slots, and ends after `cut` steps. Stages of one name in a row are
-    pieces of one stage.
+    pieces of one stage, unless a fork lies between them.
     """
 
     name: str
@@ -82,12 +82,13 @@ class Stage:
 class Schedule:
     """The stages of a run. Raises ValueError if their quotas do not fill `batch_size` x steps exactly.
 
-    Exact for any run of up to MAX_RUN_SAMPLES samples.
+    Exact for any run of up to MAX_RUN_SAMPLES samples. The steps before `fork` are a parent's.
     """
 
     batch_size: int
     lanes: int
     stages: tuple[Stage, ...]
+    fork: int = 0
 
     def __post_init__(self) -> None:
         if self.batch_size % self.lanes:
@@ -122,6 +123,22 @@ class Schedule:
         for stage in self.stages[:-1]:
             starts.append(starts[-1] + stage.length)
         return starts
+
+    @cached_property
+    def stage_edges(self) -> list[int]:
+        """Where stages begin and the last one ends, as indexes of pieces: those of one stage lie between two edges."""
+        stages, starts = self.stages, self.stage_starts
+        begins = [
+            k
+            for k in range(1, len(stages))
+            if stages[k].name != stages[k - 1].name or stages[k - 1].cut is not None or starts[k] == self.fork
+        ]
+        return [0, *begins, len(stages)]
+
+    @property
+    def own_stages(self) -> tuple[Stage, ...]:
+        """The stages that are not a parent's."""
+        return tuple(s for s, start in zip(self.stages, self.stage_starts, strict=True) if start >= self.fork)
 
     @cached_property
     def _drawn_before(self) -> list[dict[str, int]]:

@@ -249,10 +249,9 @@ class StageRow:
 
 def stage_rows(schedule: Schedule) -> list[StageRow]:
     """The stages of a run; pieces of one stage that stand in a row are one row."""
-    stages, rows = schedule.stages, []
-    edges = [0] + [k for k in range(1, len(stages)) if stages[k].name != stages[k - 1].name] + [len(stages)]
-    for first, last in pairwise(edges):
-        pieces, start = stages[first:last], schedule.stage_starts[first]
+    rows = []
+    for first, last in pairwise(schedule.stage_edges):
+        pieces, start = schedule.stages[first:last], schedule.stage_starts[first]
         steps = sum(piece.length for piece in pieces)
         before, after = schedule.cursors(start), schedule.cursors(start + steps)
         drawn = {name: after[name] - before[name] for name in after if after[name] > before[name]}
@@ -261,7 +260,10 @@ def stage_rows(schedule: Schedule) -> list[StageRow]:
 
 
 def idle_streams(stages: Sequence[StageConfig], resolved: Sequence[Stage], lanes: int) -> list[str]:
-    """A sentence for each stream that a stage mixes and draws nothing from. Takes what `resolve_stages` made."""
+    """A sentence for each stream that a stage mixes and draws nothing from.
+
+    Takes what `resolve_stages` made of the stages, without a parent's.
+    """
     notes = []
     for stage in stages:
         pieces = [piece for piece in resolved if piece.name == stage.name]

@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from dataengine import objects
 from dataengine.config import ModelConfig
 from dataengine.errors import InputError
 from dataengine.schedule import Schedule
+from dataengine.stages import stage_rows
 from dataengine.storage import Store, write_file
 from trainer.runs import Run, open_run
 
@@ -93,15 +93,13 @@ def checkpoint_key(step: int) -> str:
 def checkpoint_steps(schedule: Schedule, intervals: Mapping[str, int], default: int, last: int) -> list[int]:
     """Steps after which to save: each stage's interval counted from its start, each stage's end, and the last step.
 
-    `intervals` maps stage names; pieces of one stage in a row count as one.
+    `intervals` maps names of stages that are not a parent's; pieces of one stage in a row count as one.
     """
     steps: set[int] = set()
-    start = 0
-    for name, pieces in groupby(schedule.stages, key=lambda stage: stage.name):
-        end = start + sum(piece.length for piece in pieces)
-        steps.update(range(start, end, intervals.get(name, default)))
-        steps.add(end)
-        start = end
+    for row in stage_rows(schedule):
+        end = row.start + row.steps
+        interval = intervals.get(row.name, default) if row.start >= schedule.fork else default
+        steps.update(range(row.start, end, interval), [end])
     return sorted({step for step in steps if 0 < step < last} | {last})
 
 
