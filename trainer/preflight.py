@@ -584,11 +584,18 @@ def last_step(config: Config, manifest: Manifest) -> int:
     return min(config.train.max_steps or manifest.schedule.steps, manifest.schedule.steps)
 
 
+def first_step(config: Config) -> int:
+    """Where a new run begins: at the parent's step if it goes on with the parent's checkpoint."""
+    return config.parent.step if config.parent and config.init and config.init.mode == "continue" else 0
+
+
 def planned_checkpoints(config: Config, manifest: Manifest) -> list[int]:
     """The steps after which checkpoints are saved, in order."""
     intervals = {stage.name: stage.checkpoint_interval for stage in config.stages if stage.checkpoint_interval}
-    interval = config.train.checkpoint_interval
-    return checkpoint_steps(manifest.schedule, intervals, interval, last_step(config, manifest))
+    steps = checkpoint_steps(
+        manifest.schedule, intervals, config.train.checkpoint_interval, last_step(config, manifest)
+    )
+    return [step for step in steps if step > first_step(config)]
 
 
 def kept_checkpoints(config: Config, manifest: Manifest) -> int:

@@ -23,6 +23,7 @@ from trainer.preflight import (
     Ranks,
     check_run,
     describe,
+    first_step,
     last_step,
     planned_checkpoints,
     raise_common,
@@ -85,7 +86,7 @@ def dry_run(config: Config) -> None:
     if resume is None:
         raise_problems(check_not_lost(config, manifest, run))
     if ranks.rank == 0:
-        last, step = last_step(config, manifest), resume.step if resume else 0
+        last, step = last_step(config, manifest), resume.step if resume else first_step(config)
         words = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
         print(describe(config, manifest, ranks.world_size))
         print(f"\nto be trained: {words if step < last else 'nothing, all steps are trained'}")
@@ -148,14 +149,14 @@ def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem
     before = config
     with suppress(InputError):  # the intervals may have been others; a damaged copy is written anew
         before = load_config(run.folder / "config.yaml")
-    begun = config.parent.step if config.parent and config.init and config.init.mode == "continue" else 0
-    first = next((step for step in planned_checkpoints(before, manifest) if step > begun), manifest.schedule.steps)
+    first = next(iter(planned_checkpoints(before, manifest)), manifest.schedule.steps)
     if not rows or int(rows[-1]["step"]) < first:
         return []
     return [
         Problem(
             f"{run.folder} has no checkpoint, though its log.csv has steps up to {int(rows[-1]['step']):,} and the "
-            f"first was due after {first:,}. Restore {run.folder}/checkpoints, or remove log.csv to begin at step 0."
+            f"first was due after {first:,}. Restore {run.folder}/checkpoints, or remove log.csv to begin at step "
+            f"{first_step(config):,}."
         )
     ]
 
