@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import logging
 import math
@@ -24,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from dataengine.manifest import Manifest
 from dataengine.storage import write_file
-from trainer.step_log import next_digest, read_whole_rows
+from trainer.step_log import dump_rows, next_digest, read_whole_rows
 from trainer.watch import BadStepError, SpikeDetector
 
 log = logging.getLogger(__name__)
@@ -297,11 +296,8 @@ class StepLog(Callback):
         self._begun = self._ended = time.monotonic()
         if dist.get_global_rank() == 0:
             rows = self._rows_so_far()
-            kept = io.StringIO(newline="")
-            writer = csv.DictWriter(kept, self._columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(row for row in rows if int(row["step"]) < self._first)
-            write_file(self._path, kept.getvalue().encode())
+            kept = [row for row in rows if int(row["step"]) < self._first]
+            write_file(self._path, dump_rows(kept, self._columns))
             self._file = self._path.open("a", newline="", encoding="utf-8")
 
     def _rows_so_far(self) -> list[dict[str, str]]:

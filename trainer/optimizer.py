@@ -1,15 +1,13 @@
-"""AdamW whose settings are the config's at every step, whatever a checkpoint says."""
+"""AdamW whose settings are the run's at every step, whatever a checkpoint says."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from composer import Callback, Logger, State
 from torch import nn
 
 from dataengine.config import TrainConfig
-from trainer.schedulers import learning_rate
+from dataengine.rates import Settings
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, *, fused: bool) -> torch.optim.AdamW:
@@ -25,22 +23,23 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *, fused: bool) -> tor
 
 
 class OptimizerSettings(Callback):
-    """Set the learning rate of each step, and the other settings, from the config.
+    """Set the learning rate of each step, and the other settings.
 
     A checkpoint brings the settings of its own run along: a scheduler that multiplies a base rate goes on with the old
     base, and the first step of a second stage would be made at the first stage's last rate.
     """
 
-    def __init__(self, config: TrainConfig, restarts: Sequence[int]) -> None:
-        self._config, self._restarts = config, restarts
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Before anything of the step reads the settings."""
-        apply_settings(state.optimizers[0], self._config, self._restarts, int(state.timestamp.batch))
+        apply_settings(state.optimizers[0], self._settings, int(state.timestamp.batch))
 
 
-def apply_settings(optimizer: torch.optim.Optimizer, config: TrainConfig, restarts: Sequence[int], step: int) -> None:
+def apply_settings(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:
     """Give an optimizer the settings of a step."""
+    train = settings.train
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config, restarts)
-        group["betas"], group["eps"], group["weight_decay"] = config.betas, config.eps, config.weight_decay
+        group["lr"] = settings.rate(step)
+        group["betas"], group["eps"], group["weight_decay"] = train.betas, train.eps, train.weight_decay

@@ -15,14 +15,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from dataengine.config import Config, TrainConfig
+from dataengine.config import Config
 from dataengine.manifest import Manifest
+from dataengine.rates import Settings
 from dataengine.shards import COLUMN
 from trainer.checkpoints import Checkpoint
 from trainer.model import TranslationModel, build_model
 from trainer.optimizer import apply_settings, make_optimizer
 from trainer.safe_loading import load_checkpoint
-from trainer.schedulers import restart_steps
 
 
 class Recomputation:
@@ -32,9 +32,6 @@ class Recomputation:
         """The checkpoint's files are in its folder; any number of ranks wrote them. Its names are Composer's."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._config, self._step = config.train, checkpoint.step
-        self._restarts = restart_steps(
-            manifest.schedule, {stage.name for stage in config.stages if stage.restart_learning_rate}
-        )
         self._model: TranslationModel = build_model(config.model, manifest, config.train).to(device)
         self._optimizer = make_optimizer(self._model, config.train, fused=device == "cuda")
         weights = get_model_state_dict(self._model)
@@ -43,11 +40,11 @@ class Recomputation:
         set_model_state_dict(self._model, weights)
         set_optimizer_state_dict(self._model, self._optimizer, moments)
 
-    def train(self, tokens: NDArray[np.int64], settings: TrainConfig) -> None:
+    def train(self, tokens: NDArray[np.int64], settings: Settings) -> None:
         """Train on the batch of the next step, shape (batch_size, seq_len + 1)."""
-        apply_settings(self._optimizer, settings, self._restarts, self._step)
+        apply_settings(self._optimizer, settings, self._step)
         self.measure(tokens)
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.train.clip_norm)
         self._optimizer.step()
         self._step += 1
 

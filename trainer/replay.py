@@ -22,6 +22,7 @@ from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest
 from dataengine.provenance import StreamProvenance
+from dataengine.rates import planned_settings
 from dataengine.storage import open_store
 from dataengine.streams import StreamReader
 from dataengine.tables import table
@@ -110,8 +111,9 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
 
     trained, reached = Recomputation(config, manifest, older[-1]), older[-1].step
     if catch_up:
+        planned = planned_settings(config, manifest.schedule)
         for number in tqdm(range(reached, step), desc="catching up", unit="step", disable=None):
-            trained.train(batches.read(number), settings_at(history, number) or config.train)
+            trained.train(batches.read(number), settings_at(history, number) or planned)
         reached = step
     losses, norm = trained.measure(tokens)
     return Replay(step, reached, float(np.mean(losses)), norm, list(batches.describe(step, tokens, losses)))

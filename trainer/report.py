@@ -278,9 +278,10 @@ def _measured(runs: Sequence[TrainedRun]) -> Iterator[dict[str, Any]]:
 
 def _settings(run: TrainedRun) -> list[tuple[str, str]]:
     """The settings of a run that a reader asks for first."""
-    first = run.history[0][1].model_dump() if run.history else run.config.get("train") or {}
+    first = run.history[0][1].train.model_dump() if run.history else run.config.get("train") or {}
     changes = [
-        f"; from step {step:,}: {', '.join(f'{key} {now}' for key, _, now in differences(before, after))}"
+        f"; from step {step:,}: "
+        + ", ".join(f"{key.removeprefix('train.')} {now}" for key, _, now in differences(before, after))
         for (_, before), (step, after) in pairwise(run.history)
     ]
     model = run.config.get("model") or {}

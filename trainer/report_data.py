@@ -19,7 +19,7 @@ from dataengine.manifest import Manifest
 from dataengine.objects import is_url
 from dataengine.storage import open_store
 from trainer.runs import Run, local_folder, open_run, parse_json, read_run_manifest
-from trainer.settings import SETTINGS, History, read_history
+from trainer.settings import SETTINGS, History, parse_history
 from trainer.step_log import read_log
 
 _VERSION = 1  # of results.json and chosen.json
@@ -246,7 +246,7 @@ def _read_run(url: str, cache: str) -> TrainedRun:
         url=url,
         manifest=manifest,
         config=config,
-        history=read_history(folder) if (folder / SETTINGS).is_file() else [],
+        history=_read_history(folder / SETTINGS),
         rows=rows,
         evaluations=tuple(sorted(evaluations, key=lambda one: one.step)),
         chosen=chosen,
@@ -256,6 +256,10 @@ def _read_run(url: str, cache: str) -> TrainedRun:
     if trained.judged and run.store is not None:
         _fetch_translations(run, trained.judged)
     return trained
+
+
+def _read_history(path: Path) -> History:
+    return parse_history(path.read_bytes(), str(path)) if path.is_file() else []
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from composer.utils import dist
 from dataengine.config import Config, dump_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
+from dataengine.rates import Settings
 from dataengine.storage import open_store, write_file
 from trainer.cache import Prefetcher, ShardCache
 from trainer.callbacks import (
@@ -43,13 +44,22 @@ from trainer.microbatch import choose_microbatch
 from trainer.model import build_model, sharding
 from trainer.optimizer import OptimizerSettings, make_optimizer
 from trainer.preflight import Problem, Ranks, describe, planned_checkpoints, raise_problems
-from trainer.runs import Run
+from trainer.runs import SMALL_FILES, Run, open_run
 from trainer.saving import SaveCheckpoints, load_state
-from trainer.schedulers import restart_steps
-from trainer.settings import SETTINGS, dump_history, put_aside_damaged, with_settings
+from trainer.settings import (
+    SETTINGS,
+    History,
+    dump_history,
+    history_before,
+    put_aside_damaged,
+    read_history,
+    settings_from,
+    with_settings,
+)
 from trainer.shared_memory import sweep
 from trainer.signals import asked_to_stop, end_at_once
 from trainer.speed import device_peak, flops_per_token
+from trainer.step_log import dump_rows, read_whole_rows
 from trainer.uploads import Uploader, clear_bucket, resume_uploads
 from trainer.watch import SpikeDetector
 
@@ -101,7 +111,9 @@ def run_session(
     dist.barrier()
     begin = find_beginning(config, run, ranks)
     microbatch = choose_microbatch(config, manifest, run.folder, ranks.world_size)
-    together(lambda: prepare_folder(config, manifest, run, begin) if ranks.rank == 0 else None)
+    prepared = together(lambda: prepare_folder(config, manifest, run, begin) if ranks.rank == 0 else None)
+    settings = dist.all_gather_object(prepared)[0]
+    assert settings is not None  # rank 0's
     uploader = None
     if run.store is not None:
         uploader = Uploader(
@@ -113,7 +125,7 @@ def run_session(
         resume_uploads(run, uploader, begin.resume, ranks.local_rank, ranks.local_world_size)
     stop = StopRequest()
     trainer = make_trainer(
-        config, manifest, run, ranks, begin, last=last, microbatch=microbatch, uploader=uploader, stop=stop
+        config, manifest, run, ranks, begin, settings, last=last, microbatch=microbatch, uploader=uploader, stop=stop
     )
     log.info("%s", describe(config, manifest, ranks.world_size, microbatch))
     log.info(
@@ -223,26 +235,43 @@ def _try(action: Callable[[], T]) -> tuple[T | _Failed, str | None]:
         return _Failed(), str(error)
 
 
-def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginning) -> None:
+def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginning) -> Settings:
     """Write the run's manifest, config and settings, and clear its bucket of what it will write anew.
 
-    A run that continues another one also gets the log and the settings of those steps.
+    A run that continues another one also gets the log and the settings of the steps before. Returns the settings that
+    it goes on with.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    run.publish("manifest.json", manifest.content)
     if begin.resume is None and begin.init is not None and not begin.restart:
         assert begin.lineage is not None
-        source = open_store(begin.lineage["checkpoint"].rpartition("/checkpoints/")[0])
-        for name in ("log.csv", SETTINGS):
-            try:
-                write_file(run.folder / name, source.read(name))
-            except FileNotFoundError:
-                log.warning("%s has no %s: this run's begins at step %d", source.url, name, begin.step)
-    history = put_aside_damaged(run.folder) if begin.step else []
-    run.publish(SETTINGS, dump_history(with_settings(history, begin.step, config.train)))
+        source = open_run(begin.lineage["checkpoint"].rpartition("/checkpoints/")[0], config.cache)
+        history = take_over(source, run.folder, begin.step)
+    else:  # by the manifest and the config of then, before they are replaced
+        history = put_aside_damaged(run.folder) if begin.step else []
+    settings = settings_from(history, begin.step, config, manifest.schedule)
+    run.publish(SETTINGS, dump_history(with_settings(history, begin.step, settings)))
+    run.publish("manifest.json", manifest.content)
     run.publish("config.yaml", dump_config(config).encode())
     if run.store is not None:
         clear_bucket(run, begin.resume)
+    return settings
+
+
+def take_over(source: Run, folder: Path, step: int) -> History:
+    """Copy the log of another run's steps before `step`; return the settings of these steps."""
+    source.fetch(*SMALL_FILES)
+    path = source.folder / "log.csv"
+    rows, problem = read_whole_rows(path) if path.is_file() else ([], "")
+    if problem:
+        log.warning("%s is damaged: %s. What is whole before that is taken over", path, problem)
+    if rows:
+        write_file(folder / "log.csv", dump_rows((row for row in rows if int(row["step"]) < step), list(rows[0])))
+    else:
+        log.warning("%s has no log.csv: this run's begins at step %d", source.url, step)
+    history = history_before(read_history(source.folder), step)
+    if not history:
+        log.warning("%s has no %s: this run's begins at step %d", source.url, SETTINGS, step)
+    return history
 
 
 # Composer's Trainer.
@@ -282,6 +311,7 @@ def make_trainer(
     run: Run,
     ranks: Ranks,
     begin: Beginning,
+    settings: Settings,
     *,
     last: int,
     microbatch: int,
@@ -299,8 +329,6 @@ def make_trainer(
     )
     dataset = ScheduledDataset(manifest, cache, world_size=ranks.world_size)
     model = build_model(config.model, manifest, config.train)
-    restarts = restart_steps(manifest.schedule, {stage.name for stage in config.stages if stage.restart_learning_rate})
-    settings = OptimizerSettings(config.train, restarts)
     ledger, clip = SampleLedger(manifest), ClipGradients(config.train.clip_norm)
     losses = StreamLosses(manifest, ledger, stop)
     names = [stream.name for stream in manifest.streams]
@@ -319,7 +347,7 @@ def make_trainer(
         init=begin.lineage,
     )
     callbacks: list[Callback] = [
-        settings,
+        OptimizerSettings(settings),
         RestoreRng(),
         ledger,
         clip,

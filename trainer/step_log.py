@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,15 @@ def read_whole_rows(path: Path) -> tuple[list[dict[str, str]], str]:
     except csv.Error as error:
         return rows, f"line {reader.line_num}: {error}"
     return rows, ""
+
+
+def dump_rows(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> bytes:
+    """A log of these columns; a row may lack some."""
+    content = io.StringIO(newline="")
+    writer = csv.DictWriter(content, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return content.getvalue().encode()
 
 
 def next_digest(digest: str, step: int, sample_ids: Int64s) -> str:

@@ -17,7 +17,7 @@ from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
-from trainer.checkpoints import Checkpoint, check_model, newest_checkpoint
+from trainer.checkpoints import Checkpoint, check_model, locate_checkpoint, newest_checkpoint
 from trainer.preflight import (
     Problem,
     Ranks,
@@ -30,7 +30,16 @@ from trainer.preflight import (
     raise_problems,
 )
 from trainer.runs import SMALL_FILES, Run, hold, open_run, read_run_manifest
-from trainer.settings import differences, put_aside_damaged, settings_at
+from trainer.settings import (
+    History,
+    differences,
+    history_before,
+    late_restarts,
+    put_aside_damaged,
+    read_history,
+    settings_at,
+    settings_from,
+)
 from trainer.signals import let_rank_0_end_first
 from trainer.step_log import read_whole_rows
 from trainer.uploads import Uploader, resume_uploads
@@ -87,6 +96,8 @@ def dry_run(config: Config) -> None:
         raise_problems(check_not_lost(config, manifest, run))
     if ranks.rank == 0:
         last, step = last_step(config, manifest), resume.step if resume else first_step(config)
+        if resume is not None:
+            _tell_changes(config, manifest, history_so_far(config, run, resume), step)
         words = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
         print(describe(config, manifest, ranks.world_size))
         print(f"\nto be trained: {words if step < last else 'nothing, all steps are trained'}")
@@ -108,11 +119,12 @@ def train(config: Config) -> None:
             if ranks.rank == 0:
                 finish_uploads(config, run, resume)
                 _tell_log(run.folder / "log.csv", resume.step)
-                _tell_changes(config, run, last, "train.%s was %s in this run: %s would change nothing any more")
+                words = "%s was %s in this run: %s would change nothing any more"
+                _tell_changes(config, manifest, put_aside_damaged(run.folder), last, words)
             log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
             return
         if ranks.rank == 0:
-            _tell_changes(config, run, resume.step, "train.%s was %s so far and is %s from here on")
+            _tell_changes(config, manifest, put_aside_damaged(run.folder), resume.step)
     with ExitStack() as held:
         if ranks.rank == 0:
             problems += check_not_lost(config, manifest, run) if resume is None else []
@@ -136,6 +148,20 @@ def find_run(config: Config, manifest: Manifest, ranks: Ranks) -> tuple[Run, Che
         check_model(config.model, resume)
         check_past(manifest, run, resume.step)
     return run, resume
+
+
+def history_so_far(config: Config, run: Run, resume: Checkpoint | None) -> History:
+    """The settings of the steps that a run has behind it: its own, or those of the run that it continues."""
+    if resume is None and config.init is not None and first_step(config):
+        run, _ = locate_checkpoint(config.init.checkpoint, config.cache)
+        run.fetch(*SMALL_FILES)
+    elif resume is None:
+        return []
+    try:
+        return history_before(read_history(run.folder), resume.step if resume else first_step(config))
+    except InputError as error:  # a training goes on without it
+        log.warning("%s", error)
+        return []
 
 
 def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
@@ -203,11 +229,19 @@ def check_past(manifest: Manifest, run: Run, step: int) -> None:
         )
 
 
-def _tell_changes(config: Config, run: Run, step: int, words: str) -> None:
+def _tell_changes(
+    config: Config,
+    manifest: Manifest,
+    history: History,
+    step: int,
+    words: str = "%s was %s so far and is %s from here on",
+) -> None:
     """Say which training settings differ from those of the step before `step`; they may, but not unseen."""
-    before = settings_at(put_aside_damaged(run.folder), step - 1)
-    for change in differences(before, config.train) if before else ():
+    before = settings_at(history, step - 1)
+    for change in differences(before, settings_from(history, step, config, manifest.schedule)) if before else ():
         log.warning(words, *change)
+    for sentence in late_restarts(history, step, config, manifest.schedule):
+        log.warning("%s", sentence)
 
 
 def _rank() -> int:

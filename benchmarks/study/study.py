@@ -41,8 +41,8 @@ from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, did_you_mean, run_command
 from dataengine.manifest import Manifest, read_manifest
+from dataengine.rates import planned_settings
 from trainer.checkpoints import checkpoint_steps
-from trainer.schedulers import restart_steps
 
 SETTINGS = (
     "no_parallel", "multilingual", "parallel_non_adjacent", "parallel_first", "parallel_distributed",
@@ -268,8 +268,8 @@ def shared_steps(job: Job, jobs: Sequence[Job]) -> int:
 
 def rate_restarts(job: Job, step: int) -> list[int]:
     """Steps before `step` at which the learning rate is warmed up anew."""
-    names = {stage.name for stage in job.config.stages if stage.restart_learning_rate}
-    return [restart for restart in restart_steps(job.manifest.schedule, names) if restart < step]
+    planned = planned_settings(job.config, job.manifest.schedule)
+    return [restart for restart in planned.restarts if restart < step]
 
 
 # Runs.

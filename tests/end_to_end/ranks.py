@@ -139,6 +139,8 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
         _lose_a_number()
     if probe == "stray" and environment["RANK"] == "1":
         _stray_from_the_plan()
+    if probe == "die":
+        _die_before_the_first_step(trainer.session)
     trainer.train.main([config, *overrides])
     sys.exit("main returns only through sys.exit")
 
@@ -165,6 +167,15 @@ def _stray_from_the_plan() -> None:
         return own(order, {12: 13, 13: 12}.get(index, index))  # 4 samples a step on each of 2 ranks
 
     trainer.data.LazyOrder.__getitem__ = exchanged  # type: ignore[method-assign]
+
+
+def _die_before_the_first_step(module: Any) -> None:
+    """End as by a loss of power, once the run's folder is prepared."""
+
+    def make(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    module.make_trainer = make
 
 
 def _draw_random_numbers(module: Any) -> None:

@@ -14,13 +14,13 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from dataengine.build import build
 from dataengine.config import load_config
 from dataengine.manifest import Manifest
+from dataengine.rates import learning_rate
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment, open_dataset
 from trainer.audit import audit
 from trainer.checkpoints import checkpoint_folder, complete_checkpoints
 from trainer.decoder import load_weights
 from trainer.model import build_model
-from trainer.schedulers import learning_rate
 from trainer.step_log import next_digest
 
 __all__ = ["experiment"]

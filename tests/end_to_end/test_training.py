@@ -361,7 +361,7 @@ def test_the_last_stage_of_one_stream_can_be_made_longer(experiment: Experiment)
     assert exact(log[:16]) == exact(experiment.straight)
     assert len(log) == 18
     assert "train.learning_rate was 0.01 so far and is 0.02 from here on" in ranks.printed(out)
-    assert [(step, train.learning_rate) for step, train in read_history(out)] == [(0, 0.01), (16, 0.02)]
+    assert [(step, settings.train.learning_rate) for step, settings in read_history(out)] == [(0, 0.01), (16, 0.02)]
 
     # Each step is trained again by its own settings.
     for checkpoint in complete_checkpoints(out)[3:]:

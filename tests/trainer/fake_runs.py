@@ -19,6 +19,7 @@ from dataengine.build import build
 from dataengine.config import Config, dump_config, load_config
 from dataengine.manifest import Manifest
 from dataengine.pairs import translation_prompt
+from dataengine.rates import planned_settings
 from tests.conftest import DEMO, ROOT
 from trainer.choice import choose
 from trainer.metrics import score_translations
@@ -46,7 +47,7 @@ def _make_run(folder: Path, name: str, bootstrap: int) -> Path:
     out.mkdir(parents=True)
     (out / "manifest.json").write_bytes(manifest.content)
     (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    (out / SETTINGS).write_bytes(dump_history([(0, config.train)]))
+    (out / SETTINGS).write_bytes(dump_history([(0, planned_settings(config, manifest.schedule))]))
     _write_log(out / "log.csv", manifest)
     rows = [json.loads(line) for line in (DEMO / "en-zh.dev.jsonl").read_text(encoding="utf-8").splitlines()]
     results = {step: _evaluate(out, config, manifest, step, "dev", rows[:60], bootstrap) for step in STEPS}

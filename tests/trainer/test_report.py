@@ -16,6 +16,7 @@ import yaml
 from dataengine.build import build
 from dataengine.config import dump_config, load_config
 from dataengine.errors import InputError
+from dataengine.rates import Settings
 from tests.conftest import DEMO, small_experiment
 from trainer import paper_results
 from trainer.metrics import score_translations, sentence_chrf
@@ -260,9 +261,13 @@ def test_settings_that_changed_on_the_way_are_told(runs: Path, tmp_path: Path) -
     shutil.copytree(runs / "no_parallel", changed)
     first = load_config(changed / "config.yaml").train
     later = first.model_copy(update={"clip_norm": 0.25, "loader_workers": 9})
-    (changed / SETTINGS).write_bytes(dump_history(with_settings([(0, first)], 4, later)))
+    history = with_settings([(0, Settings(first))], 4, Settings(later, (7,)))
+    (changed / SETTINGS).write_bytes(dump_history(history))
     page, _, _ = write_report([str(changed)], tmp_path / "report.html", trials=100)
-    assert f"seed {first.seed}; from step 4: clip_norm 0.25" in Page(page.read_text(encoding="utf-8")).text
+    assert (
+        f"seed {first.seed}; from step 4: clip_norm 0.25, restart_learning_rate at step 7"
+        in Page(page.read_text(encoding="utf-8")).text
+    )
 
 
 def test_a_run_without_evaluations_or_store_still_shows_its_training(runs: Path, tmp_path: Path) -> None:

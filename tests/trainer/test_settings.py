@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dataengine.config import TrainConfig
 from dataengine.errors import InputError
+from dataengine.rates import Settings
 from trainer.settings import (
     SETTINGS,
     History,
@@ -30,17 +31,17 @@ def test_every_step_has_the_settings_that_it_was_last_trained_with(sessions: lis
     trained: list[float] = []  # the rate of each step
     for back, steps, rate in sessions:
         begin = max(0, len(trained) - back)  # at a checkpoint
-        history = with_settings(history, begin, TrainConfig(learning_rate=rate))
+        history = with_settings(history, begin, Settings(TrainConfig(learning_rate=rate)))
         trained[begin:] = [rate] * steps
         history = parse_history(dump_history(history), SETTINGS)
         found = [settings_at(history, step) for step in range(len(trained))]
-        assert [one and one.learning_rate for one in found] == trained
+        assert [one and one.train.learning_rate for one in found] == trained
         assert all(any(differences(a, b)) for (_, a), (_, b) in pairwise(history))
 
 
 def test_settings_that_change_no_number_are_left_out() -> None:
-    history = with_settings([(0, TrainConfig())], 10, TrainConfig(loader_workers=7, max_steps=20))
-    assert history == [(0, TrainConfig())]
+    history = with_settings([(0, Settings(TrainConfig()))], 10, Settings(TrainConfig(loader_workers=7, max_steps=20)))
+    assert history == [(0, Settings(TrainConfig()))]
     assert b"loader_workers" not in dump_history(history)
 
 
@@ -52,6 +53,9 @@ def test_settings_that_change_no_number_are_left_out() -> None:
         (b"[]", "line 1: list indices"),
         (b'{"from_step": 0, "train": {"learning_rate": -1}}', "line 1: 1 validation error"),
         (b'{"from_step": 3, "train": {}}\n{"from_step": 3, "train": {}}', "line 2: from_step 3 is none after"),
+        (b'{"from_step": 0, "train": {}, "restarts": 3}', "line 1: restarts 3 are no steps"),
+        (b'{"from_step": 0, "train": {}, "restarts": [-1]}', "line 1: restarts [-1] are no steps"),
+        (b'{"from_step": 0, "train": {}, "restarts": [3, 3]}', "line 1: restarts [3, 3] do not ascend"),
     ],
 )
 def test_a_damaged_file_is_put_aside(
@@ -65,6 +69,6 @@ def test_a_damaged_file_is_put_aside(
     (tmp_path / SETTINGS).write_bytes(content)
     with pytest.raises(InputError, match=r"is damaged, line \d: .* without it config\.yaml counts"):
         read_history(tmp_path)
-    assert put_aside_damaged(tmp_path) == [(0, TrainConfig(clip_norm=3))]
+    assert put_aside_damaged(tmp_path) == [(0, Settings(TrainConfig(clip_norm=3)))]
     assert words in caplog.text
     assert (tmp_path / "settings.damaged.jsonl").read_bytes() == content

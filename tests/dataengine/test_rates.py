@@ -5,8 +5,8 @@ import math
 import pytest
 
 from dataengine.config import TrainConfig
+from dataengine.rates import learning_rate, restart_steps
 from dataengine.schedule import Schedule, Stage
-from trainer.schedulers import learning_rate, restart_steps
 
 PAPER = TrainConfig()
 
