@@ -94,6 +94,33 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def lock_folder(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Lock an existing folder among the processes of this machine; `shared` locks exclude only one that is not.
+
+    Yields False if another process has a lock that excludes this one, which happens only without `wait`. No file is
+    made: the lock is the kernel's, of the open folder, and ends with the process. Where the file system knows no such
+    locks, or the folder is gone, nothing is locked.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        yield True
+        return
+    try:
+        free = True
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            free = False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS):
+                raise
+        yield free
+    finally:
+        os.close(descriptor)
+
+
 def local_folder(out: str, cache: str) -> Path:
     """The folder of a run for reading, with its small files of the bucket. Raises InputError if there is no run."""
     run = open_run(out, cache)
