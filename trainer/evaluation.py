@@ -21,7 +21,6 @@ import torch
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
-from dataengine.agreement import check_tokenizer
 from dataengine.comet import CometScorer, hash_model, load_scorer
 from dataengine.config import Config
 from dataengine.contamination import check_contamination
@@ -36,7 +35,7 @@ from trainer.export import save_tokenizer
 from trainer.group import Group
 from trainer.metrics import make_metrics, score_translations, summarize_comet
 from trainer.reasoning import describe_task, expand_tasks, run_tasks
-from trainer.runs import SMALL_FILES, open_run, parse_json, read_run_manifest
+from trainer.runs import SMALL_FILES, check_config, open_run, parse_json, read_run_manifest
 from trainer.translation import (
     Completion,
     Decoding,
@@ -92,10 +91,10 @@ class Evaluation:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The run's. Raises InputError if it was trained with another tokenizer."""
-        self.run.fetch("manifest.json")  # a run that is followed from before its start had none yet
+        """The run's; one that is followed from before its start has none yet. Raises InputError for another config."""
+        self.run.fetch("manifest.json", "config.yaml")
         manifest = read_run_manifest(self.run.folder, self.run.url)
-        check_tokenizer(self.config.tokenizer, self.tokenizer, manifest)
+        check_config(self.config, self.run, manifest, self.tokenizer)
         return manifest
 
     def of(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
