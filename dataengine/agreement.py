@@ -104,6 +104,39 @@ def build_differences(
     return found
 
 
+def disagreements(
+    config: Config, built: Config | None, manifest: Manifest, tokenizer: Tokenizer, run: str | None = None
+) -> list[str]:
+    """What makes `config` another than the one of a manifest, in words: the key of each setting, then and now.
+
+    The one look of training (at the build), evaluation, export and replay (at the folder or URL `run`). `built` is the
+    config beside the manifest; without it, only what the manifest itself states is compared. Raises InputError as
+    `build_differences`.
+    """
+    if built is None:
+        stated = (("name", manifest.name, config.name), ("seq_len", manifest.seq_len, config.seq_len))
+        found = [Difference(key, then, now) for key, then, now in stated if then != now]
+    else:
+        found = build_differences(config, built, manifest, tokenizer)
+    if run is None:
+        when, remedy = f"'{manifest.name}' was built", "Build with this config first: dataengine build CONFIG"
+    else:
+        when, remedy = f"{run} was trained", f"Give this run's own config, such as {run}/config.yaml, or another `out`."
+    settings = [
+        f"{one.key} is {_short(one.now)} in the config, but was {_short(one.then)} when {when}. {remedy}"
+        for one in found
+        if one.key != "tokenizer"
+    ]
+    mismatch = tokenizer_mismatch(config.tokenizer, tokenizer, manifest, rebuild=run is None)
+    return [*settings, mismatch] if mismatch else settings
+
+
+def _short(value: object) -> str:
+    """A setting as one line, cut where it is a whole section."""
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:100]} ... ({len(text):,} characters)"
+
+
 def _as_built(config: Config) -> Config:
     """A config with the streams that its stages mix, and the names of the languages that their pairs are written in."""
     streams = {name: config.streams[name] for name in config.streams_in_use}
@@ -131,18 +164,22 @@ def check_tokenizer(path: str, tokenizer: Tokenizer, manifest: Manifest) -> None
         raise InputError(mismatch)
 
 
-def tokenizer_mismatch(path: str, tokenizer: Tokenizer, manifest: Manifest) -> str | None:
-    """What makes a tokenizer another than the one of a manifest; None if it is the same."""
+def tokenizer_mismatch(path: str, tokenizer: Tokenizer, manifest: Manifest, *, rebuild: bool = True) -> str | None:
+    """What makes a tokenizer another than the one of a manifest; None if it is the same.
+
+    `rebuild`: whether a new build would help, which it does not once a run was trained.
+    """
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         return (
             f"tokenizer mismatch: the streams of manifest {manifest.plan_id[:12]} were tokenized with the tokenizer of "
             f"sha256 {manifest.tokenizer_sha256[:12]}, but {path} has {tokenizer.sha256[:12]}. "
-            "Set `tokenizer` to the file that the build used, or build again: dataengine build CONFIG"
+            "Set `tokenizer` to the file that the build used"
+            f"{', or build again: dataengine build CONFIG' if rebuild else '.'}"
         )
     if tokenizer.eos_id != manifest.eos_id:
         return (
             f"tokenizer mismatch: the documents of manifest {manifest.plan_id[:12]} end with token {manifest.eos_id}, "
             f"but the end of {path} is now {tokenizer.eos_id}. Set `eos_token`, or tokenizer_config.json beside the "
-            "tokenizer, as it was; or build again: dataengine build CONFIG"
+            f"tokenizer, as it was{'; or build again: dataengine build CONFIG' if rebuild else '.'}"
         )
     return None

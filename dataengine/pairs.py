@@ -34,10 +34,16 @@ def translation_prompt(
 def translation_in(completion: str, target_language: str) -> str:
     """The translation in what follows a prompt: the first of its first three lines that is not blank, or nothing.
 
-    A later line that begins with the target language's label ends the text before it (all as in the ALMA code).
+    A line that begins with the target language's label ends the text before it. If that text has no answer and fewer
+    than three lines, the model repeated the label, and the rest of that line is the answer. All as in the ALMA code at
+    zero shots. With examples in the prompt, ALMA answers a repeated label with the translation of the second example,
+    which is a mistake in its code; here the number of examples changes nothing.
     """
-    text = completion.split(f"\n{target_language}:")[0]
-    return next((line.strip() for line in text.split("\n")[:LINES] if line.strip()), "")
+    text, *repeated = completion.split(f"\n{target_language}:")
+    lines = text.split("\n")[:LINES]
+    if not text.strip() and len(lines) < LINES and repeated:
+        lines = repeated[0].split("\n")[:1]
+    return next((line.strip() for line in lines if line.strip()), "")
 
 
 def write_pairs(

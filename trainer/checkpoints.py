@@ -16,7 +16,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from dataengine.errors import InputError
 from dataengine.schedule import Schedule
 from dataengine.stages import stage_rows
 from dataengine.storage import Store, write_file
-from trainer.runs import Run, open_run
+from trainer.runs import Run, lock_folder, open_run
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,10 @@ _STALE_S = 3600  # a download that wrote nothing for so long is of a dead proces
 _BLOCK = 32 << 20  # bytes that are read at a time
 _ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
 _TOLD: set[tuple[str, str]] = set()  # what this process has passed over, and why; it may look often
+
+
+class CheckpointError(InputError):
+    """One checkpoint is gone or damaged; others of the run may be whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,9 +200,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Read a checkpoint's marker and check its files' sizes. Raises InputError if it is not complete."""
     try:
         content = (folder / MARKER).read_bytes()
-    except OSError:
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    except OSError:  # also while it is being removed
         raise InputError(f"{folder}: the checkpoint was not finished (no {MARKER})") from None
-    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     try:
         return Checkpoint(**_check(content, sizes, folder.name), folder=folder)
     except ValueError as error:
@@ -290,6 +295,8 @@ def fetch_checkpoint(run: Run, checkpoint: Checkpoint, share: int = 0, shares: i
     what is wrong with the checkpoint, in words, so that ranks can agree to fall back to the one before. Raises
     InputError if the bucket cannot be read or the disk not be written: that is no fault of the checkpoint.
     """
+    if not checkpoint.key and not checkpoint.folder.is_dir():
+        return [f"{checkpoint.place} was removed"]
     checkpoint.folder.mkdir(parents=True, exist_ok=True)
     if share == 0:
         _remove_stale(checkpoint.folder)
@@ -307,10 +314,10 @@ def fetch_checkpoint(run: Run, checkpoint: Checkpoint, share: int = 0, shares: i
 
 def _problem(checkpoint: Checkpoint, name: str, path: Path) -> str | None:
     """What is wrong with a file here; None if it is whole."""
-    size = path.stat().st_size if path.is_file() else None
-    if size != checkpoint.files[name]:
-        return f"{name} has {size} bytes, not {checkpoint.files[name]}"
     try:
+        size = path.stat().st_size if path.is_file() else None
+        if size != checkpoint.files[name]:
+            return f"{name} is missing" if size is None else f"{name} has {size} bytes, not {checkpoint.files[name]}"
         return _differs(checkpoint, name, hash_file(path))
     except OSError as error:
         return f"{name} cannot be read: {error.strerror or error}"
@@ -358,11 +365,26 @@ def _download(store: Store, checkpoint: Checkpoint, name: str) -> str | None:
 
 def _remove_stale(folder: Path) -> None:
     for path in folder.glob(f"{_FETCHING}*"):
-        if time.time() - path.stat().st_mtime > _STALE_S:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink()
 
 
 # Retention.
+
+
+@contextmanager
+def lease(checkpoint: Checkpoint) -> Iterator[None]:
+    """Inside the block no training of this machine removes the checkpoint's folder; one of another machine may."""
+    with suppress(OSError):  # a disk that cannot be written shows where the files are fetched
+        if checkpoint.key:
+            checkpoint.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock_folder(checkpoint.folder, shared=True):
+            yield
+    finally:
+        with suppress(OSError):  # of a folder that was made for nothing; others are not empty
+            checkpoint.folder.rmdir()
 
 
 def remove_old(run: Run, keep: int | None) -> None:
@@ -396,5 +418,10 @@ def remove_copies(run: Run, step: int) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    (folder / MARKER).unlink(missing_ok=True)  # first, as in a bucket
-    shutil.rmtree(folder)
+    """Remove a checkpoint here, unless it is leased: then it goes with a later one."""
+    with lock_folder(folder, wait=False) as free:
+        if not free:
+            log.info("%s is being read: it goes with a later checkpoint", folder)
+            return
+        (folder / MARKER).unlink(missing_ok=True)  # first, as in a bucket
+        shutil.rmtree(folder)

@@ -15,16 +15,18 @@ class Choice:
     """The chosen checkpoint, and what it was chosen from."""
 
     step: int
+    identity: str  # Checkpoint.identity of the chosen one
     directions: tuple[str, ...]
     shots: int
     beams: int
     candidates: Mapping[int, Mapping[str, float]]  # step -> direction -> BLEU
 
-    def describe(self) -> dict[str, Any]:
-        """As chosen.json has it."""
+    def describe(self, passed_over: Mapping[int, str]) -> dict[str, Any]:
+        """As chosen.json has it; `passed_over` says by step why a checkpoint was not evaluated."""
         return {
             "version": 1,
             "step": self.step,
+            "checkpoint": self.identity,
             "by": {
                 "metric": "bleu",
                 "set": "dev",
@@ -36,6 +38,7 @@ class Choice:
                 {"step": step, "mean": mean(scores, self.directions), "scores": dict(scores)}
                 for step, scores in sorted(self.candidates.items())
             ],
+            "passed_over": [{"step": step, "reason": reason} for step, reason in sorted(passed_over.items())],
         }
 
 
@@ -44,7 +47,7 @@ def choose(results: Sequence[Mapping[str, Any]], directions: Sequence[str], shot
 
     `results` are those of results.json, one a checkpoint. Raises InputError if none has all directions.
     """
-    candidates = {}
+    candidates, identities = {}, {}
     for result in results:
         scores = {
             entry["direction"]: float(entry["bleu"]["score"])
@@ -54,13 +57,14 @@ def choose(results: Sequence[Mapping[str, Any]], directions: Sequence[str], shot
         }
         if len(scores) == len(set(directions)):
             candidates[int(result["step"])] = scores
+            identities[int(result["step"])] = str(result["checkpoint"])
     if not candidates:
         raise InputError(
             f"no checkpoint has been evaluated on dev with {shots} shots in {', '.join(directions)}: "
             "run trainer/evaluate.py CONFIG --all"
         )
     best = max(candidates, key=lambda step: (mean(candidates[step], directions), -step))
-    return Choice(best, tuple(directions), shots, beams, candidates)
+    return Choice(best, identities[best], tuple(directions), shots, beams, candidates)
 
 
 def mean(scores: Mapping[str, float], directions: Sequence[str]) -> float:

@@ -6,22 +6,27 @@ import argparse
 import json
 import logging
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainer.signals import end_on_interrupt
+
+    end_on_interrupt("stopped; the same command goes on with what is left")  # also during the imports below
 
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.tables import table
-from trainer.checkpoints import Checkpoint, all_checkpoints, find_checkpoint
+from trainer.checkpoints import Checkpoint, CheckpointError, all_checkpoints, find_checkpoint, lease
 from trainer.choice import Choice, choose, mean
 from trainer.export import export
-from trainer.runs import open_run
+from trainer.results import Results, read_all_results
+from trainer.runs import Run, open_run
 from trainer.signals import let_rank_0_end_first
 
 if TYPE_CHECKING:  # for it imports torch and transformers, which takes 10 s
@@ -61,14 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR)
 
     def run() -> None:
-        config = load_config(options.config, options.overrides)
+        config = with_own_sets(load_config(options.config, options.overrides))
         if options.every < 1:
             raise InputError(f"--every {options.every}: expected 1 or more")
         many = options.all or options.follow
         _check_sets(config, ["dev"] if many else options.sets)
         found = None
         if rank == 0 and not options.follow:
-            found = find_checkpoint(open_run(config.out, config.cache), options.step)
+            run = open_run(config.out, config.cache)
+            if not (options.all and read_all_results(run)):  # of checkpoints that may all be gone
+                found = find_checkpoint(run, options.step)
         log.info("%s: importing transformers, which takes a while", config.name)
         from transformers.utils import logging as transformers_log
 
@@ -82,14 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if many:
                 evaluate_all(evaluation, every=options.every, follow=options.follow)
             else:
-                evaluation.of(cast(Checkpoint, group.first(lambda: found))).evaluate(options.sets)
+                evaluate_one(evaluation, cast(Checkpoint, group.first(lambda: found)), options.sets)
 
-    try:
-        code = run_command(run, quiet=rank != 0)
-    except KeyboardInterrupt:
-        if rank == 0:
-            print("stopped; the same command goes on with what is left", file=sys.stderr, flush=True)
-        os._exit(130)  # at once: other ranks are not waited for
+    code = run_command(run, quiet=rank != 0)
     if code and rank != 0:
         let_rank_0_end_first()
     sys.exit(code)
@@ -109,45 +111,131 @@ def _check_sets(config: Config, names: Sequence[str]) -> None:
             raise InputError(f"nothing to evaluate: `evaluate.{name}` names no {example}")
 
 
+def with_own_sets(config: Config) -> Config:
+    """A config without the sets, of a base perhaps, in languages that are in no text that the run trains on.
+
+    All stay if that cannot be told: where documents do not state their `language`, or the weights come from another
+    run.
+    """
+    streams = [config.streams[name] for name in config.streams_in_use]
+    if config.init or config.parent or any(stream.documents and not stream.language for stream in streams):
+        return config
+    codes = {re.split("[-_]", code)[0] for one in streams for code in (*one.languages, one.language) if code}
+    settings, kept = config.evaluate, dict[str, Any]()
+    for name in ("dev", "test"):
+        sets = getattr(settings, name)
+        kept[name] = {direction: place for direction, place in sets.items() if codes.issuperset(direction.split("-"))}
+        for direction in [direction for direction in sets if direction not in kept[name]]:
+            missing = next(code for code in direction.split("-") if code not in codes)
+            log.warning("evaluate.%s.%s is left out: no stream of this run has text in %s", name, direction, missing)
+    kept["choose_by"] = tuple(direction for direction in settings.choose_by if direction in kept["dev"])
+    return config.model_copy(update={"evaluate": settings.model_copy(update=kept)})
+
+
+def evaluate_one(evaluation: Evaluation, checkpoint: Checkpoint, sets: Sequence[str]) -> None:
+    """Evaluate a checkpoint on some of dev, test and reasoning. Raises InputError if it cannot be read."""
+    evaluation.check(sets)
+    try:
+        with lease(checkpoint):
+            evaluation.of(checkpoint).evaluate(sets)
+    except CheckpointError as error:
+        raise InputError(f"{error}. Restore this checkpoint or remove it, or take another one with --step") from None
+
+
 def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False) -> Choice:
     """Every `every`-th checkpoint on dev, the choice, and the chosen one on test and reasoning tasks.
 
-    `evaluate.dev` names a set. With `follow`, wait for new checkpoints until the run is at its end. Raises InputError
-    if there is no checkpoint.
+    `evaluate.dev` names a set. With `follow`, wait for new checkpoints until the run is at its end. What cannot be read
+    is passed over. The choice is among all that was ever evaluated with these settings, whether it still exists. Raises
+    InputError if nothing could be evaluated, or the chosen checkpoint is gone and was not exported.
     """
     config, group, run = evaluation.config, evaluation.group, evaluation.run
-    directions = config.evaluate.choose_by or tuple(config.evaluate.dev)
-    done: dict[int, tuple[Checkpoint, dict[str, Any]]] = {}
-    choice = None
+    judged_on = [name for name in ("test", "reasoning") if getattr(config.evaluate, name)]
+    evaluation.check(["dev", *judged_on])
     seen: dict[int, Checkpoint] = {}  # older ones may be removed meanwhile
+    looked_at: set[str] = set()  # by identity: a step may be trained anew
+    passed_over: dict[int, str] = {}
     while True:
         found = group.first(lambda: all_checkpoints(run))
         seen.update({checkpoint.step: checkpoint for checkpoint in found})
-        wanted = list(seen.values())[every - 1 :: every]
         ended = bool(found) and found[-1].step >= _last_step(evaluation)
-        if found[-1:] != wanted[-1:] and (ended or not follow):
-            wanted += found[-1:]  # the last one always
+        wanted = _every(list(seen.values()), every, with_last=ended or not follow)
         for checkpoint in wanted:
-            if checkpoint.step in done:
-                continue
-            done[checkpoint.step] = (checkpoint, evaluation.of(checkpoint).evaluate(["dev"]))
-            found_so_far = [results for _, results in done.values()]
-            choice = choose(found_so_far, directions, config.evaluate.shots[0], config.evaluate.beams)
-            if config.train.keep_checkpoints and choice.step == checkpoint.step:
-                step = choice.step  # the training may remove the checkpoint before it is judged
-                group.first(lambda step=step: export(config, step))  # type: ignore[misc]
+            if checkpoint.identity not in looked_at:
+                looked_at.add(checkpoint.identity)
+                passed_over.pop(checkpoint.step, None)
+                if reason := _evaluate_on_dev(evaluation, checkpoint):
+                    passed_over[checkpoint.step] = reason
         if ended or not follow:
             break
         time.sleep(_POLL_S)
-    if choice is None:
-        raise InputError(f"no checkpoint under {run.url}/checkpoints. Train first: composer trainer/train.py CONFIG")
-    content = json.dumps(choice.describe(), indent=2).encode()
+    results = group.first(evaluation.finished)
+    if not any(one["translation"] for one in results):
+        raise InputError(_nothing_evaluated(run, passed_over))
+    choice = _choose(evaluation, results)
+    content = json.dumps(choice.describe(passed_over), indent=2).encode()
     group.first(lambda: run.publish("chosen.json", content))
     if group.rank == 0:
         print(describe_choice(choice), flush=True)
-    if sets := [name for name in ("test", "reasoning") if getattr(config.evaluate, name)]:
-        evaluation.of(done[choice.step][0]).evaluate(sets)
+    for step, reason in sorted(passed_over.items()):
+        log.warning("step %s was passed over: %s", f"{step:,}", reason)
+    if judged_on:
+        _judge(evaluation, next(one for one in results if one["step"] == choice.step), judged_on)
     return choice
+
+
+def _every(checkpoints: Sequence[Checkpoint], every: int, *, with_last: bool) -> list[Checkpoint]:
+    """Each `every`-th of checkpoints, oldest first, and, if asked for, the last one."""
+    wanted = list(checkpoints[every - 1 :: every])
+    return [*wanted, *checkpoints[-1:]] if with_last and checkpoints[-1:] != wanted[-1:] else wanted
+
+
+def _evaluate_on_dev(evaluation: Evaluation, checkpoint: Checkpoint) -> str:
+    """Evaluate a checkpoint, and export it if it is the best so far and may be removed. Why it could not be read."""
+    config, step = evaluation.config, checkpoint.step
+    with lease(checkpoint):
+        try:
+            evaluation.of(checkpoint).evaluate(["dev"])
+        except CheckpointError as error:
+            log.warning("passing over step %s: %s", f"{step:,}", error)
+            return str(error)
+        if config.train.keep_checkpoints:
+            evaluation.group.first(lambda: _export_best(evaluation, checkpoint))
+    return ""
+
+
+def _export_best(evaluation: Evaluation, checkpoint: Checkpoint) -> None:
+    """Export a checkpoint if it is the best so far: the training may remove it before it is judged. On one rank."""
+    if _choose(evaluation, evaluation.finished()).identity == checkpoint.identity:
+        try:
+            export(evaluation.config, checkpoint.step)
+        except InputError as error:
+            log.warning("step %s was not exported: %s", f"{checkpoint.step:,}", error)
+
+
+def _choose(evaluation: Evaluation, results: Sequence[Results]) -> Choice:
+    settings = evaluation.config.evaluate
+    return choose(results, settings.choose_by or tuple(settings.dev), settings.shots[0], settings.beams)
+
+
+def _judge(evaluation: Evaluation, results: Results, sets: Sequence[str]) -> None:
+    """The chosen checkpoint on test and reasoning tasks. Raises InputError if neither it nor its export can be read."""
+    chosen = evaluation.of_results(results)
+    try:
+        with chosen.lease():
+            chosen.evaluate(sets)
+    except CheckpointError as error:
+        raise InputError(
+            f"step {results['step']:,} was chosen and cannot be judged on {' and '.join(sets)}: {error}. Bring it back "
+            "from a copy; what was found on dev stays."
+        ) from None
+
+
+def _nothing_evaluated(run: Run, passed_over: Mapping[int, str]) -> str:
+    if passed_over:
+        reasons = "; ".join(f"step {step:,}: {reason}" for step, reason in sorted(passed_over.items()))
+        return f"none of {len(passed_over)} checkpoints under {run.url}/checkpoints could be evaluated: {reasons}"
+    return f"no checkpoint under {run.url}/checkpoints. Train first: composer trainer/train.py CONFIG"
 
 
 def _last_step(evaluation: Evaluation) -> int:

@@ -1,14 +1,12 @@
-"""Evaluate a checkpoint: translate sets, score the translations, run reasoning tasks, keep what is finished.
-
-OUT/evaluations/step-00000040/   results.json, and the translations of each set as JSON lines
-"""
+"""Evaluate a checkpoint: translate sets, score the translations, run reasoning tasks, keep what is finished."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +16,10 @@ from typing import Any, cast
 import numpy as np
 import orjson
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
-from dataengine.agreement import check_tokenizer
 from dataengine.comet import CometScorer, hash_model, load_scorer
 from dataengine.config import Config
 from dataengine.contamination import check_contamination
@@ -30,13 +28,24 @@ from dataengine.evaluation_sets import EvaluationSet, read_set
 from dataengine.manifest import Manifest
 from dataengine.pairs import translation_prompt
 from dataengine.tokens import Tokenizer, load_tokenizer
-from trainer.checkpoints import Checkpoint, check_model, fetch_checkpoint
+from trainer.checkpoints import Checkpoint, CheckpointError, all_checkpoints, check_model, fetch_checkpoint, lease
 from trainer.decoder import empty_model, load_weights
 from trainer.export import save_tokenizer
 from trainer.group import Group
 from trainer.metrics import make_metrics, score_translations, summarize_comet
-from trainer.reasoning import describe_task, expand_tasks, run_tasks
-from trainer.runs import SMALL_FILES, open_run, parse_json, read_run_manifest
+from trainer.reasoning import check_data, describe_task, expand_tasks, find_tasks, made_of, run_tasks
+from trainer.results import (
+    VERSION,
+    Results,
+    add_results,
+    is_of_run,
+    new_results,
+    read_all_results,
+    read_log_rows,
+    read_results,
+    results_folder,
+)
+from trainer.runs import SMALL_FILES, check_config, open_run, parse_json, read_run_manifest
 from trainer.translation import (
     Completion,
     Decoding,
@@ -51,7 +60,6 @@ from trainer.translation import (
 log = logging.getLogger(__name__)
 
 _SEARCHED_BYTES = 10**9  # of a stream's sources, which take some minutes; more are left to `dataengine contamination`
-_VERSION = 1  # of results.json; raise when the same prompts would be completed otherwise
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,12 @@ class Task:
     prompts: Prompts
     shown: str  # a prompt with {source} in place of the sentence
     name: str  # of its files
+    batches: list[list[int]]  # numbers of prompts that are translated together
+    completed_by: str  # SHA-256 of all that decides the completions, but for the checkpoint
+
+    def fingerprint(self, checkpoint: str) -> str:
+        """Of the completions of the checkpoint of an identity."""
+        return _hash([self.completed_by, checkpoint])
 
 
 class Evaluation:
@@ -87,20 +101,80 @@ class Evaluation:
             raise InputError(f"`bos`: {config.tokenizer} has no token that begins a text. Set evaluate.bos to false.")
         group.together(lambda: self.run.fetch(*SMALL_FILES) if group.local_rank == 0 else None)
         self._texts: dict[tuple[str, str], EvaluationSet] = {}
-        self._tasks: dict[str, list[Task]] = {}
+        self._tasks: dict[tuple[str, str], list[Task]] = {}
         self._scorers: dict[str, CometScorer] = {}
+        self._comet_hashes: dict[str, str] = {}
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The run's. Raises InputError if it was trained with another tokenizer."""
-        self.run.fetch("manifest.json")  # a run that is followed from before its start had none yet
+        """The run's; one that is followed from before its start has none yet. Raises InputError for another config."""
+        self.run.fetch("manifest.json", "config.yaml")
         manifest = read_run_manifest(self.run.folder, self.run.url)
-        check_tokenizer(self.config.tokenizer, self.tokenizer, manifest)
+        check_config(self.config, self.run, manifest, self.tokenizer)
         return manifest
 
     def of(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
         """That of one checkpoint."""
-        return CheckpointEvaluation(self, checkpoint)
+        tokens = checkpoint.step * self.manifest.batch_size * self.manifest.seq_len
+        new = self.group.first(lambda: new_results(self.config.name, checkpoint, read_log_rows(self.run), tokens))
+        return CheckpointEvaluation(self, checkpoint, new)
+
+    def of_results(self, results: Results) -> CheckpointEvaluation:
+        """That of a checkpoint that was evaluated before, and may be gone; its export, if it has one, is not."""
+        found = self.group.first(lambda: all_checkpoints(self.run))
+        same = next((one for one in found if one.identity == results["checkpoint"]), None)
+        return CheckpointEvaluation(self, same, results)
+
+    def finished(self) -> list[Results]:
+        """Results of all checkpoints of this run, gone ones too, with what was made on `dev` as it is set now.
+
+        Call it on one rank. Raises InputError for damaged results.
+        """
+        checkpoints = {checkpoint.step: checkpoint for checkpoint in all_checkpoints(self.run)}
+        rows = read_log_rows(self.run)
+        found = []
+        for results in read_all_results(self.run):
+            if is_of_run(results, checkpoints, rows, self.manifest.plan_id):
+                entries = [one for one in results["translation"] if self._is_current(one, results["checkpoint"])]
+                found.append({**results, "translation": entries})
+        return found
+
+    def _is_current(self, entry: Mapping[str, Any], checkpoint: str) -> bool:
+        """Whether an entry on `dev` is what the checkpoint of an identity would get now."""
+        if entry["set"] != "dev" or entry["direction"] not in self.config.evaluate.dev:
+            return False
+        bleu, _ = make_metrics(entry["direction"], self.config.evaluate.bleu_tokenize)
+        return any(
+            entry["fingerprint"] == task.fingerprint(checkpoint)
+            and entry["texts_sha256"] == task.texts.sha256
+            and f"|tok:{bleu.tokenizer_signature}|" in entry["bleu"]["signature"]
+            for task in self._tasks_of("dev", entry["direction"])
+        )
+
+    def check(self, sets: Sequence[str]) -> None:
+        """Look at all that `dev`, `test` and `reasoning` need. Raises InputError with all that is wrong."""
+
+        def look() -> None:
+            problems = [str(error) for check in self._checks(sets) if (error := _error_of(check))]
+            if len(problems) > 1:
+                raise InputError("\n".join([f"{len(problems)} problems:", *(f"- {words}" for words in problems)]))
+            if problems:
+                raise InputError(problems[0])
+
+        self.group.together(look)
+
+    def _checks(self, sets: Sequence[str]) -> Iterator[Callable[[], object]]:
+        translated = [name for name in ("dev", "test") if name in sets]
+        for name in translated:
+            for direction in getattr(self.config.evaluate, name):
+                yield lambda name=name, direction=direction: self._tasks_of(name, direction)  # type: ignore[misc]
+        if translated and self.config.evaluate.comet and importlib.util.find_spec("comet") is None:
+            yield lambda: _fail("`evaluate.comet` needs unbabel-comet. Install the extra: dataengine[comet].")
+        if translated and self.group.rank == 0:
+            for model in self.config.evaluate.comet:
+                yield lambda model=model: self.comet_hash(model)  # type: ignore[misc]
+        if "reasoning" in sets:
+            yield lambda: check_data(self.task_manager, self.task_names)
 
     def texts(self, set_name: str, direction: str) -> EvaluationSet:
         """`dev`, `test` or `examples` of the config in one direction, read once."""
@@ -112,15 +186,15 @@ class Evaluation:
 
     def tasks(self, set_name: str) -> list[Task]:
         """All directions and numbers of examples of `dev` or `test`, made once. Raises InputError for unusable sets."""
-        if set_name not in self._tasks:
-            for direction in getattr(self.config.evaluate, set_name):
-                make_metrics(direction, self.config.evaluate.bleu_tokenize)  # before hours of translation
-            self._tasks[set_name] = [
-                self._task(set_name, direction, shots)
-                for direction in getattr(self.config.evaluate, set_name)
-                for shots in self.config.evaluate.shots
-            ]
-        return self._tasks[set_name]
+        directions = getattr(self.config.evaluate, set_name)
+        return [task for direction in directions for task in self._tasks_of(set_name, direction)]
+
+    def _tasks_of(self, set_name: str, direction: str) -> list[Task]:
+        if (set_name, direction) not in self._tasks:
+            make_metrics(direction, self.config.evaluate.bleu_tokenize)  # before hours of translation
+            made = [self._task(set_name, direction, shots) for shots in self.config.evaluate.shots]
+            self._tasks[set_name, direction] = made
+        return self._tasks[set_name, direction]
 
     def _task(self, set_name: str, direction: str, number: int) -> Task:
         settings, texts = self.config.evaluate, self.texts(set_name, direction)
@@ -139,14 +213,34 @@ class Evaluation:
         except ValueError as error:
             raise InputError(f"`evaluate.shots`, {direction}: {error}. Give more under evaluate.examples.") from None
         beams = self.decoding.beams
+        prompts = make_prompts(texts.sources, shots, (source, target), self.tokenizer, self.decoding)
+        batches = plan_batches([len(ids) for ids in prompts.ids], self.decoding, settings.batch_tokens)
         return Task(
             set_name,
             texts,
             number,
-            make_prompts(texts.sources, shots, (source, target), self.tokenizer, self.decoding),
+            prompts,
             translation_prompt(source, "{source}", target, shown),
             f"{set_name}.{direction}.{number}-shot" + (f".beam{beams}" if beams > 1 else ""),
+            batches,
+            _hash([VERSION, self.tokenizer.sha256, target, prompts.ids, self.decoding.describe(), batches]),
         )
+
+    @cached_property
+    def task_names(self) -> list[str]:
+        """Names of reasoning tasks."""
+        return expand_tasks(self.config.evaluate.reasoning)
+
+    @cached_property
+    def task_manager(self) -> Any:
+        """lm-eval's, which knows them. Raises InputError if one is unknown, or there is no lm-eval."""
+        return find_tasks(self.task_names, self.config.evaluate.task_folder)
+
+    def comet_hash(self, model: str) -> str:
+        """The hash of a COMET model, which takes seconds, once. Raises InputError if it cannot be had."""
+        if model not in self._comet_hashes:
+            self._comet_hashes[model] = hash_model(model)
+        return self._comet_hashes[model]
 
     def scorer(self, model: str) -> CometScorer:
         """A COMET model on this rank's device, loaded once."""
@@ -175,70 +269,54 @@ class Evaluation:
 
 
 class CheckpointEvaluation:
-    """One checkpoint's results, as far as they are known."""
+    """One checkpoint's results, as far as they are known. Several may be made of one checkpoint at once."""
 
-    def __init__(self, evaluation: Evaluation, checkpoint: Checkpoint) -> None:
+    def __init__(self, evaluation: Evaluation, checkpoint: Checkpoint | None, new: Results) -> None:
+        """`checkpoint` is None if it is gone; `new` says what the results are of (`new_results`)."""
         self._of = evaluation
         self._group, self._run = evaluation.group, evaluation.run
-        self._checkpoint = checkpoint
-        self._place = f"evaluations/{checkpoint.folder.name}"
+        self._checkpoint, self._new = checkpoint, new
+        self._identity: str = new["checkpoint"]
+        self._place = results_folder(new["step"])
+        self._name = self._place.rpartition("/")[2]
         self._folder = evaluation.run.folder / self._place
         self.results = self._group.first(self._read_results)
 
-    def evaluate(self, sets: Sequence[str]) -> dict[str, Any]:
-        """Do what is not done of `dev`, `test` and `reasoning`; results.json has it after every part."""
+    def evaluate(self, sets: Sequence[str]) -> Results:
+        """Do what is not done of `dev`, `test` and `reasoning`; results.json has it after every part.
+
+        Raises CheckpointError if the checkpoint is needed and cannot be read.
+        """
         for set_name in sets:
             if set_name == "reasoning":
                 self._reason()
             else:
                 for task in self._group.together(lambda name=set_name: self._of.tasks(name)):  # type: ignore[misc]
                     self._translate(task)
-        self.results["contamination"] = self._of.contamination
-        self._write_results()
+        self._add(contamination=self._of.contamination)
         return self.results
+
+    def lease(self) -> AbstractContextManager[None]:
+        """Inside the block no training of this machine removes the checkpoint, if it exists."""
+        return nullcontext() if self._checkpoint is None else lease(self._checkpoint)
 
     # Results.
 
-    def _read_results(self) -> dict[str, Any]:
-        """What an earlier evaluation of this checkpoint left; nothing of another one that had the same step."""
-        self._run.fetch(f"{self._place}/results.json")
-        path = self._folder / "results.json"
-        if path.is_file():
-            try:
-                found = dict(parse_json(path.read_bytes()))
-                known = [one["translations"] for one in found["translation"]]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{path} is damaged ({error}). Remove it, and evaluate again.") from None
-            if found.get("checkpoint") == self._checkpoint.identity and found.get("version") == _VERSION and all(known):
-                return found
-        manifest = self._of.manifest
-        return {
-            "version": _VERSION,
-            "run": self._of.config.name,
-            "step": self._checkpoint.step,
-            "plan_id": self._checkpoint.plan_id,
-            "checkpoint": self._checkpoint.identity,
-            "tokens": self._checkpoint.step * manifest.batch_size * manifest.seq_len,
-            "translation": [],
-            "reasoning": {},
-            "contamination": None,
-        }
+    def _read_results(self) -> Results:
+        """What earlier evaluations of this checkpoint left; nothing of another one that had the same step."""
+        found = read_results(self._run, self._new["step"])
+        return found if found is not None and found["checkpoint"] == self._identity else self._new
 
-    def _write_results(self) -> None:
-        content = json.dumps(self.results, indent=2, ensure_ascii=False).encode()
-        self._group.first(lambda: self._run.publish(f"{self._place}/results.json", content))
+    def _add(self, **parts: Any) -> None:
+        """Add parts to results.json, as `add_results` takes them."""
+        self.results = self._group.first(lambda: add_results(self._run, self._new, **parts))
 
     # Translation.
 
     def _translate(self, task: Task) -> None:
-        batches = plan_batches(
-            [len(ids) for ids in task.prompts.ids], self._of.decoding, self._of.config.evaluate.batch_tokens
-        )
-        fingerprint = _hash(
-            [_VERSION, self._checkpoint.identity, task.prompts.ids, self._of.decoding.describe(), batches]
-        )
+        fingerprint = task.fingerprint(self._identity)
         known = self._group.first(lambda: self._known(task, fingerprint))
-        completions = known or self._complete(task, batches, fingerprint)
+        completions = known or self._complete(task, fingerprint)
         entry = self._group.first(lambda: self._score(task, completions, fingerprint))
         self._add_comet(task, [one.text for one in completions], entry)
         rows = zip(task.texts.sources, task.texts.references, completions, strict=True)
@@ -250,25 +328,19 @@ class CheckpointEvaluation:
             for source, reference, one in rows
         )
         entry["sha256"] = hashlib.sha256(content).hexdigest()
-        others = [old for old in self.results["translation"] if old["translations"] != entry["translations"]]
-        self.results["translation"] = sorted([*others, entry], key=lambda one: str(one["translations"]))
-        if known is None:
-            self._group.first(lambda: self._run.publish(f"{self._place}/{entry['translations']}", content))
-        self._write_results()
+        self._add(translation=[entry], files={} if known else {entry["translations"]: content})
         for path in self._folder.glob(self._partial(task, None).name):  # also of more ranks than there are now
             path.unlink(missing_ok=True)
         if self._group.rank == 0:
-            print(describe_entry(self._checkpoint.folder.name, entry), flush=True)
+            print(describe_entry(self._name, entry), flush=True)
 
     def _add_comet(self, task: Task, hypotheses: Sequence[str], entry: dict[str, Any]) -> None:
         """Scores of the config's COMET models, each sentence by one rank; what an earlier evaluation found is kept."""
         known = {one["translations"]: one for one in self.results["translation"]}.get(entry["translations"], {})
         for model in self._of.config.evaluate.comet:
-            sha256 = self._group.first(lambda name=model: hash_model(name))  # type: ignore[misc]
-            if (
-                known.get("fingerprint") == entry["fingerprint"]
-                and known["comet"].get(model, {}).get("sha256") == sha256
-            ):
+            sha256 = self._group.first(lambda name=model: self._of.comet_hash(name))  # type: ignore[misc]
+            same = all(known.get(key) == entry[key] for key in ("fingerprint", "texts_sha256"))
+            if same and known["comet"].get(model, {}).get("sha256") == sha256:
                 entry["comet"][model] = known["comet"][model]
                 continue
             scorer = self._group.together(lambda name=model: self._of.scorer(name))  # type: ignore[misc]
@@ -302,8 +374,9 @@ class CheckpointEvaluation:
             return None
         return found if len(found) == len(task.texts.sources) else None
 
-    def _complete(self, task: Task, batches: Sequence[Sequence[int]], fingerprint: str) -> list[Completion]:
+    def _complete(self, task: Task, fingerprint: str) -> list[Completion]:
         """Completions of all prompts: every rank does its part of the batches that are not finished."""
+        batches = task.batches
         self._folder.mkdir(parents=True, exist_ok=True)
         here = {}
         for path in self._folder.glob(self._partial(task, None).name):
@@ -318,7 +391,7 @@ class CheckpointEvaluation:
             of_ranks = f" (rank 0 of {self._group.size})" if self._group.size > 1 else ""
             with tqdm(
                 total=sum(len(batches[number]) for number in mine),
-                desc=f"{self._checkpoint.folder.name} {task.name}{of_ranks}",
+                desc=f"{self._name} {task.name}{of_ranks}",
                 unit="sentence",
                 disable=None if self._group.rank == 0 else True,
             ) as bar:
@@ -345,60 +418,101 @@ class CheckpointEvaluation:
 
     @cached_property
     def model(self) -> LlamaForCausalLM:
-        """The checkpoint's, on this rank's device. Raises InputError if it is damaged or of another config."""
-        group, checkpoint = self._group, self._checkpoint
-        check_model(self._of.config.model, checkpoint)
-        export = self._run.folder / "exports" / checkpoint.folder.name
-        if checkpoint.local and not checkpoint.folder.is_dir() and export.is_dir():  # removed since it was exported
-            model = LlamaForCausalLM.from_pretrained(export)
-        else:
-            problems = group.together(
-                lambda: fetch_checkpoint(self._run, checkpoint, group.local_rank, group.local_size)
-            )
-            if found := [problem for part in group.gather(problems) for problem in part]:
-                raise InputError(f"{found[0]}. Restore this checkpoint or remove it, or take another one with --step")
-            model = empty_model(self._of.config.model, self._of.manifest)
-            load_weights(model, checkpoint)
-        if "cuda" in group.device:
+        """The checkpoint's, on this rank's device, or that of its export.
+
+        Raises CheckpointError if the checkpoint is gone or damaged and has no export, InputError for another config.
+        """
+        problem = self._fetch()
+        model = self._group.together(lambda: self._exported(problem) if problem else self._loaded())
+        if "cuda" in self._group.device:
             for parameter in model.parameters():  # buffers, such as the frequencies of the rotary embedding, stay fp32
                 parameter.data = parameter.data.to(torch.bfloat16)
         placed: Any = model
-        return cast(LlamaForCausalLM, placed.to(group.device).eval())
+        return cast(LlamaForCausalLM, placed.to(self._group.device).eval())
+
+    def _fetch(self) -> str:
+        """Bring the checkpoint's files to this node; what is wrong with them, or nothing. The same on all ranks."""
+        group, checkpoint = self._group, self._checkpoint
+        if checkpoint is None:
+            return f"{self._run.url} has no checkpoint of {self._new['step']} steps any more"
+        check_model(self._of.config.model, checkpoint)
+        found = group.together(lambda: fetch_checkpoint(self._run, checkpoint, group.local_rank, group.local_size))
+        return next((problem for part in group.gather(found) for problem in part), "")
+
+    def _loaded(self) -> LlamaForCausalLM:
+        assert self._checkpoint is not None
+        model = empty_model(self._of.config.model, self._of.manifest)
+        try:
+            load_weights(model, self._checkpoint)
+        except InputError as error:
+            raise CheckpointError(str(error)) from None
+        except CheckpointException:
+            if (self._checkpoint.folder / ".metadata").is_file():
+                raise
+            raise CheckpointError(f"{self._checkpoint.place} was removed while it was read") from None
+        return model
+
+    def _exported(self, problem: str) -> LlamaForCausalLM:
+        """The model of the checkpoint's export. Raises CheckpointError, which says `problem`, if there is none."""
+        folder = self._run.folder / "exports" / self._name
+        try:
+            made_of = parse_json((folder / "export.json").read_bytes())["checkpoint"]
+        except FileNotFoundError:  # nothing, or an export of an older version
+            gone = self._checkpoint is None or not self._checkpoint.folder.is_dir()
+            made_of = self._identity if gone and folder.is_dir() else None
+            if made_of:
+                log.warning("%s; its export %s does not say what it was made of, and is used", problem, folder)
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{problem}, and {folder}/export.json is damaged ({error})") from None
+        if made_of != self._identity:
+            what = "is of another checkpoint" if made_of else "does not exist"
+            raise CheckpointError(f"{problem}, and the export {folder} {what}")
+        return cast(LlamaForCausalLM, LlamaForCausalLM.from_pretrained(folder))
 
     # Reasoning.
 
     def _reason(self) -> None:
         """Run the tasks that have no result, each on one rank; results.json has every one as it is done."""
-        settings, group = self._of.config.evaluate, self._group
-        names = expand_tasks(settings.reasoning)
+        group, names = self._group, self._of.task_names
+        now = group.first(lambda: {name: self._made_of(name) for name in names})
         known: dict[str, Any] = self.results["reasoning"]
-        missing = [name for name in names if known.get(name, {}).get("bos") != self._of.decoding.bos]
+        missing = [name for name in names if known.get(name, {}).get("made_of") != now[name]]
         if missing:
             group.together(lambda: self.model)  # on every rank, also where there are fewer tasks than ranks
         for first in range(0, len(missing), group.size):
             mine = missing[first + group.rank : first + group.rank + 1]
+            new: dict[str, Any] = {}
             for found in group.gather(group.together(lambda names=mine: self._run_tasks(names))):  # type: ignore[misc]
-                known.update(found)
-            self._write_results()
+                new.update(found)
+            self._add(reasoning=new)
             if group.rank == 0:
-                for name in missing[first : first + group.size]:
-                    print(f"{self._checkpoint.folder.name} {name}: {describe_task(known[name])}", flush=True)
-        self.results["reasoning"] = {name: known[name] for name in sorted(known)}
+                for name in new:
+                    print(f"{self._name} {name}: {describe_task(new[name])}", flush=True)
+
+    def _made_of(self, name: str) -> dict[str, Any]:
+        """What a task's result depends on beside the checkpoint."""
+        return {
+            **made_of(self._of.task_manager, name),
+            "bos": self._of.decoding.bos,
+            "context": self._of.manifest.seq_len,
+            "tokenizer_sha256": self._of.tokenizer.sha256,
+        }
 
     def _run_tasks(self, names: Sequence[str]) -> dict[str, Any]:
         if not names:
             return {}
-        settings = self._of.config.evaluate
         with TemporaryDirectory() as folder:
             save_tokenizer(self._of.config, self._of.manifest, Path(folder))
-            return run_tasks(
+            found = run_tasks(
                 self.model,
                 Path(folder),
                 names,
-                task_folder=settings.task_folder,
+                manager=self._of.task_manager,
                 bos=self._of.decoding.bos,
-                batch_size=max(1, settings.batch_tokens // self._of.manifest.seq_len),
+                batch_size=max(1, self._of.config.evaluate.batch_tokens // self._of.manifest.seq_len),
             )
+        # Again: the data may have come from the hub meanwhile.
+        return {name: {**entry, "made_of": self._made_of(name)} for name, entry in found.items()}
 
     # Scores.
 
@@ -454,6 +568,18 @@ def describe_entry(checkpoint: str, entry: Mapping[str, Any]) -> str:
 def _interval(score: Mapping[str, Any]) -> str:
     around = "" if score["low"] is None else f" [{score['low']:.2f}, {score['high']:.2f}]"
     return f"{score['score']:.2f}{around}"
+
+
+def _fail(words: str) -> None:
+    raise InputError(words)
+
+
+def _error_of(action: Callable[[], object]) -> InputError | None:
+    try:
+        action()
+    except InputError as error:
+        return error
+    return None
 
 
 def _hash(content: Any) -> str:

@@ -19,7 +19,7 @@ from dataengine.manifest import Manifest
 from dataengine.storage import new_folder
 from dataengine.tokens import load_tokenizer
 from trainer.checkpoints import check_model, fetch_checkpoint, find_checkpoint
-from trainer.runs import open_run, read_run_manifest
+from trainer.runs import check_config, open_run, read_run_manifest
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,9 @@ def export(config: Config, step: int | None = None) -> Path:
     run = open_run(config.out, config.cache)
     checkpoint = find_checkpoint(run, step)
     check_model(config.model, checkpoint)
-    run.fetch("manifest.json")
+    run.fetch("manifest.json", "config.yaml")
     manifest = read_run_manifest(run.folder, run.url)
+    check_config(config, run, manifest)
     folder = run.folder / "exports" / checkpoint.folder.name
     if folder.is_dir():
         return folder

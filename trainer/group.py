@@ -67,10 +67,11 @@ class Group:
         try:
             result.append(action())
         except InputError as caught:
-            error = str(caught)
-        for words in self.gather(error):
-            if words is not None:
-                raise InputError(words)
+            error = (type(caught), str(caught))
+        for failure in self.gather(error):
+            if failure is not None:
+                kind, words = failure
+                raise kind(words)
         return result[0]
 
     def first(self, action: Callable[[], T]) -> T:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from dataengine.agreement import build_differences, read_built_config, tokenizer_mismatch
+from dataengine.agreement import disagreements, read_built_config
 from dataengine.config import Config, InitConfig, ModelConfig, TrainConfig, WandbConfig
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream
@@ -141,17 +141,9 @@ def check_agreement(config: Config, manifest: Manifest) -> list[Problem]:
     try:
         tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
         built = read_built_config(open_store(config.store), config.name)
-        found = build_differences(config, built, manifest, tokenizer)
+        return [Problem(text) for text in disagreements(config, built, manifest, tokenizer)]
     except InputError as error:
         return [Problem(str(error))]
-    mismatch = tokenizer_mismatch(config.tokenizer, tokenizer, manifest)
-    settings = [
-        f"{one.key} is {one.now} in the config, but was {one.then} when '{manifest.name}' was built. "
-        "Build with this config first: dataengine build CONFIG"
-        for one in found
-        if one.key != "tokenizer"
-    ]
-    return [Problem(text) for text in (*settings, mismatch) if text]
 
 
 def check_world_size(manifest: Manifest, world_size: int) -> list[Problem]:

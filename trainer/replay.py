@@ -28,7 +28,7 @@ from dataengine.streams import StreamReader
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
 from trainer.checkpoints import all_checkpoints, fetch_checkpoint
-from trainer.runs import SMALL_FILES, Run, open_run, read_run_manifest
+from trainer.runs import SMALL_FILES, Run, check_config, open_run, read_run_manifest
 from trainer.settings import read_history, settings_at
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
     run.fetch(*SMALL_FILES)
     manifest = read_run_manifest(run.folder, run.url)
     config, history = load_config(run.folder / "config.yaml"), read_history(run.folder)
+    check_config(config, run, manifest)
     step = newest_bad_step(run.folder) if step is None else step
     if not 0 <= step < manifest.schedule.steps:
         raise InputError(f"step {step} is none of the run's {manifest.schedule.steps:,}, which count from 0")

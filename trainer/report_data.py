@@ -22,7 +22,7 @@ from trainer.runs import Run, local_folder, open_run, parse_json, read_run_manif
 from trainer.settings import SETTINGS, History, parse_history
 from trainer.step_log import read_log
 
-_VERSION = 1  # of results.json and chosen.json
+_VERSIONS = (1, 2)  # of results.json and chosen.json
 Floats = NDArray[np.float64]
 
 
@@ -291,8 +291,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         version = found["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from None
-    if version != _VERSION:
-        raise InputError(f"{path} has version {version}, this program reads {_VERSION}. Evaluate again with it.")
+    if version not in _VERSIONS:
+        known = " and ".join(map(str, _VERSIONS))
+        raise InputError(f"{path} has version {version}, this program reads {known}. Evaluate again with it.")
     return dict(found)
 
 

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -15,11 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
+from dataengine.agreement import disagreements
+from dataengine.config import Config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.objects import is_url
 from dataengine.storage import Store, open_store, write_file
+from dataengine.tokens import Tokenizer, load_tokenizer
 from trainer.settings import SETTINGS
+
+log = logging.getLogger(__name__)
 
 SMALL_FILES = ("config.yaml", SETTINGS, "manifest.json", "log.csv")  # what a run keeps beside its checkpoints
 
@@ -94,6 +103,33 @@ def hold(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def lock_folder(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
+    """Lock an existing folder among the processes of this machine; `shared` locks exclude only one that is not.
+
+    Yields False if another process has a lock that excludes this one, which happens only without `wait`. No file is
+    made: the lock is the kernel's, of the open folder, and ends with the process. Where the file system knows no such
+    locks, or the folder is gone, nothing is locked.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        yield True
+        return
+    try:
+        free = True
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            free = False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS):
+                raise
+        yield free
+    finally:
+        os.close(descriptor)
+
+
 def local_folder(out: str, cache: str) -> Path:
     """The folder of a run for reading, with its small files of the bucket. Raises InputError if there is no run."""
     run = open_run(out, cache)
@@ -116,6 +152,33 @@ def read_run_manifest(folder: Path, url: str = "") -> Manifest:
         folder / "manifest.json",
         "Bring it back from a copy: STORE/experiments/NAME/manifest.json is the same if nothing else was built since.",
     )
+
+
+def check_config(config: Config, run: Run, manifest: Manifest, tokenizer: Tokenizer | None = None) -> None:
+    """Raise InputError, naming each setting of bytes and plan that differs, unless a run was trained with a config.
+
+    Looks at the run's manifest and the config.yaml beside it, which are fetched already. `tokenizer`: the config's, if
+    it is loaded already.
+    """
+    tokenizer = tokenizer or load_tokenizer(config.tokenizer, config.eos_token)
+    found = disagreements(config, _trained_config(run.folder), manifest, tokenizer, run.url)
+    if len(found) > 1:
+        raise InputError("\n".join([f"the config is not that of {run.url}:", *(f"- {text}" for text in found)]))
+    if found:
+        raise InputError(found[0])
+
+
+def _trained_config(folder: Path) -> Config | None:
+    """OUT/config.yaml; None, with a warning, if it is missing or this version cannot read it."""
+    path = folder / "config.yaml"
+    try:
+        return Config.model_validate(yaml.safe_load(path.read_bytes()))
+    except FileNotFoundError:
+        reason = "it is missing"
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+    log.warning("%s: %s; the config is compared with the manifest alone", path, reason)
+    return None
 
 
 def parse_json(content: bytes) -> Any:

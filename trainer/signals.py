@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,27 @@ def asked_to_stop(ask: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_on_interrupt(words: str) -> None:
+    """From now on Ctrl-C ends the process at once with exit code 130, wherever it is; rank 0 says `words`.
+
+    A thread acts, woken by the interpreter's own handler: one in Python waits until a library has returned, and an
+    exception may be caught by one, or come up in the middle of an import. What is written is whole or not there.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)  # as set_wakeup_fd wants it
+
+    def wait() -> None:
+        while signal.SIGINT not in os.read(read, 1):
+            pass
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"\n{words}\n".encode())  # past the lock of sys.stderr
+        os._exit(130)
+
+    threading.Thread(target=wait, name="interrupts", daemon=True).start()
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGINT, lambda number, frame: None)
 
 
 def end_at_once() -> None:

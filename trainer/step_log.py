@@ -32,10 +32,15 @@ def read_log(path: Path) -> list[dict[str, str]]:
 
 def read_whole_rows(path: Path) -> tuple[list[dict[str, str]], str]:
     """Rows up to the first damaged one, and what is wrong with that: its line and why; nothing if all is well."""
+    return parse_rows(path.read_bytes())
+
+
+def parse_rows(content: bytes) -> tuple[list[dict[str, str]], str]:
+    """The same of a log's content."""
     rows: list[dict[str, str]] = []
-    content = path.read_bytes().decode("utf-8", errors="replace")
-    lines = content.splitlines()
-    whole = len(lines) - (not content.endswith("\n"))  # the last line may be cut short, anywhere
+    text = content.decode("utf-8", errors="replace")
+    lines = text.splitlines()
+    whole = len(lines) - (not text.endswith("\n"))  # the last line may be cut short, anywhere
     try:
         reader = csv.DictReader(lines, strict=True)
         names = reader.fieldnames or []

@@ -251,7 +251,7 @@ class FinishedBatches:
     def read(self) -> dict[int, list[Completion]]:
         """Batches by number; a last line that was cut short and lines of other settings are left out."""
         found = {}
-        if self._path.is_file():
+        with suppress(FileNotFoundError):  # also if another evaluation of the same has finished
             for line in self._path.read_bytes().split(b"\n"):
                 with suppress(ValueError, KeyError, TypeError):
                     row = parse_json(line)

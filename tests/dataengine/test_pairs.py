@@ -66,7 +66,11 @@ def test_few_shot_prompt_has_its_examples_after_the_first_line_without_blank_lin
         ("", "Chinese", ""),
         ("  ", "Chinese", ""),
         (" 早\nChinese: 晚", "Chinese", "早"),  # the label again begins another text
-        ("\nChinese: 晚", "Chinese", ""),  # also where there was no text before
+        ("\nChinese: 晚", "Chinese", "晚"),  # but is left out where there was no text before
+        ("\n\nChinese: 晚\nx", "Chinese", "晚"),
+        ("\n\n\nChinese: 晚", "Chinese", ""),  # beyond three lines
+        ("\nChinese:\n晚", "Chinese", ""),  # after a repeated label, that line alone
+        ("\nChinese:\nChinese: 晚", "Chinese", ""),
         (" Chinese: 晚", "Chinese", "Chinese: 晚"),  # inside a line it is text
         ("\nEnglish: x", "Chinese", "English: x"),  # another language's label is what the model answered
         (" first\r\nsecond", "English", "first"),

@@ -342,7 +342,7 @@ def test_of_equal_checkpoints_the_one_trained_shortest_is_chosen() -> None:
             for direction, score in scores.items()
             for beams in (5, 1)
         ]
-        return {"step": step, "translation": entries}
+        return {"step": step, "checkpoint": f"identity of {step}", "translation": entries}
 
     found = [
         result(10, en_zh=3, zh_en=1),
@@ -352,6 +352,7 @@ def test_of_equal_checkpoints_the_one_trained_shortest_is_chosen() -> None:
     ]
     both = choose(found, ["en-zh", "zh-en"], 0, 1)
     assert (both.step, sorted(both.candidates)) == (20, [10, 20, 30])  # step 40 lacks a direction
+    assert both.describe({})["checkpoint"] == "identity of 20"
     assert choose(found, ["en-zh"], 0, 1).step == 40
     assert choose(found, ["en-zh"], 0, 5).step == 20  # other searches of the same checkpoints do not count
     assert choose(list(reversed(found)), ["en-zh", "zh-en"], 0, 1).step == 20

@@ -83,7 +83,8 @@ METRICS = ("acc", "acc_norm")
 
 def run(exported: Path, task_folder: Path, *names: str, bos: bool = False) -> dict[str, dict[str, Any]]:
     model = LlamaForCausalLM.from_pretrained(exported).eval()
-    return run_tasks(model, exported, names, task_folder=str(task_folder), bos=bos, batch_size=4)
+    manager = find_tasks(names, str(task_folder))
+    return run_tasks(model, exported, names, manager=manager, bos=bos, batch_size=4)
 
 
 @pytest.fixture(autouse=True)
