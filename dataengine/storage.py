@@ -8,6 +8,7 @@ at once put the same bytes there, for the names of what is built derive from wha
 from __future__ import annotations
 
 import base64
+import ctypes
 import errno
 import hashlib
 import os
@@ -33,6 +34,7 @@ _PREFIX = ".writing-"
 _PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
 _IN_FLIGHT = 4  # files of a folder that are uploaded at a time
 _ABANDONED_S = 86_400  # of a writer that cannot be asked: it wrote nothing for so long
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2
 _CONFLICTS = 10  # attempts while the store says that another write is under way
 
 AddFile = Callable[[str, bytes], None]
@@ -54,11 +56,11 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Fill a temporary folder, then make it appear at `path` at once; on an error it vanishes.
 
     If `path` came into being meanwhile, that folder stays and ours vanishes: both hold the same content, for names
-    here derive from what the content is made of.
+    here derive from what the content is made of. With `replace` ours stays, and the other one vanishes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
@@ -71,20 +73,33 @@ def new_folder(path: Path) -> Iterator[Path]:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-        _publish(temporary, path)
+        _publish(temporary, path, replace=replace)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _publish(temporary: Path, path: Path) -> None:
-    """Make a filled folder, its files on the disk, appear at `path`, unless there is one."""
+def _publish(temporary: Path, path: Path, *, replace: bool = False) -> None:
+    """Make a filled folder, its files on the disk, appear at `path`, unless there is one that is not to be replaced."""
     _sync_folder(temporary)
     try:
         os.rename(temporary, path)
     except OSError:
         if not path.is_dir():
             raise
+        if replace:
+            _exchange(temporary, path)
     _sync_folder(path.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two folders of one parent swap names: at once, where Linux and the file system can."""
+    with suppress(AttributeError):  # only Linux has it
+        if ctypes.CDLL(None).renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+            return
+    aside = _temporary(other)
+    os.rename(other, aside)
+    os.rename(one, other)
+    os.rename(aside, one)
 
 
 def link_file(source: Path, target: Path) -> None:

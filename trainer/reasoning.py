@@ -18,6 +18,7 @@ from typing import Any
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from dataengine.errors import InputError
+from trainer.hf_tokenizer import add_bos
 from trainer.paper_results import REASONING
 
 log = logging.getLogger(__name__)
@@ -68,12 +69,10 @@ def run_tasks(
 
     for name in ("lm_eval", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    adapter = HFLM(
-        pretrained=model,
-        tokenizer=AutoTokenizer.from_pretrained(tokenizer, use_fast=(tokenizer / "tokenizer.json").is_file()),
-        add_bos_token=bos,
-        batch_size=batch_size,
-    )
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    if bos:
+        add_bos(loaded)
+    adapter = HFLM(pretrained=model, tokenizer=loaded, add_bos_token=bos, batch_size=batch_size)
     results = {}
     for name in names:
         try:

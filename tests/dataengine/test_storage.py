@@ -577,3 +577,26 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(tmp_path: Path) -> No
     assert second.startswith(f"cannot write {tmp_path}/units/1/shard: File too large. Free space")
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {"fits", "kept", "units"}
     assert store.sizes("") == {"fits": 1000, "kept": 5000}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_folder_is_replaced_by_a_whole_one_only(
+    tmp_path: Path, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not at_once:  # as where the system cannot exchange names
+        monkeypatch.setattr("dataengine.storage.ctypes.CDLL", lambda _: None)
+    folder = tmp_path / "folder"
+    for name in ("first", "second"):
+        with storage.new_folder(folder, replace=True) as new:
+            (new / name).write_text(name)
+
+    def interrupted() -> None:
+        with storage.new_folder(folder, replace=True) as new:
+            (new / "third").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with storage.new_folder(folder) as new:  # the one that is there stays
+        (new / "fourth").write_text("")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/second"]

@@ -476,7 +476,7 @@ def test_an_export_has_the_tokenizer_of_the_training(experiment: Experiment) -> 
     config = load_config(experiment.config, [f"out={copy_run(experiment, 'exported')}"])
     from transformers import AutoTokenizer
 
-    hf = AutoTokenizer.from_pretrained(export(config), use_fast=False)
+    hf = AutoTokenizer.from_pretrained(export(config))
     text = "English: Open file\nChinese: 打开文件"
     assert hf.encode(text, add_special_tokens=False) == load_tokenizer(config.tokenizer).encode([text])[0]
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dataengine.errors import InputError
+from dataengine.tokens import load_tokenizer
 from tests.conftest import DEMO, ROOT
+from trainer.hf_tokenizer import write_tokenizer
 from trainer.reasoning import PAPER_TASKS, describe_task, expand_tasks, find_tasks, run_tasks
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
@@ -41,9 +43,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )  # fmt: skip
     model.save_pretrained(folder)
-    LlamaTokenizer(
-        str(DEMO / "tokenizer.model"), legacy=False, add_bos_token=False, add_eos_token=False, model_max_length=128
-    ).save_pretrained(folder)
+    path = DEMO / "tokenizer.model"
+    write_tokenizer(path, load_tokenizer(path), folder, bos=False, max_length=128)
     return folder
 
 
