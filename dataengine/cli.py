@@ -470,7 +470,7 @@ def _contamination(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from dataengine.plan import describe_difference, describe_plan, describe_steps, load_plan
+    from dataengine.plan import describe_difference, describe_plan, describe_steps, load_plan, settings_and_notes
 
     plan = load_plan(options.config, options.overrides)
     if options.diff:
@@ -484,7 +484,8 @@ def _plan(options: argparse.Namespace) -> None:
     if options.plot:
         from dataengine.plot import plot_plan
 
-        plot_plan(plan.manifest, Path(options.plot))
+        settings, _ = settings_and_notes(plan)
+        plot_plan(plan.manifest, Path(options.plot), settings, plan.config.first_step if plan.config else 0)
         print(f"picture {options.plot}")
 
 

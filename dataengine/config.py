@@ -360,7 +360,9 @@ class TrainConfig(_Section):
     learning_rate: float = Field(default=4e-4, gt=0)
     min_learning_rate: float = Field(default=4e-5, ge=0)
     warmup_steps: Least0 = 2000
-    decay_steps: Count = 1_430_512  # the cosine ends here; later steps keep min_learning_rate
+    # The cosine takes so many steps from step 0 or the last restart, then the rate stays; `end`: up to the plan's end,
+    # wherever train.max_steps stops
+    decay_steps: Count | Literal["end"] = 1_430_512
     betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     eps: Annotated[float, Field(ge=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -552,6 +554,11 @@ class Config(_Section):
                     f"`languages: {{{language}: ...}}`, "
                     "the full name that prompts and training text use",
                 )
+
+    @property
+    def first_step(self) -> int:
+        """Where a new run begins: at the parent's step if it goes on with the parent's checkpoint."""
+        return self.parent.step if self.parent and self.init and self.init.mode == "continue" else 0
 
     @property
     def streams_in_use(self) -> tuple[str, ...]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import yaml
+from pydantic import ValidationError
+
 from dataengine.config import Config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream, read_manifest
+from dataengine.rates import planned_settings
 from dataengine.schedule import Stage
 from dataengine.stages import StreamSize, cut_schedule
+from dataengine.storage import open_store
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,29 @@ def read_parent(config: Config) -> Parent | None:
             "steps. Name one of them, or its end."
         )
     return Parent(manifest, config.parent.manifest, config.parent.step)
+
+
+def inherited_restarts(config: Config) -> tuple[int, ...]:
+    """Steps before a run's first one from which its learning rate warms up and decays anew, by its parents' configs.
+
+    What a parent's run was really trained with, its settings.jsonl knows. Raises InputError if a parent's manifest is
+    unusable, or the config.yaml beside it.
+    """
+    parent = read_parent(config)
+    if parent is None or not config.first_step:
+        return ()
+    before = _config_beside(parent.path)
+    own = planned_settings(before, parent.manifest.schedule).restarts
+    return tuple(step for step in (*inherited_restarts(before), *own) if step < parent.step)
+
+
+def _config_beside(manifest: str) -> Config:
+    store = open_store(manifest.rpartition("/")[0] or ".")
+    try:
+        return Config.model_validate(yaml.safe_load(store.read("config.yaml")))
+    except (FileNotFoundError, yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+        raise InputError(f"config.yaml beside {manifest} cannot be used: {reason}") from None
 
 
 def stream_sizes(config: Config, samples: Mapping[str, int], parent: Parent | None) -> dict[str, StreamSize]:

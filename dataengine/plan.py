@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from dataengine.build import experiment_url, make_manifest
 from dataengine.config import Config, StreamConfig, load_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream, read_manifest
+from dataengine.parent import inherited_restarts
+from dataengine.rates import Settings, horizon_notes, planned_settings
 from dataengine.schedule import Stage, count_drawn
 from dataengine.shards import Shard, StoredFile
 from dataengine.stages import idle_streams, stage_rows
@@ -87,14 +89,17 @@ def describe_plan(
         f"{title}, {schedule.steps:,} steps of {manifest.batch_size:,} x {manifest.seq_len:,} = {total:,} tokens",
         "",
     ]
-    stages = [("stage", "from step", "steps", "predicted tokens", "mix", "drift")]
+    settings, notes = settings_and_notes(plan)
+    first = plan.config.first_step if plan.config else 0
+    stages = [("stage", "from step", "steps", "predicted tokens", "mix", "drift", "learning rate")]
     for row in stage_rows(schedule):
         mix = " -> ".join(_mix(piece) for piece in (row.pieces[0], row.pieces[-1])[: len(row.pieces)])
         drift = max(_drift(piece, manifest.lanes, manifest.batch_size) for piece in row.pieces)
         tokens = row.steps * manifest.batch_size * manifest.seq_len
-        stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", f"{tokens:,}", mix, f"{drift:.1f}"))
+        rate = settings.describe(max(row.start, first), row.start + row.steps) if settings else ""
+        stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", f"{tokens:,}", mix, f"{drift:.1f}", rate))
     lines += [
-        *table(stages, left=(0, 4)),
+        *table(stages if settings else [row[:-1] for row in stages], left=(0, 4, 6)),
         "",
         "drift: the most samples by which a stream is ahead of or behind its share",
         "",
@@ -128,8 +133,20 @@ def describe_plan(
     if plan.assumed:
         lines.append("Sizes marked (assumed) are the config's; the build counts.")
     if plan.config:
-        lines += [f"note: {words}" for words in idle_streams(plan.config.stages, schedule.own_stages, schedule.lanes)]
-    return "\n".join(lines)
+        notes += idle_streams(plan.config.stages, schedule.own_stages, schedule.lanes)
+    return "\n".join([*lines, *(f"note: {words}" for words in notes)])
+
+
+def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
+    """What the steps are to be trained with, if that is known, and what is to be said of the learning rate."""
+    if plan.config is None:
+        return None, []
+    planned = planned_settings(plan.config, plan.manifest.schedule)
+    try:
+        settings = replace(planned, restarts=(*inherited_restarts(plan.config), *planned.restarts))
+    except InputError as error:
+        return None, [f"learning rates are not shown: {error}"]
+    return settings, horizon_notes(plan.config, settings, plan.manifest.schedule.steps)
 
 
 def describe_steps(plan: Plan, first: int, last: int, texts: int = 0) -> Iterator[str]:

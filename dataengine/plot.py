@@ -1,4 +1,4 @@
-"""Draw a schedule: the mix over steps, and the tokens drawn from each stream."""
+"""Draw a schedule: the mix over steps, the tokens drawn from each stream, and the learning rate."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
+from dataengine.rates import Settings
 from dataengine.stages import stage_rows
 
 matplotlib.use("Agg")
@@ -22,10 +23,11 @@ from matplotlib.figure import Figure
 _POINTS = 1500
 
 
-def plot_plan(manifest: Manifest, path: Path) -> None:
-    """Write a picture of a plan as .png, .svg, .pdf or .html."""
-    schedule = manifest.schedule
-    figure, (above, below) = plt.subplots(2, 1, figsize=(10, 6.5), sharex=True, layout="constrained")
+def plot_plan(manifest: Manifest, path: Path, settings: Settings | None = None, first: int = 0) -> None:
+    """Write a picture of a plan as .png, .svg, .pdf or .html; `settings` add the learning rate from step `first` on."""
+    schedule, panels = manifest.schedule, 3 if settings else 2
+    figure, axes = plt.subplots(panels, 1, figsize=(10, 3.25 * panels), sharex=True, layout="constrained")
+    above, below = axes[:2]
     figure.suptitle(
         f"{manifest.name}: {schedule.steps:,} steps of {manifest.batch_size:,} x {manifest.seq_len:,} tokens"
     )
@@ -39,10 +41,27 @@ def plot_plan(manifest: Manifest, path: Path) -> None:
         drawn = np.array([cursor.get(stream.name, 0) for cursor in cursors])
         label = f"{stream.name}: {drawn[-1] * manifest.seq_len:,} tokens"
         below.plot(steps, drawn / max(stream.samples, 1), color=colours[stream.name], label=label)
-    below.set(xlabel="step", ylabel="passes through the stream", ylim=(0, None))
+    below.set(ylabel="passes through the stream", ylim=(0, None))
     below.grid(alpha=0.3)
     below.legend(frameon=False)
+    if settings:
+        _draw_rate(axes[2], settings, np.append(steps, _turns(settings)), first, schedule.steps)
+    axes[-1].set_xlabel("step")
     save_figure(figure, path)
+
+
+def _turns(settings: Settings) -> NDArray[np.int64]:
+    """Steps at which the rate turns: restarts, those before, and the ends of warm-ups."""
+    begins = np.array([0, *settings.restarts])
+    return np.concatenate([begins, begins - 1, begins + settings.train.warmup_steps])
+
+
+def _draw_rate(axes: Axes, settings: Settings, steps: NDArray[np.int64], first: int, last: int) -> None:
+    shown = np.unique(steps[(steps >= first) & (steps < last)])
+    axes.plot(shown, [settings.rate(int(step)) for step in shown], color="black", linewidth=1.2)
+    axes.set(ylabel="learning rate", ylim=(0, None))
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes.grid(alpha=0.3)
 
 
 def stream_colours(manifest: Manifest) -> dict[str, str]:

@@ -29,6 +29,7 @@ from dataengine.config import Config, InitConfig, ModelConfig, TrainConfig, Wand
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream
 from dataengine.objects import is_url
+from dataengine.rates import Settings
 from dataengine.stages import stage_rows
 from dataengine.storage import Store, open_store
 from dataengine.tables import size_words, table
@@ -576,18 +577,13 @@ def last_step(config: Config, manifest: Manifest) -> int:
     return min(config.train.max_steps or manifest.schedule.steps, manifest.schedule.steps)
 
 
-def first_step(config: Config) -> int:
-    """Where a new run begins: at the parent's step if it goes on with the parent's checkpoint."""
-    return config.parent.step if config.parent and config.init and config.init.mode == "continue" else 0
-
-
 def planned_checkpoints(config: Config, manifest: Manifest) -> list[int]:
     """The steps after which checkpoints are saved, in order."""
     intervals = {stage.name: stage.checkpoint_interval for stage in config.stages if stage.checkpoint_interval}
     steps = checkpoint_steps(
         manifest.schedule, intervals, config.train.checkpoint_interval, last_step(config, manifest)
     )
-    return [step for step in steps if step > first_step(config)]
+    return [step for step in steps if step > config.first_step]
 
 
 def kept_checkpoints(config: Config, manifest: Manifest) -> int:
@@ -596,8 +592,19 @@ def kept_checkpoints(config: Config, manifest: Manifest) -> int:
     return min(made, config.train.keep_checkpoints or made)
 
 
-def describe(config: Config, manifest: Manifest, world_size: int, microbatch: int | None = None) -> str:
-    """The run in a few lines: model, data, batches, checkpoints, places and stages. `microbatch`: what `auto` found."""
+def describe(
+    config: Config,
+    manifest: Manifest,
+    world_size: int,
+    microbatch: int | None = None,
+    *,
+    settings: Settings,
+    first: int = 0,
+) -> str:
+    """The run in a few lines: model, data, batches, checkpoints, places and stages, with the rate from step `first` on.
+
+    `microbatch`: what `auto` found.
+    """
     steps, of_rank = last_step(config, manifest), manifest.batch_size // world_size
     size: int | Literal["auto"] = microbatch or config.train.microbatch_size
     if size == "auto":
@@ -618,8 +625,9 @@ def describe(config: Config, manifest: Manifest, world_size: int, microbatch: in
     ]  # fmt: skip
     if config.init:
         rows.append(("begins with", f"{config.init.checkpoint} ({config.init.mode})"))
-    stages = [("stage", "from step", "steps", "samples a stream")]
+    stages = [("stage", "from step", "steps", "samples a stream", "learning rate")]
     for row in stage_rows(manifest.schedule):
         drawn = ", ".join(f"{name} {count:,}" for name, count in sorted(row.drawn.items()))
-        stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", drawn))
-    return "\n".join([*table(rows, left=(0, 1)), "", *table(stages, left=(0, 3))])
+        rate = settings.describe(max(row.start, first), min(row.start + row.steps, steps))
+        stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", drawn, rate))
+    return "\n".join([*table(rows, left=(0, 1)), "", *table(stages, left=(0, 3, 4))])

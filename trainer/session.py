@@ -17,7 +17,7 @@ from composer.utils import dist
 from dataengine.config import Config, dump_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
-from dataengine.rates import Settings
+from dataengine.rates import Settings, horizon_notes
 from dataengine.storage import open_store, write_file
 from trainer.cache import Prefetcher, ShardCache
 from trainer.callbacks import (
@@ -54,6 +54,7 @@ from trainer.settings import (
     put_aside_damaged,
     read_history,
     settings_from,
+    tell_changes,
     with_settings,
 )
 from trainer.shared_memory import sweep
@@ -127,7 +128,9 @@ def run_session(
     trainer = make_trainer(
         config, manifest, run, ranks, begin, settings, last=last, microbatch=microbatch, uploader=uploader, stop=stop
     )
-    log.info("%s", describe(config, manifest, ranks.world_size, microbatch))
+    log.info("%s", describe(config, manifest, ranks.world_size, microbatch, settings=settings, first=begin.step))
+    for words in horizon_notes(config, settings, manifest.schedule.steps):
+        log.warning("%s", words)
     log.info(
         "%s: %d ranks, %s, steps %d to %d of plan %s",
         config.name,
@@ -248,6 +251,7 @@ def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginnin
         history = take_over(source, run.folder, begin.step)
     else:  # by the manifest and the config of then, before they are replaced
         history = put_aside_damaged(run.folder) if begin.step else []
+    tell_changes(history, begin.step, config, manifest.schedule)
     settings = settings_from(history, begin.step, config, manifest.schedule)
     run.publish(SETTINGS, dump_history(with_settings(history, begin.step, settings)))
     run.publish("manifest.json", manifest.content)

@@ -1,7 +1,8 @@
 """OUT/settings.jsonl: which `train` settings each step of a run was trained with. Needs no Composer.
 
 A line for each change: {"from_step": 400, "train": {...}, "restarts": [300]}. `train` leaves out settings that change
-no number of a run; `restarts` are the steps from which the learning rate warms up and decays anew.
+no number of a run; `restarts` are the steps from which the learning rate warms up and decays anew. `end`, if the rate
+goes by it (`train.decay_steps: end`), is the number of the plan's steps.
 """
 
 from __future__ import annotations
@@ -81,12 +82,15 @@ def parse_history(content: bytes, place: str, unstated: Callable[[], tuple[int, 
             if not isinstance(step, int) or step < 0 or (history and step <= history[-1][0]):
                 raise ValueError(f"from_step {step} is none after the line before")
             restarts = _steps(entry["restarts"]) if "restarts" in entry else unstated()
+            end = entry["end"] if train.decay_steps == "end" else None
+            if end is not None and (type(end) is not int or end < 1):
+                raise ValueError(f"end {end} is not a number of steps")
         except (ValueError, KeyError, TypeError, ValidationError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{place} is damaged, line {number}: {reason}. Mend or remove it; without it config.yaml counts."
             ) from None
-        history.append((step, Settings(train, restarts)))
+        history.append((step, Settings(train, restarts, end)))
     return history
 
 
@@ -132,17 +136,38 @@ def history_before(history: History, step: int) -> History:
 def differences(before: Settings, now: Settings) -> list[tuple[str, object, object]]:
     """Settings that change a run's numbers and differ: key, then, now."""
     found: list[tuple[str, object, object]] = [
-        (f"train.{name}", getattr(before.train, name), getattr(now.train, name))
+        (f"train.{name}", _value(before, name), _value(now, name))
         for name in TrainConfig.model_fields
-        if name in _DECIDE and getattr(before.train, name) != getattr(now.train, name)
+        if name in _DECIDE and _value(before, name) != _value(now, name)
     ]
     if before.restarts != now.restarts:
         found.append(("restart_learning_rate", _places(before.restarts), _places(now.restarts)))
     return found
 
 
+def _value(settings: Settings, name: str) -> object:
+    if name == "decay_steps" and settings.end is not None:
+        return f"end (step {settings.end:,})"
+    return getattr(settings.train, name)
+
+
 def _places(steps: Sequence[int]) -> str:
     return f"at step {', '.join(f'{step:,}' for step in steps)}" if steps else "at no step"
+
+
+def tell_changes(
+    history: History,
+    step: int,
+    config: Config,
+    schedule: Schedule,
+    words: str = "%s was %s so far and is %s from here on",
+) -> None:
+    """Say what differs from the settings of the step before `step`; it may, but not unseen."""
+    before = settings_at(history, step - 1)
+    for change in differences(before, settings_from(history, step, config, schedule)) if before else ():
+        log.warning(words, *change)
+    for sentence in late_restarts(history, step, config, schedule):
+        log.warning("%s", sentence)
 
 
 def late_restarts(history: History, step: int, config: Config, schedule: Schedule) -> list[str]:
@@ -168,6 +193,7 @@ def dump_history(history: History) -> bytes:
                 "from_step": step,
                 "train": settings.train.model_dump(mode="json", include=_DECIDE),
                 "restarts": settings.restarts,
+                **({"end": settings.end} if settings.end else {}),
             }
         )
         + b"\n"

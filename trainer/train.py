@@ -17,13 +17,13 @@ from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
+from dataengine.rates import horizon_notes
 from trainer.checkpoints import Checkpoint, check_model, locate_checkpoint, newest_checkpoint
 from trainer.preflight import (
     Problem,
     Ranks,
     check_run,
     describe,
-    first_step,
     last_step,
     planned_checkpoints,
     raise_common,
@@ -32,13 +32,11 @@ from trainer.preflight import (
 from trainer.runs import SMALL_FILES, Run, hold, open_run, read_run_manifest
 from trainer.settings import (
     History,
-    differences,
     history_before,
-    late_restarts,
     put_aside_damaged,
     read_history,
-    settings_at,
     settings_from,
+    tell_changes,
 )
 from trainer.signals import let_rank_0_end_first
 from trainer.step_log import read_whole_rows
@@ -95,12 +93,15 @@ def dry_run(config: Config) -> None:
     if resume is None:
         raise_problems(check_not_lost(config, manifest, run))
     if ranks.rank == 0:
-        last, step = last_step(config, manifest), resume.step if resume else first_step(config)
-        if resume is not None:
-            _tell_changes(config, manifest, history_so_far(config, run, resume), step)
-        words = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
-        print(describe(config, manifest, ranks.world_size))
-        print(f"\nto be trained: {words if step < last else 'nothing, all steps are trained'}")
+        last, step = last_step(config, manifest), resume.step if resume else config.first_step
+        history = history_so_far(config, run, resume)
+        tell_changes(history, step, config, manifest.schedule)
+        settings = settings_from(history, step, config, manifest.schedule)
+        for words in horizon_notes(config, settings, manifest.schedule.steps):
+            log.warning("%s", words)
+        where = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
+        print(describe(config, manifest, ranks.world_size, settings=settings, first=step))
+        print(f"\nto be trained: {where if step < last else 'nothing, all steps are trained'}")
 
 
 def train(config: Config) -> None:
@@ -114,17 +115,14 @@ def train(config: Config) -> None:
     problems = check_run(config, manifest, ranks)
     raise_common(problems)
     (run, resume), last = find_run(config, manifest, ranks), last_step(config, manifest)
-    if resume is not None:
-        if resume.step >= last:
-            if ranks.rank == 0:
-                finish_uploads(config, run, resume)
-                _tell_log(run.folder / "log.csv", resume.step)
-                words = "%s was %s in this run: %s would change nothing any more"
-                _tell_changes(config, manifest, put_aside_damaged(run.folder), last, words)
-            log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
-            return
+    if resume is not None and resume.step >= last:
         if ranks.rank == 0:
-            _tell_changes(config, manifest, put_aside_damaged(run.folder), resume.step)
+            finish_uploads(config, run, resume)
+            _tell_log(run.folder / "log.csv", resume.step)
+            words = "%s was %s in this run: %s would change nothing any more"
+            tell_changes(put_aside_damaged(run.folder), last, config, manifest.schedule, words)
+        log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
+        return
     with ExitStack() as held:
         if ranks.rank == 0:
             problems += check_not_lost(config, manifest, run) if resume is None else []
@@ -152,13 +150,13 @@ def find_run(config: Config, manifest: Manifest, ranks: Ranks) -> tuple[Run, Che
 
 def history_so_far(config: Config, run: Run, resume: Checkpoint | None) -> History:
     """The settings of the steps that a run has behind it: its own, or those of the run that it continues."""
-    if resume is None and config.init is not None and first_step(config):
+    if resume is None and config.init is not None and config.first_step:
         run, _ = locate_checkpoint(config.init.checkpoint, config.cache)
         run.fetch(*SMALL_FILES)
     elif resume is None:
         return []
     try:
-        return history_before(read_history(run.folder), resume.step if resume else first_step(config))
+        return history_before(read_history(run.folder), resume.step if resume else config.first_step)
     except InputError as error:  # a training goes on without it
         log.warning("%s", error)
         return []
@@ -182,7 +180,7 @@ def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem
         Problem(
             f"{run.folder} has no checkpoint, though its log.csv has steps up to {int(rows[-1]['step']):,} and the "
             f"first was due after {first:,}. Restore {run.folder}/checkpoints, or remove log.csv to begin at step "
-            f"{first_step(config):,}."
+            f"{config.first_step:,}."
         )
     ]
 
@@ -227,21 +225,6 @@ def check_past(manifest: Manifest, run: Run, step: int) -> None:
             f"{', '.join(before.differences(manifest, step))}. Build with {run.url}/config.yaml and the sources of "
             "then, change only what comes after these steps (stages can be added), or give this run another `out`."
         )
-
-
-def _tell_changes(
-    config: Config,
-    manifest: Manifest,
-    history: History,
-    step: int,
-    words: str = "%s was %s so far and is %s from here on",
-) -> None:
-    """Say which training settings differ from those of the step before `step`; they may, but not unseen."""
-    before = settings_at(history, step - 1)
-    for change in differences(before, settings_from(history, step, config, manifest.schedule)) if before else ():
-        log.warning(words, *change)
-    for sentence in late_restarts(history, step, config, manifest.schedule):
-        log.warning("%s", sentence)
 
 
 def _rank() -> int:

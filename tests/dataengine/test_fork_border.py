@@ -14,8 +14,9 @@ from dataengine.build import build
 from dataengine.cli import describe_build
 from dataengine.config import Config, dump_config
 from dataengine.manifest import Manifest
-from dataengine.plan import describe_plan, load_plan
-from dataengine.plot import draw_mix, plt
+from dataengine.plan import describe_plan, load_plan, settings_and_notes
+from dataengine.plot import draw_mix, plot_plan, plt
+from dataengine.rates import learning_rate
 from dataengine.schedule import Schedule, Stage
 from dataengine.stages import cut_schedule, stage_rows
 from tests.conftest import ConfigMaker
@@ -81,9 +82,60 @@ def test_every_table_and_picture_shows_two_stages_of_one_name(family: tuple[Conf
     text = describe_plan(load_plan(str(path)))
     mixed = [line for line in text.splitlines() if line.startswith("mixed")]
     assert [line.split()[1:3] for line in mixed] == [["6", "3"], ["9", "5"]]
-    assert "->" not in mixed[1].partition("mono")[2]  # no ramp
+    assert mixed[1].count("->") == 1  # of the rate: no ramp
     assert "note: stage 'mixed' draws nothing from stream 'both'" in text  # its own does not, its parent's did
     figure, axes = plt.subplots()
     draw_mix(axes, manifest, np.arange(manifest.schedule.steps))
     assert [note.get_text() for note in axes.texts] == ["first", "mixed", "mixed"]
     plt.close(figure)
+
+
+def test_a_plan_shows_the_rates_of_a_child_and_inherits_its_parents_restarts(
+    make_config: ConfigMaker, tmp_path: Path
+) -> None:
+    stages = [
+        {"name": "first", "steps": 6, "mix": {"mono": 1}},
+        {"name": "mixed", "steps": 6, "mix": {"mono": 1, "both": 1}, "restart_learning_rate": True},
+    ]
+    build(make_config(stages=stages), workers=1)
+    beside = tmp_path / "store/experiments/small"
+    changes: dict[str, Any] = {
+        "name": "child",
+        "parent": {"manifest": str(beside / "manifest.json"), "step": 9},
+        "init": {"checkpoint": "run", "mode": "continue"},
+        "stages": [{"name": "tail", "steps": 5, "mix": {"mono": 1}}],
+    }
+    config = make_config(**changes)
+
+    def last_rows() -> list[list[str]]:
+        path = tmp_path / "child.yaml"
+        path.write_text(dump_config(config))
+        plan = load_plan(str(path))
+        plot_plan(plan.manifest, tmp_path / "plan.svg", *settings_and_notes(plan)[:1], first=9)
+        return [line.split() for line in describe_plan(plan).splitlines() if line.startswith(("mixed", "tail", "note"))]
+
+    build(config, workers=1)
+    assert config.first_step == 9
+    mixed, tail = last_rows()
+    assert mixed[-1] == "0.0"  # the parent's steps are not this run's
+    expected = [f"{learning_rate(step, config.train, [6]):.2e}" for step in (9, 13)]
+    assert tail[-3:] == [expected[0], "->", expected[1]]
+
+    grandchild = {
+        **changes,
+        "name": "grandchild",
+        "parent": {"manifest": str(tmp_path / "store/experiments/child/manifest.json"), "step": 12},
+    }
+    config = make_config(**grandchild, train={"decay_steps": "end", "warmup_steps": 2})
+    build(config, workers=1)
+    expected = [f"{learning_rate(step, config.train, [6], 17):.2e}" for step in (12, 16)]
+    assert last_rows()[-1][-3:] == [expected[0], "->", expected[1]]
+
+    (beside / "config.yaml").unlink()
+    note = " ".join(last_rows()[-1])
+    assert note.startswith("note: learning rates are not shown: config.yaml beside ")
+    assert note.endswith("small/manifest.json cannot be used: it is missing")
+    config = config.model_copy(update={"init": None})  # trained from step 0, so nothing is inherited
+    assert last_rows()[-1][-3:] == [
+        f"{learning_rate(step, config.train, [], 17):.2e}" if step else "->" for step in (12, 0, 16)
+    ]

@@ -82,7 +82,7 @@ def write_assumed(folder: Path, **sizes: dict[str, int]) -> str:
     path.write_text(
         "name: assumed\ntokenizer: none.model\nbatch_size: 8\nseq_len: 32\nstore: none\nstreams:\n"
         + "".join(f"  {name}: {{documents: [x], assume: {size}}}\n" for name, size in sizes.items())
-        + "stages: [{name: only, steps: 5, mix: {a: 3, b: 1}}]\n"
+        + "stages: [{name: only, steps: 5, mix: {a: 3, b: 1}}]\ntrain: {warmup_steps: 0, decay_steps: end}\n"
     )
     return str(path)
 

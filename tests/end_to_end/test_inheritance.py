@@ -172,3 +172,22 @@ def test_a_parent_of_an_earlier_version_is_inherited_by_its_config(family: Famil
     log = ranks.train(family.config, out, *family.child("of_old", TAIL, old, 10), ranks=1)
     assert rates(log) == [family.rate(step, 6) for step in range(14)]
     assert restarts(out) == [(0, (6,))]
+
+
+def test_a_decay_to_the_end_goes_by_the_plan_and_a_plan_that_grows_is_told(family: Family) -> None:
+    out, store = family.folder / "to_the_end", f"store={family.folder / 'end_store'}"
+    changes = ["train.decay_steps=end", store]
+    build(load_config(family.config, changes), workers=1)
+    log = ranks.train(family.config, out, *changes, "train.max_steps=4", ranks=1)
+    log = ranks.train(family.config, out, *changes, "train.max_steps=12", ranks=1)
+    assert "so far and is" not in ranks.printed(out)
+    assert rates(log) == [family.rate(step, 6, decay_steps=14 - (6 if step >= 6 else 0)) for step in range(12)]
+    changes.append("stages.1.steps=12")
+    build(load_config(family.config, changes), workers=1)
+    log = ranks.train(family.config, out, *changes, ranks=1)
+    assert "train.decay_steps was end (step 14) so far and is end (step 18) from here on" in ranks.printed(out)
+    assert rates(log[12:]) == [family.rate(step, 6, decay_steps=12) for step in range(12, 18)]
+    for checkpoint in complete_checkpoints(out)[4:]:
+        shutil.rmtree(checkpoint.folder)
+    made = replay(open_run(str(out), "unused"), 17, catch_up=True)
+    assert made.loss == pytest.approx(float(log[17]["loss"]), rel=1e-5)

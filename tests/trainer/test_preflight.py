@@ -12,6 +12,7 @@ from dataengine.build import build
 from dataengine.config import Config, ModelConfig, TrainConfig, WandbConfig
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
+from dataengine.rates import Settings, learning_rate
 from tests.conftest import ROOT, ConfigMaker
 from tests.object_store import ObjectStore, object_store
 from trainer import preflight
@@ -209,10 +210,19 @@ def test_parameters_are_counted_as_the_model_has_them(make_config: ConfigMaker, 
 
 def test_the_description(make_config: ConfigMaker) -> None:
     config, manifest = built(make_config())
-    lines = describe(config, manifest, 2).splitlines()
+    settings = Settings(config.train, (12,))
+    lines = describe(config, manifest, 2, settings=settings).splitlines()
     assert lines[0].split() == ["experiment", "small,", "plan", manifest.plan_id[:12]]
     assert "training     16 of 16 steps, 4,096 tokens" in lines
+    assert lines[-1].split() == ["last", "12", "4", "en-zh", "32", "2.50e-03", "->", "1.00e-02"]
+    lines = describe(config, manifest, 2, settings=settings, first=7).splitlines()
+    assert lines[-3].split() == ["first", "0", "6", "mono", "48"]  # trained already
+    at = [f"{learning_rate(step, config.train):.2e}" for step in (7, 11)]
+    assert lines[-2].split()[-3:] == [at[0], "->", at[1]]
+    stopped = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 9})})
+    lines = describe(stopped, manifest, 2, settings=settings).splitlines()
     assert lines[-1].split() == ["last", "12", "4", "en-zh", "32"]
+    assert lines[-2].endswith(f"-> {learning_rate(8, config.train):.2e}")
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "export", "replay", "audit", "report"])

@@ -53,6 +53,8 @@ def test_settings_that_change_no_number_are_left_out() -> None:
         (b"[]", "line 1: list indices"),
         (b'{"from_step": 0, "train": {"learning_rate": -1}}', "line 1: 1 validation error"),
         (b'{"from_step": 3, "train": {}}\n{"from_step": 3, "train": {}}', "line 2: from_step 3 is none after"),
+        (b'{"from_step": 0, "train": {"decay_steps": "end"}}', "line 1: 'end'"),
+        (b'{"from_step": 0, "train": {"decay_steps": "end"}, "end": "soon"}', "line 1: end soon is not a number of"),
         (b'{"from_step": 0, "train": {}, "restarts": 3}', "line 1: restarts 3 are no steps"),
         (b'{"from_step": 0, "train": {}, "restarts": [-1]}', "line 1: restarts [-1] are no steps"),
         (b'{"from_step": 0, "train": {}, "restarts": [3, 3]}', "line 1: restarts [3, 3] do not ascend"),
@@ -72,3 +74,13 @@ def test_a_damaged_file_is_put_aside(
     assert put_aside_damaged(tmp_path) == [(0, Settings(TrainConfig(clip_norm=3)))]
     assert words in caplog.text
     assert (tmp_path / "settings.damaged.jsonl").read_bytes() == content
+
+
+def test_a_plan_that_grows_changes_a_rate_that_goes_by_its_end() -> None:
+    train = TrainConfig(decay_steps="end")
+    short, long = Settings(train, (), 60), Settings(train, (), 90)
+    assert differences(short, long) == [("train.decay_steps", "end (step 60)", "end (step 90)")]
+    assert differences(Settings(TrainConfig(decay_steps=60)), short) == [("train.decay_steps", 60, "end (step 60)")]
+    history = with_settings([(0, short)], 50, long)
+    assert parse_history(dump_history(history), SETTINGS) == history == [(0, short), (50, long)]
+    assert with_settings([(0, short)], 50, short) == [(0, short)]
