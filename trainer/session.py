@@ -125,14 +125,15 @@ def run_session(
         last,
         manifest.plan_id[:12],
     )
-    try:
-        with asked_to_stop(stop.ask):
+    with asked_to_stop(stop.ask) as stopping:
+        try:
             trainer.fit()
-        trainer.close()
-    finally:
-        end_workers()
-        if uploader is not None:
-            uploader.wait()
+            stopping.alone = True
+            trainer.close()
+        finally:
+            end_workers()
+            if uploader is not None:
+                uploader.wait()
     if stop.agreed:
         step = int(trainer.state.timestamp.batch)
         log.info("stopped as asked after %d steps, with a checkpoint; the same command goes on", step)
