@@ -96,6 +96,10 @@ def hold(folder: Path) -> Iterator[None]:
                     f"{folder} is being trained by {file.read() or 'another process'}. "
                     "Wait until it has ended, stop it, or give this run another `out`."
                 ) from None
+            log.warning(
+                "%s is on a file system without locks (%s): nothing keeps a second training from this folder. Start "
+                "one at a time.", folder, error.strerror or error,
+            )  # fmt: skip
         else:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")

@@ -6,8 +6,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
@@ -17,16 +18,17 @@ from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
+from dataengine.objects import is_url
 from dataengine.rates import horizon_notes
 from trainer.checkpoints import Checkpoint, check_model, locate_checkpoint, newest_checkpoint
 from trainer.preflight import (
     Problem,
     Ranks,
+    check_one_folder,
     check_run,
     describe,
     last_step,
     planned_checkpoints,
-    raise_common,
     raise_problems,
 )
 from trainer.runs import SMALL_FILES, Run, hold, open_run, read_run_manifest
@@ -38,12 +40,14 @@ from trainer.settings import (
     settings_from,
     tell_changes,
 )
-from trainer.signals import let_rank_0_end_first
+from trainer.signals import end_at_once, let_rank_0_end_first
 from trainer.step_log import read_whole_rows
 from trainer.uploads import Uploader, resume_uploads
 from trainer.watch import BadStepError
 
 log = logging.getLogger(__name__)
+
+_MEETING = timedelta(minutes=10)  # for which nodes may start one after the other, or be late beside an outage
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,9 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for name in ("trainer", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if _rank() == 0 else logging.ERROR)
-    action = dry_run if options.dry_run else train
+
+    def load() -> Config:
+        return load_config(options.config, options.overrides)
+
     try:
-        code = run_command(lambda: action(load_config(options.config, options.overrides)), quiet=_rank() != 0)
+        code = run_command(lambda: dry_run(load()) if options.dry_run else train(load), quiet=_rank() != 0)
     except BadStepError as error:
         code = 3
         if _rank() == 0:
@@ -104,34 +111,63 @@ def dry_run(config: Config) -> None:
         print(f"\nto be trained: {where if step < last else 'nothing, all steps are trained'}")
 
 
-def train(config: Config) -> None:
+def train(load: Callable[[], Config]) -> None:
     """Train to the end of the schedule, or to `train.max_steps`.
 
-    Raises InputError for what the user has to mend, and BadStepError if a step must not be trained on.
+    Raises InputError for what the user has to mend, on all ranks of all nodes what one of them has found, and
+    BadStepError if a step must not be trained on.
     """
-    # All that one rank can see is looked at before Composer is imported, which takes 20 s.
     ranks = Ranks.from_environment()
-    manifest = read_manifest(experiment_url(config))
-    problems = check_run(config, manifest, ranks)
-    raise_common(problems)
-    (run, resume), last = find_run(config, manifest, ranks), last_step(config, manifest)
-    if resume is not None and resume.step >= last:
-        if ranks.rank == 0:
-            finish_uploads(config, run, resume)
-            _tell_log(run.folder / "log.csv", resume.step)
-            words = "%s was %s in this run: %s would change nothing any more"
-            tell_changes(put_aside_damaged(run.folder), last, config, manifest.schedule, words)
-        log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
-        return
-    with ExitStack() as held:
-        if ranks.rank == 0:
-            problems += check_not_lost(config, manifest, run) if resume is None else []
-            if not any(problem.fatal for problem in problems):
-                problems += check_alone(run, held)
-        log.info("%s: importing Composer, which takes a while", config.name)
-        from trainer.session import run_session
+    if ranks.world_size == 1:
+        load()  # a mistake is said before torch is imported
+    # All that can be looked at is looked at before Composer is imported, which takes 20 s.
+    from trainer.group import Group
+    from trainer.pulse import Pulse
 
-        run_session(config, manifest, run, ranks, problems, last=last)
+    end_at_once()
+    if ranks.world_size > 1:
+        log.info("%d ranks meet at %s:%s", ranks.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+    with Group(_MEETING) as group, ExitStack() as held:
+        config = group.together(load)
+        group.timeout += timedelta(seconds=config.train.outage_limit)
+        with Pulse(group, config.train.outage_limit) as pulse:
+            manifest = group.together(lambda: read_manifest(experiment_url(config)))
+            pulse.at("looking at what the run needs", may_wait=True)
+            problems = check_run(config, manifest, ranks)
+            raise_problems(problem for found in group.gather(problems) for problem in found)
+            if not is_url(config.out):
+                check_one_folder(Path(config.out), group)
+            pulse.at("looking for checkpoints", may_wait=True)
+            run, resume = group.together(lambda: find_run(config, manifest, ranks))
+            last = last_step(config, manifest)
+            if all(group.gather(resume is not None and resume.step >= last)):
+                assert resume is not None
+                pulse.close()
+                if ranks.rank == 0:
+                    _tell_finished(config, manifest, run, resume, last)
+                return
+            group.together(lambda: take_run(config, manifest, run, resume, held) if ranks.rank == 0 else None)
+            pulse.at("importing Composer")
+            log.info("%s: importing Composer, which takes a while", config.name)
+            from trainer.session import run_session
+
+            run_session(config, manifest, run, ranks, pulse, last=last)
+
+
+def take_run(config: Config, manifest: Manifest, run: Run, resume: Checkpoint | None, held: ExitStack) -> None:
+    """Hold the run's folder as long as `held` is open, if training may go on there. Raises InputError if it may not."""
+    if resume is None:
+        raise_problems(check_not_lost(config, manifest, run))
+    held.enter_context(hold(run.folder))
+
+
+def _tell_finished(config: Config, manifest: Manifest, run: Run, resume: Checkpoint, last: int) -> None:
+    """Bring a finished run home; say what differs, and that there is nothing to do."""
+    finish_uploads(config, run, resume)
+    _tell_log(run.folder / "log.csv", resume.step)
+    words = "%s was %s in this run: %s would change nothing any more"
+    tell_changes(put_aside_damaged(run.folder), last, config, manifest.schedule, words)
+    log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
 
 
 def find_run(config: Config, manifest: Manifest, ranks: Ranks) -> tuple[Run, Checkpoint | None]:
@@ -183,15 +219,6 @@ def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem
             f"{config.first_step:,}."
         )
     ]
-
-
-def check_alone(run: Run, held: ExitStack) -> list[Problem]:
-    """Hold the run's folder for this process as long as `held` is open; a problem if another training holds it."""
-    try:
-        held.enter_context(hold(run.folder))
-    except InputError as error:
-        return [Problem(str(error))]
-    return []
 
 
 def _tell_log(path: Path, steps: int) -> None:
