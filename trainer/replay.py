@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Replay:
     """Rebuild a step of a run. Raises InputError if the run, its streams or the step are not there."""
+    run.check_there()
     run.fetch(*SMALL_FILES)
     manifest = read_run_manifest(run.folder, run.url)
     config, history = load_config(run.folder / "config.yaml"), read_history(run.folder)

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
@@ -17,18 +18,22 @@ from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
+from dataengine.objects import is_url
 from trainer.checkpoints import Checkpoint, check_model, newest_checkpoint
 from trainer.preflight import (
     Problem,
     Ranks,
+    check_auto,
+    check_init_checkpoint,
     check_run,
     describe,
     last_step,
+    past_differences,
     planned_checkpoints,
     raise_common,
     raise_problems,
 )
-from trainer.runs import SMALL_FILES, Run, hold, open_run, read_run_manifest
+from trainer.runs import SMALL_FILES, Run, hold, holder_of, open_run
 from trainer.settings import differences, put_aside_damaged, settings_at
 from trainer.signals import let_rank_0_end_first
 from trainer.step_log import read_whole_rows
@@ -76,16 +81,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What a run stands before, as one rank sees it."""
+
+    run: Run
+    resume: Checkpoint | None  # None: a new run
+    problems: list[Problem]
+
+
+def look(config: Config, manifest: Manifest, ranks: Ranks) -> Outlook:
+    """Look at all that one rank can see before Composer is imported, which takes 20 s; so does a dry run.
+
+    Raises InputError with what every rank finds; the ranks are to gather the other problems.
+    """
+    problems, resume = check_run(config, manifest, ranks), None
+    raise_common(problems)
+    run = open_run(config.out, config.cache)
+    if not any(problem.fatal for problem in problems):
+        try:
+            run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
+            resume = newest_checkpoint(run)
+            found = check_past(config, manifest, run, resume) if resume else check_new(config, manifest, run)
+            found += check_auto(config, run)
+        except InputError as error:  # the bucket does not answer, say
+            found = [Problem(str(error))]
+        problems += [replace(problem, everywhere=_see_alike(config, ranks)) for problem in found]
+    raise_common(problems)
+    return Outlook(run, resume, problems)
+
+
 def dry_run(config: Config) -> None:
     """Look at all that the run needs, and print what it will be. Raises InputError with all that is wrong."""
     ranks = Ranks.from_environment()
     manifest = read_manifest(experiment_url(config))
-    raise_problems(check_run(config, manifest, ranks))
-    run, resume = find_run(config, manifest, ranks)
-    if resume is None:
-        raise_problems(check_not_lost(config, manifest, run))
+    outlook = look(config, manifest, ranks)
+    holder = holder_of(outlook.run.folder) if ranks.rank == 0 else ""
+    raise_problems(_of_all_ranks(outlook.problems + ([Problem(holder)] if holder else []), ranks))
     if ranks.rank == 0:
-        last, step = last_step(config, manifest), resume.step if resume else 0
+        last, resume = last_step(config, manifest), outlook.resume
+        step = resume.step if resume else 0
         words = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
         print(describe(config, manifest, ranks.world_size))
         print(f"\nto be trained: {words if step < last else 'nothing, all steps are trained'}")
@@ -96,12 +131,10 @@ def train(config: Config) -> None:
 
     Raises InputError for what the user has to mend, and BadStepError if a step must not be trained on.
     """
-    # All that one rank can see is looked at before Composer is imported, which takes 20 s.
     ranks = Ranks.from_environment()
     manifest = read_manifest(experiment_url(config))
-    problems = check_run(config, manifest, ranks)
-    raise_common(problems)
-    (run, resume), last = find_run(config, manifest, ranks), last_step(config, manifest)
+    outlook = look(config, manifest, ranks)
+    run, resume, last = outlook.run, outlook.resume, last_step(config, manifest)
     if resume is not None:
         if resume.step >= last:
             if ranks.rank == 0:
@@ -112,29 +145,68 @@ def train(config: Config) -> None:
             return
         if ranks.rank == 0:
             _tell_changes(config, run, resume.step, "train.%s was %s so far and is %s from here on")
+    problems = outlook.problems
     with ExitStack() as held:
-        if ranks.rank == 0:
-            problems += check_not_lost(config, manifest, run) if resume is None else []
-            if not any(problem.fatal for problem in problems):
-                problems += check_alone(run, held)
+        if ranks.rank == 0 and not any(problem.fatal for problem in problems):
+            problems += [replace(one, everywhere=ranks.world_size == 1) for one in check_alone(run, held)]
+            raise_common(problems)
         log.info("%s: importing Composer, which takes a while", config.name)
         from trainer.session import run_session
 
         run_session(config, manifest, run, ranks, problems, last=last)
 
 
-def find_run(config: Config, manifest: Manifest, ranks: Ranks) -> tuple[Run, Checkpoint | None]:
-    """The run at the config's `out`, and its newest checkpoint, None for a new run.
+def _see_alike(config: Config, ranks: Ranks) -> bool:
+    """Whether all ranks look at the same disk, and none at a bucket, which may fail for one of them."""
+    places = [config.out, *([config.init.checkpoint] if config.init else [])]
+    return ranks.world_size == 1 or (ranks.world_size == ranks.local_world_size and not any(map(is_url, places)))
 
-    Raises InputError if the run cannot go on from there with this config and manifest.
+
+def _of_all_ranks(problems: list[Problem], ranks: Ranks) -> list[Problem]:
+    """The problems of all ranks, on each of them."""
+    if ranks.world_size == 1:
+        return problems
+    from trainer.group import Group
+
+    with Group() as group:
+        return [problem for found in group.gather(problems) for problem in found]
+
+
+def check_past(config: Config, manifest: Manifest, run: Run, resume: Checkpoint) -> list[Problem]:
+    """A run that goes on keeps its model, and the samples that it was trained on."""
+    found = [problem.text for problem in check_not_removed(run, resume)]
+    try:
+        check_model(config.model, resume, resume=True)
+    except InputError as error:
+        found.append(str(error))
+    if changed := past_differences(manifest, run, resume.step):
+        found.append(
+            f"the {resume.step:,} steps that {run.url} has trained would change: {', '.join(changed)}. Build with "
+            f"{run.url}/config.yaml and the sources of then, change only what comes after these steps (stages can be "
+            "added), or give this run another `out`."
+        )
+    return [Problem(text) for text in found]
+
+
+def check_not_removed(run: Run, resume: Checkpoint) -> list[Problem]:
+    """A run that was removed from its bucket must not go on, or come back, by the copy that is left on this disk.
+
+    Before its first step a run puts its manifest there, so a checkpoint that no upload has reached yet tells nothing.
     """
-    run = open_run(config.out, config.cache)
-    run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
-    resume = newest_checkpoint(run)
-    if resume is not None:
-        check_model(config.model, resume)
-        check_past(manifest, run, resume.step)
-    return run, resume
+    if run.store is None or resume.key or run.store.size("manifest.json") is not None:
+        return []
+    return [
+        Problem(
+            f"{run.url} has no manifest.json, though {resume.folder} is a checkpoint of this run: it was removed from "
+            f"the bucket, and this disk has a copy. To begin anew, remove {run.folder}. To go on with the copy, put "
+            f"{run.folder}/manifest.json there again; its checkpoints are uploaded then."
+        )
+    ]
+
+
+def check_new(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
+    """A run that begins must not be one that lost its checkpoints; what it begins with must be usable."""
+    return [*check_not_lost(config, manifest, run), *check_init_checkpoint(config, manifest)]
 
 
 def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
@@ -184,22 +256,6 @@ def finish_uploads(config: Config, run: Run, resume: Checkpoint) -> None:
     uploader = Uploader(run, keep=config.train.keep_checkpoints, outage_limit_s=config.train.outage_limit)
     resume_uploads(run, uploader, resume)
     uploader.wait()
-
-
-def check_past(manifest: Manifest, run: Run, step: int) -> None:
-    """Raise InputError, with the reason, unless the manifest gives the samples that a run was trained on up to a step.
-
-    The dataset checks the same by the hash in the checkpoint; this knows what differs.
-    """
-    if not (run.folder / "manifest.json").is_file():  # a checkpoint that was copied here, for a fork
-        return
-    before = read_run_manifest(run.folder, run.url)
-    if before.prefix_sha256(step) != manifest.prefix_sha256(step):
-        raise InputError(
-            f"the {step:,} steps that {run.url} has trained would change: "
-            f"{', '.join(before.differences(manifest, step))}. Build with {run.url}/config.yaml and the sources of "
-            "then, change only what comes after these steps (stages can be added), or give this run another `out`."
-        )
 
 
 def _tell_changes(config: Config, run: Run, step: int, words: str) -> None:
