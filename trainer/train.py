@@ -13,6 +13,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainer.interrupts import NOT_BEGUN, end_plainly
+
+    end_plainly(NOT_BEGUN)
 
 from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
@@ -20,6 +23,7 @@ from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.objects import is_url
 from trainer.checkpoints import Checkpoint, check_model, newest_checkpoint
+from trainer.interrupts import importing_composer
 from trainer.preflight import (
     Problem,
     Ranks,
@@ -151,7 +155,8 @@ def train(config: Config) -> None:
             problems += [replace(one, everywhere=ranks.world_size == 1) for one in check_alone(run, held)]
             raise_common(problems)
         log.info("%s: importing Composer, which takes a while", config.name)
-        from trainer.session import run_session
+        with importing_composer():
+            from trainer.session import run_session
 
         run_session(config, manifest, run, ranks, problems, last=last)
 
