@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 
 from dataengine.characters import escape_controls
 
@@ -35,10 +36,14 @@ _DISK = {
 _FROM_WORKER = f"\n{InputError.__module__}.{InputError.__qualname__}: "
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint at the end of what is said of an unknown word: the nearest one that is known; empty if none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+def did_you_mean(word: str, known: Iterable[str], paths: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A hint at the end of what is said of an unknown word: the nearest one that is known; empty if none is near.
+
+    `paths` are words of other places, and what is shown of each if it is nearer.
+    """
+    shown = {**paths, **{one: one for one in known}}
+    close = difflib.get_close_matches(word, list(shown), n=1)
+    return f" (did you mean '{shown[close[0]]}'?)" if close else ""
 
 
 def note(text: str) -> None:
