@@ -640,10 +640,8 @@ def _describe(problem: Any, lines: Mapping[Loc, str], path: str) -> str:
     place = _place(loc, lines, path)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
-        elsewhere = {
-            path.rpartition(".")[2]: path for path in sorted(_keys_below(Config), key=lambda path: -path.count("."))
-        }
-        hint = did_you_mean(str(loc[-1]), {**elsewhere, **{key: key for key in known}})
+        paths = sorted(_keys_below(Config), key=lambda path: -path.count("."))
+        hint = did_you_mean(str(loc[-1]), known, {path.rpartition(".")[2]: path for path in paths})
         return f"{place}: unknown key '{dotted(loc)}'{hint}. Known keys here: {', '.join(known)}."
     if problem["type"] == "missing":
         return f"{place}: key '{dotted(loc)}' is missing. Add it."
