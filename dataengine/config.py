@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -647,7 +647,8 @@ def _describe(problem: Any, lines: Mapping[Loc, str], path: str) -> str:
     place = _place(loc, lines, path)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(loc[:-1])
-        hint = did_you_mean(str(loc[-1]), known)
+        paths = sorted(_keys_below(Config), key=lambda path: -path.count("."))
+        hint = did_you_mean(str(loc[-1]), known, {path.rpartition(".")[2]: path for path in paths})
         return f"{place}: unknown key '{dotted(loc)}'{hint}. Known keys here: {', '.join(known)}."
     if problem["type"] == "missing":
         return f"{place}: key '{dotted(loc)}' is missing. Add it."
@@ -736,6 +737,23 @@ def _known_keys(loc: Loc) -> list[str]:
     return list(section.model_fields)
 
 
+def _keys_below(section: type[BaseModel], path: str = "") -> Iterator[str]:
+    """All keys of a config with those that lead to them, such as train.seed; STREAM and STAGE stand for any of them."""
+    for name, field in section.model_fields.items():
+        yield f"{path}{name}"
+        for inner in {_SECTIONS.get(name)} & {field.annotation, *_parts(field.annotation)}:
+            assert inner is not None
+            yield from _keys_below(inner, f"{path}{name}.{_EACH.get(name, '')}")
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """What a type is made of, at any depth."""
+    for part in get_args(annotation):
+        yield part
+        yield from _parts(part)
+
+
+_EACH = {"streams": "STREAM.", "stages": "STAGE."}
 _SECTIONS: dict[str, type[BaseModel]] = {
     "clean": CleanConfig,
     "document_rules": DocumentRules,

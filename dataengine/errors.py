@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
 
 from dataengine.characters import escape_controls
 
@@ -40,10 +43,14 @@ _DISK = {
 }
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint at the end of what is said of an unknown word: the nearest one that is known; empty if none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+def did_you_mean(word: str, known: Iterable[str], paths: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A hint at the end of what is said of an unknown word: the nearest one that is known; empty if none is near.
+
+    `paths` are words of other places, and what is shown of each if it is nearer.
+    """
+    shown = {**paths, **{one: one for one in known}}
+    close = difflib.get_close_matches(word, list(shown), n=1)
+    return f" (did you mean '{shown[close[0]]}'?)" if close else ""
 
 
 def note(text: str) -> None:
@@ -84,9 +91,32 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
     return 0
 
 
+@contextmanager
+def naming(place: str | os.PathLike[str]) -> Iterator[None]:
+    """What is written in the block lies at `place`: say so in an error of the disk that names no file."""
+    try:
+        yield
+    except BaseException as error:  # torch.distributed.checkpoint's CheckpointException is no Exception
+        for fault in _disk_faults(error):
+            if fault.filename is None:
+                fault.filename = os.fspath(place)
+        compiled = re.search(r"\(os error (\d+)\)", str(error))  # safetensors is Rust, which makes no OSError
+        if compiled and int(compiled[1]) in _DISK and not isinstance(error, OSError):
+            raise OSError(int(compiled[1]), os.strerror(int(compiled[1])), os.fspath(place)) from error
+        raise
+
+
 def describe_disk(error: BaseException) -> str | None:
     """What to do about an error that comes from a full, failing or read-only disk or too many open files; None for
     others."""
+    for fault in _disk_faults(error):
+        place = f": {fault.filename}" if fault.filename else ""
+        return f"{fault.strerror}{place}. {_DISK[fault.errno or 0]}"
+    return None
+
+
+def _disk_faults(error: BaseException) -> Iterator[OSError]:
+    """The errors of the disk that an error is, comes from or gathers."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -95,10 +125,8 @@ def describe_disk(error: BaseException) -> str | None:
             continue
         seen.add(id(one))
         if isinstance(one, OSError) and one.errno in _DISK:
-            place = f": {one.filename}" if one.filename else ""
-            return f"{one.strerror}{place}. {_DISK[one.errno]}"
+            yield one
         waiting += [one.__cause__, one.__context__]
         failures = getattr(one, "failures", None)  # torch.distributed.checkpoint: rank -> (error, traceback)
         if isinstance(failures, Mapping):
             waiting += [failure[0] for failure in failures.values()]
-    return None

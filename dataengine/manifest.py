@@ -25,6 +25,7 @@ from dataengine.shards import Shard
 from dataengine.storage import open_store
 
 VERSION = 2
+_SHOWN = 4  # differences, and streams of a stage, that a message names
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Manifest:
         return hashlib.sha256(self.content).hexdigest()
 
     def differences(self, other: Manifest, step: int) -> list[str]:
-        """What makes the steps before `step` others, in words for a message."""
+        """What makes the steps before `step` others, in words for a message; of many differences the first."""
         keys = ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block")
         found = [
             f"{key} was {getattr(self, key)} and is {getattr(other, key)}"
@@ -99,10 +100,10 @@ class Manifest:
             and (stream.name not in now or now[stream.name].index_sha256 != stream.index_sha256)
         ]
         for old, new, start in zip(self.stages, other.stages, self.schedule.stage_starts, strict=False):
-            if start < step and (old.samples != new.samples or old.length != new.length):
-                was, now_is = (f"{stage.length:,} steps of {_words(stage)}" for stage in (old, new))
-                found.append(f"stage '{old.name}' was {was} and is {now_is}")
-        return found or ["the order of streams or stages is another"]
+            lengths = [min(stage.length, step - start) for stage in (old, new)]
+            if start < step and (_ratio(old.samples) != _ratio(new.samples) or lengths[0] != lengths[1]):
+                found.append(f"stage '{old.name}' was {_words(old, new)} and is {_words(new, old)}")
+        return _first(found) or ["the order of streams or stages is another"]
 
     def prefix_sha256(self, step: int) -> str:
         """Hash of all that decides the samples of the steps before `step`: stages not begun by then are left out.
@@ -145,6 +146,7 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
     except OSError as error:
         raise InputError(
             f"no manifest at {path}: {error.strerror}. Build the streams first: dataengine build CONFIG"
+            f"{_where_it_would_be(Path(path))}"
         ) from None
     try:
         version = orjson.loads(content)["version"]
@@ -163,6 +165,14 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
     if not intact:
         raise InputError(f"{path} is not as it was written. {remedy}")
     return manifest
+
+
+def _where_it_would_be(path: Path) -> str:
+    """Of a relative path whose store is not there, either: it may be that this is the wrong working directory."""
+    missing = next((folder for folder in reversed(path.parents) if not folder.exists()), path)
+    if path.is_absolute() or "experiments" in missing.parts or missing == path:
+        return ""
+    return f". There is no folder {missing.absolute()}: relative paths begin at the working directory, {Path.cwd()}"
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -195,8 +205,15 @@ def _ratio(samples: Mapping[str, int]) -> dict[str, int]:
     return {name: count // divisor for name, count in samples.items() if count}
 
 
-def _words(stage: Stage) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in stage.samples.items())
+def _words(stage: Stage, other: Stage) -> str:
+    """A stage in words, first what it draws of streams that another one draws differently from."""
+    counts = sorted(stage.samples.items(), key=lambda entry: other.samples.get(entry[0]) == entry[1])
+    return f"{stage.length:,} steps of {', '.join(_first([f'{count:,} {name}' for name, count in counts]))}"
+
+
+def _first(words: list[str]) -> list[str]:
+    """The first of many, and how many there are beside these."""
+    return words if len(words) <= _SHOWN + 1 else [*words[:_SHOWN], f"and {len(words) - _SHOWN:,} more"]
 
 
 def _canonical(value: object) -> bytes:

@@ -23,12 +23,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
 from dataengine import objects
-from dataengine.errors import InputError
+from dataengine.errors import InputError, naming
 
 _PREFIX = ".writing-"
 _PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
@@ -42,17 +42,40 @@ AddFile = Callable[[str, bytes], None]
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file by a temporary name, fsync and rename: readers see the old content or the new, never a part."""
+    with new_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """The same for a file that is written in parts: on an error it does not appear, or stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
+        with naming(path), temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextmanager
+def output_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that a user wants, whole or not at all; what is no regular file (a pipe, /dev/stdout) is written as it is.
+
+    Raises InputError for a folder.
+    """
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder. Give the path of a file.")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        with naming(path), path.open("wb") as file:
+            yield file
+    else:
+        with new_file(path) as file:
+            yield file
 
 
 @contextmanager
@@ -66,7 +89,8 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     temporary = _temporary(path)
     temporary.mkdir()
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         for file in temporary.iterdir():
             descriptor = os.open(file, os.O_RDONLY)
             try:

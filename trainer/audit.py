@@ -10,6 +10,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainer.interrupts import end_plainly
+
+    end_plainly("stopped")
 
 import numpy as np
 import orjson
@@ -19,18 +22,21 @@ from dataengine.config import load_config
 from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest
 from dataengine.provenance import StreamProvenance
-from dataengine.storage import open_store
+from dataengine.storage import open_store, output_file
 from dataengine.tables import table
+from trainer.checkpoints import complete_checkpoints
 from trainer.runs import local_folder, read_run_manifest
-from trainer.step_log import next_digest, read_log
+from trainer.step_log import gap_words, missing_steps, next_digest, read_log
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, 1 if the log is not what the manifest gives, 2 for unusable input."""
+    """Run the command line; exit with 0, 1 if the log has gaps or is not what the manifest gives, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog="trainer/audit.py",
         description="Recompute the digest of every logged step from the run's manifest and compare. With --lines, "
         "write down every document trained on; with --find, say which steps saw a source line.",
+        epilog="Exit codes: 0 the log is whole and is what the manifest gives; 1 it differs, or has lost steps; 2 "
+        "something cannot be read.",
     )
     parser.add_argument("run", metavar="RUN", help="run folder, or its URL (a config's `out`)")
     parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where the log of a URL goes (%(default)s)")
@@ -51,12 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def audit(run: Path, step: int | None = None, lines: Path | None = None, find: str | None = None) -> None:
-    """Compare log and manifest; print what was drawn. Raises InputError for what cannot be read."""
+    """Compare log and manifest; print what was drawn. Exits with 1 if they differ or the log has gaps.
+
+    Raises InputError for what cannot be read.
+    """
     manifest = read_run_manifest(run)
     if not (run / "log.csv").is_file():
         raise InputError(f"no log.csv in {run}: give the folder of a run that has trained at least a step")
-    logged = {int(row["step"]): row["digest"] for row in read_log(run / "log.csv")}  # a damaged log may have lost some
-    last = max(logged, default=-1) + 1
+    if step is not None and step < 1:
+        raise InputError(f"--step {step}: expected 1 or more, the number of steps to look at")
+    rows = read_log(run / "log.csv")  # a damaged one may have lost some
+    if not rows:
+        raise InputError(f"{run / 'log.csv'} has no steps yet")
+    logged = {int(row["step"]): row["digest"] for row in rows}
+    last = min(max(logged) + 1, manifest.schedule.steps)
     steps = min(last, step or last)
     if step and step > last:
         print(f"note: the log ends after {last:,} steps, and {step:,} were asked for", file=sys.stderr)
@@ -69,12 +83,13 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
                 f"{digest[:16]}. The run was not trained on what {run / 'manifest.json'} says from this step on."
             )
             sys.exit(1)
-    print(f"{manifest.name}: {steps:,} steps, every digest of the log is what plan {manifest.plan_id[:12]} gives")
-    if missing := [number for number in range(steps) if number not in logged]:
+    if max(logged) + 1 > manifest.schedule.steps and (step or steps + 1) > steps:
         print(
-            f"note: the log has lost the rows of {len(missing):,} of these steps, from step {missing[0]:,} to "
-            f"{missing[-1]:,}; each digest covers all steps before it"
+            f"DIFFERENT at step {steps}: the log goes on to step {max(logged)}, and {run / 'manifest.json'} has "
+            f"{steps:,} steps. The run was not trained on what it says from this step on."
         )
+        sys.exit(1)
+    print(f"{manifest.name}: {steps:,} steps, every digest of the log is what plan {manifest.plan_id[:12]} gives")
     print(f"digest {digest}")
     cursors = manifest.schedule.cursors(steps)
     drawn = [("stream", "samples drawn", "passes")]
@@ -89,12 +104,19 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
             _write_lines(manifest, provenance, steps, lines)
         if find:
             _find_line(manifest, provenance, steps, find)
+    trained = max((checkpoint.step for checkpoint in complete_checkpoints(run)), default=0)
+    if gaps := missing_steps(rows, 0, min(step, max(trained, steps)) if step else max(trained, steps)):
+        print(
+            f"INCOMPLETE: log.csv has lost {sum(end - begin + 1 for begin, end in gaps):,} steps: {gap_words(gaps)}. "
+            "Each digest that is there covers all steps before it."
+        )
+        sys.exit(1)
 
 
 def _write_lines(manifest: Manifest, provenance: Sequence[StreamProvenance], steps: int, path: Path) -> None:
     """Write every part of a document of the first steps, in the order of training."""
     files: Counter[str] = Counter()
-    with path.open("wb") as file:
+    with output_file(path) as file:
         for step in tqdm(range(steps), desc="documents", unit="step", disable=None):
             ids = manifest.order.sample_ids(step)
             numbers = manifest.order.stream_numbers(ids)

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from dataengine.errors import naming
 from dataengine.manifest import Manifest
 from dataengine.storage import write_file
-from trainer.step_log import dump_rows, next_digest, read_whole_rows
+from trainer.step_log import dump_rows, gap_words, missing_steps, next_digest, read_whole_rows
 from trainer.watch import BadStepError, SpikeDetector
 
 log = logging.getLogger(__name__)
@@ -307,8 +308,8 @@ class StepLog(Callback):
             aside = self._path.with_name("log.damaged.csv")
             self._path.replace(aside)
             log.warning("log.csv is damaged: %s. It is now %s; what is whole before that is kept", problem, aside)
-        if len(rows) < self._first and (not rows or int(rows[-1]["step"]) < self._first - 1):
-            log.warning("log.csv has no rows of steps %d to %d", len(rows), self._first - 1)
+        if gaps := missing_steps(rows, 0, self._first):
+            log.warning("log.csv has no rows of these steps: %s", gap_words(gaps))
         return rows
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
@@ -350,8 +351,9 @@ class StepLog(Callback):
         for name in self._names:
             row[f"loss/{name}"] = self._losses.losses.get(name, "")
             row[f"samples/{name}"] = cursors.get(name, 0)
-        csv.DictWriter(self._file, self._columns).writerow(row)
-        self._file.flush()
+        with naming(self._path):
+            csv.DictWriter(self._file, self._columns).writerow(row)
+            self._file.flush()
         logger.log_metrics({name: value for name, value in row.items() if isinstance(value, int | float)}, step=done)
         if done % self._interval == 0 or done == self._last:
             print(self._line(row, done), flush=True)

@@ -37,6 +37,7 @@ from trainer.runs import Run, lock_folder, open_run
 log = logging.getLogger(__name__)
 
 MARKER = "COMPLETE.json"
+HOW_TO_TRAIN = "Train first: composer trainer/train.py CONFIG"
 _FETCHING = ".fetching-"
 _STALE_S = 3600  # a download that wrote nothing for so long is of a dead process
 _BLOCK = 32 << 20  # bytes that are read at a time
@@ -177,9 +178,7 @@ def find_checkpoint(run: Run, step: int | None) -> Checkpoint:
     if step is None:
         newest = newest_checkpoint(run)
         if newest is None:
-            raise InputError(
-                f"no checkpoint under {run.url}/checkpoints. Train first: composer trainer/train.py CONFIG"
-            )
+            raise InputError(f"no checkpoint under {run.url}/checkpoints. {HOW_TO_TRAIN}")
         return newest
     found = {checkpoint.step: checkpoint for checkpoint in all_checkpoints(run)}
     if step not in found:
@@ -270,19 +269,35 @@ def _list(found: Collection[int]) -> str:
     return ", ".join(map(str, sorted(found))) or "none"
 
 
-def check_model(model: ModelConfig, checkpoint: Checkpoint) -> None:
-    """Raise InputError unless a checkpoint's weights have the sizes that the config states."""
-    sizes = model.model_dump(mode="json")
-    differing = [
-        f"{key} was {checkpoint.model.get(key)} and is {sizes[key]}"
-        for key in sizes
-        if checkpoint.model.get(key) != sizes[key]
-    ]
-    if differing:
+def check_model(model: ModelConfig, checkpoint: Checkpoint, *, resume: bool = False) -> None:
+    """Raise InputError unless a checkpoint's weights have the sizes that the config states.
+
+    `resume`: its run goes on, so its weights must also be those that the config's `init_seed` began with.
+    """
+    if differing := model_differences(model, checkpoint):
         raise InputError(
             f"{checkpoint.place} holds another model: {', '.join(differing)}. "
             "Restore these settings under `model`, or give this run another `out`."
         )
+    seed = checkpoint.model.get("init_seed", model.init_seed)
+    if resume and checkpoint.init is None and seed != model.init_seed:
+        raise InputError(
+            f"model.init_seed is {model.init_seed}, but the run of {checkpoint.place} began with the weights of seed "
+            f"{seed}. Set model.init_seed={seed} to go on with it, or give this run another `out`."
+        )
+
+
+def model_differences(model: ModelConfig, marker: Marker) -> list[str]:
+    """What makes a checkpoint's weights those of another model, in words.
+
+    `init_seed` does not: whatever the weights began with, they are loaded.
+    """
+    sizes, before = model.model_dump(mode="json"), marker.model
+    return [
+        f"{key} was {before.get(key)} and is {sizes.get(key)}"
+        for key in dict.fromkeys([*sizes, *before])
+        if key != "init_seed" and before.get(key) != sizes.get(key)
+    ]
 
 
 # Fetching.

@@ -1,4 +1,7 @@
-"""The ranks that work together, and what they tell each other over the rendezvous store. Needs no Composer."""
+"""The ranks that work together, and what they tell each other over the rendezvous store. Needs no Composer.
+
+torch is imported once there are others to meet: alone, a mistake is said before that.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,6 @@ from contextlib import suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
-
-import torch
-from torch import distributed as dist
 
 from dataengine.errors import InputError
 
@@ -42,6 +42,8 @@ class Group:
             self._store = self._meet()
             self.gather(None)
             if "OMP_NUM_THREADS" not in os.environ:
+                import torch
+
                 torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.local_size))
         return self
 
@@ -63,11 +65,15 @@ class Group:
 
     def connect(self, timeout_s: float) -> Any:  # torch's stubs lack most of TCPStore
         """A connection to the store of its own, for a thread."""
+        from torch import distributed as dist
+
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
 
     def _meet(self) -> Any:
         """The store of env://, which torch's process group uses, too (torch/distributed/rendezvous.py)."""
+        from torch import distributed as dist
+
         try:
             return dist.TCPStore(
                 os.environ["MASTER_ADDR"],
@@ -91,6 +97,8 @@ class Group:
         """
         if self.size == 1:
             return [value]
+        from torch import distributed as dist
+
         self._count += 1
         self._store.set(f"{self._count}/{self.rank}", pickle.dumps(value))
         keys = [f"{self._count}/{rank}" for rank in range(self.size)]
@@ -130,4 +138,6 @@ class Group:
     @property
     def device(self) -> str:
         """Where this rank computes."""
+        import torch
+
         return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"

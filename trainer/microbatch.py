@@ -20,7 +20,7 @@ from dataengine.manifest import Manifest
 from dataengine.shards import COLUMN
 from dataengine.storage import write_file
 from trainer.model import build_model
-from trainer.preflight import divisors, layer_parameters, num_parameters, outer_parameters
+from trainer.preflight import NO_GPU_TO_MEASURE, divisors, layer_parameters, num_parameters, outer_parameters
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,7 @@ def choose_microbatch(config: Config, manifest: Manifest, folder: Path, world_si
         log.info("microbatches of %d, as found for this run on %s", known["size"], known["device"])
         return min(int(known["size"]), of_rank)
     if not torch.cuda.is_available():
-        raise InputError(
-            "train.microbatch_size is auto, which measures a GPU's memory, and there is none. Set a number."
-        )
+        raise InputError(NO_GPU_TO_MEASURE)
 
     def measure(model: ModelConfig, samples: int) -> int:
         return _measure_on_gpu(config.model_copy(update={"model": model}), manifest, samples)

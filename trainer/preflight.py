@@ -23,14 +23,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 import psutil
 
 from dataengine.agreement import disagreements, read_built_config
 from dataengine.config import Config, InitConfig, ModelConfig, TrainConfig, WandbConfig
-from dataengine.errors import InputError
+from dataengine.errors import InputError, OutageError
 from dataengine.manifest import Manifest, Stream
 from dataengine.objects import is_url
 from dataengine.rates import Settings
@@ -38,14 +38,15 @@ from dataengine.stages import stage_rows
 from dataengine.storage import Store, open_store
 from dataengine.tables import size_words, table
 from dataengine.tokens import load_tokenizer
-from trainer.checkpoints import MARKER, checkpoint_steps
-from trainer.runs import parse_json
+from trainer.checkpoints import HOW_TO_TRAIN, Checkpoint, checkpoint_steps, locate_checkpoint, model_differences
+from trainer.runs import Run, parse_json, read_run_manifest, run_folder
 
 if TYPE_CHECKING:
     from trainer.group import Group  # imports torch
 
 log = logging.getLogger(__name__)
 
+NO_GPU_TO_MEASURE = "train.microbatch_size is auto, which measures a GPU's memory, and there is none. Set a number."
 VOCAB_MULTIPLE = 64  # as in trainer.model: the embedding has so many rows, or a multiple
 SHARDS_MAPPED = 256  # as in trainer.data: a loader worker keeps so many shards mapped, an open file each
 _OTHER_FILES = 768  # files and sockets of a process beside its shards: libraries, NCCL, checkpoints, pipes
@@ -105,9 +106,7 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
         of_node += check_space(config, manifest, ranks)
     if ranks.rank == 0:
         found += [
-            *check_owner(config, manifest),
-            *check_init_checkpoint(config),
-            *(check_bucket(config.out) if is_url(config.out) else []),
+            *((is_url(config.out) and check_bucket(config.out)) or check_owner(config, manifest)),
             *(check_streams(config, manifest) if is_url(config.store) else []),
             *(check_wandb_key(config.train.wandb) if config.train.wandb else []),
         ]
@@ -408,15 +407,19 @@ def _unseen(folder: Path, probes: Mapping[str, str]) -> list[str]:
 
 
 def check_folders(config: Config) -> list[Problem]:
-    """`out` and, if anything is in a bucket, `cache` must be folders that can be written."""
-    uses_cache = is_url(config.store) or is_url(config.out)
-    folders = {"out": config.out if not is_url(config.out) else "", "cache": config.cache if uses_cache else ""}
-    return [problem for key, path in folders.items() if path for problem in _probe_folder(key, Path(path))]
+    """`out` and, if anything is in a bucket, `cache` must be folders that can be written; so must those in them be."""
+    folder, train = run_folder(config.out, config.cache), config.train
+    names = ["checkpoints", *(["tensorboard"] if train.tensorboard else []), *(["wandb"] if train.wandb else [])]
+    key = "cache" if is_url(config.out) else "out"
+    needed = [(key, path) for path in (folder, *(folder / name for name in names))]
+    if is_url(config.store):
+        needed.append(("cache", Path(config.cache)))
+    probed = {_nearest(path): key for key, path in reversed(needed)}
+    return [problem for at, key in reversed(probed.items()) for problem in _probe_folder(key, at)]
 
 
-def _probe_folder(key: str, path: Path) -> list[Problem]:
-    """Make and remove a folder with a file in a folder, or where it would be made; its name is no other rank's."""
-    at = existing_folder(path)
+def _probe_folder(key: str, at: Path) -> list[Problem]:
+    """Make and remove a folder with a file in a folder; its name is no other rank's."""
     try:
         with tempfile.TemporaryDirectory(prefix=".probe-", dir=at) as probe:
             Path(probe, "probe").write_bytes(b"probe")
@@ -426,6 +429,12 @@ def _probe_folder(key: str, path: Path) -> list[Problem]:
             Problem(f"{key}: cannot write in {at}: {reason}. Check the path and its permissions, or set another {key}.")
         ]
     return []
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest above it that there is, if only as a link that leads nowhere."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
 
 
 def existing_folder(path: Path) -> Path:
@@ -573,49 +582,56 @@ def check_owner(config: Config, manifest: Manifest) -> list[Problem]:
     ]
 
 
-def check_init_checkpoint(config: Config) -> list[Problem]:
-    """The checkpoint to begin with must be there, finished, of this model, and for `continue` of the parent's step."""
-    if config.init is None:
-        return []
+def check_init_checkpoint(config: Config, manifest: Manifest) -> list[Problem]:
+    """The checkpoint to begin with must be usable, as `find_init` says."""
     try:
-        marker, where = _read_marker(config.init)
+        if config.init is not None:
+            find_init(config, config.init, manifest)
     except InputError as error:
         return [Problem(str(error))]
-    found = []
-    if config.init.mode == "continue" and config.parent and marker["step"] != config.parent.step:
-        text = _other_step(where, marker["step"], config.parent.step)
-        found += [Problem(text)] if named_step(config.init.checkpoint) is None else []  # else check_init tells it
-    sizes = config.model.model_dump(mode="json")
-    differing = [f"{key} was {was} and is {sizes.get(key)}" for key, was in marker["model"].items()
-                 if key != "init_seed" and was != sizes.get(key)]  # fmt: skip
-    if differing:
-        found.append(
-            Problem(f"init.checkpoint {where} holds another model: {', '.join(differing)}. Set these under `model`.")
-        )
-    return found
+    return []
 
 
-def _read_marker(init: InitConfig) -> tuple[Mapping[str, Any], str]:
-    """The marker of the checkpoint, or of the newest finished one of a run, and the checkpoint's path or URL."""
-    url = init.checkpoint.rstrip("/")
-    if named_step(url) is None:
-        keys = [key for key in open_store(url).sizes("checkpoints") if key.endswith(f"/{MARKER}")]
-        steps = {step: key for key in keys if (step := named_step(key.removesuffix(f"/{MARKER}"))) is not None}
-        if not steps:
-            raise InputError(
-                f"init.checkpoint {url} has no finished checkpoint in {url}/checkpoints. "
-                "Name a run folder that has, or RUN/checkpoints/step-N."
-            )
-        url = f"{url}/{steps[max(steps)].removesuffix(f'/{MARKER}')}"
+def find_init(config: Config, init: InitConfig, manifest: Manifest) -> tuple[Run, Checkpoint]:
+    """The checkpoint that a new run begins with, and the run that it is of.
+
+    Raises InputError unless it is there, finished, of this model and, for `continue`, of the parent's step and samples.
+    """
+    where = f"init.checkpoint {init.checkpoint}"
     try:
-        fields = parse_json(open_store(url).read(MARKER))
-        return {"step": int(fields["step"]), "model": dict(fields["model"])}, url
-    except FileNotFoundError:
+        run, found = locate_checkpoint(init.checkpoint, config.cache)
+        run.fetch("manifest.json")
+    except OutageError:
+        raise
+    except InputError as error:
+        reason = str(error).removesuffix(HOW_TO_TRAIN).rstrip(". ")
         raise InputError(
-            f"init.checkpoint {url}: no finished checkpoint there (no {MARKER}). Correct the path, or name another."
+            f"{where} cannot be used: {reason}. Name a run folder that has a finished checkpoint, or "
+            "RUN/checkpoints/step-N."
         ) from None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"init.checkpoint {url}: {MARKER} is damaged ({error}). Name another checkpoint.") from None
+    if differing := model_differences(config.model, found):
+        raise InputError(f"{where} holds another model: {', '.join(differing)}. Set these under `model`.")
+    if init.mode == "continue" and config.parent:
+        if found.step != config.parent.step:
+            raise InputError(_other_step(init.checkpoint, found.step, config.parent.step))
+        if changed := past_differences(manifest, run, found.step):
+            raise InputError(
+                f"{where} was trained on other samples than the first {found.step:,} steps of this plan: "
+                f"{', '.join(changed)}. Name a checkpoint of the run that `parent.manifest` is of."
+            )
+    return run, found
+
+
+def past_differences(manifest: Manifest, run: Run, step: int) -> list[str]:
+    """What makes a run's steps before `step` others than those of a manifest, in words; nothing if it is all the same.
+
+    The dataset checks the same by the hash in the checkpoint; this knows what differs. Of a checkpoint that was copied
+    without its run's manifest only the dataset can tell.
+    """
+    if not (run.folder / "manifest.json").is_file():
+        return []
+    before = read_run_manifest(run.folder, run.url)
+    return [] if before.prefix_sha256(step) == manifest.prefix_sha256(step) else before.differences(manifest, step)
 
 
 def check_wandb_key(wandb: WandbConfig) -> list[Problem]:
@@ -636,6 +652,15 @@ def check_wandb_key(wandb: WandbConfig) -> list[Problem]:
             "train.wandb.mode=offline."
         )
     ]
+
+
+def check_auto(config: Config, run: Run) -> list[Problem]:
+    """`auto` measures a GPU, unless this run did so before."""
+    import torch
+
+    if config.train.microbatch_size != "auto" or (run.folder / "microbatch.json").is_file():
+        return []
+    return [] if torch.cuda.is_available() else [Problem(NO_GPU_TO_MEASURE)]
 
 
 # Sizes, and the run in words.

@@ -6,11 +6,15 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainer.interrupts import end_plainly
+
+    end_plainly("stopped")
 
 import numpy as np
 import orjson
@@ -23,7 +27,7 @@ from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest
 from dataengine.provenance import StreamProvenance
 from dataengine.rates import planned_settings
-from dataengine.storage import open_store
+from dataengine.storage import open_store, output_file
 from dataengine.streams import StreamReader
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
@@ -83,9 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.INFO)
 
     def run() -> None:
-        made = replay(open_run(options.run, options.cache), options.step, catch_up=options.catch_up)
-        if options.out:
-            options.out.write_bytes(orjson.dumps(asdict(made), option=orjson.OPT_INDENT_2))
+        with output_file(options.out) if options.out else nullcontext() as file:
+            made = replay(open_run(options.run, options.cache), options.step, catch_up=options.catch_up)
+            if file is not None:
+                file.write(orjson.dumps(asdict(made), option=orjson.OPT_INDENT_2))
         print(escape_controls("\n".join(describe(made, options.top))))
 
     sys.exit(run_command(run))
@@ -93,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Replay:
     """Rebuild a step of a run. Raises InputError if the run, its streams or the step are not there."""
+    run.check_there()
     run.fetch(*SMALL_FILES)
     manifest = read_run_manifest(run.folder, run.url)
     config, history = load_config(run.folder / "config.yaml"), read_history(run.folder)

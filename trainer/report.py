@@ -195,6 +195,8 @@ def _highlights(
         if best:
             yield f"Best in BLEU, {tables.shots_words(number)}: {', '.join(best)}."
     for run in runs:
+        if run.lost_steps:
+            yield f"{run.label}: log.csv has lost steps {run.lost_steps}; its curves go straight across them."
         marks = [significance.mark(run, direction, number) for number in shots for direction in directions]
         if any(marks):
             yield (

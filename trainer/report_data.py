@@ -20,7 +20,7 @@ from dataengine.objects import is_url
 from dataengine.storage import open_store
 from trainer.runs import Run, local_folder, open_run, parse_json, read_run_manifest
 from trainer.settings import SETTINGS, History, parse_history
-from trainer.step_log import read_log
+from trainer.step_log import gap_words, missing_steps, read_log
 
 _VERSIONS = (1, 2)  # of results.json and chosen.json
 Floats = NDArray[np.float64]
@@ -133,6 +133,11 @@ class TrainedRun:
     def steps(self) -> int:
         """Steps trained."""
         return int(self.rows[-1]["step"]) + 1
+
+    @property
+    def lost_steps(self) -> str:
+        """The steps below the last one that the log has no rows of, in words; nothing if it has all."""
+        return gap_words(missing_steps(self.rows, 0, self.steps))
 
     @property
     def tokens(self) -> int:

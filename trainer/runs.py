@@ -58,6 +58,16 @@ class Run:
             if not path.is_file() or path.read_bytes() != content:
                 write_file(path, content)
 
+    def check_there(self) -> None:
+        """Raise InputError if the run was removed from its bucket, and only the working copy is left."""
+        if self.store is None or not (self.folder / "manifest.json").is_file():
+            return
+        if self.store.size("manifest.json") is None:
+            raise InputError(
+                f"no run at {self.url}: there is no manifest.json, so it was removed. A copy of what was there is in "
+                f"{self.folder}: give that folder to look at it, or remove it."
+            )
+
     def publish(self, name: str, content: bytes) -> None:
         """Write a small file here and, of a run in a bucket, there. Raises InputError if that cannot be done."""
         write_file(self.folder / name, content)
@@ -70,12 +80,20 @@ def open_run(out: str, cache: str) -> Run:
 
     Raises InputError if the URL or the environment cannot be used.
     """
+    folder = run_folder(out, cache)
     if "://" not in out:
-        return Run(str(Path(out)), Path(out), None)
+        return Run(str(folder), folder, None)
     url = out.rstrip("/")
-    store = open_store(url)
+    return Run(url, folder, open_store(url))
+
+
+def run_folder(out: str, cache: str) -> Path:
+    """The folder on this disk of the run of a config's `out`."""
+    if "://" not in out:
+        return Path(out)
+    url = out.rstrip("/")
     words = re.sub(r"[^A-Za-z0-9_]+", "-", url.partition("://")[2])[-60:].strip("-")
-    return Run(url, Path(cache, "runs", f"{words}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"), store)
+    return Path(cache, "runs", f"{words}-{hashlib.sha256(url.encode()).hexdigest()[:8]}")
 
 
 @contextmanager
@@ -92,10 +110,7 @@ def hold(folder: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
-                raise InputError(
-                    f"{folder} is being trained by {file.read() or 'another process'}. "
-                    "Wait until it has ended, stop it, or give this run another `out`."
-                ) from None
+                raise InputError(_words_of_holder(folder, file.read())) from None
             log.warning(
                 "%s is on a file system without locks (%s): nothing keeps a second training from this folder. Start "
                 "one at a time.", folder, error.strerror or error,
@@ -134,9 +149,30 @@ def lock_folder(folder: Path, *, shared: bool = False, wait: bool = True) -> Ite
         os.close(descriptor)
 
 
+def holder_of(folder: Path) -> str:
+    """What `hold` would say if another process holds a run's folder now, which is not taken from it; else nothing."""
+    try:
+        with (folder / "training.lock").open() as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError as error:
+                return _words_of_holder(folder, file.read()) if error.errno in (errno.EACCES, errno.EAGAIN) else ""
+    except FileNotFoundError:
+        return ""
+    return ""
+
+
+def _words_of_holder(folder: Path, holder: str) -> str:
+    return (
+        f"{folder} is being trained by {holder or 'another process'}. "
+        "Wait until it has ended, stop it, or give this run another `out`."
+    )
+
+
 def local_folder(out: str, cache: str) -> Path:
     """The folder of a run for reading, with its small files of the bucket. Raises InputError if there is no run."""
     run = open_run(out, cache)
+    run.check_there()
     run.fetch(*SMALL_FILES)
     if is_url(out) and not (run.folder / "manifest.json").is_file():
         raise InputError(f"no run at {out}: there is no manifest.json. Give the `out` of a run that has trained a step")

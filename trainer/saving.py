@@ -13,7 +13,7 @@ from composer.utils import dist, reproducibility
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-from dataengine.errors import InputError
+from dataengine.errors import InputError, naming
 from dataengine.manifest import Manifest
 from trainer.callbacks import RestoreRng
 from trainer.checkpoints import Checkpoint, Marker, checkpoint_folder, hash_file, mark_complete, remove_old
@@ -105,7 +105,8 @@ class SaveCheckpoints(Callback):
         content = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
         if dist.get_global_rank() > 0:
             content.pop("rng")  # it has the state of all ranks
-        dcp.save(content, checkpoint_id=folder, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
+        with naming(folder):
+            dcp.save(content, checkpoint_id=folder, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
         own = sorted(folder.glob(f"__{dist.get_global_rank()}_*.distcp"))
         if dist.get_global_rank() == 0:
             own.append(folder / ".metadata")

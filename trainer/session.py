@@ -33,9 +33,7 @@ from trainer.callbacks import (
 from trainer.checkpoints import (
     Checkpoint,
     all_checkpoints,
-    check_model,
     fetch_checkpoint,
-    locate_checkpoint,
     newest_checkpoint,
 )
 from trainer.data import ScheduledDataset, make_loader, to_tensors
@@ -43,7 +41,7 @@ from trainer.loggers import make_loggers
 from trainer.microbatch import choose_microbatch
 from trainer.model import build_model, sharding
 from trainer.optimizer import OptimizerSettings, make_optimizer
-from trainer.preflight import Ranks, describe, planned_checkpoints
+from trainer.preflight import Ranks, describe, find_init, planned_checkpoints
 from trainer.pulse import Pulse
 from trainer.runs import SMALL_FILES, Run, open_run
 from trainer.saving import SaveCheckpoints, load_state
@@ -107,7 +105,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
     if ranks.local_rank == 0:
         sweep()
     dist.barrier()
-    begin = find_beginning(config, run, ranks)
+    begin = find_beginning(config, manifest, run, ranks)
     microbatch = choose_microbatch(config, manifest, run.folder, ranks.world_size)
     prepared = together(lambda: prepare_folder(config, manifest, run, begin) if ranks.rank == 0 else None)
     settings = dist.all_gather_object(prepared)[0]
@@ -172,16 +170,15 @@ def _words(begin: Beginning) -> str:
 # Where to begin.
 
 
-def find_beginning(config: Config, run: Run, ranks: Ranks) -> Beginning:
+def find_beginning(config: Config, manifest: Manifest, run: Run, ranks: Ranks) -> Beginning:
     """The newest checkpoint of the run that is whole for all ranks, or that of `init`; its files come to this node."""
     resume = agree_on_checkpoint(run, ranks)
     if resume is not None:
         return Beginning(resume, lineage=resume.init)
     if config.init is None:
         return Beginning()
-    place, mode, cache = config.init.checkpoint, config.init.mode, config.cache
-    source, found = together(lambda: locate_checkpoint(place, cache))
-    check_model(config.model, found)
+    init, mode = config.init, config.init.mode
+    source, found = together(lambda: find_init(config, init, manifest))
     damage = together_all(lambda: fetch_checkpoint(source, found, ranks.local_rank, ranks.local_world_size))
     if damage:
         raise InputError(f"init.checkpoint cannot be used: {'; '.join(damage)}. Name another one.")

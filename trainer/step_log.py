@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from dataengine.errors import InputError
 from dataengine.schedule import Int64s
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_GAPS_SHOWN = 5
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
@@ -66,6 +68,20 @@ def dump_rows(rows: Iterable[Mapping[str, str]], columns: Sequence[str]) -> byte
     writer.writeheader()
     writer.writerows(rows)
     return content.getvalue().encode()
+
+
+def missing_steps(rows: Sequence[Mapping[str, str]], begin: int, end: int) -> list[tuple[int, int]]:
+    """The steps from `begin` on and before `end` that a log has no rows of, as the first and last step of each gap."""
+    logged = [int(row["step"]) for row in rows if begin <= int(row["step"]) < end]
+    edges = pairwise([begin - 1, *logged, end])
+    return [(before + 1, after - 1) for before, after in edges if after - before > 1]
+
+
+def gap_words(gaps: Sequence[tuple[int, int]]) -> str:
+    """Gaps for a message, of many the first."""
+    words = [f"{first:,}" if first == last else f"{first:,} to {last:,}" for first, last in gaps[:_GAPS_SHOWN]]
+    more = f" and in {len(gaps) - _GAPS_SHOWN:,} more places" if len(gaps) > _GAPS_SHOWN else ""
+    return f"{', '.join(words)}{more}"
 
 
 def next_digest(digest: str, step: int, sample_ids: Int64s) -> str:

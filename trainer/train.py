@@ -13,6 +13,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainer.interrupts import NOT_BEGUN, end_plainly
+
+    end_plainly(NOT_BEGUN)
 
 from dataengine.build import experiment_url
 from dataengine.config import Config, load_config
@@ -21,17 +24,23 @@ from dataengine.manifest import Manifest, read_manifest
 from dataengine.objects import is_url
 from dataengine.rates import horizon_notes
 from trainer.checkpoints import Checkpoint, check_model, locate_checkpoint, newest_checkpoint
+from trainer.group import Group
+from trainer.interrupts import importing_composer
 from trainer.preflight import (
     Problem,
     Ranks,
+    check_auto,
+    check_init_checkpoint,
     check_one_folder,
     check_run,
     describe,
     last_step,
+    past_differences,
     planned_checkpoints,
     raise_problems,
 )
-from trainer.runs import SMALL_FILES, Run, hold, open_run, read_run_manifest
+from trainer.pulse import Pulse
+from trainer.runs import SMALL_FILES, Run, hold, holder_of, open_run
 from trainer.settings import (
     History,
     history_before,
@@ -81,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return load_config(options.config, options.overrides)
 
     try:
-        code = run_command(lambda: dry_run(load()) if options.dry_run else train(load), quiet=_rank() != 0)
+        code = run_command(lambda: (dry_run if options.dry_run else train)(load), quiet=_rank() != 0)
     except BadStepError as error:
         code = 3
         if _rank() == 0:
@@ -91,14 +100,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def dry_run(config: Config) -> None:
+def look(config: Config, manifest: Manifest, ranks: Ranks, group: Group) -> tuple[Run, Checkpoint | None]:
+    """Look at all that can be looked at before Composer is imported, which takes 20 s; a dry run does the same.
+
+    Returns the run and its newest checkpoint, None for a new run. Raises InputError on all ranks, with what any of them
+    has found.
+    """
+    raise_problems(of_all(check_run(config, manifest, ranks), group))
+    if not is_url(config.out):
+        check_one_folder(Path(config.out), group)
+    run = group.together(lambda: open_run(config.out, config.cache))
+    resume, problems = group.together(lambda: check_run_folder(config, manifest, run, ranks))
+    raise_problems(of_all(problems, group))
+    return run, resume
+
+
+def of_all(problems: list[Problem], group: Group) -> list[Problem]:
+    """The problems that the ranks have found."""
+    return [problem for found in group.gather(problems) for problem in found]
+
+
+def check_run_folder(
+    config: Config, manifest: Manifest, run: Run, ranks: Ranks
+) -> tuple[Checkpoint | None, list[Problem]]:
+    """The newest checkpoint of a run, None for a new one, and what is in the way of training from there.
+
+    Raises InputError if the run's bucket or folder cannot be read.
+    """
+    run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
+    resume = newest_checkpoint(run)
+    problems = check_past(config, manifest, run, resume) if resume else check_new(config, manifest, run)
+    return resume, problems + check_auto(config, run)
+
+
+def dry_run(load: Callable[[], Config]) -> None:
     """Look at all that the run needs, and print what it will be. Raises InputError with all that is wrong."""
     ranks = Ranks.from_environment()
-    manifest = read_manifest(experiment_url(config))
-    raise_problems(check_run(config, manifest, ranks))
-    run, resume = find_run(config, manifest, ranks)
-    if resume is None:
-        raise_problems(check_not_lost(config, manifest, run))
+    with Group(_MEETING) as group:
+        config = group.together(load)
+        manifest = group.together(lambda: read_manifest(experiment_url(config)))
+        run, resume = look(config, manifest, ranks, group)
+        holder = group.first(lambda: holder_of(run.folder))
+    if holder:
+        raise InputError(holder)
     if ranks.rank == 0:
         last, step = last_step(config, manifest), resume.step if resume else config.first_step
         history = history_so_far(config, run, resume)
@@ -118,27 +162,17 @@ def train(load: Callable[[], Config]) -> None:
     BadStepError if a step must not be trained on.
     """
     ranks = Ranks.from_environment()
-    if ranks.world_size == 1:
-        load()  # a mistake is said before torch is imported
-    # All that can be looked at is looked at before Composer is imported, which takes 20 s.
-    from trainer.group import Group
-    from trainer.pulse import Pulse
-
-    end_at_once()
-    if ranks.world_size > 1:
-        log.info("%d ranks meet at %s:%s", ranks.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
-    with Group(_MEETING) as group, ExitStack() as held:
+    group = Group(_MEETING)
+    if group.size > 1:
+        end_at_once()
+        log.info("%d ranks meet at %s", group.size, group.address)
+    with group, ExitStack() as held:
         config = group.together(load)
         group.timeout += timedelta(seconds=config.train.outage_limit)
         with Pulse(group, config.train.outage_limit) as pulse:
             manifest = group.together(lambda: read_manifest(experiment_url(config)))
             pulse.at("looking at what the run needs", may_wait=True)
-            problems = check_run(config, manifest, ranks)
-            raise_problems(problem for found in group.gather(problems) for problem in found)
-            if not is_url(config.out):
-                check_one_folder(Path(config.out), group)
-            pulse.at("looking for checkpoints", may_wait=True)
-            run, resume = group.together(lambda: find_run(config, manifest, ranks))
+            run, resume = look(config, manifest, ranks, group)
             last = last_step(config, manifest)
             if all(group.gather(resume is not None and resume.step >= last)):
                 assert resume is not None
@@ -146,19 +180,13 @@ def train(load: Callable[[], Config]) -> None:
                 if ranks.rank == 0:
                     _tell_finished(config, manifest, run, resume, last)
                 return
-            group.together(lambda: take_run(config, manifest, run, resume, held) if ranks.rank == 0 else None)
+            group.first(lambda: held.enter_context(hold(run.folder)))
             pulse.at("importing Composer")
             log.info("%s: importing Composer, which takes a while", config.name)
-            from trainer.session import run_session
+            with importing_composer():
+                from trainer.session import run_session
 
             run_session(config, manifest, run, ranks, pulse, last=last)
-
-
-def take_run(config: Config, manifest: Manifest, run: Run, resume: Checkpoint | None, held: ExitStack) -> None:
-    """Hold the run's folder as long as `held` is open, if training may go on there. Raises InputError if it may not."""
-    if resume is None:
-        raise_problems(check_not_lost(config, manifest, run))
-    held.enter_context(hold(run.folder))
 
 
 def _tell_finished(config: Config, manifest: Manifest, run: Run, resume: Checkpoint, last: int) -> None:
@@ -170,18 +198,41 @@ def _tell_finished(config: Config, manifest: Manifest, run: Run, resume: Checkpo
     log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
 
 
-def find_run(config: Config, manifest: Manifest, ranks: Ranks) -> tuple[Run, Checkpoint | None]:
-    """The run at the config's `out`, and its newest checkpoint, None for a new run.
+def check_past(config: Config, manifest: Manifest, run: Run, resume: Checkpoint) -> list[Problem]:
+    """A run that goes on keeps its model, and the samples that it was trained on."""
+    found = [problem.text for problem in check_not_removed(run, resume)]
+    try:
+        check_model(config.model, resume, resume=True)
+    except InputError as error:
+        found.append(str(error))
+    if changed := past_differences(manifest, run, resume.step):
+        found.append(
+            f"the {resume.step:,} steps that {run.url} has trained would change: {', '.join(changed)}. Build with "
+            f"{run.url}/config.yaml and the sources of then, change only what comes after these steps (stages can be "
+            "added), or give this run another `out`."
+        )
+    return [Problem(text) for text in found]
 
-    Raises InputError if the run cannot go on from there with this config and manifest.
+
+def check_not_removed(run: Run, resume: Checkpoint) -> list[Problem]:
+    """A run that was removed from its bucket must not go on, or come back, by the copy that is left on this disk.
+
+    Before its first step a run puts its manifest there, so a checkpoint that no upload has reached yet tells nothing.
     """
-    run = open_run(config.out, config.cache)
-    run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
-    resume = newest_checkpoint(run)
-    if resume is not None:
-        check_model(config.model, resume)
-        check_past(manifest, run, resume.step)
-    return run, resume
+    if run.store is None or resume.key or run.store.size("manifest.json") is not None:
+        return []
+    return [
+        Problem(
+            f"{run.url} has no manifest.json, though {resume.folder} is a checkpoint of this run: it was removed from "
+            f"the bucket, and this disk has a copy. To begin anew, remove {run.folder}. To go on with the copy, put "
+            f"{run.folder}/manifest.json there again; its checkpoints are uploaded then."
+        )
+    ]
+
+
+def check_new(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
+    """A run that begins must not be one that lost its checkpoints; what it begins with must be usable."""
+    return [*check_not_lost(config, manifest, run), *check_init_checkpoint(config, manifest)]
 
 
 def history_so_far(config: Config, run: Run, resume: Checkpoint | None) -> History:
@@ -236,22 +287,6 @@ def finish_uploads(config: Config, run: Run, resume: Checkpoint) -> None:
     uploader = Uploader(run, keep=config.train.keep_checkpoints, outage_limit_s=config.train.outage_limit)
     resume_uploads(run, uploader, resume)
     uploader.wait()
-
-
-def check_past(manifest: Manifest, run: Run, step: int) -> None:
-    """Raise InputError, with the reason, unless the manifest gives the samples that a run was trained on up to a step.
-
-    The dataset checks the same by the hash in the checkpoint; this knows what differs.
-    """
-    if not (run.folder / "manifest.json").is_file():  # a checkpoint that was copied here, for a fork
-        return
-    before = read_run_manifest(run.folder, run.url)
-    if before.prefix_sha256(step) != manifest.prefix_sha256(step):
-        raise InputError(
-            f"the {step:,} steps that {run.url} has trained would change: "
-            f"{', '.join(before.differences(manifest, step))}. Build with {run.url}/config.yaml and the sources of "
-            "then, change only what comes after these steps (stages can be added), or give this run another `out`."
-        )
 
 
 def _rank() -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from dataengine.dedup import normalize
+from dataengine.errors import naming
 from dataengine.pairs import LINES, translation_in, translation_prompt
 from dataengine.tokens import Tokenizer
 from trainer.runs import parse_json
@@ -266,5 +267,5 @@ class FinishedBatches:
             "batch": batch,
             "completions": [[one.text, one.unfinished] for one in completions],
         }
-        with self._path.open("a", encoding="utf-8") as file:
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps(row, ensure_ascii=False) + "\n")  # a cut line before it ends here

@@ -120,6 +120,23 @@ def test_unknown_key_names_line_and_nearest(tmp_path: Path) -> None:
     assert f"{path}, line 7: unknown key 'stages.0.stepps' (did you mean 'steps'?)" in message(path)
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("learning_rat", "train.learning_rate"),
+        ("stages.0.learning_rate", "train.learning_rate"),
+        ("hidden_size", "model.hidden_size"),
+        ("project", "train.wandb.project"),
+        ("mix", "stages.STAGE.mix"),
+        ("streams.s.document", "documents"),
+        ("train.sed", "seed"),
+    ],
+)
+def test_unknown_key_that_is_one_elsewhere(tmp_path: Path, key: str, meant: str) -> None:
+    path = write(tmp_path, "a.yaml", BASE)
+    assert f"unknown key '{key}' (did you mean '{meant}'?)" in message(path, f"{key}=3")
+
+
 def test_unknown_key_in_a_base_names_the_base(tmp_path: Path) -> None:
     base = write(tmp_path, "base.yaml", BASE + "seqlen: 5\n")
     path = write(tmp_path, "child.yaml", "base: base.yaml\nname: child\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from dataengine.errors import InputError, note, run_command
+from dataengine.errors import InputError, naming, note, run_command
 
 
 class GatheredError(BaseException):
@@ -102,3 +102,30 @@ def test_what_a_message_quotes_cannot_command_the_terminal(capsys: pytest.Captur
         "error: cannot use a\\x1b: no. Check the path and its permissions.\n"
         "note: c\\x07\n"
     )
+
+
+def test_what_an_error_of_the_disk_does_not_name_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def write() -> None:
+        with naming("run/log.csv"), open("/dev/full", "w") as file:
+            file.write("x" * 100_000)
+
+    def write_by_rust() -> None:
+        with naming("run/model.safetensors"):
+            raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    def gather() -> None:
+        with naming("run/checkpoints"):
+            raise GatheredError({1: (full(), "traceback")})
+
+    def write_elsewhere() -> None:
+        with naming("run"):
+            raise full("a/b")
+
+    for command, place in (
+        (write, "run/log.csv"),
+        (write_by_rust, "run/model.safetensors"),
+        (gather, "run/checkpoints"),
+        (write_elsewhere, "a/b"),
+    ):
+        assert run_command(command) == 2
+        assert capsys.readouterr().err.startswith(f"error: No space left on device: {place}. What is finished stays: ")

@@ -43,7 +43,7 @@ def test_a_manifest_that_is_read_has_the_order_of_the_one_that_was_written(tmp_p
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
-    with pytest.raises(InputError, match=r"no manifest at .*Build the streams first: dataengine build CONFIG"):
+    with pytest.raises(InputError, match=r"no manifest at .*Build the streams first: dataengine build CONFIG$"):
         read_manifest(path)
     content = manifest(STAGES).content
     path.write_bytes(content[:-10])
@@ -55,6 +55,41 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(content.replace(b'"version":2', b'"version":9'))
     with pytest.raises(InputError, match=r"has version 9, this program reads 2"):
         read_manifest(path)
+
+
+def test_a_store_that_is_not_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        read_manifest("a/store/experiments/mini/x/manifest.json")
+    assert str(error.value) == (
+        "no manifest at a/store/experiments/mini/x/manifest.json: No such file or directory. Build the streams first: "
+        f"dataengine build CONFIG. There is no folder {tmp_path}/a: relative paths begin at the working directory, "
+        f"{tmp_path}"
+    )
+    (tmp_path / "a" / "store" / "experiments").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"dataengine build CONFIG$"):
+        read_manifest("a/store/experiments/mini/x/manifest.json")
+
+
+def test_of_many_differences_the_first_are_named() -> None:
+    names = [f"stream-{number}" for number in range(40)]
+    stages = tuple(Stage(f"stage-{number}", 1, dict.fromkeys(names, 1)) for number in range(60))
+    others = tuple(Stage(stage.name, 1, {**stage.samples, "stream-7": 2, "stream-8": 0}) for stage in stages)
+    before, now = (manifest(part, batch_size=40) for part in (stages, others))
+    found = before.differences(now, 60)
+    assert found[0] == (
+        "stage 'stage-0' was 1 steps of 1 stream-7, 1 stream-8, 1 stream-0, 1 stream-1, and 36 more and is 1 steps of "
+        "2 stream-7, 0 stream-8, 1 stream-0, 1 stream-1, and 36 more"
+    )
+    assert found[4:] == ["and 56 more"]
+
+
+def test_a_stage_that_ends_later_is_no_difference_before_that() -> None:
+    before, now = (manifest((Stage("x", length, {"a": 60, "b": 30}),)) for length in (9, 7))
+    assert before.differences(now, 7) == ["the order of streams or stages is another"]
+    assert before.differences(now, 8) == [
+        "stage 'x' was 9 steps of 60 a, 30 b and is 7 steps of 60 a, 30 b",
+    ]
 
 
 def test_prefix_hash_changes_only_with_what_came_before() -> None:

@@ -120,7 +120,7 @@ def test_a_child_that_dies_before_its_first_step_starts_again(
     processes = ranks.start(family.config, out, *changes, ranks=1, probe="die")
     assert ranks.finish(processes) == [-9]
     assert [row["step"] for row in read_log(out / "log.csv")] == [str(step) for step in range(10)]
-    dry_run(load_config(family.config, [f"out={out}", *changes]))
+    dry_run(lambda: load_config(family.config, [f"out={out}", *changes]))
     assert "to be trained: steps 10 to 14, a new run" in capsys.readouterr().out
     log = ranks.train(family.config, out, *changes, ranks=1)
     assert rates(log) == [family.rate(step, 6) for step in range(14)]
@@ -136,7 +136,7 @@ def test_a_restart_that_is_changed_at_a_resume_is_told_kept_and_replayed(
     out = family.folder / "changed"
     no_restart = "stages.1.restart_learning_rate=false"
     ranks.train(family.config, out, "train.max_steps=10", ranks=1)
-    dry_run(load_config(family.config, [f"out={out}", no_restart]))
+    dry_run(lambda: load_config(family.config, [f"out={out}", no_restart]))
     words = (
         "restart_learning_rate of stage 'mixed' is false, but the stage began at step 6 with a restart: this changes"
     )

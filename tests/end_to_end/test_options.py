@@ -73,6 +73,9 @@ def test_a_dry_run_describes_and_trains_nothing(experiment: Experiment) -> None:
     changed = ranks.start(experiment.config, out, "--dry-run", "model.hidden_size=64")
     assert ranks.finish(changed) == [2, 2]
     assert "holds another model: hidden_size was 32 and is 64" in ranks.printed(out)
+    keyless = ranks.start(experiment.config, out, "--dry-run", "train.wandb={project: test}")  # one rank looks for it
+    assert ranks.finish(keyless) == [2, 2]
+    assert "error: train.wandb is online, and there is no key for " in ranks.printed(out)
 
 
 def test_all_problems_are_told_at_once(experiment: Experiment) -> None:

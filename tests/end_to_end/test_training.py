@@ -323,11 +323,11 @@ def test_the_audit_proves_a_run_and_finds_its_documents(
     assert "`dataengine inspect CONFIG --line FILE:LINE` says why" in capsys.readouterr().out
     log = (out / "log.csv").read_text()
     (out / "log.csv").write_text("".join(row for n, row in enumerate(log.splitlines(keepends=True)) if n not in (4, 5)))
-    audit(out, step=99)
+    with pytest.raises(SystemExit) as stop:
+        audit(out, step=99)
+    assert stop.value.code == 1
     printed = capsys.readouterr()
-    assert (
-        "note: the log has lost the rows of 2 of these steps, from step 3 to 4; each digest covers all" in printed.out
-    )
+    assert "INCOMPLETE: log.csv has lost 2 steps: 3 to 4. Each digest that is there covers all" in printed.out
     assert "note: the log ends after 16 steps, and 99 were asked for" in printed.err
     (out / "log.csv").write_text(log.replace(experiment.straight[5]["digest"], "0" * 64))
     with pytest.raises(SystemExit) as stop:

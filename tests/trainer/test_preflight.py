@@ -148,11 +148,11 @@ def test_a_folder_of_another_experiment(make_config: ConfigMaker, tmp_path: Path
 
 
 def test_a_checkpoint_to_begin_with_that_is_not_there(make_config: ConfigMaker, tmp_path: Path) -> None:
-    config = make_config([f"init={{checkpoint: {tmp_path / 'none'}, mode: restart}}"])
-    (problem,) = check_init_checkpoint(config)
+    config, manifest = built(make_config([f"init={{checkpoint: {tmp_path / 'none'}, mode: restart}}"]))
+    (problem,) = check_init_checkpoint(config, manifest)
     assert problem.text == (
-        f"init.checkpoint {tmp_path / 'none'} has no finished checkpoint in {tmp_path / 'none'}/checkpoints. "
-        "Name a run folder that has, or RUN/checkpoints/step-N."
+        f"init.checkpoint {tmp_path / 'none'} cannot be used: no checkpoint under {tmp_path / 'none'}/checkpoints. "
+        "Name a run folder that has a finished checkpoint, or RUN/checkpoints/step-N."
     )
 
 
