@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest
 from trainer.callbacks import RestoreRng
-from trainer.checkpoints import Checkpoint, Marker, checkpoint_folder, hash_file, mark_complete, remove_old
+from trainer.checkpoints import Checkpoint, Marker, checkpoint_folder, hash_file, mark_complete, remove_old, set_aside
 from trainer.runs import Run
 from trainer.safe_loading import load_checkpoint
 from trainer.uploads import Uploader
@@ -99,7 +98,7 @@ class SaveCheckpoints(Callback):
             return
         folder = checkpoint_folder(self._run.folder, step)
         if dist.get_local_rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # an unfinished one of a run that was killed while it saved
+            set_aside(folder)
         dist.barrier()
         # What composer.utils.checkpoint.save_checkpoint writes, into a folder that we name.
         content = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
