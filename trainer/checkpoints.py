@@ -46,7 +46,7 @@ _TOLD: set[tuple[str, str]] = set()  # what this process has passed over, and wh
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """What COMPLETE.json says of a checkpoint. Those of older versions have no hashes, init and digest."""
+    """What COMPLETE.json says of a checkpoint. Those of older versions have no hashes, init, digest and finite."""
 
     step: int  # steps trained; the next one has this number
     plan_id: str
@@ -56,6 +56,7 @@ class Marker:
     hashes: dict[str, str] = field(default_factory=dict)  # name -> xxh64, hexadecimal
     init: dict[str, Any] | None = None  # the checkpoint of another run that this run began with
     digest: str = ""  # of all samples trained on (callbacks.SampleLedger)
+    finite: bool = False  # all weights and moments were seen to be finite before they were saved
 
 
 @dataclass(frozen=True, kw_only=True)

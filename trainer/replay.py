@@ -29,6 +29,7 @@ from dataengine.tokens import load_tokenizer, token_dtype
 from trainer.checkpoints import all_checkpoints, fetch_checkpoint
 from trainer.runs import SMALL_FILES, Run, open_run, read_run_manifest
 from trainer.settings import read_history, settings_at
+from trainer.step_log import read_log, skipped_steps
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,12 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
 
     trained, reached = Recomputation(config, manifest, older[-1]), older[-1].step
     if catch_up:
+        log_file = run.folder / "log.csv"
+        skipped = skipped_steps(read_log(log_file)) if log_file.is_file() else {}
         for number in tqdm(range(reached, step), desc="catching up", unit="step", disable=None):
+            if number in skipped:
+                trained.skip()
+                continue
             trained.train(batches.read(number), settings_at(history, number) or config.train)
         reached = step
     losses, norm = trained.measure(tokens)

@@ -1,4 +1,4 @@
-"""When a step must not be trained on: its loss or gradient is no number, or its loss is far above the usual."""
+"""When a step must not be trained on: its loss or gradient is not finite, or its loss is far above the usual."""
 
 from __future__ import annotations
 

@@ -78,11 +78,11 @@ def test_a_marker_reads_back(tmp_path: Path) -> None:
 def test_a_marker_of_an_older_version_is_read(tmp_path: Path) -> None:
     folder = make(tmp_path, 7)
     fields = json.loads((folder / MARKER).read_text())
-    for key in ("hashes", "init", "digest"):
+    for key in ("hashes", "init", "digest", "finite"):
         del fields[key]
     (folder / MARKER).write_text(json.dumps(fields))
     checkpoint = read_checkpoint(folder)
-    assert (checkpoint.hashes, checkpoint.init, checkpoint.digest) == ({}, None, "")
+    assert (checkpoint.hashes, checkpoint.init, checkpoint.digest, checkpoint.finite) == ({}, None, "", False)
     assert fetch_checkpoint(local(tmp_path), checkpoint) == []
 
 
