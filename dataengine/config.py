@@ -383,6 +383,11 @@ class TrainConfig(_Section):
     outage_limit: Annotated[Count, Field(le=10**9), NOTHING] = 3600
     spike_factor: float | None = Field(default=2.0, gt=1)  # stop at a loss so many times the usual; null: never
     spike_window: Annotated[int, Field(ge=10, le=10**6)] = 100  # steps in which a stream's loss is found usual
+    on_bad_step: Literal["stop", "skip"] = (
+        "stop"  # skip: go on without the update of a step that must not be trained on
+    )
+    # Of a run, in all; one more stops it
+    max_skipped_steps: Annotated[Count, NOTHING] = 10
     tensorboard: Annotated[bool, NOTHING] = False  # event files under OUT/tensorboard
     wandb: Annotated[WandbConfig | None, NOTHING] = None
 

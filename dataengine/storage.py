@@ -32,6 +32,7 @@ from dataengine.errors import InputError, naming
 
 _PREFIX = ".writing-"
 _PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
+_COPY = 1 << 30  # bytes; S3 copies objects of up to 5 GB at once, larger ones in parts of up to so many
 _IN_FLIGHT = 4  # files of a folder that are uploaded at a time
 _ABANDONED_S = 86_400  # of a writer that cannot be asked: it wrote nothing for so long
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2
@@ -468,11 +469,15 @@ class S3Store(Store):
         self._upload(key, path, replace=True)
 
     def link(self, source: str, key: str) -> None:
-        """Copy inside the store; objects of up to 5 GB."""
+        """Copy inside the store; large objects in parts, which s3:// alone asks for and knows."""
         client, target = objects.connect(self._url(key))
         _, origin = objects.connect(self._url(source))
+        size = objects.stat_object(self._url(source)).size
         with objects.faults(self._url(source)):
-            client.copy_object(**target, CopySource=origin)
+            if size <= _COPY or not self.url.startswith("s3://"):
+                client.copy_object(**target, CopySource=origin)
+            else:
+                _copy_in_parts(client, target, origin, size)
 
     def remove(self, prefix: str) -> None:
         """As stated, but not at once: a reader may see a part of the folder."""
@@ -603,6 +608,22 @@ def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
             checksum = {} if plain else {"ChecksumSHA256": digest["ChecksumSHA256"]}
             uploaded.append({"PartNumber": number, "ETag": objects.field_of(answer, "ETag", url), **checksum})
         client.complete_multipart_upload(**request, MultipartUpload={"Parts": uploaded}, **condition)
+    except BaseException:
+        with suppress(Exception):  # what went wrong matters more
+            client.abort_multipart_upload(**request)
+        raise
+
+
+def _copy_in_parts(client: Any, target: dict[str, str], origin: dict[str, str], size: int) -> None:
+    """Copy a large object inside a store of s3://."""
+    request = {**target, "UploadId": client.create_multipart_upload(**target)["UploadId"]}
+    try:
+        parts = []
+        for number, start in enumerate(range(0, size, _COPY), start=1):
+            part = f"bytes={start}-{min(start + _COPY, size) - 1}"
+            answer = client.upload_part_copy(**request, PartNumber=number, CopySource=origin, CopySourceRange=part)
+            parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+        client.complete_multipart_upload(**request, MultipartUpload={"Parts": parts})
     except BaseException:
         with suppress(Exception):  # what went wrong matters more
             client.abort_multipart_upload(**request)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -26,7 +27,7 @@ from dataengine.storage import open_store, output_file
 from dataengine.tables import table
 from trainer.checkpoints import complete_checkpoints
 from trainer.runs import local_folder, read_run_manifest
-from trainer.step_log import gap_words, missing_steps, next_digest, read_log
+from trainer.step_log import gap_words, missing_steps, next_digest, read_log, skipped_steps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,18 +70,20 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
     rows = read_log(run / "log.csv")  # a damaged one may have lost some
     if not rows:
         raise InputError(f"{run / 'log.csv'} has no steps yet")
-    logged = {int(row["step"]): row["digest"] for row in rows}
+    logged, skipped = {int(row["step"]): row["digest"] for row in rows}, skipped_steps(rows)
     last = min(max(logged) + 1, manifest.schedule.steps)
     steps = min(last, step or last)
     if step and step > last:
         print(f"note: the log ends after {last:,} steps, and {step:,} were asked for", file=sys.stderr)
     digest = ""
     for number in tqdm(range(steps), desc="digests", unit="step", disable=None):
-        digest = next_digest(digest, number, manifest.order.sample_ids(number))
+        digest = next_digest(digest, number, manifest.order.sample_ids(number), skipped=number in skipped)
         if logged.get(number, digest) != digest:
+            lost = len([one for one in range(number) if one not in logged])
             print(
                 f"DIFFERENT at step {number}: the log has {logged[number][:16]}, the manifest gives "
-                f"{digest[:16]}. The run was not trained on what {run / 'manifest.json'} says from this step on."
+                f"{digest[:16]}. The run was not trained on what {run / 'manifest.json'} says from this step on"
+                f"{f', or skipped one of the {lost:,} steps whose rows the log has lost' if lost else ''}."
             )
             sys.exit(1)
     if max(logged) + 1 > manifest.schedule.steps and (step or steps + 1) > steps:
@@ -91,6 +94,10 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
         sys.exit(1)
     print(f"{manifest.name}: {steps:,} steps, every digest of the log is what plan {manifest.plan_id[:12]} gives")
     print(f"digest {digest}")
+    skipped = {number: why for number, why in skipped.items() if number < steps}
+    if skipped:
+        words = "; ".join(f"step {number:,} ({why})" for number, why in skipped.items())
+        print(f"{len(skipped):,} steps seen and not trained on: {words}")
     cursors = manifest.schedule.cursors(steps)
     drawn = [("stream", "samples drawn", "passes")]
     for stream in manifest.streams:
@@ -101,9 +108,9 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
         store = open_store(load_config(run / "config.yaml").store)
         provenance = [StreamProvenance(store, s.remote, manifest.seq_len + 1) for s in manifest.streams]
         if lines:
-            _write_lines(manifest, provenance, steps, lines)
+            _write_lines(manifest, provenance, steps, skipped, lines)
         if find:
-            _find_line(manifest, provenance, steps, find)
+            _find_line(manifest, provenance, steps, skipped, find)
     trained = max((checkpoint.step for checkpoint in complete_checkpoints(run)), default=0)
     if gaps := missing_steps(rows, 0, min(step, max(trained, steps)) if step else max(trained, steps)):
         print(
@@ -113,8 +120,10 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
         sys.exit(1)
 
 
-def _write_lines(manifest: Manifest, provenance: Sequence[StreamProvenance], steps: int, path: Path) -> None:
-    """Write every part of a document of the first steps, in the order of training."""
+def _write_lines(
+    manifest: Manifest, provenance: Sequence[StreamProvenance], steps: int, skipped: Container[int], path: Path
+) -> None:
+    """Write every part of a document of the first steps, in the order of training; what was not trained on says so."""
     files: Counter[str] = Counter()
     with output_file(path) as file:
         for step in tqdm(range(steps), desc="documents", unit="step", disable=None):
@@ -123,16 +132,24 @@ def _write_lines(manifest: Manifest, provenance: Sequence[StreamProvenance], ste
             for slot, (sample_id, number) in enumerate(zip(ids.tolist(), numbers.tolist(), strict=True)):
                 sample = sample_id - int(manifest.order.first_ids[number])
                 for part in provenance[number].origins(sample):
-                    row = {"step": step, "slot": slot, "stream": manifest.streams[number].name, "sample": sample}
+                    row: dict[str, Any] = {
+                        "step": step,
+                        "slot": slot,
+                        "stream": manifest.streams[number].name,
+                        "sample": sample,
+                    }
                     row |= {"file": part.path, "line": part.line, "first_token": part.first_token}
                     row |= {"tokens": part.num_tokens}
+                    row |= {"skipped": True} if step in skipped else {}
                     file.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
                     files[part.path] += 1
     print(f"{sum(files.values()):,} parts of documents in {path}: {', '.join(f'{n:,} {f}' for f, n in files.items())}")
 
 
-def _find_line(manifest: Manifest, provenance: Sequence[StreamProvenance], steps: int, find: str) -> None:
-    """Print the steps that saw a source line."""
+def _find_line(
+    manifest: Manifest, provenance: Sequence[StreamProvenance], steps: int, skipped: Container[int], find: str
+) -> None:
+    """Print the steps that saw a source line, and which of them were not trained on."""
     name, _, line = find.rpartition(":")
     if not name or not line.isdigit():
         raise InputError(f"--find {find} is not of the form FILE:LINE, such as corpus/docs.jsonl:17")
@@ -151,7 +168,8 @@ def _find_line(manifest: Manifest, provenance: Sequence[StreamProvenance], steps
         for slot in np.flatnonzero(np.isin(batch, ids)).tolist():
             number = int(manifest.order.stream_numbers(batch[slot : slot + 1])[0])
             sample = int(batch[slot]) - int(manifest.order.first_ids[number])
-            seen.append(f"  step {step}, slot {slot}: {manifest.streams[number].name} sample {sample}")
+            note = ", not trained on" if step in skipped else ""
+            seen.append(f"  step {step}, slot {slot}: {manifest.streams[number].name} sample {sample}{note}")
     print(f"{find} is in {len(ids)} sample(s), drawn {len(seen)} time(s) in {steps:,} steps")
     if not len(ids):
         print("`dataengine inspect CONFIG --line FILE:LINE` says why: no such line, unusable, or dropped by cleaning")

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from dataengine.errors import naming
 from dataengine.manifest import Manifest
 from dataengine.storage import write_file
+from trainer.finite import not_finite, tell
 from trainer.step_log import dump_rows, gap_words, missing_steps, next_digest, read_whole_rows
 from trainer.watch import BadStepError, SpikeDetector
 
@@ -77,28 +78,31 @@ class ClipGradients(Callback):
             mesh = gradients[0].device_mesh
             torch.distributed.all_reduce(squared, group=mesh.get_group(mesh.ndim - 1))
         self.norm = math.sqrt(squared.item()) / self._excess
-        # As torch.nn.utils.clip_grad_norm_ scales; a norm that is no number is for Watch to find.
+        # As torch.nn.utils.clip_grad_norm_ scales; a norm that is not finite is for Watch to find.
         scale = min(1.0, self._max_norm / (self.norm + 1e-6)) / self._excess
         if scale != 1.0:
             torch._foreach_mul_(parts, scale)
 
 
 class SampleLedger(Callback):
-    """Check every batch against the plan, and keep a digest of all samples trained on.
+    """Check every batch against the plan, and keep a digest of all samples seen.
 
     The digest after a step is sha256(digest before + step + the batch's sample ids in slot order), little-endian
-    int64. It is in each checkpoint, so equal digests mean equal samples in equal order since step 0.
+    int64, and b"skipped" behind that if the step was not trained on. It is in each checkpoint, so equal digests mean
+    equal samples in equal order since step 0.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self.digest = ""
         self.strays = False  # whether this rank's part of the batch is not the plan's
+        self.skipped = ""  # why this step is not trained on
         self._own = torch.empty(0, dtype=torch.int64)
         self._planned: NDArray[np.int64] = np.empty(0, np.int64)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Compare this rank's part of the batch; the ranks hear of a difference before the optimizer's step."""
+        self.skipped = ""
         self._own = state.batch["sample_id"]
         self._planned = self._manifest.order.sample_ids(int(state.timestamp.batch))
         own, rank = self._own.cpu().numpy(), dist.get_global_rank()
@@ -118,8 +122,9 @@ class SampleLedger(Callback):
         )
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Enter the batch that was trained on."""
-        self.digest = next_digest(self.digest, int(state.timestamp.batch) - 1, self._planned)
+        """Enter the batch that was seen."""
+        step = int(state.timestamp.batch) - 1
+        self.digest = next_digest(self.digest, step, self._planned, skipped=bool(self.skipped))
 
     def state_dict(self) -> dict[str, Any]:
         """Kept in checkpoints."""
@@ -183,16 +188,28 @@ class StopRequest:
 
 
 class Watch(Callback):
-    """Stop all ranks before the update of a step whose loss or gradient is no number, or whose loss is a spike.
+    """Find steps whose loss or gradient is not finite, or whose loss is a spike, and stop before their update.
 
-    What is compared is equal on all ranks. OUT/bad-step-N.json tells what the step was.
+    If `allowed` is not None, go on without the update of such a step, for so many steps of a run in all: weights,
+    moments and their count of steps stay as they are, the rate goes on by the number of the step. What is compared is
+    equal on all ranks, so they decide alike. OUT/bad-step-N.json says what the step was.
     """
 
     def __init__(
-        self, out: Path, manifest: Manifest, losses: StreamLosses, clip: ClipGradients, detector: SpikeDetector
+        self,
+        out: Path,
+        manifest: Manifest,
+        ledger: SampleLedger,
+        losses: StreamLosses,
+        clip: ClipGradients,
+        detector: SpikeDetector,
+        newest: Callable[[], str],
+        allowed: int | None,
     ) -> None:
-        self._out, self._manifest = out, manifest
-        self._losses, self._clip, self._detector = losses, clip, detector
+        """`newest`: which checkpoint training can go on from, in a sentence (saving.SaveCheckpoints)."""
+        self._out, self._manifest, self._newest, self._allowed = out, manifest, newest, allowed
+        self._ledger, self._losses, self._clip, self._detector = ledger, losses, clip, detector
+        self._skipped: list[int] = []  # steps
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Judge the step, after the losses and the norm are known."""
@@ -204,16 +221,41 @@ class Watch(Callback):
         parts = dist.all_gather_object([(ids.tolist(), losses.tolist()) for ids, losses in self._losses.samples])
         if dist.get_global_rank() == 0:
             write_file(path, json.dumps(self._describe(state, step, reason, parts), indent=1).encode())
-        raise BadStepError(
-            f"step {step:,}: {reason}. Training stopped before this step's update; the checkpoints are good. The "
-            f"samples are in {path}. Look at them: python trainer/replay.py {self._out}. To go on, run the same "
-            "command again with train.spike_factor=null if the data are as they should be, or with a lower "
-            "train.learning_rate; or build a child plan (`parent`) that leaves these samples out."
+        damaged = not_finite(dict(state.model.named_parameters()))
+        if self._allowed is None or damaged or len(self._skipped) >= self._allowed or not state.optimizers[0].state:
+            raise BadStepError(
+                f"step {step:,}: {reason}. Training stopped before this step's update. {self._newest()} The samples "
+                f"are in {path}. Look at them: python trainer/replay.py {self._out}. {self._remedy(damaged)}"
+            )
+        self._skipped.append(step)
+        self._ledger.skipped = reason
+        for parameter in state.model.parameters():
+            parameter.grad = None  # the optimizer leaves alone what has no gradient
+        log.warning(
+            "step %d: %s. It is not trained on (skipped steps: %d of at most %d); its samples are in %s",
+            *(step, reason, len(self._skipped), self._allowed, path),
         )
+
+    def _remedy(self, damaged: Sequence[str]) -> str:
+        """What helps against this step: other things if it is a spike, a loss that is not finite, or the weights."""
+        if damaged:
+            return (
+                f"The weights were damaged before this step: {tell(damaged)}. Run the same command again. If it stops "
+                "here again, lower train.learning_rate; if not, a device or its memory failed: have it checked."
+            )
+        again = "To go on, run the same command again with a lower train.learning_rate"
+        if all(map(math.isfinite, (*self._losses.losses.values(), self._clip.norm))):
+            again += ", or with train.spike_factor=null if the data are as they should be"
+        if self._allowed is None:
+            again += ", or with train.on_bad_step=skip to go on without this step's update"
+        elif self._skipped:
+            again += f", or with a higher train.max_skipped_steps ({len(self._skipped)} were skipped before this one)"
+        return f"{again}; or build a child plan (`parent`) that leaves these samples out."
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Remember the losses of a step that was trained on."""
-        self._detector.add(self._losses.losses, self._losses.counts)
+        if not self._ledger.skipped:
+            self._detector.add(self._losses.losses, self._losses.counts)
 
     def _describe(self, state: State, step: int, reason: str, parts: Sequence[Any]) -> dict[str, Any]:
         by_id = {k: loss for rank in parts for ids, losses in rank for k, loss in zip(ids, losses, strict=True)}
@@ -233,12 +275,17 @@ class Watch(Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Kept in checkpoints, as one text: its length may differ."""
-        return {"losses": self._detector.dump()}
+        """Kept in checkpoints, as one text: its length may differ, and older checkpoints have no other key."""
+        return {"losses": json.dumps({"usual": self._detector.dump(), "skipped": self._skipped})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Taken from a checkpoint."""
-        self._detector.load(state["losses"])
+        """Taken from a checkpoint; those of older versions hold the losses of each stream alone."""
+        found = json.loads(state["losses"])
+        if isinstance(found.get("usual"), str):
+            self._detector.load(found["usual"])
+            self._skipped = found["skipped"]
+        else:
+            self._detector.load(state["losses"])
 
 
 @dataclass(frozen=True)
@@ -253,7 +300,8 @@ class StepLog(Callback):
     """Write one row a step to OUT/log.csv and to the loggers, and a line every `interval` steps to the console.
 
     Losses are means over all ranks; `samples/STREAM` counts what has been drawn since step 0. `data_wait` is the share
-    of the step that the rank waited for its batch; `memory_gb` the most that the GPU held, on CPU what the process has.
+    of the step that the rank waited for its batch; `memory_gb` the most that the GPU held, on CPU what the process has;
+    `skipped` says why a step was not trained on.
     """
 
     def __init__(
@@ -283,7 +331,8 @@ class StepLog(Callback):
             "data_wait",
             "memory_gb",
             "mfu",
-            "digest",
+            "skipped",
+            "digest",  # the last: a row that was cut short shows
         ]
         self._file: TextIO | None = None
         self._learning_rate = self._wait = 0.0
@@ -343,6 +392,7 @@ class StepLog(Callback):
             "data_wait": round(self._wait / whole, 4),
             "memory_gb": round(self._memory() / 1e9, 3),
             "mfu": "",
+            "skipped": self._ledger.skipped,
             "digest": self._ledger.digest,
         }
         if self._speed.peak_flops:
@@ -373,6 +423,7 @@ class StepLog(Callback):
             f"step {done}/{self._last} {row['stage']}: loss {row['loss']:.4f} ({by_stream}), "
             f"gradient norm {row['grad_norm']:.2f}, lr {row['learning_rate']:.2e}, {tokens:,.0f} tokens/s{mfu}{waits}, "
             f"{_duration((self._last - done) / rate)} left"
+            f"{', NOT TRAINED ON' if row['skipped'] else ''}"
         )
 
     def close(self, state: State, logger: Logger) -> None:

@@ -51,7 +51,7 @@ class CheckpointError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """What COMPLETE.json says of a checkpoint. Those of older versions have no hashes, init and digest."""
+    """What COMPLETE.json says of a checkpoint. Those of older versions have no hashes, init, digest and finite."""
 
     step: int  # steps trained; the next one has this number
     plan_id: str
@@ -61,6 +61,7 @@ class Marker:
     hashes: dict[str, str] = field(default_factory=dict)  # name -> xxh64, hexadecimal
     init: dict[str, Any] | None = None  # the checkpoint of another run that this run began with
     digest: str = ""  # of all samples trained on (callbacks.SampleLedger)
+    finite: bool = False  # all weights and moments were seen to be finite before they were saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ def newest_checkpoint(run: Run, among: Collection[int] | None = None) -> Checkpo
     usable = [found for found in all_checkpoints(run) if among is None or found.step in among]
     if usable:
         return usable[-1]
-    finished = {path.parent.name for path in run.folder.glob(f"checkpoints/step-*/{MARKER}")}
+    finished = {path.parent.name for path in run.folder.glob(f"checkpoints/*/{MARKER}")}
     if run.store is not None:
         keys = [key.split("/") for key in run.store.sizes("checkpoints/")]
         finished |= {key[1] for key in keys if key[2:] == [MARKER]}
@@ -235,7 +236,7 @@ def _in_bucket(store: Store, out: Path, faults: dict[str, str]) -> dict[int, Che
         try:
             if MARKER not in sizes:
                 raise ValueError(f"the checkpoint was not finished (no {MARKER})")
-            marker = _check(store.read(f"{key}/{MARKER}"), sizes, name)
+            marker = _read_marker(store, key, sizes)
         except (FileNotFoundError, ValueError) as error:
             if isinstance(error, InputError):  # the bucket, not the checkpoint
                 raise
@@ -243,6 +244,18 @@ def _in_bucket(store: Store, out: Path, faults: dict[str, str]) -> dict[int, Che
             continue
         found[marker["step"]] = Checkpoint(**marker, folder=out / key, local=False, key=key)
     return found
+
+
+def _read_marker(store: Store, key: str, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The fields of a marker that was listed; what is wrong with it is believed at the last of a few looks only."""
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return _check(store.read(f"{key}/{MARKER}"), sizes, key.rpartition("/")[2])
+        except (FileNotFoundError, ValueError) as error:
+            if isinstance(error, InputError):  # the bucket, which was asked several times
+                raise
+            objects.pause(attempt)
+    return _check(store.read(f"{key}/{MARKER}"), sizes, key.rpartition("/")[2])
 
 
 def _check(content: bytes, sizes: Mapping[str, int], name: str) -> dict[str, Any]:
@@ -364,8 +377,8 @@ def _download(store: Store, checkpoint: Checkpoint, name: str) -> str | None:
                     return None
             finally:
                 Path(temporary).unlink(missing_ok=True)
-        except FileNotFoundError:
-            return f"{name} is not in the bucket"
+        except FileNotFoundError:  # asked again: a store may miss an object for a moment
+            problem = f"{name} is not in the bucket"
         except OSError as error:
             remedy = "Free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the permissions"
             raise InputError(f"cannot write {checkpoint.folder}: {error.strerror}. {remedy}, then run again.") from None
@@ -422,6 +435,46 @@ def remove_in_bucket(store: Store, step: int) -> None:
     """Remove a checkpoint from a bucket, its marker first, so that a half-removed one is never taken for whole."""
     store.remove(f"{checkpoint_key(step)}/{MARKER}")
     store.remove(checkpoint_key(step))
+
+
+def set_aside(folder: Path) -> None:
+    """Make room at a checkpoint's folder: a finished one gets another name, for it may be whole; the rest goes."""
+    if not (folder / MARKER).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # an unfinished one of a run that was killed while it saved
+        return
+    aside = folder.with_name(_aside_name(folder.name, {path.name for path in folder.parent.iterdir()}))
+    with suppress(FileNotFoundError):  # another node of a shared disk was faster
+        folder.rename(aside)
+    log.warning("%s was passed over; it is now %s. Remove it once it is not wanted", folder, aside)
+
+
+def set_aside_in_bucket(store: Store, step: int) -> None:
+    """The same in a bucket: a checkpoint that has a marker is copied, its marker last, before it is removed there.
+
+    Raises InputError if the bucket cannot be read or written; nothing was removed then.
+    """
+    key = checkpoint_key(step)
+    if store.size(f"{key}/{MARKER}") is not None:
+        names = {found.split("/")[1] for found in store.sizes("checkpoints/")}
+        aside = f"checkpoints/{_aside_name(key.rpartition('/')[2], names)}"
+        files = store.sizes(key)
+        for found in sorted(files, key=lambda found: found.endswith(MARKER)):
+            try:
+                store.link(found, found.replace(key, aside, 1))
+            except FileNotFoundError:
+                raise InputError(
+                    f"{store.url}/{found} is listed and cannot be read, so {key} was not set aside. Run again."
+                ) from None
+        log.warning("%s/%s was passed over; it is now %s. Remove it once it is not wanted", store.url, key, aside)
+    else:
+        log.warning("removing %s/%s, which was not finished", store.url, key)
+    remove_in_bucket(store, step)
+
+
+def _aside_name(name: str, taken: Collection[str]) -> str:
+    """aside-step-00000040, or with a number behind it: nothing that was set aside before is lost."""
+    names = (f"aside-{name}{number}" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
+    return next(free for free in names if free not in taken)
 
 
 def remove_copies(run: Run, step: int) -> None:

@@ -48,6 +48,10 @@ class Recomputation:
         self._optimizer.step()
         self._step += 1
 
+    def skip(self) -> None:
+        """Pass over the next step, which was not trained on."""
+        self._step += 1
+
     def measure(self, tokens: NDArray[np.int64]) -> tuple[Sequence[float], float]:
         """The loss of each sample of a batch, and the norm of the batch's gradient, which is left in the model."""
         self._model.zero_grad()

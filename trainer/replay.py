@@ -34,6 +34,7 @@ from dataengine.tokens import load_tokenizer, token_dtype
 from trainer.checkpoints import all_checkpoints, fetch_checkpoint
 from trainer.runs import SMALL_FILES, Run, check_config, open_run, read_run_manifest
 from trainer.settings import read_history, settings_at
+from trainer.step_log import read_log, skipped_steps
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +119,13 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
 
     trained, reached = Recomputation(config, manifest, older[-1]), older[-1].step
     if catch_up:
-        planned = planned_settings(config, manifest.schedule)
+        planned, log_file = planned_settings(config, manifest.schedule), run.folder / "log.csv"
+        skipped = skipped_steps(read_log(log_file)) if log_file.is_file() else {}
         for number in tqdm(range(reached, step), desc="catching up", unit="step", disable=None):
-            trained.train(batches.read(number), settings_at(history, number) or planned)
+            if number in skipped:
+                trained.skip()
+            else:
+                trained.train(batches.read(number), settings_at(history, number) or planned)
         reached = step
     losses, norm = trained.measure(tokens)
     return Replay(step, reached, float(np.mean(losses)), norm, list(batches.describe(step, tokens, losses)))

@@ -77,6 +77,11 @@ def load_checkpoint(content: dict[str, Any], checkpoint: Checkpoint, *, no_dist:
         raise
 
 
+def read_metadata(checkpoint: Checkpoint) -> Metadata:
+    """What a checkpoint's files hold. Raises InputError if `.metadata` is damaged or names what it should not."""
+    return _Reader(checkpoint).read_metadata()
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """A class of the list, or a dtype of torch."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -16,10 +15,12 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from dataengine.errors import InputError, naming
 from dataengine.manifest import Manifest
 from trainer.callbacks import RestoreRng
-from trainer.checkpoints import Checkpoint, Marker, checkpoint_folder, hash_file, mark_complete, remove_old
+from trainer.checkpoints import Checkpoint, Marker, checkpoint_folder, hash_file, mark_complete, remove_old, set_aside
+from trainer.finite import not_finite, tell
 from trainer.runs import Run
 from trainer.safe_loading import load_checkpoint
 from trainer.uploads import Uploader
+from trainer.watch import BadStepError
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,12 @@ class SaveCheckpoints(Callback):
         if self._uploader is not None and dist.get_global_rank() == 0:
             self._uploader.publish()
 
+    def newest(self) -> str:
+        """What training can go on from, in a sentence; its weights and moments were looked at before it was saved."""
+        if self._saved <= 0:
+            return "No checkpoint was saved yet."
+        return f"The last checkpoint, of step {self._saved:,}, is clean: all its weights and moments are finite."
+
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Runs after all of a step's events, so the state that is saved is that of the step's end."""
         if int(state.timestamp.batch) in self._steps:
@@ -93,16 +100,23 @@ class SaveCheckpoints(Callback):
         """Save between two steps, on all ranks together; does nothing if this step is saved already.
 
         Raises InputError on all ranks if the uploads of one of them were given up; the checkpoint is on disk then.
+        Raises BadStepError on all ranks, before anything is written, if a weight or a moment is not finite.
         """
         step = int(state.timestamp.batch)
         if step == self._saved:
             return
+        # What composer.utils.checkpoint.save_checkpoint writes, into a folder that we name.
+        content: dict[str, Any] = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
+        if damaged := not_finite(content["state"]):
+            raise BadStepError(
+                f"step {step - 1:,}: {tell(damaged)} after its update, so no checkpoint was saved. {self.newest()} "
+                "Run the same command again. If it stops here again, lower train.learning_rate; if not, a device or "
+                "its memory failed: have it checked."
+            )
         folder = checkpoint_folder(self._run.folder, step)
         if dist.get_local_rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # an unfinished one of a run that was killed while it saved
+            set_aside(folder)
         dist.barrier()
-        # What composer.utils.checkpoint.save_checkpoint writes, into a folder that we name.
-        content = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
         if dist.get_global_rank() > 0:
             content.pop("rng")  # it has the state of all ranks
         with naming(folder):
@@ -123,6 +137,7 @@ class SaveCheckpoints(Callback):
             hashes={name: digest for name, (_, digest) in files.items()},
             init=self._init,
             digest=self._ledger.digest,
+            finite=True,
         )
         written = mark_complete(folder, marker) if dist.get_local_rank() == 0 else None
         if self._uploader is None:

@@ -37,6 +37,7 @@ from trainer.checkpoints import (
     newest_checkpoint,
 )
 from trainer.data import ScheduledDataset, make_loader, to_tensors
+from trainer.finite import check_finite
 from trainer.loggers import make_loggers
 from trainer.microbatch import choose_microbatch
 from trainer.model import build_model, sharding
@@ -180,6 +181,7 @@ def find_beginning(config: Config, manifest: Manifest, run: Run, ranks: Ranks) -
     init, mode = config.init, config.init.mode
     source, found = together(lambda: find_init(config, init, manifest))
     damage = together_all(lambda: fetch_checkpoint(source, found, ranks.local_rank, ranks.local_world_size))
+    damage = damage or together_all(lambda: check_finite(found, ranks.local_rank, ranks.local_world_size))
     if damage:
         raise InputError(f"init.checkpoint cannot be used: {'; '.join(damage)}. Name another one.")
     lineage = {
@@ -194,7 +196,7 @@ def find_beginning(config: Config, manifest: Manifest, run: Run, ranks: Ranks) -
 
 
 def agree_on_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
-    """The newest checkpoint that all ranks see and that is whole, to the last bit; None for a new run."""
+    """The newest checkpoint that all ranks see, whole to the last bit and finite; None for a new run."""
     seen = dist.all_gather_object({found.step for found in all_checkpoints(run)})
     steps = set.intersection(*seen)
     while True:
@@ -202,6 +204,7 @@ def agree_on_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
         if chosen is None:
             return None
         damage = together_all(lambda: fetch_checkpoint(run, chosen, ranks.local_rank, ranks.local_world_size))  # noqa: B023
+        damage = damage or together_all(lambda: check_finite(chosen, ranks.local_rank, ranks.local_world_size))  # noqa: B023
         if not damage:
             return chosen
         for words in damage:
@@ -359,7 +362,6 @@ def make_trainer(
     losses = StreamLosses(manifest, ledger, stop)
     names = [stream.name for stream in manifest.streams]
     detector = SpikeDetector(names, config.train.spike_factor, config.train.spike_window)
-    watch = Watch(run.folder, manifest, losses, clip, detector)
     speed = Speed(flops_per_token(config.model, manifest.vocab_size, manifest.seq_len), device_peak())
     step_log = StepLog(run.folder, manifest, ledger, clip, losses, speed, interval=config.train.log_interval, last=last)
     save = SaveCheckpoints(
@@ -372,6 +374,8 @@ def make_trainer(
         uploader=uploader,
         init=begin.lineage,
     )
+    allowed = config.train.max_skipped_steps if config.train.on_bad_step == "skip" else None
+    watch = Watch(run.folder, manifest, ledger, losses, clip, detector, save.newest, allowed)
     callbacks: list[Callback] = [
         OptimizerSettings(settings),
         RestoreRng(),

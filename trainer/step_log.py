@@ -84,7 +84,12 @@ def gap_words(gaps: Sequence[tuple[int, int]]) -> str:
     return f"{', '.join(words)}{more}"
 
 
-def next_digest(digest: str, step: int, sample_ids: Int64s) -> str:
-    """The ledger's digest after a step."""
+def skipped_steps(rows: Iterable[Mapping[str, str]]) -> dict[int, str]:
+    """The logged steps whose samples were seen and not trained on, and why. Logs of older versions have none."""
+    return {int(row["step"]): row["skipped"] for row in rows if row.get("skipped")}
+
+
+def next_digest(digest: str, step: int, sample_ids: Int64s, *, skipped: bool = False) -> str:
+    """The ledger's digest after a step; that of a step that was not trained on is another one."""
     content = bytes.fromhex(digest) + np.int64(step).astype("<i8").tobytes() + sample_ids.astype("<i8").tobytes()
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(content + (b"skipped" if skipped else b"")).hexdigest()

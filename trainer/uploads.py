@@ -27,8 +27,8 @@ from trainer.checkpoints import (
     checkpoint_folder,
     checkpoint_key,
     remove_copies,
-    remove_in_bucket,
     remove_old,
+    set_aside_in_bucket,
 )
 from trainer.runs import SMALL_FILES, Run
 
@@ -260,11 +260,12 @@ def resume_uploads(
 
 
 def clear_bucket(run: Run, checkpoint: Checkpoint | None) -> None:
-    """Remove from the bucket what this run will write anew or nobody can use. Call it on one rank, before training.
+    """Make room in the bucket for what this run will write anew. Call it on one rank, before training.
 
-    That is: checkpoints without a marker, unless they are whole on this disk; those later than `checkpoint`, which all
-    ranks found unusable; and parts of uploads that were cut short more than a day ago. Else a file of an earlier
-    attempt could pass for one of a later attempt. Raises InputError if the bucket cannot be read or written.
+    Checkpoints without a marker go, unless they are whole on this disk; finished ones later than `checkpoint`, which
+    were passed over, are set aside, for they may be whole; parts of uploads that were cut short more than a day ago go.
+    Else a file of an earlier attempt could pass for one of a later attempt. Raises InputError if the bucket cannot be
+    read or written.
     """
     assert run.store is not None
     last = checkpoint.step if checkpoint else 0
@@ -277,8 +278,7 @@ def clear_bucket(run: Run, checkpoint: Checkpoint | None) -> None:
             folders.setdefault(int(number), set()).add(rest[-1])
     for step, names in folders.items():
         if step > last or (MARKER not in names and step not in whole):
-            log.warning("removing %s/%s, which is not whole", run.url, checkpoint_key(step))
-            remove_in_bucket(run.store, step)
+            set_aside_in_bucket(run.store, step)
     try:
         abort_uploads(run.store, _ABANDONED)
     except InputError as error:  # it costs room, nothing else

@@ -1,4 +1,4 @@
-"""When a step must not be trained on: its loss or gradient is no number, or its loss is far above the usual."""
+"""When a step must not be trained on: its loss or gradient is not finite, or its loss is far above the usual."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 _ENOUGH = 50  # losses of a stream that make the next one comparable, or the window if that is shorter
+_ABSENT = 50  # steps without a stream after which what its loss was says nothing: it may be forgotten
+_FLOOR = 0.3  # nats; what is known by heart has losses of hundredths, which double by chance (benchmarks/spikes.py)
 
 
 class BadStepError(Exception):
@@ -19,13 +21,15 @@ class SpikeDetector:
     """Compare a step's loss with what its streams usually have.
 
     The usual loss of a stream is the median of its last `window` steps; that of a step weighs its streams' by their
-    samples, so that another mix is no spike. A step with a stream that has few losses yet is not judged. A loss is a
-    spike if it is more than `factor` times the usual (None: never).
+    samples, so that another mix is no spike. A step with a stream that has few losses yet is not judged; one that was
+    not drawn for long begins anew. A loss is a spike if it is more than `factor` times the usual (None: never), and by
+    more than `floor` nats.
     """
 
-    def __init__(self, names: Sequence[str], factor: float | None, window: int) -> None:
-        self._factor, self._window = factor, window
+    def __init__(self, names: Sequence[str], factor: float | None, window: int, floor: float = _FLOOR) -> None:
+        self._factor, self._window, self._floor = factor, window, floor
         self._losses: dict[str, deque[float]] = {name: deque(maxlen=window) for name in names}
+        self._absent = dict.fromkeys(names, 0)  # steps since a stream was drawn
 
     def usual(self, counts: Mapping[str, int]) -> float | None:
         """The usual mean loss of a step with so many samples of each stream; None if it cannot be known yet."""
@@ -46,22 +50,28 @@ class SpikeDetector:
         if not math.isfinite(norm):
             return f"the gradient's norm is {norm} (the loss is {loss:.4f})"
         usual = self.usual(counts) if self._factor is not None else None
-        if usual is not None and self._factor is not None and loss > self._factor * usual:
+        if usual is not None and self._factor is not None and loss > max(self._factor * usual, usual + self._floor):
             return f"the loss is {loss:.4f}, {loss / usual:.1f} times the usual {usual:.4f} of these streams"
         return None
 
     def add(self, losses: Mapping[str, float], counts: Mapping[str, int]) -> None:
         """Take the losses of a step that was trained on."""
-        for name, count in counts.items():
-            if count:
-                self._losses[name].append(losses[name])
+        for name, seen in self._losses.items():
+            self._absent[name] = 0 if counts.get(name) else self._absent[name] + 1
+            if counts.get(name):
+                seen.append(losses[name])
+            elif self._absent[name] >= _ABSENT:
+                seen.clear()
 
     def dump(self) -> str:
         """All that is remembered, as JSON; floats come back exactly."""
-        return json.dumps({name: list(losses) for name, losses in self._losses.items()})
+        return json.dumps({"losses": {name: list(seen) for name, seen in self._losses.items()}, "absent": self._absent})
 
     def load(self, content: str) -> None:
-        """Take up what `dump` gave; streams that are unknown here are left out."""
-        for name, losses in json.loads(content).items():
-            if name in self._losses:
-                self._losses[name] = deque(losses, maxlen=self._window)
+        """Take up what `dump` gave, or that of an older version; streams that are unknown here are left out."""
+        found = json.loads(content)
+        if not isinstance(found.get("absent"), dict):  # the losses alone, which a stream's name leads to
+            found = {"losses": found, "absent": {}}
+        for name in self._losses.keys() & found["losses"].keys():
+            self._losses[name] = deque(found["losses"][name], maxlen=self._window)
+            self._absent[name] = found["absent"].get(name, 0)

@@ -256,6 +256,20 @@ assert f"~{{os.getpid()}}~" in left.name
     subprocess.run(["unshare", "--pid", "--fork", sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("size", [6, 7, 12])
+def test_a_large_object_is_linked_in_parts(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(storage, "_COPY", 6 << 20)  # bytes; the least that a part may have is 5 MiB
+    content = os.urandom(size << 20)
+    store = open_store(f"{object_store.url}/deep")
+    store.write("a/b", content)
+    store.link("a/b", "c/d")
+    assert store.read("c/d") == content
+    etag = object_store.client.head_object(Bucket=object_store.bucket, Key="deep/c/d")["ETag"]
+    assert etag.strip('"').endswith("-2") == (size > 6)
+
+
 def test_a_link_of_a_local_store_takes_no_room(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.write("a", CONTENT)

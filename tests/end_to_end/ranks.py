@@ -141,6 +141,8 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
         _stray_from_the_plan()
     if probe == "die":
         _die_before_the_first_step(trainer.session)
+    if ":" in probe:
+        _apply(probe)
     trainer.train.main([config, *overrides])
     sys.exit("main returns only through sys.exit")
 
@@ -155,6 +157,33 @@ def _lose_a_number() -> None:
         return own(model, outputs, batch) * (float("nan") if next(calls) == 6 * 2 else 1.0)
 
     trainer.model.TranslationModel.loss = loss  # type: ignore[method-assign, assignment]
+
+
+def _apply(probe: str) -> None:
+    """Spoil something: by `loss:ID,ID:FACTOR` losses with these samples, by `weight:STEP` a weight of rank 1."""
+    import torch
+
+    import trainer.finite
+    import trainer.model
+    import trainer.saving
+
+    kind, which, *rest = probe.split(":")
+    if kind == "loss":
+        own, ids = trainer.model.TranslationModel.loss, torch.tensor(list(map(int, which.split(","))))
+
+        def loss(model: Any, outputs: Any, batch: Any) -> Any:
+            return own(model, outputs, batch) * (float(rest[0]) if torch.isin(ids, batch["sample_id"]).any() else 1.0)
+
+        trainer.model.TranslationModel.loss = loss  # type: ignore[method-assign, assignment]
+    elif os.environ["RANK"] == "1":
+
+        def damage(self: Any, state: Any, logger: Any) -> None:
+            if int(state.timestamp.batch) == int(which) + 1:
+                with torch.no_grad():
+                    rows = state.model.decoder.hf.model.embed_tokens.weight.to_local()
+                    rows[-1 if kind == "weight" else slice(None), 0] = float("nan")
+
+        trainer.saving.SaveCheckpoints.batch_end = damage  # type: ignore[method-assign]
 
 
 def _stray_from_the_plan() -> None:

@@ -31,6 +31,7 @@ from trainer.checkpoints import (
     read_checkpoint,
     remove_copies,
     remove_old,
+    set_aside,
 )
 from trainer.runs import Run, open_run
 
@@ -77,11 +78,11 @@ def test_a_marker_reads_back(tmp_path: Path) -> None:
 def test_a_marker_of_an_older_version_is_read(tmp_path: Path) -> None:
     folder = make(tmp_path, 7)
     fields = json.loads((folder / MARKER).read_text())
-    for key in ("hashes", "init", "digest"):
+    for key in ("hashes", "init", "digest", "finite"):
         del fields[key]
     (folder / MARKER).write_text(json.dumps(fields))
     checkpoint = read_checkpoint(folder)
-    assert (checkpoint.hashes, checkpoint.init, checkpoint.digest) == ({}, None, "")
+    assert (checkpoint.hashes, checkpoint.init, checkpoint.digest, checkpoint.finite) == ({}, None, "", False)
     assert fetch_checkpoint(local(tmp_path), checkpoint) == []
 
 
@@ -293,6 +294,49 @@ def test_fetching_survives_a_store_that_fails_for_a_while(
     with faulty_proxy(object_store.endpoint, fail) as (endpoint, _):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
         assert fetch_checkpoint(run, checkpoint) == []
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3, 4])
+def test_one_answer_that_an_object_is_not_there_is_not_believed(
+    run: Run, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, missing: int
+) -> None:
+    """GET 0 is the listing and 1 the marker of 5; then come the marker and the files of 10."""
+    upload(run, 5)
+    upload(run, 10)
+    gets = iter(range(100))
+
+    def fail(number: int, method: str, headers: Mapping[str, str]) -> int | None:
+        return 404 if method == "GET" and next(gets) == missing + 1 else None
+
+    with faulty_proxy(object_store.endpoint, fail) as (endpoint, _):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        checkpoint = newest(run)
+        assert checkpoint.step == 10
+        assert fetch_checkpoint(run, checkpoint) == []
+
+
+def test_a_file_that_stays_away_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataengine.objects.pause", lambda attempt: None)
+    upload(run, 10)
+    checkpoint = newest(run)
+    store_of(run).remove("checkpoints/step-00000010/__0_0.distcp")
+    assert fetch_checkpoint(run, checkpoint) == [f"{checkpoint.place}: __0_0.distcp is not in the bucket"]
+
+
+def test_a_finished_checkpoint_is_set_aside_and_an_unfinished_one_goes(tmp_path: Path) -> None:
+    finished, unfinished = save(tmp_path, 5), write_files(tmp_path, 10)
+    before = {path.name: path.read_bytes() for path in finished.iterdir()}
+    for folder in (finished, unfinished, checkpoint_folder(tmp_path, 15)):
+        set_aside(folder)
+        assert not folder.exists()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["aside-step-00000005"]
+    aside = finished.with_name("aside-step-00000005")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
+    assert complete_checkpoints(tmp_path) == []
+    set_aside(save(tmp_path, 5))
+    assert finished.with_name("aside-step-00000005-2").is_dir()
+    with pytest.raises(InputError, match="2 were finished once"):  # a run does not begin anew over them
+        newest_checkpoint(local(tmp_path))
 
 
 def test_a_store_that_cannot_be_read_is_no_fault_of_the_checkpoint(

@@ -105,6 +105,7 @@ def test_two_ranks_save_what_reads_back(place: str, object_store: ObjectStore, t
     five = next(one for one in checkpoints if one.step == 5)
     assert set(five.files) == set(five.hashes) == {".metadata", "__0_0.distcp", "__1_0.distcp"}
     assert (five.digest, five.init, five.world_size, five.plan_id) == ("digest 5", {"a": 1}, 2, "plan")
+    assert five.finite
     assert fetch_checkpoint(run, five) == []
     import torch
     from torch.distributed import checkpoint as dcp

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dataengine.errors import InputError
-from trainer.step_log import read_log, read_whole_rows
+from trainer.step_log import next_digest, read_log, read_whole_rows, skipped_steps
 
 HEAD = "step,stage,loss,digest\n"
 
@@ -51,3 +53,18 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     found, said = read_whole_rows(path)
     assert len(found) == 1
     assert said.startswith("line 3")
+
+
+def test_a_digest_says_whether_the_step_was_trained_on() -> None:
+    ids = np.arange(4)
+    trained, skipped = (next_digest("", 0, ids, skipped=skipped) for skipped in (False, True))
+    content = np.int64(0).tobytes() + ids.astype(np.int64).tobytes()
+    assert trained == hashlib.sha256(content).hexdigest()  # as in logs before steps could be skipped
+    assert skipped == hashlib.sha256(content + b"skipped").hexdigest()
+
+
+def test_a_log_without_the_column_has_no_skipped_step() -> None:
+    assert skipped_steps([{"step": "0"}, {"step": "1", "skipped": ""}]) == {}
+    assert skipped_steps([{"step": "0", "skipped": ""}, {"step": "7", "skipped": "the loss is nan"}]) == {
+        7: "the loss is nan"
+    }

@@ -286,7 +286,7 @@ def test_a_killed_process_is_made_good_by_the_next(
     assert ranks[0].pending == 0
 
 
-def test_what_is_later_than_the_resume_or_unfinished_goes_before_it_is_written_anew(
+def test_what_is_later_than_the_resume_is_set_aside_and_what_is_unfinished_goes(
     run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     uploader = Uploader(run)
@@ -298,10 +298,48 @@ def test_what_is_later_than_the_resume_or_unfinished_goes_before_it_is_written_a
     save(run.folder, 12)
     store.write(f"{checkpoint_key(12)}/{NAMES[0]}", b"begun by a process that was killed")
     found = {one.step: one for one in all_checkpoints(run)}
+    files = {name: store.read(f"{checkpoint_key(15)}/{name}") for name in (*NAMES, MARKER)}
     clear_bucket(run, found[12])
-    assert {key.split("/")[1] for key in store.sizes("checkpoints")} == {"step-00000010", "step-00000012"}
-    assert f"removing {run.url}/checkpoints/step-00000005, which is not whole" in caplog.text
-    assert f"removing {run.url}/checkpoints/step-00000015, which is not whole" in caplog.text
+    folders = {key.split("/")[1] for key in store.sizes("checkpoints")}
+    assert folders == {"step-00000010", "step-00000012", "aside-step-00000015"}
+    assert f"removing {run.url}/checkpoints/step-00000005, which was not finished" in caplog.text
+    assert (
+        f"{run.url}/checkpoints/step-00000015 was passed over; it is now checkpoints/aside-step-00000015" in caplog.text
+    )
+    assert {name: store.read(f"checkpoints/aside-step-00000015/{name}") for name in files} == files
+
+
+def test_a_second_one_set_aside_leaves_the_first(run: Run) -> None:
+    for content in (b"first", b"second"):
+        store_of(run).write(f"{checkpoint_key(15)}/{MARKER}", content)
+        clear_bucket(run, None)
+    assert store_of(run).read(f"checkpoints/aside-step-00000015/{MARKER}") == b"first"
+    assert store_of(run).read(f"checkpoints/aside-step-00000015-2/{MARKER}") == b"second"
+    with pytest.raises(InputError, match="2 were finished once"):  # a run does not begin anew over them
+        newest_checkpoint(run)
+
+
+def test_a_checkpoint_that_cannot_be_copied_stays(
+    run: Run, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploader = Uploader(run)
+    submit(uploader, run, 15)
+    uploader.wait(WAIT_S)
+    puts = iter(range(100))
+
+    def fault(number: int, method: str, headers: Mapping[str, str]) -> int | None:
+        return 404 if method == "PUT" and next(puts) == 1 else None
+
+    with faulty_proxy(object_store.endpoint, fault) as (endpoint, _):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        with pytest.raises(InputError, match=r"is listed and cannot be read, so checkpoints/step-00000015 was not set"):
+            clear_bucket(run, None)
+    monkeypatch.setenv("S3_ENDPOINT_URL", object_store.endpoint)
+    assert [one.step for one in all_checkpoints(run)] == [15]
+    clear_bucket(run, None)
+    folders = {key.split("/")[1] for key in store_of(run).sizes("checkpoints")}
+    assert folders == {"aside-step-00000015", "aside-step-00000015-2"}  # the first is a part of a copy
+    assert len(store_of(run).sizes("checkpoints/aside-step-00000015-2")) == len(NAMES) + 1
 
 
 def test_uploads_that_were_cut_short_are_aborted_once_they_are_old(run: Run, object_store: ObjectStore) -> None:
