@@ -87,8 +87,11 @@ def dry_run(config: Config) -> None:
     if ranks.rank == 0:
         last, step = last_step(config, manifest), resume.step if resume else 0
         words = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
+        from trainer.microbatch import describe_memory  # torch and transformers, which take a while
+
         print(describe(config, manifest, ranks.world_size))
-        print(f"\nto be trained: {words if step < last else 'nothing, all steps are trained'}")
+        print(f"\n{describe_memory(config, manifest, ranks.world_size)}")
+        print(f"to be trained: {words if step < last else 'nothing, all steps are trained'}")
 
 
 def train(config: Config) -> None:
