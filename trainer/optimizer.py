@@ -44,3 +44,4 @@ def apply_settings(optimizer: torch.optim.Optimizer, config: TrainConfig, restar
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config, restarts)
         group["betas"], group["eps"], group["weight_decay"] = config.betas, config.eps, config.weight_decay
+        group["fused"] = optimizer.defaults["fused"]  # as this device has it, not the one of the checkpoint

@@ -77,6 +77,11 @@ def load_checkpoint(content: dict[str, Any], checkpoint: Checkpoint, *, no_dist:
         raise
 
 
+def saved_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """The names of all tensors and values of a checkpoint. Raises InputError if it is damaged."""
+    return frozenset(_Reader(checkpoint).read_metadata().state_dict_metadata)
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """A class of the list, or a dtype of torch."""
