@@ -377,7 +377,7 @@ class TrainConfig(_Section):
     attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
     loss: Literal["chunked", "liger"] = "chunked"  # of all logits a part at a time; or liger-kernel's, on CUDA
     compile: bool = False  # torch.compile; the first step takes minutes longer
-    activation_checkpointing: bool = False  # less memory, a third more time
+    activation_checkpointing: bool = False  # compute layers again backward: less memory, a third more time
     shard_ranks: Size | None = None  # parameters are sharded over so many ranks and replicated beyond; default: all
     # Seconds for which a bucket that does not answer is tried again
     outage_limit: Annotated[Count, Field(le=10**9), NOTHING] = 3600

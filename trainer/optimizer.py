@@ -43,3 +43,4 @@ def apply_settings(optimizer: torch.optim.Optimizer, settings: Settings, step: i
     for group in optimizer.param_groups:
         group["lr"] = settings.rate(step)
         group["betas"], group["eps"], group["weight_decay"] = train.betas, train.eps, train.weight_decay
+        group["fused"] = optimizer.defaults["fused"]  # as this device has it, not the one of the checkpoint

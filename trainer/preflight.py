@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-NO_GPU_TO_MEASURE = "train.microbatch_size is auto, which measures a GPU's memory, and there is none. Set a number."
+NO_GPU_TO_MEASURE = "train.microbatch_size is auto, which needs a GPU's memory, and there is none. Set a number."
 VOCAB_MULTIPLE = 64  # as in trainer.model: the embedding has so many rows, or a multiple
 SHARDS_MAPPED = 256  # as in trainer.data: a loader worker keeps so many shards mapped, an open file each
 _OTHER_FILES = 768  # files and sockets of a process beside its shards: libraries, NCCL, checkpoints, pipes
@@ -654,11 +654,11 @@ def check_wandb_key(wandb: WandbConfig) -> list[Problem]:
     ]
 
 
-def check_auto(config: Config, run: Run) -> list[Problem]:
-    """`auto` measures a GPU, unless this run did so before."""
+def check_auto(config: Config) -> list[Problem]:
+    """`auto` has to know the memory of a GPU."""
     import torch
 
-    if config.train.microbatch_size != "auto" or (run.folder / "microbatch.json").is_file():
+    if config.train.microbatch_size != "auto":
         return []
     return [] if torch.cuda.is_available() else [Problem(NO_GPU_TO_MEASURE)]
 

@@ -82,6 +82,11 @@ def read_metadata(checkpoint: Checkpoint) -> Metadata:
     return _Reader(checkpoint).read_metadata()
 
 
+def saved_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """The names of all tensors and values of a checkpoint. Raises InputError if it is damaged."""
+    return frozenset(read_metadata(checkpoint).state_dict_metadata)
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """A class of the list, or a dtype of torch."""

@@ -130,7 +130,7 @@ def check_run_folder(
     run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
     resume = newest_checkpoint(run)
     problems = check_past(config, manifest, run, resume) if resume else check_new(config, manifest, run)
-    return resume, problems + check_auto(config, run)
+    return resume, problems + check_auto(config)
 
 
 def dry_run(load: Callable[[], Config]) -> None:
@@ -151,8 +151,11 @@ def dry_run(load: Callable[[], Config]) -> None:
         for words in horizon_notes(config, settings, manifest.schedule.steps):
             log.warning("%s", words)
         where = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
+        from trainer.microbatch import describe_memory  # torch and transformers, which take a while
+
         print(describe(config, manifest, ranks.world_size, settings=settings, first=step))
-        print(f"\nto be trained: {where if step < last else 'nothing, all steps are trained'}")
+        print(f"\n{describe_memory(config, manifest, ranks.world_size)}")
+        print(f"to be trained: {where if step < last else 'nothing, all steps are trained'}")
 
 
 def train(load: Callable[[], Config]) -> None:

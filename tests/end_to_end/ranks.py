@@ -135,6 +135,8 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
     torch.set_num_threads(1)
     if probe == "random":
         _draw_random_numbers(trainer.session)
+    if probe == "cuda":
+        _seem_to_have_cuda(trainer.session)
     if probe == "nan" and environment["RANK"] == "1":
         _lose_a_number()
     if probe == "stray" and environment["RANK"] == "1":
@@ -145,6 +147,21 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
         _apply(probe)
     trainer.train.main([config, *overrides])
     sys.exit("main returns only through sys.exit")
+
+
+def _seem_to_have_cuda(module: Any) -> None:
+    """Let checkpoints hold what those of a run on CUDA do: a random state of the device, and a fused optimizer."""
+    import torch
+    from composer.utils import dist, reproducibility
+
+    own, make = reproducibility.get_rng_state, module.make_optimizer
+
+    def get_rng_state() -> list[dict[str, Any]]:
+        state = torch.full((16,), dist.get_global_rank(), dtype=torch.uint8)
+        return [{**of_rank, "cuda": state} for of_rank in own()]
+
+    reproducibility.get_rng_state = get_rng_state
+    module.make_optimizer = lambda model, config, *, fused: make(model, config, fused=True)
 
 
 def _lose_a_number() -> None:

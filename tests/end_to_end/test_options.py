@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ def assert_close(log: list[dict[str, str]], expected: list[dict[str, str]], rtol
         assert np.allclose(values[0], values[1], rtol=rtol), column
 
 
-def test_activation_checkpointing_gives_the_same_run(experiment: Experiment) -> None:
-    out = experiment.folder / "recomputed"
+@pytest.mark.parametrize("count", [1, 2])
+def test_activation_checkpointing_gives_the_same_run(count: int, experiment: Experiment) -> None:
+    out = experiment.folder / f"recomputed{count}"
     changes = ["train.activation_checkpointing=true", "train.max_steps=6"]
-    assert_close(ranks.train(experiment.config, out, *changes), experiment.straight[:6])
-    assert exact(ranks.train(experiment.config, out))[:6] == exact(ranks.read_log(out / "log.csv"))[:6]
+    assert_close(ranks.train(experiment.config, out, *changes, ranks=count), experiment.straight[:6])
+    assert exact(ranks.train(experiment.config, out, ranks=count))[:6] == exact(ranks.read_log(out / "log.csv"))[:6]
 
 
 @pytest.mark.slow
@@ -65,6 +67,7 @@ def test_a_dry_run_describes_and_trains_nothing(experiment: Experiment) -> None:
     printed = ranks.printed(out)
     assert "training     16 of 16 steps, 4,096 tokens" in printed
     assert "8 samples of 32 tokens on 2 ranks: 4 a rank, microbatches of 2, 2 a step" in printed
+    assert re.search(r"memory of a step on a GPU: \d+\.\d MB with microbatches of 2\n", printed)
     assert "to be trained: steps 0 to 16, a new run" in printed
     assert not Path(out).exists()
     ranks.train(experiment.config, out, "train.max_steps=4")

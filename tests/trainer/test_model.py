@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 from dataengine.config import ModelConfig, TrainConfig
 from dataengine.manifest import Manifest
 from dataengine.schedule import Stage
-from trainer import model as models
+from trainer import packed
 from trainer.decoder import llama_config
 from trainer.model import build_model, sharding
 
@@ -28,7 +28,7 @@ def test_loss_is_that_of_transformers_on_every_position(monkeypatch: pytest.Monk
     assert whole.shape == (3,)
     assert mean.item() == pytest.approx(sum(expected) / 3, rel=1e-5)
     assert whole.tolist() == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr(models, "_CHUNK_TOKENS", 7)
+    monkeypatch.setattr(packed, "_CHUNK_TOKENS", 7)
     model({"tokens": tokens})[0].backward()
     chunked = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -78,9 +78,8 @@ def test_attention_falls_back_to_sdpa_and_says_so(caplog: pytest.LogCaptureFixtu
 @pytest.mark.parametrize(("shard_ranks", "degrees"), [(None, (-1, None)), (8, (8, -1))])
 def test_sharding_over_all_ranks_or_in_groups(shard_ranks: int | None, degrees: tuple[int, int | None]) -> None:
     """As composer.core.state._create_device_mesh reads it: -1 is what is left of the ranks, None no replicas."""
-    made = sharding(TrainConfig(shard_ranks=shard_ranks, activation_checkpointing=True))
+    made = sharding(TrainConfig(shard_ranks=shard_ranks))
     assert (made.data_parallel_shard_degree, made.data_parallel_replicate_degree) == degrees
-    assert made.activation_checkpointing
 
 
 def test_the_loss_with_its_gradients_made_ahead_is_exact() -> None:
@@ -89,7 +88,7 @@ def test_the_loss_with_its_gradients_made_ahead_is_exact() -> None:
     states = torch.randn((50, 8), generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn((30, 8), generator=generator, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, 30, (50,), generator=generator)
-    mean, each = models.MeanCrossEntropy.apply(states, weight, labels)
+    mean, each = packed.MeanCrossEntropy.apply(states, weight, labels)
     expected = torch.nn.functional.cross_entropy(states @ weight.t(), labels)
     assert mean.item() == pytest.approx(expected.item(), rel=1e-6)
     assert each.shape == (50,)
@@ -98,3 +97,16 @@ def test_the_loss_with_its_gradients_made_ahead_is_exact() -> None:
     theirs = torch.autograd.grad(expected * 0.3, (states, weight))
     for own, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-8)
+
+
+def test_layers_that_are_computed_again_have_the_same_names_and_gradients() -> None:
+    tokens = torch.randint(0, 1000, (3, 17), generator=torch.Generator().manual_seed(0))
+    models = [build_model(SIZES, MANIFEST, TrainConfig(activation_checkpointing=again)) for again in (False, True)]
+    for model in models:
+        model({"tokens": tokens})[0].backward()
+    assert list(models[0].state_dict()) == list(models[1].state_dict())
+    for (name, one), (other_name, other) in zip(*(model.named_parameters() for model in models), strict=True):
+        assert other_name.replace("_checkpoint_wrapped_module.", "") == name
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad)

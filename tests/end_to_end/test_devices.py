@@ -1,0 +1,44 @@
+"""A run goes on with another kind of device, and with another number of ranks, from the same checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dataengine.config import TrainConfig
+from tests.end_to_end import ranks
+from tests.end_to_end.test_options import assert_close
+from tests.end_to_end.test_training import Experiment, experiment
+from trainer.optimizer import apply_settings, make_optimizer
+
+__all__ = ["experiment"]
+
+
+@pytest.mark.parametrize(("first", "then", "words"), [("cuda", "", "with CUDA"), ("", "cuda", "without CUDA")])
+def test_a_run_goes_on_without_cuda_and_with_it(first: str, then: str, words: str, experiment: Experiment) -> None:
+    out = experiment.folder / f"from {first or 'cpu'}"
+    ranks.train(experiment.config, out, "train.max_steps=6", ranks=1, probe=first)
+    log = ranks.train(experiment.config, out, "train.max_steps=12", probe=then)
+    printed = ranks.printed(out)
+    assert f"step-00000006 was saved {words} and training goes on with" in printed
+    assert "step-00000006 was saved on 1 ranks and training goes on with 2: sums over ranks" in printed
+    assert_close(log, experiment.straight[:12])
+    ranks.train(experiment.config, out, "train.max_steps=14", probe=then)
+    assert "was saved" not in ranks.printed(out)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_optimizers_kernel_is_this_devices(*, fused: bool) -> None:
+    """Adam's choice of kernel comes along in its state; fused and not give the same, but the other may not run here."""
+    models = [torch.nn.Linear(3, 2, bias=False) for _ in range(2)]
+    saved, loaded = (
+        make_optimizer(model, TrainConfig(), fused=kind) for model, kind in zip(models, (not fused, fused), strict=True)
+    )
+    models[0].weight.grad = torch.ones(2, 3)
+    saved.step()
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.param_groups[0]["fused"] is not fused  # what PyTorch does
+    apply_settings(loaded, TrainConfig(), [], 1)
+    assert loaded.param_groups[0]["fused"] is fused
+    models[1].weight.grad = torch.ones(2, 3)
+    loaded.step()
