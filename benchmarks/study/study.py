@@ -261,15 +261,15 @@ def shared_steps(job: Job, jobs: Sequence[Job]) -> int:
     last = min(base.manifest.schedule.steps, job.manifest.schedule.steps) - 1
     for step in range(last - last % interval, 0, -interval):
         same_samples = base.manifest.prefix_sha256(step) == job.manifest.prefix_sha256(step)
-        if same_samples and rate_restarts(base, step) == rate_restarts(job, step):
+        if same_samples and rate_course(base, step) == rate_course(job, step):
             return step
     return 0
 
 
-def rate_restarts(job: Job, step: int) -> list[int]:
-    """Steps before `step` at which the learning rate is warmed up anew."""
+def rate_course(job: Job, step: int) -> tuple[list[int], int | None]:
+    """Steps before `step` at which the learning rate is warmed up anew, and the end that it decays to, if any."""
     planned = planned_settings(job.config, job.manifest.schedule)
-    return [restart for restart in planned.restarts if restart < step]
+    return [restart for restart in planned.restarts if restart < step], planned.end
 
 
 # Runs.

@@ -163,14 +163,19 @@ def test_a_restart_that_is_changed_at_a_resume_is_told_kept_and_replayed(
     assert restarts(early) == [(0, (6,)), (6, ())]
 
 
-def test_a_parent_of_an_earlier_version_is_inherited_by_its_config(family: Family) -> None:
+def test_a_parent_of_an_earlier_version_is_inherited_by_its_config_and_a_damaged_log_in_part(family: Family) -> None:
     old, out = family.folder / "old", family.folder / "of_old"
     shutil.copytree(family.parent, old)
     lines = [json.loads(line) for line in (old / SETTINGS).read_text().splitlines()]
     (old / SETTINGS).write_text("".join(json.dumps({key: line[key] for key in ("from_step", "train")}) + "\n"
                                         for line in lines))  # fmt: skip
+    rows = (old / "log.csv").read_bytes().splitlines(keepends=True)
+    (old / "log.csv").write_bytes(b"".join(rows[:9]) + b"8,mixed,torn\n")
     log = ranks.train(family.config, out, *family.child("of_old", TAIL, old, 10), ranks=1)
-    assert rates(log) == [family.rate(step, 6) for step in range(14)]
+    assert "log.csv is damaged: line 10 is no row of a step after 7. What is whole before" in ranks.printed(out)
+    steps = [*range(8), *range(10, 14)]
+    assert [int(row["step"]) for row in log] == steps
+    assert rates(log) == [family.rate(step, 6) for step in steps]
     assert restarts(out) == [(0, (6,))]
 
 
