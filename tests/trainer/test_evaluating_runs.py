@@ -19,15 +19,23 @@ import torch
 from dataengine.errors import InputError
 from dataengine.manifest import read_manifest
 from tests.conftest import ROOT
+from tests.object_store import ObjectStore, object_store
 from tests.trainer.test_evaluation import Experiment, copy_run, evaluate, experiment, results, save
 from trainer import evaluate as program
-from trainer.checkpoints import checkpoint_folder, find_checkpoint, read_checkpoint, remove_old
+from trainer.checkpoints import (
+    checkpoint_folder,
+    find_checkpoint,
+    read_checkpoint,
+    remove_copies,
+    remove_in_bucket,
+    remove_old,
+)
 from trainer.evaluation import Evaluation
 from trainer.group import Group
 from trainer.runs import open_run
 from trainer.translation import Translator
 
-__all__ = ["experiment"]
+__all__ = ["experiment", "object_store"]
 
 NO_TEST = "evaluate.test={}"
 SHORT = "evaluate.max_new_tokens=6"
@@ -150,6 +158,31 @@ def test_following_evaluates_a_step_that_was_trained_anew_again(
     assert evaluate(experiment.config, f"out={out}", "--follow", SHORT, NO_TEST) == 0
     assert results(out, 8)["checkpoint"] == read_checkpoint(checkpoint_folder(out, 8)).identity != first
     assert candidates(out)[8] == 0
+
+
+def test_the_same_of_a_run_in_a_bucket(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, object_store: ObjectStore
+) -> None:
+    config = experiment.load(f"out={object_store.url}/run", f"cache={tmp_path}")
+    run = open_run(config.out, config.cache)
+    assert run.store is not None
+    copy = copy_run(experiment, tmp_path / "copy", steps=[8, 16])
+    for path in sorted(copy.rglob("*")):  # as trainer/uploads.py would, but for the order
+        if path.is_file():
+            run.store.write_from(path.relative_to(copy).as_posix(), path)
+    common = (experiment.config, f"out={config.out}", f"cache={tmp_path}", "--all", SHORT, "train.keep_checkpoints=1")
+    store = run.store
+    on_first_batch(monkeypatch, lambda: remove_in_bucket(store, 16))
+    assert evaluate(*common, NO_TEST) == 0
+    assert json.loads(store.read("chosen.json"))["passed_over"] == [
+        {"step": 16, "reason": "step 16 in the bucket (checkpoints/step-00000016): .metadata is not in the bucket"}
+    ]
+    remove_in_bucket(store, 8)
+    remove_copies(run, 99)
+    name_origin(run.folder, 8, chosen(run.folder)["checkpoint"])
+    assert evaluate(*common) == 0
+    assert {entry["set"] for entry in results(run.folder, 8)["translation"]} == {"dev", "test"}
+    assert json.loads(store.read("evaluations/step-00000008/results.json")) == results(run.folder, 8)
 
 
 # Damage.
