@@ -21,7 +21,7 @@ class Choice:
     beams: int
     candidates: Mapping[int, Mapping[str, float]]  # step -> direction -> BLEU
 
-    def describe(self, passed_over: Mapping[int, str]) -> dict[str, Any]:
+    def describe(self, passed_over: Mapping[int, str] | None = None) -> dict[str, Any]:
         """As chosen.json has it; `passed_over` says by step why a checkpoint was not evaluated."""
         return {
             "version": 1,
@@ -38,7 +38,7 @@ class Choice:
                 {"step": step, "mean": mean(scores, self.directions), "scores": dict(scores)}
                 for step, scores in sorted(self.candidates.items())
             ],
-            "passed_over": [{"step": step, "reason": reason} for step, reason in sorted(passed_over.items())],
+            "passed_over": [{"step": step, "reason": reason} for step, reason in sorted((passed_over or {}).items())],
         }
 
 
@@ -57,7 +57,7 @@ def choose(results: Sequence[Mapping[str, Any]], directions: Sequence[str], shot
         }
         if len(scores) == len(set(directions)):
             candidates[int(result["step"])] = scores
-            identities[int(result["step"])] = str(result["checkpoint"])
+            identities[int(result["step"])] = str(result.get("checkpoint", ""))
     if not candidates:
         raise InputError(
             f"no checkpoint has been evaluated on dev with {shots} shots in {', '.join(directions)}: "

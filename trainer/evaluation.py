@@ -464,9 +464,10 @@ class CheckpointEvaluation:
                 log.warning("%s; its export %s does not say what it was made of, and is used", problem, folder)
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{problem}, and {folder}/export.json is damaged ({error})") from None
+        if made_of is None:
+            raise CheckpointError(problem)
         if made_of != self._identity:
-            what = "is of another checkpoint" if made_of else "does not exist"
-            raise CheckpointError(f"{problem}, and the export {folder} {what}")
+            raise CheckpointError(f"{problem}, and the export {folder} is of another checkpoint")
         return cast(LlamaForCausalLM, LlamaForCausalLM.from_pretrained(folder))
 
     # Reasoning.

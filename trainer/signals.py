@@ -119,9 +119,9 @@ def end_on_interrupt(words: str) -> None:
             os.write(2, f"\n{words}\n".encode())  # past the lock of sys.stderr
         os._exit(130)
 
-    threading.Thread(target=wait, name="interrupts", daemon=True).start()
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, lambda number, frame: None)
+    threading.Thread(target=wait, name="interrupts", daemon=True).start()
 
 
 def end_at_once() -> None:

@@ -16,7 +16,7 @@ from dataengine.errors import InputError
 from dataengine.tokens import load_tokenizer
 from tests.conftest import DEMO, ROOT
 from trainer.hf_tokenizer import write_tokenizer
-from trainer.reasoning import PAPER_TASKS, describe_task, expand_tasks, find_tasks, run_tasks
+from trainer.reasoning import PAPER_TASKS, check_data, describe_task, expand_tasks, find_tasks, made_of, run_tasks
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 QUESTIONS = [
@@ -161,3 +161,66 @@ def test_paper_stands_for_fourteen_tasks() -> None:
     assert expand_tasks(["questions", "paper", "arc_easy"]) == ["questions", *PAPER_TASKS]
     assert sum(name.endswith("_zh") for name in PAPER_TASKS) == 4
     assert sum(name.endswith("_id") for name in PAPER_TASKS) == 2
+
+
+def test_what_a_result_is_made_of_changes_with_whatever_decides_it(
+    task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task's file, one that it includes, its Python, its data, lm-eval, and the hub's revision; not its place."""
+
+    def made(folder: Path, name: str = "questions") -> dict[str, Any]:
+        return made_of(find_tasks([name], str(folder)), name)
+
+    first = make_tasks(tmp_path / "first")
+    (first / "utils.py").write_text("def prompt(doc):\n    return doc['question']\n")
+    (first / "common").write_text("num_fewshot: 0\n")
+    (first / "including.yaml").write_text(
+        "include: common\ntask: including\ndataset_path: owner/set\ndoc_to_text: !function utils.prompt\ntag: both\n"
+    )
+    (first / "tagged.yaml").write_text("task: tagged\ntag: both\ndataset_path: owner/set\n")
+    (first / "group.yaml").write_text("group: all\ntask: [questions, including]\n")
+
+    second = tmp_path / "elsewhere" / "second"
+    second.parent.mkdir()
+    names = ("including", "tagged", "both")
+
+    def made_all(folder: Path) -> list[dict[str, Any]]:
+        return [made(folder, name) for name in names]
+
+    before = made_all(first)
+    second.mkdir()
+    for path in first.iterdir():
+        (second / path.name).write_bytes(path.read_bytes())
+    assert made_all(second) == before
+
+    (second / "utils.py").write_text("def prompt(doc):\n    return doc['text']\n")
+    assert all(now != then for now, then in zip(made_all(second), before, strict=True))
+    (second / "utils.py").write_bytes((first / "utils.py").read_bytes())
+    (second / "common").write_text("num_fewshot: 1\n")
+    assert [now == then for now, then in zip(made_all(second), before, strict=True)] == [False, True, False]
+    (second / "common").write_bytes((first / "common").read_bytes())
+
+    questions, everything = made(first), made(first, "all")
+    with (first / "questions.jsonl").open("a") as file:
+        file.write("\n")
+    assert made(first)["data_sha256"] != questions["data_sha256"]
+    assert made(first, "all") != everything
+    assert made(first)["task_sha256"] == questions["task_sha256"]
+
+    assert before[0]["revisions"] == {"owner/set": None}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    reference = tmp_path / "datasets--owner--set" / "refs" / "main"
+    reference.parent.mkdir(parents=True)
+    reference.write_text("0123456789abcdef")
+    assert made(first, "including")["revisions"] == {"owner/set": "0123456789abcdef"}
+
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0")
+    assert made(first)["lm_eval"] == "0.0"
+
+
+def test_the_papers_tasks_say_what_they_are_made_of() -> None:
+    manager = find_tasks(PAPER_TASKS, None)
+    found = [made_of(manager, name) for name in PAPER_TASKS]
+    assert len({one["task_sha256"] for one in found}) == len(PAPER_TASKS)
+    assert all(list(one["revisions"]) and one["data_sha256"] is None for one in found)
+    check_data(manager, PAPER_TASKS)  # of the hub: nothing to look for here
