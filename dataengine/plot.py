@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -71,22 +71,26 @@ def stream_colours(manifest: Manifest) -> dict[str, str]:
     return {name: f"C{number}" for number, name in enumerate(names)}
 
 
-def draw_mix(
-    axes: Axes, manifest: Manifest, steps: NDArray[np.int64], colours: Mapping[str, str] | None = None
-) -> None:
-    """Stack each stream's share of the batches at `steps` (the average up to the next one), and name the stages."""
+def mix_shares(
+    manifest: Manifest, steps: NDArray[np.int64], names: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Each stream's share of the batches from one of `steps` to the next one: edges (n + 1,), shares (names, n)."""
     schedule = manifest.schedule
     edges = np.append(steps[steps < schedule.steps], min(int(steps[-1]) + 1, schedule.steps))
     edges = np.unique(edges)
     cursors = [schedule.cursors(int(step)) for step in edges]
-    own = stream_colours(manifest)
-    colours = own if colours is None else {name: colours[name] for name in own}
-    counts = np.array([[cursor.get(name, 0) for cursor in cursors] for name in colours])
-    shares = np.diff(counts, axis=1) / np.diff(edges) / manifest.batch_size
+    counts = np.array([[cursor.get(name, 0) for cursor in cursors] for name in names])
+    return edges, np.diff(counts, axis=1) / np.diff(edges) / manifest.batch_size
+
+
+def draw_mix(axes: Axes, manifest: Manifest, steps: NDArray[np.int64]) -> None:
+    """Stack each stream's share of the batches at `steps` (the average up to the next one), and name the stages."""
+    colours = stream_colours(manifest)
+    edges, shares = mix_shares(manifest, steps, list(colours))
     shares = np.concatenate([shares, shares[:, -1:]], axis=1)  # a step plot needs the last value twice
     axes.stackplot(edges, shares, labels=list(colours), colors=list(colours.values()), step="post", alpha=0.8)
     axes.set(ylabel="share of the batch", ylim=(0, 1), xlim=(0, edges[-1]))
-    for row in stage_rows(schedule):
+    for row in stage_rows(manifest.schedule):
         if row.start < edges[-1]:
             narrow = row.steps < 0.12 * edges[-1]  # its name stands upright
             axes.annotate(

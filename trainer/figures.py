@@ -5,22 +5,24 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from html import escape
+from itertools import groupby
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dataengine.plot import draw_mix
+from dataengine.plot import mix_shares
 from dataengine.stages import stage_rows
-from trainer.report_data import Floats, TrainedRun
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from trainer.line_charts import Panel, limits, picture, stack
+from trainer.report_data import Floats, Score, TrainedRun
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the yellow one is too light for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47", "#7A5195", "#6B6B6B")
@@ -37,13 +39,22 @@ _STREAMS = (
     "#B07D52",
 )
 _MARKERS = "osD^vPX*<>"
+_SIGNS = "●■◆▲▼✚✖★◀▶"  # the same as text
 _WIDTH = 12.2  # inches, a page's column
-_POINTS = 400  # of a curve of training
+_POINTS = 240  # of a curve of training
+_PANEL = (390, 200)  # pixels; a run's training has two lines of three
+_PLACES = [(_PANEL[0] * column, _PANEL[1] * line, *_PANEL) for line in range(2) for column in range(3)]
+_MEASURED = {
+    "grad_norm": "gradient norm",
+    "learning_rate": "learning rate",
+    "tokens_per_second": "tokens a second",
+    "memory_gb": "memory of a rank (GB)",
+}
 
 
 def style() -> AbstractContextManager[None]:
     """Settings of all pictures."""
-    return plt.rc_context(
+    return matplotlib.rc_context(
         {
             "svg.fonttype": "none",
             "font.family": "sans-serif",
@@ -68,11 +79,10 @@ def style() -> AbstractContextManager[None]:
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Close a figure and return it as an <svg> element; `name` is its own in the page, `label` says what is seen."""
+    """A figure as an <svg> element; `name` is its own in the page, `label` says what is seen."""
     picture = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(picture, format="svg", metadata={"Date": None})
-    plt.close(figure)
     svg = picture.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' id="', f' id="{name}-', svg)
@@ -87,9 +97,28 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     return re.sub(r"<svg [^>]*>", lambda _: begin, svg, count=1)
 
 
+@dataclass(frozen=True)
+class Curve:
+    """BLEU on dev of one run in one direction, over its checkpoints."""
+
+    label: str
+    direction: str
+    shots: int
+    points: Sequence[tuple[int, Score]]  # by step
+    others: Sequence[str] = ()  # ways in which results that are not among the points were measured
+
+
 def run_colours(runs: Sequence[TrainedRun]) -> dict[str, str]:
-    """A colour for each run, by label."""
-    return {run.label: PALETTE[number % len(PALETTE)] for number, run in enumerate(runs)}
+    """A colour for each run, by label: of the palette, or around the circle if there are more."""
+    if len(runs) <= len(PALETTE):
+        return {run.label: PALETTE[number] for number, run in enumerate(runs)}
+    shades = (hsv_to_rgb(k / len(runs), 0.85, (0.85, 0.6)[k % 2]) for k in range(len(runs)))
+    return {run.label: to_hex(shade) for run, shade in zip(runs, shades, strict=True)}
+
+
+def run_signs(runs: Sequence[TrainedRun]) -> dict[str, str]:
+    """The sign of each run in the curves, by label."""
+    return {run.label: _SIGNS[number % len(_SIGNS)] for number, run in enumerate(runs)}
 
 
 def stream_colours(runs: Sequence[TrainedRun]) -> dict[str, str]:
@@ -99,39 +128,23 @@ def stream_colours(runs: Sequence[TrainedRun]) -> dict[str, str]:
     return {name: _STREAMS[number % len(_STREAMS)] for number, name in enumerate(names)}
 
 
-def bleu_curves(runs: Sequence[TrainedRun], directions: Sequence[str], shots: int) -> str:
-    """BLEU on dev over steps, a panel a direction: what is learned, and forgotten once its data are used up."""
-    colours = run_colours(runs)
+def bleu_curves(runs: Sequence[TrainedRun], curves: Sequence[Curve], shots: int) -> str:
+    """BLEU on dev over steps, a panel a direction: what is learned, and forgotten once its data are used up.
+
+    The page says which run has which colour and sign: beside hundreds of names there is no room for the curves.
+    """
+    colours, directions = run_colours(runs), list(dict.fromkeys(one.direction for one in curves))
+    signs = {run.label: _MARKERS[number % len(_MARKERS)] for number, run in enumerate(runs)}
+    chosen = {run.label: run.chosen["step"] for run in runs if run.chosen}
     columns = min(2, len(directions))
     lines = -(-len(directions) // columns)
     with style():
-        figure, grid = plt.subplots(
-            lines, columns, figsize=(_WIDTH, 0.6 + 3.0 * lines), layout="constrained", sharex=True, squeeze=False
-        )
+        figure = Figure(figsize=(_WIDTH, 0.3 + 3.0 * lines), layout="constrained")
+        grid: NDArray[Any] = np.array(figure.subplots(lines, columns, sharex=True, squeeze=False))
         for axes, direction in zip(grid.flat, directions, strict=False):
-            for number, run in enumerate(runs):
-                found = [(one.step, one.find("dev", direction, shots)) for one in run.evaluations]
-                points = [(step, one.bleu) for step, one in found if one is not None]
-                if not points:
-                    continue
-                steps = np.array([step for step, _ in points])
-                scores = np.array([score.score for _, score in points])
-                low, high = (
-                    np.array([np.nan if value is None else value for value in values])
-                    for values in ([s.low for _, s in points], [s.high for _, s in points])
-                )
-                colour = colours[run.label]
-                axes.fill_between(steps, low, high, color=colour, alpha=0.14, linewidth=0)
-                axes.plot(
-                    steps, scores, color=colour, linewidth=1.6, marker=_MARKERS[number % len(_MARKERS)], markersize=4
-                )
-                chosen = run.chosen["step"] if run.chosen else None
-                if chosen in steps:
-                    at = int(np.flatnonzero(steps == chosen)[0])
-                    axes.plot(
-                        [chosen], [scores[at]], "o", markersize=11, markerfacecolor="none", markeredgecolor=colour,
-                        markeredgewidth=1.4,
-                    )  # fmt: skip
+            for one in curves:
+                if one.direction == direction and one.points:
+                    _draw_curve(axes, one, colours[one.label], signs[one.label], chosen.get(one.label))
             axes.set_title(direction)
             axes.set_ylim(bottom=0)
             axes.set_ylabel("BLEU")
@@ -140,8 +153,24 @@ def bleu_curves(runs: Sequence[TrainedRun], directions: Sequence[str], shots: in
         for axes in grid[-1]:
             axes.set_xlabel("step")
         _draw_boundaries(list(grid.flat)[: len(directions)], runs, colours)
-        _legend(figure, {run.label: colours[run.label] for run in runs}, _MARKERS)
     return to_svg(figure, f"bleu-{shots}", f"BLEU over steps, {shots}-shot, for {', '.join(directions)}")
+
+
+def _draw_curve(axes: Axes, curve: Curve, colour: str, sign: str, chosen: int | None) -> None:
+    steps = np.array([step for step, _ in curve.points])
+    scores = np.array([score.score for _, score in curve.points])
+    low, high = (
+        np.array([np.nan if value is None else value for value in values])
+        for values in ([s.low for _, s in curve.points], [s.high for _, s in curve.points])
+    )
+    axes.fill_between(steps, low, high, color=colour, alpha=0.14, linewidth=0)
+    axes.plot(steps, scores, color=colour, linewidth=1.6, marker=sign, markersize=4)
+    if chosen is not None and chosen in steps:
+        at = int(np.flatnonzero(steps == chosen)[0])
+        axes.plot(
+            [chosen], [scores[at]], "o", markersize=11, markerfacecolor="none", markeredgecolor=colour,
+            markeredgewidth=1.4,
+        )  # fmt: skip
 
 
 def _draw_boundaries(panels: Sequence[Axes], runs: Sequence[TrainedRun], colours: Mapping[str, str]) -> None:
@@ -153,25 +182,13 @@ def _draw_boundaries(panels: Sequence[Axes], runs: Sequence[TrainedRun], colours
                           linewidth=2.2, clip_on=False)  # fmt: skip
 
 
-def _legend(figure: Figure, colours: Mapping[str, str], markers: str) -> None:
-    handles = [
-        Line2D([], [], color=colour, marker=markers[number % len(markers)] or None, markersize=4, label=name)
-        for number, (name, colour) in enumerate(colours.items())
-    ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=min(5, len(handles)))
-
-
-def mix_strip(run: TrainedRun, number: int, colours: Mapping[str, str]) -> str:
+def mix_strip(run: TrainedRun, colours: Mapping[str, str]) -> str:
     """The schedule of a run as a narrow band: the share of each stream over steps."""
     schedule = run.manifest.schedule
-    with style():
-        figure, axes = plt.subplots(figsize=(2.6, 0.28))
-        figure.subplots_adjust(0, 0, 1, 1)
-        draw_mix(axes, run.manifest, _some_steps(schedule.steps, schedule.stage_starts), colours)
-        for text in list(axes.texts):
-            text.remove()
-        axes.axis("off")
-    return to_svg(figure, f"strip-{number}", f"schedule of {run.label}: {_describe_mix(run)}")
+    edges, shares = mix_shares(run.manifest, _some_steps(schedule.steps, schedule.stage_starts), run.streams)
+    tops: Floats = 20 - 20 * np.cumsum(np.vstack([np.zeros(shares.shape[1]), shares]), axis=0, dtype=np.float64)
+    shapes = stack(np.asarray(edges * 187 / edges[-1], np.float64), tops, [colours[name] for name in run.streams])
+    return picture(187, 20, f"schedule of {run.label}: {_describe_mix(run)}", shapes)
 
 
 def _describe_mix(run: TrainedRun) -> str:
@@ -184,43 +201,45 @@ def _some_steps(steps: int, starts: Sequence[int]) -> NDArray[np.int64]:
     return np.unique(np.array([step for step in found if step < steps], dtype=np.int64))
 
 
-def training(run: TrainedRun, number: int, colours: Mapping[str, str]) -> str:
+def training(run: TrainedRun, colours: Mapping[str, str]) -> str:
     """Loss per stream, mix, gradient norm, learning rate, speed and memory of one run, over steps."""
+    losses = {name: _thin(*run.column(f"loss/{name}")) for name in run.streams}
+    joined = np.concatenate([values for _, values in losses.values()])
+    panels = [Panel("training loss (nats a token)", _PLACES[0], run.steps, *limits(joined))]
+    for name, (steps, values) in losses.items():
+        if len(steps):
+            panels[0].line(steps, values, colours[name])
+    for place, (column, label) in zip((1, 2, 4, 5), _MEASURED.items(), strict=True):
+        steps, values = _thin(*run.column(column))
+        log = column == "grad_norm"
+        low, high = limits(values, log=log, from_zero=not log)
+        panels.append(Panel(label, _PLACES[place], run.steps, low, high, log=log))
+        if len(steps):
+            panels[-1].line(steps, values, "#3A4656")
+    for start in [row.start for row in stage_rows(run.manifest.schedule)[1:]]:
+        for panel in panels if start <= run.steps else ():
+            panel.rule(start)
+    panels.append(_mix_panel(run, colours))
+    label = f"training of {run.label}: loss, gradient norm, learning rate, mix, speed"
+    return picture(_PANEL[0] * 3, _PANEL[1] * 2, label, [panel.svg() for panel in panels])
+
+
+def _mix_panel(run: TrainedRun, colours: Mapping[str, str]) -> Panel:
     schedule = run.manifest.schedule
-    with style():
-        figure, grid = plt.subplots(2, 3, figsize=(_WIDTH, 5.6), layout="constrained", sharex=True)
-        (loss, norm, rate), (mix, speed, memory) = grid
-        for stream in run.streams:
-            steps, losses = run.column(f"loss/{stream}")
-            if len(steps):
-                loss.plot(*_thin(steps, losses), color=colours[stream], linewidth=1.4, label=stream)
-        loss.set(ylabel="training loss (nats a token)")
-        loss.legend()
-        draw_mix(mix, run.manifest, _some_steps(min(run.steps, schedule.steps), schedule.stage_starts), colours)
-        for axes, column, label in (
-            (norm, "grad_norm", "gradient norm"),
-            (rate, "learning_rate", "learning rate"),
-            (speed, "tokens_per_second", "tokens a second"),
-            (memory, "memory_gb", "memory of a rank (GB)"),
-        ):
-            steps, values = run.column(column)
-            if len(steps):
-                axes.plot(*_thin(steps, values), color="#3A4656", linewidth=1.2)
-            axes.set_ylabel(label)
-            if column == "grad_norm":
-                axes.set_yscale("log")
-            else:
-                axes.set_ylim(bottom=0)
-            for start in [row.start for row in stage_rows(schedule)[1:]]:
-                if start <= run.steps:
-                    axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")
-        rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        speed.ticklabel_format(axis="y", style="plain")
-        for axes in grid[1]:
-            axes.set_xlabel("step")
-    return to_svg(
-        figure, f"training-{number}", f"training of {run.label}: loss, gradient norm, learning rate, mix, speed"
+    edges, shares = mix_shares(
+        run.manifest, _some_steps(min(run.steps, schedule.steps), schedule.stage_starts), run.streams
     )
+    panel = Panel("share of the batch", _PLACES[3], float(edges[-1]), 0.0, 1.0)
+    panel.bands(edges, shares, [colours[name] for name in run.streams])
+    begins = 0
+    for name, pieces in groupby(run.manifest.stages, key=lambda stage: stage.name):
+        length = sum(piece.length for piece in pieces)
+        if begins < edges[-1]:
+            panel.name(begins, name, upright=min(length, edges[-1] - begins) * 40 < len(name) * edges[-1])
+            if begins:
+                panel.rule(begins)
+        begins += length
+    return panel
 
 
 def _thin(steps: Floats, values: Floats) -> tuple[Floats, Floats]:

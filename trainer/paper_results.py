@@ -59,6 +59,11 @@ OTHER_MODELS: Mapping[str, PaperBleu] = {
 }
 
 
+def place_of(direction: str) -> tuple[int, str]:
+    """By which directions are sorted: in the paper's order, others behind."""
+    return DIRECTIONS.index(direction) if direction in DIRECTIONS else len(DIRECTIONS), direction
+
+
 def bleu_of(scores: PaperBleu | None, direction: str, shots: int) -> float | None:
     """The paper's BLEU of a direction, zero-shot or with five examples; None where it has none."""
     if scores is None or direction not in DIRECTIONS:

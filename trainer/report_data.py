@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
+import yaml
 from numpy.typing import NDArray
 
 from dataengine.config_files import read_layers
@@ -18,11 +20,14 @@ from dataengine.errors import InputError
 from dataengine.manifest import Manifest
 from dataengine.objects import is_url
 from dataengine.storage import open_store
+from trainer.checkpoints import all_checkpoints, checkpoint_folder, read_checkpoint
 from trainer.runs import Run, local_folder, open_run, parse_json, read_run_manifest
 from trainer.settings import SETTINGS, History, parse_history
 from trainer.step_log import gap_words, missing_steps, read_log
 
 _VERSIONS = (1, 2)  # of results.json and chosen.json
+MEASURES = ("learning_rate", "grad_norm", "tokens_per_second", "memory_gb")  # columns of the log that are drawn
+_TEXTS = ("source", "reference", "hypothesis")
 Floats = NDArray[np.float64]
 
 
@@ -64,16 +69,33 @@ class SetResult:
     counts: Mapping[str, int]
     path: Path  # of the translations
 
-    @cached_property
+    @property
+    def beams(self) -> int:
+        """Of the search; 1 is greedy."""
+        return int(self.decoding["beams"])
+
+    @property
     def translations(self) -> tuple[Translation, ...]:
-        """The stored translations, in the order of the set; empty if the file is not here."""
+        """The stored translations, in the order of the set; empty if the file is not here or is damaged."""
+        return self._stored[0]
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the stored translations; nothing if they are whole or not here."""
+        return self._stored[1]
+
+    @cached_property
+    def _stored(self) -> tuple[tuple[Translation, ...], str]:
         if not self.path.is_file():
-            return ()
+            return (), ""
         try:
             rows = [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
-            return tuple(Translation(row["source"], row["reference"], row["hypothesis"]) for row in rows)
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(self.path, error) from None
+            found = tuple(Translation(*(_text(row[key]) for key in _TEXTS)) for row in rows)
+            if len(found) != self.sentences:
+                raise ValueError(f"{len(found):,} sentences, not {self.sentences:,}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return (), str(_damaged(self.path, error))
+        return found, ""
 
 
 @dataclass(frozen=True)
@@ -82,6 +104,7 @@ class Evaluation:
 
     step: int
     plan_id: str
+    checkpoint: str | None  # its identity; None of an older version
     tokens: int
     sets: tuple[SetResult, ...]
     reasoning: Mapping[str, Mapping[str, Any]]
@@ -91,8 +114,11 @@ class Evaluation:
 
     def find(self, set_name: str, direction: str, shots: int) -> SetResult | None:
         """The result of a set; of several ways of decoding the first."""
-        wanted = (set_name, direction, shots)
-        return next((one for one in self.sets if (one.set_name, one.direction, one.shots) == wanted), None)
+        return next((one for one in self.on(set_name) if (one.direction, one.shots) == (direction, shots)), None)
+
+    def on(self, set_name: str) -> tuple[SetResult, ...]:
+        """The results of a set, in all directions, numbers of examples and ways of decoding."""
+        return tuple(one for one in self.sets if one.set_name == set_name)
 
 
 @dataclass(frozen=True)
@@ -123,6 +149,8 @@ class TrainedRun:
     chosen: Mapping[str, Any] | None  # chosen.json
     built: tuple[BuiltStream, ...]
     built_note: str  # why `built` is empty
+    problems: tuple[str, ...] = ()  # what is left out, and why
+    _columns: dict[str, tuple[Floats, Floats]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def setting(self) -> str:
@@ -131,8 +159,8 @@ class TrainedRun:
 
     @property
     def steps(self) -> int:
-        """Steps trained."""
-        return int(self.rows[-1]["step"]) + 1
+        """Steps trained; 0 of a run that has just begun."""
+        return int(self.rows[-1]["step"]) + 1 if self.rows else 0
 
     @property
     def lost_steps(self) -> str:
@@ -151,6 +179,11 @@ class TrainedRun:
 
     def column(self, name: str) -> tuple[Floats, Floats]:
         """Steps trained and a column of the log, both of shape (rows that have a value,); empty if none has."""
+        if name not in self._columns:
+            self._columns[name] = self._read_column(name)
+        return self._columns[name]
+
+    def _read_column(self, name: str) -> tuple[Floats, Floats]:
         try:
             found = [(int(row["step"]) + 1, float(row[name])) for row in self.rows if row.get(name)]
         except ValueError as error:
@@ -192,6 +225,11 @@ class TrainedRun:
         """Of the judged checkpoint, on the set that it is judged on unless another is named."""
         return self.judged.find(set_name or self.judged_on, direction, shots) if self.judged else None
 
+    @property
+    def results(self) -> tuple[SetResult, ...]:
+        """Those of the judged checkpoint on the set that it is judged on."""
+        return self.judged.on(self.judged_on) if self.judged else ()
+
     def kind(self, stream: str) -> str:
         """What a stream is made of: `documents`, `pairs`, `exchanged` (not adjacent) or `sides`."""
         settings = (self.config.get("streams") or {}).get(stream) or {}
@@ -209,11 +247,36 @@ class TrainedRun:
 def read_runs(runs: Sequence[str], cache: str) -> list[TrainedRun]:
     """Read run folders or URLs, each once, in the order given; labels are the shortest names that tell them apart.
 
-    A folder that is no run stands for all runs below it. Raises InputError for a place without a run, one that has not
-    trained a step, and damaged files.
+    A folder that is no run stands for all runs below it. Raises InputError for a place without a run and for damaged
+    files.
     """
-    urls = [run for url in runs for run in _runs_below(url.rstrip("/"))]
-    found = [_read_run(url, cache) for url in dict.fromkeys(urls)]
+    return _label([_read_run(url, cache) for url in _each_run(runs)])
+
+
+def read_usable_runs(runs: Sequence[str], cache: str) -> tuple[list[TrainedRun], list[str]]:
+    """The same, but without the runs that cannot be read; and what is wrong with those.
+
+    Raises InputError if none can be read.
+    """
+    found: list[TrainedRun] = []
+    problems: list[InputError] = []
+    for url in _each_run(runs):
+        try:
+            found.append(_read_run(url, cache))
+        except InputError as error:
+            problems.append(error)
+        except OSError as error:
+            problems.append(InputError(f"cannot read {error.filename or url}: {error.strerror or error}."))
+    if not found:
+        raise problems[0]
+    return _label(found), list(map(str, problems))
+
+
+def _each_run(places: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(run for place in places for run in _runs_below(place.rstrip("/"))))
+
+
+def _label(found: Sequence[TrainedRun]) -> list[TrainedRun]:
     labels = [run.setting for run in found]
     if len(set(labels)) < len(labels):
         labels = [run.manifest.name for run in found]
@@ -234,8 +297,6 @@ def _read_run(url: str, cache: str) -> TrainedRun:
     if not (folder / "log.csv").is_file():
         raise InputError(f"no log.csv in {folder}: give the folder (a config's `out`) of a run that has trained")
     manifest, rows = read_run_manifest(folder), read_log(folder / "log.csv")
-    if not rows:
-        raise InputError(f"{folder / 'log.csv'} has no steps yet")
     config = _read_config(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     run = open_run(url, cache)
     if run.store is not None:
@@ -245,6 +306,8 @@ def _read_run(url: str, cache: str) -> TrainedRun:
     if chosen is not None and not isinstance(chosen.get("step"), int):
         raise _damaged(folder / "chosen.json", KeyError("step"))
     evaluations = [_read_evaluation(path) for path in sorted(folder.glob("evaluations/*/results.json"))]
+    anew = _trained_anew(run, evaluations)
+    evaluations = [one for one in evaluations if one not in anew]
     built, note = _read_build(config, manifest)
     trained = TrainedRun(
         label="",
@@ -258,9 +321,29 @@ def _read_run(url: str, cache: str) -> TrainedRun:
         built=built,
         built_note=note,
     )
+    for column in (*(f"loss/{name}" for name in trained.streams), *MEASURES):
+        trained.column(column)  # raises where it is damaged
     if trained.judged and run.store is not None:
         _fetch_translations(run, trained.judged)
-    return trained
+    problems = [
+        f"{one.path} is of a checkpoint that was trained anew since. Evaluate again: trainer/evaluate.py CONFIG "
+        f"--step {one.step}"
+        for one in anew
+    ]
+    problems += [one.problem for one in trained.results if one.problem]
+    return replace(trained, problems=tuple(problems))
+
+
+def _trained_anew(run: Run, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """Those of a checkpoint in whose place there is another one now."""
+    if run.store is not None:
+        now = {found.step: found.identity for found in all_checkpoints(run)} if evaluations else {}
+    else:
+        now = {}
+        for one in evaluations:
+            with suppress(InputError):  # it is gone, or being saved
+                now[one.step] = read_checkpoint(checkpoint_folder(run.folder, one.step)).identity
+    return [one for one in evaluations if one.checkpoint and one.checkpoint != now.get(one.step, one.checkpoint)]
 
 
 def _read_history(path: Path) -> History:
@@ -269,7 +352,7 @@ def _read_history(path: Path) -> History:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """What the file says, also that of an older version. Raises InputError if it is damaged."""
-    values, _ = read_layers(path, ())
+    values = _load_quickly(path) or read_layers(path, ())[0]
     streams = values["streams"] if isinstance(values.get("streams"), dict) else {}
     places: list[tuple[str, ...]] = [(key,) for key in ("train", "model", "streams", "languages", "evaluate")]
     places += [("evaluate", "bleu_tokenize"), *(("streams", name) for name in streams)]
@@ -283,6 +366,15 @@ def _read_config(path: Path) -> dict[str, Any]:
                     "STORE/experiments/NAME/config.yaml"
                 )
     return values
+
+
+def _load_quickly(path: Path) -> dict[str, Any] | None:
+    """A resolved config, in a tenth of the time of `read_layers`, which says what is wrong where this is None."""
+    try:
+        values = yaml.load(path.read_bytes(), yaml.CSafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) and "base" not in values else None
 
 
 def _fetch_translations(run: Run, evaluation: Evaluation) -> None:
@@ -308,15 +400,33 @@ def _read_evaluation(path: Path) -> Evaluation:
         return Evaluation(
             step=int(found["step"]),
             plan_id=found["plan_id"],
+            checkpoint=found.get("checkpoint"),
             tokens=int(found["tokens"]),
             sets=tuple(_read_set(entry, path.parent) for entry in found["translation"]),
-            reasoning=found.get("reasoning") or {},
-            contamination=found.get("contamination") or {},
+            reasoning={
+                task: {**_numbers(scores), "version": str(scores.get("version", ""))}
+                for task, scores in (found.get("reasoning") or {}).items()
+            },
+            contamination={
+                name: {**_numbers(one), "by_stream": _numbers(one["by_stream"])}
+                for name, one in (found.get("contamination") or {}).items()
+            },
             path=path,
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _damaged(path, error) from None
+
+
+def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of an object. Raises TypeError or AttributeError if it is none."""
+    return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} where a text is expected")
+    return value
 
 
 def _read_set(entry: Mapping[str, Any], folder: Path) -> SetResult:
@@ -333,13 +443,13 @@ def _read_set(entry: Mapping[str, Any], folder: Path) -> SetResult:
         sentences=int(entry["sentences"]),
         files=tuple(entry["files"]),
         texts_sha256=entry["texts_sha256"],
-        decoding=entry["decoding"],
+        decoding={**entry["decoding"], "beams": int(entry["decoding"]["beams"])},
         prompt=entry["prompt"],
         bleu=bleu,
         chrf=chrf,
         comet=comet,
-        languages=entry["languages"] or {},
-        counts=entry["counts"],
+        languages=_numbers(entry["languages"] or {}),
+        counts=_numbers(entry["counts"]),
         path=folder / Path(entry["translations"]).name,
     )
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dataengine.storage import write_file
 from trainer import paper_results
+from trainer.comparable import Comparable, is_comparable
 from trainer.metrics import compare_systems
 from trainer.paper_results import mean
 from trainer.report_data import Score, SetResult, TrainedRun
 
 LEVEL = 0.05  # of significance (paper, section 4.1)
+_OTHER = "≠: measured otherwise than most of the column, in the way that stands behind it; not to be compared."
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Cell:
     paper: str = ""
     delta: str = ""  # ours less the paper's
     best: bool = False
+    other: str = ""  # how it was measured otherwise than its column
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,10 @@ class Table:
 
 @dataclass
 class Significance:
-    """p-values of runs against the baseline, kept in a file, since each takes seconds."""
+    """p-values of runs against the baseline, if there is one, kept in a file, since each takes seconds."""
 
-    baseline: TrainedRun
+    baseline: TrainedRun | None
+    compared: Comparable  # the results of the judged checkpoints
     trials: int
     path: Path
     known: dict[str, float] = field(default_factory=dict)
@@ -64,13 +69,13 @@ class Significance:
     def __post_init__(self) -> None:
         try:
             self.known = dict(json.loads(self.path.read_bytes()))
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             self.known = {}  # made anew
 
     def p_value(self, run: TrainedRun, direction: str, shots: int) -> float | None:
         """Of the difference in BLEU; None if there is nothing to compare."""
         ours, theirs = self._both(run, direction, shots)
-        if run is self.baseline or ours is None or theirs is None or ours.texts_sha256 != theirs.texts_sha256:
+        if run is self.baseline or ours is None or theirs is None or not is_comparable(ours, theirs):
             return None
         before, after = ([row.hypothesis for row in one.translations] for one in (theirs, ours))
         references = [row.reference for row in ours.translations]
@@ -96,14 +101,15 @@ class Significance:
         return "▲" if ours.bleu.score > theirs.bleu.score else "▼"
 
     def _both(self, run: TrainedRun, direction: str, shots: int) -> tuple[SetResult | None, SetResult | None]:
-        """A run's result and the baseline's on the set that the run is judged on."""
-        return run.result(direction, shots), self.baseline.result(direction, shots, run.judged_on)
+        """A run's result and the baseline's."""
+        baseline = () if self.baseline is None else self.baseline.results
+        return self.compared.pick(run.results, direction, shots), self.compared.pick(baseline, direction, shots)
 
 
 def all_directions(runs: Sequence[TrainedRun]) -> list[str]:
     """Directions of the judged checkpoints, in the paper's order, others behind."""
     found = {one.direction for run in runs if run.judged for one in run.judged.sets}
-    return [one for one in paper_results.DIRECTIONS if one in found] + sorted(found - set(paper_results.DIRECTIONS))
+    return sorted(found, key=paper_results.place_of)
 
 
 def all_shots(runs: Sequence[TrainedRun]) -> list[int]:
@@ -116,35 +122,45 @@ def shots_words(shots: int) -> str:
     return "zero-shot" if shots == 0 else f"{shots}-shot"
 
 
+def is_of_paper(runs: Sequence[TrainedRun]) -> bool:
+    """Whether a run has a setting of the paper's, by its name, and was evaluated on one of the paper's directions."""
+    settings = any(run.setting in paper_results.SETTINGS for run in runs)
+    return settings and bool(set(all_directions(runs)) & set(paper_results.DIRECTIONS))
+
+
 def translation_table(runs: Sequence[TrainedRun], significance: Significance) -> Table | None:
     """BLEU in the form of the paper's table 3, also of the settings in its tables 5 and 7."""
     directions, shots = all_directions(runs), all_shots(runs)
     if not directions:
         return None
-    columns = [(number, direction) for number in shots for direction in directions]
+    compared, with_paper = significance.compared, is_of_paper(runs)
     best = {
         (number, direction): max(
-            (one.bleu.score for run in runs if (one := run.result(direction, number))), default=None
+            (one.bleu.score for run in runs if (one := compared.pick_alike(run.results, direction, number))),
+            default=None,
         )
-        for number, direction in columns
+        for number in shots
+        for direction in directions
     }
     rows = []
     for run in runs:
         paper = paper_results.BLEU.get(run.setting)
         cells: list[Cell] = []
         for number in shots:
-            found = [run.result(direction, number) for direction in directions]
+            found = [compared.pick(run.results, direction, number) for direction in directions]
             theirs = [paper_results.bleu_of(paper, direction, number) for direction in directions]
             for direction, one, value in zip(directions, found, theirs, strict=True):
-                is_best = one is not None and len(runs) > 1 and one.bleu.score == best[number, direction]
-                cells.append(_bleu_cell(one, value, significance.mark(run, direction, number), best=is_best))
+                other = compared.difference(one) if one else ""
+                is_best = one is not None and len(runs) > 1 and one.bleu.score == best[number, direction] and not other
+                cell = _bleu_cell(one, value, significance.mark(run, direction, number), best=is_best)
+                cells.append(replace(cell, other=other))
             ours = mean([one.bleu.score if one else None for one in found])
-            cells.append(_cell(ours, mean(theirs)))
+            cells.append(replace(_cell(ours, mean(theirs)), other=_joined(cells[-len(directions) :])))
         rows.append(Row(run.label, cells, run=run.label))
     own = {paper_results.UNI[run.setting]: run for run in runs if run.setting in paper_results.UNI}
-    if len(own) > 1:
-        rows.append(Row("each uni run in its own direction", _uni_cells(own, directions, shots)))
-    if set(directions) & set(paper_results.DIRECTIONS):
+    if len(own) > 1 and with_paper:
+        rows.append(Row("each uni run in its own direction", _uni_cells(own, directions, shots, compared)))
+    if with_paper:
         for name, paper in paper_results.OTHER_MODELS.items():
             cells = []
             for number in shots:
@@ -152,32 +168,63 @@ def translation_table(runs: Sequence[TrainedRun], significance: Significance) ->
                 cells += [Cell(paper=_number(value)) for value in [*theirs, mean(theirs)]]
             if any(cell.paper for cell in cells):
                 rows.append(Row(f"{name} (paper)", cells, quiet=True))
-    judged = {run.judged_on for run in runs if run.judged}
-    where = " and ".join(sorted(judged)) if len(judged) > 1 else next(iter(judged), "")
+    judged = {run.judged_on for run in runs if run.judged_on}
     return Table(
         "translation",
-        f"Translation: BLEU on {where} (the paper's tables 3, 5 and 7)",
+        f"Translation: BLEU on {' and '.join(sorted(judged))}" + " (the paper's tables 3, 5 and 7)" * with_paper,
         [*directions, "mean"] * len(shots),
         rows,
         groups=[(shots_words(number), len(directions) + 1) for number in shots],
-        note=(
-            f"With 95 % bootstrap intervals. ▲ ▼: better or worse than {significance.baseline.label} with p < {LEVEL} "
-            f"by paired approximate randomization ({significance.trials:,} trials). In grey the paper's value for the "
-            "setting of the same name, and ours less it; the paper's models and test sets are its own. "
-            "Bold: the best run of a column."
-        ),
+        note=" ".join(_explain(runs, rows, significance, with_paper=with_paper)),
     )
 
 
-def _uni_cells(own: Mapping[str, TrainedRun], directions: Sequence[str], shots: Sequence[int]) -> list[Cell]:
+def _joined(cells: Sequence[Cell]) -> str:
+    """What is other in some cells, for their mean; only if it has one."""
+    others = dict.fromkeys(cell.other for cell in cells if cell.other)
+    return "" if any(cell.value == "–" for cell in cells) else ", ".join(others)
+
+
+def _explain(
+    runs: Sequence[TrainedRun], rows: Sequence[Row], significance: Significance, *, with_paper: bool
+) -> Iterator[str]:
+    """The signs of the table, those that it has."""
+    cells = [cell for row in rows for cell in row.cells]
+    if any(cell.detail for cell in cells):
+        yield "With 95 % bootstrap intervals."
+    if significance.baseline is not None and len(runs) > 1:
+        yield (
+            f"▲ ▼: better or worse than {significance.baseline.label} with p < {LEVEL} by paired approximate "
+            f"randomization ({significance.trials:,} trials)."
+        )
+    if with_paper:
+        yield (
+            "In grey the paper's value for the setting of the same name, and ours less it; the paper's models and test "
+            "sets are its own."
+        )
+    if len(runs) > 1:
+        yield "Bold: the best run of a column."
+    if any(cell.other for cell in cells):
+        yield _OTHER
+
+
+def _uni_cells(
+    own: Mapping[str, TrainedRun], directions: Sequence[str], shots: Sequence[int], compared: Comparable
+) -> list[Cell]:
     """Last (uni) of the paper: `own` has the run that was trained on a direction."""
     paper = paper_results.BLEU[paper_results.LAST_UNI]
-    cells = []
+    cells: list[Cell] = []
     for number in shots:
-        found = [own[direction].result(direction, number) if direction in own else None for direction in directions]
+        found = [
+            compared.pick(own[direction].results, direction, number) if direction in own else None
+            for direction in directions
+        ]
         theirs = [paper_results.bleu_of(paper, direction, number) for direction in directions]
-        cells += [_bleu_cell(one, value, "", best=False) for one, value in zip(found, theirs, strict=True)]
-        cells.append(_cell(mean([one.bleu.score if one else None for one in found]), mean(theirs)))
+        for one, value in zip(found, theirs, strict=True):
+            cell = _bleu_cell(one, value, "", best=False)
+            cells.append(replace(cell, other=compared.difference(one) if one else ""))
+        ours = mean([one.bleu.score if one else None for one in found])
+        cells.append(replace(_cell(ours, mean(theirs)), other=_joined(cells[-len(directions) :])))
     return cells
 
 
@@ -207,7 +254,7 @@ def _interval(score: Score, digits: int = 2) -> str:
     return "" if score.low is None or score.high is None else f"{score.low:.{digits}f}–{score.high:.{digits}f}"
 
 
-def other_metrics_table(runs: Sequence[TrainedRun]) -> Table | None:
+def other_metrics_table(runs: Sequence[TrainedRun], compared: Comparable) -> Table | None:
     """chrF and COMET of the same translations."""
     directions, shots = all_directions(runs), all_shots(runs)
     if not directions:
@@ -225,9 +272,13 @@ def other_metrics_table(runs: Sequence[TrainedRun]) -> Table | None:
         for _, read, digits in metrics:
             for number in shots:
                 for direction in directions:
-                    found = run.result(direction, number)
+                    found = compared.pick(run.results, direction, number)
                     score = read(found) if found else None
-                    cells.append(Cell(f"{score.score:.{digits}f}", _interval(score, digits)) if score else Cell("–"))
+                    if found is None or score is None:
+                        cells.append(Cell("–"))
+                        continue
+                    value, other = f"{score.score:.{digits}f}", compared.difference(found)
+                    cells.append(Cell(value, _interval(score, digits), other=other))
         rows.append(Row(run.label, cells, run=run.label))
     return Table(
         "metrics",
@@ -237,6 +288,7 @@ def other_metrics_table(runs: Sequence[TrainedRun]) -> Table | None:
         groups=[
             (f"{name}, {shots_words(number)}", len(directions)) for name, _, _ in metrics for number in shots
         ],
+        note=_OTHER * any(cell.other for row in rows for cell in row.cells),
     )  # fmt: skip
 
 
@@ -255,8 +307,7 @@ def failures_table(runs: Sequence[TrainedRun]) -> Table | None:
                 Cell("–" if error is None else f"{error:.1%}"),
                 *(Cell(f"{one.counts.get(name, 0):,}") for name in counts),
             ]
-            beams = one.decoding["beams"]
-            search = f", {beams} beams" if beams > 1 else ""
+            search = f", {one.beams} beams" if one.beams > 1 else ""
             rows.append(Row(f"{run.label}, {one.direction}, {shots_words(one.shots)}{search}", cells, run=run.label))
     if not rows:
         return None
@@ -293,19 +344,23 @@ def contamination_table(runs: Sequence[TrainedRun]) -> Table | None:
 
 
 def reasoning_tables(runs: Sequence[TrainedRun]) -> list[Table]:
-    """lm-eval's accuracies in the form of the paper's tables 4, 12 and 13, then other tasks, then the means."""
+    """lm-eval's accuracies in the form of the paper's tables 4, 12 and 13, then other tasks.
+
+    The paper's models stand beside ours if a run has a setting of the paper's.
+    """
+    with_paper = any(run.setting in paper_results.SETTINGS for run in runs)
     with_results = [run for run in runs if run.judged and run.judged.reasoning]
     if not with_results:
         return []
     tables = []
     known: set[str] = set()
-    means: list[tuple[str, dict[str, Cell]]] = []
     for paper in paper_results.REASONING:
         names = [task.name for task in paper.tasks]
         known |= set(names)
         if not any(name in run.judged.reasoning for run in with_results for name in names if run.judged):
             continue
-        rows, averages = [], {}
+        rows = []
+        most = {name: _usual_way(with_results, name) for name in names}
         for run in with_results:
             cells, values = [], []
             for task in paper.tasks:
@@ -313,30 +368,63 @@ def reasoning_tables(runs: Sequence[TrainedRun]) -> list[Table]:
                 values.append(value)
                 error = _accuracy(run, task.name, f"{task.metric}_stderr")
                 cell = _cell(value, paper.score(run.setting, task.name))
-                cells.append(replace(cell, detail="" if error is None else f"± {error:.2f}"))
-            averages[run.label] = _cell(mean(values), paper_results.reasoning_mean(run.setting, paper.language))
-            rows.append(Row(run.label, [*cells, averages[run.label]], run=run.label))
+                detail = "" if error is None else f"± {error:.2f}"
+                cells.append(replace(cell, detail=detail, other=_task_difference(run, task.name, most[task.name])))
+            average = _cell(mean(values), paper_results.reasoning_mean(run.setting, paper.language))
+            rows.append(Row(run.label, [*cells, replace(average, other=_joined(cells))], run=run.label))
         for name in paper_results.OTHER_MODELS:
-            if name in paper.scores:
+            if name in paper.scores and with_paper:
                 cells = [Cell(paper=_number(score)) for score in paper.scores[name]]
                 rows.append(Row(f"{name} (paper)", cells, quiet=True))
-        means.append((paper.language, averages))
         tables.append(
             Table(
                 f"reasoning-{paper.table}",
-                f"Reasoning, {paper.language} (the paper's table {paper.table})",
+                f"Reasoning, {paper.language}" + f" (the paper's table {paper.table})" * with_paper,
                 [*(f"{task.label} ({task.metric})" for task in paper.tasks), "mean"],
                 rows,
-                note="Zero-shot accuracy in percent and its standard error; acc_norm where the paper's level says so.",
+                note="Zero-shot accuracy in percent and its standard error"
+                + ("; acc_norm where the paper's level says so. " if with_paper else ". ")
+                + _OTHER * any(cell.other for row in rows for cell in row.cells),
             )
         )
     others = sorted({name for run in with_results if run.judged for name in run.judged.reasoning} - known)
     if others:
+        most = {name: _usual_way(with_results, name) for name in others}
         rows = [
-            Row(run.label, [Cell(_both(run, name)) for name in others], run=run.label) for run in with_results
-        ]  # fmt: skip
-        tables.append(Table("reasoning-others", "Other tasks (acc / acc_norm, percent)", others, rows))
+            Row(
+                run.label,
+                [Cell(_both(run, name), other=_task_difference(run, name, most[name])) for name in others],
+                run=run.label,
+            )
+            for run in with_results
+        ]
+        note = _OTHER * any(cell.other for row in rows for cell in row.cells)
+        tables.append(Table("reasoning-others", "Other tasks (acc / acc_norm, percent)", others, rows, note=note))
     return tables
+
+
+_TASK_WAY = ("shots", "samples", "bos", "version")  # what must be equal for accuracies of a task to be compared
+
+
+def _task_way(run: TrainedRun, task: str) -> tuple[Any, ...] | None:
+    found = run.judged.reasoning.get(task) if run.judged else None
+    return None if found is None else tuple(found.get(name) for name in _TASK_WAY)
+
+
+def _usual_way(runs: Sequence[TrainedRun], task: str) -> tuple[Any, ...] | None:
+    """How most runs measured a task; of equals the first."""
+    ways = Counter(way for run in runs if (way := _task_way(run, task)) is not None)
+    return max(ways, key=lambda way: ways[way], default=None)
+
+
+def _task_difference(run: TrainedRun, task: str, most: tuple[Any, ...] | None) -> str:
+    """How a run measured a task otherwise than most, in words."""
+    way = _task_way(run, task)
+    if way is None or most is None:
+        return ""
+    return ", ".join(
+        f"{name} {ours}" for name, ours, theirs in zip(_TASK_WAY, way, most, strict=True) if ours != theirs
+    )
 
 
 def _accuracy(run: TrainedRun, task: str, metric: str) -> float | None:
@@ -380,6 +468,7 @@ def markdown(table: Table) -> str:
         for cell in row.cells:
             words = [f"**{cell.value}**" if cell.best else cell.value, cell.mark]
             words += [f"[{cell.detail}]" * bool(cell.detail), f"({cell.paper})" * bool(cell.paper)]
+            words += [f"≠ {cell.other}" * bool(cell.other)]
             cells.append(" ".join(word for word in words if word).replace("|", "\\|"))
         lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, *(["", table.note] if table.note else []), ""])

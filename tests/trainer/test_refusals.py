@@ -92,6 +92,7 @@ def place(tmp_path: Path, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPa
     session.run_session = run_session  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trainer.session", session)
     monkeypatch.setattr("trainer.train.Group", Alone)
+    monkeypatch.setattr("trainer.microbatch.describe_memory", lambda *_: "")  # which takes half a minute
     return Place(tmp_path, make_config, monkeypatch)
 
 

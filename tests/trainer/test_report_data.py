@@ -8,8 +8,10 @@ import pytest
 
 from dataengine.errors import InputError
 from tests.object_store import ObjectStore, object_store
+from tests.trainer.fake_checkpoints import save
 from tests.trainer.fake_runs import STEPS, make_runs
-from trainer.report_data import TrainedRun, read_runs
+from trainer.checkpoints import read_checkpoint
+from trainer.report_data import TrainedRun, read_runs, read_usable_runs
 
 __all__ = ["object_store"]
 
@@ -136,20 +138,69 @@ def test_damaged_translations_are_named(folder: Path) -> None:
     found = run.result("en-zh", 0)
     assert found is not None
     found.path.write_text('{"source": "a"}\n')
-    again = read(folder).result("en-zh", 0)
-    assert again is not None
-    with pytest.raises(InputError, match=rf"^{found.path} is damaged"):
-        _ = again.translations
+    again = read(folder)
+    (problem,) = again.problems
+    assert problem.startswith(f"{found.path} is damaged (no 'reference'). Remove it")
+    assert [one.translations == () for one in again.results] == [one.path == found.path for one in again.results]
 
 
-def test_no_log_and_no_steps_are_named(folder: Path) -> None:
+def test_translations_that_were_cut_short_are_named(folder: Path) -> None:
+    found = read(folder).results[0]
+    lines = found.path.read_bytes().splitlines(keepends=True)
+    found.path.write_bytes(b"".join(lines[:-1]))
+    (problem,) = read(folder).problems
+    assert problem.startswith(f"{found.path} is damaged ({len(lines) - 1} sentences, not {len(lines)})")
+
+
+def test_a_run_that_has_just_begun_has_no_steps(folder: Path) -> None:
     header = (folder / "log.csv").read_text().splitlines()[0]
     (folder / "log.csv").write_text(header + "\n")
-    with pytest.raises(InputError, match=r"log\.csv has no steps yet$"):
+    run = read(folder)
+    assert (run.steps, run.tokens, run.final_losses) == (0, 0, {})
+
+
+def test_a_column_that_is_no_number_is_named(folder: Path) -> None:
+    text = (folder / "log.csv").read_text()
+    (folder / "log.csv").write_text(text.replace(",0.002,", ",fast,", 1))
+    with pytest.raises(InputError, match=r"log\.csv is damaged, column learning_rate: could not convert"):
         read(folder)
+
+
+def test_a_place_without_a_log_is_named(folder: Path) -> None:
     (folder / "log.csv").unlink()
     with pytest.raises(InputError, match=r"^no log\.csv in "):
         read(folder)
+
+
+@pytest.mark.parametrize("now", ["another", "the same", "none", "unfinished"])
+def test_results_of_a_checkpoint_that_was_trained_anew_are_left_out(folder: Path, now: str) -> None:
+    path = folder / "evaluations/step-00000080/results.json"
+    checkpoint = read_checkpoint(save(folder, 80))
+    identity = checkpoint.identity if now == "the same" else "of the first training"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "checkpoint": identity}))
+    if now == "none":
+        shutil.rmtree(checkpoint.folder)
+    if now == "unfinished":
+        (checkpoint.folder / "COMPLETE.json").unlink()
+    run = read(folder)
+    told = (
+        f"{path} is of a checkpoint that was trained anew since. Evaluate again: trainer/evaluate.py CONFIG --step 80"
+    )
+    assert run.problems == ((told,) if now == "another" else ())
+    assert [one.step for one in run.evaluations] == [step for step in STEPS if step != 80 or now != "another"]
+
+
+def test_runs_that_cannot_be_read_are_left_out_and_told(folder: Path, made: list[Path]) -> None:
+    path = folder / "evaluations/step-00000040/results.json"
+    path.write_text("{")
+    runs, left_out = read_usable_runs([str(folder), *map(str, made)], "unused")
+    assert [run.setting for run in runs] == ["no_parallel", "parallel_first"]
+    assert [words.startswith(f"{path} is damaged") for words in left_out] == [True]
+    path.unlink()
+    path.mkdir()  # no file
+    assert read_usable_runs([str(made[0]), str(folder)], "unused")[1] == [f"cannot read {path}: Is a directory."]
+    with pytest.raises(InputError, match=r"^no log\.csv in"):
+        read_usable_runs([str(folder.parent / "nothing")], "unused")
 
 
 def test_a_run_in_a_bucket_comes_with_its_evaluations(
