@@ -18,6 +18,14 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
 
 
+class DamagedError(InputError):
+    """What was stored is not what was written; it may arrive whole when it is fetched again."""
+
+
+class MissingError(InputError):
+    """What was to be there is not."""
+
+
 class OutageError(InputError):
     """A store fails or does not answer, also after all attempts; it may work again later."""
 
@@ -33,7 +41,6 @@ _DISK = {
     errno.EROFS: "Choose another place, or make this one writable, and run the same command again.",
     errno.EIO: "The disk fails. What is finished stays: once it is repaired, run the same command again.",
 }
-_FROM_WORKER = f"\n{InputError.__module__}.{InputError.__qualname__}: "
 
 
 def did_you_mean(word: str, known: Iterable[str], paths: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -51,6 +58,14 @@ def note(text: str) -> None:
     print(f"note: {escape_controls(text)}", file=sys.stderr, flush=True)
 
 
+def message_of(error: InputError) -> str:
+    """What it says, without the traceback that torch's DataLoader puts before the words of a worker's error."""
+    text = str(error)
+    for kind in (InputError, *InputError.__subclasses__()):
+        text = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2]
+    return text.strip()
+
+
 def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
     """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback.
 
@@ -61,8 +76,7 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
         command()
     except InputError as error:
         if not quiet:
-            text = str(error).rpartition(_FROM_WORKER)[2].strip()  # without the traceback that torch's DataLoader adds
-            print(f"error: {escape_controls(text)}", file=sys.stderr, flush=True)
+            print(f"error: {escape_controls(message_of(error))}", file=sys.stderr, flush=True)
         return 2
     except (KeyboardInterrupt, SystemExit):
         raise

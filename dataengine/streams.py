@@ -10,7 +10,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from dataengine.errors import InputError
+from dataengine.errors import DamagedError, InputError, MissingError
 from dataengine.manifest import Stream
 from dataengine.shards import hash_bytes, map_shard, view_shard
 from dataengine.storage import LocalStore, Store
@@ -48,16 +48,16 @@ class StreamReader:
             if isinstance(self._store, LocalStore) and shard.zip is None and not self._check:
                 size = self._store.size(key)
                 if size != shard.raw.bytes:
-                    raise InputError(f"{self._store.url}/{key} {_another_size(size, shard.raw.bytes)}")
+                    raise _another_size(f"{self._store.url}/{key}", size, shard.raw.bytes)
                 rows = map_shard(self._store.path(key), self._width, self._dtype)
             else:
                 rows = view_shard(read_raw_shard(self._store, self._stream, number), self._width, self._dtype)
         except InputError as error:
-            raise InputError(f"{error}. See all that is damaged, and what to do: dataengine verify CONFIG") from None
+            raise type(error)(f"{error}. See all that is damaged, and what to do: dataengine verify CONFIG") from None
         except ValueError:  # no such number of samples fits in the file
             rows = np.empty((0, self._width), self._dtype)
         if len(rows) != shard.samples:
-            raise InputError(
+            raise DamagedError(
                 f"{self._store.url}/{key} is damaged: it does not hold {shard.samples:,} samples of {self._width:,} "
                 "tokens. See all that is damaged, and what to do: dataengine verify CONFIG"
             )
@@ -65,29 +65,31 @@ class StreamReader:
 
 
 def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
-    """A raw shard, its size and all its hashes checked. Raises InputError if it is missing or damaged."""
+    """A raw shard, its size and all its hashes checked. Raises MissingError or DamagedError if they are not right."""
     shard = stream.shards[number]
     key = f"{stream.remote}/{shard.stored.basename}"
     try:
         content = store.read(key)
     except FileNotFoundError:
-        raise InputError(f"{store.url}/{key} is missing") from None
+        raise MissingError(f"{store.url}/{key} is missing") from None
     if len(content) != shard.stored.bytes:
-        raise InputError(f"{store.url}/{key} {_another_size(len(content), shard.stored.bytes)}")
+        raise _another_size(f"{store.url}/{key}", len(content), shard.stored.bytes)
     for algorithm, expected in shard.stored.hashes.items():
         if (found := hash_bytes(content, algorithm)) != expected:
-            raise InputError(f"{store.url}/{key} is damaged: its {algorithm} is {found}, and {expected} was written")
+            raise DamagedError(f"{store.url}/{key} is damaged: its {algorithm} is {found}, and {expected} was written")
     if shard.zip is None:
         return content
     try:
         raw = zstandard.ZstdDecompressor().decompress(content, max_output_size=shard.raw.bytes)
     except zstandard.ZstdError as error:
-        raise InputError(f"{store.url}/{key} is damaged: it cannot be decompressed: {error}") from None
+        raise DamagedError(f"{store.url}/{key} is damaged: it cannot be decompressed: {error}") from None
     for algorithm, expected in shard.raw.hashes.items():
         if hash_bytes(raw, algorithm) != expected:
-            raise InputError(f"{store.url}/{key} is damaged: its content is not what was compressed")
+            raise DamagedError(f"{store.url}/{key} is damaged: its content is not what was compressed")
     return raw
 
 
-def _another_size(size: int | None, expected: int) -> str:
-    return "is missing" if size is None else f"is damaged: it has {size:,} bytes, and {expected:,} were written"
+def _another_size(place: str, size: int | None, expected: int) -> InputError:
+    if size is None:
+        return MissingError(f"{place} is missing")
+    return DamagedError(f"{place} is damaged: it has {size:,} bytes, and {expected:,} were written")

@@ -27,7 +27,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from dataengine.errors import InputError, OutageError
+from dataengine.errors import DamagedError, InputError, MissingError, OutageError
 from dataengine.manifest import Manifest, Stream
 from dataengine.objects import pause
 from dataengine.shards import hash_bytes, map_shard
@@ -104,7 +104,8 @@ class ShardCache:
         if self._in_place is not None:
             path = self._in_place.path(f"{stream.remote}/{basename}")
             if problem := _damage(path, stream, shard):
-                raise InputError(f"{path} {problem}. Restore it, or remove its folder and build again.")
+                kind = DamagedError if path.is_file() else MissingError
+                raise kind(f"{path} {problem}. Restore it, or remove its folder and build again.")
             return map_shard(path, self._width, self._dtype)
         path = self._folder / stream.remote / basename
         while True:
@@ -151,7 +152,7 @@ class ShardCache:
             try:
                 content: bytes = action()
             except FileNotFoundError as error:
-                raise InputError(f"{error}. Build the streams again: dataengine build CONFIG") from None
+                raise MissingError(f"{error}. Build the streams again: dataengine build CONFIG") from None
             except OutageError as error:
                 elapsed = time.monotonic() - begun
                 if elapsed > self._outage_limit:
@@ -159,9 +160,9 @@ class ShardCache:
                 if time.monotonic() - said > _SAY_S:
                     said = time.monotonic()
                     log.warning("waiting for %s: %s Trying since %.0f s.", what, error, elapsed)
-            except InputError as error:
+            except DamagedError as error:
                 damaged += 1
-                if damaged == _DAMAGED_ATTEMPTS or " is damaged" not in str(error):
+                if damaged == _DAMAGED_ATTEMPTS:
                     raise
                 log.warning("%s. Fetching it again.", error)
             else:
@@ -232,14 +233,14 @@ class Prefetcher:
     One a node. What cannot be fetched is left to the reader that will need it, which waits or says why not.
     """
 
-    def __init__(self, cache: ShardCache, manifest: Manifest) -> None:
+    def __init__(self, cache: ShardCache, manifest: Manifest, first_step: int = 0) -> None:
         self._cache, self._manifest = cache, manifest
         self._ahead = max(1, manifest.shuffle_block // manifest.batch_size)  # steps
         counts = [shard.samples for stream in manifest.streams for shard in stream.shards]
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._places = [(n, k) for n, stream in enumerate(manifest.streams) for k in range(len(stream.shards))]
         self._wanted = threading.Condition()
-        self._step = self._done = 0  # where the run stands; the first step not looked at
+        self._step = self._done = first_step  # where the run stands; the first step not looked at
         self._ended = not cache.remote
         self._recent: dict[int, None] = {}  # shards asked for, the latest last
         if cache.remote:

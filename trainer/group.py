@@ -1,13 +1,14 @@
-"""The ranks of an evaluation: each does a part, and what they find is gathered. Needs no Composer."""
+"""The ranks that work together, and what they tell each other over the rendezvous store. Needs no Composer."""
 
 from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import TypeVar
+from types import TracebackType
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -18,37 +19,73 @@ T = TypeVar("T")
 
 _TIMEOUT = timedelta(days=1)  # one rank scores while others wait for it
 _FAREWELL = timedelta(minutes=1)
+_FAREWELL_OF_FAILED = timedelta(seconds=10)  # some of the others may have gone without one
 
 
 class Group:
     """This process among those that Composer's launcher or torchrun started; alone if neither did."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout: timedelta = _TIMEOUT) -> None:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        self.timeout = timeout  # for which a rank may be late
         self._count = 0  # of gatherings
 
     def __enter__(self) -> Group:
-        """Meet the other ranks, and take this one's share of the processors."""
+        """Meet the other ranks, and take this one's share of the processors.
+
+        Raises InputError, naming them, if others do not come in time.
+        """
         if self.size > 1:
-            self._store, _, _ = next(dist.rendezvous("env://"))
-            self._store.set_timeout(_TIMEOUT)
+            self._store = self._meet()
+            self.gather(None)
             if "OMP_NUM_THREADS" not in os.environ:
                 torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.local_size))
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """The first rank may hold the store, so it leaves last."""
         if self.size > 1:
             with suppress(RuntimeError):
                 self._store.set(f"left/{self.rank}", "")
                 if self.rank == 0:
-                    self._store.wait([f"left/{rank}" for rank in range(self.size)], _FAREWELL)
+                    left = [f"left/{rank}" for rank in range(self.size)]
+                    self._store.wait(left, _FAREWELL if error is None else _FAREWELL_OF_FAILED)
+
+    @property
+    def address(self) -> str:
+        """Where the ranks meet."""
+        return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+
+    def connect(self, timeout_s: float) -> Any:  # torch's stubs lack most of TCPStore
+        """A connection to the store of its own, for a thread."""
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+
+    def _meet(self) -> Any:
+        """The store of env://, which torch's process group uses, too (torch/distributed/rendezvous.py)."""
+        try:
+            return dist.TCPStore(
+                os.environ["MASTER_ADDR"],
+                int(os.environ["MASTER_PORT"]),
+                self.size,
+                is_master=self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+                timeout=self.timeout,
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        except dist.DistError as error:
+            raise InputError(
+                f"rank {self.rank} of {self.size} cannot meet the others at {self.address}: {error}. Start the same "
+                "command on every node, with the MASTER_ADDR of the first one and a MASTER_PORT that is free there."
+            ) from None
 
     def gather(self, value: T) -> list[T]:
-        """What each rank gives, in the order of ranks, on every rank.
+        """What each rank gives, in the order of ranks, on every rank. Raises InputError, naming them, if some are late.
 
         By the store alone: with a timeout of a day gloo of torch 2.7 often hangs when its group is destroyed.
         """
@@ -56,9 +93,21 @@ class Group:
             return [value]
         self._count += 1
         self._store.set(f"{self._count}/{self.rank}", pickle.dumps(value))
-        values: list[T] = [pickle.loads(self._store.get(f"{self._count}/{rank}")) for rank in range(self.size)]
+        keys = [f"{self._count}/{rank}" for rank in range(self.size)]
+        try:
+            self._store.wait(keys, self.timeout)
+        except dist.DistStoreError:
+            raise InputError(self._missing(keys)) from None
+        values: list[T] = [pickle.loads(self._store.get(key)) for key in keys]
         self._store.delete_key(f"{self._count - 1}/{self.rank}")  # which all have read, for they gave this one
         return values
+
+    def _missing(self, keys: Sequence[str]) -> str:
+        late = ", ".join(str(rank) for rank, key in enumerate(keys) if not self._store.check([key]))
+        return (
+            f"of {self.size} ranks these did not come to {self.address} within {self.timeout.total_seconds():.0f} s: "
+            f"{late}. Start the same command on every node, and see there what became of them."
+        )
 
     def together(self, action: Callable[[], T]) -> T:
         """Do something on every rank; if it fails on one, raise its InputError on all, so that none waits for it."""

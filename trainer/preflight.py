@@ -6,6 +6,7 @@ then gather what they found, so that all of them end with the same message. Impo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import logging
@@ -16,13 +17,16 @@ import re
 import resource
 import shutil
 import tempfile
+import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
+
+import psutil
 
 from dataengine.agreement import build_differences, read_built_config, tokenizer_mismatch
 from dataengine.config import Config, InitConfig, ModelConfig, TrainConfig, WandbConfig
@@ -36,6 +40,9 @@ from dataengine.tokens import load_tokenizer
 from trainer.checkpoints import HOW_TO_TRAIN, Checkpoint, checkpoint_steps, locate_checkpoint, model_differences
 from trainer.runs import Run, parse_json, read_run_manifest, run_folder
 
+if TYPE_CHECKING:
+    from trainer.group import Group  # imports torch
+
 log = logging.getLogger(__name__)
 
 NO_GPU_TO_MEASURE = "train.microbatch_size is auto, which measures a GPU's memory, and there is none. Set a number."
@@ -43,6 +50,9 @@ VOCAB_MULTIPLE = 64  # as in trainer.model: the embedding has so many rows, or a
 SHARDS_MAPPED = 256  # as in trainer.data: a loader worker keeps so many shards mapped, an open file each
 _OTHER_FILES = 768  # files and sockets of a process beside its shards: libraries, NCCL, checkpoints, pipes
 _CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and AdamW's two fp32 moments
+_WEIGHT_BYTES = 4  # a parameter: trainer.model builds the whole model in fp32 on each rank
+_PROCESS_BYTES = 700 << 20  # of a rank beside its model: libraries (docs/reliability.md)
+_LOOK_S = 15.0  # until what a node wrote to a shared disk is seen on another
 _SHM_ADVISED = 1 << 30  # bytes of /dev/shm for several GPUs (NCCL's manual: docker run --shm-size=1g)
 
 
@@ -69,30 +79,26 @@ class Problem:
 
     text: str
     fatal: bool = True  # else a warning
-    everywhere: bool = False  # every rank finds it by itself
     node: str | None = None  # the machine that it was found on, where others may differ
 
 
 def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]:
-    """What this rank is to look at. Raises nothing, so that the ranks can gather their lists.
-
-    Problems that every rank finds come first and are marked so: then no rank waits for another (`raise_common`).
-    """
-    common = [
+    """What this rank is to look at. Raises nothing, so that the ranks can gather their lists."""
+    found = [
         *check_agreement(config, manifest),
         *check_world_size(manifest, ranks.world_size),
         *check_sharding(config.train, ranks.world_size),
         *check_init(config),
     ]
-    if not common:  # else it says nothing
-        common += check_microbatch(config.train, manifest, ranks.world_size)
-    found = [replace(problem, everywhere=True) for problem in common]
+    if not found:  # else it says nothing
+        found += check_microbatch(config.train, manifest, ranks.world_size)
     of_node = check_open_files(config, manifest, ranks)  # each process has its own limit
     if ranks.local_rank == 0:
         of_node += [
             *check_devices(ranks.local_world_size),
             *check_packages(config.train),
             *check_shared_memory(manifest, ranks.local_world_size),
+            *check_memory(config.model, manifest, ranks.local_world_size),
             *check_folders(config),
             *([] if is_url(config.store) else check_streams(config, manifest)),
         ]
@@ -104,16 +110,7 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
             *(check_wandb_key(config.train.wandb) if config.train.wandb else []),
         ]
     node = platform.node() if ranks.world_size > ranks.local_world_size else None
-    found += [replace(problem, node=node) for problem in of_node]
-    alone = ranks.world_size == 1
-    return [replace(problem, everywhere=True) for problem in found] if alone else found
-
-
-def raise_common(problems: Iterable[Problem]) -> None:
-    """Raise InputError, listing all that this rank knows, if every rank will: no group is needed to agree on that."""
-    problems = list(problems)
-    if any(problem.fatal and problem.everywhere for problem in problems):
-        raise_problems(problems)
+    return found + [replace(problem, node=node) for problem in of_node]
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:
@@ -319,6 +316,101 @@ def check_shared_memory(manifest: Manifest, local_world_size: int, folder: Path 
     if torch.cuda.is_available() and local_world_size > 1 and free < _SHM_ADVISED:
         return [Problem(f"{folder} has {size_words(free)} free; NCCL may need 1 GB. {remedy}", fatal=False)]
     return []
+
+
+def check_memory(model: ModelConfig, manifest: Manifest, local_world_size: int) -> list[Problem]:
+    """This node, or the container on it, must have the memory in which its ranks build the model."""
+    of_rank = num_parameters(model, manifest.vocab_size) * _WEIGHT_BYTES
+    needed = local_world_size * (of_rank + _PROCESS_BYTES)
+    limit, what = memory_limit()
+    if needed <= limit:
+        return []
+    return [
+        Problem(
+            f"{local_world_size} ranks on this node take {size_words(needed)} while each builds the model "
+            f"({size_words(of_rank)} in fp32, {size_words(_PROCESS_BYTES)} beside it), and {what} is "
+            f"{size_words(limit)}. Raise it, or start fewer ranks on a node."
+        )
+    ]
+
+
+def memory_limit(
+    groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup"), machine: int | None = None
+) -> tuple[int, str]:
+    """Bytes that this process and its like may have together, and what limits them: the machine or a cgroup (v2)."""
+    limits = [(machine or psutil.virtual_memory().total, "the memory of the machine")]
+    lines = groups.read_text().splitlines() if groups.is_file() else []
+    for line in lines:
+        if line.startswith("0::"):
+            folder = root / line.removeprefix("0::").lstrip("/")
+            for path in (folder, *folder.parents):
+                with contextlib.suppress(OSError, ValueError):  # none here, or "max"
+                    limits.append((int((path / "memory.max").read_text()), f"the limit in {path / 'memory.max'}"))
+                if path == root:
+                    break
+    return min(limits)
+
+
+def check_one_folder(folder: Path, group: Group) -> None:
+    """The run's folder must be the same one on all nodes: the first rank of each leaves a file, and looks for all.
+
+    Each node else saves its part of every checkpoint for itself, and no resume can use them. Call it on all ranks.
+    Raises InputError on all of them if a node does not see what another one wrote.
+    """
+    if group.size == group.local_size:
+        return
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    made = not folder.exists()
+    unseen: list[str] = []
+    try:
+        if group.local_rank == 0:
+            group.together(lambda: _write_probe(probe))
+            names = [found for found in group.gather((probe.name, _this_node(group))) if found]
+            unseen = _unseen(folder, dict(names))
+        else:
+            group.together(lambda: None)
+            group.gather(None)
+        gathered = [(node, blind) for node, blind in group.gather((_this_node(group), unseen)) if blind]
+    finally:
+        if group.local_rank == 0:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # not empty: of another node
+                    folder.rmdir()
+    if gathered:
+        node, blind = gathered[0]
+        raise InputError(
+            f"out {folder} is not one folder for all nodes: {node} does not see what {' and '.join(blind)} wrote "
+            "there. Each node would save its part of every checkpoint for itself, and no resume could use them. Set "
+            "`out` to a folder on a disk that all nodes share, or to a bucket (out=s3://bucket/run): then each node's "
+            "own disk is enough."
+        )
+
+
+def _write_probe(path: Path) -> None:
+    """Leave an empty file. Raises InputError if that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    except OSError as error:
+        raise InputError(
+            f"out: cannot write in {path.parent}: {error.strerror or error}. Check its permissions."
+        ) from None
+
+
+def _this_node(group: Group) -> str:
+    return f"{platform.node()} (rank {group.rank})"
+
+
+def _unseen(folder: Path, probes: Mapping[str, str]) -> list[str]:
+    """Which nodes' files do not appear in a folder. Takes name -> node."""
+    deadline = time.monotonic() + _LOOK_S
+    while missing := [node for name, node in probes.items() if not (folder / name).exists()]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return missing
 
 
 def check_folders(config: Config) -> list[Problem]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -20,6 +21,8 @@ from dataengine.manifest import Manifest, read_manifest
 from dataengine.objects import is_url
 from dataengine.storage import Store, open_store, write_file
 from trainer.settings import SETTINGS
+
+log = logging.getLogger(__name__)
 
 SMALL_FILES = ("config.yaml", SETTINGS, "manifest.json", "log.csv")  # what a run keeps beside its checkpoints
 
@@ -102,6 +105,10 @@ def hold(folder: Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 raise InputError(_words_of_holder(folder, file.read())) from None
+            log.warning(
+                "%s is on a file system without locks (%s): nothing keeps a second training from this folder. Start "
+                "one at a time.", folder, error.strerror or error,
+            )  # fmt: skip
         else:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")

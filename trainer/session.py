@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +40,8 @@ from trainer.loggers import make_loggers
 from trainer.microbatch import choose_microbatch
 from trainer.model import build_model, sharding
 from trainer.optimizer import OptimizerSettings, make_optimizer
-from trainer.preflight import Problem, Ranks, describe, find_init, planned_checkpoints, raise_problems
+from trainer.preflight import Ranks, describe, find_init, planned_checkpoints
+from trainer.pulse import Pulse
 from trainer.runs import Run
 from trainer.saving import SaveCheckpoints, load_state
 from trainer.schedulers import restart_steps
@@ -53,7 +54,7 @@ from trainer.watch import SpikeDetector
 
 log = logging.getLogger(__name__)
 
-_GROUP_TIMEOUT_S = 600.0  # for which a rank may be late, beside an outage
+_GROUP_TIMEOUT_S = 900.0  # beside an outage; the pulse is faster (STUCK_S)
 
 T = TypeVar("T")
 
@@ -78,22 +79,18 @@ class Beginning:
         return self.checkpoint.step if self.checkpoint and not self.restart else 0
 
 
-def run_session(
-    config: Config, manifest: Manifest, run: Run, ranks: Ranks, problems: Sequence[Problem], *, last: int
-) -> None:
-    """Train from where the run stands to step `last`, or until a signal asks to stop.
-
-    `problems` are what this rank's preflight found; those of all ranks are raised together.
-    """
+def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, pulse: Pulse, *, last: int) -> None:
+    """Train from where the run stands to step `last`, or until a signal asks to stop. Closes the pulse then."""
     warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
     warnings.filterwarnings("ignore", message=r"\s*The current world size")  # of random states, on a resume
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch's own checkpoint writer
     warnings.filterwarnings("ignore", message="No scheduler")  # OptimizerSettings sets the rate
     end_at_once()
-    # Before streaming, which would make a group of its own. While a rank waits for a bucket the others wait for it.
+    # Before streaming, which would make a group of its own. The pulse ends a run that hangs long before the timeout,
+    # which must be longer than a rank may wait for a bucket.
     timeout_s = config.train.outage_limit + _GROUP_TIMEOUT_S
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout_s)
-    raise_problems(problem for found in dist.all_gather_object(list(problems)) for problem in found)
+    pulse.at("finding the checkpoint, and loading it", may_wait=True)
     if ranks.local_rank == 0:
         sweep()
     dist.barrier()
@@ -113,6 +110,7 @@ def run_session(
     trainer = make_trainer(
         config, manifest, run, ranks, begin, last=last, microbatch=microbatch, uploader=uploader, stop=stop
     )
+    trainer.state.callbacks.insert(0, TellWhere(pulse))
     log.info("%s", describe(config, manifest, ranks.world_size, microbatch))
     log.info(
         "%s: %d ranks, %s, steps %d to %d of plan %s",
@@ -123,14 +121,16 @@ def run_session(
         last,
         manifest.plan_id[:12],
     )
-    try:
-        with asked_to_stop(stop.ask):
+    with asked_to_stop(stop.ask) as stopping:
+        try:
             trainer.fit()
-        trainer.close()
-    finally:
-        end_workers()
-        if uploader is not None:
-            uploader.wait()
+            pulse.close()
+            stopping.alone = True
+            trainer.close()
+        finally:
+            end_workers()
+            if uploader is not None:
+                uploader.wait()
     if stop.agreed:
         step = int(trainer.state.timestamp.batch)
         log.info("stopped as asked after %d steps, with a checkpoint; the same command goes on", step)
@@ -245,6 +245,31 @@ def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginnin
 # Composer's Trainer.
 
 
+class TellWhere(Callback):
+    """Tell the pulse where this rank stands, before other callbacks do their part."""
+
+    def __init__(self, pulse: Pulse) -> None:
+        self._pulse = pulse
+        self._trained = False  # the first step may compile, and tune itself
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        """The loader waits for a bucket as long as train.outage_limit allows."""
+        self._pulse.at(f"waiting for the batch of step {int(state.timestamp.batch):,}", may_wait=True)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """The loader has given a batch."""
+        self._pulse.at(f"training step {int(state.timestamp.batch):,}", may_wait=not self._trained)
+
+    def after_backward(self, state: State, logger: Logger) -> None:
+        """A microbatch is done."""
+        self.batch_start(state, logger)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """A checkpoint may be saved now, on a slow disk."""
+        self._trained = True
+        self._pulse.at(f"saving step {int(state.timestamp.batch):,}", may_wait=True)
+
+
 class Prefetch(Callback):
     """Tell the prefetcher of the node where the run stands."""
 
@@ -327,7 +352,7 @@ def make_trainer(
         StopWhenAsked(stop, save),
     ]
     if ranks.local_rank == 0:
-        callbacks.append(Prefetch(Prefetcher(cache, manifest)))
+        callbacks.append(Prefetch(Prefetcher(cache, manifest, begin.step)))
     trainer = Trainer(
         model=model,
         train_dataloader=DataSpec(

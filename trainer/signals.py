@@ -4,39 +4,103 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
+import psutil
+
 WAIT_FOR_RANK_0_S = 30.0
+END_LAUNCHER_S = 15.0  # after a SIGTERM; Composer's launcher sends SIGKILL after 30 s (CLEANUP_TIMEOUT)
 
 _PR_SET_PDEATHSIG = 1
 
 
+@dataclass
+class Stopping:
+    """What is known while a run may be asked to stop."""
+
+    alone: bool = False  # whether this rank waits for no other any more
+
+
 @contextmanager
-def asked_to_stop(ask: Callable[[], None]) -> Iterator[None]:
+def asked_to_stop(ask: Callable[[], None]) -> Iterator[Stopping]:
     """Call `ask` on SIGTERM and on the first Ctrl-C inside the block; a second Ctrl-C ends the process at once.
 
-    Composer's launcher does not pass SIGTERM on, so this process also gets one when its parent ends.
+    A thread does so, for a main thread that waits for the device or for other ranks runs no handlers. Composer's
+    launcher does not pass SIGTERM on, so this process also gets one when its parent ends. The launcher kills its ranks
+    30 s after it was asked to end; before that it is ended itself (`_end_launcher`), and the ranks finish without it.
     """
-    interrupts = 0
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupts
-        interrupts += number == signal.SIGINT
-        if interrupts > 1:
-            os._exit(130)
-        ask()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopping = Stopping()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = {number: signal.signal(number, _noted) for number in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(reading, ask, stopping), name="signals", daemon=True).start()
     _follow_parent()
     try:
-        yield
+        yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.write(writing, b"\0")  # ends the thread
+        os.close(writing)
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """Python has written the signal's number to the pipe of `_listen`."""
+
+
+def _listen(reading: int, ask: Callable[[], None], stopping: Stopping) -> None:
+    interrupts, launcher, due = 0, _launcher(), float("inf")
+    with open(reading, "rb", buffering=0) as signals:
+        while True:
+            wait = max(0.0, due - time.monotonic())
+            if not select.select([signals], [], [], wait if wait < float("inf") else None)[0]:
+                due = float("inf")
+                _end_launcher(launcher, stopping)
+                continue
+            for number in signals.read(256):
+                if number == 0:
+                    return
+                interrupts += number == signal.SIGINT
+                if interrupts > 1:
+                    os._exit(130)
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    ask()
+                if number == signal.SIGTERM and launcher is not None:
+                    # One rank is enough; the first to try has ended it when the next one looks.
+                    due = time.monotonic() + END_LAUNCHER_S * (1 + 0.05 * int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _launcher() -> psutil.Process | None:
+    """This process's parent, if it is Composer's launcher."""
+    with suppress(psutil.Error):
+        parent = psutil.Process(os.getppid())
+        if any(Path(part).name in ("composer", "composer.cli.launcher") for part in parent.cmdline()):
+            return parent
+    return None
+
+
+def _end_launcher(launcher: psutil.Process | None, stopping: Stopping) -> None:
+    """End Composer's launcher before it kills the ranks that are not finished yet.
+
+    It ends on a second SIGTERM without killing anybody. It stays if one of its ranks has gone while others may wait for
+    that one: they would wait for nothing.
+    """
+    if launcher is None or os.getppid() != launcher.pid:  # it has ended
+        return
+    with suppress(psutil.Error):
+        ranks = [child for child in launcher.children() if child.status() != psutil.STATUS_ZOMBIE]
+        if stopping.alone or len(ranks) >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            launcher.terminate()
 
 
 def end_at_once() -> None:
@@ -66,6 +130,7 @@ def leave_signals_to_parent(worker: int) -> None:
     def ignore_once(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
 
+    signal.set_wakeup_fd(-1)  # its pipe is the main process's
     signal.signal(signal.SIGTERM, ignore_once)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -6,10 +6,12 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -23,28 +25,34 @@ from dataengine.errors import InputError, run_command
 from dataengine.manifest import Manifest, read_manifest
 from dataengine.objects import is_url
 from trainer.checkpoints import Checkpoint, check_model, newest_checkpoint
-from trainer.interrupts import importing_composer
+from trainer.interrupts import NOT_BEGUN, end_plainly
 from trainer.preflight import (
     Problem,
     Ranks,
     check_auto,
     check_init_checkpoint,
+    check_one_folder,
     check_run,
     describe,
     last_step,
     past_differences,
     planned_checkpoints,
-    raise_common,
     raise_problems,
 )
 from trainer.runs import SMALL_FILES, Run, hold, holder_of, open_run
 from trainer.settings import differences, put_aside_damaged, settings_at
 from trainer.signals import let_rank_0_end_first
-from trainer.step_log import read_whole_rows
+from trainer.step_log import gap_words, missing_steps, read_whole_rows
 from trainer.uploads import Uploader, resume_uploads
 from trainer.watch import BadStepError
 
+if TYPE_CHECKING:  # for they import torch
+    from trainer.group import Group
+    from trainer.pulse import Pulse
+
 log = logging.getLogger(__name__)
+
+_MEETING = timedelta(minutes=10)  # for which nodes may start one after the other, or be late beside an outage
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,12 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--dry-run", action="store_true", help="check all that a run needs and describe it; train nothing"
     )
     options = parser.parse_intermixed_args(arguments)
+    end_plainly(NOT_BEGUN)  # also where this is no script
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for name in ("trainer", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if _rank() == 0 else logging.ERROR)
-    action = dry_run if options.dry_run else train
+
+    def load() -> Config:
+        return load_config(options.config, options.overrides)
+
     try:
-        code = run_command(lambda: action(load_config(options.config, options.overrides)), quiet=_rank() != 0)
+        code = run_command(lambda: dry_run(load) if options.dry_run else train(load), quiet=_rank() != 0)
     except BadStepError as error:
         code = 3
         if _rank() == 0:
@@ -86,95 +98,114 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What a run stands before, as one rank sees it."""
+class Start:
+    """What a run begins with, on each of its ranks."""
 
+    config: Config
+    manifest: Manifest
+    ranks: Ranks
+    group: Group
+    pulse: Pulse
     run: Run
     resume: Checkpoint | None  # None: a new run
-    problems: list[Problem]
+
+    @property
+    def last(self) -> int:
+        """Where training ends."""
+        return last_step(self.config, self.manifest)
 
 
-def look(config: Config, manifest: Manifest, ranks: Ranks) -> Outlook:
-    """Look at all that one rank can see before Composer is imported, which takes 20 s; so does a dry run.
+@contextmanager
+def looked_at(load: Callable[[], Config]) -> Iterator[Start]:
+    """All that a run needs, looked at before Composer is imported, which takes 20 s; a dry run looks at the same.
 
-    Raises InputError with what every rank finds; the ranks are to gather the other problems.
+    Raises InputError, on all ranks of all nodes, with what one of them has found.
     """
-    problems, resume = check_run(config, manifest, ranks), None
-    raise_common(problems)
-    run = open_run(config.out, config.cache)
-    if not any(problem.fatal for problem in problems):
-        try:
-            run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
-            resume = newest_checkpoint(run)
-            found = check_past(config, manifest, run, resume) if resume else check_new(config, manifest, run)
-            found += check_auto(config, run)
-        except InputError as error:  # the bucket does not answer, say
-            found = [Problem(str(error))]
-        problems += [replace(problem, everywhere=_see_alike(config, ranks)) for problem in found]
-    raise_common(problems)
-    return Outlook(run, resume, problems)
-
-
-def dry_run(config: Config) -> None:
-    """Look at all that the run needs, and print what it will be. Raises InputError with all that is wrong."""
     ranks = Ranks.from_environment()
-    manifest = read_manifest(experiment_url(config))
-    outlook = look(config, manifest, ranks)
-    holder = holder_of(outlook.run.folder) if ranks.rank == 0 else ""
-    raise_problems(_of_all_ranks(outlook.problems + ([Problem(holder)] if holder else []), ranks))
-    if ranks.rank == 0:
-        last, resume = last_step(config, manifest), outlook.resume
-        step = resume.step if resume else 0
-        words = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
-        print(describe(config, manifest, ranks.world_size))
-        print(f"\nto be trained: {words if step < last else 'nothing, all steps are trained'}")
+    if ranks.world_size == 1:
+        load()  # a mistake is said before torch is imported
+    from trainer.group import Group
+    from trainer.pulse import Pulse
+
+    if ranks.world_size > 1:
+        log.info("%d ranks meet at %s:%s", ranks.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+    with Group(_MEETING) as group:
+        config = group.together(load)
+        group.timeout += timedelta(seconds=config.train.outage_limit)
+        with Pulse(group, config.train.outage_limit) as pulse:
+            manifest = group.together(lambda: read_manifest(experiment_url(config)))
+            pulse.at("looking at what the run needs", may_wait=True)
+            raise_gathered(group, check_run(config, manifest, ranks))
+            if not is_url(config.out):
+                check_one_folder(Path(config.out), group)
+            pulse.at("looking for checkpoints", may_wait=True)
+            run, resume = group.together(lambda: find_run(config, ranks))
+            found = group.together(
+                lambda: check_past(config, manifest, run, resume) if resume else check_new(config, manifest, run)
+            )
+            raise_gathered(group, [*found, *check_auto(config, run)])
+            yield Start(config, manifest, ranks, group, pulse, run, resume)
 
 
-def train(config: Config) -> None:
+def raise_gathered(group: Group, problems: list[Problem]) -> None:
+    """Raise InputError on all ranks if one of them has found a problem."""
+    raise_problems(problem for found in group.gather(problems) for problem in found)
+
+
+def dry_run(load: Callable[[], Config]) -> None:
+    """Look at all that the run needs, and print what it will be. Raises InputError with all that is wrong."""
+    with looked_at(load) as start:
+        holder = holder_of(start.run.folder)
+        raise_gathered(start.group, [Problem(holder)] if holder and start.ranks.rank == 0 else [])
+        if start.ranks.rank == 0:
+            step = start.resume.step if start.resume else 0
+            words = f"steps {step:,} to {start.last:,}, {f'from {start.resume.place}' if start.resume else 'a new run'}"
+            print(describe(start.config, start.manifest, start.ranks.world_size))
+            print(f"\nto be trained: {words if step < start.last else 'nothing, all steps are trained'}")
+
+
+def train(load: Callable[[], Config]) -> None:
     """Train to the end of the schedule, or to `train.max_steps`.
 
-    Raises InputError for what the user has to mend, and BadStepError if a step must not be trained on.
+    Raises InputError for what the user has to mend, on all ranks of all nodes what one of them has found, and
+    BadStepError if a step must not be trained on.
     """
-    ranks = Ranks.from_environment()
-    manifest = read_manifest(experiment_url(config))
-    outlook = look(config, manifest, ranks)
-    run, resume, last = outlook.run, outlook.resume, last_step(config, manifest)
-    if resume is not None:
-        if resume.step >= last:
-            if ranks.rank == 0:
-                finish_uploads(config, run, resume)
-                _tell_log(run.folder / "log.csv", resume.step)
-                _tell_changes(config, run, last, "train.%s was %s in this run: %s would change nothing any more")
-            log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
+    with looked_at(load) as start, ExitStack() as held:
+        config, resume, rank = start.config, start.resume, start.ranks.rank
+        if all(start.group.gather(resume is not None and resume.step >= start.last)):
+            assert resume is not None
+            start.pulse.close()
+            if rank == 0:
+                _tell_finished(config, start.run, resume, start.last)
             return
-        if ranks.rank == 0:
-            _tell_changes(config, run, resume.step, "train.%s was %s so far and is %s from here on")
-    problems = outlook.problems
-    with ExitStack() as held:
-        if ranks.rank == 0 and not any(problem.fatal for problem in problems):
-            problems += [replace(one, everywhere=ranks.world_size == 1) for one in check_alone(run, held)]
-            raise_common(problems)
+        start.group.together(lambda: take_run(config, start.run, resume, held) if rank == 0 else None)
+        start.pulse.at("importing Composer")
         log.info("%s: importing Composer, which takes a while", config.name)
-        with importing_composer():
-            from trainer.session import run_session
+        from trainer.session import run_session
 
-        run_session(config, manifest, run, ranks, problems, last=last)
-
-
-def _see_alike(config: Config, ranks: Ranks) -> bool:
-    """Whether all ranks look at the same disk, and none at a bucket, which may fail for one of them."""
-    places = [config.out, *([config.init.checkpoint] if config.init else [])]
-    return ranks.world_size == 1 or (ranks.world_size == ranks.local_world_size and not any(map(is_url, places)))
+        run_session(config, start.manifest, start.run, start.ranks, start.pulse, last=start.last)
 
 
-def _of_all_ranks(problems: list[Problem], ranks: Ranks) -> list[Problem]:
-    """The problems of all ranks, on each of them."""
-    if ranks.world_size == 1:
-        return problems
-    from trainer.group import Group
+def take_run(config: Config, run: Run, resume: Checkpoint | None, held: ExitStack) -> None:
+    """Hold the run's folder as long as `held` is open. Raises InputError if another process trains there."""
+    if resume is not None:
+        _tell_changes(config, run, resume.step, "train.%s was %s so far and is %s from here on")
+    held.enter_context(hold(run.folder))
 
-    with Group() as group:
-        return [problem for found in group.gather(problems) for problem in found]
+
+def _tell_finished(config: Config, run: Run, resume: Checkpoint, last: int) -> None:
+    """Bring a finished run home; say what differs, and that there is nothing to do."""
+    finish_uploads(config, run, resume)
+    _tell_log(run.folder / "log.csv", resume.step)
+    _tell_changes(config, run, last, "train.%s was %s in this run: %s would change nothing any more")
+    log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
+
+
+def find_run(config: Config, ranks: Ranks) -> tuple[Run, Checkpoint | None]:
+    """The run at the config's `out`, and its newest checkpoint, None for a new run."""
+    run = open_run(config.out, config.cache)
+    run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
+    return run, newest_checkpoint(run)
 
 
 def check_past(config: Config, manifest: Manifest, run: Run, resume: Checkpoint) -> list[Problem]:
@@ -237,21 +268,13 @@ def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem
     ]
 
 
-def check_alone(run: Run, held: ExitStack) -> list[Problem]:
-    """Hold the run's folder for this process as long as `held` is open; a problem if another training holds it."""
-    try:
-        held.enter_context(hold(run.folder))
-    except InputError as error:
-        return [Problem(str(error))]
-    return []
-
-
 def _tell_log(path: Path, steps: int) -> None:
     """Say if the log of a finished run is damaged, which no training will mend."""
     rows, problem = read_whole_rows(path) if path.is_file() else ([], "it is missing")
-    if problem or not rows or int(rows[-1]["step"]) != steps - 1:
-        words = problem or f"it ends after step {rows[-1]['step'] if rows else 'none'}"
-        log.warning("%s is damaged, though all %d steps were trained: %s", path, steps, words)
+    if gaps := missing_steps(rows, 0, steps):
+        problem = problem or f"it has no rows of these: {gap_words(gaps)}"
+    if problem:
+        log.warning("%s is damaged, though all %d steps were trained: %s", path, steps, problem)
 
 
 def finish_uploads(config: Config, run: Run, resume: Checkpoint) -> None:

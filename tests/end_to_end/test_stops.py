@@ -62,9 +62,9 @@ def test_a_rank_that_waits_for_another_ends_when_asked(experiment: Experiment) -
     out = experiment.folder / "alone"
     first, second = ranks.start(experiment.config, out)
     second.kill()
-    ranks.wait_for("importing Composer", out)
+    ranks.wait_for("2 ranks meet at", out)
     first.join(3)
     assert first.is_alive(), ranks.printed(out)
     first.terminate()
     first.join(20)
-    assert first.exitcode == -signal.SIGTERM
+    assert first.exitcode == 128 + signal.SIGTERM

@@ -31,7 +31,6 @@ from trainer.preflight import (
     check_world_size,
     describe,
     num_parameters,
-    raise_common,
     raise_problems,
 )
 
@@ -78,7 +77,6 @@ def test_problems_of_nodes_are_told_once_with_their_names(caplog: pytest.LogCapt
     with pytest.raises(InputError, match=r"^on a, b: the disk is full$"):
         raise_problems(found)
     assert caplog.messages == ["odd"]
-    raise_common(found)  # another rank may not see it, so nobody ends alone
 
 
 def test_streams_that_are_gone_or_other_ones(make_config: ConfigMaker, tmp_path: Path) -> None:
