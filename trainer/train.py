@@ -30,7 +30,7 @@ from trainer.preflight import (
     planned_checkpoints,
     raise_problems,
 )
-from trainer.runs import SMALL_FILES, Run, hold, open_run, read_run_manifest
+from trainer.runs import SMALL_FILES, Run, hold, hold_bucket, open_run, read_run_manifest
 from trainer.settings import differences, put_aside_damaged, settings_at
 from trainer.signals import end_at_once, let_rank_0_end_first
 from trainer.step_log import read_whole_rows
@@ -148,6 +148,7 @@ def take_run(config: Config, manifest: Manifest, run: Run, resume: Checkpoint | 
     else:
         _tell_changes(config, run, resume.step, "train.%s was %s so far and is %s from here on")
     held.enter_context(hold(run.folder))
+    held.enter_context(hold_bucket(run))
 
 
 def _tell_finished(config: Config, run: Run, resume: Checkpoint, last: int) -> None:
