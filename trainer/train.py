@@ -39,7 +39,7 @@ from trainer.preflight import (
     planned_checkpoints,
     raise_problems,
 )
-from trainer.runs import SMALL_FILES, Run, hold, holder_of, open_run
+from trainer.runs import SMALL_FILES, Run, hold, hold_bucket, holder_of, open_run
 from trainer.settings import differences, put_aside_damaged, settings_at
 from trainer.signals import let_rank_0_end_first
 from trainer.step_log import gap_words, missing_steps, read_whole_rows
@@ -155,8 +155,8 @@ def raise_gathered(group: Group, problems: list[Problem]) -> None:
 def dry_run(load: Callable[[], Config]) -> None:
     """Look at all that the run needs, and print what it will be. Raises InputError with all that is wrong."""
     with looked_at(load) as start:
-        holder = holder_of(start.run.folder)
-        raise_gathered(start.group, [Problem(holder)] if holder and start.ranks.rank == 0 else [])
+        holder = holder_of(start.run) if start.ranks.rank == 0 else ""
+        raise_gathered(start.group, [Problem(holder)] if holder else [])
         if start.ranks.rank == 0:
             step = start.resume.step if start.resume else 0
             words = f"steps {step:,} to {start.last:,}, {f'from {start.resume.place}' if start.resume else 'a new run'}"
@@ -191,6 +191,7 @@ def take_run(config: Config, run: Run, resume: Checkpoint | None, held: ExitStac
     if resume is not None:
         _tell_changes(config, run, resume.step, "train.%s was %s so far and is %s from here on")
     held.enter_context(hold(run.folder))
+    held.enter_context(hold_bucket(run))
 
 
 def _tell_finished(config: Config, run: Run, resume: Checkpoint, last: int) -> None:

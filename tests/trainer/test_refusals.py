@@ -29,7 +29,7 @@ from tests.object_store import ObjectStore, object_store
 from tests.trainer.fake_checkpoints import NAMES, write_files
 from trainer import preflight
 from trainer.checkpoints import Marker, mark_complete
-from trainer.runs import run_folder
+from trainer.runs import hold_bucket, holder_of, open_run, run_folder
 from trainer.train import dry_run, train
 
 __all__ = ["object_store"]
@@ -381,3 +381,17 @@ def test_a_run_that_was_removed_from_its_bucket_does_not_come_back(place: Place,
     shutil.rmtree(copy)
     with pytest.raises(ReachedComposerError):
         train(lambda: place.config)
+
+
+def test_a_dry_run_says_that_another_machine_trains_into_the_bucket(object_store: ObjectStore, tmp_path: Path) -> None:
+    url = f"{object_store.url}/run"
+    with hold_bucket(open_run(url, str(tmp_path / "theirs")), beat_s=0.2):
+        assert holder_of(open_run(url, str(tmp_path / "ours")), beat_s=0.2).startswith(
+            f"{url} is being trained by process "
+        )
+        (lock,) = object_store.keys()
+    assert object_store.keys() == []
+    object_store.client.put_object(
+        Bucket=object_store.bucket, Key=lock, Body=b'{"holder": "process 1 on gone", "number": "1", "beat": "1"}'
+    )
+    assert holder_of(open_run(url, str(tmp_path / "ours")), beat_s=0.2) == ""  # it is of a dead process
