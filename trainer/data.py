@@ -8,6 +8,7 @@ ids, and samples are read as rows of mapped shards; indexes, worlds and the resu
 from __future__ import annotations
 
 import contextlib
+import secrets
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,11 @@ import streaming.base.dataset as streaming_dataset
 import torch
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
+from streaming.base.constant import LOCALS
+from streaming.base.shared import SharedMemory
+from streaming.base.shared.prefix import _get_path, _pack_locals
+from streaming.base.world import World
+from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from dataengine.errors import InputError
@@ -39,7 +45,7 @@ class ScheduledDataset(StreamingDataset):
 
     def __init__(self, manifest: Manifest, cache: ShardCache, *, world_size: int) -> None:
         folders = [cache.index_folder(number) for number in range(len(manifest.streams))]
-        with _light_spanner():
+        with _adapted():
             super().__init__(
                 streams=[Stream(local=str(folder)) for folder in folders],  # the cache fetches shards, not streaming
                 batch_size=manifest.batch_size // world_size,
@@ -199,12 +205,33 @@ class _LightSpanner:
         return shard, int(index - self._bounds[shard])
 
 
+def _own_prefix(locals_: list[str], remotes: list[str | None], world: World, retry: int = 100) -> tuple[int, Any]:
+    """A number for this run's blocks of shared memory that no other run on the machine has, and the first block.
+
+    streaming takes the first number that is free, and two runs that start at once take the same one
+    (streaming/base/shared/prefix.py, get_shm_prefix). Here the first rank draws it, and nodes count on from it.
+    """
+    together = dist.is_available() and dist.is_initialized()
+    drawn = [secrets.randbits(40)]
+    if together:
+        dist.broadcast_object_list(drawn)
+    number = drawn[0] + world.node
+    content = _pack_locals(locals_, number)
+    if world.is_local_leader:
+        block = SharedMemory(_get_path(number, LOCALS), True, len(content))
+        block.buf[: len(content)] = content
+    if together:
+        dist.barrier()
+    return number, block if world.is_local_leader else SharedMemory(_get_path(number, LOCALS), False)
+
+
 @contextlib.contextmanager
-def _light_spanner() -> Iterator[None]:
+def _adapted() -> Iterator[None]:
+    """While a StreamingDataset is made, two parts of it are ours."""
     module: Any = streaming_dataset
-    own = module.Spanner
-    module.Spanner = _LightSpanner
+    own = module.Spanner, module.get_shm_prefix
+    module.Spanner, module.get_shm_prefix = _LightSpanner, _own_prefix
     try:
         yield
     finally:
-        module.Spanner = own
+        module.Spanner, module.get_shm_prefix = own

@@ -22,6 +22,16 @@ _FAREWELL = timedelta(minutes=1)
 _FAREWELL_OF_FAILED = timedelta(seconds=10)  # some of the others may have gone without one
 
 
+def cannot_meet(error: Exception) -> InputError:
+    """For an error of the store at MASTER_ADDR:MASTER_PORT, of which torch gives the reason in many lines."""
+    environment, reason = os.environ, str(error).partition("\n")[0].removesuffix(".")
+    return InputError(
+        f"rank {environment['RANK']} of {environment['WORLD_SIZE']} cannot meet the others at "
+        f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}: {reason}. Start the same command on every node, "
+        "with the MASTER_ADDR of the first one and a MASTER_PORT that is free there."
+    )
+
+
 class Group:
     """This process among those that Composer's launcher or torchrun started; alone if neither did."""
 
@@ -85,10 +95,7 @@ class Group:
                 multi_tenant=True,
             )
         except dist.DistError as error:
-            raise InputError(
-                f"rank {self.rank} of {self.size} cannot meet the others at {self.address}: {error}. Start the same "
-                "command on every node, with the MASTER_ADDR of the first one and a MASTER_PORT that is free there."
-            ) from None
+            raise cannot_meet(error) from None
 
     def gather(self, value: T) -> list[T]:
         """What each rank gives, in the order of ranks, on every rank. Raises InputError, naming them, if some are late.

@@ -5,54 +5,45 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType, TracebackType
+import threading
+import time
+from types import FrameType
 
 NOT_BEGUN = "stopped before the first step; the same command begins again"
+
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_GRACE_S = 2.0  # for what is under way to be left; compiled code that waits for other ranks is not
 
 
 def end_plainly(words: str) -> None:
     """From here on Ctrl-C and SIGTERM say `words`, on the first rank, and end the process with exit code 130 or 143.
 
-    What is under way is left by way of an exception, so temporary files go. A second signal ends the process on the
-    spot.
+    What is under way is left by way of an exception, so that temporary files go. Where that does not end the process
+    soon, a thread does: compiled code may wait, or make an error of its own of the exception. It says the words, too,
+    for Composer's import sets a handler that says nothing.
     """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    told = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
         for each in _NUMBERS:
-            signal.signal(each, signal.SIG_DFL)
-        _say(words)
-        sys.excepthook = _make_hook(128 + number)
+            signal.signal(each, signal.SIG_DFL)  # a second one ends the process on the spot
+        told.wait(_GRACE_S)
         raise SystemExit(128 + number)
+
+    def listen() -> None:
+        while (number := os.read(reading, 1)[0]) not in _NUMBERS:
+            pass
+        sys.excepthook = lambda *error: os._exit(128 + number)
+        if os.environ.get("RANK", "0") == "0":
+            line = f"{words}\n"
+            os.write(2, (f"\n{line}" if os.isatty(2) else line).encode())
+        told.set()
+        time.sleep(_GRACE_S)
+        os._exit(128 + number)
 
     for each in _NUMBERS:
         signal.signal(each, handle)
-
-
-@contextmanager
-def importing_composer() -> Iterator[None]:
-    """Composer sets handlers of its own in the middle of its import, which say nothing."""
-    ours = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as end:
-        if end.code in (130, 143) and signal.getsignal(signal.SIGINT) not in (ours, signal.SIG_DFL):
-            _say(NOT_BEGUN)
-        raise
-
-
-def _say(words: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        line = f"{words}\n"
-        os.write(2, (f"\n{line}" if os.isatty(2) else line).encode())  # a handler may not print: print may be under way
-
-
-def _make_hook(code: int) -> Callable[..., None]:
-    """For what compiled code makes of the exception: an import of numpy, say, makes an ImportError of it."""
-
-    def end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        os._exit(code)
-
-    return end
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # Python writes the numbers of signals there
+    threading.Thread(target=listen, name="interrupts", daemon=True).start()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 
 from dataengine.config import Config, WandbConfig
-from dataengine.storage import write_file
+from trainer.wandb_run import open_wandb
 
 
 class TensorBoard(LoggerDestination):
@@ -41,23 +39,10 @@ class TensorBoard(LoggerDestination):
 
 
 class WeightsAndBiases(LoggerDestination):
-    """A run of W&B, the same one after each resume. Composer's own logger needs a wandb from before 2025."""
+    """A run of W&B. Composer's own logger needs a wandb from before 2025."""
 
-    def __init__(self, config: Config, settings: WandbConfig, folder: Path) -> None:
-        self._run: Any = None
-        if dist.get_global_rank() == 0:
-            import wandb
-
-            self._run = wandb.init(
-                project=settings.project,
-                entity=settings.entity,
-                name=config.name,
-                id=_wandb_id(folder),
-                resume="allow",
-                dir=str(folder),
-                mode=settings.mode,
-                config=config.model_dump(mode="json"),
-            )
+    def __init__(self, config: Config, settings: WandbConfig, folder: Path, first: int) -> None:
+        self._run: Any = open_wandb(config, settings, folder, first) if dist.get_global_rank() == 0 else None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Send; W&B leaves out steps that it has already."""
@@ -76,15 +61,5 @@ def make_loggers(config: Config, folder: Path, first: int) -> list[LoggerDestina
     if config.train.tensorboard:
         loggers.append(TensorBoard(folder / "tensorboard", first))
     if config.train.wandb is not None:
-        loggers.append(WeightsAndBiases(config, config.train.wandb, folder))
+        loggers.append(WeightsAndBiases(config, config.train.wandb, folder, first))
     return loggers
-
-
-def _wandb_id(folder: Path) -> str:
-    """The id under which W&B knows a run; a run that is resumed keeps it."""
-    path = folder / "wandb.json"
-    if path.is_file():
-        return str(json.loads(path.read_bytes())["id"])
-    made = uuid.uuid4().hex[:12]
-    write_file(path, json.dumps({"id": made}).encode())
-    return made

@@ -175,6 +175,8 @@ def _verdict(rank: int, error: BaseException) -> tuple[int, str]:
     name = f"rank {rank} on {platform.node()}"
     if isinstance(error, InputError):
         return 2, f"{name}: {message_of(error)}"
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code, f"{name} was asked to end"
     if isinstance(error, BadStepError):
         return 3, f"{name}: {error}"
     if (words := describe_disk(error)) is not None:

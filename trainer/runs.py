@@ -10,9 +10,13 @@ import logging
 import os
 import platform
 import re
+import sys
+import threading
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ from trainer.settings import SETTINGS
 
 log = logging.getLogger(__name__)
 
+_LOCK = "training.lock"
 SMALL_FILES = ("config.yaml", SETTINGS, "manifest.json", "log.csv")  # what a run keeps beside its checkpoints
 
 
@@ -104,7 +109,7 @@ def hold(folder: Path) -> Iterator[None]:
     passes it on to other machines if it knows locks at all. Raises InputError if another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "training.lock").open("a+") as file:
+    with (folder / _LOCK).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -149,24 +154,115 @@ def lock_folder(folder: Path, *, shared: bool = False, wait: bool = True) -> Ite
         os.close(descriptor)
 
 
-def holder_of(folder: Path) -> str:
-    """What `hold` would say if another process holds a run's folder now, which is not taken from it; else nothing."""
+def holder_of(run: Run, beat_s: float = 15.0) -> str:
+    """What `hold` and `hold_bucket` would say if another process holds a run now; nothing is taken from it."""
+    with suppress(FileNotFoundError), (run.folder / "training.lock").open() as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return _words_of_holder(run.folder, file.read())
     try:
-        with (folder / "training.lock").open() as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError as error:
-                return _words_of_holder(folder, file.read()) if error.errno in (errno.EACCES, errno.EAGAIN) else ""
-    except FileNotFoundError:
-        return ""
+        if run.store is not None:
+            _lease(run, run.store, beat_s).look()
+    except InputError as error:
+        return str(error)
     return ""
 
 
-def _words_of_holder(folder: Path, holder: str) -> str:
+def _words_of_holder(place: Path | str, holder: str) -> str:
     return (
-        f"{folder} is being trained by {holder or 'another process'}. "
+        f"{place} is being trained by {holder or 'another process'}. "
         "Wait until it has ended, stop it, or give this run another `out`."
     )
+
+
+@contextmanager
+def hold_bucket(run: Run, beat_s: float = 15.0) -> Iterator[None]:
+    """Keep a run in a bucket for this process, so that two machines do not train into one; a folder needs none of it.
+
+    Buckets have no locks: the holder writes training.lock anew every `beat_s`. One that does not change for three times
+    as long is of a dead process; one of this folder, which `hold` holds already, is so at once. Raises InputError if
+    another process holds the run. A holder that was thought dead, and finds another one, ends at once.
+    """
+    if run.store is None:
+        yield
+        return
+    lease = _lease(run, run.store, beat_s)
+    lease.take()
+    ended = threading.Event()
+    threading.Thread(target=lease.keep, args=(ended,), name="lease", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        lease.give_back()
+
+
+def _lease(run: Run, store: Store, beat_s: float) -> _Lease:
+    return _Lease(store, run.url, beat_s, f"process {os.getpid()} on {platform.node()}, {run.folder.absolute()}")
+
+
+@dataclass
+class _Lease:
+    store: Store
+    url: str
+    beat_s: float
+    holder: str
+    number: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def look(self) -> bool:
+        """Whether a process has held the run. Raises InputError if one does."""
+        before = self._read()
+        if before and before["holder"].partition(" on ")[2] != self.holder.partition(" on ")[2]:
+            log.info(
+                "%s was held by %s: looking for %.0f s if it still is", self.url, before["holder"], 3 * self.beat_s
+            )
+            time.sleep(3 * self.beat_s)
+            if (now := self._read()) and now != before:
+                raise self._taken(now)
+        return before is not None
+
+    def take(self) -> None:
+        before = self.look()
+        self._write()
+        if not before:  # another one may have begun at the same moment; the one that wrote last stays
+            time.sleep(min(2.0, self.beat_s))
+            if (now := self._read()) and now["number"] != self.number:
+                raise self._taken(now)
+
+    def keep(self, ended: threading.Event) -> None:
+        """The thread."""
+        while not ended.wait(self.beat_s):
+            with suppress(InputError):  # an outage: nobody else can take the run then
+                if (now := self._read()) and now["number"] != self.number:
+                    print(f"error: {self._taken(now)}", file=sys.stderr, flush=True)
+                    os._exit(2)
+                self._write()
+
+    def give_back(self) -> None:
+        with suppress(InputError):
+            if (now := self._read()) and now["number"] == self.number:
+                self.store.remove(_LOCK)
+
+    def _read(self) -> dict[str, str] | None:
+        """What the file says; None if there is none, or none that can be read."""
+        try:
+            found = parse_json(self.store.read(_LOCK))
+            return {key: str(found[key]) for key in ("holder", "number", "beat")}
+        except (FileNotFoundError, KeyError, TypeError):
+            return None
+        except InputError:
+            raise
+        except ValueError:
+            return None
+
+    def _write(self) -> None:
+        content = {"holder": self.holder, "number": self.number, "beat": uuid.uuid4().hex}
+        self.store.write(_LOCK, json.dumps(content).encode())
+
+    def _taken(self, now: dict[str, str]) -> InputError:
+        return InputError(_words_of_holder(self.url, now["holder"]))
 
 
 def local_folder(out: str, cache: str) -> Path:

@@ -38,6 +38,7 @@ from trainer.checkpoints import (
 )
 from trainer.data import ScheduledDataset, make_loader, to_tensors
 from trainer.finite import check_finite
+from trainer.group import cannot_meet
 from trainer.loggers import make_loggers
 from trainer.microbatch import choose_microbatch
 from trainer.model import build_model, sharding
@@ -101,7 +102,10 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
     # Before streaming, which would make a group of its own. The pulse ends a run that hangs long before the timeout,
     # which must be longer than a rank may wait for a bucket.
     timeout_s = config.train.outage_limit + _GROUP_TIMEOUT_S
-    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout_s)
+    try:
+        dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout_s)
+    except torch.distributed.DistError as error:
+        raise cannot_meet(error) from None
     pulse.at("finding the checkpoint, and loading it", may_wait=True)
     if ranks.local_rank == 0:
         sweep()

@@ -1,8 +1,7 @@
 """Remove what killed runs of streaming left in shared memory, and their lock files.
 
-A StreamingDataset names its blocks by the first number that is free (streaming/base/shared/prefix.py, 0.13):
-/dev/shm/000003_locals, 000003_barrier and so on, and /tmp/000003_barrier_filelock. A killed run leaves them. Every
-later start then walks over them, and a start whose folders are those of such a block is refused.
+A StreamingDataset names its blocks by a number (drawn in trainer.data; streaming's own is the first that is free):
+/dev/shm/000003_locals, 000003_barrier and so on, and /tmp/000003_barrier_filelock. A killed run leaves them.
 
 A number belongs to a live run if any process has one of its blocks mapped or open; the blocks are looked up by device
 and inode, as a process in a container may see them under another path. Of containers that share /dev/shm but not their

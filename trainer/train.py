@@ -6,8 +6,9 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from dataengine.objects import is_url
 from dataengine.rates import horizon_notes
 from trainer.checkpoints import Checkpoint, check_model, locate_checkpoint, newest_checkpoint
 from trainer.group import Group
-from trainer.interrupts import importing_composer
+from trainer.interrupts import NOT_BEGUN, end_plainly
 from trainer.preflight import (
     Problem,
     Ranks,
@@ -40,7 +41,7 @@ from trainer.preflight import (
     raise_problems,
 )
 from trainer.pulse import Pulse
-from trainer.runs import SMALL_FILES, Run, hold, holder_of, open_run
+from trainer.runs import SMALL_FILES, Run, hold, hold_bucket, holder_of, open_run
 from trainer.settings import (
     History,
     history_before,
@@ -49,8 +50,8 @@ from trainer.settings import (
     settings_from,
     tell_changes,
 )
-from trainer.signals import end_at_once, let_rank_0_end_first
-from trainer.step_log import read_whole_rows
+from trainer.signals import let_rank_0_end_first
+from trainer.step_log import gap_words, missing_steps, read_whole_rows
 from trainer.uploads import Uploader, resume_uploads
 from trainer.watch import BadStepError
 
@@ -82,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--dry-run", action="store_true", help="check all that a run needs and describe it; train nothing"
     )
     options = parser.parse_intermixed_args(arguments)
+    end_plainly(NOT_BEGUN)  # also where this is no script
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for name in ("trainer", "__main__"):
         logging.getLogger(name).setLevel(logging.INFO if _rank() == 0 else logging.ERROR)
@@ -90,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return load_config(options.config, options.overrides)
 
     try:
-        code = run_command(lambda: (dry_run if options.dry_run else train)(load), quiet=_rank() != 0)
+        code = run_command(lambda: dry_run(load) if options.dry_run else train(load), quiet=_rank() != 0)
     except BadStepError as error:
         code = 3
         if _rank() == 0:
@@ -100,62 +102,81 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def look(config: Config, manifest: Manifest, ranks: Ranks, group: Group) -> tuple[Run, Checkpoint | None]:
-    """Look at all that can be looked at before Composer is imported, which takes 20 s; a dry run does the same.
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with, on each of its ranks."""
 
-    Returns the run and its newest checkpoint, None for a new run. Raises InputError on all ranks, with what any of them
-    has found.
+    config: Config
+    manifest: Manifest
+    ranks: Ranks
+    group: Group
+    pulse: Pulse
+    run: Run
+    resume: Checkpoint | None  # None: a new run
+
+    @property
+    def last(self) -> int:
+        """Where training ends."""
+        return last_step(self.config, self.manifest)
+
+
+@contextmanager
+def looked_at(load: Callable[[], Config]) -> Iterator[Start]:
+    """All that a run needs, looked at before Composer is imported, which takes 20 s; a dry run looks at the same.
+
+    Raises InputError, on all ranks of all nodes, with what one of them has found.
     """
-    raise_problems(of_all(check_run(config, manifest, ranks), group))
-    if not is_url(config.out):
-        check_one_folder(Path(config.out), group)
-    run = group.together(lambda: open_run(config.out, config.cache))
-    resume, problems = group.together(lambda: check_run_folder(config, manifest, run, ranks))
-    raise_problems(of_all(problems, group))
-    return run, resume
+    ranks = Ranks.from_environment()
+    group = Group(_MEETING)
+    if group.size > 1:
+        log.info("%d ranks meet at %s", group.size, group.address)
+    with group:
+        config = group.together(load)
+        group.timeout += timedelta(seconds=config.train.outage_limit)
+        with Pulse(group, config.train.outage_limit) as pulse:
+            manifest = group.together(lambda: read_manifest(experiment_url(config)))
+            pulse.at("looking at what the run needs", may_wait=True)
+            raise_gathered(group, check_run(config, manifest, ranks))
+            if not is_url(config.out):
+                check_one_folder(Path(config.out), group)
+            pulse.at("looking for checkpoints", may_wait=True)
+            run, resume = group.together(lambda: find_run(config, ranks))
+            found = group.together(
+                lambda: check_past(config, manifest, run, resume) if resume else check_new(config, manifest, run)
+            )
+            raise_gathered(group, [*found, *check_auto(config)])
+            yield Start(config, manifest, ranks, group, pulse, run, resume)
 
 
-def of_all(problems: list[Problem], group: Group) -> list[Problem]:
-    """The problems that the ranks have found."""
-    return [problem for found in group.gather(problems) for problem in found]
-
-
-def check_run_folder(
-    config: Config, manifest: Manifest, run: Run, ranks: Ranks
-) -> tuple[Checkpoint | None, list[Problem]]:
-    """The newest checkpoint of a run, None for a new one, and what is in the way of training from there.
-
-    Raises InputError if the run's bucket or folder cannot be read.
-    """
-    run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
-    resume = newest_checkpoint(run)
-    problems = check_past(config, manifest, run, resume) if resume else check_new(config, manifest, run)
-    return resume, problems + check_auto(config)
+def raise_gathered(group: Group, problems: list[Problem]) -> None:
+    """Raise InputError on all ranks if one of them has found a problem."""
+    raise_problems(problem for found in group.gather(problems) for problem in found)
 
 
 def dry_run(load: Callable[[], Config]) -> None:
     """Look at all that the run needs, and print what it will be. Raises InputError with all that is wrong."""
-    ranks = Ranks.from_environment()
-    with Group(_MEETING) as group:
-        config = group.together(load)
-        manifest = group.together(lambda: read_manifest(experiment_url(config)))
-        run, resume = look(config, manifest, ranks, group)
-        holder = group.first(lambda: holder_of(run.folder))
-    if holder:
-        raise InputError(holder)
-    if ranks.rank == 0:
-        last, step = last_step(config, manifest), resume.step if resume else config.first_step
-        history = history_so_far(config, run, resume)
-        tell_changes(history, step, config, manifest.schedule)
-        settings = settings_from(history, step, config, manifest.schedule)
-        for words in horizon_notes(config, settings, manifest.schedule.steps):
-            log.warning("%s", words)
-        where = f"steps {step:,} to {last:,}, {f'from {resume.place}' if resume else 'a new run'}"
-        from trainer.microbatch import describe_memory  # torch and transformers, which take a while
+    with looked_at(load) as start:
+        holder = holder_of(start.run) if start.ranks.rank == 0 else ""
+        raise_gathered(start.group, [Problem(holder)] if holder else [])
+        if start.ranks.rank == 0:
+            describe_start(start)
 
-        print(describe(config, manifest, ranks.world_size, settings=settings, first=step))
-        print(f"\n{describe_memory(config, manifest, ranks.world_size)}")
-        print(f"to be trained: {where if step < last else 'nothing, all steps are trained'}")
+
+def describe_start(start: Start) -> None:
+    """Print what a run will be."""
+    config, manifest, resume = start.config, start.manifest, start.resume
+    from trainer.microbatch import describe_memory  # torch and transformers, which take a while
+
+    step = resume.step if resume else config.first_step
+    history = history_so_far(config, start.run, resume)
+    tell_changes(history, step, config, manifest.schedule)
+    settings = settings_from(history, step, config, manifest.schedule)
+    for words in horizon_notes(config, settings, manifest.schedule.steps):
+        log.warning("%s", words)
+    where = f"steps {step:,} to {start.last:,}, {f'from {resume.place}' if resume else 'a new run'}"
+    print(describe(config, manifest, start.ranks.world_size, settings=settings, first=step))
+    print(f"\n{describe_memory(config, manifest, start.ranks.world_size)}")
+    print(f"to be trained: {where if step < start.last else 'nothing, all steps are trained'}")
 
 
 def train(load: Callable[[], Config]) -> None:
@@ -164,41 +185,42 @@ def train(load: Callable[[], Config]) -> None:
     Raises InputError for what the user has to mend, on all ranks of all nodes what one of them has found, and
     BadStepError if a step must not be trained on.
     """
-    ranks = Ranks.from_environment()
-    group = Group(_MEETING)
-    if group.size > 1:
-        end_at_once()
-        log.info("%d ranks meet at %s", group.size, group.address)
-    with group, ExitStack() as held:
-        config = group.together(load)
-        group.timeout += timedelta(seconds=config.train.outage_limit)
-        with Pulse(group, config.train.outage_limit) as pulse:
-            manifest = group.together(lambda: read_manifest(experiment_url(config)))
-            pulse.at("looking at what the run needs", may_wait=True)
-            run, resume = look(config, manifest, ranks, group)
-            last = last_step(config, manifest)
-            if all(group.gather(resume is not None and resume.step >= last)):
-                assert resume is not None
-                pulse.close()
-                if ranks.rank == 0:
-                    _tell_finished(config, manifest, run, resume, last)
-                return
-            group.first(lambda: held.enter_context(hold(run.folder)))
-            pulse.at("importing Composer")
-            log.info("%s: importing Composer, which takes a while", config.name)
-            with importing_composer():
-                from trainer.session import run_session
+    with looked_at(load) as start, ExitStack() as held:
+        config, resume, rank = start.config, start.resume, start.ranks.rank
+        if all(start.group.gather(resume is not None and resume.step >= start.last)):
+            assert resume is not None
+            start.pulse.close()
+            if rank == 0:
+                _tell_finished(start, resume)
+            return
+        start.group.first(lambda: take_run(start.run, held))
+        start.pulse.at("importing Composer")
+        log.info("%s: importing Composer, which takes a while", config.name)
+        from trainer.session import run_session
 
-            run_session(config, manifest, run, ranks, pulse, last=last)
+        run_session(config, start.manifest, start.run, start.ranks, start.pulse, last=start.last)
 
 
-def _tell_finished(config: Config, manifest: Manifest, run: Run, resume: Checkpoint, last: int) -> None:
+def take_run(run: Run, held: ExitStack) -> None:
+    """Hold the run's folder as long as `held` is open. Raises InputError if another process trains there."""
+    held.enter_context(hold(run.folder))
+    held.enter_context(hold_bucket(run))
+
+
+def _tell_finished(start: Start, resume: Checkpoint) -> None:
     """Bring a finished run home; say what differs, and that there is nothing to do."""
-    finish_uploads(config, run, resume)
-    _tell_log(run.folder / "log.csv", resume.step)
+    finish_uploads(start.config, start.run, resume)
+    _tell_log(start.run.folder / "log.csv", resume.step)
     words = "%s was %s in this run: %s would change nothing any more"
-    tell_changes(put_aside_damaged(run.folder), last, config, manifest.schedule, words)
-    log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, last)
+    tell_changes(put_aside_damaged(start.run.folder), start.last, start.config, start.manifest.schedule, words)
+    log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, start.last)
+
+
+def find_run(config: Config, ranks: Ranks) -> tuple[Run, Checkpoint | None]:
+    """The run at the config's `out`, and its newest checkpoint, None for a new run."""
+    run = open_run(config.out, config.cache)
+    run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
+    return run, newest_checkpoint(run)
 
 
 def check_past(config: Config, manifest: Manifest, run: Run, resume: Checkpoint) -> list[Problem]:
@@ -278,9 +300,10 @@ def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem
 def _tell_log(path: Path, steps: int) -> None:
     """Say if the log of a finished run is damaged, which no training will mend."""
     rows, problem = read_whole_rows(path) if path.is_file() else ([], "it is missing")
-    if problem or not rows or int(rows[-1]["step"]) != steps - 1:
-        words = problem or f"it ends after step {rows[-1]['step'] if rows else 'none'}"
-        log.warning("%s is damaged, though all %d steps were trained: %s", path, steps, words)
+    if gaps := missing_steps(rows, 0, steps):
+        problem = problem or f"it has no rows of these: {gap_words(gaps)}"
+    if problem:
+        log.warning("%s is damaged, though all %d steps were trained: %s", path, steps, problem)
 
 
 def finish_uploads(config: Config, run: Run, resume: Checkpoint) -> None:

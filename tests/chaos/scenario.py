@@ -40,6 +40,7 @@ _GRACE_S = 10  # for the other ranks once one has failed; then they get SIGTERM,
 _PEER_S = 60  # in which all ranks must have ended once one has
 _DISK_MB = 192
 _PRELOAD = ("trainer.train", "trainer.session", "trainer.evaluation", "dataengine.cli", "composer.utils.parallelism")
+_KEEP_ONE = "train.keep_checkpoints=1"
 _DAMAGES = ("a byte changed", "cut short", "emptied", "removed")
 
 
@@ -161,7 +162,7 @@ class Experiment:
         self.config.write_text(yaml.safe_dump(values, sort_keys=False))
         self.moments = random.Random(chance.random())  # of what happens while processes run, whose course varies
         self.ranks, self.loader_workers = 2, 1
-        self.ranks_changed = self.log_damaged = False
+        self.ranks_changed = self.log_damaged = self.nodes_apart = False
         self.network_fault = ""
         self.backups: list[Callable[[], None]] = []
         self.damaged: list[str] = []  # names of damaged files, and of their folders
@@ -171,27 +172,8 @@ class Experiment:
     def run(self, stage: str, disturb: Callable[[list[ForkServerProcess]], bool] | None = None,
             *overrides: str) -> Ended:  # fmt: skip
         """Run build, train or evaluate to its end; `disturb` may kill processes, and returns whether it did."""
-        module, arguments, number = {
-            "build": ("dataengine.cli", ["build", str(self.config), "--workers", "2"], 1),
-            "train": ("trainer.train", [str(self.config), f"train.loader_workers={self.loader_workers}"], self.ranks),
-            "evaluate": ("trainer.evaluate", [str(self.config), "--all"], 1),
-        }[stage]
         printed = self.folder.parent / f"{self.folder.name}.{stage}.txt"  # not on a disk that may be full
-        outputs = [printed if rank == 0 else Path(f"{printed}.{rank}") for rank in range(number)]
-        port = ranks.free_port()
-        environments = (
-            [ranks.rank_environment(rank, number, port) for rank in range(number)]
-            if stage == "train"
-            else [ranks.thread_and_bucket()]
-        )
-        processes = [
-            ranks.CONTEXT.Process(target=_command, args=(module, [*arguments, *overrides], environment, str(path)))
-            for environment, path in zip(environments, outputs, strict=True)
-        ]
-        for path in outputs:
-            path.unlink(missing_ok=True)
-        for process in processes:
-            process.start()
+        processes, outputs = self.launch(stage, printed, *overrides)
         deadline = time.monotonic() + DEADLINE_S
         killed = disturb(processes) if disturb is not None else False
         first_end = None
@@ -214,6 +196,39 @@ class Experiment:
                                       f"{[process.exitcode for process in processes]}):{words}")  # fmt: skip
         printed_by_all = "\n".join(path.read_text(errors="replace") for path in outputs if path.is_file())
         return Ended([process.exitcode for process in processes], printed_by_all, killed)
+
+    def launch(self, stage: str, printed: Path, *overrides: str,
+               follow: bool = False) -> tuple[list[ForkServerProcess], list[Path]]:  # fmt: skip
+        """Start build, train or evaluate; return its processes and the files with what they print."""
+        module, arguments, number = {
+            "build": ("dataengine.cli", ["build", str(self.config), "--workers", "2"], 1),
+            "train": ("trainer.train", [str(self.config), f"train.loader_workers={self.loader_workers}"], self.ranks),
+            "evaluate": ("trainer.evaluate", [str(self.config), "--follow" if follow else "--all"], 1),
+        }[stage]
+        outputs = [printed if rank == 0 else Path(f"{printed}.{rank}") for rank in range(number)]
+        port = ranks.free_port()
+        environments = (
+            [ranks.rank_environment(rank, number, port) for rank in range(number)]
+            if stage == "train"
+            else [ranks.thread_and_bucket()]
+        )
+        own: list[list[str]] = [[] for _ in range(number)]
+        if stage == "train" and self.nodes_apart:
+            for rank, environment in enumerate(environments):
+                environment |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NODE_RANK": str(rank)}
+                key = "out" if self.bucket is None else "cache"  # of a run in a bucket each node has its working copy
+                own[rank] = [f"{key}={self.folder / f'node{rank}' / key}"] if rank else []
+        processes = [
+            ranks.CONTEXT.Process(
+                target=_command, args=(module, [*arguments, *overrides, *mine], environment, str(path))
+            )
+            for environment, path, mine in zip(environments, outputs, own, strict=True)
+        ]
+        for path in outputs:
+            path.unlink(missing_ok=True)
+        for process in processes:
+            process.start()
+        return processes, outputs
 
     # Results.
 
@@ -320,9 +335,11 @@ def _command(module: str, arguments: list[str], environment: dict[str, str], pri
     os.dup2(descriptor, 2)
     import torch
 
+    import trainer.evaluate
     import trainer.signals
 
     trainer.signals.WAIT_FOR_RANK_0_S = 3.0  # no launcher ends the others
+    trainer.evaluate._POLL_S = 1
     torch.set_num_threads(1)
     importlib.import_module(module).main(arguments)
     sys.exit(0)
@@ -436,6 +453,77 @@ def _full_disk(experiment: Experiment, stage: str) -> Disturbance:
     return act
 
 
+def _asked_during_a_save(experiment: Experiment, stage: str) -> Disturbance:
+    """All ranks are asked to stop, as by their launcher, while a checkpoint is being written."""
+
+    def act(processes: list[ForkServerProcess]) -> bool:
+        begun, until = time.time(), time.monotonic() + 60
+        while time.monotonic() < until and processes[0].is_alive():
+            if any(_is_being_written(folder, begun) for folder in experiment.folder.rglob("checkpoints/step-*")):
+                for process in processes:
+                    if process.is_alive():
+                        os.kill(process.pid or 0, signal.SIGTERM)
+                break
+            time.sleep(0.002)
+        return False
+
+    return act
+
+
+def _is_being_written(checkpoint: Path, since: float) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return not (checkpoint / "COMPLETE.json").is_file() and checkpoint.stat().st_mtime >= since
+    return False
+
+
+def _second_start(experiment: Experiment, stage: str) -> Disturbance:
+    """The same command is given twice at once, for the same `out` or for another one."""
+
+    def act(processes: list[ForkServerProcess]) -> bool:
+        same = experiment.moments.random() < 0.5
+        elsewhere = [] if same else [f"out={experiment.folder / 'second'}"]
+        _beside(experiment, stage, *elsewhere, refusals=("is being trained by",) if same else ())
+        shutil.rmtree(experiment.folder / "second", ignore_errors=True)
+        return False
+
+    return act
+
+
+def _followed(experiment: Experiment, stage: str) -> Disturbance:
+    """An evaluation follows the training, which keeps one checkpoint."""
+
+    def act(processes: list[ForkServerProcess]) -> bool:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and processes[0].is_alive():
+            if list(experiment.folder.rglob("checkpoints/step-*/COMPLETE.json")):
+                break
+            time.sleep(0.05)
+        _beside(experiment, "evaluate", _KEEP_ONE, follow=True)
+        return False
+
+    return act
+
+
+def _beside(
+    experiment: Experiment, stage: str, *overrides: str, refusals: Sequence[str] = (), follow: bool = False
+) -> None:
+    """Run a command to its end beside another one. It must end well, or be refused in some of these words."""
+    printed = experiment.folder.parent / f"{experiment.folder.name}.beside.txt"
+    processes, outputs = experiment.launch(stage, printed, *overrides, follow=follow)
+    deadline = time.monotonic() + DEADLINE_S - 30
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.is_alive():
+            _kill_tree(process.pid or 0)
+    words = "\n".join(path.read_text(errors="replace") for path in outputs if path.is_file())
+    expected = [*refusals, *filter(None, experiment.damaged)]
+    if set(codes) != {0} and not (set(codes) == {2} and any(refusal in words for refusal in expected)):
+        kind = "hang" if None in codes else "crash"
+        raise FailureError(kind, f"{stage} beside another command: exit codes {codes}:\n{words[-2000:]}")
+
+
 # The course of a scenario.
 
 
@@ -449,6 +537,7 @@ class Fault:
     names: tuple[str, ...] = ()  # what a refusal must name
     bucket_only: bool = False
     small_disk_only: bool = False
+    overrides: tuple[str, ...] = ()
     network: str = ""
 
 
@@ -478,6 +567,12 @@ def _other_ranks(experiment: Experiment) -> bool:
     experiment.ranks = experiment.chance.choice([1, 4])
     experiment.ranks_changed = True
     return True
+
+
+def _nodes_apart(experiment: Experiment) -> bool:
+    """Each rank is a node of its own, without the folder of the other."""
+    experiment.nodes_apart = experiment.ranks > 1
+    return experiment.nodes_apart
 
 
 def _other_workers(experiment: Experiment) -> bool:
@@ -530,6 +625,10 @@ def _faults() -> dict[str, list[Fault]]:
             files("run's manifest or config damaged", _run, lambda key: key in ("manifest.json", "config.yaml")),
             Fault("log damaged", before=_damage_log),
             Fault("cached shard damaged", before=_damage_cache, bucket_only=True),
+            Fault("node without the shared folder", before=_nodes_apart, names=("is not one folder for all nodes",)),
+            Fault("two starts at once", during=_second_start, names=("is being trained by",)),
+            Fault("asked to stop during a save", during=_asked_during_a_save),
+            Fault("retention beside an evaluation", during=_followed, overrides=(_KEEP_ONE,)),
             Fault("other number of ranks", before=_other_ranks),
             Fault("other number of loader workers", before=_other_workers),
             *network,
@@ -590,8 +689,8 @@ def _inject(experiment: Experiment, stage: str, fault: Fault) -> str:
     if fault.before is not None and not fault.before(experiment):
         return "not reached"
     experiment.network_fault = fault.network
-    ended = experiment.run(stage, fault.during(experiment, stage) if fault.during else None)
-    experiment.network_fault = ""
+    ended = experiment.run(stage, fault.during(experiment, stage) if fault.during else None, *fault.overrides)
+    experiment.network_fault, experiment.nodes_apart = "", False
     names = [*fault.names, *experiment.damaged]  # also earlier
     outcome = _judge(stage, fault.name, ended, names)
     if outcome == "refused":

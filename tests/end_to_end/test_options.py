@@ -12,6 +12,7 @@ import pytest
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment
 from trainer.checkpoints import complete_checkpoints
+from trainer.step_log import read_log
 
 __all__ = ["experiment"]
 
@@ -41,12 +42,13 @@ def test_compiled_layers_give_the_same_run(experiment: Experiment) -> None:
 
 
 def test_tensorboard_and_wandb_offline_show_the_log(experiment: Experiment) -> None:
-    """Also of a run that is resumed: each step once, and one W&B run."""
+    """Also of a run that is resumed: each step once, and another W&B run if steps are trained anew."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = experiment.folder / "shown"
     changes = ["train.tensorboard=true", "train.wandb={project: test, mode: offline}"]
     ranks.kill_at(ranks.start(experiment.config, out, *changes), out, 9)
+    logged = len(read_log(out / "log.csv"))
     log = ranks.train(experiment.config, out, *changes)
     assert exact(log) == exact(experiment.straight)
     events: Any = EventAccumulator(str(out / "tensorboard"))
@@ -56,7 +58,8 @@ def test_tensorboard_and_wandb_offline_show_the_log(experiment: Experiment) -> N
     assert [losses[step] for step in range(1, 17)] == pytest.approx([float(row["loss"]) for row in log], rel=1e-6)
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 17))  # none twice
     folders = list((out / "wandb").glob("offline-run-*"))
-    assert len({path.name.rpartition("-")[2] for path in folders}) == 1
+    anew = f"steps {logged} to 16" not in ranks.printed(out)
+    assert len({path.name.rpartition("-")[2] for path in folders}) == 1 + anew
     assert any(list(path.glob("*.wandb")) for path in folders)
 
 

@@ -67,4 +67,4 @@ def test_a_rank_that_waits_for_another_ends_when_asked(experiment: Experiment) -
     assert first.is_alive(), ranks.printed(out)
     first.terminate()
     first.join(20)
-    assert first.exitcode == -signal.SIGTERM
+    assert first.exitcode == 128 + signal.SIGTERM

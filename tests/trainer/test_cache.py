@@ -236,14 +236,15 @@ def test_a_limit_is_kept_and_changes_nothing(
         open_cache(object_store, tmp_path, manifest, limit=limit - 1)
 
 
+@pytest.mark.parametrize("first", [0, 12])
 def test_the_prefetcher_brings_what_the_next_steps_need(
-    make_config: ConfigMaker, object_store: ObjectStore, tmp_path: Path
+    make_config: ConfigMaker, object_store: ObjectStore, tmp_path: Path, first: int
 ) -> None:
     manifest = replace(build_there(make_config, object_store), shuffle_block=32)  # 4 steps
     cache = open_cache(object_store, tmp_path, manifest)
-    prefetcher = Prefetcher(cache, manifest)
-    prefetcher.advance(0)
-    wanted = np.concatenate([manifest.order.sample_ids(step) for step in range(4)])
+    prefetcher = Prefetcher(cache, manifest, first)
+    prefetcher.advance(first)
+    wanted = np.concatenate([manifest.order.sample_ids(step) for step in range(first, first + 4)])
     streams = [manifest.streams[number] for number in np.unique(manifest.order.stream_numbers(wanted))]
     deadline = time.monotonic() + 30
     while not all(list((tmp_path / stream.remote).glob("*.mds")) for stream in streams):

@@ -22,6 +22,7 @@ from trainer.preflight import (
     Ranks,
     check_bucket,
     check_init_checkpoint,
+    check_memory,
     check_microbatch,
     check_owner,
     check_run,
@@ -31,6 +32,7 @@ from trainer.preflight import (
     check_wandb_key,
     check_world_size,
     describe,
+    memory_limit,
     num_parameters,
     raise_problems,
 )
@@ -228,3 +230,22 @@ def test_mistakes_are_said_before_slow_imports(module: str) -> None:
     code = f"import sys, trainer.{module}; print(*sorted({{'composer', 'torch', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+
+
+def test_ranks_that_cannot_fit_in_the_container(make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, manifest = built(make_config())
+    monkeypatch.setattr(preflight, "memory_limit", lambda: (16 << 30, "the limit in /sys/fs/cgroup/memory.max"))
+    assert check_memory(ModelConfig(), manifest, 2) == []
+    (problem,) = check_memory(ModelConfig(), manifest, 8)
+    assert problem.text.startswith("8 ranks on this node take ")
+    assert "and the limit in /sys/fs/cgroup/memory.max is 17.2 GB. Raise it, or start fewer" in problem.text
+
+
+def test_the_tightest_limit_of_memory_counts(tmp_path: Path) -> None:
+    groups, root = tmp_path / "cgroup", tmp_path / "fs"
+    (root / "pod" / "box").mkdir(parents=True)
+    groups.write_text("0::/pod/box\n")
+    assert memory_limit(groups, root, 1 << 40) == (1 << 40, "the memory of the machine")
+    (root / "pod" / "memory.max").write_text("1000\n")
+    (root / "pod" / "box" / "memory.max").write_text("max\n")
+    assert memory_limit(groups, root, 1 << 40) == (1000, f"the limit in {root / 'pod' / 'memory.max'}")

@@ -31,7 +31,7 @@ from tests.trainer.fake_checkpoints import NAMES, write_files
 from trainer import preflight
 from trainer.checkpoints import Marker, mark_complete
 from trainer.group import Group
-from trainer.runs import run_folder
+from trainer.runs import hold_bucket, holder_of, open_run, run_folder
 from trainer.train import dry_run, train
 
 __all__ = ["object_store"]
@@ -128,11 +128,6 @@ def other_tokenizer(place: Place) -> None:
 def no_built_config(place: Place) -> None:
     place.build()
     (place.folder / "store" / "experiments" / "small" / "config.yaml").unlink()
-
-
-def ranks_that_do_not_divide(place: Place) -> None:
-    place.build()
-    place.monkeypatch.setenv("WORLD_SIZE", "3")
 
 
 def no_streams(place: Place) -> None:
@@ -268,7 +263,6 @@ CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (other_settings, "3 problems stand in the way:\n- seq_len is 16 in the config, but was 32 when 'small' was built."),
     (other_tokenizer, "nowhere.model"),
     (no_built_config, "config.yaml beside the manifest. Build again"),
-    (ranks_that_do_not_divide, "batch_size 8 does not divide among 3 ranks. "),
     (no_streams, "no index.json in "),
     (other_run, "holds a run of experiment 'other', and this is 'small'. Give this run another `out`."),
     (missing_packages, "3 problems stand in the way:\n- train.wandb is online, and there is no key for api.wandb.ai."),
@@ -399,3 +393,17 @@ def test_a_run_that_was_removed_from_its_bucket_does_not_come_back(place: Place,
     shutil.rmtree(copy)
     with pytest.raises(ReachedComposerError):
         train(lambda: place.config)
+
+
+def test_a_dry_run_says_that_another_machine_trains_into_the_bucket(object_store: ObjectStore, tmp_path: Path) -> None:
+    url = f"{object_store.url}/run"
+    with hold_bucket(open_run(url, str(tmp_path / "theirs")), beat_s=0.2):
+        assert holder_of(open_run(url, str(tmp_path / "ours")), beat_s=0.2).startswith(
+            f"{url} is being trained by process "
+        )
+        (lock,) = object_store.keys()
+    assert object_store.keys() == []
+    object_store.client.put_object(
+        Bucket=object_store.bucket, Key=lock, Body=b'{"holder": "process 1 on gone", "number": "1", "beat": "1"}'
+    )
+    assert holder_of(open_run(url, str(tmp_path / "ours")), beat_s=0.2) == ""  # it is of a dead process

@@ -217,3 +217,10 @@ def test_a_run_in_a_bucket_comes_with_its_evaluations(
     assert here.judged is not None
     for one, other in zip(there.judged.sets, here.judged.sets, strict=True):
         assert one.translations == other.translations != ()
+
+
+def test_steps_that_a_log_has_lost_are_told(folder: Path) -> None:
+    assert read(folder).lost_steps == ""
+    lines = (folder / "log.csv").read_text().splitlines(keepends=True)
+    (folder / "log.csv").write_text("".join(lines[:3] + lines[6:10] + lines[11:]))
+    assert read(folder).lost_steps == "2 to 4, 9"

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import errno
+import multiprocessing
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,7 +13,7 @@ import pytest
 from dataengine.errors import InputError
 from tests.object_store import ObjectStore, object_store
 from trainer import audit, report
-from trainer.runs import SMALL_FILES, local_folder, open_run
+from trainer.runs import SMALL_FILES, Run, hold, hold_bucket, local_folder, open_run
 
 __all__ = ["object_store"]
 
@@ -65,3 +71,66 @@ def test_a_url_without_a_run_is_said_to_have_none(
         tool.main([f"{object_store.url}/none", "--cache", str(tmp_path)])  # type: ignore[attr-defined]
     assert ended.value.code == 2
     assert f"error: no run at {object_store.url}/none: there is no manifest.json" in capsys.readouterr().err
+
+
+def test_a_disk_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lockf(file: object, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("trainer.runs.fcntl.lockf", lockf)
+    with hold(tmp_path):
+        assert caplog.messages == [
+            f"{tmp_path} is on a file system without locks (No locks available): nothing keeps a second training from "
+            "this folder. Start one at a time."
+        ]
+
+
+def test_a_bucket_is_trained_into_from_one_machine(object_store: ObjectStore, tmp_path: Path) -> None:
+    here, there = (open_run(f"{object_store.url}/run", str(tmp_path / name)) for name in ("here", "there"))
+    words = r"/run is being trained by process \d+ on .*here/runs/.* Wait until"
+    with hold_bucket(here, 0.2), pytest.raises(InputError, match=words), hold_bucket(there, 0.2):
+        pass
+    assert object_store.keys() == []
+    with hold_bucket(there, 0.2):
+        assert object_store.keys() == ["run/training.lock"]
+
+
+@pytest.mark.parametrize("place", ["here", "there"])
+def test_a_bucket_of_a_killed_training_is_free(object_store: ObjectStore, tmp_path: Path, place: str) -> None:
+    """At once for the same folder, which `hold` keeps; else once it is seen that nobody writes any more."""
+    killed, run = (open_run(f"{object_store.url}/run", str(tmp_path / name)) for name in ("here", place))
+    process = multiprocessing.get_context("fork").Process(target=_hold_and_die, args=(killed,))
+    process.start()
+    process.join()
+    assert object_store.keys() == ["run/training.lock"]
+    begun = time.monotonic()
+    with hold_bucket(run, 0.5):
+        assert (time.monotonic() - begun >= 1.5) == (place == "there")
+    assert object_store.keys() == []
+
+
+def _hold_and_die(run: Run) -> None:
+    with hold_bucket(run, 0.5):
+        os._exit(1)
+
+
+def test_of_two_that_begin_at_once_one_stays(object_store: ObjectStore, tmp_path: Path) -> None:
+    runs = [open_run(f"{object_store.url}/run", str(tmp_path / name)) for name in ("here", "there")]
+    both = threading.Barrier(2)
+
+    def begin(run: Run) -> str:
+        both.wait()
+        try:
+            with hold_bucket(run, 1.0):
+                both.wait(30)
+                return "held"
+        except InputError as error:
+            both.wait(30)
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = sorted(pool.map(begin, runs))
+    assert "is being trained by" in found[0] or "is being trained by" in found[1]
+    assert found.count("held") == 1
