@@ -112,9 +112,10 @@ def train(load: Callable[[], Config]) -> None:
     from trainer.pulse import Pulse
 
     end_at_once()
+    group = Group(_MEETING)
     if ranks.world_size > 1:
-        log.info("%d ranks meet at %s:%s", ranks.world_size, os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
-    with Group(_MEETING) as group, ExitStack() as held:
+        log.info("%d ranks meet at %s", ranks.world_size, group.address)
+    with group, ExitStack() as held:
         config = group.together(load)
         group.timeout += timedelta(seconds=config.train.outage_limit)
         with Pulse(group, config.train.outage_limit) as pulse:

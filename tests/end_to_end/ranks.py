@@ -139,6 +139,8 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
         _lose_a_number()
     if probe == "stray" and environment["RANK"] == "1":
         _stray_from_the_plan()
+    if probe == "hang":
+        _hang(environment["RANK"] == "1")
     trainer.train.main([config, *overrides])
     sys.exit("main returns only through sys.exit")
 
@@ -153,6 +155,23 @@ def _lose_a_number() -> None:
         return own(model, outputs, batch) * (float("nan") if next(calls) == 6 * 2 else 1.0)
 
     trainer.model.TranslationModel.loss = loss  # type: ignore[method-assign, assignment]
+
+
+def _hang(this_rank: bool) -> None:
+    """Let the first microbatch of step 6 on this rank never end, and let that be noticed sooner than in life."""
+    import trainer.model
+    import trainer.pulse
+
+    trainer.pulse.BEAT_S, trainer.pulse.STUCK_S, trainer.pulse.GRACE_S = 0.2, 5.0, 1.0
+    own, calls = trainer.model.TranslationModel.loss, iter(range(1000))
+
+    def loss(model: Any, outputs: Any, batch: Any) -> Any:
+        if next(calls) == 6 * 2:
+            time.sleep(1000)
+        return own(model, outputs, batch)
+
+    if this_rank:
+        trainer.model.TranslationModel.loss = loss  # type: ignore[method-assign]
 
 
 def _stray_from_the_plan() -> None:
