@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from dataengine.errors import InputError, note, run_command
+from dataengine.errors import DamagedError, InputError, MissingError, OutageError, message_of, note, run_command
 
 
 class GatheredError(BaseException):
@@ -102,3 +102,11 @@ def test_what_a_message_quotes_cannot_command_the_terminal(capsys: pytest.Captur
         "error: cannot use a\\x1b: no. Check the path and its permissions.\n"
         "note: c\\x07\n"
     )
+
+
+@pytest.mark.parametrize("kind", [InputError, DamagedError, MissingError, OutageError])
+def test_an_error_of_a_loader_worker_says_its_own_words_alone(kind: type[InputError]) -> None:
+    """As torch's DataLoader gives it: the traceback in the message."""
+    trace = f'Caught {kind.__name__} in DataLoader worker process 0.\nTraceback (most recent call last):\n  File "x.py"'
+    assert message_of(kind(f"{trace}\ndataengine.errors.{kind.__name__}: shard 3 is gone.\n")) == "shard 3 is gone."
+    assert message_of(kind("shard 3 is gone.")) == "shard 3 is gone."
