@@ -70,24 +70,33 @@ class Group:
 
     @property
     def address(self) -> str:
-        """Where the ranks meet."""
+        """Where the ranks meet. Raises InputError if the environment does not say it."""
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+        if missing:
+            raise InputError(
+                f"WORLD_SIZE is {self.size}, and {' and '.join(missing)} missing in the environment. Start the ranks "
+                "with `composer` or torchrun, or set where they meet: the first node's address, and a free port there."
+            )
         return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
 
     def connect(self, timeout_s: float) -> Any:  # torch's stubs lack most of TCPStore
         """A connection to the store of its own, for a thread."""
         from torch import distributed as dist
 
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+        host, _, port = self.address.rpartition(":")
+        return dist.TCPStore(
+            host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+        )
 
     def _meet(self) -> Any:
         """The store of env://, which torch's process group uses, too (torch/distributed/rendezvous.py)."""
         from torch import distributed as dist
 
+        host, _, port = self.address.rpartition(":")
         try:
             return dist.TCPStore(
-                os.environ["MASTER_ADDR"],
-                int(os.environ["MASTER_PORT"]),
+                host,
+                int(port),
                 self.size,
                 is_master=self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
                 timeout=self.timeout,
@@ -107,14 +116,17 @@ class Group:
         from torch import distributed as dist
 
         self._count += 1
-        self._store.set(f"{self._count}/{self.rank}", pickle.dumps(value))
         keys = [f"{self._count}/{rank}" for rank in range(self.size)]
         try:
+            self._store.set(keys[self.rank], pickle.dumps(value))
             self._store.wait(keys, self.timeout)
+            values: list[T] = [pickle.loads(self._store.get(key)) for key in keys]
+            # What all have read, for they gave this one.
+            self._store.delete_key(f"{self._count - 1}/{self.rank}")
         except dist.DistStoreError:
             raise InputError(self._missing(keys)) from None
-        values: list[T] = [pickle.loads(self._store.get(key)) for key in keys]
-        self._store.delete_key(f"{self._count - 1}/{self.rank}")  # which all have read, for they gave this one
+        except dist.DistError as error:
+            raise InputError(f"rank 0, which the others meet at ({self.address}), is gone: {error}") from None
         return values
 
     def _missing(self, keys: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 from dataengine.errors import InputError, describe_disk, message_of
@@ -30,6 +31,7 @@ STUCK_S = 600.0  # at one place of a step, such as a microbatch
 GRACE_S = 5.0  # for a rank that has heard of a failure by itself, and for rank 0 to speak first
 
 _VERDICT = "pulse/verdict"
+_PLACES = 4  # and ranks of each, that a message names
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class State:
     patience_s: float = STUCK_S
     pid: int = 0
     node: str = ""
+    line: str = ""  # of Python, where its main thread is
     ended: bool = False
 
 
@@ -66,18 +69,35 @@ def judge(states: Sequence[State], silent_s: Sequence[float]) -> str | None:
     first = next(iter(stuck.values()))
     if len(behind) == len(running):
         return (
-            f"no rank has gone on for {first.since_s:.0f} s, all are {first.doing}: they wait for each other. Check "
-            "the network between the nodes and the GPUs (nvidia-smi). The same command resumes."
+            f"no rank has gone on for {first.since_s:.0f} s, all are {first.doing}, at {_lines(running)}. If these are "
+            "one line, check the network between the nodes and the GPUs (nvidia-smi). The same command resumes."
         )
     return (
-        f"{_names(stuck)} did not go on for {first.since_s:.0f} s while {first.doing}, and the other ranks wait. The "
-        "same command resumes; if it hangs there again, look at that process (py-spy dump --pid PID), its GPU and "
-        "its disk."
+        f"{_names(stuck)} did not go on for {first.since_s:.0f} s while {first.doing}, at {first.line}, and the other "
+        "ranks wait. The same command resumes; if it hangs there again, look at that process (py-spy dump --pid "
+        "PID), its GPU and its disk."
     )
 
 
 def _names(ranks: Mapping[int, State]) -> str:
     return " and ".join(f"rank {rank} (process {state.pid} on {state.node})" for rank, state in ranks.items())
+
+
+def _lines(ranks: Mapping[int, State]) -> str:
+    """Where ranks are, the rarest place first: the others may wait for those there."""
+    places: dict[str, list[str]] = {}
+    for rank, state in ranks.items():
+        places.setdefault(state.line, []).append(f"{rank} on {state.node}")
+    found = sorted(places.items(), key=lambda place: len(place[1]))[:_PLACES]
+    return "; ".join(
+        f"{line} (rank {', '.join(names[:_PLACES])}{' ...' * (len(names) > _PLACES)})" for line, names in found
+    )
+
+
+def _line() -> str:
+    """Where the main thread is, in Python."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})" if frame else "?"
 
 
 class Pulse:
@@ -111,7 +131,13 @@ class Pulse:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End; tell the others why, if it is for an error."""
-        if error is not None and self._group.size > 1 and not self._ended.is_set():
+        if error is not None:
+            self.fail(error)
+        self.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others why this rank ends, and end; what it still uploads is nothing that they wait for."""
+        if self._group.size > 1 and not self._ended.is_set():
             with suppress(RuntimeError):
                 self._store.compare_set(_VERDICT, "", pickle.dumps(_verdict(self._group.rank, error)).hex())
         self.close()
@@ -136,7 +162,7 @@ class Pulse:
     def _beat(self) -> None:
         now = time.monotonic()
         state = State(
-            self._place, self._doing, now - self._since, self._patience_s, os.getpid(), platform.node(),
+            self._place, self._doing, now - self._since, self._patience_s, os.getpid(), platform.node(), _line(),
             self._ended.is_set(),
         )  # fmt: skip
         self._store.set(f"pulse/{self._group.rank}", pickle.dumps((now, state)))

@@ -147,6 +147,9 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
             pulse.close()
             stopping.alone = True
             trainer.close()
+        except BaseException as error:
+            pulse.fail(error)  # before this rank's uploads, which may take long
+            raise
         finally:
             end_workers()
             if uploader is not None:
@@ -300,8 +303,12 @@ class TellWhere(Callback):
         """The loader has given a batch."""
         self._pulse.at(f"training step {int(state.timestamp.batch):,}", may_wait=not self._trained)
 
+    def after_loss(self, state: State, logger: Logger) -> None:
+        """A half of a microbatch is done."""
+        self.batch_start(state, logger)
+
     def after_backward(self, state: State, logger: Logger) -> None:
-        """A microbatch is done."""
+        """The other half is done."""
         self.batch_start(state, logger)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from dataengine.errors import InputError, naming, note, run_command
+from dataengine.errors import (
+    DamagedError,
+    InputError,
+    MissingError,
+    OutageError,
+    message_of,
+    naming,
+    note,
+    run_command,
+)
 
 
 class GatheredError(BaseException):
@@ -129,3 +138,11 @@ def test_what_an_error_of_the_disk_does_not_name_is_named(capsys: pytest.Capture
     ):
         assert run_command(command) == 2
         assert capsys.readouterr().err.startswith(f"error: No space left on device: {place}. What is finished stays: ")
+
+
+@pytest.mark.parametrize("kind", [InputError, DamagedError, MissingError, OutageError])
+def test_an_error_of_a_loader_worker_says_its_own_words_alone(kind: type[InputError]) -> None:
+    """As torch's DataLoader gives it: the traceback in the message."""
+    trace = f'Caught {kind.__name__} in DataLoader worker process 0.\nTraceback (most recent call last):\n  File "x.py"'
+    assert message_of(kind(f"{trace}\ndataengine.errors.{kind.__name__}: shard 3 is gone.\n")) == "shard 3 is gone."
+    assert message_of(kind("shard 3 is gone.")) == "shard 3 is gone."

@@ -145,6 +145,8 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
         _die_before_the_first_step(trainer.session)
     if ":" in probe:
         _apply(probe)
+    if probe == "hang":
+        _hang(environment["RANK"] == "1")
     trainer.train.main([config, *overrides])
     sys.exit("main returns only through sys.exit")
 
@@ -201,6 +203,23 @@ def _apply(probe: str) -> None:
                     rows[-1 if kind == "weight" else slice(None), 0] = float("nan")
 
         trainer.saving.SaveCheckpoints.batch_end = damage  # type: ignore[method-assign]
+
+
+def _hang(this_rank: bool) -> None:
+    """Let the first microbatch of step 6 on this rank never end, and let that be noticed sooner than in life."""
+    import trainer.model
+    import trainer.pulse
+
+    trainer.pulse.BEAT_S, trainer.pulse.STUCK_S, trainer.pulse.GRACE_S = 0.2, 5.0, 1.0
+    own, calls = trainer.model.TranslationModel.loss, iter(range(1000))
+
+    def loss(model: Any, outputs: Any, batch: Any) -> Any:
+        if next(calls) == 6 * 2:
+            time.sleep(1000)
+        return own(model, outputs, batch)
+
+    if this_rank:
+        trainer.model.TranslationModel.loss = loss  # type: ignore[method-assign]
 
 
 def _stray_from_the_plan() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -68,3 +69,14 @@ def test_a_rank_that_waits_for_another_ends_when_asked(experiment: Experiment) -
     first.terminate()
     first.join(20)
     assert first.exitcode == 128 + signal.SIGTERM
+
+
+def test_a_rank_that_hangs_ends_all_by_name(experiment: Experiment) -> None:
+    out = experiment.folder / "hangs"
+    codes = ranks.finish(ranks.start(experiment.config, out, probe="hang"))
+    assert codes == [1, 1], ranks.printed(out)
+    words = (
+        r"error: rank 1 \(process \d+ on .*\) did not go on for \d+ s while training step 6, at ranks.py:\d+ \(loss\)"
+    )
+    assert re.search(words, ranks.printed(out)), ranks.printed(out)
+    assert exact(ranks.train(experiment.config, out)) == exact(experiment.straight)

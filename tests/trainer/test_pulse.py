@@ -22,7 +22,9 @@ from trainer.preflight import check_one_folder
 from trainer.pulse import LOST_S, STUCK_S, Pulse, State, judge
 
 _FORK = multiprocessing.get_context("fork")
-STATES = [State(place=7, doing="training step 6", pid=100 + rank, node="abc"[rank]) for rank in range(3)]
+STATES = [
+    State(place=7, doing="training step 6", pid=100 + rank, node="abc"[rank], line="x.py:1 (wait)") for rank in range(3)
+]
 
 Course = Callable[[Group, Path], None]
 
@@ -40,8 +42,14 @@ def test_the_rank_that_others_wait_for_is_named() -> None:
     old = [replace(state, since_s=STUCK_S + 1) for state in STATES]
     words = judge([old[0], replace(old[1], place=6), old[2]], [0.0] * 3)
     assert words is not None
-    assert words.startswith("rank 1 (process 101 on b) did not go on for 601 s while training step 6, and the other")
-    assert str(judge(old, [0.0] * 3)).startswith("no rank has gone on for 601 s, all are training step 6: they wait")
+    assert words.startswith(
+        "rank 1 (process 101 on b) did not go on for 601 s while training step 6, at x.py:1 (wait), and"
+    )
+    words = judge([old[0], replace(old[1], line="y.py:2 (read)"), old[2]], [0.0] * 3)
+    assert str(words).startswith(
+        "no rank has gone on for 601 s, all are training step 6, at y.py:2 (read) (rank 1 on b); x.py:1 (wait) (rank 0 "
+        "on a, 2 on c). If these are one line, check"
+    )
     words = judge(STATES, [0.0, 0.0, LOST_S + 1])
     assert str(words).startswith("nothing was heard of rank 2 (process 102 on c) for 121 s.")
 
@@ -127,6 +135,7 @@ def die(group: Group, place: Path) -> None:
 def lose_the_first(group: Group, place: Path) -> None:
     with Pulse(group, outage_limit_s=3600.0):
         if group.rank == 0:
+            time.sleep(1)  # all have met
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
 
