@@ -38,9 +38,10 @@ from trainer.checkpoints import (
     newest_checkpoint,
 )
 from trainer.data import ScheduledDataset, make_loader, to_tensors
+from trainer.determinism import make_deterministic
 from trainer.loggers import make_loggers
 from trainer.microbatch import choose_microbatch
-from trainer.model import build_model, sharding
+from trainer.model import build_model, is_sharded, sharding
 from trainer.optimizer import OptimizerSettings, make_optimizer
 from trainer.preflight import Problem, Ranks, describe, planned_checkpoints, raise_problems
 from trainer.runs import Run
@@ -92,6 +93,8 @@ def run_session(
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch's own checkpoint writer
     warnings.filterwarnings("ignore", message="No scheduler")  # OptimizerSettings sets the rate
     end_at_once()
+    if config.train.deterministic:
+        make_deterministic()
     # Before streaming, which would make a group of its own. While a rank waits for a bucket the others wait for it.
     timeout_s = config.train.outage_limit + _GROUP_TIMEOUT_S
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout_s)
@@ -343,8 +346,7 @@ def make_trainer(
         device="gpu" if on_gpu else "cpu",
         precision="amp_bf16" if on_gpu else "fp32",  # Composer has no bf16 on CPU
         device_train_microbatch_size=microbatch,  # Composer's "auto" changes the sums, and so the floats
-        # FSDP2, which also runs on CPU; on one rank it would only cost time.
-        parallelism_config={"fsdp": sharding(config.train)} if ranks.world_size > 1 else None,
+        parallelism_config={"fsdp": sharding(config.train)} if is_sharded(ranks.world_size) else None,
         callbacks=callbacks,
         loggers=make_loggers(config, run.folder, begin.step),
         seed=config.train.seed,
