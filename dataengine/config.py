@@ -379,6 +379,7 @@ class TrainConfig(_Section):
     compile: bool = False  # torch.compile; the first step takes minutes longer
     activation_checkpointing: bool = False  # compute layers again backward: less memory, a third more time
     shard_ranks: Size | None = None  # parameters are sharded over so many ranks and replicated beyond; default: all
+    deterministic: bool = False  # the same floats at each run on the same GPUs, slower; on CPU they are the same anyway
     # Seconds for which a bucket that does not answer is tried again
     outage_limit: Annotated[Count, Field(le=10**9), NOTHING] = 3600
     spike_factor: float | None = Field(default=2.0, gt=1)  # stop at a loss so many times the usual; null: never

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor
@@ -47,6 +48,14 @@ class _Sharding(FSDP2Config):
     @property
     def data_parallel_replicate_degree(self) -> int | None:
         return None if self.shard_ranks == -1 else -1  # as many as are needed
+
+
+def is_sharded(world_size: int) -> bool:
+    """Whether FSDP2 holds the parameters. On CUDA it does so on one rank too, so that the precision is that of many.
+
+    There it keeps bf16 between the layers, where autocast alone would keep fp32. On one CPU it would only cost time.
+    """
+    return world_size > 1 or torch.cuda.is_available()
 
 
 def sharding(train: TrainConfig) -> FSDP2Config:

@@ -10,7 +10,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
-from transformers import LlamaForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dataengine.config import ModelConfig, TrainConfig
@@ -140,8 +142,27 @@ def recompute_layers(hf: LlamaForCausalLM) -> None:
         hf.model.layers[number] = checkpoint_wrapper(layer, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
 
 
+def _attend_on_cpu(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """SDPA of transformers, with keys and values repeated where they have fewer heads than queries.
+
+    Transformers leaves that to PyTorch (enable_gqa) unless there is a mask. That suits CUDA; on CPU PyTorch then takes
+    its plain kernel instead of the flash one.
+    """
+    if mask is None:
+        groups = cast(int, module.num_key_value_groups)
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    return sdpa_attention_forward(module, query, key, value, mask, **settings)
+
+
+_ON_CPU = "sdpa_on_cpu"
+AttentionInterface.register(_ON_CPU, _attend_on_cpu)
+AttentionMaskInterface.register(_ON_CPU, sdpa_mask)  # for transformers' own forward pass
+
+
 def _choose_attention(wish: str) -> str:
-    """flash_attention_2 on CUDA where flash-attn can be imported, else SDPA; says which."""
+    """flash_attention_2 on CUDA where flash-attn can be imported, else SDPA; says which. Its name for transformers."""
     if wish != "auto":
         chosen, reason = wish, "as configured"
     elif not torch.cuda.is_available():
@@ -153,4 +174,4 @@ def _choose_attention(wish: str) -> str:
         except ImportError as error:
             chosen, reason = "sdpa", f"flash-attn cannot be imported: {error}"
     log.info("attention: %s (%s)", chosen, reason)
-    return chosen
+    return chosen if torch.cuda.is_available() or chosen != "sdpa" else _ON_CPU

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -20,6 +21,7 @@ from dataengine.manifest import Manifest
 from dataengine.rates import Settings
 from dataengine.shards import COLUMN
 from trainer.checkpoints import Checkpoint
+from trainer.determinism import make_deterministic
 from trainer.model import TranslationModel, build_model
 from trainer.optimizer import apply_settings, make_optimizer
 from trainer.safe_loading import load_checkpoint
@@ -30,6 +32,8 @@ class Recomputation:
 
     def __init__(self, config: Config, manifest: Manifest, checkpoint: Checkpoint) -> None:
         """The checkpoint's files are in its folder; any number of ranks wrote them. Its names are Composer's."""
+        if config.train.deterministic:
+            make_deterministic()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._config, self._step = config.train, checkpoint.step
         self._model: TranslationModel = build_model(config.model, manifest, config.train).to(device)
@@ -59,9 +63,29 @@ class Recomputation:
         microbatch = 1 if self._config.microbatch_size == "auto" else self._config.microbatch_size
         losses: list[float] = []
         for part in torch.from_numpy(tokens).to(device).split(microbatch):
-            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-                mean, each = self._model({COLUMN: part})
-            (mean * (len(part) / len(tokens))).backward()
+            share, on_gpu = len(part) / len(tokens), device.type == "cuda"
+            with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+                each = pass_in_bf16(self._model, part, share) if on_gpu else _Pass(self._model)(part, share)
             losses += each.tolist()
         gradients: list[Tensor] = [p.grad for p in self._model.parameters() if p.grad is not None]
         return losses, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+
+
+class _Pass(nn.Module):
+    """Forward and backward pass of a microbatch."""
+
+    def __init__(self, model: TranslationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, part: Tensor, share: float) -> Tensor:
+        """Add the gradient of a share of the mean loss; return the loss of each sample. (b, seq_len + 1) -> (b,)."""
+        mean, each = self.model({COLUMN: part})
+        (mean * share).backward()
+        return cast(Tensor, each)
+
+
+def pass_in_bf16(model: TranslationModel, part: Tensor, share: float) -> Tensor:
+    """The same with weights, and what lies between layers, in bf16, as FSDP has them on CUDA; gradients are fp32."""
+    weights = {f"model.{name}": parameter.bfloat16() for name, parameter in model.named_parameters()}
+    return cast(Tensor, torch.func.functional_call(_Pass(model), weights, (part, share)))

@@ -37,11 +37,12 @@ from trainer.checkpoints import (
     newest_checkpoint,
 )
 from trainer.data import ScheduledDataset, make_loader, to_tensors
+from trainer.determinism import make_deterministic
 from trainer.finite import check_finite
 from trainer.group import cannot_meet
 from trainer.loggers import make_loggers
 from trainer.microbatch import choose_microbatch
-from trainer.model import build_model, sharding
+from trainer.model import build_model, is_sharded, sharding
 from trainer.optimizer import OptimizerSettings, make_optimizer
 from trainer.preflight import Ranks, describe, find_init, planned_checkpoints
 from trainer.pulse import Pulse
@@ -99,6 +100,8 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch's own checkpoint writer
     warnings.filterwarnings("ignore", message="No scheduler")  # OptimizerSettings sets the rate
     end_at_once()
+    if config.train.deterministic:
+        make_deterministic()
     # Before streaming, which would make a group of its own. The pulse ends a run that hangs long before the timeout,
     # which must be longer than a rank may wait for a bucket.
     timeout_s = config.train.outage_limit + _GROUP_TIMEOUT_S
@@ -412,8 +415,7 @@ def make_trainer(
         device="gpu" if on_gpu else "cpu",
         precision="amp_bf16" if on_gpu else "fp32",  # Composer has no bf16 on CPU
         device_train_microbatch_size=microbatch,  # Composer's "auto" changes the sums, and so the floats
-        # FSDP2, which also runs on CPU; on one rank it would only cost time.
-        parallelism_config={"fsdp": sharding(config.train)} if ranks.world_size > 1 else None,
+        parallelism_config={"fsdp": sharding(config.train)} if is_sharded(ranks.world_size) else None,
         callbacks=callbacks,
         loggers=make_loggers(config, run.folder, begin.step),
         seed=config.train.seed,

@@ -137,6 +137,8 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
         _draw_random_numbers(trainer.session)
     if probe == "cuda":
         _seem_to_have_cuda(trainer.session)
+    if probe == "mesh of one":
+        trainer.session.is_sharded = lambda world_size: True
     if probe == "nan" and environment["RANK"] == "1":
         _lose_a_number()
     if probe == "stray" and environment["RANK"] == "1":

@@ -8,7 +8,7 @@ import torch
 from dataengine.config import TrainConfig
 from tests.end_to_end import ranks
 from tests.end_to_end.test_options import assert_close
-from tests.end_to_end.test_training import Experiment, experiment
+from tests.end_to_end.test_training import Experiment, exact, experiment
 from trainer.optimizer import apply_settings, make_optimizer
 
 __all__ = ["experiment"]
@@ -25,6 +25,21 @@ def test_a_run_goes_on_without_cuda_and_with_it(first: str, then: str, words: st
     assert_close(log, experiment.straight[:12])
     ranks.train(experiment.config, out, "train.max_steps=14", probe=then)
     assert "was saved" not in ranks.printed(out)
+
+
+def test_one_rank_that_shards_gives_the_same_to_the_last_bit(experiment: Experiment) -> None:
+    """As one rank does on CUDA; its checkpoints go on in a run that does not shard, and the other way round."""
+    plain, mesh = experiment.folder / "plain", experiment.folder / "mesh"
+    ranks.train(experiment.config, plain, "train.max_steps=6", ranks=1)
+    ranks.train(experiment.config, mesh, "train.max_steps=6", ranks=1, probe="mesh of one")
+    first = ranks.train(experiment.config, plain, "train.max_steps=12", ranks=1, probe="mesh of one")
+    assert exact(ranks.train(experiment.config, mesh, "train.max_steps=12", ranks=1)) == exact(first)
+    assert_close(first, experiment.straight[:12])
+
+
+def test_deterministic_changes_no_bit_on_cpu(experiment: Experiment) -> None:
+    log = ranks.train(experiment.config, experiment.folder / "fixed", "train.deterministic=true", "train.max_steps=7")
+    assert exact(log) == exact(experiment.straight[:7])
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import AttentionInterface, LlamaForCausalLM
 
 from dataengine.config import ModelConfig, TrainConfig
 from dataengine.manifest import Manifest
@@ -71,7 +74,7 @@ def test_the_papers_model_has_its_number_of_parameters() -> None:
 def test_attention_falls_back_to_sdpa_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     if not torch.cuda.is_available():
-        assert build_model(SIZES, MANIFEST, TrainConfig()).decoder.hf.config._attn_implementation == "sdpa"
+        assert build_model(SIZES, MANIFEST, TrainConfig()).decoder.hf.config._attn_implementation == "sdpa_on_cpu"
         assert caplog.messages == ["attention: sdpa (no CUDA device)"]
 
 
@@ -110,3 +113,47 @@ def test_layers_that_are_computed_again_have_the_same_names_and_gradients() -> N
         assert one.grad is not None
         assert other.grad is not None
         assert torch.equal(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_takes_the_flash_kernel_on_cpu(kv_heads: int) -> None:
+    sizes = SIZES.model_copy(update={"num_key_value_heads": kv_heads})
+    model = build_model(sizes, MANIFEST, TrainConfig(attention="sdpa"))
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        model({"tokens": torch.zeros((2, 17), dtype=torch.int64)})[0].backward()
+    found = {event.key for event in profiled.key_averages() if "_attention_" in event.key}
+    flash = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    assert found == {flash, f"{flash}_backward"}
+
+
+def test_attention_is_called_causal_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any kernel of transformers, such as flash-attn's, is given this; it repeats keys and values itself."""
+    calls: list[tuple[Any, ...]] = []
+
+    def stub(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
+    ) -> tuple[Tensor, None]:
+        calls.append((query.shape, key.shape, value.shape, mask, settings["scaling"], settings["dropout"]))
+        assert module.is_causal
+        return query.transpose(1, 2), None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "stub", stub)
+    monkeypatch.setattr(packed, "_choose_attention", lambda wish: "stub")
+    build_model(SIZES, MANIFEST, TrainConfig())({"tokens": torch.zeros((3, 17), dtype=torch.int64)})
+    assert calls == [((3, 4, 16, 16), (3, 2, 16, 16), (3, 2, 16, 16), None, 0.25, 0.0)] * 2
+
+
+def test_gradients_of_the_loss_in_bf16_are_near_what_bf16_can_hold() -> None:
+    """At most twice as far from the exact ones as these are when they are rounded to bf16."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn((256, 64), generator=generator).bfloat16().requires_grad_()
+    weight = (torch.randn((500, 64), generator=generator) / 8).bfloat16().requires_grad_()
+    labels = torch.randint(0, 500, (256,), generator=generator)
+    packed.MeanCrossEntropy.apply(states, weight, labels)[0].backward()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (states, weight)]
+    torch.nn.functional.cross_entropy(exact[0] @ exact[1].t(), labels).backward()
+    for own, reference in zip((states, weight), exact, strict=True):
+        assert own.grad is not None
+        assert reference.grad is not None
+        floor = (reference.grad.bfloat16().double() - reference.grad).norm()
+        assert (own.grad.double() - reference.grad).norm() <= 2 * floor
