@@ -186,7 +186,7 @@ def mix_strip(run: TrainedRun, colours: Mapping[str, str]) -> str:
     """The schedule of a run as a narrow band: the share of each stream over steps."""
     schedule = run.manifest.schedule
     edges, shares = mix_shares(run.manifest, _some_steps(schedule.steps, schedule.stage_starts), run.streams)
-    tops: Floats = 20 - 20 * np.cumsum(np.vstack([np.zeros(shares.shape[1]), shares]), axis=0, dtype=np.float64)
+    tops: Floats = 20.0 - 20 * np.vstack([np.zeros(shares.shape[1]), np.cumsum(shares, axis=0)])
     shapes = stack(np.asarray(edges * 187 / edges[-1], np.float64), tops, [colours[name] for name in run.streams])
     return picture(187, 20, f"schedule of {run.label}: {_describe_mix(run)}", shapes)
 

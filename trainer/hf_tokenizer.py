@@ -39,7 +39,8 @@ def write_tokenizer(path: Path, tokenizer: Tokenizer, folder: Path, *, bos: bool
     It pads on the left, as generation needs it, by the unknown token or else EOS. `bos`: texts begin with BOS, which
     `tokenizer` has. Raises InputError for SentencePiece models of words, which have no such form.
     """
-    spec = _of_sentencepiece(path) if path.suffix == ".model" else _of_json(path, tokenizer.controls)
+    of = _of_sentencepiece if path.suffix == ".model" else _of_json
+    spec = of(path, tokenizer.controls)
     encoder = Encoder.from_str(json.dumps(spec, ensure_ascii=False))
     unknown = _unknown_token(spec["model"])
     unknown = unknown if encoder.token_to_id(unknown or "") is not None else None  # it may be named and not be there
@@ -131,7 +132,7 @@ def _hide(vocab: Sequence[tuple[str, float]], hidden: Collection[str]) -> list[t
 # SentencePiece.
 
 
-def _of_sentencepiece(path: Path) -> dict[str, Any]:
+def _of_sentencepiece(path: Path, controls: Collection[int]) -> dict[str, Any]:
     """The content of a tokenizer.json that does as a SentencePiece model. Raises InputError for models of words.
 
     The converters of transformers add a space before each piece of text that follows a token, or none before a text
@@ -139,7 +140,11 @@ def _of_sentencepiece(path: Path) -> dict[str, Any]:
     """
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(path.read_bytes())
-    added = [_added_token(n, piece.piece) for n, piece in enumerate(proto.pieces) if piece.type == _USER_DEFINED]
+    added = [
+        _added_token(number, piece.piece)
+        for number, piece in enumerate(proto.pieces)
+        if piece.type == _USER_DEFINED and number not in controls
+    ]
     prefix = proto.normalizer_spec.add_dummy_prefix and {
         "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False
     }  # fmt: skip
@@ -152,7 +157,7 @@ def _of_sentencepiece(path: Path) -> dict[str, Any]:
         "pre_tokenizer": prefix if added and prefix else None,
         "post_processor": None,
         "decoder": _decoder(proto.normalizer_spec),
-        "model": _model(path, proto),
+        "model": _model(path, proto, controls),
     }
 
 
@@ -194,9 +199,10 @@ def _decoder(spec: Any) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": parts}
 
 
-def _model(path: Path, proto: Any) -> dict[str, Any]:
+def _model(path: Path, proto: Any, controls: Collection[int]) -> dict[str, Any]:
     trainer, pieces = proto.trainer_spec, [(piece.piece, piece.score) for piece in proto.pieces]
     hidden = {piece.piece for piece in proto.pieces if piece.type not in (_NORMAL, _USER_DEFINED)}
+    hidden |= {pieces[number][0] for number in controls}
     unknown = next(number for number, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN)
     if trainer.model_type in (_UNIGRAM, _CHARACTERS):
         vocab = _hide(pieces, hidden)

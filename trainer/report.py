@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = run_command(report)
     except KeyboardInterrupt:
-        print(f"stopped; {options.out} is as it was before", file=sys.stderr, flush=True)
+        print("stopped before the report was whole; the same command makes it", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code)
 
@@ -377,7 +377,7 @@ def _csv(runs: Sequence[TrainedRun], significance: Significance) -> str:
     content = io.StringIO()
     writer = csv.writer(content, lineterminator="\n")
     writer.writerow(("run", "setting", "step", "tokens", "set", "direction", "shots", "beams", "metric", "value",
-                     "low", "high", "signature"))  # fmt: skip
+                     "low", "high", "signature", "sentences", "texts_sha256"))  # fmt: skip
     for run in runs:
         columns = {(one.direction, one.shots) for one in run.results}
         picked = [significance.compared.pick(run.results, *column) for column in columns]
@@ -385,21 +385,22 @@ def _csv(runs: Sequence[TrainedRun], significance: Significance) -> str:
             head = (run.label, run.setting, one.step, one.tokens)
             for found in one.sets:
                 place = (found.set_name, found.direction, found.shots, found.decoding["beams"])
+                of = (found.sentences, found.texts_sha256)
                 for metric, score in _scores(found):
-                    writer.writerow((*head, *place, metric, score.score, score.low, score.high, score.signature))
+                    writer.writerow((*head, *place, metric, score.score, score.low, score.high, score.signature, *of))
                 p = (
                     significance.p_value(run, found.direction, found.shots)
                     if any(found is one for one in picked)
                     else None
                 )
                 if p is not None and significance.baseline is not None:
-                    writer.writerow((*head, *place, "bleu_p_value", p, None, None, significance.baseline.label))
+                    writer.writerow((*head, *place, "bleu_p_value", p, None, None, significance.baseline.label, *of))
                 for name, value in {**found.counts, "off_target": found.languages.get("off_target")}.items():
-                    writer.writerow((*head, *place, name, value, None, None, None))
+                    writer.writerow((*head, *place, name, value, None, None, None, *of))
             for task, scores in one.reasoning.items():
                 for metric in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr"):
                     if metric in scores:
-                        writer.writerow((*head, task, None, 0, None, metric, scores[metric], None, None, None))
+                        writer.writerow((*head, task, None, 0, None, metric, scores[metric], *[None] * 5))
     return content.getvalue()
 
 

@@ -129,6 +129,16 @@ def test_symbols_of_the_user_are_found_inside_texts(texts: Path, tmp_path: Path)
         assert theirs.encode(text) == ours.encode([text])[0]
 
 
+@pytest.mark.parametrize("settings", [{"user_defined_symbols": ["<end>"]}, {"control_symbols": ["<end>"]}])
+def test_another_eos_stays_text_in_texts(settings: dict[str, Any], texts: Path, tmp_path: Path) -> None:
+    path = train_sentencepiece(texts, tmp_path, "bpe", **settings, **IDENTITY)
+    ours = load_tokenizer(path, "<end>")
+    write_tokenizer(path, ours, tmp_path / "hf", bos=False, max_length=128)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (theirs.eos_token, theirs.eos_token_id) == ("<end>", ours.eos_id)
+    assert_equal(ours, theirs)
+
+
 def test_bos_stands_before_texts_if_training_put_it_there(tokenizer_path: Path, tmp_path: Path) -> None:
     ours = load_tokenizer(tokenizer_path)
     write_tokenizer(tokenizer_path, ours, tmp_path, bos=True, max_length=128)

@@ -219,7 +219,7 @@ def test_ctrl_c_is_a_short_message(
     with pytest.raises(SystemExit) as exit:
         main([str(runs), "--out", str(runs / "report.html")])
     assert exit.value.code == 130
-    assert capsys.readouterr().err == f"stopped; {runs}/report.html is as it was before\n"
+    assert capsys.readouterr().err == "stopped before the report was whole; the same command makes it\n"
 
 
 def test_thirty_runs_have_thirty_colours_and_no_warning(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
