@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import signal
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,6 +167,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
 
 def end_workers() -> None:
     """End the loader's workers, which take SIGTERM for one to the whole process group (signals.py)."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, wherever this process is by then
     for process in multiprocessing.active_children():
         process.kill()
 
