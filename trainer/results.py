@@ -57,13 +57,14 @@ def read_log_rows(run: Run) -> LogRows:
 def is_of_run(results: Results, checkpoints: Mapping[int, Checkpoint], rows: LogRows, plan_id: str) -> bool:
     """Whether results are of this run's checkpoint of their step, and not of one that was trained before or anew.
 
-    `checkpoints` are those that exist, by step. One that was removed is known by its row of the log; without a log, by
-    its plan.
+    `checkpoints` are those that exist, by step. One that was removed is known by its row of the log; where a log has no
+    such row, though later ones, or there is none, by its plan.
     """
     step = results["step"]
     if step in checkpoints:
         return bool(checkpoints[step].identity == results["checkpoint"])
-    if results["log"] is None or not rows:
+    lost = not rows or (step not in rows and max(rows) > step)
+    if results["log"] is None or lost:
         return bool(results["plan_id"] == plan_id)
     return bool(results["log"] == rows.get(step))
 

@@ -122,7 +122,8 @@ def test_a_step_that_was_trained_anew_inherits_nothing(checkpoint: Checkpoint) -
     for key in ROW:
         assert not is_of_run(found, {}, {10: {**ROW, key: "another"}}, "plan")
     assert not is_of_run(found, {}, {9: ROW}, "plan")  # a run that is not there yet
-    # Without a log, by the plan.
+    # Without a log, or where damage took that row, by the plan.
+    assert is_of_run(found, {}, {9: ROW, 11: ROW}, "plan")
     assert is_of_run(found, {}, {}, "plan")
     assert not is_of_run(new(checkpoint), {}, {10: ROW}, "another plan")
 
