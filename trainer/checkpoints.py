@@ -448,6 +448,16 @@ def set_aside(folder: Path) -> None:
     log.warning("%s was passed over; it is now %s. Remove it once it is not wanted", folder, aside)
 
 
+def set_aside_later(out: Path, step: int) -> None:
+    """Set aside what is later than the checkpoint that a run goes on from: else retention would keep it as the newest.
+
+    All ranks passed it over; `out` is a run folder that is not a working copy of a bucket.
+    """
+    for later, checkpoint in _local(out)[0].items():
+        if later > step:
+            set_aside(checkpoint.folder)
+
+
 def set_aside_in_bucket(store: Store, step: int) -> None:
     """The same in a bucket: a checkpoint that has a marker is copied, its marker last, before it is removed there.
 

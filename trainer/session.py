@@ -36,6 +36,7 @@ from trainer.checkpoints import (
     all_checkpoints,
     fetch_checkpoint,
     newest_checkpoint,
+    set_aside_later,
 )
 from trainer.data import ScheduledDataset, make_loader, to_tensors
 from trainer.determinism import make_deterministic
@@ -270,6 +271,8 @@ def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginnin
     run.publish("config.yaml", dump_config(config).encode())
     if run.store is not None:
         clear_bucket(run, begin.resume)
+    else:
+        set_aside_later(run.folder, begin.resume.step if begin.resume else 0)
     return settings
 
 

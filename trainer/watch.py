@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 _ENOUGH = 50  # losses of a stream that make the next one comparable, or the window if that is shorter
-_ABSENT = 50  # steps without a stream after which what its loss was says nothing: it may be forgotten
+_ABSENT = 10  # steps without a stream after which what its loss was says nothing: it is soon forgotten
 _FLOOR = 0.3  # nats; what is known by heart has losses of hundredths, which double by chance (benchmarks/spikes.py)
 
 

@@ -32,6 +32,7 @@ from trainer.checkpoints import (
     remove_copies,
     remove_old,
     set_aside,
+    set_aside_later,
 )
 from trainer.runs import Run, open_run
 
@@ -337,6 +338,16 @@ def test_a_finished_checkpoint_is_set_aside_and_an_unfinished_one_goes(tmp_path:
     assert finished.with_name("aside-step-00000005-2").is_dir()
     with pytest.raises(InputError, match="2 were finished once"):  # a run does not begin anew over them
         newest_checkpoint(local(tmp_path))
+
+
+def test_retention_keeps_what_is_saved_after_a_later_one_was_passed_over(tmp_path: Path) -> None:
+    for step in (8, 12, 16):
+        save(tmp_path, step)
+    set_aside_later(tmp_path, 12)  # 16 is damaged: the run goes on from 12
+    save(tmp_path, 14)
+    remove_old(local(tmp_path), 1)
+    assert [found.step for found in complete_checkpoints(tmp_path)] == [14]
+    assert (tmp_path / "checkpoints" / "aside-step-00000016" / MARKER).is_file()
 
 
 def test_a_store_that_cannot_be_read_is_no_fault_of_the_checkpoint(
