@@ -122,6 +122,7 @@ def write(folder: Path, values: Mapping[str, Any]) -> Path:
 def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
     """Counts, losses by stream and gradient norm of each step, and the losses of planted faults."""
     import torch
+    from trainer.schedulers import restart_steps
 
     from dataengine.build import build
     from dataengine.config import load_config
@@ -129,7 +130,6 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
     from trainer.model import build_model
     from trainer.optimizer import apply_settings, make_optimizer
     from trainer.replay import Batches
-    from trainer.schedulers import restart_steps
 
     torch.set_num_threads(1)
     config = load_config(path, [f"seed={seed}"])
