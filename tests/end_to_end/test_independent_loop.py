@@ -141,6 +141,6 @@ def test_the_trainer_has_the_losses_of_a_loop_that_shares_no_code(
     assert [row["digest"] for row in log] == loop.digests
     assert [float(row["learning_rate"]) for row in log] == pytest.approx(loop.rates, rel=1e-12)
     assert [float(row["loss"]) for row in log] == pytest.approx(loop.losses, rel=0, abs=2e-6)
-    assert [float(row["grad_norm"]) for row in log] == pytest.approx(loop.norms, rel=2e-5)
+    assert [float(row["grad_norm"]) for row in log] == pytest.approx(loop.norms, rel=1e-4)  # sums of float32
     assert sum(norm > TRAIN["clip_norm"] for norm in loop.norms) > STEPS / 4  # clipping takes part
     assert loop.losses[RESTARTED_AT - 1] < loop.losses[0] - 0.5  # and so does learning
