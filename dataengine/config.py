@@ -573,13 +573,15 @@ class Config(_Section):
 
 
 def _check_numbers(value: Any, loc: Loc) -> None:
-    """Refuse, anywhere in a config, what JSON and 64 bits cannot hold. Sections of other modules set no such bounds."""
+    """Refuse, anywhere in a config, what JSON, paths and 64 bits cannot hold. Sections of other modules do not."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_numbers(inner, (*loc, key))
     elif isinstance(value, list | tuple):
         for number, inner in enumerate(value):
             _check_numbers(inner, (*loc, number))
+    elif isinstance(value, str) and "\0" in value:
+        raise _PlacedError(loc, f"{dotted(loc)}: expected a text without the character NUL")
     elif isinstance(value, float) and not math.isfinite(value):
         raise _PlacedError(loc, f"{dotted(loc)}: expected a finite number, got {value}")
     elif isinstance(value, int) and not -_MOST - 1 <= value < 2**64:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dataengine.errors import InputError
 
 Loc = tuple[str | int, ...]  # the keys and list positions that lead to a value
 _MERGE = "tag:yaml.org,2002:merge"
+_MOST_CHARACTERS = 10_000_000  # of a file
 _MOST_NODES = 100_000  # of a file, aliases written out
 
 
@@ -48,8 +50,9 @@ def dotted(loc: Loc) -> str:
 
 def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Loc, str]]:
     """Merge a file over its bases; say for each key the file and line that set it."""
-    if path.resolve() in above:
-        chain = " -> ".join(str(link) for link in (*above, path.resolve()))
+    real = Path(os.path.realpath(path))
+    if real in above:
+        chain = " -> ".join(str(link) for link in (*above, real))
         raise InputError(f"{path}: `base` goes round in a circle: {chain}. Remove one of these `base` lines.")
     values, lines = _read_file(path)
     base = values.pop("base", None)
@@ -60,21 +63,26 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], di
     base_path = path.parent / base
     try:
         problem = "" if base_path.is_file() else "which does not exist"
-    except OSError as error:  # a name that is too long, a folder that must not be looked into
-        problem = f"which cannot be used: {error.strerror}"
+    except (OSError, ValueError) as error:  # a name that is too long or has a NUL, a folder that may not be looked into
+        problem = f"which cannot be used: {getattr(error, 'strerror', error)}"
     if problem:
         raise InputError(f"{lines[('base',)]}: `base` names {base_path}, {problem}. Correct the path.")
-    base_values, base_lines = _read_chain(base_path, (*above, path.resolve()))
+    base_values, base_lines = _read_chain(base_path, (*above, real))
     return _merge(base_values, values), {**base_lines, **lines}
 
 
 def _read_file(path: Path) -> tuple[dict[str, Any], dict[Loc, str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_MOST_CHARACTERS + 1)
     except OSError as error:
         raise InputError(f"cannot read config {path}: {error.strerror}. Give the path of a YAML file.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}. Save the file as UTF-8.") from None
+    if len(text) > _MOST_CHARACTERS:
+        raise InputError(
+            f"{path}: more than {_MOST_CHARACTERS:,} characters. Give the path of an experiment's YAML file."
+        )
     try:
         values, lines = _load(text, (), lambda line: f"{path}, line {line}")
     except InputError:

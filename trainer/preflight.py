@@ -39,7 +39,7 @@ from dataengine.storage import Store, open_store
 from dataengine.tables import size_words, table
 from dataengine.tokens import load_tokenizer
 from trainer.checkpoints import HOW_TO_TRAIN, Checkpoint, checkpoint_steps, locate_checkpoint, model_differences
-from trainer.runs import Run, parse_json, read_run_manifest, run_folder
+from trainer.runs import SMALL_FILES, Run, parse_json, read_run_manifest, run_folder
 
 if TYPE_CHECKING:
     from trainer.group import Group  # imports torch
@@ -415,7 +415,11 @@ def check_folders(config: Config) -> list[Problem]:
     if is_url(config.store):
         needed.append(("cache", Path(config.cache)))
     probed = {_nearest(path): key for key, path in reversed(needed)}
-    return [problem for at, key in reversed(probed.items()) for problem in _probe_folder(key, at)]
+    taken = [folder / name for name in (*SMALL_FILES, "training.lock") if (folder / name).is_dir()]
+    return [
+        *[problem for at, key in reversed(probed.items()) for problem in _probe_folder(key, at)],
+        *[Problem(f"{key}: {path} is a folder, and a file is to be written there. Move it away.") for path in taken],
+    ]
 
 
 def _probe_folder(key: str, at: Path) -> list[Problem]:
@@ -571,7 +575,11 @@ def check_owner(config: Config, manifest: Manifest) -> list[Problem]:
     except FileNotFoundError:
         return []
     except (InputError, ValueError, KeyError, TypeError) as error:
-        return [Problem(f"{config.out}/manifest.json cannot be used: {error}. Give this run another `out`.")]
+        return [
+            Problem(
+                f"{config.out}/manifest.json cannot be used: {str(error).rstrip('.')}. Give this run another `out`."
+            )
+        ]
     if name == manifest.name:
         return []
     return [

@@ -136,7 +136,10 @@ def newest_bad_step(folder: Path) -> int:
     found = sorted(folder.glob("bad-step-*.json"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise InputError(f"{folder} has no bad-step file: no step of this run was refused. Name one with --step")
-    return int(orjson.loads(found[-1].read_bytes())["step"])
+    try:
+        return int(orjson.loads(found[-1].read_bytes())["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{found[-1]} is damaged ({error}). Remove it, or name a step with --step") from None
 
 
 class Batches:

@@ -137,6 +137,23 @@ def test_unknown_key_that_is_one_elsewhere(tmp_path: Path, key: str, meant: str)
     assert f"unknown key '{key}' (did you mean '{meant}'?)" in message(path, f"{key}=3")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("loop", "cannot read config {path}: Too many levels of symbolic links."), ("zero", "more than 10,000,000 char")],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    assert words.replace("{path}", str(tmp_path / name)) in message(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ['out: "a\\0b"', 'base: "a\\0b"', 'tokenizer: "a\\0b"'])
+def test_a_text_with_a_nul_is_named(tmp_path: Path, text: str) -> None:
+    key = text.partition(":")[0]
+    path = write(tmp_path, "a.yaml", f"{text}\n" + "".join(f"{row}\n" for row in BASE.splitlines() if key not in row))
+    assert message(path).startswith(f"{path}, line 1: ")
+
+
 def test_unknown_key_in_a_base_names_the_base(tmp_path: Path) -> None:
     base = write(tmp_path, "base.yaml", BASE + "seqlen: 5\n")
     path = write(tmp_path, "child.yaml", "base: base.yaml\nname: child\n")

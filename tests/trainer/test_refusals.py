@@ -177,6 +177,11 @@ def tensorboard_is_a_file(place: Place) -> None:
     (place.folder / "run" / "tensorboard").write_text("")
 
 
+def log_is_a_folder(place: Place) -> None:
+    place.build()
+    (place.folder / "run" / "log.csv").mkdir(parents=True)
+
+
 def no_gpu_to_measure(place: Place) -> None:
     place.build()
     place.overrides = ["train.microbatch_size=auto"]
@@ -272,6 +277,7 @@ CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (checkpoints_cannot_be_written, "out: cannot write in {folder}/run/checkpoints: "),
     (tensorboard_is_a_file, "out: cannot write in {folder}/run/tensorboard: it is a file."),
     (no_gpu_to_measure, "train.microbatch_size is auto, which needs a GPU's memory, and there is none. Set a "),
+    (log_is_a_folder, "out: {folder}/run/log.csv is a folder, and a file is to be written there. Move it away."),
     (no_usable_checkpoint, "is usable, though 1 were finished once"),
     (no_checkpoints_any_more, "has no checkpoint, though its log.csv has steps up to 7 and the first was due after 4."),
     (other_model, "/checkpoints/step-00000004 holds another model: hidden_size was 64 and is 32. Restore these "),
