@@ -137,6 +137,10 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
         _draw_random_numbers(trainer.session)
     if probe == "cuda":
         _seem_to_have_cuda(trainer.session)
+    if probe == "memory of a GPU":
+        import trainer.microbatch
+
+        trainer.microbatch._own_device = lambda: trainer.microbatch.Device("Test", 10**9)
     if probe == "mesh of one":
         trainer.session.is_sharded = lambda world_size: True
     if probe == "nan" and environment["RANK"] == "1":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -35,6 +37,21 @@ def test_one_rank_that_shards_gives_the_same_to_the_last_bit(experiment: Experim
     first = ranks.train(experiment.config, plain, "train.max_steps=12", ranks=1, probe="mesh of one")
     assert exact(ranks.train(experiment.config, mesh, "train.max_steps=12", ranks=1)) == exact(first)
     assert_close(first, experiment.straight[:12])
+
+
+def test_the_microbatch_is_found_once_for_as_many_ranks(experiment: Experiment) -> None:
+    out, auto = experiment.folder / "auto", "train.microbatch_size=auto"
+    probe = "memory of a GPU"
+    assert_close(ranks.train(experiment.config, out, auto, "train.max_steps=4", probe=probe), experiment.straight[:4])
+    kept = json.loads((out / "microbatch.json").read_bytes())
+    assert kept["size"] == 4  # of 8 samples on 2 ranks
+    assert 10**5 < kept["step_bytes"] < 10**8
+    ranks.train(experiment.config, out, auto, "train.max_steps=5", probe=probe)
+    assert "microbatches of 4, as found for this run on Test" in ranks.printed(out)
+    ranks.train(experiment.config, out, auto, "train.max_steps=6", probe=probe, ranks=1)
+    printed = ranks.printed(out)
+    assert "microbatch.json was of another case (ranks was 2 and is 1), so the microbatch was found anew" in printed
+    assert "microbatches are of 8 from here on and were of 4: sums are added in another order" in printed
 
 
 def test_deterministic_changes_no_bit_on_cpu(experiment: Experiment) -> None:
