@@ -122,10 +122,10 @@ def write(folder: Path, values: Mapping[str, Any]) -> Path:
 def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
     """Counts, losses by stream and gradient norm of each step, and the losses of planted faults."""
     import torch
-    from trainer.schedulers import restart_steps
 
     from dataengine.build import build
     from dataengine.config import load_config
+    from dataengine.rates import planned_settings
     from dataengine.shards import COLUMN
     from trainer.model import build_model
     from trainer.optimizer import apply_settings, make_optimizer
@@ -137,7 +137,7 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
     torch.manual_seed(seed)
     model = build_model(config.model, manifest, config.train)
     optimizer = make_optimizer(model, config.train, fused=False)
-    restarts = restart_steps(manifest.schedule, {stage.name for stage in config.stages if stage.restart_learning_rate})
+    settings = planned_settings(config, manifest.schedule)
     batches, names = Batches(config, manifest), [stream.name for stream in manifest.streams]
     generator = np.random.default_rng(seed)
 
@@ -146,7 +146,7 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
         return mean, {names[n]: float(each.detach()[streams == n].mean()) for n in np.unique(streams).tolist()}
 
     for step in range(manifest.schedule.steps):
-        apply_settings(optimizer, config.train, restarts, step)
+        apply_settings(optimizer, settings, step)
         tokens = batches.read(step)
         streams = manifest.order.stream_numbers(manifest.order.sample_ids(step))
         optimizer.zero_grad()
@@ -180,7 +180,7 @@ def judge(runs: list[dict[str, Any]], factor: float, floor: float) -> str:
         names = list(dict.fromkeys(name for row in run["rows"] for name in row["counts"]))
         detector = SpikeDetector(names, factor, 100, floor)
         for row in run["rows"]:
-            if detector.usual(row["counts"]) is not None:
+            if detector.compare(row["losses"], row["counts"]) is not None:
                 judged += 1
                 for kind, seen in planted.items():
                     if kind in row and all(math.isfinite(value) for value in row[kind].values()):

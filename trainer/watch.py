@@ -21,9 +21,9 @@ class SpikeDetector:
     """Compare a step's loss with what its streams usually have.
 
     The usual loss of a stream is the median of its last `window` steps; that of a step weighs its streams' by their
-    samples, so that another mix is no spike. A step with a stream that has few losses yet is not judged; one that was
-    not drawn for long begins anew. A loss is a spike if it is more than `factor` times the usual (None: never), and by
-    more than `floor` nats.
+    samples, so that another mix is no spike. A stream that has few losses yet is left out, and one that was not drawn
+    for long begins anew; a step is judged if the others have half of its samples. Their loss is a spike if it is more
+    than `factor` times the usual (None: never), and by more than `floor` nats.
     """
 
     def __init__(self, names: Sequence[str], factor: float | None, window: int, floor: float = _FLOOR) -> None:
@@ -31,13 +31,18 @@ class SpikeDetector:
         self._losses: dict[str, deque[float]] = {name: deque(maxlen=window) for name in names}
         self._absent = dict.fromkeys(names, 0)  # steps since a stream was drawn
 
-    def usual(self, counts: Mapping[str, int]) -> float | None:
-        """The usual mean loss of a step with so many samples of each stream; None if it cannot be known yet."""
-        drawn = {name: count for name, count in counts.items() if count}
-        if any(len(self._losses[name]) < min(_ENOUGH, self._window) for name in drawn):
+    def compare(self, losses: Mapping[str, float], counts: Mapping[str, int]) -> tuple[float, float] | None:
+        """The mean loss of a step's samples of known streams, and what is usual; None if too few are known.
+
+        `counts`: the samples of each stream; `losses`: their means.
+        """
+        enough = min(_ENOUGH, self._window)
+        known = {name: count for name, count in counts.items() if count and len(self._losses[name]) >= enough}
+        samples = sum(known.values())
+        if 2 * samples < sum(counts.values()) or not samples:
             return None
-        weighed = math.fsum(count * median(self._losses[name]) for name, count in drawn.items())
-        return weighed / sum(drawn.values())
+        found = math.fsum(count * losses[name] for name, count in known.items())
+        return found / samples, math.fsum(count * median(self._losses[name]) for name, count in known.items()) / samples
 
     def judge(self, losses: Mapping[str, float], counts: Mapping[str, int], norm: float) -> str | None:
         """What is wrong with a step, in words; None if nothing is. `losses`: the mean of each stream that has samples.
@@ -49,8 +54,10 @@ class SpikeDetector:
             return f"the loss is {loss}"
         if not math.isfinite(norm):
             return f"the gradient's norm is {norm} (the loss is {loss:.4f})"
-        usual = self.usual(counts) if self._factor is not None else None
-        if usual is not None and self._factor is not None and loss > max(self._factor * usual, usual + self._floor):
+        if self._factor is None or (compared := self.compare(losses, counts)) is None:
+            return None
+        loss, usual = compared
+        if loss > max(self._factor * usual, usual + self._floor):
             return f"the loss is {loss:.4f}, {loss / usual:.1f} times the usual {usual:.4f} of these streams"
         return None
 
