@@ -43,7 +43,7 @@ def end_plainly(words: str) -> None:
         time.sleep(_GRACE_S)
         os._exit(128 + number)
 
-    for each in _NUMBERS:
-        signal.signal(each, handle)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # Python writes the numbers of signals there
     threading.Thread(target=listen, name="interrupts", daemon=True).start()
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # Python writes the numbers of signals there
+    for each in _NUMBERS:  # the last: from here on the words are said
+        signal.signal(each, handle)
