@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dataengine.config import TrainConfig
+from dataengine.rates import Settings
 from tests.end_to_end import ranks
 from tests.end_to_end.test_options import assert_close
 from tests.end_to_end.test_training import Experiment, exact, experiment
@@ -70,7 +71,7 @@ def test_the_optimizers_kernel_is_this_devices(*, fused: bool) -> None:
     saved.step()
     loaded.load_state_dict(saved.state_dict())
     assert loaded.param_groups[0]["fused"] is not fused  # what PyTorch does
-    apply_settings(loaded, TrainConfig(), [], 1)
+    apply_settings(loaded, Settings(TrainConfig()), 1)
     assert loaded.param_groups[0]["fused"] is fused
     models[1].weight.grad = torch.ones(2, 3)
     loaded.step()
