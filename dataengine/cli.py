@@ -205,7 +205,9 @@ def _make_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--text", type=_positive, metavar="N", help="with --steps: the text of the first N samples of each step"
     )
-    plan.add_argument("--plot", metavar="FILE", help="draw mix and tokens over steps: .png, .svg, .pdf or .html")
+    plan.add_argument(
+        "--plot", metavar="FILE", help="draw mix, passes and learning rate over steps: .png, .svg, .pdf or .html"
+    )
     plan.add_argument("--diff", metavar="OTHER", help="the first step at which OTHER (config or manifest) differs")
     plan.add_argument("--nodes", type=_positive, default=1, metavar="N", help="machines that read (default: 1)")
     plan.add_argument("--tokens-per-second", type=_positive, metavar="N", help="also say how many hours the run takes")
