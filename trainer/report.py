@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from dataengine.errors import InputError, note, run_command
 from dataengine.stages import stage_rows
-from dataengine.storage import write_file
+from dataengine.storage import refuse_url, write_file
 from trainer import figures, paper_results
 from trainer import report_tables as tables
 from trainer.comparable import Comparable
@@ -85,6 +85,7 @@ def write_report(
     Runs and results that cannot be used are left out, with a note, also on the page. Raises InputError if no run is
     left, and for a baseline that is none of the runs.
     """
+    refuse_url(out)
     if out.suffix not in (".html", ".htm"):
         raise InputError(f"--out {out}: the page's name must end in .html")
     if trials < 1:
