@@ -64,12 +64,18 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+def where_it_would_be(path: Path) -> str:
+    """Of a relative path whose store is not there, either: it may be that this is the wrong working directory."""
+    missing = next((folder for folder in reversed(path.parents) if not folder.exists()), path)
+    if path.is_absolute() or {"experiments", "streams"} & set(missing.parts) or missing == path:
+        return ""
+    return f". There is no folder {missing.absolute()}: relative paths begin at the working directory, {Path.cwd()}"
+
+
 def refuse_url(path: Path) -> None:
     """Raise InputError for a URL, which would become a folder `s3:` of the working directory."""
     if re.match(r"\w+:/", str(path)):  # `Path` keeps one slash of two
-        raise InputError(
-            f"cannot write {path}: it is a URL. Give a path on this machine, and copy the file from there."
-        )
+        raise InputError(f"cannot write {path}: it is a URL. Give a path on this machine, and upload the file.")
 
 
 @contextmanager
