@@ -62,7 +62,8 @@ def _assume(config: Config, reason: str) -> Plan:
         elsewhere = "" if is_url(config.store) else where_it_would_be(Path(config.store, "experiments"))
         raise InputError(
             f"'{config.name}' {reason}, and streams {', '.join(missing)} state no size. "
-            f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}{elsewhere}"
+            f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
+            f"{elsewhere}"
         )
     streams = {name: _assumed_stream(name, config.streams[name], config) for name in config.streams_in_use}
     manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
