@@ -576,7 +576,8 @@ def describe_build(result: BuildResult) -> str:
                 "built" if built.new else "reused",
             )
         )
-    names = [built.stream.name for built in result.streams]
+    own = [built.stream.name for built in result.streams]
+    names = [*(stream.name for stream in manifest.streams if stream.name not in own), *own]  # a parent's come first
     stages = [("stage", "steps", "predicted tokens", *names)]
     for row in stage_rows(manifest.schedule):
         tokens = row.steps * manifest.batch_size * manifest.seq_len
