@@ -149,6 +149,7 @@ def score(value: float, spread: float | None) -> Score:
         ([(5, 1), (40, 5), (1, None)], False),
         ([(5, 1), (40, 5), (30, 1)], False),  # less, but not lost
         ([(40, 5), (1, 1)], False),  # two are no curve
+        ([(0.25, 0.05), (0.1, 0.05), (0, 0)], False),  # near zero from the start
     ],
 )
 def test_a_run_forgets_only_where_intervals_are_apart(scores: list[tuple[float, float | None]], forgets: bool) -> None:
