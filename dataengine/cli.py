@@ -205,7 +205,9 @@ def _make_parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--text", type=_positive, metavar="N", help="with --steps: the text of the first N samples of each step"
     )
-    plan.add_argument("--plot", metavar="FILE", help="draw mix and tokens over steps: .png, .svg, .pdf or .html")
+    plan.add_argument(
+        "--plot", metavar="FILE", help="draw mix, passes and learning rate over steps: .png, .svg, .pdf or .html"
+    )
     plan.add_argument("--diff", metavar="OTHER", help="the first step at which OTHER (config or manifest) differs")
     plan.add_argument("--nodes", type=_positive, default=1, metavar="N", help="machines that read (default: 1)")
     plan.add_argument("--tokens-per-second", type=_positive, metavar="N", help="also say how many hours the run takes")
@@ -574,7 +576,8 @@ def describe_build(result: BuildResult) -> str:
                 "built" if built.new else "reused",
             )
         )
-    names = [built.stream.name for built in result.streams]
+    own = [built.stream.name for built in result.streams]
+    names = [*(stream.name for stream in manifest.streams if stream.name not in own), *own]  # a parent's come first
     stages = [("stage", "steps", "predicted tokens", *names)]
     for row in stage_rows(manifest.schedule):
         tokens = row.steps * manifest.batch_size * manifest.seq_len

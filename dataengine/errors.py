@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 
@@ -43,13 +43,14 @@ _DISK = {
 }
 
 
-def did_you_mean(word: str, known: Iterable[str], paths: Mapping[str, str] = MappingProxyType({})) -> str:
+def did_you_mean(word: str, known: Collection[str], paths: Mapping[str, str] = MappingProxyType({})) -> str:
     """A hint at the end of what is said of an unknown word: the nearest one that is known; empty if none is near.
 
-    `paths` are words of other places, and what is shown of each if it is nearer.
+    `paths` are words of other places, and what is shown of each if it is nearer than a word with more than a slip.
     """
     shown = {**paths, **{one: one for one in known}}
-    close = difflib.get_close_matches(word, list(shown), n=1)
+    slips = difflib.get_close_matches(word, known, n=1, cutoff=0.85)
+    close = slips or difflib.get_close_matches(word, list(shown), n=1)
     return f" (did you mean '{shown[close[0]]}'?)" if close else ""
 
 

@@ -22,7 +22,7 @@ from dataengine.objects import is_url
 from dataengine.order import RunOrder
 from dataengine.schedule import Schedule, Stage
 from dataengine.shards import Shard
-from dataengine.storage import open_store
+from dataengine.storage import open_store, where_it_would_be
 
 VERSION = 2
 _SHOWN = 4  # differences, and streams of a stage, that a message names
@@ -146,7 +146,7 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
     except OSError as error:
         raise InputError(
             f"no manifest at {path}: {error.strerror}. Build the streams first: dataengine build CONFIG"
-            f"{_where_it_would_be(Path(path))}"
+            f"{where_it_would_be(Path(path))}"
         ) from None
     try:
         version = orjson.loads(content)["version"]
@@ -165,14 +165,6 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
     if not intact:
         raise InputError(f"{path} is not as it was written. {remedy}")
     return manifest
-
-
-def _where_it_would_be(path: Path) -> str:
-    """Of a relative path whose store is not there, either: it may be that this is the wrong working directory."""
-    missing = next((folder for folder in reversed(path.parents) if not folder.exists()), path)
-    if path.is_absolute() or "experiments" in missing.parts or missing == path:
-        return ""
-    return f". There is no folder {missing.absolute()}: relative paths begin at the working directory, {Path.cwd()}"
 
 
 _MANIFEST = TypeAdapter(Manifest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,12 +13,13 @@ from dataengine.build import experiment_url, make_manifest
 from dataengine.config import Config, StreamConfig, load_config
 from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream, read_manifest
+from dataengine.objects import is_url
 from dataengine.parent import inherited_restarts
 from dataengine.rates import Settings, horizon_notes, planned_settings
 from dataengine.schedule import Stage, count_drawn
 from dataengine.shards import Shard, StoredFile
 from dataengine.stages import idle_streams, stage_rows
-from dataengine.storage import Store, open_store
+from dataengine.storage import Store, open_store, where_it_would_be
 from dataengine.streams import StreamReader
 from dataengine.tables import size_words, table
 from dataengine.tokens import load_tokenizer, token_dtype
@@ -57,9 +59,11 @@ def _assume(config: Config, reason: str) -> Plan:
     """The plan of a config whose streams have the sizes that it states."""
     missing = [name for name in config.streams_in_use if config.streams[name].assume is None]
     if missing:
+        elsewhere = "" if is_url(config.store) else where_it_would_be(Path(config.store, "experiments"))
         raise InputError(
             f"'{config.name}' {reason}, and streams {', '.join(missing)} state no size. "
             f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
+            f"{elsewhere}"
         )
     streams = {name: _assumed_stream(name, config.streams[name], config) for name in config.streams_in_use}
     manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)

@@ -23,8 +23,13 @@ class Settings:
         return learning_rate(step, self.train, self.restarts, self.end)
 
     def describe(self, first: int, last: int) -> str:
-        """The rates of step `first` and of the one before `last`; nothing if there are no steps."""
-        return f"{self.rate(first):.2e} -> {self.rate(last - 1):.2e}" if first < last else ""
+        """The rates of a stage's step `first`, where a warm-up ends, and before `last`; nothing if there are no steps.
+
+        Within a stage the rate does not begin anew.
+        """
+        top = _begin(first, self.restarts) + self.train.warmup_steps - 1
+        turns = [first, *([top] if first < top < last - 1 else []), last - 1]
+        return " -> ".join(f"{self.rate(step):.2e}" for step in turns) if first < last else ""
 
 
 def learning_rate(step: int, train: TrainConfig, restarts: Sequence[int] = (), end: int | None = None) -> float:
@@ -35,7 +40,7 @@ def learning_rate(step: int, train: TrainConfig, restarts: Sequence[int] = (), e
     beyond its runs). The reference counts micro-batches, so its warm-up lags ours by a quarter of a step. `end` is the
     number of the plan's steps, where the cosine ends if `decay_steps` is `end`.
     """
-    begin = max((restart for restart in restarts if restart <= step), default=0)
+    begin = _begin(step, restarts)
     horizon = _horizon(train, begin, end)
     step -= begin
     if step < train.warmup_steps:
@@ -45,6 +50,11 @@ def learning_rate(step: int, train: TrainConfig, restarts: Sequence[int] = (), e
     done = (step - train.warmup_steps) / (horizon - train.warmup_steps)
     span = train.learning_rate - train.min_learning_rate
     return train.min_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
+
+
+def _begin(step: int, restarts: Sequence[int]) -> int:
+    """The step from which the rate of a step is counted."""
+    return max((restart for restart in restarts if restart <= step), default=0)
 
 
 def _horizon(train: TrainConfig, begin: int, end: int | None) -> int:

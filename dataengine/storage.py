@@ -12,6 +12,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import shutil
 import socket
 import sys
@@ -63,12 +64,27 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+def where_it_would_be(path: Path) -> str:
+    """Of a relative path whose store is not there, either: it may be that this is the wrong working directory."""
+    missing = next((folder for folder in reversed(path.parents) if not folder.exists()), path)
+    if path.is_absolute() or {"experiments", "streams"} & set(missing.parts) or missing == path:
+        return ""
+    return f". There is no folder {missing.absolute()}: relative paths begin at the working directory, {Path.cwd()}"
+
+
+def refuse_url(path: Path) -> None:
+    """Raise InputError for a URL, which would become a folder `s3:` of the working directory."""
+    if re.match(r"\w+:/", str(path)):  # `Path` keeps one slash of two
+        raise InputError(f"cannot write {path}: it is a URL. Give a path on this machine, and upload the file.")
+
+
 @contextmanager
 def output_file(path: Path) -> Iterator[BinaryIO]:
     """A file that a user wants, whole or not at all; what is no regular file (a pipe, /dev/stdout) is written as it is.
 
-    Raises InputError for a folder.
+    Raises InputError for a folder or a URL.
     """
+    refuse_url(path)
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder. Give the path of a file.")
     if path.is_symlink() or (path.exists() and not path.is_file()):

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import orjson
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
 from dataengine.errors import InputError
+from dataengine.objects import is_url
 from dataengine.shards import Shard
-from dataengine.storage import Store
+from dataengine.storage import Store, where_it_would_be
 
 NAME = "stream.summary"
 _BEFORE = "stream.json"
@@ -141,10 +143,9 @@ def damaged_stream(store: Store, key: str, what: str) -> DamagedStreamError:
     On a disk it may be the same file as that of a unit, so that building again from the units repairs nothing.
     """
     folder = key.rpartition("/")[0]
-    error = DamagedStreamError(
-        f"{store.url}/{key} {what}. Remove {store.url}/{folder}, and {store.url}/units, which may hold the same "
-        "damage, and build again."
-    )
+    elsewhere = "" if is_url(store.url) else where_it_would_be(Path(store.url, key))
+    remedy = f". Remove {store.url}/{folder}, and {store.url}/units, which may hold the same damage, and build again."
+    error = DamagedStreamError(f"{store.url}/{key} {what}{elsewhere or remedy}")
     error.what = f"{store.url}/{key} {what}"
     return error
 

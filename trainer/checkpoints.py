@@ -185,7 +185,8 @@ def find_checkpoint(run: Run, step: int | None) -> Checkpoint:
     if step not in found:
         if checkpoint_folder(run.folder, step).is_dir() and run.store is None:
             read_checkpoint(checkpoint_folder(run.folder, step))  # says what is wrong
-        raise InputError(f"{run.url} has no checkpoint of {step} steps; it has those of {_list(found)}")
+        others = f"; it has those of {_list(found)}" if found else ", and no other that is whole"
+        raise InputError(f"{run.url} has no checkpoint of {step} steps{others}")
     return found[step]
 
 
@@ -279,7 +280,7 @@ def _step_of(place: str) -> int | None:
 
 
 def _list(found: Collection[int]) -> str:
-    return ", ".join(map(str, sorted(found))) or "none"
+    return ", ".join(map(str, sorted(found)))
 
 
 def check_model(model: ModelConfig, checkpoint: Checkpoint, *, resume: bool = False) -> None:

@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from dataengine.errors import InputError, note, run_command
 from dataengine.stages import stage_rows
-from dataengine.storage import write_file
+from dataengine.storage import refuse_url, write_file
 from trainer import figures, paper_results
 from trainer import report_tables as tables
 from trainer.comparable import Comparable
@@ -34,6 +34,7 @@ from trainer.report_tables import Significance
 from trainer.settings import differences
 
 _OFF_TARGET = 0.2  # from here on it is worth a sentence
+_LEARNED = 2.0  # BLEU; a run that never had as much has nothing to forget
 _LOOKED_AT = 20_000  # answers of a direction that are scored one by one, to find where the runs differ
 _TRAIN = ("learning_rate", "min_learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm", "seed")
 
@@ -85,6 +86,7 @@ def write_report(
     Runs and results that cannot be used are left out, with a note, also on the page. Raises InputError if no run is
     left, and for a baseline that is none of the runs.
     """
+    refuse_url(out)
     if out.suffix not in (".html", ".htm"):
         raise InputError(f"--out {out}: the page's name must end in .html")
     if trials < 1:
@@ -265,12 +267,17 @@ def _highlights(
 
 
 def _forgetting(curve: Curve) -> str:
-    """What is said of a run whose last checkpoint is far below its best one, with intervals apart; else nothing."""
+    """What is said of a run whose last checkpoint is far below its best one, with intervals apart; else nothing.
+
+    Nor is anything said of a run whose best score is near zero.
+    """
     if len(curve.points) < 3:
         return ""
     step, peak = max(curve.points, key=lambda point: point[1].score)
     end, last = curve.points[-1]
-    if peak.low is None or last.high is None or last.high >= peak.low or last.score >= peak.score / 2:
+    if peak.score < _LEARNED or peak.low is None or last.high is None:
+        return ""
+    if last.high >= peak.low or last.score >= peak.score / 2:
         return ""
     return (
         f"{curve.label} forgets {curve.direction}: BLEU {peak.score:.2f} at step {step:,}, "

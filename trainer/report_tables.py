@@ -135,10 +135,7 @@ def translation_table(runs: Sequence[TrainedRun], significance: Significance) ->
         return None
     compared, with_paper = significance.compared, is_of_paper(runs)
     best = {
-        (number, direction): max(
-            (one.bleu.score for run in runs if (one := compared.pick_alike(run.results, direction, number))),
-            default=None,
-        )
+        (number, direction): _best_bleu([compared.pick_alike(run.results, direction, number) for run in runs])
         for number in shots
         for direction in directions
     }
@@ -151,7 +148,7 @@ def translation_table(runs: Sequence[TrainedRun], significance: Significance) ->
             theirs = [paper_results.bleu_of(paper, direction, number) for direction in directions]
             for direction, one, value in zip(directions, found, theirs, strict=True):
                 other = compared.difference(one) if one else ""
-                is_best = one is not None and len(runs) > 1 and one.bleu.score == best[number, direction] and not other
+                is_best = one is not None and one.bleu.score == best[number, direction] and not other
                 cell = _bleu_cell(one, value, significance.mark(run, direction, number), best=is_best)
                 cells.append(replace(cell, other=other))
             ours = mean([one.bleu.score if one else None for one in found])
@@ -202,7 +199,7 @@ def _explain(
             "In grey the paper's value for the setting of the same name, and ours less it; the paper's models and test "
             "sets are its own."
         )
-    if len(runs) > 1:
+    if any(cell.best for cell in cells):
         yield "Bold: the best run of a column."
     if any(cell.other for cell in cells):
         yield _OTHER
@@ -226,6 +223,12 @@ def _uni_cells(
         ours = mean([one.bleu.score if one else None for one in found])
         cells.append(replace(_cell(ours, mean(theirs)), other=_joined(cells[-len(directions) :])))
     return cells
+
+
+def _best_bleu(found: Sequence[SetResult | None]) -> float | None:
+    """The highest BLEU of several results; None if fewer than two are there to compare."""
+    scores = [one.bleu.score for one in found if one]
+    return max(scores) if len(scores) > 1 else None
 
 
 def _bleu_cell(found: SetResult | None, paper: float | None, mark: str, *, best: bool) -> Cell:

@@ -366,3 +366,17 @@ def test_build_lists_the_most_frequent_reasons_first_and_inspect_repeats_the_not
     assert re.findall(r"^mono: (\d+) unusable: ", capsys.readouterr().out, re.MULTILINE) == ["3", "2", "1"]
     assert exit_code(["inspect", str(path), "--workers", "1"]) == 0
     assert "its texts are not looked at. Chinese is zh\n" in capsys.readouterr().err
+
+
+def test_a_build_shows_what_a_parents_steps_draw(
+    config_path: str, make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(["build", config_path, "--workers", "1"]) == 0
+    parent = {"manifest": str(tmp_path / "store/experiments/small/manifest.json"), "step": 12}
+    config = make_config(name="child", parent=parent, stages=[{"name": "end", "steps": 1, "mix": {"mono": 1}}])
+    child = tmp_path / "child.yaml"
+    child.write_text(dump_config(config))
+    capsys.readouterr()
+    assert exit_code(["build", str(child), "--workers", "1"]) == 0
+    mixed = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mixed"))
+    assert re.findall(r"[\d,]+ samples", mixed) == ["8 samples", "16 samples", "24 samples"]  # both, en-zh, mono

@@ -130,6 +130,8 @@ def test_unknown_key_names_line_and_nearest(tmp_path: Path) -> None:
         ("mix", "stages.STAGE.mix"),
         ("streams.s.document", "documents"),
         ("train.sed", "seed"),
+        ("stages.0.step", "steps"),  # `parent.step` is a key elsewhere
+        ("batch_tokens", "evaluate.batch_tokens"),
     ],
 )
 def test_unknown_key_that_is_one_elsewhere(tmp_path: Path, key: str, meant: str) -> None:

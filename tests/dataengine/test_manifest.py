@@ -9,6 +9,8 @@ from dataengine.errors import InputError
 from dataengine.manifest import Manifest, Stream, read_manifest
 from dataengine.schedule import Stage
 from dataengine.shards import Shard, StoredFile
+from dataengine.storage import open_store
+from dataengine.summary import read_summary
 
 
 def manifest(stages: tuple[Stage, ...], **changes: object) -> Manifest:
@@ -69,6 +71,23 @@ def test_a_store_that_is_not_in_the_working_directory(tmp_path: Path, monkeypatc
     (tmp_path / "a" / "store" / "experiments").mkdir(parents=True)
     with pytest.raises(InputError, match=r"dataengine build CONFIG$"):
         read_manifest("a/store/experiments/mini/x/manifest.json")
+
+
+def test_a_stream_of_a_store_that_is_not_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        read_summary(open_store("store"), "streams/mono-1")
+    assert str(error.value) == (
+        f"store/streams/mono-1/stream.summary is missing. There is no folder {tmp_path}/store: relative paths begin at "
+        f"the working directory, {tmp_path}"
+    )
+    (tmp_path / "store").mkdir()
+    with pytest.raises(
+        InputError, match=r"is missing. Remove store/streams/mono-1, and store/units, .* build again\.$"
+    ):
+        read_summary(open_store("store"), "streams/mono-1")
 
 
 def test_of_many_differences_the_first_are_named() -> None:

@@ -144,3 +144,19 @@ def test_no_experiment_of_the_repository_is_told_so() -> None:
         whole = config.budget.steps if config.budget and config.budget.steps else 0
         steps = max(whole, sum(lengths))  # what drains is short beside the rest
         assert horizon_notes(config, Settings(config.train), steps) == [], path
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "shown"),
+    [
+        (0, 120, "1.00e-04 -> 2.00e-03 -> 9.59e-04"),  # warm-up and decay in one stage
+        (120, 200, "1.00e-04 -> 2.00e-03 -> 2.01e-04"),  # from the restart
+        (120, 130, "1.00e-04 -> 1.00e-03"),  # within the warm-up
+        (10, 20, "1.10e-03 -> 2.00e-03"),  # ends with it
+        (50, 51, "1.88e-03 -> 1.88e-03"),
+        (50, 50, ""),
+    ],
+)
+def test_a_stage_shows_the_rate_where_its_warm_up_ends(first: int, last: int, shown: str) -> None:
+    train = TrainConfig(learning_rate=2e-3, min_learning_rate=2e-4, warmup_steps=20, decay_steps="end")
+    assert Settings(train, (120,), 200).describe(first, last) == shown

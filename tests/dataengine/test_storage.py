@@ -614,3 +614,11 @@ def test_a_folder_is_replaced_by_a_whole_one_only(
     with storage.new_folder(folder) as new:  # the one that is there stays
         (new / "fourth").write_text("")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/second"]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/lines.jsonl", "http://host/page.html"])
+def test_a_file_for_the_user_is_not_written_to_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="it is a URL"), storage.output_file(Path(url)):
+        pass
+    assert list(tmp_path.iterdir()) == []

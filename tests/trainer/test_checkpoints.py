@@ -225,7 +225,7 @@ def test_what_is_not_whole_in_the_bucket_is_passed_over_with_the_reason(
     store.remove("checkpoints/step-00000005/.metadata")
     with pytest.raises(InputError, match=r"no checkpoint under s3://.* is usable, though 4 were finished once"):
         newest(run)
-    with pytest.raises(InputError, match=r"run has no checkpoint of 5 steps; it has those of none"):
+    with pytest.raises(InputError, match=r"run has no checkpoint of 5 steps, and no other that is whole$"):
         find_checkpoint(run, 5)
 
 

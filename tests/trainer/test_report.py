@@ -302,3 +302,9 @@ def test_errors_say_what_to_do(runs: Path, tmp_path: Path, capsys: pytest.Captur
         main([str(broken), "--out", str(tmp_path / "a.html")])
     assert exit.value.code == 2
     assert "step-00000004/results.json is damaged" in capsys.readouterr().err
+
+
+def test_a_page_is_not_written_to_a_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="it is a URL"):
+        write_report([str(tmp_path)], Path("s3://bucket/report.html"))

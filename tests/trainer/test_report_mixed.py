@@ -149,6 +149,7 @@ def score(value: float, spread: float | None) -> Score:
         ([(5, 1), (40, 5), (1, None)], False),
         ([(5, 1), (40, 5), (30, 1)], False),  # less, but not lost
         ([(40, 5), (1, 1)], False),  # two are no curve
+        ([(0.25, 0.05), (0.1, 0.05), (0, 0)], False),  # near zero from the start
     ],
 )
 def test_a_run_forgets_only_where_intervals_are_apart(scores: list[tuple[float, float | None]], forgets: bool) -> None:
@@ -254,3 +255,10 @@ def test_streams_have_room_in_the_summary_and_none_in_the_plots(runs: Path) -> N
     names = [stream.name for stream in read_runs([str(out)], "unused")[0].manifest.streams]
     assert all(f"</i>{name}</span>" in training.partition("<svg")[0] for name in names)  # the legend is not in the plot
     assert not any(f">{name}<" in svg[0] for name in names)
+
+
+def test_a_run_without_a_peer_is_not_called_the_best(runs: Path) -> None:
+    add(runs, "searched", beams)
+    alone, both = write(runs, "plain", "searched")[1], write(runs, "plain", "better")[1]
+    assert "**" not in alone and "Bold" not in alone
+    assert "**" in both and "Bold: the best run of a column." in both
