@@ -32,7 +32,7 @@ from dataengine.streams import StreamReader
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
 from trainer.checkpoints import all_checkpoints, fetch_checkpoint, lease
-from trainer.runs import SMALL_FILES, Run, check_config, open_run, read_run_manifest
+from trainer.runs import SMALL_FILES, Run, check_config, open_run, parse_json, read_run_manifest
 from trainer.settings import read_history, settings_at
 from trainer.step_log import read_log, skipped_steps
 
@@ -138,7 +138,7 @@ def newest_bad_step(folder: Path) -> int:
     if not found:
         raise InputError(f"{folder} has no bad-step file: no step of this run was refused. Name one with --step")
     try:
-        return int(orjson.loads(found[-1].read_bytes())["step"])
+        return int(parse_json(found[-1].read_bytes())["step"])  # of a bad loss, NaN, which orjson does not know
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{found[-1]} is damaged ({error}). Remove it, or name a step with --step") from None
 
