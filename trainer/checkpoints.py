@@ -405,11 +405,8 @@ def _remove_stale(folder: Path) -> None:
 @contextmanager
 def lease(checkpoint: Checkpoint) -> Iterator[None]:
     """Inside the block no training of this machine removes the checkpoint's folder; one of another machine may."""
-    with suppress(OSError):  # a disk that cannot be written shows where the files are fetched
-        if checkpoint.key:
-            checkpoint.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with lock_folder(checkpoint.folder, shared=True):
+        with lock_folder(checkpoint.folder, shared=True, make=bool(checkpoint.key)):
             yield
     finally:
         with suppress(OSError):  # of a folder that was made for nothing; others are not empty

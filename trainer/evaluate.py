@@ -24,7 +24,7 @@ from dataengine.errors import InputError, run_command
 from dataengine.tables import table
 from trainer.checkpoints import Checkpoint, CheckpointError, all_checkpoints, find_checkpoint, lease
 from trainer.choice import Choice, choose, mean
-from trainer.export import export
+from trainer.export import export_checkpoint
 from trainer.results import Results, read_all_results
 from trainer.runs import Run, open_run
 from trainer.signals import let_rank_0_end_first
@@ -208,7 +208,7 @@ def _export_best(evaluation: Evaluation, checkpoint: Checkpoint) -> None:
     """Export a checkpoint if it is the best so far: the training may remove it before it is judged. On one rank."""
     if _choose(evaluation, evaluation.finished()).identity == checkpoint.identity:
         try:
-            export(evaluation.config, checkpoint.step)
+            export_checkpoint(evaluation.config, evaluation.run, checkpoint)
         except InputError as error:
             log.warning("step %s was not exported: %s", f"{checkpoint.step:,}", error)
 

@@ -447,7 +447,7 @@ class CheckpointEvaluation:
         except InputError as error:
             raise CheckpointError(str(error)) from None
         except CheckpointException:
-            if (self._checkpoint.folder / ".metadata").is_file():
+            if all((self._checkpoint.folder / name).is_file() for name in self._checkpoint.files):
                 raise
             raise CheckpointError(f"{self._checkpoint.place} was removed while it was read") from None
         return model

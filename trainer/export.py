@@ -22,7 +22,7 @@ from dataengine.errors import InputError, OutageError, note, run_command
 from dataengine.manifest import Manifest
 from dataengine.storage import new_folder, remove_leftovers
 from dataengine.tokens import load_tokenizer
-from trainer.checkpoints import Checkpoint, check_model, checkpoint_folder, fetch_checkpoint, find_checkpoint
+from trainer.checkpoints import Checkpoint, check_model, checkpoint_folder, fetch_checkpoint, find_checkpoint, lease
 from trainer.runs import Run, check_config, open_run, read_run_manifest
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,12 @@ def export(config: Config, step: int | None = None) -> Path:
             raise
         note(f"{error}. {export_folder(run, step)} was made before")
         return export_folder(run, step)
+    with lease(checkpoint):
+        return export_checkpoint(config, run, checkpoint)
+
+
+def export_checkpoint(config: Config, run: Run, checkpoint: Checkpoint) -> Path:
+    """The same of a checkpoint that was found, and may have left its bucket once its files were fetched."""
     check_model(config.model, checkpoint)
     run.fetch("manifest.json", "config.yaml")
     manifest = read_run_manifest(run.folder, run.url)

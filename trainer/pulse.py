@@ -3,7 +3,8 @@
 A collective cannot say who is missing, and its timeout must outlast an outage of a bucket, which one rank may wait for
 while the others wait for it. Here a rank that waits for its batch has that long, and one that computes has STUCK_S. A
 thread of each rank writes its state every BEAT_S; that of rank 0 judges all of them. Every rank ends by the verdict,
-whatever its main thread waits for. Needs no Composer.
+whatever its main thread waits for. Time in which a process is suspended (Ctrl-Z, a scheduler, a machine that is paused)
+does not count. Needs no Composer.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 from dataengine.errors import InputError, describe_disk, message_of
 from trainer.group import Group
@@ -31,6 +33,7 @@ STUCK_S = 600.0  # at one place of a step, such as a microbatch
 GRACE_S = 5.0  # for a rank that has heard of a failure by itself, and for rank 0 to speak first
 
 _VERDICT = "pulse/verdict"
+_PAUSES = 6  # beats that are missing: this process was suspended, perhaps with all others, and judges anew
 _PLACES = 4  # and ranks of each, that a message names
 
 
@@ -46,6 +49,15 @@ class State:
     node: str = ""
     line: str = ""  # of Python, where its main thread is
     ended: bool = False
+
+
+class _Place(NamedTuple):
+    """Where this rank stands, and since when."""
+
+    number: int
+    doing: str
+    since: float  # time.monotonic()
+    patience_s: float
 
 
 def judge(states: Sequence[State], silent_s: Sequence[float]) -> str | None:
@@ -105,8 +117,10 @@ class Pulse:
 
     def __init__(self, group: Group, outage_limit_s: float) -> None:
         self._group, self._outage_limit_s = group, outage_limit_s
-        self._place, self._doing, self._since, self._patience_s = 0, "", 0.0, 0.0
+        self._now = _Place(0, "", 0.0, 0.0)
         self._ended = threading.Event()
+        self._beating = threading.Lock()
+        self._beaten = self._judged = self._awake = time.monotonic()
         self._heard: dict[int, tuple[bytes, float]] = {}  # each rank's last beat, and when it came
         self.at("starting", may_wait=True)
 
@@ -115,8 +129,8 @@ class Pulse:
 
         `may_wait`: whether it may wait for a bucket or a slow disk there.
         """
-        self._patience_s = STUCK_S + (self._outage_limit_s if may_wait else 0.0)
-        self._doing, self._since, self._place = doing, time.monotonic(), self._place + 1
+        patience_s = STUCK_S + (self._outage_limit_s if may_wait else 0.0)
+        self._now = _Place(self._now.number + 1, doing, time.monotonic(), patience_s)  # at once: the thread reads it
 
     def __enter__(self) -> Pulse:
         """Begin, on all ranks together."""
@@ -160,12 +174,17 @@ class Pulse:
                 self._end(*verdict)
 
     def _beat(self) -> None:
-        now = time.monotonic()
-        state = State(
-            self._place, self._doing, now - self._since, self._patience_s, os.getpid(), platform.node(), _line(),
-            self._ended.is_set(),
-        )  # fmt: skip
-        self._store.set(f"pulse/{self._group.rank}", pickle.dumps((now, state)))
+        with self._beating:  # the beat that says that this rank has ended is the last one
+            now, place = time.monotonic(), self._now
+            if now - self._beaten > _PAUSES * BEAT_S:
+                self._awake = now
+            self._beaten = now
+            since_s = now - max(place.since, self._awake)
+            state = State(
+                place.number, place.doing, since_s, place.patience_s, os.getpid(), platform.node(), _line(),
+                self._ended.is_set(),
+            )  # fmt: skip
+            self._store.set(f"pulse/{self._group.rank}", pickle.dumps((now, state)))
 
     def _verdict(self) -> tuple[int, str] | None:
         """Exit code and words; rank 0 judges first."""
@@ -178,6 +197,9 @@ class Pulse:
 
     def _judge(self) -> str | None:
         now = time.monotonic()
+        if now - self._judged > _PAUSES * BEAT_S:
+            self._heard.clear()
+        self._judged = now
         beats = self._store.multi_get([f"pulse/{rank}" for rank in range(self._group.size)])
         for rank, beat in enumerate(beats):
             if self._heard.get(rank, (b"", 0.0))[0] != beat:

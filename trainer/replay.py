@@ -31,8 +31,8 @@ from dataengine.storage import open_store, output_file
 from dataengine.streams import StreamReader
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
-from trainer.checkpoints import all_checkpoints, fetch_checkpoint
-from trainer.runs import SMALL_FILES, Run, check_config, open_run, read_run_manifest
+from trainer.checkpoints import all_checkpoints, fetch_checkpoint, lease
+from trainer.runs import SMALL_FILES, Run, check_config, open_run, parse_json, read_run_manifest
 from trainer.settings import read_history, settings_at
 from trainer.step_log import read_log, skipped_steps
 
@@ -112,12 +112,13 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
     older = [checkpoint for checkpoint in all_checkpoints(run) if checkpoint.step <= step]
     if not older:
         return Replay(step, None, None, None, list(batches.describe(step, tokens, None)))
-    if problems := fetch_checkpoint(run, older[-1]):
-        raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
-    log.info("importing Composer, which takes a while")
-    from trainer.recomputing import Recomputation
+    with lease(older[-1]):
+        if problems := fetch_checkpoint(run, older[-1]):
+            raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
+        log.info("importing Composer, which takes a while")
+        from trainer.recomputing import Recomputation
 
-    trained, reached = Recomputation(config, manifest, older[-1]), older[-1].step
+        trained, reached = Recomputation(config, manifest, older[-1]), older[-1].step
     if catch_up:
         planned, log_file = planned_settings(config, manifest.schedule), run.folder / "log.csv"
         skipped = skipped_steps(read_log(log_file)) if log_file.is_file() else {}
@@ -137,7 +138,7 @@ def newest_bad_step(folder: Path) -> int:
     if not found:
         raise InputError(f"{folder} has no bad-step file: no step of this run was refused. Name one with --step")
     try:
-        return int(orjson.loads(found[-1].read_bytes())["step"])
+        return int(parse_json(found[-1].read_bytes())["step"])  # of a bad loss, NaN, which orjson does not know
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{found[-1]} is damaged ({error}). Remove it, or name a step with --step") from None
 

@@ -247,6 +247,9 @@ def _highlights(
     for run in runs:
         if run.lost_steps:
             yield f"{run.label}: log.csv has lost steps {run.lost_steps}; its curves go straight across them."
+        if run.skipped:
+            shown = ", ".join(f"{step:,}" for step in run.skipped)
+            yield f"{run.label}: steps that were seen and not trained on, which its curves leave out: {shown}."
         marks = [significance.mark(run, direction, number) for number in shots for direction in directions]
         if any(marks) and significance.baseline is not None:
             yield (

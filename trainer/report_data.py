@@ -23,7 +23,7 @@ from dataengine.storage import open_store
 from trainer.checkpoints import all_checkpoints, checkpoint_folder, read_checkpoint
 from trainer.runs import Run, local_folder, open_run, parse_json, read_run_manifest
 from trainer.settings import SETTINGS, History, parse_history
-from trainer.step_log import gap_words, missing_steps, read_log
+from trainer.step_log import gap_words, missing_steps, read_log, skipped_steps
 
 _VERSIONS = (1, 2)  # of results.json and chosen.json
 MEASURES = ("learning_rate", "grad_norm", "tokens_per_second", "memory_gb")  # columns of the log that are drawn
@@ -178,14 +178,28 @@ class TrainedRun:
         return tuple(stream.name for stream in self.manifest.streams)
 
     def column(self, name: str) -> tuple[Floats, Floats]:
-        """Steps trained and a column of the log, both of shape (rows that have a value,); empty if none has."""
+        """Steps trained and a column of the log, both of shape (rows that have a value,); empty if none has.
+
+        Losses and norms of steps that were not trained on are left out: they are spikes, or no numbers.
+        """
         if name not in self._columns:
             self._columns[name] = self._read_column(name)
         return self._columns[name]
 
+    @property
+    def _judged(self) -> set[str]:
+        """Columns by which a step is found bad."""
+        return {"loss", "grad_norm", *(f"loss/{name}" for name in self.streams)}
+
+    @property
+    def skipped(self) -> Mapping[int, str]:
+        """The steps that were seen and not trained on, and why."""
+        return skipped_steps(self.rows)
+
     def _read_column(self, name: str) -> tuple[Floats, Floats]:
         try:
-            found = [(int(row["step"]) + 1, float(row[name])) for row in self.rows if row.get(name)]
+            rows = [row for row in self.rows if row.get(name) and not (row.get("skipped") and name in self._judged)]
+            found = [(int(row["step"]) + 1, float(row[name])) for row in rows]
         except ValueError as error:
             raise InputError(f"{self.url}/log.csv is damaged, column {name}: {error}. Remove or mend it.") from None
         both = np.array(found, dtype=np.float64).reshape(-1, 2)

@@ -128,30 +128,49 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def lock_folder(folder: Path, *, shared: bool = False, wait: bool = True) -> Iterator[bool]:
-    """Lock an existing folder among the processes of this machine; `shared` locks exclude only one that is not.
+def lock_folder(folder: Path, *, shared: bool = False, wait: bool = True, make: bool = False) -> Iterator[bool]:
+    """Lock a folder among the processes of this machine; `shared` locks exclude only one that is not.
 
     Yields False if another process has a lock that excludes this one, which happens only without `wait`. No file is
     made: the lock is the kernel's, of the open folder, and ends with the process. Where the file system knows no such
-    locks, or the folder is gone, nothing is locked.
+    locks, or the folder is gone, nothing is locked; `make`: one that is gone is made.
     """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except (FileNotFoundError, NotADirectoryError):
-        yield True
-        return
-    try:
-        free = True
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    while True:
+        with suppress(OSError):  # a disk that cannot be written shows where files are written
+            if make:
+                folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            free = False
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS):
-                raise
-        yield free
-    finally:
-        os.close(descriptor)
+            descriptor = os.open(folder, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            yield True
+            return
+        try:
+            free = _lock(descriptor, operation)
+            if not free or _is_at(descriptor, folder):
+                yield free
+                return
+        finally:  # also where who had the lock removed the folder: another one may be there now
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, operation: int) -> bool:
+    """Whether an open folder could be locked, or its file system knows no locks."""
+    try:
+        fcntl.flock(descriptor, operation)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS):
+            raise
+    return True
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    """Whether an open folder is still the one of this path."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    return False
 
 
 def holder_of(run: Run, beat_s: float = 15.0) -> str:

@@ -35,7 +35,7 @@ def asked_to_stop(ask: Callable[[], None]) -> Iterator[Stopping]:
 
     A thread does so, for a main thread that waits for the device or for other ranks runs no handlers. Composer's
     launcher does not pass SIGTERM on, so this process also gets one when its parent ends. The launcher kills its ranks
-    30 s after it was asked to end; before that it is ended itself (`_end_launcher`), and the ranks finish without it.
+    30 s after it was asked to end; before that it is ended itself (`_Launcher.end`), and the ranks finish without it.
     """
     stopping = Stopping()
     reading, writing = os.pipe()
@@ -59,13 +59,14 @@ def _noted(number: int, frame: FrameType | None) -> None:
 
 
 def _listen(reading: int, ask: Callable[[], None], stopping: Stopping) -> None:
-    interrupts, launcher, due = 0, _launcher(), float("inf")
+    interrupts, launcher, due = 0, _Launcher.find(), float("inf")
     with open(reading, "rb", buffering=0) as signals:
         while True:
             wait = max(0.0, due - time.monotonic())
             if not select.select([signals], [], [], wait if wait < float("inf") else None)[0]:
                 due = float("inf")
-                _end_launcher(launcher, stopping)
+                if launcher is not None:
+                    launcher.end(stopping)
                 continue
             for number in signals.read(256):
                 if number == 0:
@@ -77,30 +78,49 @@ def _listen(reading: int, ask: Callable[[], None], stopping: Stopping) -> None:
                     ask()
                 if number == signal.SIGTERM and launcher is not None:
                     # One rank is enough; the first to try has ended it when the next one looks.
-                    due = time.monotonic() + END_LAUNCHER_S * (1 + 0.05 * int(os.environ.get("LOCAL_RANK", "0")))
+                    wait = END_LAUNCHER_S * (1 + 0.05 * int(os.environ.get("LOCAL_RANK", "0")))
+                    due = min(due, time.monotonic() + wait)  # a second one does not give more time
 
 
-def _launcher() -> psutil.Process | None:
-    """This process's parent, if it is Composer's launcher."""
-    with suppress(psutil.Error):
-        parent = psutil.Process(os.getppid())
-        if any(Path(part).name in ("composer", "composer.cli.launcher") for part in parent.cmdline()):
-            return parent
-    return None
+@dataclass(frozen=True)
+class _Launcher:
+    """Composer's launcher, this process's parent."""
+
+    process: psutil.Process
+    written: int | None  # bytes, while nobody has asked it to end; None: the system does not tell
+
+    @classmethod
+    def find(cls) -> _Launcher | None:
+        """The parent, if it is Composer's launcher."""
+        with suppress(psutil.Error):
+            parent = psutil.Process(os.getppid())
+            if any(Path(part).name in ("composer", "composer.cli.launcher") for part in parent.cmdline()):
+                return cls(parent, _written(parent))
+        return None
+
+    def end(self, stopping: Stopping) -> None:
+        """End it before it kills the ranks that are not finished yet, if it is about to.
+
+        It ends on a second SIGTERM without killing anybody. It stays if it was not asked itself, for it waits for its
+        ranks then: once it is asked, it says so before all else. It also stays if one of its ranks has gone while
+        others may wait for that one: they would wait for nothing.
+        """
+        if os.getppid() != self.process.pid:  # it has ended
+            return
+        with suppress(psutil.Error):
+            if self.written is not None and _written(self.process) == self.written:
+                return
+            ranks = [child for child in self.process.children() if child.status() != psutil.STATUS_ZOMBIE]
+            if stopping.alone or len(ranks) >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+                self.process.terminate()
 
 
-def _end_launcher(launcher: psutil.Process | None, stopping: Stopping) -> None:
-    """End Composer's launcher before it kills the ranks that are not finished yet.
-
-    It ends on a second SIGTERM without killing anybody. It stays if one of its ranks has gone while others may wait for
-    that one: they would wait for nothing.
-    """
-    if launcher is None or os.getppid() != launcher.pid:  # it has ended
-        return
-    with suppress(psutil.Error):
-        ranks = [child for child in launcher.children() if child.status() != psutil.STATUS_ZOMBIE]
-        if stopping.alone or len(ranks) >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-            launcher.terminate()
+def _written(process: psutil.Process) -> int | None:
+    """What a process has written to files and pipes, in bytes."""
+    try:
+        return int(process.io_counters().write_chars)
+    except (AttributeError, psutil.Error, OSError):  # not Linux, or not allowed
+        return None
 
 
 def end_on_interrupt(words: str) -> None:

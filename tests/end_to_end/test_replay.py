@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_the_newest_bad_step_is_shown_with_its_sources(
 ) -> None:
     out = experiment.folder / "looked_at"
     shutil.copytree(experiment.folder / "straight", out)
-    (out / "bad-step-00000005.json").write_bytes(orjson.dumps({"step": 5}))
+    (out / "bad-step-00000005.json").write_bytes(json.dumps({"step": 5, "grad_norm": float("nan")}).encode())
     with pytest.raises(SystemExit) as end:
         main([str(out), "--out", str(tmp_path / "replay.json"), "--top", "3"])
     printed = capsys.readouterr().out.splitlines()

@@ -22,7 +22,9 @@ from tests.conftest import ROOT
 from tests.object_store import ObjectStore, object_store
 from tests.trainer.test_evaluation import Experiment, copy_run, evaluate, experiment, results, save
 from trainer import evaluate as program
+from trainer import evaluation
 from trainer.checkpoints import (
+    Checkpoint,
     checkpoint_folder,
     find_checkpoint,
     read_checkpoint,
@@ -183,6 +185,43 @@ def test_the_same_of_a_run_in_a_bucket(
     assert evaluate(*common) == 0
     assert {entry["set"] for entry in results(run.folder, 8)["translation"]} == {"dev", "test"}
     assert json.loads(store.read("evaluations/step-00000008/results.json")) == results(run.folder, 8)
+
+
+def test_a_checkpoint_that_leaves_its_bucket_while_it_is_read_is_exported_and_judged(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, object_store: ObjectStore
+) -> None:
+    """A training on another machine keeps fewer checkpoints than an evaluation takes to read one."""
+    config = experiment.load(f"out={object_store.url}/run", f"cache={tmp_path}")
+    run = open_run(config.out, config.cache)
+    assert run.store is not None
+    store, copy = run.store, copy_run(experiment, tmp_path / "copy", steps=[8, 16])
+    for path in sorted(copy.rglob("*")):
+        if path.is_file():
+            store.write_from(path.relative_to(copy).as_posix(), path)
+    on_first_batch(monkeypatch, lambda: remove_in_bucket(store, 8))
+    common = (experiment.config, f"out={config.out}", f"cache={tmp_path}", "--all", SHORT, "train.keep_checkpoints=1")
+    assert evaluate(*common) == 0
+    assert chosen(run.folder)["step"] == 8
+    assert {entry["set"] for entry in results(run.folder, 8)["translation"]} == {"dev", "test"}
+
+
+def test_a_checkpoint_that_loses_a_file_while_it_is_loaded_is_passed_over(
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a training on another machine, whose removal has not come to all files yet."""
+    out = copy_run(experiment, tmp_path / "run", steps=[8, 16])
+    load = evaluation.load_weights
+
+    def then(model: Any, checkpoint: Checkpoint) -> None:
+        if checkpoint.step == 16:
+            for path in checkpoint.folder.glob("*.distcp"):
+                path.unlink()
+        load(model, checkpoint)
+
+    monkeypatch.setattr(evaluation, "load_weights", then)
+    assert evaluate(experiment.config, f"out={out}", "--all", SHORT, NO_TEST) == 0
+    (passed,) = chosen(out)["passed_over"]
+    assert (passed["step"], "was removed while it was read" in passed["reason"]) == (16, True)
 
 
 # Damage.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import time
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -64,6 +66,33 @@ def test_readers_do_not_exclude_each_other(tmp_path: Path) -> None:
         assert free
     with lock_folder(tmp_path / "none", wait=False) as free:
         assert free
+
+
+def remove_slowly(folder: Path, begun: Event, done: Event) -> None:
+    with lock_folder(folder):
+        begun.set()
+        done.wait(60)
+        time.sleep(0.5)  # the other one waits by now
+        shutil.rmtree(folder)
+
+
+def test_who_waited_for_a_removal_holds_the_folder_that_it_makes_anew(tmp_path: Path) -> None:
+    """As an evaluation that fetches a checkpoint to where a training removes its copy at that moment."""
+    here = read_checkpoint(save(tmp_path, 10))
+    in_bucket = replace(here, key=f"checkpoints/{here.folder.name}")
+    for checkpoint, is_held in ((in_bucket, True), (here, False)):
+        here.folder.mkdir(exist_ok=True)
+        begun, done = FORK.Event(), FORK.Event()
+        remover = FORK.Process(target=remove_slowly, args=(here.folder, begun, done))
+        remover.start()
+        assert begun.wait(60)
+        done.set()
+        with lease(checkpoint):
+            assert here.folder.is_dir() == is_held
+            remove_copies(Run(str(tmp_path), tmp_path, None), 30)
+            assert here.folder.is_dir() == is_held
+        remover.join(60)
+        assert not here.folder.exists()
 
 
 def test_a_checkpoint_that_was_removed_is_gone_and_leaves_no_folder(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -158,6 +160,57 @@ def test_all_ranks_end_and_name_the_one(tmp_path: Path, course: Course, codes: l
     speaker = 0 if codes[0] >= 0 else 1
     assert words in printed[speaker]
     assert ("error: " in printed[speaker]) == bool(words)
+
+
+def take_steps(group: Group, place: Path) -> None:
+    pulse.STUCK_S = 3.0
+    with Pulse(group, outage_limit_s=3600.0) as own:
+        (place / f"{group.rank}.pid").write_text(str(os.getpid()))
+        for step in range(50):
+            own.at(f"training step {step}")
+            time.sleep(0.1)
+            group.gather(None)
+        own.close()
+
+
+def test_ranks_that_are_suspended_together_go_on(tmp_path: Path) -> None:
+    """As by Ctrl-Z and `fg`, by a scheduler that suspends jobs, or in a machine that is paused."""
+
+    def suspend() -> None:
+        while len(found := list(tmp_path.glob("node0/*.pid"))) < 3:
+            time.sleep(0.05)
+        time.sleep(1)
+        pids = [int(path.read_text()) for path in sorted(found)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(7)  # longer than anything may take
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=suspend, daemon=True)
+    thread.start()
+    codes, printed = run(take_steps, tmp_path)
+    thread.join(1)
+    assert not thread.is_alive()
+    assert codes == [0, 0, 0], printed
+    assert printed == ["", "", ""]
+
+
+def test_a_beat_in_the_middle_of_a_move_has_one_place() -> None:
+    """A rank that has waited long for a bucket may have no state of the next place with the old one's time."""
+    own = Pulse(Group(), outage_limit_s=3600.0)
+    seen = []
+
+    def look(frame: FrameType, event: str, argument: object) -> object:
+        seen.append((own._now.doing, own._now.patience_s))
+        return look
+
+    own.at("waiting for a batch", may_wait=True)
+    sys.settrace(look)
+    own.at("training")
+    sys.settrace(None)
+    assert set(seen) == {("waiting for a batch", STUCK_S + 3600.0), ("training", STUCK_S)}
 
 
 def config_of_one_node(group: Group, place: Path) -> None:

@@ -12,6 +12,7 @@ from tests.trainer.fake_checkpoints import save
 from tests.trainer.fake_runs import STEPS, make_runs
 from trainer.checkpoints import read_checkpoint
 from trainer.report_data import TrainedRun, read_runs, read_usable_runs
+from trainer.step_log import dump_rows, read_log
 
 __all__ = ["object_store"]
 
@@ -217,6 +218,24 @@ def test_a_run_in_a_bucket_comes_with_its_evaluations(
     assert here.judged is not None
     for one, other in zip(there.judged.sets, here.judged.sets, strict=True):
         assert one.translations == other.translations != ()
+
+
+def test_steps_that_were_not_trained_on_are_told_and_in_no_curve(folder: Path) -> None:
+    before = read(folder)
+    assert not before.skipped
+    path, last = folder / "log.csv", before.steps - 1
+    rows = read_log(path)
+    (name, *_) = [one for one in before.streams if rows[-1][f"loss/{one}"]]
+    usual = [float(row[f"loss/{name}"]) for row in rows if row[f"loss/{name}"]][-2]
+    columns = [*list(rows[0])[:-1], "skipped", "digest"]
+    rows[-1] |= {"skipped": "the loss is nan", f"loss/{name}": "nan", "grad_norm": "inf"}
+    path.write_bytes(dump_rows(rows, columns))
+    after = read(folder)
+    assert dict(after.skipped) == {last: "the loss is nan"}
+    assert after.steps == before.steps
+    assert after.final_losses[name] == usual
+    assert after.column("grad_norm")[0].tolist() == before.column("grad_norm")[0].tolist()[:-1]
+    assert after.column("learning_rate")[0].tolist() == before.column("learning_rate")[0].tolist()
 
 
 def test_steps_that_a_log_has_lost_are_told(folder: Path) -> None:

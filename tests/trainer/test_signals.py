@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +33,61 @@ def test_a_failed_rank_waits_until_the_launcher_ends_it() -> None:
         while rank.poll() is None:  # the first may come before the handler is gone
             rank.terminate()
         assert rank.returncode == -signal.SIGTERM
+
+
+# As composer/cli/launcher.py does: what it is asked by raises, it says so, asks its rank, waits, and kills.
+LAUNCHER = """
+import signal, subprocess, sys, time, traceback
+
+rank = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: sys.exit(128 + number))
+try:
+    while rank.poll() is None:
+        time.sleep(0.1)
+except:
+    traceback.print_exc()
+    rank.terminate()
+    time.sleep(5)
+    rank.kill()
+sys.exit(rank.wait())
+"""
+SLOW_RANK = """
+import os, time
+from pathlib import Path
+from trainer import signals
+
+signals.END_LAUNCHER_S = 3.0
+asked = []
+with signals.asked_to_stop(lambda: asked.append(time.monotonic())):
+    Path("rank").write_text(str(os.getpid()))
+    while not asked or time.monotonic() < asked[0] + 9:
+        time.sleep(0.05)
+Path("saved").touch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("whom", "code"), [("rank", 0), ("launcher", 128 + signal.SIGTERM), ("launcher, then rank", 128 + signal.SIGTERM)]
+)
+def test_only_a_launcher_that_was_asked_itself_is_ended(tmp_path: Path, whom: str, code: int) -> None:
+    """One that was not asked waits for its rank, as long as that takes; a SIGTERM would begin its countdown."""
+    (tmp_path / "composer").write_text(LAUNCHER)
+    command = [sys.executable, str(tmp_path / "composer"), SLOW_RANK]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOCAL_WORLD_SIZE": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        while not (tmp_path / "rank").is_file() or not (tmp_path / "rank").read_text():
+            assert launcher.poll() is None
+            time.sleep(0.05)
+        rank = int((tmp_path / "rank").read_text())
+        if whom.startswith("launcher"):
+            launcher.terminate()
+            time.sleep(2.5)
+        if whom.endswith("rank"):
+            os.kill(rank, signal.SIGTERM)
+        launcher.communicate(timeout=60)  # until the rank has ended, too
+        assert launcher.returncode == code
+    assert (tmp_path / "saved").is_file()
 
 
 @pytest.mark.parametrize("module", [trainer.train, trainer.evaluate])
