@@ -291,7 +291,7 @@ def test_a_fork_keeps_its_parents_steps_and_draws_nothing_twice(experiment: Expe
     assert [row["stage"] for row in log[8:]] == ["mixed", *["other"] * 5]
     too_late = experiment.folder / "fork_too_late"
     shutil.copytree(experiment.folder / "straight", too_late)
-    assert "the 16 steps that" in ranks.refuse(experiment.config, too_late, *changes)
+    assert "holds a run of experiment 'small'" in ranks.refuse(experiment.config, too_late, *changes)
 
 
 def test_a_child_that_would_change_the_past_is_refused(experiment: Experiment) -> None:
