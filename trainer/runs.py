@@ -229,11 +229,12 @@ class _Lease:
     beat_s: float
     holder: str
     number: str = field(default_factory=lambda: uuid.uuid4().hex)
+    machine: str = field(default_factory=lambda: _machine())
 
     def look(self) -> bool:
         """Whether a process has held the run. Raises InputError if one does."""
         before = self._read()
-        if before and before["holder"].partition(" on ")[2] != self.holder.partition(" on ")[2]:
+        if before and (before["machine"], _place(before["holder"])) != (self.machine, _place(self.holder)):
             log.info(
                 "%s was held by %s: looking for %.0f s if it still is", self.url, before["holder"], 3 * self.beat_s
             )
@@ -253,7 +254,7 @@ class _Lease:
     def keep(self, ended: threading.Event) -> None:
         """The thread."""
         while not ended.wait(self.beat_s):
-            with suppress(InputError):  # an outage: nobody else can take the run then
+            with suppress(InputError, OSError):  # an outage: it is written again once that is over
                 if (now := self._read()) and now["number"] != self.number:
                     print(f"error: {self._taken(now)}", file=sys.stderr, flush=True)
                     os._exit(2)
@@ -268,7 +269,7 @@ class _Lease:
         """What the file says; None if there is none, or none that can be read."""
         try:
             found = parse_json(self.store.read(_LOCK))
-            return {key: str(found[key]) for key in ("holder", "number", "beat")}
+            return {key: str(found[key]) for key in ("holder", "machine", "number", "beat")}
         except (FileNotFoundError, KeyError, TypeError):
             return None
         except InputError:
@@ -277,11 +278,23 @@ class _Lease:
             return None
 
     def _write(self) -> None:
-        content = {"holder": self.holder, "number": self.number, "beat": uuid.uuid4().hex}
+        content = {"holder": self.holder, "machine": self.machine, "number": self.number, "beat": uuid.uuid4().hex}
         self.store.write(_LOCK, json.dumps(content).encode())
 
     def _taken(self, now: dict[str, str]) -> InputError:
         return InputError(_words_of_holder(self.url, now["holder"]))
+
+
+def _place(holder: str) -> str:
+    """Node and folder of a holder."""
+    return holder.partition(" on ")[2]
+
+
+def _machine() -> str:
+    """What tells this machine from others of its name, until it is started anew; empty where the system has none."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
 
 
 def local_folder(out: str, cache: str) -> Path:

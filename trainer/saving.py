@@ -169,7 +169,7 @@ class SaveCheckpoints(Callback):
         written = mark_complete(folder, marker) if dist.get_local_rank() == 0 else None
         if self._uploader is None:
             if dist.get_global_rank() == 0:
-                remove_old(self._run, self._keep)
+                self._remove_old()
         else:
             self._uploader.submit(step, list(described), marker.files, written if dist.get_global_rank() == 0 else None)
         self._saved = step
@@ -178,3 +178,10 @@ class SaveCheckpoints(Callback):
         failures = [words for _, words in gathered if words]
         if failures:
             raise InputError(failures[0])
+
+    def _remove_old(self) -> None:
+        """Let older checkpoints go; what cannot be removed costs room, and no training."""
+        try:
+            remove_old(self._run, self._keep)
+        except OSError as error:  # as of files that a process on another machine has open, on a shared disk
+            log.warning("cannot remove old checkpoints of %s now: %s", self._run.url, error)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dataengine.errors import InputError
+from dataengine.storage import Store
 from tests.object_store import ObjectStore, object_store
 from trainer import audit, report
 from trainer.runs import SMALL_FILES, Run, hold, hold_bucket, local_folder, open_run
@@ -95,6 +96,40 @@ def test_a_bucket_is_trained_into_from_one_machine(object_store: ObjectStore, tm
     assert object_store.keys() == []
     with hold_bucket(there, 0.2):
         assert object_store.keys() == ["run/training.lock"]
+
+
+def test_machines_of_one_name_and_folder_are_two(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As virtual machines of one image: the second one must not take the run from the first, which would end."""
+    run = open_run(f"{object_store.url}/run", str(tmp_path))
+    with hold_bucket(run, 0.2):
+        monkeypatch.setattr("trainer.runs._machine", lambda: "another")
+        with pytest.raises(InputError, match="is being trained by"), hold_bucket(run, 0.2):
+            pass
+
+
+def test_a_holder_outlasts_an_outage(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = open_run(f"{object_store.url}/run", str(tmp_path))
+    faults: list[Exception] = [InputError("no answer"), ConnectionResetError("reset"), FileNotFoundError("no bucket")]
+    read, failed = type(run.store).read, []
+
+    def break_down(store: Store, key: str) -> bytes:
+        if faults and threading.current_thread().name == "lease":
+            failed.append(faults.pop())
+            raise failed[-1]
+        return bytes(read(store, key))
+
+    monkeypatch.setattr(type(run.store), "read", break_down)
+    with hold_bucket(run, 0.1):
+        assert run.store is not None
+        while len(failed) < 3:
+            time.sleep(0.05)
+        before = run.store.read("training.lock")
+        while run.store.read("training.lock") == before:  # else the test hangs: it is written no more
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("place", ["here", "there"])
