@@ -28,16 +28,21 @@ from trainer.safe_loading import load_checkpoint
 
 
 class Recomputation:
-    """The model and the optimizer of a checkpoint."""
+    """The model and the optimizer of a checkpoint, or new ones."""
 
-    def __init__(self, config: Config, manifest: Manifest, checkpoint: Checkpoint) -> None:
-        """The checkpoint's files are in its folder; any number of ranks wrote them. Its names are Composer's."""
+    def __init__(self, config: Config, manifest: Manifest, checkpoint: Checkpoint | None, step: int) -> None:
+        """The checkpoint's files are in its folder; any number of ranks wrote them. Its names are Composer's.
+
+        `step` is the first one to be trained.
+        """
         if config.train.deterministic:
             make_deterministic()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._config, self._step = config.train, checkpoint.step
+        self._config, self._step = config.train, step
         self._model: TranslationModel = build_model(config.model, manifest, config.train).to(device)
         self._optimizer = make_optimizer(self._model, config.train, fused=device == "cuda")
+        if checkpoint is None:
+            return
         weights = get_model_state_dict(self._model)
         moments = get_optimizer_state_dict(self._model, self._optimizer)
         load_checkpoint({"state": {"model": weights, "optimizers": {"AdamW": moments}}}, checkpoint, no_dist=True)

@@ -31,7 +31,7 @@ from dataengine.storage import open_store, output_file
 from dataengine.streams import StreamReader
 from dataengine.tables import table
 from dataengine.tokens import load_tokenizer, token_dtype
-from trainer.checkpoints import all_checkpoints, fetch_checkpoint, lease
+from trainer.checkpoints import Checkpoint, all_checkpoints, fetch_checkpoint, lease, locate_checkpoint
 from trainer.runs import SMALL_FILES, Run, check_config, open_run, parse_json, read_run_manifest
 from trainer.settings import read_history, settings_at
 from trainer.step_log import read_log, skipped_steps
@@ -109,16 +109,16 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
         raise InputError(f"step {step} is none of the run's {manifest.schedule.steps:,}, which count from 0")
     batches = Batches(config, manifest)
     tokens = batches.read(step)
-    older = [checkpoint for checkpoint in all_checkpoints(run) if checkpoint.step <= step]
-    if not older:
+    of_run, checkpoint, reached = find_weights(run, config, step)
+    if reached > step:
         return Replay(step, None, None, None, list(batches.describe(step, tokens, None)))
-    with lease(older[-1]):
-        if problems := fetch_checkpoint(run, older[-1]):
+    with lease(checkpoint) if checkpoint else nullcontext():
+        if checkpoint and (problems := fetch_checkpoint(of_run, checkpoint)):
             raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
         log.info("importing Composer, which takes a while")
         from trainer.recomputing import Recomputation
 
-        trained, reached = Recomputation(config, manifest, older[-1]), older[-1].step
+        trained = Recomputation(config, manifest, checkpoint, reached)
     if catch_up:
         planned, log_file = planned_settings(config, manifest.schedule), run.folder / "log.csv"
         skipped = skipped_steps(read_log(log_file)) if log_file.is_file() else {}
@@ -130,6 +130,20 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
         reached = step
     losses, norm = trained.measure(tokens)
     return Replay(step, reached, float(np.mean(losses)), norm, list(batches.describe(step, tokens, losses)))
+
+
+def find_weights(run: Run, config: Config, step: int) -> tuple[Run, Checkpoint | None, int]:
+    """The newest weights at or before a step: a run, its checkpoint, and the step that this run trained with them.
+
+    Before a run's first checkpoint they are those that it began with, of `init`, or new ones (None).
+    """
+    older = [checkpoint for checkpoint in all_checkpoints(run) if checkpoint.step <= step]
+    if older:
+        return run, older[-1], older[-1].step
+    if config.init is None:
+        return run, None, 0
+    of_run, found = locate_checkpoint(config.init.checkpoint, config.cache)
+    return of_run, found, config.first_step
 
 
 def newest_bad_step(folder: Path) -> int:

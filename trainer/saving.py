@@ -116,7 +116,7 @@ class SaveCheckpoints(Callback):
         """What training can go on from, in a sentence; its weights and moments were looked at before it was saved."""
         if self._saved <= 0:
             return "No checkpoint was saved yet."
-        return f"The last checkpoint, of step {self._saved:,}, is clean: all its weights and moments are finite."
+        return f"All weights and moments of the last checkpoint, of step {self._saved:,}, are finite."
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Runs after all of a step's events, so the state that is saved is that of the step's end."""

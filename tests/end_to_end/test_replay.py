@@ -16,7 +16,10 @@ from trainer.runs import open_run
 __all__ = ["experiment"]
 
 
-@pytest.mark.parametrize(("step", "catch_up", "weights_of"), [(4, False, 4), (12, False, 12), (15, True, 15)])
+@pytest.mark.parametrize(
+    ("step", "catch_up", "weights_of"),
+    [(0, False, 0), (2, True, 2), (4, False, 4), (12, False, 12), (15, True, 15)],  # the first checkpoint is of step 4
+)
 def test_a_replayed_step_has_the_logged_loss_and_gradient(
     experiment: Experiment,
     step: int,
