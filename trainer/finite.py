@@ -54,10 +54,9 @@ def check_finite(checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> lis
 def _not_finite_here(tensors: Mapping[str, Tensor]) -> list[str]:
     parts = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
     parts = {name: part for name, part in parts.items() if part.is_floating_point() and part.numel()}
-    if not parts:
-        return []
-    largest = torch.stack([norm.double() for norm in torch._foreach_norm(list(parts.values()), float("inf"))])
-    return [name for name, finite in zip(parts, largest.isfinite().tolist(), strict=True) if not finite]
+    # One at a time: they may be on several devices, as the steps of moments are.
+    largest = {name: torch.linalg.vector_norm(part, float("inf")) for name, part in parts.items()}
+    return [name for name, norm in largest.items() if not norm.isfinite()]
 
 
 def _name(path: tuple[Any, ...]) -> str:
