@@ -32,6 +32,11 @@ def cannot_meet(error: Exception) -> InputError:
     )
 
 
+def _attempt() -> str:
+    """What our keys begin with: torchrun's own store outlives the ranks that it starts again (--max-restarts)."""
+    return f"dataengine/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
 class Group:
     """This process among those that Composer's launcher or torchrun started; alone if neither did."""
 
@@ -84,8 +89,9 @@ class Group:
         from torch import distributed as dist
 
         host, _, port = self.address.rpartition(":")
-        return dist.TCPStore(
-            host, int(port), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s)
+        timeout = timedelta(seconds=timeout_s)
+        return dist.PrefixStore(
+            _attempt(), dist.TCPStore(host, int(port), is_master=False, wait_for_workers=False, timeout=timeout)
         )
 
     def _meet(self) -> Any:
@@ -94,7 +100,7 @@ class Group:
 
         host, _, port = self.address.rpartition(":")
         try:
-            return dist.TCPStore(
+            store = dist.TCPStore(
                 host,
                 int(port),
                 self.size,
@@ -103,6 +109,7 @@ class Group:
                 wait_for_workers=False,
                 multi_tenant=True,
             )
+            return dist.PrefixStore(_attempt(), store)
         except dist.DistError as error:
             raise cannot_meet(error) from None
 
