@@ -7,6 +7,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from functools import cache
 from types import FrameType
 
 NOT_BEGUN = "stopped before the first step; the same command begins again"
@@ -43,7 +45,31 @@ def end_plainly(words: str) -> None:
         time.sleep(_GRACE_S)
         os._exit(128 + number)
 
+    _leave_children_alone()
     threading.Thread(target=listen, name="interrupts", daemon=True).start()
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # Python writes the numbers of signals there
     for each in _NUMBERS:  # the last: from here on the words are said
         signal.signal(each, handle)
+
+
+@cache
+def _leave_children_alone() -> None:
+    """A forked child would have our pipe: a signal to it would end this process."""
+    held: list[int] = []  # the pipe, while a process is forked
+
+    def let_go() -> None:
+        with suppress(ValueError):  # forked by another thread than the main one
+            held.append(signal.set_wakeup_fd(-1))
+
+    def take() -> None:
+        if held:
+            signal.set_wakeup_fd(held.pop(), warn_on_full_buffer=False)
+
+    def forget() -> None:
+        held.clear()
+        with suppress(ValueError):
+            for each, default in ((signal.SIGTERM, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+                if getattr(signal.getsignal(each), "__module__", "") == __name__:
+                    signal.signal(each, default)
+
+    os.register_at_fork(before=let_go, after_in_parent=take, after_in_child=forget)

@@ -118,3 +118,18 @@ def test_an_audit_that_is_stopped_leaves_no_part_of_a_file(
         assert process.returncode == CODES[number]
         assert "Traceback" not in said
         assert list(lines.parent.iterdir()) == []
+
+
+def test_a_signal_to_a_forked_child_is_not_its_parents() -> None:
+    program = """
+import multiprocessing, time
+from trainer.interrupts import end_plainly
+end_plainly("stopped")
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+child.start()
+child.terminate()
+child.join()
+time.sleep(0.5)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (done.returncode, done.stderr) == (0, "")
