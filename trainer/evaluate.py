@@ -22,7 +22,7 @@ if __name__ == "__main__":  # as a script: find packages beside this folder, not
 from dataengine.config import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.tables import table
-from trainer.checkpoints import Checkpoint, CheckpointError, all_checkpoints, find_checkpoint, lease
+from trainer.checkpoints import HOW_TO_TRAIN, Checkpoint, CheckpointError, all_checkpoints, find_checkpoint, lease
 from trainer.choice import Choice, choose, mean
 from trainer.export import export_checkpoint
 from trainer.results import Results, read_all_results
@@ -235,7 +235,7 @@ def _nothing_evaluated(run: Run, passed_over: Mapping[int, str]) -> str:
     if passed_over:
         reasons = "; ".join(f"step {step:,}: {reason}" for step, reason in sorted(passed_over.items()))
         return f"none of {len(passed_over)} checkpoints under {run.url}/checkpoints could be evaluated: {reasons}"
-    return f"no checkpoint under {run.url}/checkpoints. Train first: composer trainer/train.py CONFIG"
+    return f"no checkpoint under {run.url}/checkpoints. {HOW_TO_TRAIN}"
 
 
 def _last_step(evaluation: Evaluation) -> int:

@@ -30,7 +30,7 @@ from dataengine.pairs import translation_prompt
 from dataengine.tokens import Tokenizer, load_tokenizer
 from trainer.checkpoints import Checkpoint, CheckpointError, all_checkpoints, check_model, fetch_checkpoint, lease
 from trainer.decoder import empty_model, load_weights
-from trainer.export import save_tokenizer
+from trainer.export import export_folder, save_tokenizer
 from trainer.group import Group
 from trainer.metrics import make_metrics, score_translations, summarize_comet
 from trainer.reasoning import check_data, describe_task, expand_tasks, find_tasks, made_of, run_tasks
@@ -454,7 +454,7 @@ class CheckpointEvaluation:
 
     def _exported(self, problem: str) -> LlamaForCausalLM:
         """The model of the checkpoint's export. Raises CheckpointError, which says `problem`, if there is none."""
-        folder = self._run.folder / "exports" / self._name
+        folder = export_folder(self._run, self._new["step"])
         try:
             made_of = parse_json((folder / "export.json").read_bytes())["checkpoint"]
         except FileNotFoundError:  # nothing, or an export of an older version

@@ -175,7 +175,7 @@ def _is_at(descriptor: int, folder: Path) -> bool:
 
 def holder_of(run: Run, beat_s: float = 15.0) -> str:
     """What `hold` and `hold_bucket` would say if another process holds a run now; nothing is taken from it."""
-    with suppress(FileNotFoundError), (run.folder / "training.lock").open() as file:
+    with suppress(FileNotFoundError), (run.folder / _LOCK).open() as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:

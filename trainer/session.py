@@ -193,9 +193,7 @@ def find_beginning(config: Config, manifest: Manifest, run: Run, ranks: Ranks) -
         return Beginning()
     init, mode = config.init, config.init.mode
     source, found = together(lambda: find_init(config, init, manifest))
-    damage = together_all(lambda: fetch_checkpoint(source, found, ranks.local_rank, ranks.local_world_size))
-    damage = damage or together_all(lambda: check_finite(found, ranks.local_rank, ranks.local_world_size))
-    if damage:
+    if damage := fetch_whole(source, found, ranks):
         raise InputError(f"init.checkpoint cannot be used: {'; '.join(damage)}. Name another one.")
     lineage = {
         "checkpoint": f"{source.url}/checkpoints/{found.folder.name}",
@@ -216,13 +214,19 @@ def agree_on_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
         chosen = together(lambda: newest_checkpoint(run, among=steps))
         if chosen is None:
             return None
-        damage = together_all(lambda: fetch_checkpoint(run, chosen, ranks.local_rank, ranks.local_world_size))  # noqa: B023
-        damage = damage or together_all(lambda: check_finite(chosen, ranks.local_rank, ranks.local_world_size))  # noqa: B023
+        damage = fetch_whole(run, chosen, ranks)
         if not damage:
             return chosen
         for words in damage:
             log.warning("passing over %s", words)
         steps.discard(chosen.step)
+
+
+def fetch_whole(run: Run, checkpoint: Checkpoint, ranks: Ranks) -> list[str]:
+    """Bring a checkpoint's files to each node; what any rank found wrong with them, or with the weights in them."""
+    share, shares = ranks.local_rank, ranks.local_world_size
+    damage = together_all(lambda: fetch_checkpoint(run, checkpoint, share, shares))
+    return damage or together_all(lambda: check_finite(checkpoint, share, shares))
 
 
 def together(action: Callable[[], T]) -> T:
