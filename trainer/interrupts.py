@@ -24,8 +24,6 @@ def end_plainly(words: str) -> None:
     soon, a thread does: compiled code may wait, or make an error of its own of the exception. It says the words, too,
     for Composer's import sets a handler that says nothing.
     """
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
     told = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -45,11 +43,19 @@ def end_plainly(words: str) -> None:
         time.sleep(_GRACE_S)
         os._exit(128 + number)
 
-    _leave_children_alone()
+    reading = signal_pipe()
     threading.Thread(target=listen, name="interrupts", daemon=True).start()
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)  # Python writes the numbers of signals there
     for each in _NUMBERS:  # the last: from here on the words are said
         signal.signal(each, handle)
+
+
+def signal_pipe() -> int:
+    """Where a thread can read the numbers of signals that have a handler in Python, which writes them there."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    _leave_children_alone()
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    return reading
 
 
 @cache

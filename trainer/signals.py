@@ -16,6 +16,8 @@ from types import FrameType
 
 import psutil
 
+from trainer.interrupts import signal_pipe
+
 WAIT_FOR_RANK_0_S = 30.0
 END_LAUNCHER_S = 15.0  # after a SIGTERM; Composer's launcher sends SIGKILL after 30 s (CLEANUP_TIMEOUT)
 
@@ -129,8 +131,7 @@ def end_on_interrupt(words: str) -> None:
     A thread acts, woken by the interpreter's own handler: one in Python waits until a library has returned, and an
     exception may be caught by one, or come up in the middle of an import. What is written is whole or not there.
     """
-    read, write = os.pipe()
-    os.set_blocking(write, False)  # as set_wakeup_fd wants it
+    read = signal_pipe()
 
     def wait() -> None:
         while signal.SIGINT not in os.read(read, 1):
@@ -139,7 +140,6 @@ def end_on_interrupt(words: str) -> None:
             os.write(2, f"\n{words}\n".encode())  # past the lock of sys.stderr
         os._exit(130)
 
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, lambda number, frame: None)
     threading.Thread(target=wait, name="interrupts", daemon=True).start()
 

@@ -125,8 +125,11 @@ def test_a_signal_to_a_forked_child_is_not_its_parents() -> None:
 import multiprocessing, time
 from trainer.interrupts import end_plainly
 end_plainly("stopped")
-child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+context = multiprocessing.get_context("fork")
+begun = context.Event()
+child = context.Process(target=lambda: (begun.set(), time.sleep(60)))
 child.start()
+begun.wait()
 child.terminate()
 child.join()
 time.sleep(0.5)
