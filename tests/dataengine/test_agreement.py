@@ -45,7 +45,8 @@ def test_what_decides_nothing() -> None:
     assert nothing(ParentConfig) == {"manifest"}
     assert nothing(StageConfig) == set()
     assert nothing(TrainConfig) == {
-        "max_steps", "log_interval", "loader_workers", "keep_checkpoints", "outage_limit", "tensorboard", "wandb"
+        "max_steps", "max_skipped_steps", "log_interval", "loader_workers", "keep_checkpoints", "outage_limit",
+        "tensorboard", "wandb",
     }  # fmt: skip
 
 

@@ -393,7 +393,8 @@ def test_logs_and_results(tmp_path: Path) -> None:
             path.write_bytes(edit(content, changes))
             try:
                 (found,) = read_runs([str(run)], str(tmp_path / "cache"))
-                assert found.steps
+                only_begun = path.name == "log.csv" and path.read_bytes().count(b"\n") <= 1  # no step is left to read
+                assert found.steps or only_begun
                 assert found.final_losses is not None
                 assert all(found.kind(stream) and found.language("en") for stream in found.streams)
             except InputError as error:
