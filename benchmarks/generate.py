@@ -28,17 +28,9 @@ import transformers  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from transformers.utils import logging as transformers_log  # noqa: E402
 
-from dataengine.pairs import translation_in  # noqa: E402
-from dataengine.tokens import Tokenizer, load_tokenizer  # noqa: E402
-from trainer.translation import (  # noqa: E402
-    Decoding,
-    EndOfLine,
-    Prompts,
-    Translator,
-    choose_shots,
-    make_prompts,
-    plan_batches,
-)
+from dataengine.text.pairs import translation_in  # noqa: E402
+from dataengine.text.tokenizers.load import Tokenizer, load_tokenizer  # noqa: E402
+from trainer.evaluation.decode import Decoding, EndOfLine, Prompts, Translator, choose_shots, make_prompts, plan_batches  # noqa: E402
 
 BATCH_TOKENS = 16_384
 ROWS = {"generate_cpu": (1, 0), "generate_beam_cpu": (5, 0), "generate_5shot_cpu": (1, 5)}  # beams, shots
@@ -114,7 +106,7 @@ def measure(
 
 
 def ours(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Prompts, decoding: Decoding) -> list[str]:
-    """All lines, as trainer/evaluation.py makes them."""
+    """All lines, as trainer/evaluation/evaluator.py makes them."""
     translator = Translator(model, tokenizer, decoding)
     lines = [""] * len(prompts.ids)
     for batch in plan_batches([len(ids) for ids in prompts.ids], decoding, BATCH_TOKENS):

@@ -85,7 +85,7 @@ def texts(count: int) -> list[str]:
     """Real documents, again and again."""
     import orjson
 
-    from dataengine.sources import read_lines
+    from dataengine.records.read import read_lines
 
     found = [orjson.loads(line)["text"] for line in read_lines(DATA / "mono.en.jsonl.zst")]
     return [found[number % len(found)] for number in range(count)]
@@ -93,8 +93,8 @@ def texts(count: int) -> list[str]:
 
 def build_config(path: Path) -> Made:
     """The build of a config, in this process."""
-    from dataengine.build import build
-    from dataengine.config import load_config
+    from dataengine.build.build import build
+    from dataengine.config.schema import load_config
 
     return lambda: build(load_config(path), workers=1)
 
@@ -124,9 +124,9 @@ def plan(folder: Path, size: int) -> Made:
 
 def order(folder: Path, size: int) -> Made:
     """What a rank does with a manifest before its first step."""
-    from dataengine.manifest import Manifest, Stream, read_manifest
-    from dataengine.schedule import Stage
-    from dataengine.shards import Shard, StoredFile, shard_name
+    from dataengine.mds.writer import Shard, StoredFile, shard_name
+    from dataengine.schedule.manifest import Manifest, Stream, read_manifest
+    from dataengine.schedule.slots import Stage
 
     per_stream = max(4096, size // 50 // 4096 * 4096)
     made = tuple(
@@ -174,18 +174,18 @@ def shards(folder: Path, size: int) -> Made:
 
 def read(folder: Path, size: int) -> Made:
     """Go through a run's loader."""
-    from dataengine.config import load_config
-    from dataengine.storage import open_store
-    from trainer.cache import ShardCache
-    from trainer.data import ScheduledDataset
+    from dataengine.config.schema import load_config
+    from dataengine.storage.atomic import open_store
+    from trainer.data.dataset import ScheduledDataset
+    from trainer.data.shard_cache import ShardCache
 
     path = many_shards(folder, size)
     build_config(path)()
     config = load_config(path)
 
     def work() -> None:
-        from dataengine.build import experiment_url
-        from dataengine.manifest import read_manifest
+        from dataengine.build.build import experiment_url
+        from dataengine.schedule.manifest import read_manifest
 
         manifest = read_manifest(experiment_url(config))
         cache = ShardCache(open_store(config.store), folder / "cache", manifest, limit=None, outage_limit=1)

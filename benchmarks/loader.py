@@ -74,7 +74,7 @@ def read_all(make: Callable[[Path], Any], folder: Path, workers: int, result: An
     multiprocessing.set_start_method("fork", force=True)
     loader: Any
     if make is ours:
-        from trainer.data import make_loader, to_tensors
+        from trainer.data.dataset import make_loader, to_tensors
 
         loader = map(to_tensors, make_loader(make(folder), workers))
     else:
@@ -101,9 +101,9 @@ def write_stream(folder: Path, samples: int) -> None:
     """Write a stream of random ids and its manifest."""
     import hashlib
 
-    from dataengine.manifest import Manifest, Stream
-    from dataengine.schedule import Stage
-    from dataengine.shards import ShardFormat, encode_index, write_shards
+    from dataengine.mds.writer import ShardFormat, encode_index, write_shards
+    from dataengine.schedule.manifest import Manifest, Stream
+    from dataengine.schedule.slots import Stage
 
     ids = np.random.default_rng(0).integers(0, 32_000, (samples, WIDTH)).astype(np.uint16)
     (folder / "stream").mkdir()
@@ -124,10 +124,10 @@ def write_stream(folder: Path, samples: int) -> None:
 
 def ours(folder: Path) -> Any:
     """Our dataset."""
-    from dataengine.manifest import read_manifest
-    from dataengine.storage import open_store
-    from trainer.cache import ShardCache
-    from trainer.data import ScheduledDataset
+    from dataengine.schedule.manifest import read_manifest
+    from dataengine.storage.atomic import open_store
+    from trainer.data.dataset import ScheduledDataset
+    from trainer.data.shard_cache import ShardCache
 
     manifest = read_manifest(folder / "manifest.json")
     cache = ShardCache(open_store(str(folder)), folder, manifest, limit=None, outage_limit=1)
@@ -150,7 +150,7 @@ class MemmapDataset:
     """Rows of mapped shards in a permutation."""
 
     def __init__(self, folder: Path) -> None:
-        from dataengine.shards import map_shard
+        from dataengine.mds.writer import map_shard
 
         paths = sorted((folder / "stream").glob("*.mds"))
         self._shards = [map_shard(path, WIDTH, np.dtype(np.uint16)) for path in paths]

@@ -16,10 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from dataengine.config import ModelConfig, load_config  # noqa: E402
-from dataengine.manifest import Manifest  # noqa: E402
-from dataengine.schedule import Stage  # noqa: E402
-from trainer.memory import fake_step_bytes, step_bytes  # noqa: E402
+from dataengine.config.schema import ModelConfig, load_config  # noqa: E402
+from dataengine.schedule.manifest import Manifest  # noqa: E402
+from dataengine.schedule.slots import Stage  # noqa: E402
+from trainer.model.memory import fake_step_bytes, step_bytes  # noqa: E402
 
 PLANS = [  # model, ranks, microbatch, layers computed again
     ("1b", 8, 16, False),

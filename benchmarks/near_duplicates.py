@@ -31,11 +31,11 @@ sys.path.insert(0, str(ROOT))
 import orjson  # noqa: E402
 import rensa  # noqa: E402
 
-from dataengine.build import clean_stream, prepare, run_rounds  # noqa: E402
-from dataengine.config import load_config  # noqa: E402
-from dataengine.engines import LocalEngine  # noqa: E402
-from dataengine.near_duplicates import PERMUTATIONS, shingle_texts  # noqa: E402
-from dataengine.storage import open_store  # noqa: E402
+from dataengine.build.build import clean_stream, prepare, run_rounds  # noqa: E402
+from dataengine.build.executors import LocalEngine  # noqa: E402
+from dataengine.cleaning.near_duplicates import PERMUTATIONS, shingle_texts  # noqa: E402
+from dataengine.config.schema import load_config  # noqa: E402
+from dataengine.storage.atomic import open_store  # noqa: E402
 from dataengine.tables import table  # noqa: E402
 
 THRESHOLD = 0.8

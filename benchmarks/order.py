@@ -57,8 +57,8 @@ def main() -> None:
 
 def large_order(shards: int) -> float:
     """Make the order of 8 streams and find a step in its middle."""
-    from dataengine.order import RunOrder
-    from dataengine.schedule import Schedule, Stage
+    from dataengine.schedule.order import RunOrder
+    from dataengine.schedule.slots import Schedule, Stage
 
     sizes = {f"s{number}": [SHARD] * shards for number in range(8)}
     steps = 8 * shards * SHARD // BATCH
@@ -89,8 +89,8 @@ def in_process(work: Callable[[int], float], shards: int) -> tuple[float, float]
 
 def our_order(shards: int) -> float:
     """Make our order and find a step in its middle."""
-    from dataengine.order import RunOrder
-    from dataengine.schedule import Schedule, Stage
+    from dataengine.schedule.order import RunOrder
+    from dataengine.schedule.slots import Schedule, Stage
 
     sizes = {"a": [SHARD] * shards, "b": [SHARD] * shards}
     steps = 2 * shards * SHARD // BATCH

@@ -26,7 +26,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from dataengine.characters import without_invisible
-from dataengine.rules import (
+from dataengine.cleaning.rules.pairs import (
     DENSE_SCRIPTS,
     PAIR_RULES,
     TERMINALS,

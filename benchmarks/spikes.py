@@ -94,7 +94,7 @@ def record(file: Path, folder: Path, seeds: int) -> None:
 
 def write_configs(folder: Path) -> Iterator[tuple[str, Path]]:
     """Name and config of each schedule; their streams are in one store."""
-    from dataengine.sources import read_lines
+    from dataengine.records.read import read_lines
 
     pairs = list(read_lines(DATA / "en-zh.train.jsonl.zst"))
     for name, count in (("small", 60), ("eight", 12)):
@@ -123,12 +123,12 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
     """Counts, losses by stream and gradient norm of each step, and the losses of planted faults."""
     import torch
 
-    from dataengine.build import build
-    from dataengine.config import load_config
-    from dataengine.rates import planned_settings
-    from dataengine.shards import COLUMN
-    from trainer.model import build_model
-    from trainer.optimizer import apply_settings, make_optimizer
+    from dataengine.build.build import build
+    from dataengine.config.schema import load_config
+    from dataengine.mds.writer import COLUMN
+    from dataengine.schedule.rates import planned_settings
+    from trainer.model.composer_model import build_model
+    from trainer.model.optimizer import apply_settings, make_optimizer
     from trainer.replay import Batches
 
     torch.set_num_threads(1)
@@ -171,7 +171,7 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
 
 def judge(runs: list[dict[str, Any]], factor: float, floor: float) -> str:
     """What a detector does at all steps of all runs, in words."""
-    from trainer.watch import SpikeDetector
+    from trainer.training.spikes import SpikeDetector
 
     judged = stopped = 0
     bad_runs: set[tuple[str, int]] = set()

@@ -20,10 +20,10 @@ from dataengine.errors import InputError, note, run_command
 from dataengine.tables import table
 
 if TYPE_CHECKING:
-    from dataengine.build import BuildResult, Preparation
-    from dataengine.config import Config
-    from dataengine.engines import Engine, OthersNotDoneError
-    from dataengine.manifest import Manifest
+    from dataengine.build.build import BuildResult, Preparation
+    from dataengine.build.executors import Engine, OthersNotDoneError
+    from dataengine.config.schema import Config
+    from dataengine.schedule.manifest import Manifest
 
 _STORES = (
     "Sources and `store` may be local or s3://bucket/prefix (credentials as the AWS tools find them; S3_ENDPOINT_URL "
@@ -267,8 +267,8 @@ def _show(text: str) -> None:
 
 def _load(options: argparse.Namespace) -> tuple[Config, int]:
     """The config, and the number of workers."""
-    from dataengine.config import load_config
-    from dataengine.engines import default_workers
+    from dataengine.build.executors import default_workers
+    from dataengine.config.schema import load_config
 
     config = load_config(options.config, options.overrides)
     return config, getattr(options, "workers", None) or default_workers()
@@ -281,9 +281,9 @@ def _again(options: argparse.Namespace, command: str, *more: str) -> str:
 
 def _read_manifest(options: argparse.Namespace, config: Config) -> Manifest:
     """The manifest of an experiment that is built."""
-    from dataengine.build import experiment_url
-    from dataengine.manifest import read_manifest
-    from dataengine.storage import open_store
+    from dataengine.build.build import experiment_url
+    from dataengine.schedule.manifest import read_manifest
+    from dataengine.storage.atomic import open_store
 
     if open_store(config.store).size(f"experiments/{config.name}/manifest.json") is None:
         raise InputError(f"'{config.name}' is not built in {config.store}. Build it first: {_again(options, 'build')}")
@@ -292,8 +292,8 @@ def _read_manifest(options: argparse.Namespace, config: Config) -> Manifest:
 
 def _read_built(options: argparse.Namespace, config: Config) -> Manifest:
     """The manifest of an experiment that is built as its config stands now."""
-    from dataengine.agreement import build_differences, read_built_config
-    from dataengine.storage import open_store
+    from dataengine.build.agreement import build_differences, read_built_config
+    from dataengine.storage.atomic import open_store
 
     manifest = _read_manifest(options, config)
     built = read_built_config(open_store(config.store), config.name)
@@ -310,15 +310,15 @@ def _read_built(options: argparse.Namespace, config: Config) -> Manifest:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from dataengine.build import build, prepare
-    from dataengine.config import parse_count
-    from dataengine.engines import LocalEngine, RayEngine
-    from dataengine.stages import budget_steps, idle_streams
-    from dataengine.storage import open_store
+    from dataengine.build.build import build, prepare
+    from dataengine.build.executors import LocalEngine, RayEngine
+    from dataengine.config.schema import parse_count
+    from dataengine.schedule.stages import budget_steps, idle_streams
+    from dataengine.storage.atomic import open_store
 
     config, workers = _load(options)
     if options.dry_run:
-        from dataengine.estimate import describe_estimate
+        from dataengine.commands.estimate import describe_estimate
 
         sample = parse_count(options.sample_bytes or "4M")
         if not isinstance(sample, int) or sample < 1:
@@ -341,7 +341,7 @@ def _note_missing_sets(config: Config) -> None:
     """Say which evaluation sets do not exist yet."""
     from pathlib import Path
 
-    from dataengine.objects import is_url
+    from dataengine.storage.s3_client import is_url
 
     for name, sets in (("dev", config.evaluate.dev), ("test", config.evaluate.test)):
         for direction, place in sets.items():
@@ -351,8 +351,8 @@ def _note_missing_sets(config: Config) -> None:
 
 
 def _worker(options: argparse.Namespace) -> None:
-    from dataengine.build import work
-    from dataengine.engines import OthersNotDoneError, SliceEngine
+    from dataengine.build.build import work
+    from dataengine.build.executors import OthersNotDoneError, SliceEngine
 
     config, workers = _load(options)
     number, slices = _parse_slice(options.slice)
@@ -371,8 +371,8 @@ def _worker(options: argparse.Namespace) -> None:
 
 
 def _finalize(options: argparse.Namespace) -> None:
-    from dataengine.build import build
-    from dataengine.engines import FinishedEngine, OthersNotDoneError
+    from dataengine.build.build import build
+    from dataengine.build.executors import FinishedEngine, OthersNotDoneError
 
     config, _ = _load(options)
     try:
@@ -395,7 +395,7 @@ def _units(count: int) -> str:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from dataengine.scoring import score_streams
+    from dataengine.commands.score import score_streams
 
     config, workers = _load(options)
     number, slices = _parse_slice(options.slice)
@@ -409,17 +409,17 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from dataengine import inspection
-    from dataengine.build import prepare, stream_notes
-    from dataengine.engines import LocalEngine
-    from dataengine.storage import open_store
+    from dataengine.build.build import prepare, stream_notes
+    from dataengine.build.executors import LocalEngine
+    from dataengine.commands import inspect as inspect_module
+    from dataengine.storage.atomic import open_store
 
     config, workers = _load(options)
     if options.line is not None:
         manifest = _read_built(options, config)
         prepared = _prepare_sources(options, config, manifest)
         store, engine = open_store(config.store), LocalEngine(workers)
-        _show(inspection.describe_line(manifest, store, options.line, prepared, engine))
+        _show(inspect_module.describe_line(manifest, store, options.line, prepared, engine))
         return
     names = _names(config, options.stream, list(config.streams_in_use))
     if options.sample is not None:
@@ -427,12 +427,12 @@ def _inspect(options: argparse.Namespace) -> None:
             raise InputError(f"--sample needs the --stream whose sample it is, one of {', '.join(names)}")
         manifest = _read_built(options, config)
         prepared = _prepare_sources(options, config, manifest)
-        current = inspection.current_names(prepared) if prepared else {}
-        _show(inspection.describe_sample(manifest, config, names[0], options.sample, current))
+        current = inspect_module.current_names(prepared) if prepared else {}
+        _show(inspect_module.describe_sample(manifest, config, names[0], options.sample, current))
         return
     prepared = prepare(config, open_store(config.store))
     _show(
-        inspection.describe_cleaning(
+        inspect_module.describe_cleaning(
             prepared, LocalEngine(workers), names=names, reason=options.reason, count=options.count
         )
     )
@@ -445,9 +445,9 @@ def _prepare_sources(options: argparse.Namespace, config: Config, manifest: Mani
 
     Says which streams were built of other sources.
     """
-    from dataengine.build import prepare
-    from dataengine.inspection import changed_streams
-    from dataengine.storage import open_store
+    from dataengine.build.build import prepare
+    from dataengine.commands.inspect import changed_streams
+    from dataengine.storage.atomic import open_store
 
     try:
         prepared = prepare(config, open_store(config.store))
@@ -463,7 +463,7 @@ def _prepare_sources(options: argparse.Namespace, config: Config, manifest: Mani
 
 
 def _contamination(options: argparse.Namespace) -> None:
-    from dataengine.contamination import run_contamination
+    from dataengine.commands.contamination import run_contamination
 
     config, workers = _load(options)
     _show(run_contamination(config, workers, options.count))
@@ -472,7 +472,13 @@ def _contamination(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from dataengine.plan import describe_difference, describe_plan, describe_steps, load_plan, settings_and_notes
+    from dataengine.commands.plan import (
+        describe_difference,
+        describe_plan,
+        describe_steps,
+        load_plan,
+        settings_and_notes,
+    )
 
     plan = load_plan(options.config, options.overrides)
     if options.diff:
@@ -484,7 +490,7 @@ def _plan(options: argparse.Namespace) -> None:
     else:
         _show(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
     if options.plot:
-        from dataengine.plot import plot_plan
+        from dataengine.schedule.plot import plot_plan
 
         settings, _ = settings_and_notes(plan)
         plot_plan(plan.manifest, Path(options.plot), settings, plan.config.first_step if plan.config else 0)
@@ -492,8 +498,8 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _verify(options: argparse.Namespace) -> None:
-    from dataengine.storage import open_store
-    from dataengine.verify import open_stream, verify
+    from dataengine.commands.verify import open_stream, verify
+    from dataengine.storage.atomic import open_store
 
     if options.config.endswith((".yaml", ".yml")):
         config, _ = _load(options)
@@ -518,9 +524,9 @@ def _verify(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from dataengine.export import export
-    from dataengine.shards import ShardFormat
-    from dataengine.storage import open_store
+    from dataengine.commands.export import export
+    from dataengine.mds.writer import ShardFormat
+    from dataengine.storage.atomic import open_store
 
     config, _ = _load(options)
     manifest = _read_built(options, config)
@@ -555,7 +561,7 @@ def _names(config: Config, chosen: list[str] | None, usual: list[str]) -> list[s
 
 def describe_build(result: BuildResult) -> str:
     """A build's streams and stages as text tables."""
-    from dataengine.stages import stage_rows
+    from dataengine.schedule.stages import stage_rows
 
     manifest = result.manifest
     if not result.new:

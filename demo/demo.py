@@ -12,9 +12,9 @@ import sys
 import time
 from pathlib import Path
 
-from dataengine.config import load_config
-from dataengine.manifest import read_manifest
-from trainer.step_log import read_log
+from dataengine.config.schema import load_config
+from dataengine.schedule.manifest import read_manifest
+from trainer.run.step_log import read_log
 
 CONFIG = "yamls/mini/uni_en_zh.yaml"
 ROOT = Path(__file__).resolve().parent.parent

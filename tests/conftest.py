@@ -13,8 +13,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from dataengine.config import Config, load_config
-from dataengine.sources import RecordFormat, read_lines, read_records, whole_file
+from dataengine.config.schema import Config, load_config
+from dataengine.records.read import RecordFormat, read_lines, read_records, whole_file
 
 # No test fails because its machine is slow.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

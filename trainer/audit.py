@@ -11,7 +11,7 @@ from typing import Any
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.interrupts import end_plainly
+    from trainer.run.interrupts import end_plainly
 
     end_plainly("stopped")
 
@@ -19,15 +19,15 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from dataengine.config import load_config
+from dataengine.config.schema import load_config
 from dataengine.errors import InputError, run_command
-from dataengine.manifest import Manifest
-from dataengine.provenance import StreamProvenance
-from dataengine.storage import open_store, output_file
+from dataengine.mds.provenance import StreamProvenance
+from dataengine.schedule.manifest import Manifest
+from dataengine.storage.atomic import open_store, output_file
 from dataengine.tables import table
-from trainer.checkpoints import complete_checkpoints
-from trainer.runs import local_folder, read_run_manifest
-from trainer.step_log import gap_words, missing_steps, next_digest, read_log, skipped_steps
+from trainer.checkpoints.find import complete_checkpoints
+from trainer.run.folder import local_folder, read_run_manifest
+from trainer.run.step_log import gap_words, missing_steps, next_digest, read_log, skipped_steps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.signals import end_on_interrupt
+    from trainer.run.signals import end_on_interrupt
 
     end_on_interrupt("stopped; the same command goes on with what is left")  # also during the imports below
 
-from dataengine.config import Config, load_config
+from dataengine.config.schema import Config, load_config
 from dataengine.errors import InputError, run_command
 from dataengine.tables import table
-from trainer.checkpoints import HOW_TO_TRAIN, Checkpoint, CheckpointError, all_checkpoints, find_checkpoint, lease
-from trainer.choice import Choice, choose, mean
+from trainer.checkpoints.find import HOW_TO_TRAIN, Checkpoint, CheckpointError, all_checkpoints, find_checkpoint, lease
+from trainer.evaluation.choice import Choice, choose, mean
+from trainer.evaluation.results import Results, read_all_results
 from trainer.export import export_checkpoint
-from trainer.results import Results, read_all_results
-from trainer.runs import Run, open_run
-from trainer.signals import let_rank_0_end_first
+from trainer.run.folder import Run, open_run
+from trainer.run.signals import let_rank_0_end_first
 
 if TYPE_CHECKING:  # for it imports torch and transformers, which takes 10 s
-    from trainer.evaluation import Evaluation
+    from trainer.evaluation.evaluator import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log.info("%s: importing transformers, which takes a while", config.name)
         from transformers.utils import logging as transformers_log
 
-        from trainer.evaluation import Evaluation
-        from trainer.group import Group
+        from trainer.evaluation.evaluator import Evaluation
+        from trainer.run.ranks import Group
 
         transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context, which are counted
         transformers_log.disable_progress_bar()

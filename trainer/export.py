@@ -16,14 +16,21 @@ from typing import Any
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from dataengine.agreement import check_tokenizer
-from dataengine.config import Config, load_config
+from dataengine.build.agreement import check_tokenizer
+from dataengine.config.schema import Config, load_config
 from dataengine.errors import InputError, OutageError, note, run_command
-from dataengine.manifest import Manifest
-from dataengine.storage import new_folder, remove_leftovers
-from dataengine.tokens import load_tokenizer
-from trainer.checkpoints import Checkpoint, check_model, checkpoint_folder, fetch_checkpoint, find_checkpoint, lease
-from trainer.runs import Run, check_config, open_run, read_run_manifest
+from dataengine.schedule.manifest import Manifest
+from dataengine.storage.atomic import new_folder, remove_leftovers
+from dataengine.text.tokenizers.load import load_tokenizer
+from trainer.checkpoints.find import (
+    Checkpoint,
+    check_model,
+    checkpoint_folder,
+    fetch_checkpoint,
+    find_checkpoint,
+    lease,
+)
+from trainer.run.folder import Run, check_config, open_run, read_run_manifest
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +128,7 @@ def _describe(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
 
 def _fill(folder: Path, config: Config, manifest: Manifest, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's weights and its tokenizer into a folder."""
-    from trainer.decoder import empty_model, load_weights
+    from trainer.model.decoder import empty_model, load_weights
 
     model = empty_model(config.model, manifest)
     load_weights(model, checkpoint)
@@ -144,7 +151,7 @@ def save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from trainer.hf_tokenizer import differing_texts, write_tokenizer
+    from trainer.huggingface.tokenizer import differing_texts, write_tokenizer
 
     ours = load_tokenizer(config.tokenizer, config.eos_token)
     check_tokenizer(config.tokenizer, ours, manifest)
@@ -158,7 +165,7 @@ def save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> Any:
         )
         log.warning(
             "WARNING: the exported tokenizer encodes %d of %d odd texts otherwise than training did, such as\n%s\n"
-            "Encode texts like these with the tokenizer of the training (dataengine.tokens.load_tokenizer).",
+            "Encode texts like these with the tokenizer of the training: dataengine.text.tokenizers.load.",
             len(differing), tried, shown,
         )  # fmt: skip
     return loaded

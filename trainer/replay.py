@@ -12,7 +12,7 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.interrupts import end_plainly
+    from trainer.run.interrupts import end_plainly
 
     end_plainly("stopped")
 
@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dataengine.characters import escape_controls
-from dataengine.config import Config, load_config
+from dataengine.config.schema import Config, load_config
 from dataengine.errors import InputError, run_command
-from dataengine.manifest import Manifest
-from dataengine.provenance import StreamProvenance
-from dataengine.rates import planned_settings
-from dataengine.storage import open_store, output_file
-from dataengine.streams import StreamReader
+from dataengine.mds.provenance import StreamProvenance
+from dataengine.mds.reader import StreamReader
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.rates import planned_settings
+from dataengine.storage.atomic import open_store, output_file
 from dataengine.tables import table
-from dataengine.tokens import load_tokenizer, token_dtype
-from trainer.checkpoints import Checkpoint, all_checkpoints, fetch_checkpoint, lease, locate_checkpoint
-from trainer.runs import SMALL_FILES, Run, check_config, open_run, parse_json, read_run_manifest
-from trainer.settings import read_history, settings_at
-from trainer.step_log import read_log, skipped_steps
+from dataengine.text.tokenizers.load import load_tokenizer, token_dtype
+from trainer.checkpoints.find import Checkpoint, all_checkpoints, fetch_checkpoint, lease, locate_checkpoint
+from trainer.run.folder import SMALL_FILES, Run, check_config, open_run, parse_json, read_run_manifest
+from trainer.run.settings import read_history, settings_at
+from trainer.run.step_log import read_log, skipped_steps
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
         if checkpoint and (problems := fetch_checkpoint(of_run, checkpoint)):
             raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
         log.info("importing Composer, which takes a while")
-        from trainer.recomputing import Recomputation
+        from trainer.training.recompute import Recomputation
 
         trained = Recomputation(config, manifest, checkpoint, reached)
     if catch_up:

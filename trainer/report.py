@@ -22,16 +22,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dataengine.errors import InputError, note, run_command
-from dataengine.stages import stage_rows
-from dataengine.storage import refuse_url, write_file
-from trainer import figures, paper_results
-from trainer import report_tables as tables
-from trainer.comparable import Comparable
-from trainer.figures import Curve
-from trainer.metrics import sentence_chrf
-from trainer.report_data import Score, SetResult, TrainedRun, read_usable_runs
-from trainer.report_tables import Significance
-from trainer.settings import differences
+from dataengine.schedule.stages import stage_rows
+from dataengine.storage.atomic import refuse_url, write_file
+from trainer.evaluation import paper
+from trainer.evaluation.metrics import sentence_chrf
+from trainer.reporting import figures, tables
+from trainer.reporting.comparable import Comparable
+from trainer.reporting.figures import Curve
+from trainer.reporting.runs import Score, SetResult, TrainedRun, read_usable_runs
+from trainer.reporting.tables import Significance
+from trainer.run.settings import differences
 
 _OFF_TARGET = 0.2  # from here on it is worth a sentence
 _LEARNED = 2.0  # BLEU; a run that never had as much has nothing to forget
@@ -91,7 +91,7 @@ def write_report(
         raise InputError(f"--out {out}: the page's name must end in .html")
     if trials < 1:
         raise InputError(f"--trials {trials}: expected 1 or more")
-    order = list(paper_results.SETTINGS)
+    order = list(paper.SETTINGS)
     found, left_out = read_usable_runs(places, cache)
     runs = sorted(found, key=lambda run: order.index(run.setting) if run.setting in order else len(order))
     problems = [*left_out, *(problem for run in runs for problem in run.problems)]
@@ -140,7 +140,7 @@ class Samples:
 
 def _page(runs: Sequence[TrainedRun], significance: Significance, samples: int, problems: Sequence[str]) -> str:
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(Path(__file__).parent / "reporting/templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -151,7 +151,7 @@ def _page(runs: Sequence[TrainedRun], significance: Significance, samples: int, 
     curves = _curves(runs)
     found = {
         "runs": runs,
-        "with_paper": any(run.setting in paper_results.SETTINGS for run in runs),
+        "with_paper": any(run.setting in paper.SETTINGS for run in runs),
         "problems": problems,
         "colours": figures.run_colours(runs),
         "signs": figures.run_signs(runs),
@@ -189,7 +189,7 @@ def _curves(runs: Sequence[TrainedRun]) -> list[Curve]:
     compared = Comparable(results)
     columns = {(one.shots, one.direction) for found in results for one in found}
     curves = []
-    for shots, direction in sorted(columns, key=lambda column: (column[0], paper_results.place_of(column[1]))):
+    for shots, direction in sorted(columns, key=lambda column: (column[0], paper.place_of(column[1]))):
         for run in runs:
             found = [(one.step, compared.pick(one.on("dev"), direction, shots)) for one in run.evaluations]
             alike = [(step, one.bleu) for step, one in found if one and not compared.difference(one)]

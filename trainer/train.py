@@ -14,20 +14,19 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.interrupts import NOT_BEGUN, end_plainly
+    from trainer.run.interrupts import NOT_BEGUN, end_plainly
 
     end_plainly(NOT_BEGUN)
 
-from dataengine.build import experiment_url
-from dataengine.config import Config, load_config
+from dataengine.build.build import experiment_url
+from dataengine.config.schema import Config, load_config
 from dataengine.errors import InputError, run_command
-from dataengine.manifest import Manifest, read_manifest
-from dataengine.objects import is_url
-from dataengine.rates import horizon_notes
-from trainer.checkpoints import Checkpoint, check_model, locate_checkpoint, newest_checkpoint
-from trainer.group import Group
-from trainer.interrupts import NOT_BEGUN, end_plainly
-from trainer.preflight import (
+from dataengine.schedule.manifest import Manifest, read_manifest
+from dataengine.schedule.rates import horizon_notes
+from dataengine.storage.s3_client import is_url
+from trainer.checkpoints.find import Checkpoint, check_model, locate_checkpoint, newest_checkpoint
+from trainer.checkpoints.uploads import Uploader, resume_uploads
+from trainer.preflight.check import (
     Problem,
     Ranks,
     check_auto,
@@ -40,20 +39,14 @@ from trainer.preflight import (
     planned_checkpoints,
     raise_problems,
 )
-from trainer.pulse import Pulse
-from trainer.runs import SMALL_FILES, Run, hold, hold_bucket, holder_of, open_run
-from trainer.settings import (
-    History,
-    history_before,
-    put_aside_damaged,
-    read_history,
-    settings_from,
-    tell_changes,
-)
-from trainer.signals import let_rank_0_end_first
-from trainer.step_log import gap_words, missing_steps, read_whole_rows
-from trainer.uploads import Uploader, resume_uploads
-from trainer.watch import BadStepError
+from trainer.run.folder import SMALL_FILES, Run, hold, hold_bucket, holder_of, open_run
+from trainer.run.interrupts import NOT_BEGUN, end_plainly
+from trainer.run.ranks import Group
+from trainer.run.settings import History, history_before, put_aside_damaged, read_history, settings_from, tell_changes
+from trainer.run.signals import let_rank_0_end_first
+from trainer.run.step_log import gap_words, missing_steps, read_whole_rows
+from trainer.training.pulse import Pulse
+from trainer.training.spikes import BadStepError
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +158,7 @@ def dry_run(load: Callable[[], Config]) -> None:
 def describe_start(start: Start) -> None:
     """Print what a run will be."""
     config, manifest, resume = start.config, start.manifest, start.resume
-    from trainer.microbatch import describe_memory  # torch and transformers, which take a while
+    from trainer.model.microbatch import describe_memory
 
     step = resume.step if resume else config.first_step
     history = history_so_far(config, start.run, resume)
@@ -196,7 +189,7 @@ def train(load: Callable[[], Config]) -> None:
         start.group.first(lambda: take_run(start.run, held))
         start.pulse.at("importing Composer")
         log.info("%s: importing Composer, which takes a while", config.name)
-        from trainer.session import run_session
+        from trainer.training.session import run_session
 
         run_session(config, start.manifest, start.run, start.ranks, start.pulse, last=start.last)
 

@@ -59,8 +59,8 @@ def ours(job: Job) -> Contender:
     import gigatoken  # noqa: F401 (imported by the build, as below)
     import sentencepiece  # noqa: F401
 
-    from dataengine.build import build
-    from dataengine.config import load_config
+    from dataengine.build.build import build
+    from dataengine.config.schema import load_config
 
     stream = {"pairs": job.pairs, "directions": ["en-zh"]} if job.pairs else {"documents": job.documents}
     Path(job.out).mkdir()

@@ -17,10 +17,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib import pyplot as plt
 
-from dataengine.storage import write_file
-from trainer import figures
-from trainer.report_data import TrainedRun, read_runs
-from trainer.report_tables import Cell, Row, Table, markdown
+from dataengine.storage.atomic import write_file
+from trainer.reporting import figures
+from trainer.reporting.runs import TrainedRun, read_runs
+from trainer.reporting.tables import Cell, Row, Table, markdown
 
 PAIR_DIRECTIONS = ("en-zh", "zh-en", "en-id", "id-en")
 MAINS = {  # setting -> what it is called on the page
@@ -35,7 +35,7 @@ MAINS = {  # setting -> what it is called on the page
     "uni_en_id": "last (uni) en-id",
     "uni_id_en": "last (uni) id-en",
 }
-_TEMPLATES = Path(__file__).resolve().parents[2] / "trainer/templates"
+_TEMPLATES = Path(__file__).resolve().parents[2] / "trainer/reporting/templates"
 
 
 @dataclass(frozen=True)
@@ -400,8 +400,8 @@ def ladder_section(study: Study) -> Section | None:
 
 def count_parameters(run: StudyRun) -> int:
     """Of the model, from its exact shape."""
-    from dataengine.config import ModelConfig
-    from trainer.decoder import empty_model
+    from dataengine.config.schema import ModelConfig
+    from trainer.model.decoder import empty_model
 
     model = ModelConfig(**run.run.config["model"])
     return sum(parameter.numel() for parameter in empty_model(model, run.run.manifest).parameters())

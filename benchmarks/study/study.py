@@ -37,12 +37,12 @@ if __name__ == "__main__":  # as a script: find packages beside benchmarks, not 
 from tqdm import tqdm
 
 from benchmarks.study import findings, world
-from dataengine.build import experiment_url
-from dataengine.config import Config, load_config
+from dataengine.build.build import experiment_url
+from dataengine.config.schema import Config, load_config
 from dataengine.errors import InputError, did_you_mean, run_command
-from dataengine.manifest import Manifest, read_manifest
-from dataengine.rates import planned_settings
-from trainer.checkpoints import checkpoint_steps
+from dataengine.schedule.manifest import Manifest, read_manifest
+from dataengine.schedule.rates import planned_settings
+from trainer.checkpoints.find import checkpoint_steps
 
 SETTINGS = (
     "no_parallel", "multilingual", "parallel_non_adjacent", "parallel_first", "parallel_distributed",
@@ -302,7 +302,7 @@ def run_all(
 
     A run begins with the steps that it has `shared`, and trains from its `first` one on, where it may stand already.
     """
-    _CONTEXT.set_forkserver_preload(["__main__", "trainer.train", "trainer.session", "trainer.evaluate",
+    _CONTEXT.set_forkserver_preload(["__main__", "trainer.train", "trainer.training.session", "trainer.evaluate",
                                       "composer.utils.parallelism"])  # fmt: skip
     futures: dict[Job, Future[float]] = {}
     total = sum(job.manifest.schedule.steps - first[job] for job in todo)

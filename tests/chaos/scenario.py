@@ -27,19 +27,25 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataengine.storage import Store, open_store
+from dataengine.storage.atomic import Store, open_store
 from tests.chaos.results import Event, Scenario
 from tests.conftest import DEMO, small_experiment, write_corpora
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact
 from tests.object_store import ACCESS_KEY, SECRET_KEY, ObjectStore, faulty_proxy, new_bucket, server
-from trainer.step_log import read_log
+from trainer.run.step_log import read_log
 
 DEADLINE_S = 180  # of a command; one that takes longer hangs
 _GRACE_S = 10  # for the other ranks once one has failed; then they get SIGTERM, as from Composer's launcher
 _PEER_S = 60  # in which all ranks must have ended once one has
 _DISK_MB = 192
-_PRELOAD = ("trainer.train", "trainer.session", "trainer.evaluation", "dataengine.cli", "composer.utils.parallelism")
+_PRELOAD = (
+    "trainer.train",
+    "trainer.training.session",
+    "trainer.evaluation.evaluator",
+    "dataengine.cli",
+    "composer.utils.parallelism",
+)
 _KEEP_ONE = "train.keep_checkpoints=1"
 _DAMAGES = ("a byte changed", "cut short", "emptied", "removed")
 
@@ -336,9 +342,9 @@ def _command(module: str, arguments: list[str], environment: dict[str, str], pri
     import torch
 
     import trainer.evaluate
-    import trainer.signals
+    import trainer.run.signals
 
-    trainer.signals.WAIT_FOR_RANK_0_S = 3.0  # no launcher ends the others
+    trainer.run.signals.WAIT_FOR_RANK_0_S = 3.0  # no launcher ends the others
     trainer.evaluate._POLL_S = 1
     torch.set_num_threads(1)
     importlib.import_module(module).main(arguments)

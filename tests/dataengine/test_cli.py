@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dataengine.cli import _make_parser, main
-from dataengine.config import dump_config, load_config
+from dataengine.config.schema import dump_config, load_config
 from tests.conftest import ROOT, ConfigMaker, write_jsonl
 
 COMMANDS = ["build", "worker", "finalize", "score", "inspect", "plan", "contamination", "verify", "export"]
@@ -155,11 +155,11 @@ def imported(code: str, heavy: tuple[str, ...]) -> str:
 
 def test_the_build_path_imports_no_torch() -> None:
     heavy = ("torch", "streaming", "composer", "transformers", "pyarrow", "boto3", "botocore", "ray", "comet")
-    assert imported("import dataengine.build, dataengine.cli, dataengine.engines", heavy) == ""
+    assert imported("import dataengine.build.build, dataengine.cli, dataengine.build.executors", heavy) == ""
 
 
 def test_the_command_line_itself_imports_little() -> None:
-    assert imported("import dataengine.cli", ("numpy", "pydantic", "yaml", "orjson", "dataengine.build")) == ""
+    assert imported("import dataengine.cli", ("numpy", "pydantic", "yaml", "orjson", "dataengine.build.build")) == ""
 
 
 def test_settings_may_follow_options(config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

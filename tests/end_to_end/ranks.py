@@ -14,10 +14,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from trainer.step_log import read_log
+from trainer.run.step_log import read_log
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["trainer.train", "trainer.session", "composer.utils.parallelism"])
+CONTEXT.set_forkserver_preload(["trainer.train", "trainer.training.session", "composer.utils.parallelism"])
 DEADLINE_S = 240
 
 
@@ -127,29 +127,29 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
     os.dup2(descriptor, 2)
     import torch
 
-    import trainer.session
-    import trainer.signals
+    import trainer.run.signals
     import trainer.train
+    import trainer.training.session
 
-    trainer.signals.WAIT_FOR_RANK_0_S = 3.0  # no launcher ends the others
+    trainer.run.signals.WAIT_FOR_RANK_0_S = 3.0  # no launcher ends the others
     torch.set_num_threads(1)
     if probe == "random":
-        _draw_random_numbers(trainer.session)
+        _draw_random_numbers(trainer.training.session)
     if probe == "cuda":
-        _seem_to_have_cuda(trainer.session)
+        _seem_to_have_cuda(trainer.training.session)
     if probe == "memory of a GPU":
         trainer.train.check_auto = lambda config: []
-        import trainer.microbatch
+        import trainer.model.microbatch
 
-        trainer.microbatch._own_device = lambda: trainer.microbatch.Device("Test", 10**9)
+        trainer.model.microbatch._own_device = lambda: trainer.model.microbatch.Device("Test", 10**9)
     if probe == "mesh of one":
-        trainer.session.is_sharded = lambda world_size: True
+        trainer.training.session.is_sharded = lambda world_size: True
     if probe == "nan" and environment["RANK"] == "1":
         _lose_a_number()
     if probe == "stray" and environment["RANK"] == "1":
         _stray_from_the_plan()
     if probe == "die":
-        _die_before_the_first_step(trainer.session)
+        _die_before_the_first_step(trainer.training.session)
     if ":" in probe:
         _apply(probe)
     if probe == "hang":
@@ -175,32 +175,32 @@ def _seem_to_have_cuda(module: Any) -> None:
 
 def _lose_a_number() -> None:
     """Let the first microbatch of step 6 on this rank have a loss that is no number."""
-    import trainer.model
+    import trainer.model.composer_model
 
-    own, calls = trainer.model.TranslationModel.loss, iter(range(1000))
+    own, calls = trainer.model.composer_model.TranslationModel.loss, iter(range(1000))
 
     def loss(model: Any, outputs: Any, batch: Any) -> Any:
         return own(model, outputs, batch) * (float("nan") if next(calls) == 6 * 2 else 1.0)
 
-    trainer.model.TranslationModel.loss = loss  # type: ignore[method-assign, assignment]
+    trainer.model.composer_model.TranslationModel.loss = loss  # type: ignore[method-assign, assignment]
 
 
 def _apply(probe: str) -> None:
     """Spoil something: by `loss:ID,ID:FACTOR` losses with these samples, by `weight:STEP` a weight of rank 1."""
     import torch
 
-    import trainer.finite
-    import trainer.model
-    import trainer.saving
+    import trainer.checkpoints.finite
+    import trainer.model.composer_model
+    import trainer.training.callbacks.save
 
     kind, which, *rest = probe.split(":")
     if kind == "loss":
-        own, ids = trainer.model.TranslationModel.loss, torch.tensor(list(map(int, which.split(","))))
+        own, ids = trainer.model.composer_model.TranslationModel.loss, torch.tensor(list(map(int, which.split(","))))
 
         def loss(model: Any, outputs: Any, batch: Any) -> Any:
             return own(model, outputs, batch) * (float(rest[0]) if torch.isin(ids, batch["sample_id"]).any() else 1.0)
 
-        trainer.model.TranslationModel.loss = loss  # type: ignore[method-assign, assignment]
+        trainer.model.composer_model.TranslationModel.loss = loss  # type: ignore[method-assign, assignment]
     elif os.environ["RANK"] == "1":
 
         def damage(self: Any, state: Any, logger: Any) -> None:
@@ -209,16 +209,16 @@ def _apply(probe: str) -> None:
                     rows = state.model.decoder.hf.model.embed_tokens.weight.to_local()
                     rows[-1 if kind == "weight" else slice(None), 0] = float("nan")
 
-        trainer.saving.SaveCheckpoints.batch_end = damage  # type: ignore[method-assign]
+        trainer.training.callbacks.save.SaveCheckpoints.batch_end = damage  # type: ignore[method-assign]
 
 
 def _hang(this_rank: bool) -> None:
     """Let the first microbatch of step 6 on this rank never end, and let that be noticed sooner than in life."""
-    import trainer.model
-    import trainer.pulse
+    import trainer.model.composer_model
+    import trainer.training.pulse
 
-    trainer.pulse.BEAT_S, trainer.pulse.STUCK_S, trainer.pulse.GRACE_S = 0.2, 5.0, 1.0
-    own, calls = trainer.model.TranslationModel.loss, iter(range(1000))
+    trainer.training.pulse.BEAT_S, trainer.training.pulse.STUCK_S, trainer.training.pulse.GRACE_S = 0.2, 5.0, 1.0
+    own, calls = trainer.model.composer_model.TranslationModel.loss, iter(range(1000))
 
     def loss(model: Any, outputs: Any, batch: Any) -> Any:
         if next(calls) == 6 * 2:
@@ -226,19 +226,19 @@ def _hang(this_rank: bool) -> None:
         return own(model, outputs, batch)
 
     if this_rank:
-        trainer.model.TranslationModel.loss = loss  # type: ignore[method-assign]
+        trainer.model.composer_model.TranslationModel.loss = loss  # type: ignore[method-assign]
 
 
 def _stray_from_the_plan() -> None:
     """Let this rank's loader give two samples of step 3 in each other's place."""
-    import trainer.data
+    import trainer.data.dataset
 
-    own = trainer.data.LazyOrder.__getitem__
+    own = trainer.data.dataset.LazyOrder.__getitem__
 
     def exchanged(order: Any, index: int) -> int:
         return own(order, {12: 13, 13: 12}.get(index, index))  # 4 samples a step on each of 2 ranks
 
-    trainer.data.LazyOrder.__getitem__ = exchanged  # type: ignore[method-assign]
+    trainer.data.dataset.LazyOrder.__getitem__ = exchanged  # type: ignore[method-assign]
 
 
 def _die_before_the_first_step(module: Any) -> None:

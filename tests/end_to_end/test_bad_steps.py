@@ -14,12 +14,12 @@ from torch.distributed import checkpoint as dcp
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment
 from trainer.audit import audit
-from trainer.callbacks import Watch
-from trainer.checkpoints import Checkpoint, Marker, complete_checkpoints, hash_file, mark_complete
+from trainer.checkpoints.find import Checkpoint, Marker, complete_checkpoints, hash_file, mark_complete
+from trainer.checkpoints.load import load_checkpoint, read_metadata
 from trainer.replay import replay
-from trainer.runs import open_run
-from trainer.safe_loading import load_checkpoint, read_metadata
-from trainer.watch import SpikeDetector
+from trainer.run.folder import open_run
+from trainer.training.callbacks.step_log import Watch
+from trainer.training.spikes import SpikeDetector
 
 __all__ = ["experiment"]
 

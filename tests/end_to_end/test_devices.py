@@ -7,12 +7,12 @@ import json
 import pytest
 import torch
 
-from dataengine.config import TrainConfig
-from dataengine.rates import Settings
+from dataengine.config.schema import TrainConfig
+from dataengine.schedule.rates import Settings
 from tests.end_to_end import ranks
 from tests.end_to_end.test_options import assert_close
 from tests.end_to_end.test_training import Experiment, exact, experiment
-from trainer.optimizer import apply_settings, make_optimizer
+from trainer.model.optimizer import apply_settings, make_optimizer
 
 __all__ = ["experiment"]
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from streaming import LocalDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dataengine.build import build
-from dataengine.config import load_config
-from dataengine.manifest import Manifest
+from dataengine.build.build import build
+from dataengine.config.schema import load_config
+from dataengine.schedule.manifest import Manifest
 from tests.conftest import small_experiment
 from tests.end_to_end import ranks
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataengine.build import build
-from dataengine.config import load_config
+from dataengine.build.build import build
+from dataengine.config.schema import load_config
 from tests.conftest import ROOT, small_experiment
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact
-from trainer.checkpoints import complete_checkpoints
-from trainer.step_log import read_log
+from trainer.checkpoints.find import complete_checkpoints
+from trainer.run.step_log import read_log
 
 pytestmark = pytest.mark.slow
 COMPOSER = Path(sys.executable).parent / "composer"

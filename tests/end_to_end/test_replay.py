@@ -11,7 +11,7 @@ import pytest
 
 from tests.end_to_end.test_training import Experiment, experiment
 from trainer.replay import main, replay
-from trainer.runs import open_run
+from trainer.run.folder import open_run
 
 __all__ = ["experiment"]
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from dataengine.build import build
-from dataengine.config import load_config
-from dataengine.manifest import Manifest
-from dataengine.rates import learning_rate
+from dataengine.build.build import build
+from dataengine.config.schema import load_config
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.rates import learning_rate
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment, open_dataset
 from trainer.audit import audit
-from trainer.checkpoints import checkpoint_folder, complete_checkpoints
-from trainer.decoder import load_weights
-from trainer.model import build_model
-from trainer.step_log import next_digest
+from trainer.checkpoints.find import checkpoint_folder, complete_checkpoints
+from trainer.model.composer_model import build_model
+from trainer.model.decoder import load_weights
+from trainer.run.step_log import next_digest
 
 __all__ = ["experiment"]
 

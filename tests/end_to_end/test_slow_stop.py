@@ -15,8 +15,8 @@ from tests.conftest import ROOT
 from tests.end_to_end import ranks
 from tests.end_to_end.test_launcher import config
 from tests.end_to_end.test_training import exact
-from trainer.checkpoints import complete_checkpoints
-from trainer.step_log import read_log
+from trainer.checkpoints.find import complete_checkpoints
+from trainer.run.step_log import read_log
 
 __all__ = ["config"]
 
@@ -37,10 +37,10 @@ RANK = f"""
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-import trainer.callbacks, trainer.signals, trainer.train
+import trainer.training.callbacks.step_log, trainer.run.signals, trainer.train
 
-trainer.signals.END_LAUNCHER_S = {LAUNCHER_WAITS_S / 2}
-own = trainer.callbacks.SampleLedger.batch_start
+trainer.run.signals.END_LAUNCHER_S = {LAUNCHER_WAITS_S / 2}
+own = trainer.training.callbacks.step_log.SampleLedger.batch_start
 
 def batch_start(self, state, logger):
     own(self, state, logger)
@@ -48,7 +48,7 @@ def batch_start(self, state, logger):
         Path(os.environ["SLOW"]).touch()
         time.sleep({STEP_S})
 
-trainer.callbacks.SampleLedger.batch_start = batch_start
+trainer.training.callbacks.step_log.SampleLedger.batch_start = batch_start
 trainer.train.main()
 """
 

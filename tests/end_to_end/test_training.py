@@ -17,28 +17,28 @@ import torch
 import yaml
 from transformers import LlamaForCausalLM
 
-from dataengine.build import build
-from dataengine.config import InitConfig, ParentConfig, TrainConfig, load_config
+from dataengine.build.build import build
+from dataengine.config.schema import InitConfig, ParentConfig, TrainConfig, load_config
 from dataengine.errors import InputError
-from dataengine.manifest import Manifest
-from dataengine.storage import open_store
-from dataengine.tokens import load_tokenizer
+from dataengine.schedule.manifest import Manifest
+from dataengine.storage.atomic import open_store
+from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import ROOT, small_experiment
 from tests.end_to_end import ranks
 from trainer.audit import audit
-from trainer.cache import ShardCache
-from trainer.checkpoints import MARKER, complete_checkpoints, newest_checkpoint
-from trainer.data import ScheduledDataset
-from trainer.decoder import load_weights
+from trainer.checkpoints.find import MARKER, complete_checkpoints, newest_checkpoint
+from trainer.data.dataset import ScheduledDataset
+from trainer.data.shard_cache import ShardCache
 from trainer.evaluate import main as evaluate
 from trainer.export import export
-from trainer.model import build_model
-from trainer.preflight import check_agreement
+from trainer.model.composer_model import build_model
+from trainer.model.decoder import load_weights
+from trainer.preflight.check import check_agreement
 from trainer.replay import replay
 from trainer.report import write_report
-from trainer.runs import hold, open_run
-from trainer.settings import read_history
-from trainer.step_log import next_digest, read_log
+from trainer.run.folder import hold, open_run
+from trainer.run.settings import read_history
+from trainer.run.step_log import next_digest, read_log
 from trainer.train import check_not_lost
 
 

@@ -21,21 +21,21 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataengine.build import build
-from dataengine.config import load_config
+from dataengine.build.build import build
+from dataengine.commands.verify import open_stream, verify
+from dataengine.config.schema import load_config
 from dataengine.errors import InputError
-from dataengine.evaluation_sets import read_set
-from dataengine.manifest import read_manifest
-from dataengine.provenance import StreamProvenance
-from dataengine.sources import RecordFormat, read_records, whole_file
-from dataengine.storage import open_store
-from dataengine.summary import NAME, REJECTS, read_rejects, read_summary
-from dataengine.verify import open_stream, verify
+from dataengine.mds.provenance import StreamProvenance
+from dataengine.mds.summary import NAME, REJECTS, read_rejects, read_summary
+from dataengine.records.evaluation_sets import read_set
+from dataengine.records.read import RecordFormat, read_records, whole_file
+from dataengine.schedule.manifest import read_manifest
+from dataengine.storage.atomic import open_store
 from tests.conftest import DEMO, ROOT, ConfigMaker
 from tests.trainer import fake_checkpoints
 from tests.trainer.fake_runs import make_runs
-from trainer.checkpoints import complete_checkpoints
-from trainer.report_data import read_runs
+from trainer.checkpoints.find import complete_checkpoints
+from trainer.reporting.runs import read_runs
 
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")),

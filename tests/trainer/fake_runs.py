@@ -15,15 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dataengine.build import build
-from dataengine.config import Config, dump_config, load_config
-from dataengine.manifest import Manifest
-from dataengine.pairs import translation_prompt
-from dataengine.rates import planned_settings
+from dataengine.build.build import build
+from dataengine.config.schema import Config, dump_config, load_config
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.rates import planned_settings
+from dataengine.text.pairs import translation_prompt
 from tests.conftest import DEMO, ROOT
-from trainer.choice import choose
-from trainer.metrics import score_translations
-from trainer.settings import SETTINGS, dump_history
+from trainer.evaluation.choice import choose
+from trainer.evaluation.metrics import score_translations
+from trainer.run.settings import SETTINGS, dump_history
 
 STEPS = (40, 80, 120, 160, 200)
 QUALITY: Mapping[str, Callable[[int], float]] = {  # share of the reference's words that a checkpoint gives

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from dataengine.build import build
-from dataengine.config import Config, dump_config
+from dataengine.build.build import build
+from dataengine.config.schema import Config, dump_config
 from dataengine.errors import run_command
-from dataengine.manifest import Manifest
+from dataengine.schedule.manifest import Manifest
 from tests.conftest import ConfigMaker
 from tests.trainer.fake_checkpoints import save
 from trainer.audit import audit
-from trainer.step_log import next_digest
+from trainer.run.step_log import next_digest
 
 
 def write_run(config: Config, out: Path) -> Manifest:

@@ -1,0 +1,185 @@
+"""Is what was built still what the config says? What a difference between two configs decides, by each field's word."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dataengine.config.layers import Loc, dotted
+from dataengine.config.schema import Config, Decision, decision_of
+from dataengine.errors import InputError
+from dataengine.schedule.fork import read_parent
+from dataengine.schedule.manifest import Manifest
+from dataengine.storage.atomic import Store
+from dataengine.text.tokenizers.load import Tokenizer, load_tokenizer
+
+OF_A_BUILD: tuple[Decision, ...] = ("bytes", "plan")
+_NONE = object()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that is another than it was."""
+
+    key: str  # dotted, such as stages.1.steps
+    then: object  # as JSON has it
+    now: object
+
+
+def differences(then: BaseModel, now: BaseModel, *, of: Collection[Decision]) -> list[Difference]:
+    """The settings of two sections of one kind that differ and decide what `of` names."""
+    return [
+        Difference(dotted(loc), _plain(was), _plain(is_now)) for loc, was, is_now in _compare((), then, now, None, of)
+    ]
+
+
+def _compare(
+    loc: Loc, then: Any, now: Any, decision: Decision | None, of: Collection[Decision]
+) -> Iterator[tuple[Loc, Any, Any]]:
+    """Go down both values as far as their forms are alike; a field without a word of its own decides as its section."""
+    if isinstance(then, BaseModel) and type(then) is type(now):
+        for name in type(then).model_fields:
+            own = decision_of(type(then), name) or decision
+            yield from _compare((*loc, name), getattr(then, name), getattr(now, name), own, of)
+    elif isinstance(then, Mapping) and isinstance(now, Mapping) and _are_alike(then, now):
+        for key in dict.fromkeys([*then, *now]):
+            yield from _compare((*loc, key), then.get(key, _NONE), now.get(key, _NONE), decision, of)
+    elif isinstance(then, tuple) and isinstance(now, tuple) and len(then) == len(now) and _are_sections(then):
+        for number, pair in enumerate(zip(then, now, strict=True)):
+            yield from _compare((*loc, number), *pair, decision, of)
+    elif decision in of and (type(then) is not type(now) or then != now or _in_order(then) != _in_order(now)):
+        yield loc, then, now
+
+
+def _are_alike(then: Mapping[Any, Any], now: Mapping[Any, Any]) -> bool:
+    """Whether mappings can be compared key by key: the order of weights has a meaning, that of sections has none."""
+    return list(then) == list(now) or _are_sections([*then.values(), *now.values()])
+
+
+def _are_sections(values: Iterable[Any]) -> bool:
+    return any(isinstance(value, BaseModel) for value in values)
+
+
+def _in_order(value: Any) -> Any:
+    return list(value.items()) if isinstance(value, Mapping) else value
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON values."""
+    if value is _NONE:
+        return None
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, tuple) else value
+
+
+def build_differences(
+    config: Config, built: Config, manifest: Manifest, tokenizer: Tokenizer | None = None
+) -> list[Difference]:
+    """What makes a build of `config` another than the one that left `manifest` and its config `built`.
+
+    Streams that no stage mixes, and names of languages that no stream writes, do not count. Where the tokenizer and the
+    parent's manifest lie does not count either, but what they hold; of a tokenizer file that is gone, nobody can say.
+    `tokenizer`: the config's, if it is loaded already. Raises InputError if one of these files cannot be used.
+    """
+    found = differences(_as_built(built), _as_built(config), of=OF_A_BUILD)
+    if tokenizer is None and Path(config.tokenizer).exists():
+        tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
+    if tokenizer is not None and tokenizer.sha256 != manifest.tokenizer_sha256:
+        found.append(Difference("tokenizer", manifest.tokenizer_sha256, tokenizer.sha256))
+    elif tokenizer is not None and tokenizer.eos_id != manifest.eos_id:
+        found = [difference for difference in found if difference.key != "eos_token"]
+        found.append(Difference("tokenizer", manifest.eos_id, tokenizer.eos_id))
+    if config.parent and built.parent and manifest.parent and config.parent.manifest != built.parent.manifest:
+        parent = read_parent(config)
+        if parent is not None and parent.plan_id != manifest.parent["plan_id"]:
+            found.append(Difference("parent.manifest", built.parent.manifest, config.parent.manifest))
+    return found
+
+
+def disagreements(
+    config: Config, built: Config | None, manifest: Manifest, tokenizer: Tokenizer, run: str | None = None
+) -> list[str]:
+    """What makes `config` another than the one of a manifest, in words: the key of each setting, then and now.
+
+    The one look of training (at the build), evaluation, export and replay (at the folder or URL `run`). `built` is the
+    config beside the manifest; without it, only what the manifest itself states is compared. Raises InputError as
+    `build_differences`.
+    """
+    if built is None:
+        stated = (("name", manifest.name, config.name), ("seq_len", manifest.seq_len, config.seq_len))
+        found = [Difference(key, then, now) for key, then, now in stated if then != now]
+    else:
+        found = build_differences(config, built, manifest, tokenizer)
+    if run is None:
+        when, remedy = f"'{manifest.name}' was built", "Build with this config first: dataengine build CONFIG"
+    else:
+        when, remedy = f"{run} was trained", f"Give this run's own config, such as {run}/config.yaml, or another `out`."
+    settings = [
+        f"{one.key} is {_short(one.now)} in the config, but was {_short(one.then)} when {when}. {remedy}"
+        for one in found
+        if one.key != "tokenizer"
+    ]
+    mismatch = tokenizer_mismatch(config.tokenizer, tokenizer, manifest, rebuild=run is None)
+    return [*settings, mismatch] if mismatch else settings
+
+
+def _short(value: object) -> str:
+    """A setting as one line, cut where it is a whole section."""
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:100]} ... ({len(text):,} characters)"
+
+
+def _as_built(config: Config) -> Config:
+    """A config with the streams that its stages mix, and the names of the languages that their pairs are written in."""
+    streams = {name: config.streams[name] for name in config.streams_in_use}
+    codes = {code for stream in streams.values() if stream.pairs for code in stream.codes}
+    languages = {code: config.languages[code] for code in sorted(codes) if code in config.languages}
+    return config.model_copy(update={"streams": streams, "languages": languages})
+
+
+def read_built_config(store: Store, name: str) -> Config:
+    """The config that an experiment was built with. Raises InputError if it is missing or damaged."""
+    key = f"experiments/{name}/config.yaml"
+    again = "Build again: dataengine build CONFIG"
+    try:
+        return Config.model_validate(yaml.safe_load(store.read(key)))
+    except FileNotFoundError:
+        raise InputError(f"no {store.url}/{key} beside the manifest. {again}") from None
+    except (yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{store.url}/{key} cannot be used: {reason}. {again}") from None
+
+
+def check_tokenizer(path: str, tokenizer: Tokenizer, manifest: Manifest) -> None:
+    """Raise InputError unless a tokenizer is the one that the manifest's streams were made with."""
+    if mismatch := tokenizer_mismatch(path, tokenizer, manifest):
+        raise InputError(mismatch)
+
+
+def tokenizer_mismatch(path: str, tokenizer: Tokenizer, manifest: Manifest, *, rebuild: bool = True) -> str | None:
+    """What makes a tokenizer another than the one of a manifest; None if it is the same.
+
+    `rebuild`: whether a new build would help, which it does not once a run was trained.
+    """
+    if tokenizer.sha256 != manifest.tokenizer_sha256:
+        return (
+            f"tokenizer mismatch: the streams of manifest {manifest.plan_id[:12]} were tokenized with the tokenizer of "
+            f"sha256 {manifest.tokenizer_sha256[:12]}, but {path} has {tokenizer.sha256[:12]}. "
+            "Set `tokenizer` to the file that the build used"
+            f"{', or build again: dataengine build CONFIG' if rebuild else '.'}"
+        )
+    if tokenizer.eos_id != manifest.eos_id:
+        return (
+            f"tokenizer mismatch: the documents of manifest {manifest.plan_id[:12]} end with token {manifest.eos_id}, "
+            f"but the end of {path} is now {tokenizer.eos_id}. Set `eos_token`, or tokenizer_config.json beside the "
+            f"tokenizer, as it was{'; or build again: dataengine build CONFIG' if rebuild else '.'}"
+        )
+    return None

@@ -1,0 +1,326 @@
+"""Which records of a stream are kept, and why the others are not.
+
+    part                -> CleanRecords   -> what rules, language and decontamination drop; sorted keys of the rest
+    keys of all parts   -> FindDuplicates (one a range of keys) -> records that have a key in common
+    near keys           -> near_units     -> near duplicates
+    all, and scores     -> judged_alone, mark_duplicates, mark_twins, mark_low_scores -> a reason for each record
+
+A reason is a name such as "length_ratio" or "duplicate pair"; in files it is a number, 1 + its place in `reasons`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.build.near_units import NearRuns
+from dataengine.build.tokenize import TokenFormat, find_lost
+from dataengine.build.units import SCHEMA, OnProgress, Reading, Receipt, Unit, fingerprint_of, identity_of, select
+from dataengine.cleaning import dedup, score_cache
+from dataengine.errors import InputError
+from dataengine.mds.writer import Add
+from dataengine.records.read import RecordFormat, Records, SourcePart
+from dataengine.storage.arrays import KeyRuns, buckets_of, encode_npy, num_ranges, read_keys, read_npy
+from dataengine.storage.atomic import Store
+from dataengine.text.tokenizers.load import Tokenizer
+
+if TYPE_CHECKING:
+    from dataengine.cleaning.decontaminate import EvaluationTexts
+
+Codes = NDArray[np.uint8]  # reasons of records, 0 = kept
+
+DROPPED = np.dtype([("record", "<u4"), ("reason", "<u1")])
+
+_BATCH = 4096
+RANGE_KEYS = 1 << 22  # a FindDuplicates unit holds about so many keys
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What a stream drops. All of it decides bytes."""
+
+    languages: tuple[str, ...]  # codes of a record's texts, "" where none is stated; one text: documents
+    rules: dict[str, Any] | None  # fields of rules.PairRules or rules.DocumentRules
+    min_language_score: float | None
+    subsets: tuple[str, ...]  # labels to drop
+    dedup: tuple[str, ...]  # "text", "pair" or codes of languages
+    near_dedup: float | None  # Jaccard similarity
+    evaluation: str | None  # identity of the evaluation texts
+    evaluation_paths: tuple[str, ...] = field(metadata={"identity": False})
+    scores: dict[str, float]  # direction -> least score
+    score_model: str | None  # sha256
+    versions: tuple[str, ...] = ()  # of the libraries that judge
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Names of all reasons to drop a record, in the order in which they are tried."""
+        from dataengine.cleaning.rules.pairs import DOCUMENT_RULES, PAIR_RULES
+
+        names = ["subset"] if self.subsets else []
+        if self.rules is not None:
+            names += PAIR_RULES if len(self.languages) == 2 else DOCUMENT_RULES
+        if self.min_language_score is not None:
+            names += [f"language {code}" for code in self.languages if code]
+        if self.evaluation is not None:
+            names.append("evaluation text")
+        names += [f"duplicate {kind}" for kind in self.dedup]
+        if self.near_dedup is not None:
+            names.append("near duplicate")
+        return (*names, *(f"score {direction}" for direction in self.scores))
+
+    def code(self, reason: str) -> int:
+        """The number that stands for a reason."""
+        return 1 + self.reasons.index(reason)
+
+
+def check_records(batch: Records, cleaning: Cleaning) -> Codes:
+    """Why each record of a batch is dropped by what it is by itself, shape (n,)."""
+    codes = np.zeros(len(batch.lines), np.uint8)
+
+    def drop(reason: str | None, found: NDArray[Any]) -> None:
+        """Note a reason (or numbers of rules, counted from 1) for those that are still kept."""
+        alive = np.flatnonzero(codes == 0)
+        codes[alive] = np.where(found, cleaning.code(reason), 0) if reason else found
+
+    def texts() -> tuple[list[str], ...]:
+        return select(batch, codes == 0).texts
+
+    if cleaning.subsets:
+        drop("subset", np.isin(np.array(batch.labels, object), cleaning.subsets))
+    if cleaning.rules is not None:
+        first = _rules(cleaning, *texts())
+        drop(None, np.where(first, first + (1 if cleaning.subsets else 0), 0))
+    if cleaning.min_language_score is not None:
+        from dataengine.cleaning.language import score_language
+
+        for column, code in enumerate(cleaning.languages):
+            if code:  # a text that is too short to judge has no score (nan) and stays
+                drop(f"language {code}", score_language(texts()[column], code) < cleaning.min_language_score)
+    if cleaning.evaluation is not None:
+        evaluation = _evaluation_texts(cleaning.evaluation_paths, cleaning.evaluation)
+        found = [evaluation.contaminated(column) for column in texts()]
+        drop("evaluation text", np.logical_or.reduce(found))
+    return codes
+
+
+def _rules(cleaning: Cleaning, *texts: list[str]) -> Codes:
+    from dataengine.cleaning.rules import pairs
+
+    if len(texts) == 2:
+        languages = (cleaning.languages[0], cleaning.languages[1])
+        return pairs.check_pairs(*texts, languages, pairs.PairRules.model_validate(cleaning.rules))
+    found = pairs.DocumentRules.model_validate(cleaning.rules)
+    return pairs.check_documents(texts[0], cleaning.languages[0] or None, found)
+
+
+@lru_cache(maxsize=4)
+def _evaluation_texts(paths: tuple[str, ...], identity: str) -> EvaluationTexts:
+    from dataengine.cleaning.decontaminate import EvaluationTexts
+
+    texts = EvaluationTexts.load(paths)
+    if texts.identity != identity:
+        raise InputError("the evaluation texts of `decontaminate` changed while the build ran. Build again.")
+    return texts
+
+
+def evaluation_identity(paths: tuple[str, ...]) -> str:
+    """What stands for the evaluation texts in fingerprints. Reads them, whatever was read before."""
+    from dataengine.cleaning.decontaminate import EvaluationTexts
+
+    return EvaluationTexts.load(paths).identity
+
+
+def duplicate_keys(batch: Records, cleaning: Cleaning, records: NDArray[np.int64]) -> NDArray[Any]:
+    """The keys by which records (their numbers, shape (n,)) are compared, shape (n times kinds,) of dedup.KEY."""
+    found = []
+    for kind in cleaning.dedup:
+        code = cleaning.code(f"duplicate {kind}")
+        if kind == "pair":
+            found.append(dedup.pair_keys(batch.texts[0], batch.texts[1], code, 0))
+        else:
+            column = 0 if kind == "text" else cleaning.languages.index(kind)
+            found.append(dedup.text_keys(batch.texts[column], code, 0))
+    keys: NDArray[Any] = np.concatenate(found)
+    keys["record"] = records[keys["record"]]
+    return keys
+
+
+def near_texts(batch: Records) -> list[str]:
+    """What of records is compared to find near duplicates: the texts of a record as one."""
+    return batch.texts[0] if len(batch.texts) == 1 else [" ".join(texts) for texts in zip(*batch.texts, strict=True)]
+
+
+@dataclass(frozen=True)
+class LossyTokenizer:
+    """A tokenizer that can lose whole texts, which makes records unusable. No record may go for one of these."""
+
+    identity: str  # of the tokenizer, without what decides only how its tokens are packed
+    columns: tuple[int, ...]  # texts of a record that are written
+    format: TokenFormat = field(metadata={"identity": False})
+
+    def load(self) -> Tokenizer:
+        """The tokenizer. Raises InputError if it changed."""
+        return self.format.load()[0]
+
+
+@dataclass(frozen=True)
+class CleanRecords(Unit):
+    """Judge the records of a part one by one, and write down the keys by which the rest is compared.
+
+    Records that will be unusable for the tokenizer, if any can be, are compared with none.
+    """
+
+    kind: ClassVar[str] = "clean"
+    part: SourcePart
+    records: RecordFormat
+    cleaning: Cleaning
+    lossy: LossyTokenizer | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """As of any unit, but for what counts only in `decide`: a new threshold or model reads no text again."""
+        cleaning = replace(self.cleaning, scores=dict.fromkeys(self.cleaning.scores, 0.0), score_model=None)
+        return fingerprint_of({"schema": SCHEMA, "kind": self.kind, **identity_of(replace(self, cleaning=cleaning))})
+
+    @property
+    def input_bytes(self) -> int:
+        return self.part.size
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        reading = Reading(self.part, self.records, on_progress)
+        keys = KeyRuns(add, "run", "high", dedup.sort_keys)
+        near = None if self.cleaning.near_dedup is None else NearRuns(add, self.cleaning.near_dedup)
+        codes = [np.empty(0, np.uint8)]
+        hashes = {direction: [np.empty(0, score_cache.KEY)] for direction in self.cleaning.scores}
+        tokenizer = self.lossy.load() if self.lossy else None
+        for batch in reading.batches(_BATCH):
+            first = reading.usable - len(batch.lines)
+            codes.append(check_records(batch, self.cleaning))
+            kept = codes[-1] == 0
+            if self.lossy and tokenizer and kept.any():
+                lost = find_lost(select(batch, kept), tokenizer, self.lossy.columns)
+                kept[kept] = [reason is None for reason in lost] if lost else True
+            if kept.any():
+                alive, numbers = select(batch, kept), first + np.flatnonzero(kept)
+                if self.cleaning.dedup:
+                    keys.add(duplicate_keys(alive, self.cleaning, numbers))
+                if near:
+                    near.add(near_texts(alive), numbers)
+            for direction, found in hashes.items():
+                source, target = (self.cleaning.languages.index(code) for code in direction.split("-"))
+                found.append(score_cache.hash_pairs(batch.texts[source], batch.texts[target]))
+        judged = np.concatenate(codes)
+        dropped = np.empty(np.count_nonzero(judged), DROPPED)
+        dropped["record"], dropped["reason"] = np.flatnonzero(judged), judged[judged > 0]
+        add("dropped.npy", encode_npy(dropped))
+        for direction, found in hashes.items():
+            add(f"pairs.{direction}.npy", encode_npy(np.concatenate(found)))
+        counts = reading.finish(add)
+        counts["kept"] -= len(dropped)
+        dropped_by = count_reasons(judged, self.cleaning)
+        return Receipt(**counts, dropped=dropped_by, runs=keys.finish(), near_runs=near.finish() if near else 0)
+
+
+@dataclass(frozen=True)
+class FindDuplicates(Unit):
+    """Find the records of a stream that have a key in common, in one of `ranges` ranges."""
+
+    kind: ClassVar[str] = "duplicates"
+    runs: tuple[tuple[str, int], ...]  # fingerprint of a CleanRecords unit, its number of runs; in the stream's order
+    number: int
+    ranges: int  # at most runs.BUCKETS
+    keys: int = field(metadata={"identity": False})  # about so many, for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.keys * dedup.KEY.itemsize
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        buckets = buckets_of(self.number, self.ranges)
+        parts = [
+            dedup.sort_keys(read_keys(store, fingerprint, "run", count, dedup.KEY, buckets))
+            for fingerprint, count in self.runs
+        ]
+        groups = dedup.find_groups(parts)
+        on_progress(self.input_bytes)
+        add("groups.npy", encode_npy(groups))
+        return Receipt()
+
+
+def duplicate_units(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) -> list[FindDuplicates]:
+    """The units that find the exact duplicates among the records of all parts."""
+    keys = len(units[0].cleaning.dedup) * sum(receipt.kept for receipt in receipts)
+    if not keys:
+        return []
+    ranges = num_ranges(keys, RANGE_KEYS)
+    runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
+    return [FindDuplicates(runs, number, ranges, keys // ranges) for number in range(ranges)]
+
+
+def judged_alone(units: Sequence[CleanRecords], receipts: Sequence[Receipt], store: Store) -> list[Codes]:
+    """The reason for each usable record of each part by what the record is by itself."""
+    judged = []
+    for unit, receipt in zip(units, receipts, strict=True):
+        codes = np.zeros(receipt.kept + sum(receipt.dropped.values()), np.uint8)
+        dropped = read_npy(store, f"{unit.folder}/dropped.npy")
+        codes[dropped["record"]] = dropped["reason"]
+        judged.append(codes)
+    return judged
+
+
+def mark_duplicates(judged: Sequence[Codes], comparing: Sequence[FindDuplicates], store: Store) -> None:
+    """Note the exact duplicates in the reasons of all parts."""
+    parts, records, reasons = dedup.drop_later([read_npy(store, f"{unit.folder}/groups.npy") for unit in comparing])
+    bounds = np.searchsorted(parts, np.arange(len(judged) + 1))
+    for number, codes in enumerate(judged):
+        here = slice(bounds[number], bounds[number + 1])
+        codes[records[here]] = reasons[here]
+
+
+def mark_twins(judged: Sequence[Codes], twins: NDArray[Any], cleaning: Cleaning) -> None:
+    """Note near duplicates, of dtype near_duplicates.TWIN, in the reasons of all parts."""
+    parts, records = (twins["record"] >> np.uint64(32)).astype(np.int64), twins["record"] & np.uint64(0xFFFFFFFF)
+    for number in np.unique(parts).tolist():
+        judged[number][records[parts == number]] = cleaning.code("near duplicate")
+
+
+def mark_low_scores(
+    judged: Sequence[Codes],
+    units: Sequence[CleanRecords],
+    store: Store,
+    caches: Mapping[str, score_cache.ScoreCache],
+) -> None:
+    """Note pairs with low scores in the reasons of all parts. `caches` holds the scores of each direction that counts.
+
+    Raises InputError if a pair that all else keeps has no score.
+    """
+    cleaning = units[0].cleaning
+    for direction, cache in caches.items():
+        missing = total = 0
+        for unit, codes in zip(units, judged, strict=True):
+            hashes = read_npy(store, f"{unit.folder}/pairs.{direction}.npy")
+            alive = np.flatnonzero(codes == 0)
+            found_scores = score_cache.lookup(cache.load(unit.part.digest), hashes[alive])
+            missing, total = missing + int(np.isnan(found_scores).sum()), total + len(alive)
+            codes[alive[found_scores < np.float32(cleaning.scores[direction])]] = cleaning.code(f"score {direction}")
+        if missing:
+            raise InputError(
+                f"{missing:,} of {total:,} pairs that cleaning keeps of {_name_files(units)} have no {direction} score "
+                "by this model. Score them first: dataengine score CONFIG (all slices, if there are several)."
+            )
+
+
+def _name_files(units: Sequence[CleanRecords]) -> str:
+    paths = list(dict.fromkeys(unit.part.paths[0] for unit in units))
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1:,} more files"
+
+
+def count_reasons(codes: Codes, cleaning: Cleaning) -> dict[str, int]:
+    """How many records each reason drops; reasons that drop none are left out."""
+    counts = np.bincount(codes, minlength=1 + len(cleaning.reasons))
+    return {reason: int(count) for reason, count in zip(cleaning.reasons, counts[1:], strict=True) if count}

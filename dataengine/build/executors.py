@@ -1,0 +1,300 @@
+"""Run the units of a round: in processes of this machine, on a Ray cluster, or one slice of them for a job array.
+
+Every engine gives the same bytes: a unit does not know which engine runs it. Units that are finished are taken up.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from dataengine.build.units import Receipt, Unit, finished_receipts, run_unit
+from dataengine.errors import InputError
+from dataengine.storage.atomic import Store
+
+_progress: Synchronized[int]  # bytes of input read by all workers; set in each worker by _start_worker
+
+_IN_FLIGHT = 4  # Ray: tasks submitted for each processor
+_POLL_SECONDS = 2.0
+
+
+class Engine(Protocol):
+    """Where units run."""
+
+    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
+        """Run the units of a round that are not finished; return the receipts of all, in their order.
+
+        The first error ends the run; units that are finished by then stay, and the next build takes them up.
+        """
+        ...
+
+
+def default_workers() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class _Progress:
+    """A bar of input bytes with tokens a second, where stderr is a terminal."""
+
+    def __init__(self, units: Sequence[Unit], done: dict[int, Receipt], title: str) -> None:
+        self._bytes = [unit.input_bytes for unit in units]
+        self._tokens = 0
+        self._bar = tqdm(
+            total=sum(self._bytes), desc=title, unit="B", unit_scale=True, file=sys.stderr, disable=None,
+            initial=sum(self._bytes[k] for k in done), smoothing=0.05,
+        )  # fmt: skip
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def read(self, count: int) -> None:
+        self._bar.update(count)
+
+    def finished(self, receipt: Receipt) -> None:
+        self._tokens += receipt.tokens
+        if self._tokens:
+            seconds = max(self._bar.format_dict["elapsed"], 1e-9)
+            self._bar.set_postfix_str(f"{self._tokens / seconds / 1e6:.2f}M tokens/s", refresh=False)
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """Processes of this machine, the largest units first; with one worker, this process."""
+
+    workers: int
+
+    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
+        receipts = finished_receipts(dict(enumerate(units)), store)
+        left = [k for k in range(len(units)) if k not in receipts]
+        if left:
+            with _Progress(units, receipts, title) as progress:
+                largest_first = sorted(left, key=lambda k: -units[k].input_bytes)
+                results = (
+                    ((k, run_unit(units[k], store, progress.read)) for k in largest_first)
+                    if min(self.workers, len(left)) == 1
+                    else self._pool(units, largest_first, store, progress)
+                )
+                for k, receipt in results:
+                    receipts[k] = receipt
+                    progress.finished(receipt)
+        return [receipts[k] for k in range(len(units))]
+
+    def _pool(
+        self, units: Sequence[Unit], order: Sequence[int], store: Store, progress: _Progress
+    ) -> Iterator[tuple[int, Receipt]]:
+        context = multiprocessing.get_context("spawn")
+        counter: Synchronized[int] = context.Value("q", 0)
+        told = 0
+        workers = min(self.workers, len(order))
+        with ProcessPoolExecutor(workers, context, _start_worker, (counter, os.getpid())) as pool:
+            with _ignoring_interrupts():  # workers take this over until they have started
+                futures: dict[Future[Receipt], int] = {pool.submit(_run_in_worker, units[k], store): k for k in order}
+            waiting = set(futures)
+            try:
+                while waiting:
+                    done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                    read = counter.value
+                    progress.read(read - told)
+                    told = read
+                    for future in done:
+                        yield futures[future], future.result()
+            except BaseException as error:  # Ctrl-C as well: what is not begun is not, what is begun leaves nothing
+                for process in multiprocessing.active_children():
+                    process.terminate()  # the pool then takes itself for broken, and has ended when this block is left
+                if isinstance(error, BrokenProcessPool):
+                    raise InputError(
+                        "a worker process died (killed, perhaps for want of memory). What is finished stays: run "
+                        "the same command again, with fewer --workers if memory is short."
+                    ) from None
+                raise
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _start_worker(counter: Synchronized[int], parent: int) -> None:
+    global _progress
+    _progress = counter
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers, too: they end without a traceback
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker soon after its parent, which a SIGKILL leaves no time to stop it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _run_in_worker(unit: Unit, store: Store) -> Receipt:
+    return run_unit(unit, store, _count_bytes)
+
+
+def _count_bytes(count: int) -> None:
+    with _progress.get_lock():
+        _progress.value += count
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Tasks of a Ray cluster, a processor each. Only units and receipts travel; tokens go straight to the store.
+
+    A task whose node is lost runs again elsewhere. Sources, tokenizer and store must be reachable from every node.
+    """
+
+    address: str | None  # None: RAY_ADDRESS, or the cluster of this machine
+
+    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
+        receipts = finished_receipts(dict(enumerate(units)), store)
+        left = sorted((k for k in range(len(units)) if k not in receipts), key=lambda k: units[k].input_bytes)
+        if left:
+            ray = _connect(self.address)
+            task = ray.remote(num_cpus=1, max_retries=3)(run_unit)
+            in_flight: dict[Any, int] = {}
+            with _Progress(units, receipts, title) as progress:
+                while left or in_flight:
+                    room = max(1, int(_IN_FLIGHT * ray.cluster_resources().get("CPU", 1))) - len(in_flight)
+                    for _ in range(min(room, len(left))):
+                        k = left.pop()  # the largest first
+                        in_flight[task.remote(units[k], store)] = k
+                    done, _ = ray.wait(list(in_flight), num_returns=1, timeout=_POLL_SECONDS)
+                    for reference in done:
+                        k = in_flight.pop(reference)
+                        receipts[k] = _result(ray, reference)
+                        progress.read(units[k].input_bytes)
+                        progress.finished(receipts[k])
+        return [receipts[k] for k in range(len(units))]
+
+
+def _connect(address: str | None) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray needs Ray: pip install 'dataengine[ray]'") from None
+    _check_address(address)
+    if not ray.is_initialized():
+        try:
+            ray.init(address=address or "auto", log_to_driver=False, configure_logging=False)
+        except ConnectionError as error:
+            raise InputError(
+                f"no Ray cluster at {address or 'RAY_ADDRESS or this machine'}: {error}. "
+                "Start one (ray start --head) or name one with --ray-address."
+            ) from None
+    return ray
+
+
+def _check_address(address: str | None) -> None:
+    """Notice at once that nobody listens at HOST:PORT: Ray would wait for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise InputError(
+            f"no Ray cluster at {address}: {error}. Start one (ray start --head) or correct --ray-address."
+        ) from None
+
+
+def _result(ray: Any, reference: Any) -> Receipt:
+    try:
+        return ray.get(reference)  # type: ignore[no-any-return]
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise InputError(
+            f"a task was lost for good: {error}. What is finished stays: run the same command again."
+        ) from None
+
+
+@dataclass(frozen=True)
+class SliceEngine:
+    """One slice of the units, for a job array; then wait until the other slices of the round are done as well."""
+
+    slice: int  # from 0
+    slices: int
+    workers: int
+    wait_seconds: float  # 0: do not wait
+
+    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
+        mine = [k for k in range(len(units)) if slice_of(k, self.slices) == self.slice]
+        LocalEngine(self.workers).run([units[k] for k in mine], store, title)
+        end = time.monotonic() + self.wait_seconds
+        receipts = finished_receipts(dict(enumerate(units)), store)
+        while len(receipts) < len(units):
+            if time.monotonic() > end:
+                raise OthersNotDoneError(title, unfinished_slices(units, receipts, self.slices))
+            time.sleep(min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
+            missing = {k: unit for k, unit in enumerate(units) if k not in receipts}
+            receipts |= finished_receipts(missing, store)
+        return [receipts[k] for k in range(len(units))]
+
+
+@dataclass(frozen=True)
+class FinishedEngine:
+    """Run nothing: every unit has to be finished."""
+
+    slices: int
+
+    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
+        receipts = finished_receipts(dict(enumerate(units)), store)
+        if len(receipts) < len(units):
+            raise OthersNotDoneError(title, unfinished_slices(units, receipts, self.slices))
+        return [receipts[k] for k in range(len(units))]
+
+
+class OthersNotDoneError(Exception):
+    """A round waits for units of other slices: its title, and how many units each slice (from 0) has left."""
+
+    def __init__(self, title: str, left: dict[int, int]) -> None:
+        self.title, self.left = title, left
+        super().__init__(title, left)
+
+    @property
+    def words(self) -> str:
+        """Which slices have how much left, with their numbers from 1."""
+        return ", ".join(f"{number + 1} ({count:,} units)" for number, count in sorted(self.left.items()))
+
+
+def slice_of(number: int, slices: int) -> int:
+    """The slice that a unit belongs to: dealt out in their order."""
+    return number % slices
+
+
+def unfinished_slices(units: Sequence[Unit], receipts: dict[int, Receipt], slices: int) -> dict[int, int]:
+    """How many units of each slice are not finished."""
+    left: dict[int, int] = {}
+    for k in range(len(units)):
+        if k not in receipts:
+            number = slice_of(k, slices)
+            left[number] = left.get(number, 0) + 1
+    return left

@@ -1,0 +1,494 @@
+"""Units that find the near duplicates of a stream (`near_duplicates`), whatever its size, in bounded memory.
+
+texts of a part      -> CleanRecords -> runs of band keys, and the shingles of texts that share one in a run
+keys of all parts    -> FindLinks (one a range of keys) -> pairs of records that share a key, of those that all else
+                        keeps; crowds
+crowds, if any       -> RowKeys (one a part) -> keys that no crowd shares -> FindLinks
+large components     -> SketchKeys (one a part) -> FindAlike (one a range of keys) -> smaller components
+components of pairs  -> GatherShingles (one a part) -> CompareTexts (one a group of components) -> twins
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.build.units import Keep, Named, OnProgress, Reading, Receipt, Rounds, Unit, publish_keep
+from dataengine.cleaning import near_duplicates
+from dataengine.cleaning.near_duplicates import (
+    NEAR_KEY,
+    SKETCH_KEY,
+    TWIN,
+    Candidates,
+    Links,
+    Shingles,
+    Texts,
+    choose_bands,
+    record_ids,
+    sort_near_keys,
+)
+from dataengine.mds.writer import Add
+from dataengine.records.read import RecordFormat, SourcePart
+from dataengine.storage.arrays import (
+    KeyRuns,
+    bucket_hashes,
+    buckets_of,
+    decode_npy,
+    encode_npy,
+    num_ranges,
+    read_array,
+    read_keys,
+    read_npy,
+)
+from dataengine.storage.atomic import Store
+
+if TYPE_CHECKING:
+    from dataengine.cleaning.dedup import UInt64s
+
+Int64s = NDArray[np.int64]
+
+_BATCH = 4096
+_RUN_SHINGLES = 1 << 23  # shingles of a run that are held for its twins (64 MiB); the texts of the rest are read again
+RANGE_KEYS = 1 << 22  # a FindLinks unit holds about so many keys
+# Of texts that a CompareTexts unit compares, about; their shingles take two to four times as many.
+GROUP_BYTES = 1 << 25
+_LEAST_GROUP, _MOST_GROUP = 1 << 10, 1 << 17  # records
+
+# A record whose shingles are wanted: its number in the part, its group (0: the representatives) and its component.
+MEMBER = np.dtype([("record", "<u4"), ("group", "<u4"), ("component", "<u8"), ("crowded", "<u1"), ("size", "<u4")])
+_HELD = np.dtype([("record", "<u4"), ("size", "<u4")])  # a record whose shingles are held, and their number
+
+
+class NearRuns:
+    """Write band keys of texts as `KeyRuns` named near, and the shingles of texts that share a key in a run.
+
+    near.N.held.npy and near.N.shingles.npy are the records of these texts and their shingles, so that most texts need
+    not be read again; as many as _RUN_SHINGLES allow.
+    """
+
+    def __init__(self, add: Add, threshold: float) -> None:
+        self._add, self._threshold = add, threshold
+        self._keys = _near_runs(add, self._write_held)
+        self._held: list[tuple[Int64s, Shingles]] = []
+        self._shingles = 0
+
+    def add(self, texts: Sequence[str], records: Int64s) -> None:
+        """Take texts and the numbers of their records, shape (n,)."""
+        keys, records, shingles = near_duplicates.band_keys(texts, self._threshold, records)
+        if self._shingles <= _RUN_SHINGLES:
+            self._held.append((records, shingles))
+            self._shingles += len(shingles.hashes)
+        self._keys.add(keys)
+
+    def finish(self) -> int:
+        """Write what waits; return the number of runs."""
+        return self._keys.finish()
+
+    def _write_held(self, name: str, keys: NDArray[Any]) -> None:
+        sharing = _with_shared_key(keys)
+        chosen = [(records, shingles, np.isin(records, sharing)) for records, shingles in self._held]
+        records = np.concatenate([np.empty(0, np.int64), *(records[mask] for records, _, mask in chosen)])
+        held = near_duplicates.join([shingles.select(mask).distinct() for _, shingles, mask in chosen])
+        table = np.empty(len(records), _HELD)
+        table["record"], table["size"] = records, held.sizes
+        self._add(f"{name}.held.npy", encode_npy(table))
+        self._add(f"{name}.shingles.npy", encode_npy(held.hashes))
+        self._held, self._shingles = [], 0
+
+
+def _near_runs(add: Add, on_run: Callable[[str, NDArray[Any]], None] = lambda name, keys: None) -> KeyRuns:
+    return KeyRuns(add, "near", "hash", sort_near_keys, on_run)
+
+
+def _with_shared_key(keys: NDArray[Any]) -> Int64s:
+    """The records of sorted keys that have a key in common with another one."""
+    equal = (keys["hash"][1:] == keys["hash"][:-1]) & (keys["record"][1:] != keys["record"][:-1])
+    records: Int64s = np.concatenate([keys["record"][1:][equal], keys["record"][:-1][equal]]).astype(np.int64)
+    return np.unique(records)
+
+
+@dataclass(frozen=True)
+class PartKeys:
+    """Keys of a part's records, of those that are alive."""
+
+    part: int  # its number
+    fingerprint: str  # of the unit that wrote them
+    runs: int
+    alive: Keep | None  # all, if None
+
+    def read(self, store: Store, dtype: np.dtype[Any], buckets: tuple[int, int]) -> NDArray[Any]:
+        """Those in buckets from a first one to before a last one, sorted."""
+        keys = read_keys(store, self.fingerprint, "near", self.runs, dtype, buckets)
+        if self.alive is not None:
+            bits, records = self.alive.read(store), keys["record"]
+            keys = keys[(bits[records >> 3] << (records & 7).astype(np.uint8)) & 0x80 > 0]
+        return sort_near_keys(keys)
+
+
+@dataclass(frozen=True)
+class _ReadsKeys(Unit):
+    """A unit that compares the keys of all parts in one of `ranges` ranges."""
+
+    runs: tuple[PartKeys, ...]
+    number: int
+    ranges: int  # at most runs.BUCKETS
+    keys: int = field(metadata={"identity": False})  # about so many, for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.keys * self._dtype.itemsize
+
+    @property
+    @abstractmethod
+    def _dtype(self) -> np.dtype[Any]:
+        """Of the keys."""
+
+    def _keys(self, store: Store, on_progress: OnProgress) -> list[tuple[int, NDArray[Any]]]:
+        buckets = buckets_of(self.number, self.ranges)
+        keys = [(keys.part, keys.read(store, self._dtype, buckets)) for keys in self.runs]
+        on_progress(self.input_bytes)
+        return keys
+
+
+@dataclass(frozen=True)
+class FindLinks(_ReadsKeys):
+    """Find the records that share a key."""
+
+    kind: ClassVar[str] = "links"
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return NEAR_KEY
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        links = near_duplicates.link_records(self._keys(store, on_progress))
+        add("pairs.npy", encode_npy(links.pairs))
+        add("crowded.npy", encode_npy(links.crowded))
+        add("representatives.npy", encode_npy(links.representatives))
+        return Receipt()
+
+
+@dataclass(frozen=True)
+class FindAlike(_ReadsKeys):
+    """Find the components of records that share a key and have sketches as twins have."""
+
+    kind: ClassVar[str] = "alike"
+    threshold: float
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return SKETCH_KEY
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        add("pairs.npy", encode_npy(near_duplicates.link_alike(self._keys(store, on_progress), self.threshold)))
+        return Receipt()
+
+
+def link_units(runs: Sequence[PartKeys], keys: int) -> list[FindLinks]:
+    """The units that link the records of all parts by about so many keys."""
+    ranges = num_ranges(keys, RANGE_KEYS)
+    return [FindLinks(tuple(runs), number, ranges, keys // ranges) for number in range(ranges)]
+
+
+def alike_units(runs: Sequence[PartKeys], keys: int, threshold: float) -> list[FindAlike]:
+    """The same for keys with sketches."""
+    ranges = num_ranges(keys, RANGE_KEYS // 4)
+    return [FindAlike(tuple(runs), number, ranges, keys // ranges, threshold) for number in range(ranges)]
+
+
+@dataclass(frozen=True)
+class Members(Named):
+    """Records of a part in which later units are interested."""
+
+    suffix: ClassVar[str] = "members.npy"
+
+    def read(self, store: Store) -> NDArray[Any]:
+        """The members, of dtype MEMBER, shape (n,). Raises InputError if they are damaged."""
+        return decode_npy(self.read_bytes(store), store, self.key)
+
+
+@dataclass(frozen=True)
+class _ReadsMembers(Unit):
+    """A unit that needs the shingles of some records of a part."""
+
+    part: SourcePart
+    records: RecordFormat
+    cleaned: str  # fingerprint of the part's CleanRecords unit, which holds some of them
+    runs: int  # of that unit
+    members: Members
+
+    @property
+    def input_bytes(self) -> int:
+        return self.part.size
+
+    def _shingles(
+        self, store: Store, members: NDArray[Any], on_progress: OnProgress
+    ) -> Iterator[tuple[Int64s, Shingles]]:
+        """Numbers of records and their distinct shingles, each member once, in no order that matters."""
+        left = set(members["record"].tolist())
+        for run in range(self.runs):
+            name = f"units/{self.cleaned}/near.{run:05d}"
+            table = read_npy(store, f"{name}.held.npy")
+            wanted = np.isin(table["record"], members["record"])
+            if wanted.any():
+                held = Shingles(read_npy(store, f"{name}.shingles.npy"), table["size"].astype(np.int64))
+                yield table["record"][wanted].astype(np.int64), held.select(wanted)
+                left.difference_update(table["record"][wanted].tolist())
+        if not left:
+            on_progress(self.part.size)
+            return
+        reading, numbers = Reading(self.part, self.records, on_progress), np.array(sorted(left), np.int64)
+        for batch in reading.batches(_BATCH):
+            first = reading.usable - len(batch.lines)
+            here = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, reading.usable)]
+            if len(here):
+                texts = [" ".join(texts[k] for texts in batch.texts) for k in (here - first).tolist()]
+                yield here, near_duplicates.shingle_texts(texts).distinct()
+
+
+@dataclass(frozen=True)
+class _MakesKeys(_ReadsMembers):
+    """A unit that makes keys of members; `kept` of its receipt counts them."""
+
+    @abstractmethod
+    def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
+        """Keys of some members."""
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        runs, keys = _near_runs(add), 0
+        for records, shingles in self._shingles(store, self.members.read(store), on_progress):
+            made = self._keys(shingles, records)
+            keys += len(made)
+            runs.add(made)
+        return Receipt(kept=keys, near_runs=runs.finish())
+
+
+@dataclass(frozen=True)
+class RowKeys(_MakesKeys):
+    """Make keys of single rows of the signatures of texts in crowds."""
+
+    kind: ClassVar[str] = "rows"
+
+    def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
+        return near_duplicates.row_keys(shingles, records)
+
+
+@dataclass(frozen=True)
+class SketchKeys(_MakesKeys):
+    """Make keys with sketches of texts in large components."""
+
+    kind: ClassVar[str] = "sketches"
+    threshold: float
+
+    def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
+        return near_duplicates.sketch_keys(shingles, records, self.threshold)
+
+
+@dataclass(frozen=True)
+class GatherShingles(_ReadsMembers):
+    """Write the shingles of members, group by group: gathered.members and gathered.shingles, and bounds.npy, shape
+    (4, groups + 1): where each group begins in both, and the hashes of what it has there."""
+
+    kind: ClassVar[str] = "shingles"
+    groups: int
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        members = self.members.read(store)
+        found = list(self._shingles(store, members, on_progress))
+        records = np.concatenate([np.empty(0, np.int64), *(records for records, _ in found)])
+        shingles = near_duplicates.join([shingles for _, shingles in found])
+        members = members[np.argsort(members["record"], kind="stable")]
+        by_record = np.argsort(records, kind="stable")
+        members["size"] = shingles.sizes[by_record]
+        order = np.lexsort((members["record"], members["group"]))
+        members, ordered = members[order], shingles.take(by_record[order])
+        starts = np.searchsorted(members["group"], np.arange(self.groups + 1))
+        begins = np.concatenate([[0], ordered.ends])[starts]
+        rows = [starts, begins]
+        for name, array, bounds in (("members", members, starts), ("shingles", ordered.hashes, begins)):
+            content = array.tobytes()
+            rows.append(bucket_hashes(content, bounds, array.itemsize))
+            add(f"gathered.{name}", content)
+        add("bounds.npy", encode_npy(np.stack(rows)))
+        return Receipt(kept=len(members))
+
+
+@dataclass(frozen=True)
+class CompareTexts(Unit):
+    """Compare the texts of one group: its twins, and the texts that are like a crowd of others."""
+
+    kind: ClassVar[str] = "twins"
+    gathered: tuple[tuple[int, str], ...]  # number of a part, fingerprint of its GatherShingles unit
+    number: int
+    threshold: float
+    members: int = field(metadata={"identity": False})  # for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.members
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        first = self._read(store, 0)
+        texts = self._read(store, self.number) if self.number else first.none()
+        found, overfull = near_duplicates.compare(texts, first, self.threshold)
+        on_progress(self.members)
+        own = texts if self.number else first  # what becomes of the representatives is the same in every group
+        add("twins.npy", encode_npy(found[np.isin(found["record"], own.ids)]))
+        add("overfull.npy", encode_npy(np.intersect1d(overfull, own.ids)))
+        return Receipt(kept=len(own.ids))
+
+    def _read(self, store: Store, group: int) -> Texts:
+        members, hashes, ids = [np.empty(0, MEMBER)], [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+        for part, fingerprint in self.gathered:
+            name = f"units/{fingerprint}"
+            starts, begins, *digests = read_npy(store, f"{name}/bounds.npy")[:, group : group + 2]
+            members.append(read_array(store, f"{name}/gathered.members", MEMBER, starts, digests[0]))
+            hashes.append(read_array(store, f"{name}/gathered.shingles", np.dtype(np.uint64), begins, digests[1]))
+            ids.append(record_ids(part, members[-1]["record"]))
+        whole = np.concatenate(members)
+        return Texts(
+            np.concatenate(ids),
+            whole["component"],
+            whole["crowded"] > 0,
+            Shingles(np.concatenate(hashes), whole["size"].astype(np.int64)),
+        )
+
+
+@dataclass(frozen=True)
+class CleanedPart:
+    """What finding near duplicates needs to know of a part that was cleaned."""
+
+    part: SourcePart
+    records: RecordFormat
+    fingerprint: str  # of its CleanRecords unit
+    runs: int
+    kept: int  # records that this unit keeps, which have keys
+    alive: NDArray[np.bool_]  # of its usable records, those that all else keeps
+
+    def publish_alive(self, store: Store) -> Keep | None:
+        """Which records are alive; None if all are that have keys."""
+        return publish_keep(self.alive, store) if np.count_nonzero(self.alive) < self.kept else None
+
+
+def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> Rounds[tuple[NDArray[Any], int]]:
+    """Rounds of units that find the near duplicates among the records that are alive.
+
+    Comes to the twins, of dtype TWIN, in canonical order, and the number of texts that are like so many others that
+    they were compared with some of these only.
+    """
+    alive = sum(int(np.count_nonzero(part.alive)) for part in parts)
+    linking = link_units(
+        [PartKeys(k, part.fingerprint, part.runs, part.publish_alive(store)) for k, part in enumerate(parts)],
+        choose_bands(threshold)[0] * alive,
+    )
+    yield "comparing", linking
+    links = _gather_links(linking, store)
+    components = links.pairs
+    if len(links.crowded):
+        rows: dict[int, Unit] = {
+            k: RowKeys(*_place(parts[k]), _publish(ids, store)) for k, ids in _by_part(links.crowded).items()
+        }
+        keys, count = yield from _make_keys(rows)
+        rare = link_units(keys, count)
+        yield "comparing", rare
+        components = near_duplicates.connect(np.concatenate([components, _gather_links(rare, store).pairs]))
+    found = near_duplicates.find_candidates(links, components)
+    if (large := found.sizes > near_duplicates.LARGE).any():
+        sketches: dict[int, Unit] = {
+            k: SketchKeys(*_place(parts[k]), _publish(ids, store), threshold)
+            for k, ids in _by_part(found.ids[large]).items()
+        }
+        alike = alike_units(*(yield from _make_keys(sketches)), threshold)
+        yield "comparing", alike
+        found = found.relink(large, _gather_pairs(alike, store))
+    if not len(found.ids):
+        return np.empty(0, TWIN), 0
+    members, groups, cut = _group(found, _room(parts))
+    gathering = {
+        k: GatherShingles(*_place(parts[k]), Members.publish(encode_npy(table), store), groups)
+        for k, table in members.items()
+    }
+    yield "comparing", list(gathering.values())
+    gathered = tuple((k, unit.fingerprint) for k, unit in gathering.items())
+    sizes = np.bincount(np.concatenate([table["group"] for table in members.values()]), minlength=groups)
+    comparing = [CompareTexts(gathered, number, threshold, size) for number, size in enumerate(sizes.tolist()) if size]
+    yield "comparing", comparing
+    overfull = np.unique(np.concatenate([cut, *(read_npy(store, f"{unit.folder}/overfull.npy") for unit in comparing)]))
+    twins = np.concatenate([read_npy(store, f"{unit.folder}/twins.npy") for unit in comparing])
+    return twins[np.argsort(twins["record"])], len(overfull)
+
+
+def _place(part: CleanedPart) -> tuple[SourcePart, RecordFormat, str, int]:
+    return part.part, part.records, part.fingerprint, part.runs
+
+
+def _make_keys(units: Mapping[int, Unit]) -> Rounds[tuple[list[PartKeys], int]]:
+    """A round of units that make keys, by the numbers of their parts: where the keys are, and how many."""
+    receipts = yield "comparing", list(units.values())
+    made = zip(units.items(), receipts, strict=True)
+    keys = [PartKeys(k, unit.fingerprint, receipt.near_runs, None) for (k, unit), receipt in made]
+    return keys, sum(receipt.kept for receipt in receipts)
+
+
+def _gather_pairs(units: Sequence[Unit], store: Store) -> UInt64s:
+    """The pairs of all ranges, as pairs of each record with the first of its component."""
+    pairs = np.empty((0, 2), np.uint64)
+    for unit in units:
+        more = read_npy(store, f"{unit.folder}/pairs.npy")
+        if len(more):
+            pairs = near_duplicates.connect(np.concatenate([pairs, more]))
+    return pairs
+
+
+def _gather_links(units: Sequence[FindLinks], store: Store) -> Links:
+    """The links of all ranges, with pairs as `_gather_pairs` gives them."""
+    crowded, first = np.empty(0, np.uint64), np.empty(0, np.uint64)
+    for unit in units:
+        crowded = np.union1d(crowded, read_npy(store, f"{unit.folder}/crowded.npy"))
+        first = np.union1d(first, read_npy(store, f"{unit.folder}/representatives.npy"))
+    return Links(_gather_pairs(units, store), crowded, first)
+
+
+def _by_part(ids: UInt64s) -> dict[int, Int64s]:
+    """The records of sorted ids, by the number of their part."""
+    numbers, begins = np.unique(ids >> np.uint64(32), return_index=True)
+    records = (ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return dict(zip(numbers.astype(int).tolist(), np.split(records, begins[1:]), strict=True))
+
+
+def _publish(records: Int64s, store: Store) -> Members:
+    members = np.zeros(len(records), MEMBER)
+    members["record"] = records
+    return Members.publish(encode_npy(members), store)
+
+
+def _room(parts: Sequence[CleanedPart]) -> int:
+    """How many records a group holds, about."""
+    size = sum(part.part.size for part in parts) // max(sum(len(part.alive) for part in parts), 1)
+    return min(max(GROUP_BYTES // max(size, 1), _LEAST_GROUP), _MOST_GROUP)
+
+
+def _group(found: Candidates, room: int) -> tuple[dict[int, NDArray[Any]], int, UInt64s]:
+    """The members of each part that are to be compared, in groups of whole components of about `room` records; the
+    number of groups; and the records of components that are larger and are cut.
+
+    Group 0 are the representatives of crowds.
+    """
+    order = np.lexsort((found.ids, found.components, ~found.first))
+    ids = found.ids[order]
+    members = np.zeros(len(ids), MEMBER)
+    count = int(found.first.sum())
+    members["record"], members["component"], members["crowded"] = ids, found.components[order], found.crowded[order]
+    _, begins, places, sizes = np.unique(
+        members["component"][count:], return_index=True, return_inverse=True, return_counts=True
+    )
+    inside = np.arange(len(ids) - count) - begins[places]
+    members["group"][count:] = 1 + (begins[places] + inside // room * room) // room
+    numbers = (ids >> np.uint64(32)).astype(np.int64)
+    by_part = {k: members[numbers == k] for k in np.unique(numbers).tolist()}
+    return by_part, 1 + int(members["group"].max()), ids[count:][sizes[places] > room]

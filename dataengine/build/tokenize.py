@@ -1,0 +1,395 @@
+"""Units that turn the kept records of source parts into samples.
+
+    documents part -> TokenizeDocuments -> shards + tail
+    pairs part     -> TokenizePairs     -> runs sorted by a random key
+    all runs       -> MergeRuns (one a range of keys) -> shards + tail
+    tails          -> PackTails (one a group of units) -> shards + tail
+
+Shards of units are full ones; a tail is what is left, less than a shard, so that many small files make no small shards.
+
+The runs are those of an external merge sort, so that pairs are shuffled over all parts of a stream in bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit
+from dataengine.errors import InputError
+from dataengine.mds.writer import Add, ShardFormat, ShardWriter
+from dataengine.records.read import RecordFormat, Records, SourcePart
+from dataengine.schedule import order
+from dataengine.storage.arrays import (
+    bucket_bounds,
+    bucket_hashes,
+    buckets_of,
+    encode_npy,
+    read_all_npy,
+    read_array,
+    read_npy,
+)
+from dataengine.storage.atomic import Store
+from dataengine.text import pairs
+from dataengine.text.packing import Packer, Tokens
+from dataengine.text.tokenizers.load import Tokenizer, join_documents, load_tokenizer, token_dtype
+
+_BATCH = 1000  # texts given to the tokenizer at a time
+_WINDOW = 1 << 16  # pairs among which targets are exchanged
+_RUN_TOKENS = 1 << 23
+_READERS = 16  # threads
+_GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indices
+
+# A document of a packed unit: number of its part among the stream's, its line there, its length with EOS (and BOS).
+PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
+_RUN = np.dtype([("key", "<u8"), ("line", "<u4"), ("tokens", "<u4")])  # a document of a run
+
+
+Texts = tuple[list[str], ...]  # of each language
+
+
+@dataclass(frozen=True)
+class TokenFormat:
+    """How text becomes tokens, and tokens samples."""
+
+    tokenizer: str = field(metadata={"identity": False})  # path; its sha256 stands for it
+    tokenizer_sha256: str
+    library: str  # what decides the ids of a text, given the tokenizer: the reference and its version
+    engine: Literal["auto", "reference"] = field(metadata={"identity": False})  # the ids are the same
+    eos_token: str | None = field(metadata={"identity": False})  # as the config has it; eos_id stands for it
+    eos_id: int
+    bos_id: int | None  # begins each document; None: nothing does
+    controls: tuple[int, ...]  # ids that no text gives, sorted
+    seq_len: int
+    shards: ShardFormat
+
+    def load(self) -> tuple[Tokenizer, np.dtype[Any], int | None]:
+        """The tokenizer, the type of tokens, and the id that begins a document, if any."""
+        tokenizer = load_tokenizer(self.tokenizer, self.eos_token, engine=self.engine)
+        if tokenizer.sha256 != self.tokenizer_sha256:
+            raise InputError(f"tokenizer {self.tokenizer} changed while the build ran. Build again.")
+        if (
+            tokenizer.eos_id != self.eos_id
+            or self.bos_id not in (None, tokenizer.bos_id)
+            or tokenizer.controls != frozenset(self.controls)
+        ):
+            raise InputError(
+                f"the control tokens of tokenizer {self.tokenizer} changed while the build ran, by the "
+                "tokenizer_config.json beside it. Build again."
+            )
+        if tokenizer.library != self.library:
+            raise InputError(
+                f"this machine has {tokenizer.library}, and the build began with {self.library}. "
+                "Install the same version everywhere."
+            )
+        return tokenizer, token_dtype(tokenizer.vocab_size), self.bos_id
+
+
+@dataclass(frozen=True)
+class TokenizeDocuments(Unit):
+    """Tokenize one part of documents and pack them in their order."""
+
+    kind: ClassVar[str] = "documents"
+    format: TokenFormat
+    part: SourcePart
+    records: RecordFormat
+    keep: Keep | None
+
+    @property
+    def input_bytes(self) -> int:
+        return self.part.size
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        tokenizer, dtype, bos_id = self.format.load()
+        packer = Packer(self.format.seq_len + 1, dtype)
+        writer = ShardWriter(add, self.format.shards)
+        reading = _open(self.part, self.records, self.keep, store, on_progress)
+        provenance, total, unknown, vanished = [], 0, 0, 0
+        for batch in known_batches(reading, tokenizer, [0], _BATCH):
+            tokens, lengths = tokenizer.encode_flat(batch.texts[0])
+            lost = tokenizer.count_lost(batch.texts[0], tokens)
+            unknown, vanished = unknown + lost[0], vanished + lost[1]
+            tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+            total += len(tokens)
+            writer.add(packer.add(tokens))
+            provenance.append(make_provenance(0, batch.lines, lengths))
+        add("documents.npy", encode_npy(np.concatenate([np.empty(0, PROVENANCE), *provenance])))
+        tail = _add_tail(add, writer, packer)
+        return Receipt(
+            **reading.finish(add), tokens=total, tail=tail, shards=writer.shards, unknown=unknown, vanished=vanished
+        )
+
+
+@dataclass(frozen=True)
+class KeptPart:
+    """A part and which of its records are kept."""
+
+    part: SourcePart
+    keep: Keep | None
+
+
+@dataclass(frozen=True)
+class TokenizePairs(Unit):
+    """Tokenize one part of pairs into runs sorted by each document's random key.
+
+    If targets are exchanged (`adjacent` is false), it is among the pairs of the parts `before`, of this one and of
+    those `after`, as if they were one. A part that has too few by itself, and no others, gives no documents.
+    """
+
+    kind: ClassVar[str] = "pairs"
+    format: TokenFormat
+    part: SourcePart
+    records: RecordFormat
+    keep: Keep | None
+    directions: tuple[str, ...]
+    adjacent: bool
+    sides: tuple[str, ...]
+    languages: dict[str, str]  # code -> name, in the order of the records' texts
+    copy: int = 0  # how many parts before this one have the same content: each copy is shuffled on its own
+    before: tuple[KeptPart, ...] = ()
+    after: tuple[KeptPart, ...] = ()
+
+    @property
+    def input_bytes(self) -> int:
+        return self.part.size
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        tokenizer, dtype, bos_id = self.format.load()
+        run = _Run(add, order.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)))
+        reading = _open(self.part, self.records, self.keep, store, on_progress)
+        total = unknown = vanished = 0
+        for lines, texts in self._documents(self._batches(reading, tokenizer, store)):
+            tokens, lengths = tokenizer.encode_flat(texts)
+            lost = tokenizer.count_lost(texts, tokens)
+            unknown, vanished = unknown + lost[0], vanished + lost[1]
+            tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+            total += len(tokens)
+            run.add(tokens, lengths, lines)
+        return Receipt(**reading.finish(add), tokens=total, runs=run.finish(), unknown=unknown, vanished=vanished)
+
+    @property
+    def _written(self) -> list[int]:
+        return written_columns(self.languages, self.directions, self.sides)
+
+    def _batches(self, reading: Reading, tokenizer: Tokenizer, store: Store) -> Iterator[tuple[list[int], Texts]]:
+        """Batches of pairs: their lines, 0 for those of other parts; and the texts of each language."""
+        for batch in self._of_others(self.before, tokenizer, store):
+            yield [0] * len(batch.lines), batch.texts
+        for batch in known_batches(reading, tokenizer, self._written, 8 * _BATCH):
+            yield batch.lines, batch.texts
+        for batch in self._of_others(self.after, tokenizer, store):
+            yield [0] * len(batch.lines), batch.texts
+
+    def _of_others(self, others: Sequence[KeptPart], tokenizer: Tokenizer, store: Store) -> Iterator[Records]:
+        for other in others:
+            reading = _open(other.part, self.records, other.keep, store, lambda count: None)
+            yield from known_batches(reading, tokenizer, self._written, 8 * _BATCH)
+
+    def _documents(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], list[str]]]:
+        """Batches of documents: their source lines and their texts."""
+        number = 0
+        for lines, texts in batches if self.adjacent else self._windows(batches):
+            columns = dict(zip(self.languages, texts, strict=True))
+            if self.sides:
+                yield (
+                    [line for line in lines for _ in self.sides],
+                    pairs.write_sides(columns, self.sides, self.languages),
+                )
+            else:
+                paired = columns if self.adjacent else self._exchange(columns, number)
+                written = pairs.write_pairs(paired, number, self.directions, self.languages)
+                own = [k for k, line in enumerate(lines) if line]
+                yield [lines[k] for k in own], [written[k] for k in own]
+            number += len(lines)
+
+    def _windows(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], Texts]]:
+        """Batches of exactly _WINDOW pairs, a last one too small with the one before; none of too few to exchange."""
+        least = 2 * len(self.directions)
+        lines: list[int] = []
+        texts: Texts = tuple([] for _ in self.languages)
+        for new_lines, new_texts in batches:
+            lines = lines + new_lines
+            texts = tuple(held + new for held, new in zip(texts, new_texts, strict=True))
+            while len(lines) >= _WINDOW + least:
+                yield lines[:_WINDOW], tuple(held[:_WINDOW] for held in texts)
+                lines, texts = lines[_WINDOW:], tuple(held[_WINDOW:] for held in texts)
+        if len(lines) >= least:
+            yield lines, texts
+
+    def _exchange(self, columns: dict[str, list[str]], number: int) -> dict[str, list[str]]:
+        digests = [*(other.part.digest for other in self.before), self.part.digest]
+        key = order.derive_key("targets", *digests, *(other.part.digest for other in self.after))
+        return pairs.exchange_targets(columns, number, self.directions, key)
+
+
+@dataclass(frozen=True)
+class MergeRuns(Unit):
+    """Pack the documents whose keys lie in one of `ranges` ranges, in the order of their keys."""
+
+    kind: ClassVar[str] = "merge"
+    format: TokenFormat
+    runs: tuple[tuple[str, int], ...]  # fingerprint of a TokenizePairs unit, its number of runs
+    number: int
+    ranges: int  # at most runs.BUCKETS
+    tokens: int = field(metadata={"identity": False})  # about so many, for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.tokens
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        _, dtype, _ = self.format.load()
+        low, high = buckets_of(self.number, self.ranges)
+        found, tokens, sources = [], [], []
+        for source, (fingerprint, count) in enumerate(self.runs):
+            for run in range(count):
+                name = f"units/{fingerprint}/run.{run:05d}"
+                starts, begins, *hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
+                found.append(read_array(store, f"{name}.documents", _RUN, starts, hashes[0]))
+                tokens.append(read_array(store, f"{name}.tokens", dtype, begins, hashes[1]))
+                sources.append(np.full(len(found[-1]), source, np.uint32))
+        documents = np.concatenate([np.empty(0, _RUN), *found])
+        by_key = np.argsort(documents["key"], kind="stable")
+        ordered = gather(np.concatenate([np.empty(0, dtype), *tokens]), documents["tokens"].astype(np.int64), by_key)
+        provenance = make_provenance(
+            np.concatenate([np.empty(0, np.uint32), *sources]), documents["line"], documents["tokens"]
+        )
+        packer = Packer(self.format.seq_len + 1, dtype)
+        writer = ShardWriter(add, self.format.shards)
+        writer.add(packer.add(ordered))
+        add("documents.npy", encode_npy(provenance[by_key]))
+        on_progress(self.tokens)
+        return Receipt(tokens=len(ordered), tail=_add_tail(add, writer, packer), shards=writer.shards)
+
+
+@dataclass(frozen=True)
+class PackTails(Unit):
+    """Pack the tails of units, in their order."""
+
+    kind: ClassVar[str] = "tails"
+    format: TokenFormat
+    units: tuple[str, ...]  # fingerprints
+    tokens: int = field(metadata={"identity": False})  # so many, for progress
+
+    @property
+    def input_bytes(self) -> int:
+        return self.tokens
+
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        _, dtype, _ = self.format.load()
+        packer = Packer(self.format.seq_len + 1, dtype)
+        writer = ShardWriter(add, self.format.shards)
+        with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
+            keys = [f"units/{unit}/tail.npy" for unit in self.units]
+            total = 0
+            for tail in read_all_npy(store, keys, pool):
+                total += len(tail)
+                writer.add(packer.add(tail))
+        on_progress(self.tokens)
+        return Receipt(tokens=total, tail=_add_tail(add, writer, packer), shards=writer.shards)
+
+
+def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
+    """Provenance of documents, shape (n,)."""
+    made = np.empty(len(lengths), PROVENANCE)
+    made["source"], made["line"], made["tokens"] = source, lines, lengths
+    return made
+
+
+def gather(tokens: Tokens, lengths: NDArray[np.int64], new_order: NDArray[np.int64]) -> Tokens:
+    """Joined documents in a new order: document k of the result is document new_order[k] of the input."""
+    begins, sizes = (np.cumsum(lengths) - lengths)[new_order], lengths[new_order]
+    ends = np.cumsum(sizes)
+    shifts = begins - (ends - sizes)
+    moved, first, at = np.empty_like(tokens), 0, 0
+    while first < len(sizes):
+        last = max(int(np.searchsorted(ends, at + _GATHER, "right")), first + 1)
+        end = int(ends[last - 1])
+        moved[at:end] = tokens[np.repeat(shifts[first:last], sizes[first:last]) + np.arange(at, end)]
+        first, at = last, end
+    return moved
+
+
+def written_columns(languages: Iterable[str], directions: Sequence[str], sides: Sequence[str]) -> list[int]:
+    """Which texts of a record a stream writes; `languages` are those of its texts, none for documents."""
+    written = {*sides, *(code for direction in directions for code in direction.split("-"))}
+    return [column for column, code in enumerate(languages) if code in written] or [0]
+
+
+def known_batches(reading: Reading, tokenizer: Tokenizer, written: Sequence[int], size: int) -> Iterator[Records]:
+    """Batches of at most `size` records; one is unusable if the tokenizer knows nothing of a text that is written."""
+    for batch in reading.batches(size):
+        if (reasons := find_lost(batch, tokenizer, written)) is not None:
+            batch = reading.leave_out(batch, reasons)
+        if batch.lines:
+            yield batch
+
+
+def find_lost(batch: Records, tokenizer: Tokenizer, written: Sequence[int]) -> list[str | None] | None:
+    """Why a tokenizer cannot use each record: it knows nothing of a text that is written. None if all can be used."""
+    columns = [tokenizer.why_lost(batch.texts[column]) for column in written]
+    found = [column for column in columns if column is not None and any(column)]
+    return [next(filter(None, of), None) for of in zip(*found, strict=True)] if found else None
+
+
+def _open(part: SourcePart, form: RecordFormat, keep: Keep | None, store: Store, on_progress: OnProgress) -> Reading:
+    return Reading(part, form, on_progress, keep.read(store) if keep else None)
+
+
+def _add_tail(add: Add, writer: ShardWriter, packer: Packer) -> int:
+    """Publish the tokens that fill no shard; return how many they are."""
+    tail = np.concatenate([*(samples.ravel() for samples in writer.rest), packer.tail])
+    add("tail.npy", encode_npy(tail))
+    return len(tail)
+
+
+class _Run:
+    """Gather documents and write them as runs sorted by key, each of about _RUN_TOKENS tokens.
+
+    A run is three files: .documents (_RUN each), .tokens in the same order, and .bounds.npy, shape (4, BUCKETS + 1):
+    the first document and the first token of each range of keys, and the hashes of what the two files have there.
+    """
+
+    def __init__(self, add: Add, key: int) -> None:
+        self._add, self._key = add, key
+        self._first = self._runs = self._waiting = 0  # number of the run's first document; runs written; tokens
+        self._parts: list[tuple[Tokens, NDArray[np.int64], NDArray[np.uint32]]] = []
+
+    def add(self, tokens: Tokens, lengths: NDArray[np.int64], lines: Sequence[int]) -> None:
+        """Take joined documents, their lengths and their source lines."""
+        self._parts.append((tokens, lengths, np.array(lines, np.uint32)))
+        self._waiting += len(tokens)
+        if self._waiting >= _RUN_TOKENS:
+            self._write()
+
+    def finish(self) -> int:
+        """Write what waits; return the number of runs."""
+        if self._parts:
+            self._write()
+        return self._runs
+
+    def _write(self) -> None:
+        tokens, lengths, lines = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        documents = np.empty(len(lengths), _RUN)
+        numbers = np.arange(self._first, self._first + len(lengths), dtype=np.int64)
+        documents["key"] = order.hash_numbers(numbers, self._key)
+        documents["line"], documents["tokens"] = lines, lengths
+        by_key = np.argsort(documents["key"], kind="stable")
+        sorted_documents = documents[by_key]
+        bounds = bucket_bounds(sorted_documents["key"])
+        ends = np.concatenate([[0], np.cumsum(sorted_documents["tokens"], dtype=np.int64)])
+        name, rows = f"run.{self._runs:05d}", [bounds, ends[bounds]]
+        for kind, array, starts in (
+            ("documents", sorted_documents, bounds),
+            ("tokens", gather(tokens, lengths, by_key), ends[bounds]),
+        ):
+            content = array.tobytes()
+            rows.append(bucket_hashes(content, starts, array.itemsize))
+            self._add(f"{name}.{kind}", content)
+        self._add(f"{name}.bounds.npy", encode_npy(np.stack(rows)))
+        self._first, self._runs, self._waiting, self._parts = self._first + len(lengths), self._runs + 1, 0, []

@@ -1,0 +1,334 @@
+"""Work units of a build. A unit is a pure function of what its fingerprint covers, and publishes its folder whole.
+
+Cleaning reads a source part and says which records to keep (cleaning.py); tokenizing reads it again and writes samples
+(tokenizing.py). Units of one round do not depend on each other and may run anywhere that sees the store.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+import orjson
+import xxhash
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError
+from dataengine.mds.writer import Add, Shard, read_shard
+from dataengine.records.read import (
+    Notes,
+    RecordFormat,
+    Records,
+    Reject,
+    SourcePart,
+    add_notes,
+    lines_before,
+    read_records,
+)
+from dataengine.storage.arrays import damaged_unit
+from dataengine.storage.atomic import Store
+
+SCHEMA = 5  # raise when the same input would give other bytes
+
+_EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the keys or the format are wrong
+_REJECTS = 10_000  # so many of a unit are written down; all are counted
+_EXCERPT = 200  # characters of a record that is written down
+
+T = TypeVar("T")
+OnProgress = Callable[[int], None]  # hears of input bytes read
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a unit did. `tail` tokens follow those in its shards; `runs` are those of a unit that writes sorted runs,
+    `near_runs` its runs of near keys.
+
+    Every record is accounted for: records = kept + all rejected (unusable) + all dropped (by cleaning). `unknown` and
+    `vanished` count what the tokenizer lost of the kept ones: unknown tokens, and characters without any token.
+    """
+
+    lines: int = 0
+    records: int = 0
+    kept: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    dropped: dict[str, int] = field(default_factory=dict)
+    tokens: int = 0
+    tail: int = 0
+    runs: int = 0
+    near_runs: int = 0
+    shards: list[Shard] = field(default_factory=list)
+    notes: Notes = field(default_factory=dict)  # on usable records; lines count from 1 in the part
+    unknown: int = 0
+    vanished: int = 0
+
+
+@dataclass(frozen=True)
+class Unit(ABC):
+    """A unit of work; subclasses add what it does."""
+
+    kind: ClassVar[str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides this unit's bytes."""
+        return fingerprint_of({"schema": SCHEMA, "kind": self.kind, **identity_of(self)})
+
+    @property
+    def folder(self) -> str:
+        """Key of its folder in the store."""
+        return f"units/{self.fingerprint}"
+
+    @property
+    @abstractmethod
+    def input_bytes(self) -> int:
+        """Size of the input, for progress."""
+
+    @abstractmethod
+    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+        """Do the work: read from the store and the sources, hand the files of the unit's folder to `add`."""
+
+
+Round = tuple[str, Sequence[Unit]]  # what it does, in a word for the progress bar, and its units
+Rounds = Generator[Round, list[Receipt], T]  # yields rounds, is sent the receipts of each, and comes to something
+
+
+def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: None) -> Receipt:
+    """Do a unit's work and publish its folder, the receipt last."""
+    _keep_freed_memory()
+    collects = gc.isenabled()
+    gc.disable()  # records make no cycles, and looking for some among millions of objects takes a tenth of the time
+    try:
+        with store.new_folder(unit.folder, last="receipt.json") as add:
+            receipt = unit.work(store, add, on_progress)
+            add("receipt.json", encode_receipt(receipt))
+    finally:
+        if collects:
+            gc.enable()
+    return receipt
+
+
+@lru_cache(maxsize=1)
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next batch: to return pages to the kernel and fault them in again takes a
+    tenth of a unit's time, and more where workers do so together."""
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        for parameter, value in ((-3, 1 << 25), (-1, 1 << 30), (-2, 1 << 26)):  # mmap and trim thresholds, top pad
+            mallopt(parameter, value)
+
+
+def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Receipt]:
+    """The receipts of those units whose folders are there, whole."""
+    if not units:
+        return {}
+    sizes = store.sizes("units/")
+    there = {k: unit for k, unit in units.items() if f"{unit.folder}/receipt.json" in sizes}
+
+    def read(k: int) -> Receipt:
+        key = f"{there[k].folder}/receipt.json"
+        try:
+            receipt = read_receipt(store.read(key))
+        except (ValueError, KeyError, TypeError):
+            raise damaged_unit(store, key) from None
+        for shard in receipt.shards:
+            key = f"{there[k].folder}/{shard.stored.basename}"
+            if sizes.get(key) != shard.stored.bytes:
+                raise damaged_unit(store, key)
+        return receipt
+
+    with ThreadPoolExecutor(16) as pool:
+        return dict(zip(there, pool.map(read, there), strict=True))
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    """A receipt as JSON, with a hash of it."""
+    fields = asdict(receipt)
+    return orjson.dumps({**fields, "xxh3": xxhash.xxh3_64_hexdigest(orjson.dumps(fields))}, option=orjson.OPT_INDENT_2)
+
+
+def read_receipt(content: bytes) -> Receipt:
+    """A receipt from its JSON form. Raises ValueError, KeyError or TypeError if it is not as it was written."""
+    fields = orjson.loads(content)
+    if fields.pop("xxh3") != xxhash.xxh3_64_hexdigest(orjson.dumps(fields)):
+        raise ValueError("its hash is another")
+    return Receipt(**{**fields, "shards": [read_shard(shard) for shard in fields["shards"]]})
+
+
+def fingerprint_of(identity: object) -> str:
+    """Hash of a JSON value in canonical form."""
+    return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
+
+
+def identity_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that decide bytes."""
+    decides = [info.name for info in fields(value) if info.metadata.get("identity", True)]
+    return {name: _plain(getattr(value, name)) for name in decides}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
+    return identity_of(value) if is_dataclass(value) else value
+
+
+@dataclass(frozen=True)
+class Named:
+    """A file of decisions about a part's records, in the store under the name that its content gives it."""
+
+    sha256: str
+    suffix: ClassVar[str]
+
+    @property
+    def key(self) -> str:
+        """Where it is."""
+        return f"keeps/{self.sha256[:32]}.{self.suffix}"
+
+    def read_bytes(self, store: Store) -> bytes:
+        """Its content. Raises InputError if it is damaged."""
+        with suppress(FileNotFoundError):
+            content = store.read(self.key)
+            if hashlib.sha256(content).hexdigest() == self.sha256:
+                return content
+        raise InputError(f"{store.url}/{self.key} is missing or damaged. Remove the folder keeps and build again.")
+
+    @classmethod
+    def publish(cls, content: bytes, store: Store) -> Self:
+        """Put content into the store, unless it is there."""
+        named = cls(hashlib.sha256(content).hexdigest())
+        if store.size(named.key) is None:
+            store.write(named.key, content)
+        return named
+
+
+@dataclass(frozen=True)
+class Keep(Named):
+    """Which of a part's usable records are kept: a bit for each."""
+
+    suffix: ClassVar[str] = "bits"
+
+    def read(self, store: Store) -> NDArray[np.uint8]:
+        """The bits, eight a byte. Raises InputError if they are damaged."""
+        return np.frombuffer(self.read_bytes(store), np.uint8)
+
+
+def publish_keep(kept: NDArray[np.bool_], store: Store) -> Keep | None:
+    """Put the decision into the store; None if all are kept, so that such a part is as if it were not cleaned."""
+    return None if kept.all() else Keep.publish(np.packbits(kept).tobytes(), store)
+
+
+class Reading:
+    """Go through the usable records of a part, those of `kept` only if given; count all and write down the unusable."""
+
+    def __init__(
+        self, part: SourcePart, form: RecordFormat, on_progress: OnProgress, bits: NDArray[np.uint8] | None = None
+    ) -> None:
+        self._part, self._form, self._on_progress, self._bits = part, form, on_progress, bits
+        self._written: list[bytes] = []
+        self.lines = self.usable = self.kept = 0
+        self._lost = 0  # of the kept ones
+        self.rejected: dict[str, int] = {}
+        self.first_reject: Reject | None = None
+        self.notes: Notes = {}
+
+    def batches(self, size: int) -> Generator[Records, None, None]:
+        """Batches of at most `size` records; `usable` counts those before the end of the latest."""
+        for batch in self._all(size):
+            for reject in batch.rejects:
+                self._note(reject, batch.lines)
+            add_notes(self.notes, batch.notes)
+            first, self.usable = self.usable, self.usable + len(batch.lines)
+            if self._bits is not None:
+                batch = select(batch, self._kept(first))
+            self.kept += len(batch.lines)
+            if batch.lines:
+                yield batch
+
+    def _all(self, size: int) -> Generator[Records, None, None]:
+        self.lines = yield from read_records(self._part, self._form, self._on_progress, size)
+
+    def _kept(self, first: int) -> NDArray[np.bool_]:
+        assert self._bits is not None
+        low = first // 8
+        bits = np.unpackbits(self._bits[low : self.usable // 8 + 1]).astype(bool)
+        return bits[first - 8 * low : self.usable - 8 * low]
+
+    def _note(self, reject: Reject, lines: Sequence[int]) -> None:
+        """Count an unusable record; `lines` are those of the usable ones of its batch."""
+        self.rejected[reject.reason] = self.rejected.get(reject.reason, 0) + 1
+        bad = sum(self.rejected.values())
+        if bad <= _REJECTS:
+            # Without the file's name: a unit does not depend on where its input lies.
+            self.first_reject = self.first_reject or reject
+            self._written.append(orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE))
+        seen = self.usable + bad - self._lost + (bisect_left(lines, reject.line) if bad > _EARLY_RECORDS / 2 else 0)
+        if bad > _EARLY_RECORDS / 2 and bad > seen / 2 and seen >= _EARLY_RECORDS:
+            raise InputError(
+                f"{self._part.paths[0]}: {bad:,} of the first {seen:,} records are unusable, the last one for "
+                f"{reject.reason} ({place_of(self._part, reject.line)}: {reject.excerpt}). "
+                "Check the file's format, encoding and keys."
+            )
+
+    def leave_out(self, batch: Records, reasons: Sequence[str | None]) -> Records:
+        """Count those records of the latest batch that have a reason as unusable after all; return the others."""
+        for line, reason, texts in zip(batch.lines, reasons, zip(*batch.texts, strict=True), strict=True):
+            if reason is not None:
+                self._lost += 1
+                self.kept -= 1
+                self._note(Reject(line, reason, "\t".join(texts)[:_EXCERPT]), [])
+        return select(batch, np.array([reason is None for reason in reasons], bool))
+
+    def finish(self, add: Add) -> dict[str, Any]:
+        """Publish the unusable records; return the counts that a receipt takes."""
+        if self._written:
+            add("rejects.jsonl", b"".join(self._written))
+        return {
+            "lines": self.lines,
+            "records": self.usable + sum(self.rejected.values()) - self._lost,
+            "kept": self.kept,
+            "rejected": dict(sorted(self.rejected.items())),
+            "notes": dict(sorted(self.notes.items())),
+        }
+
+
+def place_of(part: SourcePart, line: int) -> str:
+    """A line of a part, as a line of its file where that can be counted."""
+    before = lines_before(part)
+    return f"line {line + before:,}" if before is not None else f"line {line:,} after byte {part.start:,}"
+
+
+def describe_notes(parts: Sequence[SourcePart], receipts: Sequence[Receipt], first_lines: Sequence[int]) -> list[str]:
+    """What is to be said of the usable records of parts, once each, with the count and the first place.
+
+    `first_lines` are the numbers in their files of the parts' first lines.
+    """
+    counts: Counter[str] = Counter()
+    places: dict[str, str] = {}
+    for part, receipt, first_line in zip(parts, receipts, first_lines, strict=True):
+        for said, (count, line, excerpt) in receipt.notes.items():
+            counts[said] += count
+            places.setdefault(said, f"{part.paths[0]}, line {first_line + line - 1:,}: {excerpt}")
+    return [f"{said} ({counts[said]:,} times, first in {place})" for said, place in places.items()]
+
+
+def select(batch: Records, kept: NDArray[np.bool_]) -> Records:
+    """The records of a batch where `kept`, shape (n,), is true."""
+    if kept.all():
+        return batch
+    chosen = np.flatnonzero(kept).tolist()
+    return Records(
+        [batch.lines[k] for k in chosen],
+        tuple([texts[k] for k in chosen] for texts in batch.texts),
+        [batch.labels[k] for k in chosen] if batch.labels else [],
+        batch.rejects,
+    )

@@ -1,0 +1,355 @@
+"""Exact duplicates: keys that units make of their records, and the reduce that finds every later occurrence.
+
+    texts, pairs -> keys (a unit's, sorted) -> ranges of the key space -> groups of records with one key -> duplicates
+
+A record is a duplicate if one of its keys occurs at an earlier record that is kept, in canonical order: that of the
+units, then that of the records in one. So of every text that goes, an equal one stays.
+
+Near duplicates are in `near_duplicates`, which shares `normalize` and `hash_grams`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from dataengine.characters import without_invisible
+from dataengine.schedule.order import hash_numbers
+
+# 24 bytes without a gap, so that equal keys are equal bytes. `high` and `low` are a 128-bit hash; `record` is the
+# record's number in its unit; `kind` says what of a record it was made from, and is hashed too, so that keys of two
+# kinds are never equal.
+KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u4"), ("kind", "<u4")])
+
+# A record and a group of records that have one key.
+GROUPED = np.dtype([("group", "<u4"), ("unit", "<u4"), ("record", "<u4"), ("kind", "<u4")])
+
+Keys = NDArray[np.void]  # of dtype KEY, shape (n,)
+UInt32s = NDArray[np.uint32]
+UInt64s = NDArray[np.uint64]
+
+_SEED = 17
+_NO_KIND = np.uint32(0xFFFFFFFF)
+_ROUNDS = 64  # of the reduce in which many records are decided at once, before the rest is one by one
+_GROUP = 1 << 17  # characters worked on at a time: what fits the processor's cache
+# Forms that NFKC replaces and that are in nearly every Chinese text.
+_FULL_WIDTH = (*zip("，：；！？（）\u3000", ",:;!?() ", strict=True), ("…", "..."))
+
+
+def normalize(text: str) -> str:
+    """Fold what does not make a text another one: characters that do not show (which are left out), compatibility forms
+    (NFKC), case, and white space, to one space. What it folds beside a digit stays apart from it: 10² is not 102."""
+    if not text.isascii():
+        text = without_invisible(text)
+        if not unicodedata.is_normalized("NFKC", text):
+            for wide, narrow in _FULL_WIDTH:  # five times faster than `normalize`, and all that most Chinese texts need
+                text = text.replace(wide, narrow)
+            if not unicodedata.is_normalized("NFKC", text):
+                text = _part_numbers(text)
+            text = without_invisible(unicodedata.normalize("NFKC", text))  # U+3164 and U+FFA0 become U+1160
+    return " ".join(text.casefold().split())
+
+
+def _part_numbers(text: str) -> str:
+    """A text whose numbers stay the same by NFKC: 10² becomes 10^², log₂8 log₂ 8, and 1½ 1 ½.
+
+    A mark or a space parts a digit from a superscript, a subscript, a fraction or a number in a circle beside it.
+    """
+    some, *marks = _number_forms()
+    if some.search(text):
+        for pattern, mark in zip(marks, "^_ ", strict=True):
+            text = pattern.sub(mark, text)
+    return text
+
+
+@lru_cache(maxsize=1)
+def _number_forms() -> tuple[re.Pattern[str], ...]:
+    """What finds superscripts, subscripts and characters that are numbers by themselves (½, ①, ⒈, ㏠); and what finds
+    the places before a superscript, before a subscript and beside such a number that a digit touches."""
+    forms: dict[str, list[str]] = {"<super>": [], "<sub>": [], "": []}
+    for character in map(chr, range(0x20000)):  # beyond, NFKC replaces Han characters alone
+        tag, _, folded = unicodedata.decomposition(character).partition(" ")
+        if tag in ("<fraction>", "<circle>", "<compat>", "<square>"):
+            ends = [chr(int(code, 16)) for code in (folded.split()[0], folded.split()[-1])]
+            tag = "" if any(map(str.isdecimal, ends)) else tag
+        if tag in forms and folded:
+            forms[tag].append(character)
+    raised, lowered, numbers = map("".join, forms.values())
+    return (
+        re.compile(f"[{raised}{lowered}{numbers}]"),
+        re.compile(rf"(?<=[\d{numbers}{lowered}])(?=[{raised}])"),
+        re.compile(rf"(?<=[\d{numbers}{raised}])(?=[{lowered}])"),
+        re.compile(rf"(?<=[\d{raised}{lowered}{numbers}])(?=[{numbers}])|(?<=[{raised}{lowered}{numbers}])(?=\d)"),
+    )
+
+
+# --- Keys ---
+
+
+def text_keys(texts: Sequence[str], kind: int, first_record: int) -> Keys:
+    """A key of each normalised text; record numbers count from `first_record`. Shape (n,)."""
+    return _make_keys([normalize(text).encode() for text in texts], kind, first_record)
+
+
+def pair_keys(sources: Sequence[str], targets: Sequence[str], kind: int, first_record: int) -> Keys:
+    """A key of each pair, both sides normalised. Shape (n,)."""
+    both = zip(sources, targets, strict=True)  # a normalised text has no line break, so no two pairs join to one text
+    return _make_keys(
+        [f"{normalize(source)}\n{normalize(target)}".encode() for source, target in both], kind, first_record
+    )
+
+
+def _make_keys(contents: Sequence[bytes], kind: int, first_record: int) -> Keys:
+    first = kind.to_bytes(4, "little")  # and not as a seed, by which short contents of two kinds have one hash
+    digests = b"".join([xxhash.xxh3_128_digest(first + content) for content in contents])
+    return _fill_keys(digests, np.arange(first_record, first_record + len(contents)), kind)
+
+
+def _fill_keys(digests: bytes, records: NDArray[np.int64], kind: int) -> Keys:
+    halves = np.frombuffer(digests, ">u8").reshape(-1, 2)
+    keys = np.empty(len(records), KEY)
+    keys["high"], keys["low"], keys["record"], keys["kind"] = halves[:, 0], halves[:, 1], records, kind
+    return keys
+
+
+# --- N-grams ---
+
+
+@dataclass(frozen=True)
+class Grams:
+    """Hashes of n texts and of the m n-grams in them, in the order of the texts.
+
+    An n-gram's hash is equal to that of a text which is the same words.
+    """
+
+    texts: UInt64s  # (n,): each text as a whole
+    weights: NDArray[np.int64]  # (n,): its length, WORD_WEIGHT a word
+    hashes: UInt64s  # (m,)
+    rows: NDArray[np.int64]  # (m,): the text that each n-gram is in
+
+
+WORD_WEIGHT = 4
+# What a token weighs, by class: a word; a Chinese or Japanese character, of which about two translate an English word
+# (2.2 in pairs of documentation); a letter of the scripts of South-East Asia that write no spaces.
+_WEIGHTS = np.array([0, WORD_WEIGHT, 2, 1])
+_WORD, _WIDE, _NARROW = 1, 2, 3
+_UNSPACED = (
+    (0x0E00, 0x0EFF, _NARROW),  # Thai, Lao
+    (0x1000, 0x109F, _NARROW),  # Burmese
+    (0x1780, 0x17FF, _NARROW),  # Khmer
+    (0x3005, 0x3007, _WIDE),
+    (0x3040, 0x312F, _WIDE),  # kana, bopomofo
+    (0x31F0, 0x31FF, _WIDE),
+    (0x3400, 0x9FFF, _WIDE),  # Han
+    (0xF900, 0xFAFF, _WIDE),
+    (0x20000, 0x3FFFF, _WIDE),
+)
+
+
+def hash_grams(texts: Sequence[str], words: int, *, symbols: bool = False) -> Iterator[Grams]:
+    """Hashes of normalised texts and of their n-grams of `words` words; a Grams for each run of consecutive texts.
+
+    A word is a run of letters, marks and digits; all else only parts words. With `symbols`, symbols (category S, and
+    # % & * @ ‰ and the backslash) are like letters, and so is a hyphen that is the sign of a number: C++ is not C, nor
+    -5 5, nor A < B A > B. In scripts without spaces a character is a
+    token that weighs less than a word, and an n-gram is as many tokens as reach the weight of `words` words: 13 words,
+    26 Chinese characters, or both mixed. So an n-gram is found again whatever stands around it.
+    """
+    first = 0
+    while first < len(texts):
+        last, size = first, 0
+        while last < len(texts) and (last == first or size + len(texts[last]) < _GROUP):
+            size += len(texts[last]) + 1
+            last += 1
+        yield _hash_group(texts[first:last], words, symbols)
+        first = last
+
+
+def _hash_group(texts: Sequence[str], words: int, symbols: bool) -> Grams:
+    codes = np.frombuffer(("\n".join(texts) + "\n").encode("utf-32-le", "surrogatepass"), "<u4")
+    values, kinds = _alphabet(symbols)
+    classes, numbers = kinds[codes], values[codes]
+    if symbols:
+        signs = np.flatnonzero(codes[:-1] == _HYPHEN)
+        numerals = np.array([chr(code).isdecimal() for code in codes[signs + 1].tolist()], np.bool_)
+        signs = signs[numerals & ((signs == 0) | (classes[signs - 1] != _WORD))]
+        classes[signs], numbers[signs] = _WORD, _SIGN_VALUE
+    inside = classes > _WORD
+    inside[0] |= classes[0] == _WORD
+    inside[1:] |= (classes[1:] == _WORD) & (classes[:-1] != _WORD)
+    starts = np.flatnonzero(inside)
+
+    ends = np.cumsum([len(text) + 1 for text in texts])
+    bounds = np.concatenate([[0], np.searchsorted(starts, ends)])  # of each text's tokens
+    powers, inverses = _usual_powers() if len(codes) <= _USUAL_SIZE else _powers(len(codes))
+    tokens = np.zeros(0, np.uint64)
+    if len(starts):  # separators are zero, so that a token may be summed up to where the next one starts
+        tokens = _mix(np.add.reduceat(numbers * powers[: len(codes)], starts) * inverses[starts])
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(tokens * powers[: len(tokens)])])
+    lengths = np.concatenate([[0], np.cumsum(_WEIGHTS[classes[starts]])])
+
+    def hash_spans(begins: NDArray[np.int64], stops: NDArray[np.int64]) -> UInt64s:
+        return _mix((sums[stops] - sums[begins]) * inverses[begins])
+
+    stops = np.searchsorted(lengths, lengths[:-1] + WORD_WEIGHT * words)
+    owners = np.repeat(np.arange(len(texts)), np.diff(bounds))
+    begins = np.flatnonzero(stops <= bounds[1:][owners])
+    return Grams(
+        texts=hash_spans(bounds[:-1], bounds[1:]),
+        weights=lengths[bounds[1:]] - lengths[bounds[:-1]],
+        hashes=hash_spans(begins, stops[begins]),
+        rows=owners[begins],
+    )
+
+
+_USUAL_SIZE = 2 * _GROUP
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
+
+
+def _mix(values: UInt64s) -> UInt64s:
+    return hash_numbers(values.view(np.int64), _SEED)
+
+
+_SYMBOLS = "#%&*@‰\\"  # punctuation by category
+_HYPHEN = ord("-")
+_SIGN_VALUE = np.uint64(0x2545F4914F6CDD1D)
+
+
+@lru_cache(maxsize=1)
+def _categories() -> NDArray[np.uint8]:
+    """The first letter of the category of each code point; takes 0.3 s, once a process."""
+    return np.frombuffer("".join(map(unicodedata.category, map(chr, range(0x110000)))).encode(), np.uint8)[::2]
+
+
+@lru_cache(maxsize=2)
+def _alphabet(symbols: bool) -> tuple[UInt64s, NDArray[np.uint8]]:
+    """The value of each code point in a polynomial hash, 0 for what parts words, and its class."""
+    kinds = np.isin(_categories(), list(b"LMNS" if symbols else b"LMN")).astype(np.uint8)
+    if symbols:
+        kinds[list(map(ord, _SYMBOLS))] = _WORD
+    for low, high, kind in _UNSPACED:
+        kinds[low : high + 1] *= np.uint8(kind)
+    return hash_numbers(np.arange(len(kinds)), _SEED) * (kinds > 0), kinds
+
+
+@lru_cache(maxsize=1)
+def _usual_powers() -> tuple[UInt64s, UInt64s]:
+    return _powers(_USUAL_SIZE)
+
+
+def _powers(size: int) -> tuple[UInt64s, UInt64s]:
+    """Powers of the base of the polynomial hash, modulo 2^64, and their inverses; shapes (size,).
+
+    The hash of a span is the sum of its values times the powers of their places, divided by the power of its start.
+    """
+    return _power_series(_BASE, size), _power_series(pow(_BASE, -1, 1 << 64), size)
+
+
+def _power_series(base: int, size: int) -> UInt64s:
+    factors = np.full(size, base, np.uint64)
+    factors[0] = 1
+    return np.cumprod(factors)
+
+
+# --- The reduce ---
+
+
+def sort_keys(keys: Keys) -> Keys:
+    """The keys in the order of (high, low, record)."""
+    by_record = np.argsort(keys["record"], kind="stable")
+    ordered: Keys = keys[by_record[_hash_order(keys["high"][by_record], keys["low"][by_record])]]
+    return ordered
+
+
+def find_groups(parts: Sequence[Keys]) -> NDArray[Any]:
+    """The records that have a key in common, in one range of the key space: its sorted keys from each unit, in order.
+
+    Returns an entry for each key of each such record, of dtype GROUPED, shape (n,): groups one after the other, from 0
+    on, each in canonical order and of two records at least. A key that a record has twice is one entry.
+    """
+    keys = np.concatenate([np.empty(0, KEY), *parts])
+    unit = np.repeat(np.arange(len(parts), dtype=np.uint32), [len(part) for part in parts])
+    order = _hash_order(keys["high"], keys["low"])  # equal keys stay in the order of (unit, record)
+    keys, unit = keys[order], unit[order]
+    fresh = np.ones(len(keys), bool)  # begins a run of equal keys
+    fresh[1:] = (keys["high"][1:] != keys["high"][:-1]) | (keys["low"][1:] != keys["low"][:-1])
+    once = fresh.copy()
+    once[1:] |= (unit[1:] != unit[:-1]) | (keys["record"][1:] != keys["record"][:-1])
+    group = np.cumsum(fresh) - 1
+    shared = np.bincount(group[once], minlength=1)[group] > 1 if len(group) else np.zeros(0, bool)
+    chosen = np.flatnonzero(once & shared)
+    found = np.empty(len(chosen), GROUPED)
+    found["group"] = np.unique(group[chosen], return_inverse=True)[1]
+    found["unit"], found["record"], found["kind"] = unit[chosen], keys["record"][chosen], keys["kind"][chosen]
+    return found
+
+
+def drop_later(parts: Sequence[NDArray[Any]]) -> tuple[UInt32s, UInt32s, UInt32s]:
+    """The duplicates among records in groups: entries of dtype GROUPED, as `find_groups` gives them for each range.
+
+    Records are kept or dropped as if one after the other in canonical order: dropped is a record that shares a group
+    with an earlier one that is kept. Returns its unit, its number and the least kind that it is dropped for, each of
+    shape (n,), in canonical order.
+    """
+    counts = [int(part["group"].max()) + 1 if len(part) else 0 for part in parts]
+    firsts = np.cumsum([0, *counts])[:-1]
+    group = np.concatenate(
+        [np.empty(0, np.int64), *(part["group"] + first for part, first in zip(parts, firsts, strict=True))]
+    )
+    entries = np.concatenate([np.empty(0, GROUPED), *parts])
+    ids, record = np.unique(entries["unit"].astype(np.uint64) << np.uint64(32) | entries["record"], return_inverse=True)
+    kind = entries["kind"]
+    order = np.lexsort((record, group))
+    group, record, kind = group[order], record[order], kind[order]
+    kept = _keep_first(group, record, len(ids))
+    # Of each group one record is kept at most; who stands behind it has a reason.
+    behind = np.cumsum(kept[record]) > np.searchsorted(group[kept[record]], group)
+    behind &= ~kept[record]
+    reason = np.full(len(ids), _NO_KIND, np.uint32)
+    np.minimum.at(reason, record[behind], kind[behind])
+    dropped = np.flatnonzero(~kept)
+    return (ids[dropped] >> np.uint64(32)).astype(np.uint32), ids[dropped].astype(np.uint32), reason[dropped]
+
+
+def _keep_first(group: NDArray[np.int64], record: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    """Which of `count` records are kept, given the entries of groups, sorted by group and record; shape (count,)."""
+    kept, decided = np.zeros(count, bool), np.zeros(count, bool)
+    for _ in range(_ROUNDS):
+        if not len(group):
+            return kept
+        first = np.ones(len(group), bool)
+        first[1:] = group[1:] != group[:-1]
+        leads = np.bincount(record, ~first, count) == 0  # comes first wherever it is
+        led = leads[record[first]][np.cumsum(first) - 1]  # in a group that such a record leads
+        kept[record[led & first]] = True
+        decided[record[led]] = True
+        left = ~decided[record]
+        group, record = group[left], record[left]
+    order = np.argsort(record, kind="stable")  # long chains, of which a round decides a link or two
+    entries = zip(record[order].tolist(), group[order].tolist(), strict=True)
+    taken: set[int] = set()
+    for number, mine in groupby(entries, key=itemgetter(0)):
+        groups = {each for _, each in mine}
+        if taken.isdisjoint(groups):
+            kept[number] = True
+            taken |= groups
+    return kept
+
+
+def _hash_order(high: UInt64s, low: UInt64s) -> NDArray[np.int64]:
+    """`np.lexsort((low, high))`, ten times faster unless two hashes share their high half alone, as hardly any do."""
+    order: NDArray[np.int64] = np.argsort(high, kind="stable")
+    high_sorted, low_sorted = high[order], low[order]
+    if np.any((high_sorted[1:] == high_sorted[:-1]) & (low_sorted[1:] != low_sorted[:-1])):
+        order = np.lexsort((low, high))
+    return order

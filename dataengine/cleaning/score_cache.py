@@ -1,0 +1,189 @@
+"""Quality scores of sentence pairs, each computed once: kept by pair and model, published chunk by chunk."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import compress, islice
+from typing import Any, Protocol
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError
+from dataengine.storage.arrays import encode_npy, is_intact_npy
+from dataengine.storage.atomic import Store
+
+KEY = np.dtype([("high", "<u8"), ("low", "<u8")])  # xxh3-128 of a pair
+SCORE = np.dtype([("high", "<u8"), ("low", "<u8"), ("score", "<f4")])
+_READERS = 16  # threads; a chunk is small, so that reading one from an object store is mostly waiting
+
+
+class Scorer(Protocol):
+    """A model that judges pairs without a reference."""
+
+    sha256: str  # identity of the model
+
+    def score(self, sources: Sequence[str], targets: Sequence[str]) -> NDArray[np.float32]:
+        """Scores of pairs, higher is better; shape (n,), in the order given."""
+        ...
+
+
+def hash_pairs(sources: Sequence[str], targets: Sequence[str]) -> NDArray[Any]:
+    """Keys of pairs, dtype KEY, shape (n,): xxh3-128 of source, NUL, target, as they are: nothing is normalised."""
+    digests = b"".join(
+        xxhash.xxh3_128_digest(f"{source}\0{target}".encode()) for source, target in zip(sources, targets, strict=True)
+    )
+    halves = np.frombuffer(digests, ">u8").reshape(-1, 2)
+    keys = np.empty(len(halves), KEY)
+    keys["high"], keys["low"] = halves[:, 0], halves[:, 1]
+    return keys
+
+
+def lookup(table: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.float32]:
+    """Scores of keys (n,) in a sorted SCORE table, NaN where it has none; shape (n,)."""
+    found = np.full(len(keys), np.nan, np.float32)
+    if len(table):
+        at = np.minimum(_find_places(table, keys), len(table) - 1)
+        equal = (table["high"][at] == keys["high"]) & (table["low"][at] == keys["low"])
+        found[equal] = table["score"][at[equal]]
+    return found
+
+
+def _find_places(table: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.int64]:
+    """How many entries of a sorted table are less than each key: `np.searchsorted`, which would copy the table."""
+    begin, end = np.zeros(len(keys), np.int64), np.full(len(keys), len(table), np.int64)
+    high, low = table["high"], table["low"]
+    for _ in range(len(table).bit_length()):
+        middle = np.minimum((begin + end) // 2, len(table) - 1)
+        less = high[middle] < keys["high"]
+        ties = np.flatnonzero(high[middle] == keys["high"])
+        less[ties] = low[middle[ties]] < keys["low"][ties]
+        less &= begin < end
+        begin, end = np.where(less, middle + 1, begin), np.where(less, end, np.minimum(middle, end))
+    return begin
+
+
+def _sort_scores(table: NDArray[Any]) -> NDArray[Any]:
+    """Sort a SCORE array by key; of entries with one key the first stays."""
+    table = table[np.lexsort((table["low"], table["high"]))]
+    repeated = np.zeros(len(table), bool)
+    repeated[1:] = (table["high"][1:] == table["high"][:-1]) & (table["low"][1:] == table["low"][:-1])
+    return table[~repeated]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class ScoreCache:
+    """Scores that one model gave to pairs in one direction, in a store.
+
+    Files are `scores/MODEL/DIRECTION/PART/CHUNK.npy`: SCORE arrays sorted by key. PART is the digest of the part of a
+    source that the pairs were read from, CHUNK the hash of the keys. Files are written whole and never change, so any
+    number of processes may add scores.
+    """
+
+    store: Store
+    model_sha256: str
+    direction: str  # such as en-id: scores of a pair differ with the side that is the source
+
+    @property
+    def prefix(self) -> str:
+        """Where the files of this model and direction lie in the store."""
+        return f"scores/{self.model_sha256[:16]}/{self.direction}/"
+
+    def load(self, part_digest: str) -> NDArray[Any]:
+        """Sorted SCORE table of a part. Raises InputError if a file in its folder is none of ours, or is damaged."""
+        return self._load(f"{self.prefix}{part_digest}/")
+
+    def load_all(self) -> NDArray[Any]:
+        """Sorted SCORE table of all parts, 20 bytes a pair: for pairs that moved to other files."""
+        return self._load(self.prefix)
+
+    def add(self, part_digest: str, keys: NDArray[Any], scores: NDArray[np.float32]) -> NDArray[Any]:
+        """Publish scores (n,) of keys (n,) of a part as one file; return them as a sorted table.
+
+        Raises InputError if a score is not a finite number.
+        """
+        if not np.isfinite(scores).all():
+            raise InputError(
+                f"model {self.model_sha256[:16]} gave a score that is not a number, in {self.direction}, part "
+                f"{part_digest}. Check the model: pairs cannot be compared with a threshold by it."
+            )
+        table = np.empty(len(keys), SCORE)
+        table["high"], table["low"], table["score"] = keys["high"], keys["low"], scores
+        table = _sort_scores(table)
+        keys = np.empty(len(table), KEY)
+        keys["high"], keys["low"] = table["high"], table["low"]
+        name = xxhash.xxh3_128_hexdigest(keys.tobytes())
+        self.store.write(f"{self.prefix}{part_digest}/{name}.npy", encode_npy(table))
+        return table
+
+    def _load(self, prefix: str) -> NDArray[Any]:
+        files = sorted(self.store.sizes(prefix))
+        with ThreadPoolExecutor(_READERS) as readers:
+            contents = list(readers.map(self.store.read, files))
+        tables = map(self._decode_chunk, files, contents)  # here: see runs.decode_npy
+        return _sort_scores(np.concatenate([np.empty(0, SCORE), *tables]))
+
+    def _decode_chunk(self, file: str, content: bytes) -> NDArray[Any]:
+        table = np.load(io.BytesIO(content)) if is_intact_npy(content) else None
+        if table is None or table.dtype != SCORE or table.ndim != 1:
+            raise InputError(
+                f"{self.store.url}/{file} is no file of scores, or is damaged. Remove it and run `dataengine score` "
+                "again: it scores what is missing."
+            )
+        return table  # type: ignore[no-any-return]
+
+
+def score_part(
+    records: Iterable[tuple[Sequence[str], Sequence[str]]],
+    scorer: Scorer,
+    cache: ScoreCache,
+    part_digest: str,
+    *,
+    known: NDArray[Any] | None = None,
+    chunk: int = 16384,
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> tuple[int, int]:
+    """Give every pair of a part a score in the cache; return how many pairs were (scored, already scored).
+
+    `records` are batches of (sources, targets). A pair that the part has twice is scored once and counted among the
+    already scored the second time. Scores in `known`, such as `cache.load_all()`, are copied to the part. Each
+    `chunk` of new pairs is published as soon as it has its scores: a process that dies loses one chunk at most.
+    `on_progress` hears of pairs done. Raises ValueError if the scorer is not the model of the cache, and as `load`
+    and `add`.
+    """
+    if scorer.sha256 != cache.model_sha256:
+        raise ValueError(f"the cache is of model {cache.model_sha256[:16]}, the scorer of {scorer.sha256[:16]}")
+    known = np.empty(0, SCORE) if known is None else known
+    cache.store.remove_leftovers(f"{cache.prefix}{part_digest}")
+    table, scored, total = cache.load(part_digest), 0, 0
+    waiting: dict[bytes, tuple[str, str]] = {}  # pairs without a score, by key
+
+    def publish(count: int) -> None:
+        nonlocal table, scored
+        pairs = {key: waiting.pop(key) for key in list(islice(waiting, count))}
+        keys = np.frombuffer(b"".join(pairs), KEY)
+        scores = lookup(known, keys)
+        new = np.isnan(scores)
+        if new.any():
+            sources, targets = zip(*compress(pairs.values(), new), strict=True)
+            scores[new] = scorer.score(sources, targets)
+        fresh = cache.add(part_digest, keys, scores)
+        table = np.insert(table, _find_places(table, fresh), fresh)
+        scored += int(new.sum())
+        on_progress(len(pairs))
+
+    for sources, targets in records:
+        keys, waited = hash_pairs(sources, targets), len(waiting)
+        for k in np.flatnonzero(np.isnan(lookup(table, keys))).tolist():
+            waiting[keys[k].tobytes()] = (sources[k], targets[k])
+        on_progress(len(keys) - (len(waiting) - waited))
+        total += len(keys)
+        while len(waiting) >= chunk:
+            publish(chunk)
+    if waiting:
+        publish(chunk)
+    return scored, total - scored

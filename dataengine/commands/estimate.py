@@ -1,0 +1,329 @@
+"""What a build would give, from a sample of its sources: tokens, time, disk, and what cleaning would drop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dataengine.build import clean
+from dataengine.build.build import (
+    Preparation,
+    StreamPlan,
+    describe_rejects,
+    label_notes,
+    make_manifest,
+    nothing_kept,
+    too_few_tokens,
+    too_many_rejects,
+)
+from dataengine.build.tokenize import find_lost, written_columns
+from dataengine.build.units import Reading, place_of, select
+from dataengine.cleaning import dedup, near_duplicates
+from dataengine.errors import InputError
+from dataengine.mds.writer import Shard, StoredFile, compress, encode_shard
+from dataengine.records import archives
+from dataengine.records.read import Notes, Records, SourcePart, add_notes
+from dataengine.schedule.manifest import Stream
+from dataengine.storage.s3_client import open_file
+from dataengine.tables import size_words, table
+from dataengine.text import pairs
+from dataengine.text.tokenizers.load import join_documents
+
+SAMPLE_BYTES = 4 * 10**6  # read of each stream
+_PLACES = 8  # parts that a sample is spread over
+_BATCH = 500
+_EXCERPT = 200  # characters of an unusable record
+_CHUNK = 1 << 20  # bytes
+
+
+@dataclass
+class StreamEstimate:
+    """Counts of a sample of a stream; `scale` times as much is the whole."""
+
+    name: str
+    bytes: int
+    largest_part: int  # bytes; one worker reads a part, so it bounds the time
+    sampled_bytes: int = 0
+    records: int = 0
+    kept: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    first_reject: tuple[str, str, str] | None = None  # its place, reason and excerpt
+    dropped: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)  # on usable records
+    tokens: int = 0
+    seconds: float = 0.0
+    bytes_per_token: float = 0.0
+
+    @property
+    def scale(self) -> float:
+        """The whole over the sample."""
+        return self.bytes / max(self.sampled_bytes, 1)
+
+
+def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstimate:
+    """Read a sample of a stream and take it through cleaning and tokenizing. Writes nothing into the store.
+
+    A sample that is the whole stream gives the counts of the build (but for scores, and exchanged targets).
+    """
+    made = StreamEstimate(plan.name, sum(part.size for part in plan.parts), max(part.size for part in plan.parts))
+    tokenizer, dtype, bos_id = plan.format.load()
+    written = written_columns(plan.languages, plan.directions, plan.sides)
+    places = list(range(len(plan.parts)))
+    if made.bytes > sample_bytes:
+        places = np.unique(np.linspace(0, len(plan.parts) - 1, _PLACES).round().astype(int)).tolist()
+    kept: list[tuple[int, Records]] = []  # number of the part, records
+    keys = [np.empty(0, dedup.KEY)]
+    notes: Notes = {}  # with the place of the first before its excerpt
+    begun = time.perf_counter()
+    with tqdm(total=min(sample_bytes, made.bytes), desc=f"sampling {plan.name}", unit="B", unit_scale=True,
+              file=sys.stderr, disable=None) as bar:  # fmt: skip
+        for place in places:
+            part = plan.parts[place]
+            wanted = sample_bytes // len(places) if made.bytes > sample_bytes else part.size
+            for batch in _sample(plan, part, wanted, made, notes):
+                if plan.cleaning is not None:
+                    codes = clean.check_records(batch, plan.cleaning)
+                    made.dropped.update(clean.count_reasons(codes, plan.cleaning))
+                    batch = select(batch, codes == 0)
+                if (reasons := find_lost(batch, tokenizer, written)) is not None:
+                    made.rejected.update(reason for reason in reasons if reason is not None)
+                    for line, reason, *texts in zip(batch.lines, reasons, *batch.texts, strict=True):
+                        if reason is not None and made.first_reject is None:
+                            where = f"{part.paths[0]}, {place_of(part, line)}"
+                            made.first_reject = where, reason, "\t".join(texts)[:_EXCERPT]
+                    batch = select(batch, np.array([reason is None for reason in reasons], bool))
+                if plan.cleaning is not None and plan.cleaning.dedup and batch.lines:
+                    numbers = made.kept + np.arange(len(batch.lines))
+                    keys.append(clean.duplicate_keys(batch, plan.cleaning, numbers))
+                made.kept += len(batch.lines)
+                kept.append((place, batch))
+            bar.update(min(made.sampled_bytes, sample_bytes) - bar.n)
+    sampled = "in the sample, " if made.scale > 1 else ""
+    for said, (count, _, first) in sorted(notes.items()):
+        made.notes.append(f"stream '{plan.name}': {said} ({sampled}{count:,} times, first in {first})")
+    if plan.cleaning is not None:
+        kept = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
+    tokens = [np.empty(0, dtype)]
+    before: Counter[int] = Counter()  # pairs of a part, whose directions take turns
+    for place, batch in kept:
+        ids, lengths = tokenizer.encode_flat(_texts(plan, batch, before[place]))
+        tokens.append(join_documents(ids, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)[0])
+        before[place] += len(batch.lines)
+    made.seconds = time.perf_counter() - begun
+    made.tokens = sum(map(len, tokens))
+    made.bytes_per_token = _stored_size(plan, np.concatenate(tokens))
+    return made
+
+
+def _drop_duplicates(
+    batches: list[tuple[int, Records]], keys: NDArray[Any], by: clean.Cleaning, made: StreamEstimate
+) -> list[tuple[int, Records]]:
+    """Leave out, and count, what has a key of an earlier record of the sample."""
+    if not batches:
+        return []
+    _, records, kinds = dedup.drop_later([dedup.find_groups([dedup.sort_keys(keys)])])
+    made.dropped.update(by.reasons[kind - 1] for kind in kinds.tolist())
+    fresh = np.ones(made.kept, bool)
+    fresh[records] = False
+    if by.near_dedup is not None:
+        texts = [text for _, batch in batches for text in clean.near_texts(batch)]
+        left = np.flatnonzero(fresh)
+        twins = near_duplicates.find_near_duplicates([texts[k] for k in left.tolist()], by.near_dedup)["record"]
+        made.dropped["near duplicate"] += len(twins)
+        fresh[left[twins.astype(np.int64)]] = False
+    made.dropped += Counter()  # without the reasons of none
+    made.kept = int(fresh.sum())
+    ends = np.cumsum([len(batch.lines) for _, batch in batches])[:-1]
+    return [(place, select(batch, k)) for (place, batch), k in zip(batches, np.split(fresh, ends), strict=True)]
+
+
+def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimate, notes: Notes) -> Iterator[Records]:
+    """Batches of records from about the first `wanted` bytes of a part; counts them, and the unusable ones.
+
+    Adds to `notes` what is to be said of them.
+
+    Bytes and records have to be of the same stretch, or the estimate is wrong: what a reader has read ahead counts as
+    neither.
+    """
+    whole = part
+    by_line = part.format in ("jsonl", "tsv") or (part.format == "text" and plan.records.split == "line")
+    used, read, before = part.size, 0, 0
+
+    def hear(count: int) -> None:
+        nonlocal read
+        read += count
+
+    with TemporaryDirectory() as folder:
+        if by_line and part.size > wanted:
+            part, used = _first_lines(part, wanted, Path(folder))
+        reading = Reading(part, plan.records, hear)
+        held: list[Records] = []
+        for batch in reading.batches(_BATCH if by_line else 1):
+            if not by_line and read > before:  # the first record of another block; Parquet says so one block later
+                done = read if part.format == "parquet" else before
+                if done >= max(wanted, 1) and read < part.size:
+                    used = done
+                    break
+                before = read
+            made.records += len(batch.lines)
+            held.append(batch)
+            if by_line or len(held) == _BATCH:
+                yield _join(held)
+                held = []
+        if held:
+            yield _join(held)
+    made.records += sum(reading.rejected.values())
+    made.rejected.update(reading.rejected)
+    for said, (count, line, excerpt) in reading.notes.items():
+        add_notes(notes, {said: (count, line, f"{whole.paths[0]}, {place_of(whole, line)}: {excerpt}")})
+    if made.first_reject is None and (first := reading.first_reject) is not None:
+        made.first_reject = f"{whole.paths[0]}, {place_of(whole, first.line)}", first.reason, first.excerpt
+    made.sampled_bytes += used
+
+
+def _join(batches: Sequence[Records]) -> Records:
+    if len(batches) == 1:
+        return batches[0]
+    columns = zip(*(batch.texts for batch in batches), strict=True)
+    return Records(
+        [line for batch in batches for line in batch.lines],
+        tuple([text for texts in column for text in texts] for column in columns),
+        [label for batch in batches for label in batch.labels],
+        [],
+    )
+
+
+def _first_lines(part: SourcePart, wanted: int, folder: Path) -> tuple[SourcePart, int]:
+    """The lines in the first `wanted` bytes of a part, as a plain file in `folder`, and how many bytes these are."""
+    path = part.paths[0]
+    with open_file(path, part.start, part.start + wanted, part.versions[0]) as file:
+        stored = file.read()
+    text, used = stored, len(stored)
+    if part.start == 0:
+        text, used = archives.unpack_start(path, stored)
+        while not text and len(stored) < part.size:  # a block of bzip2 is not whole yet
+            with open_file(path, 0, max(2 * len(stored), _CHUNK), part.versions[0]) as file:
+                stored = file.read()
+            text, used = archives.unpack_start(path, stored)
+    end = text.rfind(b"\n") + 1 or len(text)
+    name = folder / f"the beginning of {Path(path).name} (plain)"
+    name.write_bytes(text[:end])
+    sample = SourcePart((str(name),), ("",), part.format, 0, end, end, "", part.columns)
+    return sample, round(used * end / max(len(text), 1))
+
+
+def _texts(plan: StreamPlan, batch: Records, first: int) -> list[str]:
+    """The documents of records; `first` is the number of the first pair in its part."""
+    if not plan.languages:
+        return batch.texts[0]
+    columns = dict(zip(plan.languages, batch.texts, strict=True))
+    if plan.sides:
+        return pairs.write_sides(columns, plan.sides, plan.languages)
+    return pairs.write_pairs(columns, first, plan.directions, plan.languages)
+
+
+def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
+    """Bytes that a token takes in the store."""
+    width = plan.format.seq_len + 1
+    rows = tokens[: len(tokens) // width * width].reshape(-1, width)
+    form = plan.format.shards
+    if form.compression is None or not len(rows):
+        return (width * tokens.dtype.itemsize + 4) / width
+    config, size = form.config(width, tokens.dtype), 0
+    for first in range(0, len(rows), form.samples_per_shard):
+        size += len(compress(encode_shard(rows[first : first + form.samples_per_shard], config), form.compression))
+    return size / int(rows.size)
+
+
+def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int = SAMPLE_BYTES) -> str:
+    """Tables of what a build would give, and whether the streams suffice for the stages."""
+    made = [estimate(plan, sample_bytes) for plan in prepared.streams.values()]
+    rows = [("stream", "bytes", "sampled", "records", "kept", "tokens", "disk", f"time, {workers} workers")]
+    for one in made:
+        rows.append(
+            (
+                one.name,
+                size_words(one.bytes),
+                f"{min(1 / one.scale, 1):.2%}",
+                f"{one.records * one.scale:,.0f}",
+                f"{one.kept * one.scale:,.0f}",
+                f"{one.tokens * one.scale:,.0f}",
+                size_words(one.tokens * one.scale * one.bytes_per_token),
+                _duration(one.seconds / max(one.sampled_bytes, 1) * max(one.bytes / workers, one.largest_part)),
+            )
+        )
+    lines = [
+        "estimated from a sample; nothing was written but the hashes of the sources "
+        f"({prepared.store.url}/source_hashes.json), which the build takes up",
+        "",
+        *table(rows),
+    ]
+    for one in made:
+        for reason, count in (*one.rejected.most_common(), *one.dropped.most_common()):
+            word = "unusable" if reason in one.rejected else "dropped"
+            lines.append(f"{one.name}: {count / max(one.records, 1):.2%} {word}: {reason}")
+        if any(reason.startswith(("duplicate", "near")) for reason in one.dropped) and one.scale > 1:
+            lines.append(f"{one.name}: duplicates are those within the sample; the whole has more")
+        if prepared.config.streams[one.name].scores:
+            lines.append(f"{one.name}: what `scores` will drop is not counted here")
+    for name, labels in label_notes(prepared.streams, prepared.config).items():
+        lines += [f"note: {words}" for words in labels]
+        lines += [f"note: {words}" for one in made if one.name == name for words in one.notes]
+    return "\n".join([*lines, "", _describe_fit(prepared, made)])
+
+
+def _refusal(plan: StreamPlan, made: StreamEstimate, max_bad_fraction: float) -> str | None:
+    """Why the build would refuse a stream, as far as the sample tells."""
+    sampled = " sampled" if made.scale > 1 else ""
+    bad, dropped = made.rejected.total(), +made.dropped
+    if too_many_rejects(made.records, bad, max_bad_fraction):
+        return describe_rejects(plan, made.records, made.rejected, max_bad_fraction, made.first_reject, sampled=sampled)
+    if not made.kept:
+        return nothing_kept(plan, dropped, bad, sampled)
+    tokens = int(made.tokens * made.scale)
+    if tokens <= plan.format.seq_len:
+        return too_few_tokens(plan, made.kept, dropped, tokens)
+    return None
+
+
+def _describe_fit(prepared: Preparation, made: list[StreamEstimate]) -> str:
+    config, width = prepared.config, prepared.config.seq_len + 1
+    refusals = [_refusal(prepared.streams[one.name], one, config.max_bad_fraction) for one in made]
+    if any(refusals):
+        return "\n".join(f"the build would stop: {refusal}" for refusal in refusals if refusal)
+    streams = {}
+    for one in made:
+        samples = int(one.tokens * one.scale) // width
+        size = int(samples * width * one.bytes_per_token)
+        shard = Shard(samples, StoredFile("", size, {}))
+        streams[one.name] = Stream(one.name, "", "estimated", samples, samples * width, (shard,))
+    try:
+        manifest = make_manifest(
+            config,
+            streams,
+            tokenizer_sha256=prepared.tokenizer.sha256,
+            vocab_size=prepared.tokenizer.vocab_size,
+            eos_id=prepared.tokenizer.eos_id,
+        )
+    except InputError as error:
+        return f"by these estimates the schedule does not fit: {error}"
+    steps = manifest.schedule.steps
+    return (
+        f"by these estimates the schedule fits: {steps:,} steps, {steps * config.batch_size * config.seq_len:,} tokens"
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

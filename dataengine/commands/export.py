@@ -1,0 +1,102 @@
+"""Write a schedule's samples in the order of training, as one MDS stream for trainers that know no schedule.
+
+The stream has the column `tokens`, ndarray of seq_len + 1 ids; read it without shuffling. export.summary says what it
+is, as JSON; `merge_index` of mosaicml-streaming takes every name that ends with .json for the index of a stream.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dataengine.errors import InputError
+from dataengine.mds.reader import StreamReader
+from dataengine.mds.writer import Shard, ShardFormat, encode_index, write_shards
+from dataengine.schedule.manifest import Manifest
+from dataengine.storage.atomic import Store
+from dataengine.text.tokenizers.load import token_dtype
+
+_NAME = "export.summary"
+_BEFORE = "export.json"  # its name in exports of earlier versions
+
+
+def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, first: int, last: int) -> int:
+    """Write the samples of steps `first` to `last` - 1 to `target`; return how many.
+
+    Shards that are there already stay, so an export that was killed goes on; index.json comes last. Raises InputError
+    if `target` holds another export.
+    """
+    if not 0 <= first < last <= manifest.schedule.steps:
+        raise InputError(
+            f"--steps {first}:{last} is not within the schedule, whose {manifest.schedule.steps:,} steps are "
+            f"0:{manifest.schedule.steps}"
+        )
+    about: dict[str, Any] = {"plan_id": manifest.plan_id, "first_step": first, "last_step": last}
+    about |= {"batch_size": manifest.batch_size}
+    about |= {"samples_per_shard": form.samples_per_shard, "compression": form.compression, "hashes": list(form.hashes)}
+    _claim(target, about)
+    target.remove_leftovers("")
+    width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
+    readers = [StreamReader(store, stream, width, dtype, check=True) for stream in manifest.streams]
+    there = target.sizes("")
+    total = (last - first) * manifest.batch_size
+    shards: list[Shard] = []
+    with tqdm(total=total, desc="exporting", unit="sample", unit_scale=True, file=sys.stderr, disable=None) as bar:
+        for ids in _shards_of(manifest, first, last, form.samples_per_shard):
+            numbers = manifest.order.stream_numbers(ids)
+            rows = np.empty((len(ids), width), dtype)
+            for number, reader in enumerate(readers):
+                places = np.flatnonzero(numbers == number)
+                rows[places] = reader.read(ids[places] - manifest.order.first_ids[number])
+
+            def add(name: str, content: bytes) -> None:
+                if there.get(name) != len(content):
+                    target.write(name, content)
+
+            shards += write_shards(rows, add, len(shards), form)
+            bar.update(len(ids))
+    target.write("index.json", encode_index(shards, form.config(width, dtype)))
+    return total
+
+
+def _shards_of(manifest: Manifest, first: int, last: int, size: int) -> Iterator[NDArray[np.int64]]:
+    """The sample ids of the steps, `size` at a time."""
+    waiting = np.empty(0, np.int64)
+    for step in range(first, last):
+        waiting = np.concatenate([waiting, manifest.order.sample_ids(step)])
+        while len(waiting) >= size:
+            yield waiting[:size]
+            waiting = waiting[size:]
+    if len(waiting):
+        yield waiting
+
+
+def _claim(target: Store, about: dict[str, Any]) -> None:
+    """Make a folder that of this export. Raises InputError if it is that of another one, or holds other files."""
+    there = target.sizes("")
+    name = next((name for name in (_NAME, _BEFORE) if name in there), None)
+    if name is None:
+        if there:
+            raise InputError(
+                f"{target.url} holds other files ({next(iter(there))} ...). Give a folder that is empty or new."
+            )
+        target.write(_NAME, orjson.dumps(about, option=orjson.OPT_INDENT_2))
+        return
+    try:
+        held = dict(orjson.loads(target.read(name)))
+    except (orjson.JSONDecodeError, TypeError, ValueError):
+        raise InputError(
+            f"{target.url}/{name} is damaged, so it cannot be told which export this is. Give a folder that is empty "
+            "or new."
+        ) from None
+    if held != about:
+        other = ", ".join(
+            f"{key} {held.get(key)} (now {value})" for key, value in about.items() if held.get(key) != value
+        )
+        raise InputError(f"{target.url} holds another export: {other}. Give a folder that is empty or new.")

@@ -1,0 +1,287 @@
+"""Look at a run's schedule before it runs: from its manifest, or from a config whose streams are not built yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dataengine.build.agreement import build_differences, read_built_config
+from dataengine.build.build import experiment_url, make_manifest
+from dataengine.config.schema import Config, StreamConfig, load_config
+from dataengine.errors import InputError
+from dataengine.mds.reader import StreamReader
+from dataengine.mds.writer import Shard, StoredFile
+from dataengine.schedule.fork import inherited_restarts
+from dataengine.schedule.manifest import Manifest, Stream, read_manifest
+from dataengine.schedule.rates import Settings, horizon_notes, planned_settings
+from dataengine.schedule.slots import Stage, count_drawn
+from dataengine.schedule.stages import idle_streams, stage_rows
+from dataengine.storage.atomic import Store, open_store, where_it_would_be
+from dataengine.storage.s3_client import is_url
+from dataengine.tables import size_words, table
+from dataengine.text.tokenizers.load import load_tokenizer, token_dtype
+
+_MOST_SHARDS = 1 << 18  # of a stream that is not built; larger ones stand for more
+_MOST_LISTED = 100_000  # samples of a step whose ids are shown
+_UNKNOWN = "assumed"  # stands for the hashes of what is not built
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A schedule to look at. `assumed` streams are not built: their sizes are stated, not counted."""
+
+    manifest: Manifest
+    assumed: tuple[str, ...]
+    store: Store | None  # where the streams lie, if they are built
+    config: Config | None
+
+
+def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of a manifest (.json) or a config (YAML): the built one if it is up to date, else by `assume`."""
+    if path.endswith(".json"):
+        if overrides:
+            raise InputError("a manifest is as it is: overrides go with a config")
+        return Plan(read_manifest(path), (), None, None)
+    config = load_config(path, overrides)
+    store = open_store(config.store)
+    if store.size(f"experiments/{config.name}/manifest.json") is None:
+        return _assume(config, f"is not built in {config.store}")
+    manifest = read_manifest(experiment_url(config))
+    if changed := build_differences(config, read_built_config(store, config.name), manifest):
+        return _assume(config, f"was built with other settings ({', '.join(one.key for one in changed)})")
+    return Plan(manifest, (), store, config)
+
+
+def _assume(config: Config, reason: str) -> Plan:
+    """The plan of a config whose streams have the sizes that it states."""
+    missing = [name for name in config.streams_in_use if config.streams[name].assume is None]
+    if missing:
+        elsewhere = "" if is_url(config.store) else where_it_would_be(Path(config.store, "experiments"))
+        raise InputError(
+            f"'{config.name}' {reason}, and streams {', '.join(missing)} state no size. "
+            f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
+            f"{elsewhere}"
+        )
+    streams = {name: _assumed_stream(name, config.streams[name], config) for name in config.streams_in_use}
+    manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
+    return Plan(manifest, tuple(streams), None, config)
+
+
+def _assumed_stream(name: str, stream: StreamConfig, config: Config) -> Stream:
+    assert stream.assume is not None
+    width = config.seq_len + 1
+    samples = stream.assume.samples or (stream.assume.tokens or 0) // width
+    in_shard = max(config.samples_per_shard, -(-samples // _MOST_SHARDS))
+    full, rest = divmod(samples, in_shard)
+    size = in_shard * (width * 2 + 4)  # uint16 tokens and their offsets
+    shards = [Shard(in_shard, StoredFile("", size, {}))] * full
+    shards += [Shard(rest, StoredFile("", rest * (width * 2 + 4), {}))] * bool(rest)
+    return Stream(name, "", _UNKNOWN, samples, samples * width, tuple(shards))
+
+
+def describe_plan(
+    plan: Plan, *, nodes: int = 1, tokens_per_second: float | None = None, gpus: int | None = None
+) -> str:
+    """Tables of a plan: stages, streams, what reading them costs each of `nodes` nodes, and hours on `gpus` in all."""
+    manifest, schedule = plan.manifest, plan.manifest.schedule
+    title = f"{manifest.name}: plan {manifest.plan_id[:12]}" if not plan.assumed else f"{manifest.name}: not built"
+    total = schedule.steps * manifest.batch_size * manifest.seq_len
+    lines = [
+        f"{title}, {schedule.steps:,} steps of {manifest.batch_size:,} x {manifest.seq_len:,} = {total:,} tokens",
+        "",
+    ]
+    settings, notes = settings_and_notes(plan)
+    first = plan.config.first_step if plan.config else 0
+    stages = [("stage", "from step", "steps", "predicted tokens", "mix", "drift", "learning rate")]
+    for row in stage_rows(schedule):
+        mix = " -> ".join(_mix(piece) for piece in (row.pieces[0], row.pieces[-1])[: len(row.pieces)])
+        drift = max(_drift(piece, manifest.lanes, manifest.batch_size) for piece in row.pieces)
+        tokens = row.steps * manifest.batch_size * manifest.seq_len
+        rate = settings.describe(max(row.start, first), row.start + row.steps) if settings else ""
+        stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", f"{tokens:,}", mix, f"{drift:.1f}", rate))
+    lines += [
+        *table(stages if settings else [row[:-1] for row in stages], left=(0, 4, 6)),
+        "",
+        "drift: the most samples by which a stream is ahead of or behind its share",
+        "",
+    ]
+    cursors = schedule.cursors(schedule.steps)
+    rows = [("stream", "samples", "drawn", "tokens drawn", "share", "passes", "never drawn", "read by a node")]
+    for stream in manifest.streams:
+        drawn = cursors.get(stream.name, 0)
+        share = drawn / (schedule.steps * manifest.batch_size)
+        mark = " (assumed)" if stream.name in plan.assumed else ""
+        rows.append(
+            (
+                stream.name + mark,
+                f"{stream.samples:,}",
+                f"{drawn:,}",
+                f"{drawn * manifest.seq_len:,}",
+                f"{share:.2%}",
+                f"{drawn / max(stream.samples, 1):.3f}",
+                f"{max(stream.samples - drawn, 0):,}",
+                size_words(_bytes_read(stream, drawn, nodes, manifest.lanes)),
+            )
+        )
+    lines += table(rows)
+    read = sum(_bytes_read(stream, cursors.get(stream.name, 0), nodes, manifest.lanes) for stream in manifest.streams)
+    cache = size_words(_cache(manifest, nodes))
+    lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in all and needs at least {cache} of cache"]
+    if tokens_per_second:
+        hours = total / tokens_per_second / 3600
+        of_gpus = f" on {gpus} GPUs: {hours * gpus:,.0f} GPU-hours" if gpus else ""
+        lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s{of_gpus}")
+    if plan.assumed:
+        lines.append("Sizes marked (assumed) are the config's; the build counts.")
+    if plan.config:
+        notes += idle_streams(plan.config.stages, schedule.own_stages, schedule.lanes)
+    return "\n".join([*lines, *(f"note: {words}" for words in notes)])
+
+
+def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
+    """What the steps are to be trained with, if that is known, and what is to be said of the learning rate."""
+    if plan.config is None:
+        return None, []
+    planned = planned_settings(plan.config, plan.manifest.schedule)
+    try:
+        settings = replace(planned, restarts=(*inherited_restarts(plan.config), *planned.restarts))
+    except InputError as error:
+        return None, [f"learning rates are not shown: {error}"]
+    return settings, horizon_notes(plan.config, settings, plan.manifest.schedule.steps)
+
+
+def describe_steps(plan: Plan, first: int, last: int, texts: int = 0) -> Iterator[str]:
+    """Lines for steps first..last: stage, the sample ids of each stream in slot order, and the text of some samples.
+
+    Of a step of more than 100,000 samples the first so many are listed. Raises InputError if these are no steps.
+    """
+    schedule = plan.manifest.schedule
+    if not 0 <= first < last <= schedule.steps:
+        raise InputError(
+            f"steps {first}:{last} are not within the schedule's {schedule.steps:,} steps (0:{schedule.steps})"
+        )
+    return (line for step in range(first, last) for line in _step_lines(plan, step, texts))
+
+
+def _step_lines(plan: Plan, step: int, texts: int) -> Iterator[str]:
+    manifest, schedule = plan.manifest, plan.manifest.schedule
+    listed = min(manifest.batch_size, _MOST_LISTED)
+    ids = manifest.order.sample_ids(step, 0, listed)
+    numbers = manifest.order.stream_numbers(ids)
+    counts = schedule.counts(step)
+    yield f"step {step} ({schedule.stages[schedule.stage_index(step)].name})"
+    for number, stream in enumerate(manifest.streams):
+        mine = ids[numbers == number] - manifest.order.first_ids[number]
+        if count := counts.get(stream.name, 0):
+            more = [f"... and {count - len(mine):,} more"] if count > len(mine) else []
+            yield f"  {stream.name}: {count} samples: {' '.join([*map(str, mine.tolist()), *more])}"
+    for slot in range(min(texts, len(ids))):
+        yield from _sample_text(plan, int(numbers[slot]), int(ids[slot]), slot)
+
+
+def describe_difference(one: Plan, other: Plan) -> str:
+    """Where two plans part: the first step that differs, and how."""
+    a, b = one.manifest, other.manifest
+    names = f"{a.name} and {b.name}"
+    for key in ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block"):
+        if getattr(a, key) != getattr(b, key):
+            return f"{names} differ from step 0 on: {key} is {getattr(a, key)} and {getattr(b, key)}"
+    step = _first_difference(a, b)
+    if step is None:
+        return f"{names} are the same in all {a.schedule.steps:,} steps"
+    rows: list[tuple[str, ...]] = [("", a.name, b.name)]
+    for label, at in ((f"step {step:,}", "counts"), ("from there on", "rest"), ("in all", "all")):
+        rows.append((label, *(_summary(m, step, at) for m in (a, b))))
+    head = f"{names} are the same for {step:,} steps" if step else f"{names} differ from the first step on"
+    return "\n".join([head, "", *table(rows, left=(0, 1, 2))])
+
+
+def _first_difference(a: Manifest, b: Manifest) -> int | None:
+    """The first step whose batches differ; None if there is none."""
+    steps = min(a.schedule.steps, b.schedule.steps)
+    shards = [{s.name: (s.index_sha256, s.samples) for s in m.streams} for m in (a, b)]
+    step = 0
+    for x, y in zip(a.stages, b.stages, strict=False):  # stages of one ratio draw alike: no look at their steps
+        if not _alike(x, y) or any(shards[0][name] != shards[1][name] for name, count in x.samples.items() if count):
+            break
+        step += min(x.length, y.length)
+        if x.length != y.length:
+            break
+    while step < steps:
+        slots = [m.schedule.lane_slots(step) for m in (a, b)]
+        drawn = [{m.schedule.streams[n] for n in np.unique(s[0])} for m, s in zip((a, b), slots, strict=True)]
+        named = [np.array(m.schedule.streams)[s[0]] for m, s in zip((a, b), slots, strict=True)]
+        if not (np.array_equal(named[0], named[1]) and np.array_equal(slots[0][1], slots[1][1])):
+            return step
+        if any(shards[0][name] != shards[1][name] for name in drawn[0]):
+            return step
+        step += 1
+    return None if a.schedule.steps == b.schedule.steps else steps
+
+
+def _alike(x: Stage, y: Stage) -> bool:
+    """Whether the mixes of two stages have one ratio."""
+    totals = sum(x.samples.values()), sum(y.samples.values())
+    names = {*x.samples, *y.samples}
+    return all(x.samples.get(name, 0) * totals[1] == y.samples.get(name, 0) * totals[0] for name in names)
+
+
+def _summary(manifest: Manifest, step: int, what: str) -> str:
+    schedule = manifest.schedule
+    if what == "counts":
+        if step >= schedule.steps:
+            return "has ended"
+        counts = schedule.counts(step)
+        return ", ".join(f"{n} {c:,}" for n, c in counts.items() if c) + " samples"
+    before = schedule.cursors(step) if what == "rest" else {}
+    after = schedule.cursors(schedule.steps)
+    parts = {name: (count - before.get(name, 0)) * manifest.seq_len for name, count in after.items()}
+    return ", ".join(f"{name} {tokens:,}" for name, tokens in parts.items() if tokens) + " tokens"
+
+
+def _mix(stage: Stage) -> str:
+    total = sum(stage.samples.values())
+    return ", ".join(f"{name} {samples / total:.2%}" for name, samples in stage.samples.items() if samples)
+
+
+def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> float:
+    """The most samples by which a stream strays from its share, at some of the stage's steps."""
+    quotas = [quota // lanes for quota in stage.samples.values() if quota]
+    total, worst = sum(quotas), 0.0
+    count = min(stage.length, probes)
+    for step in [stage.length * k // count for k in range(count + 1)]:
+        slots = step * batch_size // lanes
+        for count, quota in zip(count_drawn(quotas, slots), quotas, strict=True):
+            worst = max(worst, abs(count - slots * quota / total) * lanes)
+    return worst
+
+
+def _bytes_read(stream: Stream, drawn: int, nodes: int, lanes: int) -> float:
+    """Bytes of a stream that one node downloads: its lanes' part of what is drawn in the first pass."""
+    part = 1 / nodes if lanes % nodes == 0 else 1.0
+    return sum(shard.stored.bytes for shard in stream.shards) * min(drawn / max(stream.samples, 1), 1) * part
+
+
+def _cache(manifest: Manifest, nodes: int) -> float:
+    """Bytes that hold two shuffle blocks (one read, one fetched ahead) of each stream of a stage and each lane."""
+    lanes = -(-manifest.lanes // nodes)
+    need = {
+        stream.name: 2 * manifest.shuffle_block / stream.shards[0].samples * stream.shards[0].raw.bytes * lanes
+        for stream in manifest.streams
+    }
+    total = {stream.name: sum(shard.stored.bytes for shard in stream.shards) for stream in manifest.streams}
+    return max(sum(min(need[name], total[name]) for name in stage.samples) for stage in manifest.stages)
+
+
+def _sample_text(plan: Plan, number: int, sample_id: int, slot: int) -> list[str]:
+    stream = plan.manifest.streams[number]
+    if plan.store is None or plan.config is None:
+        raise InputError("the text of samples needs a config whose streams are built: dataengine build CONFIG")
+    position = sample_id - int(plan.manifest.order.first_ids[number])
+    dtype = token_dtype(plan.manifest.vocab_size)
+    (tokens,) = StreamReader(plan.store, stream, plan.manifest.seq_len + 1, dtype).read([position])
+    text = load_tokenizer(plan.config.tokenizer, plan.config.eos_token).decode(tokens.tolist())
+    return [f"  slot {slot}, {stream.name} {position}:", *[f"    | {line}" for line in text.split("\n")]]

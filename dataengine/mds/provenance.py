@@ -1,0 +1,141 @@
+"""From a sample of a built stream to the documents and source lines in it, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.errors import InputError
+from dataengine.mds.summary import Summary, damaged_stream, read_summary
+from dataengine.schedule.slots import Int64s
+from dataengine.storage.arrays import read_npy
+from dataengine.storage.atomic import Store
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A part of a document in a sample: its file, its line, and which of its tokens, EOS counted."""
+
+    path: str
+    line: int
+    first_token: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class StreamProvenance:
+    """The provenance of a built stream: `folder` is the key of the stream's folder, `width` the tokens of a sample.
+
+    `names` are the files of each part as they are named now, those of a Moses pair together; empty if that is unknown.
+    A stream stays when a source is renamed: its identity is the content.
+    """
+
+    store: Store
+    folder: str
+    width: int
+    names: Sequence[tuple[str, ...]] = ()
+
+    @cached_property
+    def _summary(self) -> Summary:
+        return read_summary(self.store, self.folder)
+
+    @cached_property
+    def _names(self) -> list[tuple[str, ...]]:
+        """The files of each part: as they are named now or, where that is unknown, were when the stream was built."""
+        return list(self.names) or [(source.path,) for source in self._summary.sources]
+
+    @property
+    def sources(self) -> list[str]:
+        """The stream's files, those of a Moses pair one by one."""
+        return list(dict.fromkeys(name for names in self._names for name in names))
+
+    @property
+    def former_sources(self) -> list[str]:
+        """The names that files of the stream had when it was built, and have no longer."""
+        now = set(self.sources)
+        return list(dict.fromkeys(source.path for source in self._summary.sources if source.path not in now))
+
+    @cached_property
+    def _first_lines(self) -> NDArray[np.int64]:
+        """The number in its file of each part's first line, shape (parts,)."""
+        return np.array([source.line for source in self._summary.sources], np.int64)
+
+    @cached_property
+    def _segments(self) -> NDArray[np.int64]:
+        """Where each unit's flow of tokens lies in the stream: rows (unit, start in the stream, start in the unit,
+        tokens), in the order of the stream."""
+        return np.array(self._summary.segments, np.int64).reshape(-1, 4)
+
+    @cached_property
+    def _documents(self) -> Callable[[int], tuple[NDArray[Any], Int64s]]:
+        """`_load_documents`, remembered: neighbouring look-ups ask for few units."""
+        return lru_cache(maxsize=64)(self._load_documents)
+
+    def _load_documents(self, unit: int) -> tuple[NDArray[Any], Int64s]:
+        """The documents of a unit, in its order (see units.PROVENANCE), and where each ends in its flow of tokens."""
+        key = f"{self.folder}/documents.{unit:05d}.npy"
+        try:
+            found = read_npy(self.store, key)
+        except InputError:
+            raise damaged_stream(self.store, key, "is missing or damaged") from None
+        number = self._summary.packed[unit]
+        if number is not None:
+            found["source"] = number
+        if len(found) and int(found["source"].max()) >= len(self._summary.sources):
+            raise damaged_stream(self.store, key, "does not go with the stream's summary")
+        return found, np.cumsum(found["tokens"], dtype=np.int64)
+
+    def origins(self, sample: int) -> Iterator[Origin]:
+        """The documents of a sample (its number in the stream), in the order of its tokens."""
+        low, high = sample * self.width, (sample + 1) * self.width
+        begin, end = np.searchsorted(self._segments[:, 1], [low, high - 1], "right").tolist()
+        for unit, start, inside, tokens in self._segments[max(begin - 1, 0) : end].tolist():
+            first, last = max(low, start), min(high, start + tokens)
+            if first < last:
+                yield from self._documents_between(unit, inside + first - start, inside + last - start)
+
+    def _documents_between(self, unit: int, low: int, high: int) -> Iterator[Origin]:
+        documents, ends = self._documents(unit)
+        for k in range(int(np.searchsorted(ends, low, "right")), len(documents)):
+            begin = int(ends[k]) - int(documents["tokens"][k])
+            if begin >= high:
+                break
+            first = max(low - begin, 0)
+            count = min(high, int(ends[k])) - begin - first
+            part = int(documents["source"][k])
+            line = int(self._first_lines[part]) + int(documents["line"][k]) - 1
+            yield Origin(self._names[part][0], line, first, count)
+
+    def samples_of(self, path: str, line: int) -> Int64s:
+        """The samples that hold a part of the documents of a source line.
+
+        Takes the name that the file has, or else had when the stream was built. Raises InputError for an unknown file.
+        """
+        named = np.array([path in names for names in self._names])
+        if not named.any():
+            named = np.array([source.path == path for source in self._summary.sources])
+        if not named.any():
+            name = self.folder.rpartition("/")[2]
+            raise InputError(f"{path} is not a source of {name}; they are {', '.join(self.sources)}")
+        found = []
+        for unit, start, inside, tokens in self._segments.tolist():
+            documents, ends = self._documents(unit)
+            lines = self._first_lines[documents["source"]] + documents["line"] - 1
+            for k in np.flatnonzero(named[documents["source"]] & (lines == line)).tolist():
+                begin = int(ends[k]) - int(documents["tokens"][k])
+                first, last = max(begin, inside), min(int(ends[k]), inside + tokens)
+                if first < last:
+                    low, high = start + first - inside, start + last - inside
+                    found.append(np.arange(low // self.width, -(-high // self.width)))
+        samples = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        return samples[samples < self.num_samples]  # what is in the reported remainder is in no sample
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the stream."""
+        return sum(shard.samples for shard in self._summary.shards)

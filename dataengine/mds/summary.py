@@ -1,0 +1,174 @@
+"""What lies beside a stream's shards: how the stream was made, and the records that could not be used.
+
+    stream.summary   JSON: the sources, the counts, and where each document lies; a hash of it at the end
+    rejects.jsonl    the unusable records with their files and lines; only if there are some
+
+No name but index.json may end with `.json`: `streaming.base.util.merge_index` takes every such file below a folder for
+the index of a stream. Streams of earlier versions have the summary as `stream.json`, without the hash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import orjson
+import xxhash
+from pydantic import TypeAdapter, ValidationError
+
+from dataengine.errors import InputError
+from dataengine.mds.writer import Shard
+from dataengine.storage.atomic import Store, where_it_would_be
+from dataengine.storage.s3_client import is_url
+
+NAME = "stream.summary"
+_BEFORE = "stream.json"
+NAMES = (NAME, _BEFORE)
+REJECTS = "rejects.jsonl"
+_LARGEST = 1 << 62  # sums of two are 64-bit numbers
+
+
+@dataclass(frozen=True)
+class SourceLines:
+    """The lines of a part: its file (the first one of a Moses pair), the number of its first line there, and how many
+    they are; rows of Parquet, units of TMX."""
+
+    path: str
+    line: int
+    lines: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a stream was made.
+
+    records = kept + all rejected (unusable) + all dropped (by cleaning); tokens = those of all samples + `remainder`.
+    `packed` is the number of the part that each packed unit comes from; None if its documents say it. `segments` says
+    where the tokens of the packed units lie in the stream: rows (unit, start in the stream, start in the unit, tokens).
+    `unknown` and `vanished` are what the tokenizer lost: unknown tokens, and characters without any token.
+    """
+
+    sources: tuple[SourceLines, ...]
+    packed: tuple[int | None, ...]
+    segments: tuple[tuple[int, int, int, int], ...]
+    index_sha256: str
+    shards: tuple[Shard, ...]
+    records: int
+    kept: int
+    rejected: dict[str, int]
+    dropped: dict[str, int]
+    tokens: int
+    remainder: int
+    unknown: int = 0
+    vanished: int = 0
+    notes: tuple[str, ...] = ()  # what the build said of its records
+
+
+@dataclass(frozen=True)
+class SourceReject:
+    """A record that cannot be used, and why; `line` counts from 1 in its file (rows of Parquet, units of TMX)."""
+
+    file: str
+    line: int
+    reason: str
+    excerpt: str
+
+
+_SUMMARY = TypeAdapter(Summary)
+_REJECT = TypeAdapter(SourceReject)
+
+
+def encode_summary(summary: Summary) -> bytes:
+    """The content of a stream.summary."""
+    fields = asdict(summary)
+    return orjson.dumps({**fields, "xxh3": _hash(fields)}, option=orjson.OPT_INDENT_2)
+
+
+def read_summary(store: Store, folder: str) -> Summary:
+    """The summary of the stream in a folder of a store. Raises InputError if it is missing or damaged."""
+    key = f"{folder}/{NAME}"
+    try:
+        content = store.read(key)
+    except FileNotFoundError:
+        key = f"{folder}/{_BEFORE}"
+        try:
+            content = store.read(key)
+        except FileNotFoundError:
+            raise damaged_stream(store, f"{folder}/{NAME}", "is missing") from None
+    try:
+        fields = orjson.loads(content)
+        if key.endswith(NAME) and fields.pop("xxh3") != _hash(fields):
+            raise damaged_stream(store, key, "is damaged: its hash is another")
+        summary = _SUMMARY.validate_python(fields)
+        _check(summary)
+    except ValidationError as error:
+        first = error.errors()[0]
+        words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise damaged_stream(store, key, f"is damaged: {words}") from None
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged_stream(store, key, f"is damaged: {error}") from None
+    return summary
+
+
+def encode_rejects(rejects: Sequence[SourceReject]) -> bytes:
+    """The content of a rejects.jsonl."""
+    return b"".join(orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE) for reject in rejects)
+
+
+def read_rejects(store: Store, folder: str) -> list[SourceReject] | None:
+    """The unusable records in a stream's folder; None if it has no such file. Raises InputError if it is damaged."""
+    key = f"{folder}/{REJECTS}"
+    try:
+        content = store.read(key)
+    except FileNotFoundError:
+        return None
+    try:
+        return [_REJECT.validate_json(line, strict=True) for line in content.split(b"\n") if line]
+    except ValueError:
+        raise damaged_stream(store, key, "is damaged") from None
+
+
+class DamagedStreamError(InputError):
+    """A file of a stream's folder is not as it was written: `what` says which and how, the message also what to do."""
+
+    what = ""
+
+
+def damaged_stream(store: Store, key: str, what: str) -> DamagedStreamError:
+    """What to do about a file of a stream's folder that is not as it was written.
+
+    On a disk it may be the same file as that of a unit, so that building again from the units repairs nothing.
+    """
+    folder = key.rpartition("/")[0]
+    elsewhere = "" if is_url(store.url) else where_it_would_be(Path(store.url, key))
+    remedy = f". Remove {store.url}/{folder}, and {store.url}/units, which may hold the same damage, and build again."
+    error = DamagedStreamError(f"{store.url}/{key} {what}{elsewhere or remedy}")
+    error.what = f"{store.url}/{key} {what}"
+    return error
+
+
+def _hash(fields: object) -> str:
+    return xxhash.xxh3_64_hexdigest(orjson.dumps(fields))
+
+
+def _check(summary: Summary) -> None:
+    """Raise ValueError for numbers that no build writes."""
+    counts = [summary.records, summary.kept, summary.tokens, summary.remainder, summary.unknown, summary.vanished]
+    counts += [*summary.rejected.values(), *summary.dropped.values()]
+    counts += [shard.samples for shard in summary.shards] + [source.lines for source in summary.sources]
+    if min(counts) < 0 or min((source.line for source in summary.sources), default=1) < 1:
+        raise ValueError("a number in it is negative")
+    if max(*counts, *(source.line for source in summary.sources), *(row[2] for row in summary.segments)) > _LARGEST:
+        raise ValueError("a number in it is too large")
+    at = 0
+    for unit, start, inside, tokens in summary.segments:
+        if not 0 <= unit < len(summary.packed) or start != at or inside < 0 or tokens < 1:
+            raise ValueError("its segments do not follow each other")
+        at += tokens
+    if at != summary.tokens:
+        raise ValueError(f"its segments hold {at:,} of {summary.tokens:,} tokens")
+    if any(part is not None and not 0 <= part < len(summary.sources) for part in summary.packed):
+        raise ValueError("it names a part that is not among its sources")

@@ -1,0 +1,116 @@
+"""Translation units of TMX: the texts of a unit by language, and which of them a stream wants."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from xml.parsers import expat
+
+from dataengine.errors import InputError
+from dataengine.records.xml_text import as_written, in_section
+
+NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # markup of the tool that wrote a segment
+_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # of a language, as in BCP 47
+
+Unit = dict[str, list[str]]  # code of a language, in small letters and with hyphens -> its texts
+
+
+def tmx_parser(path: str) -> tuple[expat.XMLParserType, list[Unit]]:
+    """A parser of marked XML (see xml_text), and the list to which it adds each unit.
+
+    The native codes in a segment are left out. No tree is built, so that memory does not grow with the file. Raises
+    InputError while parsing if the file declares entities.
+    """
+    parser, units = expat.ParserCreate(), []
+    parser.buffer_text = True
+    sides: Unit = {}
+    language = ""
+    codes = 0  # depth within native codes
+    pieces: list[str] | None = None  # of a segment
+    section = 0  # number of pieces before a CDATA section
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal sides, language, codes, pieces
+        if pieces is not None:
+            if codes or name in NATIVE_CODES:
+                codes += 1
+                parser.CharacterDataHandler = None
+        elif name == "seg":
+            pieces = []
+            parser.CharacterDataHandler = pieces.append
+        elif name == "tuv":
+            language = tag_of(attributes.get("xml:lang") or attributes.get("lang") or "")
+        elif name == "tu":
+            sides = {}
+
+    def end(name: str) -> None:
+        nonlocal codes, pieces
+        if codes:
+            codes -= 1
+            if not codes and pieces is not None:
+                parser.CharacterDataHandler = pieces.append
+        elif name == "seg" and pieces is not None:
+            parser.CharacterDataHandler = None  # which passes on what is buffered
+            sides.setdefault(language, []).append("".join(pieces))
+            pieces = None
+        elif name == "tu":
+            units.append(sides)
+
+    def start_section() -> None:
+        nonlocal section
+        section = len(pieces or ())
+
+    def end_section() -> None:
+        if pieces is not None:
+            pieces[section:] = [in_section(piece) for piece in pieces[section:]]
+
+    def refuse(*declaration: object) -> None:
+        raise InputError(f"{path}: declares XML entities, which could fill the memory. Remove the declarations.")
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.StartCdataSectionHandler = start_section
+    parser.EndCdataSectionHandler = end_section
+    parser.EntityDeclHandler = refuse
+    return parser, units
+
+
+def tag_of(code: str) -> str:
+    """A language's code in small letters and with hyphens."""
+    return code.strip().lower().replace("_", "-")
+
+
+def wanted_tags(keys: Sequence[str], languages: Sequence[str]) -> list[str]:
+    """The code to look for of each text: the stream's key if it can be a code (zh-Hant, zho), else the language's."""
+    return [
+        tag_of(key if _TAG.fullmatch(key) else language) for key, language in zip(keys, languages or keys, strict=True)
+    ]
+
+
+def choose_text(unit: Unit, wanted: str) -> tuple[str | None, str]:
+    """The text of a unit in a language, None if it has none; and what to say of the choice, "" if there was none.
+
+    That of exactly the wanted code, else of a variety of it (en: en-US; zh-Hant: zh-Hant-TW): if there are several, of
+    the first in the order of the alphabet, in every unit alike. Of several texts of one code it is the first.
+    """
+    code = wanted
+    if wanted not in unit:
+        varieties = sorted(code for code in unit if code.startswith(f"{wanted}-"))
+        if not varieties:
+            return None, ""
+        code = varieties[0]
+        if len(varieties) > 1:
+            return unit[code][0], (
+                f"a unit has several varieties of {wanted} and none of exactly this code: taken is {code}, the "
+                f"first by the alphabet (another: state the stream's keys: {{{wanted.split('-')[0]}: CODE}})"
+            )
+    texts = unit[code]
+    if len(texts) > 1 and len(set(texts)) > 1:
+        return texts[0], f"a unit has several texts in {code}: taken is the first"
+    return texts[0], ""
+
+
+def describe_unit(unit: Unit) -> Mapping[str, str | list[str]]:
+    """A unit to be shown: its texts as they stand in the file."""
+    shown = {code: [as_written(text) for text in texts] for code, texts in unit.items()}
+    return {code: texts[0] if len(texts) == 1 else texts for code, texts in shown.items()}

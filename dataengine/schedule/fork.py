@@ -1,0 +1,98 @@
+"""Go on from another run's schedule at a step: its steps stay as they are, its streams are not drawn twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+from pydantic import ValidationError
+
+from dataengine.config.schema import Config
+from dataengine.errors import InputError
+from dataengine.schedule.manifest import Manifest, Stream, read_manifest
+from dataengine.schedule.rates import planned_settings
+from dataengine.schedule.slots import Stage
+from dataengine.schedule.stages import StreamSize, cut_schedule
+from dataengine.storage.atomic import open_store
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The run that a child goes on from at `step`."""
+
+    manifest: Manifest
+    path: str
+    step: int
+
+    @property
+    def plan_id(self) -> str:
+        """The parent's plan."""
+        return self.manifest.plan_id
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The parent's stages up to the step."""
+        return cut_schedule(self.manifest.schedule, self.step)
+
+    @property
+    def drawn(self) -> dict[str, int]:
+        """Samples drawn from each stream before the step."""
+        return self.manifest.schedule.cursors(self.step)
+
+    def check_child(self, child: Manifest) -> None:
+        """Raise InputError unless the child's steps before `step` are the parent's, to the sample."""
+        if child.prefix_sha256(self.step) == self.manifest.prefix_sha256(self.step):
+            return
+        raise InputError(
+            f"this config cannot go on from {self.path} at step {self.step:,}, for the steps before would change: "
+            f"{', '.join(self.manifest.differences(child, self.step))}. Keep what the parent has, or drop `parent`."
+        )
+
+
+def read_parent(config: Config) -> Parent | None:
+    """The parent that a config names. Raises InputError if its manifest or step is unusable."""
+    if config.parent is None:
+        return None
+    manifest = read_manifest(config.parent.manifest)
+    if config.parent.step > manifest.schedule.steps:
+        raise InputError(
+            f"parent.step is {config.parent.step:,}, but {config.parent.manifest} has {manifest.schedule.steps:,} "
+            "steps. Name one of them, or its end."
+        )
+    return Parent(manifest, config.parent.manifest, config.parent.step)
+
+
+def inherited_restarts(config: Config) -> tuple[int, ...]:
+    """Steps before a run's first one from which its learning rate warms up and decays anew, by its parents' configs.
+
+    What a parent's run was really trained with, its settings.jsonl knows. Raises InputError if a parent's manifest is
+    unusable, or the config.yaml beside it.
+    """
+    parent = read_parent(config)
+    if parent is None or not config.first_step:
+        return ()
+    before = _config_beside(parent.path)
+    own = planned_settings(before, parent.manifest.schedule).restarts
+    return tuple(step for step in (*inherited_restarts(before), *own) if step < parent.step)
+
+
+def _config_beside(manifest: str) -> Config:
+    store = open_store(manifest.rpartition("/")[0] or ".")
+    try:
+        return Config.model_validate(yaml.safe_load(store.read("config.yaml")))
+    except (FileNotFoundError, yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+        raise InputError(f"config.yaml beside {manifest} cannot be used: {reason}") from None
+
+
+def stream_sizes(config: Config, samples: Mapping[str, int], parent: Parent | None) -> dict[str, StreamSize]:
+    """What the stages of a config may draw, given the samples of each stream."""
+    drawn = parent.drawn if parent else {}
+    return {name: StreamSize(samples[name], config.streams[name].passes, drawn.get(name, 0)) for name in samples}
+
+
+def parent_stream(parent: Parent | None, name: str) -> Stream:
+    """A stream that only the parent's stages draw from."""
+    assert parent is not None, f"stream '{name}' is neither built nor a parent's"
+    return next(stream for stream in parent.manifest.streams if stream.name == name)

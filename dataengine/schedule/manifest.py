@@ -1,0 +1,212 @@
+"""The manifest: the streams of a run and its stages in integers. Its sha256 is the run's `plan_id`.
+
+Canonical JSON: keys sorted, no spaces, UTF-8. `remote` paths are relative to the store, so that a copied store, on
+another disk or in a bucket, keeps its plan_id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+
+from dataengine.errors import InputError
+from dataengine.mds.writer import Shard
+from dataengine.schedule.order import RunOrder
+from dataengine.schedule.slots import Schedule, Stage
+from dataengine.storage.atomic import open_store, where_it_would_be
+from dataengine.storage.s3_client import is_url
+
+VERSION = 2
+_SHOWN = 4  # differences, and streams of a stage, that a message names
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A built stream: `remote` is its folder in the store, `tokens` counts those in its samples."""
+
+    name: str
+    remote: str
+    index_sha256: str
+    samples: int
+    tokens: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that decides which sample stands where in a run."""
+
+    name: str
+    tokenizer_sha256: str
+    vocab_size: int
+    eos_id: int
+    seq_len: int
+    batch_size: int
+    lanes: int
+    seed: int
+    shuffle_block: int
+    streams: tuple[Stream, ...]
+    stages: tuple[Stage, ...]
+    parent: dict[str, Any] | None = None
+    version: int = VERSION
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The stages as arithmetic."""
+        return Schedule(self.batch_size, self.lanes, self.stages, fork=self.parent["step"] if self.parent else 0)
+
+    @cached_property
+    def order(self) -> RunOrder:
+        """The samples of every step. Sample ids number the streams' samples in the order of `streams`."""
+        shards = {stream.name: [shard.samples for shard in stream.shards] for stream in self.streams}
+        return RunOrder.build(self.schedule, shards, seed=self.seed, shuffle_block=self.shuffle_block)
+
+    @cached_property
+    def content(self) -> bytes:
+        """The manifest file."""
+        totals = {
+            "steps": self.schedule.steps,
+            "samples": self.schedule.steps * self.batch_size,
+            "tokens": self.schedule.steps * self.batch_size * self.seq_len,
+        }
+        return _canonical({**asdict(self), "totals": totals})
+
+    @cached_property
+    def plan_id(self) -> str:
+        """sha256 of the manifest file."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def differences(self, other: Manifest, step: int) -> list[str]:
+        """What makes the steps before `step` others, in words for a message; of many differences the first."""
+        keys = ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block")
+        found = [
+            f"{key} was {getattr(self, key)} and is {getattr(other, key)}"
+            for key in keys
+            if getattr(self, key) != getattr(other, key)
+        ]
+        drawn, now = self.schedule.cursors(min(step, self.schedule.steps)), {s.name: s for s in other.streams}
+        found += [
+            f"stream '{stream.name}' is not the one of then (its sources or settings changed)"
+            for stream in self.streams
+            if drawn.get(stream.name)
+            and (stream.name not in now or now[stream.name].index_sha256 != stream.index_sha256)
+        ]
+        for old, new, start in zip(self.stages, other.stages, self.schedule.stage_starts, strict=False):
+            lengths = [min(stage.length, step - start) for stage in (old, new)]
+            if start < step and (_ratio(old.samples) != _ratio(new.samples) or lengths[0] != lengths[1]):
+                found.append(f"stage '{old.name}' was {_words(old, new)} and is {_words(new, old)}")
+        return _first(found) or ["the order of streams or stages is another"]
+
+    def prefix_sha256(self, step: int) -> str:
+        """Hash of all that decides the samples of the steps before `step`: stages not begun by then are left out.
+
+        Quotas of one ratio give the same slots (`count_drawn`), so only the ratio counts, and a stage may grow.
+        """
+        begun: list[dict[str, Any]] = [
+            {"mix": _ratio(stage.samples), "until": min(start + stage.length, step)}
+            for stage, start in zip(self.stages, self.schedule.stage_starts, strict=True)
+            if start < step
+        ]
+        drawn = {name for stage in begun for name in stage["mix"]}
+        first_ids = self.order.first_ids.tolist()
+        return hashlib.sha256(
+            _canonical(
+                {
+                    "tokenizer_sha256": self.tokenizer_sha256,
+                    "seq_len": self.seq_len,
+                    "batch_size": self.batch_size,
+                    "lanes": self.lanes,
+                    "seed": self.seed,
+                    "shuffle_block": self.shuffle_block,
+                    "stages": begun,
+                    "streams": {
+                        stream.name: [stream.index_sha256, first_id]
+                        for stream, first_id in zip(self.streams, first_ids, strict=False)
+                        if stream.name in drawn
+                    },
+                    "step": step,
+                }
+            )
+        ).hexdigest()
+
+
+def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build CONFIG") -> Manifest:
+    """Read and check a manifest, of a path or a URL. Raises InputError, with a remedy, if it is missing or damaged."""
+    folder, _, name = str(path).rpartition("/")
+    try:
+        content = open_store(folder).read(name) if is_url(str(path)) else Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"no manifest at {path}: {error.strerror}. Build the streams first: dataengine build CONFIG"
+            f"{where_it_would_be(Path(path))}"
+        ) from None
+    try:
+        version = orjson.loads(content)["version"]
+        if version == VERSION:
+            manifest = _MANIFEST.validate_json(content, strict=True)
+            _check(manifest)
+            intact = manifest.content == content
+    except ValidationError as error:
+        first = error.errors()[0]
+        words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(f"{path} is damaged: {words}. {remedy}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}. {remedy}") from None
+    if version != VERSION:
+        raise InputError(f"{path} has version {version}, this program reads {VERSION}. {remedy}")
+    if not intact:
+        raise InputError(f"{path} is not as it was written. {remedy}")
+    return manifest
+
+
+_MANIFEST = TypeAdapter(Manifest)
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError for numbers that no build writes, and for files that would lie outside of the store.
+
+    A shard's name is also one in the folder that it is fetched to.
+    """
+    least = {"seq_len": 1, "batch_size": 1, "lanes": 1, "shuffle_block": 1, "vocab_size": 1, "eos_id": 0, "seed": 0}
+    for key, smallest in least.items():
+        if getattr(manifest, key) < smallest:
+            raise ValueError(f"{key} is {getattr(manifest, key)}")
+    for stream in manifest.streams:
+        counts = [shard.samples for shard in stream.shards]
+        if min(counts, default=1) < 1 or sum(counts) != stream.samples:
+            raise ValueError(f"stream '{stream.name}' of {stream.samples} samples has shards of {sum(counts)}")
+        for name in {file.basename for shard in stream.shards for file in (shard.raw, shard.stored)}:
+            if "/" in name or name in ("", ".", ".."):
+                raise ValueError(f"stream '{stream.name}' has a shard named {name!r}")
+        if stream.remote.startswith("/") or {"", ".", ".."} & set(stream.remote.split("/")):
+            raise ValueError(f"stream '{stream.name}' lies at {stream.remote!r}, outside of the store")
+    if unknown := set(manifest.schedule.streams) - {stream.name for stream in manifest.streams}:
+        raise ValueError(f"its stages draw from {', '.join(sorted(unknown))}, which it does not describe")
+
+
+def _ratio(samples: Mapping[str, int]) -> dict[str, int]:
+    divisor = math.gcd(*samples.values())
+    return {name: count // divisor for name, count in samples.items() if count}
+
+
+def _words(stage: Stage, other: Stage) -> str:
+    """A stage in words, first what it draws of streams that another one draws differently from."""
+    counts = sorted(stage.samples.items(), key=lambda entry: other.samples.get(entry[0]) == entry[1])
+    return f"{stage.length:,} steps of {', '.join(_first([f'{count:,} {name}' for name, count in counts]))}"
+
+
+def _first(words: list[str]) -> list[str]:
+    """The first of many, and how many there are beside these."""
+    return words if len(words) <= _SHOWN + 1 else [*words[:_SHOWN], f"and {len(words) - _SHOWN:,} more"]
+
+
+def _canonical(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)

@@ -1,0 +1,191 @@
+"""Which sample a cursor of a stream means: shards permuted, samples permuted inside blocks, all in closed form.
+
+Every permutation is a keyed bijection of our own integer arithmetic, so the order depends on no library's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.schedule.slots import Int64s, Schedule
+
+_ROUNDS = 4
+_MASK = (1 << 64) - 1
+
+
+def derive_key(*parts: int | str) -> int:
+    """A 64-bit key from a tuple of integers and names."""
+    text = "/".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def permute(index: Int64s, size: int, key: int) -> Int64s:
+    """Map positions in [0, size) to positions in [0, size), one to one, by an alternating Feistel network.
+
+    The positions are laid on a grid of about sqrt(size) columns; each round shifts the columns by a hash of the row
+    and the rows by a hash of the column. The few positions that land past the end of the grid go round again.
+    """
+    columns = math.isqrt(size - 1) + 1
+    rows = -(-size // columns)
+    result = index.astype(np.uint64)
+    walking = np.arange(len(result))
+    while len(walking):
+        column, row = np.divmod(result[walking], np.uint64(rows))
+        for turn in range(_ROUNDS):
+            column = (column + _mix(row, key, 2 * turn) % np.uint64(columns)) % np.uint64(columns)
+            row = (row + _mix(column, key, 2 * turn + 1) % np.uint64(rows)) % np.uint64(rows)
+        result[walking] = column * np.uint64(rows) + row
+        walking = walking[result[walking] >= size]
+    return result.astype(np.int64)
+
+
+def hash_numbers(numbers: Int64s, key: int) -> NDArray[np.uint64]:
+    """A keyed 64-bit hash of each number; no two numbers share one."""
+    return _mix(numbers.astype(np.uint64), key, 0)
+
+
+def _mix(value: NDArray[np.uint64], key: int, turn: int) -> NDArray[np.uint64]:
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014), keyed."""
+    with np.errstate(over="ignore"):
+        bits = value + np.uint64((key + (turn + 1) * 0x9E3779B97F4A7C15) & _MASK)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return bits ^ (bits >> np.uint64(31))
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """The order of one stream's samples.
+
+    A keyed permutation lays the shards in a row; the row is cut into `lanes` equal ranges, the same in every pass (the
+    last samples, fewer than `lanes`, are left out). In each pass a lane permutes its shards (parts of shards at its
+    ends) and then the samples inside blocks of `shuffle_block`. One pass has every sample of the lanes once.
+    """
+
+    name: str
+    shard_samples: tuple[int, ...]
+    seed: int
+    lanes: int
+    shuffle_block: int
+
+    @cached_property
+    def lane_samples(self) -> int:
+        """Samples of one lane in one pass."""
+        return sum(self.shard_samples) // self.lanes
+
+    def positions(self, lane: int, cursors: Int64s) -> Int64s:
+        """Positions in the stream (shards in index order) of the samples at a lane's cursors; shapes (n,)."""
+        passes, places = np.divmod(cursors, self.lane_samples)
+        found = np.empty_like(cursors)
+        for number in np.unique(passes):
+            chosen = passes == number
+            found[chosen] = self._positions_in_pass(lane, int(number), places[chosen])
+        return found
+
+    def _positions_in_pass(self, lane: int, number: int, places: Int64s) -> Int64s:
+        blocks, offsets = np.divmod(places, self.shuffle_block)
+        shuffled = np.empty_like(places)
+        for block in np.unique(blocks):
+            chosen = blocks == block
+            first = int(block) * self.shuffle_block
+            size = min(self.shuffle_block, self.lane_samples - first)
+            key = derive_key(self.seed, self.name, "block", lane, number, int(block))
+            shuffled[chosen] = first + permute(offsets[chosen], size, key)
+        ends, shifts = self._spans(lane, number)
+        return shuffled + shifts[np.searchsorted(ends, shuffled, side="right")]
+
+    @cached_property
+    def _shard_row(self) -> tuple[Int64s, Int64s, Int64s]:
+        """The permuted shards: where each begins in the row, ends in the row, and begins in the stream."""
+        sizes = np.array(self.shard_samples, dtype=np.int64)
+        row = permute(np.arange(len(sizes), dtype=np.int64), len(sizes), derive_key(self.seed, self.name, "shards"))
+        ends = np.cumsum(sizes[row])
+        return ends - sizes[row], ends, (np.cumsum(sizes) - sizes)[row]
+
+    @cached_property
+    def _spans(self) -> Callable[[int, int], tuple[Int64s, Int64s]]:
+        """`_cut_spans`, remembered: a rank asks for few lanes and for one pass at a time."""
+        return lru_cache(maxsize=2 * self.lanes)(self._cut_spans)
+
+    def _cut_spans(self, lane: int, number: int) -> tuple[Int64s, Int64s]:
+        """Spans of a lane in a pass, in order: their ends in the lane, and what to add to reach the stream."""
+        starts, ends, origins = self._shard_row
+        low, high = lane * self.lane_samples, (lane + 1) * self.lane_samples
+        inside = slice(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(starts, high, "left")))
+        first = np.maximum(starts[inside], low)
+        sizes = np.minimum(ends[inside], high) - first
+        begins = origins[inside] + first - starts[inside]
+        key = derive_key(self.seed, self.name, "spans", lane, number)
+        order = permute(np.arange(len(sizes), dtype=np.int64), len(sizes), key)
+        lane_ends = np.cumsum(sizes[order])
+        return lane_ends, begins[order] - (lane_ends - sizes[order])
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """The samples of every step: a schedule over ordered streams.
+
+    Sample ids number the samples of all streams: those of stream k, in `streams` order, follow those of stream k - 1.
+    They are int64.
+    """
+
+    schedule: Schedule
+    streams: tuple[StreamOrder, ...]  # all streams of the run, in the order that ids follow
+
+    @staticmethod
+    def build(
+        schedule: Schedule, shard_samples: Mapping[str, Sequence[int]], *, seed: int, shuffle_block: int
+    ) -> RunOrder:
+        """Order the streams of `shard_samples` (stream -> samples of each shard, in index order)."""
+        return RunOrder(
+            schedule,
+            tuple(
+                StreamOrder(name, tuple(samples), seed, schedule.lanes, shuffle_block)
+                for name, samples in shard_samples.items()
+            ),
+        )
+
+    @cached_property
+    def first_ids(self) -> Int64s:
+        """First sample id of each stream and, last, the number of ids; shape (num_streams + 1,)."""
+        return np.cumsum([0] + [sum(stream.shard_samples) for stream in self.streams], dtype=np.int64)
+
+    @cached_property
+    def _numbers(self) -> Int64s:
+        """Number in `self.streams` of each stream of the schedule."""
+        names = [stream.name for stream in self.streams]
+        return np.array([names.index(name) for name in self.schedule.streams], dtype=np.int64)
+
+    def sample_ids(self, step: int, start: int = 0, stop: int | None = None) -> Int64s:
+        """Sample ids of slots start..stop of a step's batch; shape (stop - start,).
+
+        Rank r of W takes slots [r B / W, (r + 1) B / W), so the ranks' parts join to one batch for every W.
+        """
+        stop = self.schedule.batch_size if stop is None else stop
+        width = self.schedule.width
+        lanes = range(start // width, -(-stop // width))
+        first, last = (start - lanes[0] * width, stop - lanes[0] * width) if len(lanes) == 1 else (0, width)
+        numbers, cursors = self.schedule.lane_slots(step, first, last)  # those of the one lane, or of all
+        parts = []
+        for lane in lanes:
+            inside = slice(max(start - lane * width, 0) - first, min(stop - lane * width, width) - first)
+            parts.append(self._lane_ids(lane, self._numbers[numbers[inside]], cursors[inside]))
+        return np.concatenate(parts)
+
+    def stream_numbers(self, sample_ids: Int64s) -> Int64s:
+        """Number in `streams` of the stream that each sample id belongs to."""
+        return np.searchsorted(self.first_ids, sample_ids, side="right") - 1
+
+    def _lane_ids(self, lane: int, numbers: Int64s, cursors: Int64s) -> Int64s:
+        ids = np.empty_like(cursors)
+        for number in np.unique(numbers):
+            chosen = numbers == number
+            ids[chosen] = self.first_ids[number] + self.streams[number].positions(lane, cursors[chosen])
+        return ids

@@ -1,0 +1,113 @@
+"""The learning rate as a function of the step, and what it follows from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from dataengine.config.schema import Config, TrainConfig
+from dataengine.schedule.slots import Schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a step is trained with beside its samples."""
+
+    train: TrainConfig
+    restarts: tuple[int, ...] = ()  # steps, ascending, from which the learning rate warms up and decays anew
+    end: int | None = None  # steps of the plan, if the rate goes by them (`train.decay_steps: end`)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return learning_rate(step, self.train, self.restarts, self.end)
+
+    def describe(self, first: int, last: int) -> str:
+        """The rates of a stage's step `first`, where a warm-up ends, and before `last`; nothing if there are no steps.
+
+        Within a stage the rate does not begin anew.
+        """
+        top = _begin(first, self.restarts) + self.train.warmup_steps - 1
+        turns = [first, *([top] if first < top < last - 1 else []), last - 1]
+        return " -> ".join(f"{self.rate(step):.2e}" for step in turns) if first < last else ""
+
+
+def learning_rate(step: int, train: TrainConfig, restarts: Sequence[int] = (), end: int | None = None) -> float:
+    """The rate of step number `step`, counted from 0 or from the last of `restarts` that is not after it.
+
+    Linear warm-up that reaches `learning_rate` at the last of `warmup_steps` steps, then a cosine to
+    `min_learning_rate` at `decay_steps` and constant from there (paper, table 10; the reference code's horizon is far
+    beyond its runs). The reference counts micro-batches, so its warm-up lags ours by a quarter of a step. `end` is the
+    number of the plan's steps, where the cosine ends if `decay_steps` is `end`.
+    """
+    begin = _begin(step, restarts)
+    horizon = _horizon(train, begin, end)
+    step -= begin
+    if step < train.warmup_steps:
+        return train.learning_rate * (step + 1) / train.warmup_steps
+    if step >= horizon:
+        return train.min_learning_rate
+    done = (step - train.warmup_steps) / (horizon - train.warmup_steps)
+    span = train.learning_rate - train.min_learning_rate
+    return train.min_learning_rate + span * (1 + math.cos(math.pi * done)) / 2
+
+
+def _begin(step: int, restarts: Sequence[int]) -> int:
+    """The step from which the rate of a step is counted."""
+    return max((restart for restart in restarts if restart <= step), default=0)
+
+
+def _horizon(train: TrainConfig, begin: int, end: int | None) -> int:
+    """Steps of the decay that begins at a step."""
+    if train.decay_steps != "end":
+        return train.decay_steps
+    assert end is not None, "decay_steps `end` goes with the steps of a plan"
+    return end - begin
+
+
+def horizon_notes(config: Config, settings: Settings, steps: int) -> list[str]:
+    """What to know of a rate that only rises, hardly falls or stays at its minimum, in a plan of `steps` steps.
+
+    The paper's rate falls by 3 % only: its horizon is nine times its run. That of a second stage in a run of its own,
+    which is short, is also far away.
+    """
+    train, first, horizon = config.train, config.first_step, config.train.decay_steps
+    begins = [0, *settings.restarts]
+    spans = [(begin, end) for begin, end in zip(begins, [*settings.restarts, steps], strict=True) if end > first]
+    longest, is_second_stage = max(end - begin for begin, end in spans), config.init and config.init.mode == "restart"
+    if longest < train.warmup_steps and not is_second_stage:
+        return [
+            f"the learning rate ends at {settings.rate(steps - 1):.4e}, within its warm-up: train.warmup_steps is "
+            f"{train.warmup_steps:,} in a run of {steps:,} steps. Lower it"
+        ]
+    if horizon == "end" or train.min_learning_rate >= train.learning_rate:
+        return []
+    flat = sum(max(0, end - max(begin + horizon, first)) for begin, end in spans)
+    if 2 * flat > steps - first:
+        return [
+            f"the learning rate is at train.min_learning_rate in {flat:,} of {steps - first:,} steps, for "
+            f"train.decay_steps is {horizon:,}. With train.decay_steps=end it falls up to the end"
+        ]
+    if horizon > 10 * longest and not is_second_stage:
+        return [
+            f"the learning rate hardly falls: it ends at {settings.rate(steps - 1):.4e} of {train.learning_rate:.4e}, "
+            f"for train.decay_steps is {horizon:,} in a run of {steps:,} steps. With train.decay_steps=end it falls to "
+            "train.min_learning_rate"
+        ]
+    return []
+
+
+def planned_settings(config: Config, schedule: Schedule) -> Settings:
+    """What a config says of the steps that are not a parent's."""
+    names = {stage.name for stage in config.stages if stage.restart_learning_rate}
+    end = schedule.steps if config.train.decay_steps == "end" else None
+    return Settings(config.train, tuple(restart_steps(schedule, names)), end)
+
+
+def restart_steps(schedule: Schedule, names: Collection[str]) -> list[int]:
+    """First steps of the stages of these names, a parent's left out; a later piece of one stage does not count."""
+    first: dict[str, int] = {}
+    for stage, start in zip(schedule.stages, schedule.stage_starts, strict=True):
+        if start >= schedule.fork:
+            first.setdefault(stage.name, start)
+    return [start for name, start in first.items() if name in names]

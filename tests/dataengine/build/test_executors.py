@@ -1,0 +1,350 @@
+"""Builds that die, on every engine and store, and go on to the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataengine.build.build import build, work
+from dataengine.build.executors import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
+from dataengine.errors import InputError
+from dataengine.storage.atomic import LocalStore, Store, open_store
+from tests.conftest import ROOT, ConfigMaker, write_jsonl
+from tests.crashing_store import MOMENTS, CrashingStore
+from tests.object_store import ObjectStore, object_store  # noqa: F401
+
+
+def cleaned(corpora: Path) -> dict[str, Any]:
+    """Streams whose builds have all kinds of units, several of each; in one nearly all texts share a template."""
+    chance, template = random.Random(7), " ".join(f"word{k}" for k in range(60))
+    own = [" ".join(f"w{chance.randrange(900)}" for _ in range(9)) for _ in range(300)]
+    write_jsonl(corpora / "crowd.jsonl", [{"text": f"{template} {words}"} for words in (*own, *own[:40])])
+    return {
+        "part_bytes": 20_000,
+        "streams": {
+            "mono": {
+                "documents": [str(corpora / "mono.*.jsonl")],
+                "clean": {"document_rules": {}, "near_dedup": 0.7},
+            },
+            "both": {
+                "pairs": [str(corpora / "pairs.*.jsonl")],
+                "directions": ["en-zh", "zh-en"],
+                "clean": {"pair_rules": {"max_characters": 150}, "dedup": ["pair", "zh"], "near_dedup": 0.5},
+            },
+            "crowd": {"documents": [str(corpora / "crowd.jsonl")], "clean": {"near_dedup": 0.8}},
+        },
+        "stages": [{"name": "all", "steps": 10, "mix": {"mono": 3, "both": 1, "crowd": 1}}],
+    }
+
+
+def tree(store: Store) -> dict[str, str]:
+    """sha256 of every file that a build publishes."""
+    keys = [*store.sizes("streams/"), *store.sizes("experiments/")]
+    return {
+        key: hashlib.sha256(store.read(key)).hexdigest()
+        for key in keys
+        if not key.endswith(("build_report.json", "config.yaml"))
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """The tree of an undisturbed build, once there is one."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    whole: dict[str, dict[str, str]], make_config: ConfigMaker, corpora: Path, tmp_path: Path
+) -> dict[str, str]:
+    if not whole:
+        config = make_config(**cleaned(corpora), store=str(tmp_path / "whole"))
+        build(config, workers=1)
+        whole["tree"] = tree(open_store(config.store))
+    return whole["tree"]
+
+
+def crash(store: Store, moment: str, folder: Path) -> CrashingStore:
+    """The store, where the first process to reach the moment dies and leaves `folder`/died."""
+    return CrashingStore(store.url, store, moment, str(folder / "died"))
+
+
+def in_child(run: Callable[[], object]) -> int:
+    """Run something in a forked process; return how it ended, as os.waitpid says."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+            os._exit(0)
+        except InputError:
+            os._exit(2)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], moment: str, workers: int
+) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    config = make_config(**cleaned(corpora), store=store.url)
+    crashing = crash(store, moment, tmp_path)
+    ended = in_child(lambda: build(config, workers=workers, store=crashing))
+    assert (tmp_path / "died").exists()
+    assert ended != 0  # by SIGKILL itself, or with the message that a worker died
+    build(config, workers=workers)
+    assert tree(store) == undisturbed
+    assert not list(Path(store.url).rglob(".writing-*"))
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_build_in_a_bucket_that_was_killed_goes_on_to_the_same_bytes(
+    make_config: ConfigMaker,
+    corpora: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, str],
+    object_store: ObjectStore,  # noqa: F811
+    moment: str,
+) -> None:
+    url = f"{object_store.url}/some/store"
+    config = make_config(**cleaned(corpora), store=url)
+    crashing = crash(open_store(url), moment, tmp_path)
+    assert in_child(lambda: build(config, store=crashing)) == 9
+    result = build(config)
+    assert result.path == f"{url}/experiments/small/manifest.json"
+    assert tree(open_store(url)) == undisturbed
+    assert not build(config).new
+
+
+def test_sources_in_a_bucket_give_the_same_streams(
+    make_config: ConfigMaker,
+    corpora: Path,
+    undisturbed: dict[str, str],
+    object_store: ObjectStore,  # noqa: F811
+) -> None:
+    for path in corpora.iterdir():
+        object_store.client.put_object(Bucket=object_store.bucket, Key=f"in/{path.name}", Body=path.read_bytes())
+    changes = cleaned(corpora)
+    changes["streams"]["mono"]["documents"] = [f"{object_store.url}/in/mono.*.jsonl"]
+    changes["streams"]["both"]["pairs"] = [f"{object_store.url}/in/pairs.*.jsonl"]
+    config = make_config(**changes, store=f"{object_store.url}/out")
+    build(config, workers=2)
+    there = open_store(config.store)
+    shards = {key.rpartition("/")[2]: found for key, found in tree(there).items() if "mono-" in key and ".mds" in key}
+    assert shards == {
+        key.rpartition("/")[2]: found for key, found in undisturbed.items() if "mono-" in key and ".mds" in key
+    }
+    assert not build(config).new
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+def test_slices_give_the_same_bytes(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], slices: int
+) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    with pytest.raises(OthersNotDoneError) as early:
+        build(config, engine=FinishedEngine(slices))
+    assert sorted(early.value.left) == list(range(slices))
+    finished = 0
+    for _ in range(10):  # each round ends when every slice has had its turn
+        finished, left = 0, dict[int, dict[int, int]]()
+        for number in range(slices):
+            try:
+                work(config, SliceEngine(number, slices, 1, 0))
+                finished += 1
+            except OthersNotDoneError as waits:
+                left[number] = waits.left
+        assert not any(number in others for number, others in left.items())  # a slice does all that it can
+        if finished == slices:
+            break
+    assert finished == slices
+    build(config, engine=FinishedEngine(slices))
+    assert tree(open_store(config.store)) == undisturbed
+
+
+def test_slices_that_run_together_wait_for_each_other(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    children = []
+    for number in range(2):
+        child = os.fork()
+        if child == 0:
+            try:
+                work(config, SliceEngine(number, 2, 1, 60))
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    build(config, engine=FinishedEngine(2))
+    assert tree(open_store(config.store)) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster of two nodes on this machine."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    ray.init(address=made.address, log_to_driver=False, configure_logging=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+IN_UNITS = [moment for moment, (operation, _, _) in MOMENTS.items() if operation in ("folder", "add", "published")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment not in IN_UNITS])
+def test_a_build_on_ray_whose_driver_is_killed_goes_on_to_the_same_bytes(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], cluster: Any, moment: str
+) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    config = make_config(**cleaned(corpora), store=store.url)
+    driver = """
+import pickle, sys
+from dataengine.build.build import build
+from dataengine.build.executors import RayEngine
+config, store, address = pickle.load(open(sys.argv[1], "rb"))
+build(config, engine=RayEngine(address), store=store)
+"""
+    job = tmp_path / "job"
+    job.write_bytes(pickle.dumps((config, crash(store, moment, tmp_path), cluster.address)))
+    killed = subprocess.run([sys.executable, "-c", driver, str(job)], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    build(config, engine=RayEngine(cluster.address))
+    assert tree(store) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", IN_UNITS)
+def test_a_ray_task_that_dies_is_run_again(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], cluster: Any, moment: str
+) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    config = make_config(**cleaned(corpora), store=store.url)
+    crashing = crash(store, moment, tmp_path)
+    build(config, engine=RayEngine(cluster.address), store=crashing)
+    assert (tmp_path / "died").exists()
+    assert tree(store) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_ray_node_that_is_lost_changes_nothing(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], cluster: Any
+) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    config = make_config(**cleaned(corpora), store=store.url)
+    lost = cluster.add_node(num_cpus=1)
+
+    @dataclass(frozen=True)
+    class LosesANode(LocalStore):
+        """Removes the node while the first units run."""
+
+        def sizes(self, prefix: str) -> dict[str, int]:
+            found = super().sizes(prefix)
+            if lost in cluster.worker_nodes and found:
+                cluster.remove_node(lost)
+            return found
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return LocalStore, (self.url,)
+
+    build(config, engine=RayEngine(cluster.address), store=LosesANode(store.url))
+    assert lost not in cluster.worker_nodes
+    assert tree(store) == undisturbed
+
+
+def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    config = make_config(**cleaned(corpora), store=store.url)
+    with pytest.raises(InputError, match=r"a worker process died .* run the same command again, with fewer --workers"):
+        build(config, workers=2, store=crash(store, "before a receipt", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "undone"),
+    [
+        ("units/*/receipt.json", []),
+        ("units/*/tail.npy", []),
+        ("units/*/dropped.npy", []),
+        ("units/*/groups.npy", []),
+        ("units/*/pairs.npy", []),
+        ("units/*/twins.npy", []),
+        ("units/*/overfull.npy", []),
+        ("units/*/gathered.members", ["twins.npy"]),
+        ("units/*/gathered.shingles", ["twins.npy"]),
+        ("units/*/bounds.npy", ["twins.npy"]),
+        ("keeps/*.members.npy", ["gathered.members", "near.*.keys"]),
+        ("units/*/near.*.bounds.npy", ["pairs.npy"]),
+        ("units/*/near.*.keys", ["pairs.npy"]),
+        ("units/*/near.*.held.npy", ["gathered.members"]),
+        ("units/*/near.*.shingles.npy", ["gathered.members"]),
+        ("keeps/*.bits", ["documents.npy", "run.*.tokens"]),
+        ("units/*/run.*.tokens", ["documents.npy"]),
+        ("units/*/run.*.documents", ["documents.npy"]),
+        ("units/*/run.*.bounds.npy", ["documents.npy", "groups.npy"]),
+        ("units/*/run.*.keys", ["documents.npy", "run.*.tokens", "groups.npy"]),
+    ],
+)
+def test_a_damaged_file_of_an_unfinished_build_is_named_or_changes_nothing(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], wanted: str, undone: list[str]
+) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    store = Path(config.store)
+    build(config, workers=1)
+
+    def undo() -> None:
+        """Take away the units that left such files, and the streams."""
+        for kind in undone:
+            for path in list(store.glob(f"units/*/{kind}")):
+                shutil.rmtree(path.parent, ignore_errors=True)
+        shutil.rmtree(store / "streams")
+
+    undo()
+    named = 0
+    for number, damage in enumerate(["a byte changed", "cut short", "emptied", "removed"]):
+        found = [path for path in sorted(store.glob(wanted)) if path.stat().st_size]
+        path = found[number * 5 % len(found)]
+        content = bytearray(path.read_bytes())
+        if damage == "a byte changed":
+            content[len(content) * 2 // 3] ^= 4
+        path.unlink()
+        if damage != "removed":
+            path.write_bytes(content[: {"cut short": len(content) - 7, "emptied": 0}.get(damage, len(content))])
+        try:
+            build(config, workers=1)
+        except InputError as refused:
+            named += str(refused).startswith((f"{path} is missing or damaged", f"{path}: got "))
+            shutil.rmtree(path.parent)
+            build(config, workers=1)
+        assert tree(open_store(config.store)) == undisturbed
+        undo()
+    # What is missing may be made anew, and shingles are held of parts, too, that have no text to compare.
+    assert named >= (1 if wanted.endswith(("held.npy", "shingles.npy")) else 3)
+
+
+def test_no_ray_cluster_is_told_at_once(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    with pytest.raises(InputError, match=r"no Ray cluster at 127\.0\.0\.1:9: .* or correct --ray-address"):
+        build(config, engine=RayEngine("127.0.0.1:9"))

@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import zstandard
+
+from dataengine.build.build import Preparation, build, prepare
+from dataengine.cli import main
+from dataengine.commands.estimate import StreamEstimate, describe_estimate, estimate
+from dataengine.config.schema import Config, dump_config
+from dataengine.errors import InputError
+from dataengine.records.read import read_lines
+from dataengine.storage.atomic import open_store
+from tests.conftest import DEMO, ConfigMaker
+
+
+def prepared(config: Config) -> Preparation:
+    return prepare(config, open_store(config.store))
+
+
+def write_documents(path: Path, size: int, words_a_text: int) -> bytes:
+    """JSON Lines of about `size` bytes in another order of the demonstration's words, so that no stretch repeats."""
+    words = b" ".join(read_lines(DEMO / "mono.en.jsonl.zst")).decode().replace('{"text": ', "").split()
+    rng = random.Random(0)
+    lines: list[bytes] = []
+    total = 0
+    while total < size:
+        text = " ".join(rng.choices(words, k=rng.randrange(words_a_text // 2, words_a_text * 3 // 2)))
+        lines.append(orjson.dumps({"text": text}) + b"\n")
+        total += len(lines[-1])
+    content = b"".join(lines)
+    path.write_bytes(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shard_compression": "zstd:1"},
+        {"bos": True},
+        {"part_bytes": 20_000},  # more parts than are sampled of a larger stream
+    ],
+)
+def test_a_stream_that_is_sampled_whole_has_the_counts_of_its_build(
+    make_config: ConfigMaker, corpora: Path, changes: dict[str, Any]
+) -> None:
+    pairs = {"pairs": [str(corpora / "pairs.*.jsonl"), str(corpora / "pairs.0.jsonl")]}
+    rules = {"pair_rules": {"max_characters": 150}, "dedup": ["pair", "zh"]}
+    streams = {
+        "mono": {
+            "documents": [str(corpora / "mono.*.jsonl"), str(corpora / "mono.0.jsonl")],
+            "clean": {"document_rules": {}, "dedup": ["text"], "near_dedup": 0.7},
+        },
+        "both": {**pairs, "directions": ["en-zh", "zh-en"], "clean": rules},
+        "sides": {**pairs, "sides": ["zh", "en"], "clean": rules},
+        "all": {"pairs": pairs["pairs"][:1], "directions": ["zh-en"]},
+    }
+    stages = [{"name": "all", "steps": 4, "mix": dict.fromkeys(streams, 1)}]
+    config = make_config(streams=streams, stages=stages, **changes)
+    estimates = {name: estimate(plan) for name, plan in prepared(config).streams.items()}
+    for built in build(config).streams:
+        made = estimates[built.stream.name]
+        assert made.scale == 1
+        assert (made.records, made.kept, made.tokens) == (built.records, built.kept, built.tokens)
+        assert (+made.dropped, +made.rejected) == (Counter(built.dropped), Counter(built.rejected))
+        assert bool(built.dropped) == (built.stream.name != "all")
+        size = sum(shard.stored.bytes for shard in built.stream.shards)
+        assert made.tokens * made.bytes_per_token == pytest.approx(size, rel=0.06)  # headers of tiny shards
+
+
+FORMS: dict[str, Callable[[bytes], bytes]] = {
+    ".jsonl": lambda content: content,
+    ".jsonl.zst": zstandard.compress,
+    ".jsonl.gz": gzip.compress,
+    ".jsonl.xz": lzma.compress,
+    ".jsonl.bz2": bz2.compress,
+    ".zst.jsonl": zstandard.compress,  # an archive is what its first bytes say
+}
+
+
+@pytest.mark.parametrize("suffix", FORMS)
+@pytest.mark.parametrize("words", [15, 300, 3000])
+@pytest.mark.parametrize("part_bytes", [10**9, 400_000])
+def test_a_stream_that_is_sampled_in_part_has_about_the_tokens_of_its_build(
+    make_config: ConfigMaker, tmp_path: Path, suffix: str, words: int, part_bytes: int
+) -> None:
+    content = write_documents(tmp_path / "docs.jsonl", 3_000_000, words)
+    path = tmp_path / f"docs{suffix}"
+    path.write_bytes(FORMS[suffix](content))
+    made, records, tokens = estimate_and_build(make_config, path, 300_000, part_bytes=part_bytes)
+    assert 0.7 * 300_000 < made.sampled_bytes < 1.1 * 300_000
+    assert made.tokens * made.scale == pytest.approx(tokens, rel=0.1)
+    assert made.records * made.scale == pytest.approx(records, rel=0.1 if words < 3000 else 0.3)  # of 150 documents
+
+
+def test_a_tsv_is_sampled_by_the_columns_of_its_heading(make_config: ConfigMaker, tmp_path: Path) -> None:
+    rows = [f"{n}\t第 {n} 句话\tsentence number {n}\n" for n in range(20_000)]
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(["id\tzh\ten\n", *rows]))
+    config = make_config(
+        streams={"pairs": {"pairs": [str(path)], "directions": ["en-zh"], "columns": ["en", "zh"]}},
+        stages=[{"name": "all", "steps": 4, "mix": {"pairs": 1}}],
+        part_bytes=100_000,
+    )
+    (plan,) = prepared(config).streams.values()
+    assert len(plan.parts) > 5
+    (built,) = build(config).streams
+    made = estimate(plan, 100_000)
+    assert made.scale > 5
+    assert not made.rejected
+    assert made.tokens * made.scale == pytest.approx(built.tokens, rel=0.1)
+
+
+def test_parquet_is_sampled_by_what_was_read(make_config: ConfigMaker, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    content = write_documents(tmp_path / "docs.jsonl", 6_000_000, 150)
+    texts = [orjson.loads(line)["text"] for line in content.splitlines()]
+    path = tmp_path / "docs.parquet"
+    parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=1_000_000)
+    made, records, tokens = estimate_and_build(make_config, path, 600_000)
+    assert made.scale > 3
+    assert made.tokens * made.scale == pytest.approx(tokens, rel=0.1)
+    assert made.records * made.scale == pytest.approx(records, rel=0.1)
+
+
+def estimate_and_build(
+    make_config: ConfigMaker, path: Path, sample: int, **changes: Any
+) -> tuple[StreamEstimate, int, int]:
+    config = make_config(
+        streams={"mono": {"documents": [str(path)]}},
+        stages=[{"name": "all", "steps": 4, "mix": {"mono": 1}}],
+        **changes,
+    )
+    (plan,) = prepared(config).streams.values()
+    (built,) = build(config, workers=2).streams
+    return estimate(plan, sample), built.records, built.tokens
+
+
+def test_unusable_records_are_counted(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    content = write_documents(path, 100_000, 30).splitlines(keepends=True)
+    path.write_bytes(b"".join(line + b"{broken\n" * (k % 10 == 0) for k, line in enumerate(content)))
+    config = make_config(
+        streams={"mono": {"documents": [str(path)]}}, stages=[{"name": "all", "steps": 4, "mix": {"mono": 1}}]
+    )
+    (plan,) = prepared(config).streams.values()
+    made = estimate(plan, 50_000)
+    assert made.rejected["not JSON"] / made.records == pytest.approx(1 / 11, rel=0.1)
+    assert f"mono: {made.rejected['not JSON'] / made.records:.2%} unusable: not JSON" in describe_estimate(
+        prepared(config), workers=1, sample_bytes=50_000
+    )
+
+
+def test_nothing_is_written_but_the_hashes_of_sources(make_config: ConfigMaker, tmp_path: Path) -> None:
+    config = make_config()
+    before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(config.store)}
+    shown = describe_estimate(prepared(config), workers=1)
+    assert shown.startswith(
+        "estimated from a sample; nothing was written but the hashes of the sources "
+        f"({config.store}/source_hashes.json), which the build takes up\n"
+    )
+    assert [path.name for path in Path(config.store).rglob("*")] == ["source_hashes.json"]
+    assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(config.store)} == before
+
+
+def test_it_says_whether_the_schedule_fits(make_config: ConfigMaker) -> None:
+    fits = describe_estimate(prepared(make_config()), workers=1)
+    assert fits.endswith("\nby these estimates the schedule fits: 16 steps, 4,096 tokens")
+    short = describe_estimate(prepared(make_config(["stages.0.steps=1000"])), workers=1)
+    assert "\nby these estimates the schedule does not fit: stream 'mono' is too small: stage 'first' draws 8," in short
+
+
+def stopping(make_config: ConfigMaker, path: Path, sample_bytes: int = 10**6, **stream: Any) -> str:
+    """Why the build would stop, by a dry run; and the build stops for that reason, too."""
+    config = make_config(
+        streams={"mono": {"documents": [str(path)], **stream}},
+        stages=[{"name": "all", "steps": 4, "mix": {"mono": 1}}],
+        part_bytes=3000,
+    )
+    shown = describe_estimate(prepared(config), workers=1, sample_bytes=sample_bytes)
+    assert "schedule fits" not in shown
+    words = shown.partition("\nthe build would stop: ")[2]
+    with pytest.raises(InputError) as caught:
+        build(config)
+    assert str(caught.value).partition(":")[0] == words.partition(":")[0]
+    return words
+
+
+@pytest.mark.parametrize("clean", [{}, {"dedup": ["text"], "near_dedup": 0.8}])
+def test_a_stream_without_a_usable_record_stops_the_build(
+    make_config: ConfigMaker, tmp_path: Path, clean: dict[str, Any]
+) -> None:
+    path = tmp_path / "docs.jsonl"
+    path.write_text('{"content": "a text"}\n' * 10)
+    assert stopping(make_config, path, clean=clean) == (
+        f"stream 'mono': all 10 records are unusable (10 no key 'text'). The first: {path}, line 1: no key 'text': "
+        '{"content": "a text"}. Name the key that they have (streams.mono.text_key: ...), or check the format and the '
+        "encoding of the files."
+    )
+    path.write_text("\n")
+    assert "its files hold no records" in stopping(make_config, path, clean=clean)
+
+
+def test_too_many_unusable_records_stop_the_build(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    content = write_documents(path, 20_000, 30).splitlines(keepends=True)
+    bad = (len(content) - 1) // 10
+    path.write_bytes(b"".join(line + b"{broken\n" * (k % 10 == 0 and k > 0) for k, line in enumerate(content)))
+    assert f"stream 'mono': {bad} of {len(content) + bad} records are unusable ({bad} not JSON), more than " in (
+        words := stopping(make_config, path)
+    )
+    assert f"max_bad_fraction 0.001 allows. The first: {path}, line 12: not JSON: " in words
+    assert "records sampled are unusable" in stopping(make_config, path, 10_000)
+
+
+def test_a_stream_of_which_cleaning_leaves_nothing_stops_the_build(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "docs.jsonl"
+    write_documents(path, 20_000, 30)
+    words = stopping(make_config, path, clean={"document_rules": {"max_characters": 1}})
+    assert "cleaning drops all" in words
+    path.write_text('{"text": "a"}\n')
+    assert "too few for one sample of 33" in stopping(make_config, path)
+
+
+def test_a_dry_run_notes_evaluation_sets_that_are_not_there(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(make_config(evaluate={"dev": {"en-zh": "none.tsv"}})))
+    with pytest.raises(SystemExit) as stop:
+        main(["build", str(path), "--dry-run"])
+    assert stop.value.code == 0
+    assert "note: evaluate.dev.en-zh is none.tsv, which does not exist yet\n" in capsys.readouterr().err

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataengine.build.build import build
+from dataengine.cli import describe_build, main
+from dataengine.commands.plan import describe_difference, describe_plan, describe_steps, load_plan
+from dataengine.config.schema import dump_config
+from dataengine.errors import InputError
+from dataengine.schedule.plot import plot_plan
+from tests.conftest import ROOT, ConfigMaker
+
+PAPER = sorted(path for path in (ROOT / "yamls").glob("*.yaml"))
+SETTINGS = {path.stem: path for path in PAPER}
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
+def test_every_experiment_of_the_paper_can_be_planned_before_it_is_built(path: Path, tmp_path: Path) -> None:
+    plan = load_plan(str(path))
+    text = describe_plan(plan, nodes=2, tokens_per_second=4e5, gpus=8)
+    assert "(assumed)" in text
+    assert "hours at 400,000 tokens/s on 8 GPUs: 9" in text
+    assert 155_000 <= plan.manifest.schedule.steps <= 160_000
+    for step in (0, 1, 77_777, plan.manifest.schedule.steps - 1):
+        assert sum(plan.manifest.schedule.counts(step).values()) == 512
+    plot_plan(plan.manifest, tmp_path / "plan.html")
+    assert "<svg" in (tmp_path / "plan.html").read_text()
+
+
+def test_settings_have_equal_budgets() -> None:
+    """What is added replaces an equal amount of the monolingual stream (paper, section 3)."""
+    steps = {name: load_plan(str(SETTINGS[name])).manifest.schedule.steps for name in SETTINGS}
+    whole = ("no_parallel", "multilingual", "parallel_non_adjacent", "parallel_first", "parallel_distributed")
+    assert {steps[name] for name in whole} == {160_000}
+    assert steps["parallel_last_all_reference_order"] == steps["parallel_last_all_proportional"] == 159_000
+    assert {steps[name] for name in steps if name.startswith("uni_")} == {157_000}
+    pairs = 1_385_261 + 1_027_574
+    for name in ("parallel_first", "parallel_distributed", "parallel_last_all"):
+        cursors = load_plan(str(SETTINGS[name])).manifest.schedule.cursors(steps[name])
+        assert pairs - 512 < cursors["zh-both"] + cursors["id-both"] <= pairs
+
+
+def test_the_paper_is_planned_in_little_time_and_memory() -> None:
+    path = str(SETTINGS["parallel_last_all"])
+    code = (
+        "from dataengine.cli import main\n"
+        f"try: main(['plan', {path!r}])\n"
+        "except SystemExit: pass\n"
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(printed.splitlines()[-1]) < 300_000  # kB at the most
+
+
+def test_where_two_settings_part() -> None:
+    last, first, uni = (load_plan(str(SETTINGS[n])) for n in ("parallel_last_all", "parallel_first", "uni_en_zh"))
+    assert describe_difference(first, last).startswith(
+        "parallel_first and parallel_last_all differ from the first step"
+    )
+    assert describe_difference(last, uni).startswith("parallel_last_all and uni_en_zh are the same for 155,000 steps")
+    assert describe_difference(last, last).endswith("are the same in all 159,712 steps")
+    other = load_plan(str(SETTINGS["parallel_last_all"]), ["seed=3"])
+    assert describe_difference(last, other).endswith("differ from step 0 on: seed is 17 and 3")
+
+
+def test_stages_of_one_mix_differ_where_the_shorter_one_ends(tmp_path: Path) -> None:
+    path = write_assumed(tmp_path, a={"samples": 10**12}, b={"samples": 10**12})
+    short, long = (load_plan(path, [f"stages.0.steps={steps}"]) for steps in (10**8, 10**8 + 1))
+    assert "are the same for 100,000,000 steps" in describe_difference(short, long)
+    other = load_plan(path, ["stages.0.steps=100_000_000", "stages.0.mix={a: 1, b: 1}"])
+    assert "differ from the first step on" in describe_difference(short, other)
+
+
+def write_assumed(folder: Path, **sizes: dict[str, int]) -> str:
+    """A config of streams that are not built."""
+    path = folder / "assumed.yaml"
+    path.write_text(
+        "name: assumed\ntokenizer: none.model\nbatch_size: 8\nseq_len: 32\nstore: none\nstreams:\n"
+        + "".join(f"  {name}: {{documents: [x], assume: {size}}}\n" for name, size in sizes.items())
+        + "stages: [{name: only, steps: 5, mix: {a: 3, b: 1}}]\ntrain: {warmup_steps: 0, decay_steps: end}\n"
+    )
+    return str(path)
+
+
+def test_a_run_of_10_to_the_15_samples_can_be_planned(tmp_path: Path) -> None:
+    path = write_assumed(tmp_path, a={"samples": 10**15}, b={"samples": 10**15})
+    plan = load_plan(path, ["stages.0.steps=125_000_000_000_000", "batch_size=8"])
+    assert len(plan.manifest.streams[0].shards) <= 1 << 18
+    text = describe_plan(plan, nodes=4)
+    assert "125,000,000,000,000 steps of 8 x 32" in text
+    assert "1,000,000,000,000,000  750,000,000,000,000" in text
+    last = plan.manifest.schedule.steps - 1
+    ids = plan.manifest.order.sample_ids(last)
+    assert len(set(ids.tolist())) == 8
+    assert min(ids) >= 0
+    assert max(ids) < 2 * 10**15
+    plot_plan(plan.manifest, tmp_path / "plan.svg")
+
+
+def test_a_huge_batch_is_listed_in_part(tmp_path: Path) -> None:
+    path = write_assumed(tmp_path, a={"samples": 10**10}, b={"samples": 10**10})
+    plan = load_plan(path, ["batch_size=1_000_000_000"])
+    head, first, second = describe_steps(plan, 3, 4)
+    assert head == "step 3 (only)"
+    assert first.startswith("  a: 750000000 samples: ")
+    assert first.endswith(" ... and 749,925,000 more")
+    assert second.endswith(" ... and 249,975,000 more")
+    listed = [plan.manifest.order.sample_ids(3, at, at + 10) for at in (0, 99_990)]
+    assert first.split()[3] == str(listed[0][0])
+    assert str(listed[1][0]) in first.split()
+    small = load_plan(path, ["batch_size=100_000"])
+    assert "more" not in "".join(describe_steps(small, 0, 1))
+
+
+def test_a_stream_that_draws_nothing_is_noted(tmp_path: Path) -> None:
+    path = write_assumed(tmp_path, a={"samples": 1000}, b={"samples": 1000})
+    assert "note:" not in describe_plan(load_plan(path))
+    assert describe_plan(load_plan(path, ["stages.0.mix.b=1.0e-12"])).endswith(
+        "note: stage 'only' draws nothing from stream 'b': its weight of 1e-12 is less than one of 40 samples of a "
+        "lane; 0.0777 draws one"
+    )
+
+
+def test_the_build_shows_a_ramp_in_one_row(make_config: ConfigMaker) -> None:
+    config = make_config(stages=[{"name": "ramp", "steps": 12, "mix": {"mono": 1}, "to_mix": {"en-zh": 1}},
+                                 {"name": "last", "steps": 1, "mix": {"en-zh": 1}}])  # fmt: skip
+    table = describe_build(build(config)).split("\n\n")[1].splitlines()
+    assert [" ".join(line.split()) for line in table] == [
+        "stage steps predicted tokens mono en-zh",
+        "ramp 12 3,072 48 samples (100.0% -> 0.0%) 48 samples (0.0% -> 100.0%)",
+        "last 1 256 - 8 samples (100.0%)",
+    ]
+
+
+def test_a_built_plan_shows_samples_and_their_text(make_config: ConfigMaker, tmp_path: Path) -> None:
+    config = make_config()
+    manifest = build(config, workers=1).manifest
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    plan = load_plan(str(path))
+    assert plan.manifest == manifest
+    assert not plan.assumed
+    text = "\n".join(describe_steps(plan, 5, 8, texts=3))
+    ids = manifest.order.sample_ids(7)
+    mono = ids[manifest.order.stream_numbers(ids) == 0]
+    assert f"  mono: {len(mono)} samples: {' '.join(map(str, mono))}" in text
+    assert "step 7 (mixed)" in text
+    assert text.count("  slot ") == 9
+    first = manifest.order.sample_ids(5)[0]
+    assert f"  slot 0, mono {first}:" in text
+    by_path = load_plan(str(tmp_path / "store" / "experiments" / "small" / "manifest.json"))
+    assert by_path.manifest == manifest
+
+
+def test_plans_that_cannot_be_shown(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(make_config()))
+    with pytest.raises(InputError, match=r"'small' is not built in .*/store, and streams mono, en-zh, both state no"):
+        load_plan(str(path))
+    plan = load_plan(str(SETTINGS["no_parallel"]))
+    with pytest.raises(InputError, match=r"steps 5:200000 are not within the schedule's 160,000 steps"):
+        describe_steps(plan, 5, 200_000)
+    with pytest.raises(InputError, match="needs a config whose streams are built"):
+        list(describe_steps(plan, 0, 1, texts=1))
+    with pytest.raises(InputError, match=r"must end in \.png, \.svg, \.pdf or \.html"):
+        plot_plan(plan.manifest, tmp_path / "plan.txt")
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["plan", *arguments])
+        assert stop.value.code == 0
+        return capsys.readouterr().out
+
+    path = str(SETTINGS["parallel_first"])
+    assert "4,712" in run(path)
+    assert "step 3 (parallel)" in run(path, "--steps", "3:4")
+    assert "differ from the first step on" in run(path, "--diff", str(SETTINGS["no_parallel"]))
+    picture = tmp_path / "plan.png"
+    run(path, "--plot", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_ramp_and_lanes_are_described(make_config: ConfigMaker, tmp_path: Path) -> None:
+    path = tmp_path / "ramp.yaml"
+    config = make_config(
+        lanes=2,
+        streams={
+            "a": {"documents": ["a"], "assume": {"samples": 1000}},
+            "b": {"documents": ["b"], "assume": {"samples": 999}},
+        },
+        stages=[{"name": "ramp", "steps": 100, "mix": {"a": 1}, "to_mix": {"b": 1}}],
+    )
+    path.write_text(dump_config(config))
+    plan = load_plan(str(path))
+    assert "a 100.00% -> b 100.00%" in describe_plan(plan)
+    counts = np.array([plan.manifest.schedule.counts(step)["b"] for step in range(100)])
+    assert counts.sum() == 400
+    assert counts[:10].sum() < 8 < 72 < counts[-10:].sum()

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dataengine.config.schema import Config, ModelConfig, TrainConfig
+from dataengine.errors import InputError
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.slots import Stage
+from tests.conftest import ConfigMaker
+from trainer.model import microbatch
+from trainer.model.memory import fake_step_bytes, largest_fitting, step_bytes
+from trainer.model.microbatch import Device, describe_memory, find_microbatch
+from trainer.model.packed import build_decoder
+
+SIZES = ModelConfig(
+    hidden_size=64, intermediate_size=96, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=4
+)
+MANIFEST = Manifest("m", "t", 1000, 2, 256, 16, 1, 17, 8, (), (Stage("s", 1, {"x": 16}),))
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, unique=True), st.integers(0, 10**9), st.integers(0, 10**9))
+def test_the_largest_size_that_fits(sizes: list[int], each: int, room: int) -> None:
+    size = largest_fitting(sorted(sizes), lambda number: 1000 + number * each, room)
+    assert size == max((number for number in sizes if 1000 + number * each <= room), default=0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_two_small_models_tell_what_a_step_of_a_large_one_takes(*, recompute: bool) -> None:
+    predicted, whole = (
+        [count(SIZES, MANIFEST, size, shard_ranks=2, recompute=recompute) for size in (2, 4)]
+        for count in (step_bytes, fake_step_bytes)
+    )
+    assert predicted == pytest.approx(whole, rel=0.005)
+    assert predicted[1] - predicted[0] == pytest.approx(whole[1] - whole[0], rel=0.05)
+
+
+def kept_bytes(samples: int, *, recompute: bool) -> int:
+    """Bytes of what a forward pass of the run's own decoder keeps for the backward pass, beside the weights."""
+    decoder = build_decoder(SIZES, MANIFEST, TrainConfig(activation_checkpointing=recompute)).bfloat16()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in decoder.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}  # alive, so that no address is used twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mean, _ = decoder(torch.zeros((samples, MANIFEST.seq_len + 1), dtype=torch.int64))
+    assert mean.requires_grad
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in weights)
+
+
+def test_layers_are_wrapped_as_in_the_run() -> None:
+    """What a sample keeps in the run's decoder, measured on CPU, with and without layers that are computed again."""
+    measured, counted = (
+        [function(recompute=False), function(recompute=True)]
+        for function in (
+            lambda *, recompute: kept_bytes(6, recompute=recompute) - kept_bytes(4, recompute=recompute),
+            lambda *, recompute: _step(6, recompute=recompute) - _step(4, recompute=recompute),
+        )
+    )
+    layer_input = 2 * MANIFEST.seq_len * SIZES.hidden_size * 2  # two samples, bf16
+    assert measured[1] >= SIZES.num_hidden_layers * layer_input
+    assert measured[0] > 5 * measured[1]
+    assert counted[0] - counted[1] == pytest.approx(measured[0] - measured[1], rel=0.15)  # and one layer's at a time
+
+
+def _step(samples: int, *, recompute: bool) -> int:
+    return step_bytes(SIZES, MANIFEST, samples, shard_ranks=2, recompute=recompute)
+
+
+def test_the_papers_model() -> None:
+    """On 64 ranks, against the whole model of 22 layers, run likewise (benchmarks/memory.py --whole)."""
+    manifest = Manifest("m", "t", 32_000, 2, 2048, 512, 1, 17, 8, (), (Stage("s", 1, {"x": 512}),))
+    found = step_bytes(ModelConfig(), manifest, 8, shard_ranks=64, recompute=False)
+    assert found / 1e9 == pytest.approx(34.2, abs=0.05)
+
+
+def made_up_bytes(_: ModelConfig, __: Manifest, size: int, *, shard_ranks: int, recompute: bool) -> int:
+    """As the real figures behave, in bytes small enough to read: 160 on the ranks, and 10 a sample, or 2."""
+    return 160 // shard_ranks + size * (2 if recompute else 10)
+
+
+@pytest.fixture
+def config(make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """`auto`, in this process and with figures that are made up."""
+    monkeypatch.setattr(microbatch, "apart", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(microbatch, "step_bytes", made_up_bytes)
+    return make_config().model_copy(update={"model": SIZES, "train": TrainConfig(microbatch_size="auto")})
+
+
+def test_a_size_that_was_found_is_kept(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Small", 140)) == 4  # 126 of 140: 80 + 40
+    monkeypatch.delattr(microbatch, "step_bytes")
+    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Small", 140)) == 4
+    assert caplog.messages == []
+
+
+def test_a_size_of_another_case_is_found_anew(config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Small", 140)) == 4
+    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Large", 180)) == 8
+    assert caplog.messages == [
+        "microbatch.json was of another case (device was Small and is Large; device_bytes was 140 and is 180), so the "
+        "microbatch was found anew",
+        "microbatches are of 8 from here on and were of 4: sums are added in another order, so losses differ in their "
+        "last bits from those of a run that stayed where it was",
+    ]
+
+
+CHANGES: list[dict[str, object]] = [
+    {"activation_checkpointing": True},
+    {"compile": True},
+    {"loss": "liger"},
+    {"attention": "sdpa"},
+    {"shard_ranks": 2},
+]
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_a_size_holds_for_its_settings(
+    changed: dict[str, object], config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    find_microbatch(config, MANIFEST, tmp_path, 4, Device("Large", 180))
+    train = config.train.model_copy(update=changed)
+    find_microbatch(config.model_copy(update={"train": train}), MANIFEST, tmp_path, 4, Device("Large", 180))
+    ((key, value),) = changed.items()
+    now = getattr(config.train, key)
+    assert caplog.messages[0].startswith(f"microbatch.json was of another case (train.{key} was {now} and is {value})")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'{"size": 2, "device": "Small", "torch": "2.7.0"}', "an earlier version wrote it, without saying what for"),
+        (b'{"size": ', "is damaged"),
+        (b"[]", "is damaged"),
+    ],
+)
+def test_what_cannot_be_believed_is_found_anew(
+    content: bytes, words: str, config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "microbatch.json"
+    path.write_bytes(content)
+    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Large", 180)) == 8
+    assert words in caplog.messages[0]
+    assert json.loads(path.read_bytes())["size"] == 8
+
+
+@pytest.mark.parametrize(
+    ("memory", "advice"),
+    [
+        (95, "To make it fit, set train.activation_checkpointing=true, or start 4 ranks."),  # 85.5: 82, 50
+        (80, "To make it fit, start 4 ranks."),  # 72: 50
+        (30, "To make it fit, start 16 ranks."),  # 27: 20
+        (
+            13,
+            "Neither more ranks nor train.activation_checkpointing would help: take a smaller model or a larger GPU.",
+        ),
+    ],
+)
+def test_advice_is_of_what_helps(memory: int, advice: str, config: Config, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        find_microbatch(config, MANIFEST, tmp_path, 2, Device("Near", memory))
+    assert str(caught.value).startswith("not one sample fits: a step of one takes 0.0 GB, and Near has 0.0 GB")
+    assert str(caught.value).endswith(advice)
+    assert not (tmp_path / "microbatch.json").exists()
+
+
+def test_memory_is_told_without_a_gpu(config: Config) -> None:
+    assert describe_memory(config, MANIFEST, 2) == (
+        "memory of a step on a GPU: 90 B with microbatches of 1, 100 B with microbatches of 2, 120 B with microbatches "
+        "of 4, 160 B with microbatches of 8"
+    )

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.ranks import CONTEXT, DEADLINE_S
+from tests.object_store import ObjectStore, object_store
+from trainer.checkpoints.find import all_checkpoints, checkpoint_folder, fetch_checkpoint, newest_checkpoint
+from trainer.run.folder import open_run
+
+__all__ = ["object_store"]
+
+
+class FakeState:
+    """What saving uses of Composer's State: a step, and tensors of which each rank has its own."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.timestamp = rank, SimpleNamespace(batch=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        import torch
+
+        return {f"weight{self.rank}": torch.full((1000,), self.timestamp.batch + self.rank / 10)}
+
+
+def remove_in_vain(remove: Callable[..., None]) -> Callable[..., None]:
+    """shutil.rmtree on a disk where the first folder is not empty after all: training goes on."""
+    failed = []
+
+    def then(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors and not failed:
+            failed.append(path)
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        remove(path, ignore_errors)
+
+    return then
+
+
+def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment: dict[str, str]) -> None:
+    """Steps 1 to 5 of a run that saves after steps 2 and 4, and once more because it is told to, at 4 and 5."""
+    os.environ.clear()
+    os.environ.update(environment)
+    nodes = len(set(caches))
+    os.environ.update(
+        {
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0" if nodes == 2 else str(rank),
+            "LOCAL_WORLD_SIZE": "1" if nodes == 2 else "2",
+            "NODE_RANK": str(rank) if nodes == 2 else "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    )
+    import torch.distributed
+
+    from dataengine.errors import InputError
+    from trainer.checkpoints import find
+    from trainer.checkpoints.uploads import Uploader
+    from trainer.training.callbacks.save import SaveCheckpoints
+
+    torch.distributed.init_process_group("gloo")
+    find.shutil.rmtree = remove_in_vain(find.shutil.rmtree)  # type: ignore[attr-defined]
+    run = open_run(url, caches[rank])
+    tidy = rank == 0 or nodes == 2
+    uploader = Uploader(run, keep=2, tidy=tidy) if run.store else None
+    manifest: Any = SimpleNamespace(plan_id="plan")
+    ledger = SimpleNamespace(digest="")
+    save = SaveCheckpoints(
+        run, manifest, {"hidden_size": 8}, [2, 4], 2, ledger=ledger, uploader=uploader, init={"a": 1}
+    )
+    state: Any = FakeState(rank)
+    logger: Any = None
+    save.fit_start(state, logger)
+    save.save_now(state)  # the step that training starts at
+    for step in range(1, 6):
+        state.timestamp.batch, ledger.digest = step, f"digest {step}"
+        save.batch_checkpoint(state, logger)
+        if step >= 4:
+            before = checkpoint_folder(run.folder, 4).joinpath("COMPLETE.json").stat().st_mtime_ns if step == 4 else 0
+            save.save_now(state)
+            if before:
+                assert checkpoint_folder(run.folder, 4).joinpath("COMPLETE.json").stat().st_mtime_ns == before
+    if uploader is not None:
+        uploader.wait(60)
+        uploader.failure = "the bucket is gone" if rank == 1 else None
+        state.timestamp.batch = 6
+        with pytest.raises(InputError, match="the bucket is gone"):  # on both ranks
+            save.save_now(state)
+        uploader.failure = None
+        uploader.wait(60)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket", "bucket, two nodes"])
+def test_two_ranks_save_what_reads_back(place: str, object_store: ObjectStore, tmp_path: Path) -> None:
+    url = str(tmp_path / "run") if place == "folder" else f"{object_store.url}/run"
+    caches = [str(tmp_path / f"cache{rank if place.endswith('nodes') else 0}") for rank in range(2)]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    processes = [
+        CONTEXT.Process(target=save_as_rank, args=(rank, port, url, caches, dict(os.environ))) for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(DEADLINE_S)
+    assert [process.exitcode for process in processes] == [0, 0]
+
+    run = open_run(url, str(tmp_path / "cache of another machine"))
+    checkpoints = all_checkpoints(run)
+    assert [one.step for one in checkpoints] == ([4, 5] if place == "folder" else [5, 6])
+    five = next(one for one in checkpoints if one.step == 5)
+    assert set(five.files) == set(five.hashes) == {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    assert (five.digest, five.init, five.world_size, five.plan_id) == ("digest 5", {"a": 1}, 2, "plan")
+    assert five.finite
+    assert fetch_checkpoint(run, five) == []
+    import torch
+    from torch.distributed import checkpoint as dcp
+
+    weights = {f"weight{rank}": torch.zeros(1000) for rank in range(2)}
+    dcp.load({"state": weights}, checkpoint_id=five.folder, no_dist=True)
+    assert [float(weights[f"weight{rank}"][-1]) for rank in range(2)] == pytest.approx([5.0, 5.1])
+    if place != "folder":  # a node keeps its newest for a quick restart
+        kept = [
+            sorted(path.name for path in Path(cache).glob("runs/*/checkpoints/*")) for cache in dict.fromkeys(caches)
+        ]
+        assert kept[0] == ["step-00000006"]
+        here = newest_checkpoint(open_run(url, caches[0]))
+        assert here is not None
+        assert (here.step, here.local) == (6, not place.endswith("nodes"))

@@ -1,0 +1,63 @@
+"""Whether all weights and moments are finite: a checkpoint with a NaN stops every run that begins with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from composer.utils import dist
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.tensor import DTensor
+from torch.utils import _pytree
+
+from trainer.checkpoints.find import Checkpoint
+from trainer.checkpoints.load import load_checkpoint, read_metadata
+
+
+def not_finite(state: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors of a (nested) state dict that hold a NaN or an infinite value on any rank.
+
+    Each rank looks at its own shards, in one pass over its memory. All ranks call it and get the same names.
+    """
+    leaves = _pytree.tree_leaves_with_path(dict(state))
+    own = _not_finite_here({_name(path): value for path, value in leaves if isinstance(value, Tensor)})
+    return list(dict.fromkeys(name for names in dist.all_gather_object(own) for name in names))
+
+
+def tell(names: Sequence[str]) -> str:
+    """What `not_finite` found, in words."""
+    more = f", and {len(names) - 1:,} more do" if len(names) > 1 else ""
+    return f"{names[0]} holds a NaN or an infinite value{more}"
+
+
+def check_finite(checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> list[str]:
+    """The same of tensors number `share`, `share + shares` ... of a checkpoint whose files are here, in words.
+
+    Nothing is read of a checkpoint that was looked at before it was saved; those of older versions were not.
+    """
+    if checkpoint.finite:
+        return []
+    metadata = read_metadata(checkpoint).state_dict_metadata
+    problems = []
+    for name in sorted(metadata)[share::shares]:
+        stored = metadata[name]
+        if isinstance(stored, TensorStorageMetadata) and stored.properties.dtype.is_floating_point:
+            tensor = torch.empty(stored.size, dtype=stored.properties.dtype)
+            load_checkpoint({name: tensor}, checkpoint, no_dist=True)
+            if _not_finite_here({name: tensor}):
+                problems.append(f"{checkpoint.place}: {name} holds a NaN or an infinite value")
+    return problems
+
+
+def _not_finite_here(tensors: Mapping[str, Tensor]) -> list[str]:
+    parts = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
+    parts = {name: part for name, part in parts.items() if part.is_floating_point() and part.numel()}
+    # One at a time: they may be on several devices, as the steps of moments are.
+    largest = {name: torch.linalg.vector_norm(part, float("inf")) for name, part in parts.items()}
+    return [name for name, norm in largest.items() if not norm.isfinite()]
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(key.key if isinstance(key, _pytree.MappingKey) else key.idx) for key in path)

@@ -1,0 +1,150 @@
+"""Read checkpoints without running what they say: their files are pickles, and may come from a shared bucket.
+
+torch.distributed.checkpoint unpickles `.metadata` and everything that is no tensor without limits
+(filesystem.py, default_planner.py of torch 2.7). Here both name only the classes that our own checkpoints hold.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import pickle
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy._core import multiarray
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.torch_version import TorchVersion
+
+from dataengine.errors import InputError
+from trainer.checkpoints.find import Checkpoint
+
+_METADATA = frozenset(
+    {
+        ("pathlib", "PosixPath"),
+        ("collections", "OrderedDict"),
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        *(
+            ("torch.distributed.checkpoint.metadata", name)
+            for name in (
+                "BytesStorageMetadata",
+                "ChunkStorageMetadata",
+                "Metadata",
+                "MetadataIndex",
+                "StorageMeta",
+                "TensorProperties",
+                "TensorStorageMetadata",
+                "_MEM_FORMAT_ENCODING",
+            )
+        ),
+    }
+)
+# Random states of numpy, times and torch's version, beside what torch.load takes by itself.
+_OBJECTS: list[Any] = [
+    datetime.timedelta,
+    TorchVersion,
+    np.ndarray,
+    np.dtype,
+    np.dtypes.UInt32DType,
+    (multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),  # type: ignore[attr-defined]
+    (multiarray._reconstruct, "numpy._core.multiarray._reconstruct"),  # type: ignore[attr-defined]
+]
+
+
+def load_checkpoint(content: dict[str, Any], checkpoint: Checkpoint, *, no_dist: bool = False) -> None:
+    """Fill a state dict in place from a checkpoint of any number of ranks; all ranks call it, or one with `no_dist`.
+
+    Raises InputError on all ranks if the checkpoint is damaged or names anything that ours do not hold.
+    """
+    if no_dist:
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
+    try:
+        dcp.load(content, storage_reader=_Reader(checkpoint), planner=_Planner(), no_dist=no_dist)
+    except CheckpointException as error:
+        for failure, _ in error.failures.values():
+            if isinstance(failure, InputError):
+                raise failure from None
+        raise
+
+
+def read_metadata(checkpoint: Checkpoint) -> Metadata:
+    """What a checkpoint's files hold. Raises InputError if `.metadata` is damaged or names what it should not."""
+    return _Reader(checkpoint).read_metadata()
+
+
+def saved_names(checkpoint: Checkpoint) -> frozenset[str]:
+    """The names of all tensors and values of a checkpoint. Raises InputError if it is damaged."""
+    return frozenset(read_metadata(checkpoint).state_dict_metadata)
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """A class of the list, or a dtype of torch."""
+        if (module, name) == ("builtins", "getattr"):  # an enumeration's member, as Python before 3.11.4 writes it
+            return _get_member
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if (module, name) not in _METADATA and not is_dtype:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint of ours does")
+        return super().find_class(module, name)
+
+
+def _get_member(of: Any, name: str) -> Any:
+    if of is not _MEM_FORMAT_ENCODING or name not in of.__members__:
+        raise pickle.UnpicklingError(f"it asks for {name} of {of}, which no checkpoint of ours does")
+    return of[name]
+
+
+class _Reader(FileSystemReader):
+    """Reads a checkpoint's folder. Raises InputError for a `.metadata` that is damaged or names what it should not."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint.folder)
+        self._checkpoint = checkpoint
+
+    def read_metadata(self) -> Metadata:
+        """Of the checkpoint; all data must lie in its own files."""
+        path = Path(self._checkpoint.folder) / ".metadata"
+        try:
+            metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
+            if not isinstance(metadata, Metadata):
+                raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
+            for info in (metadata.storage_data or {}).values():
+                if info.relative_path not in self._checkpoint.files:
+                    raise pickle.UnpicklingError(f"its data lie in {info.relative_path}, outside of the checkpoint")
+        except OSError:
+            raise
+        except Exception as error:  # damaged pickles raise all sorts
+            raise InputError(f"{path} is not to be trusted: {error}. Take another checkpoint.") from None
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _Planner(DefaultLoadPlanner):
+    """Loads what is no tensor by torch.load(weights_only=True)."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """One value. Raises InputError if it names a class that our checkpoints do not have."""
+        try:
+            with torch.serialization.safe_globals(_OBJECTS):
+                loaded = torch.load(value, weights_only=True)
+        except pickle.UnpicklingError as error:
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            words = f"it names {named[1]}" if named else str(error)
+            raise InputError(
+                f"the checkpoint's {read_item.dest_index.fqn} is not to be trusted: {words}. Take another checkpoint."
+            ) from None
+        plain = io.BytesIO()
+        torch.save(loaded, plain)  # what torch's own method loads is now our own pickle
+        plain.seek(0)
+        super().load_bytes(read_item, plain)

@@ -1,0 +1,300 @@
+"""Bring checkpoints to a run's bucket while training goes on. Needs neither torch nor Composer.
+
+Each rank has an Uploader: one thread, whose queue are checkpoints that lie finished on this disk. It uploads the rank's
+own files; on global rank 0 it then waits until the bucket has the files of all ranks, and puts the marker last. What a
+killed process leaves undone lies on the disk still, and `resume_uploads` queues it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from dataengine.errors import InputError
+from dataengine.storage import s3_client
+from dataengine.storage.atomic import Store
+from trainer.checkpoints.find import (
+    MARKER,
+    Checkpoint,
+    all_checkpoints,
+    checkpoint_folder,
+    checkpoint_key,
+    remove_copies,
+    remove_old,
+    set_aside_in_bucket,
+)
+from trainer.run.folder import SMALL_FILES, Run
+
+log = logging.getLogger(__name__)
+
+_SAY_S = 30  # seconds between lines of a log that say the same
+_LONGEST_PAUSE_S = 30.0  # between attempts
+_LOOK_S = 5.0  # between looks for a marker that another node puts
+_ABANDONED = timedelta(days=1)  # an upload in parts that is older is of a dead process
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Job:
+    step: int
+    own_files: tuple[str, ...]
+    all_files: dict[str, int]  # name -> bytes
+    marker: bytes | None  # of the rank that completes the checkpoint
+
+
+class _GivenUpError(Exception):
+    """Nothing worked for as long as the limit allows, or what was to be uploaded is gone."""
+
+
+class Uploader:
+    """Uploads checkpoints of one rank in a thread of its own, an older one before a newer one.
+
+    `keep`: checkpoints that stay in the bucket (None: all); `tidy`: whether this process, one of its node, removes the
+    node's copies that are older than the newest checkpoint in the bucket. What fails is tried again until nothing has
+    worked for `outage_limit_s` seconds; then `failure` says so and nothing more is uploaded or removed.
+    """
+
+    def __init__(self, run: Run, *, outage_limit_s: float = 3600.0, keep: int | None = None, tidy: bool = True) -> None:
+        if run.store is None:
+            raise ValueError(f"{run.url} is a folder: nothing is uploaded")
+        self._run, self._store = run, run.store
+        self._limit_s, self._keep, self._tidy = outage_limit_s, keep, tidy
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: publish the small files
+        self._changed = threading.Condition()
+        self._pending = 0
+        self._untidied: int | None = None  # newest step uploaded by a rank that does not put the marker
+        self._said = -float("inf")
+        self.failure: str | None = None  # what went wrong, once that was given up
+        threading.Thread(target=self._work, name="uploads", daemon=True).start()
+
+    @property
+    def pending(self) -> int:
+        """Checkpoints (and publications of the log) whose upload is not finished."""
+        return self._pending
+
+    def submit(
+        self, step: int, own_files: Collection[str], all_files: Mapping[str, int], marker: bytes | None = None
+    ) -> None:
+        """Queue a checkpoint that is whole on this disk; does not wait.
+
+        `own_files`: names that this rank uploads; `all_files`: name -> bytes, of all ranks; `marker`: content of
+        COMPLETE.json on the one rank that completes the checkpoint.
+        """
+        self._enqueue(_Job(step, tuple(own_files), dict(all_files), marker))
+
+    def publish(self) -> None:
+        """Queue the run's log, config and manifest as they are then; does not wait."""
+        self._enqueue(None)
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait until all is uploaded, with a line in the log now and then.
+
+        Raises InputError if it was given up or takes longer than `timeout_s`; the files stay on this disk then.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            while self._pending and self.failure is None:
+                left = _SAY_S if deadline is None else min(_SAY_S, deadline - time.monotonic())
+                if left <= 0:
+                    raise InputError(
+                        f"{self._pending} uploads to {self._run.url} were not finished after {timeout_s:g} s. "
+                        f"The checkpoints are in {self._run.folder}; the same command uploads them when it starts."
+                    )
+                if not self._changed.wait(left) and left == _SAY_S:
+                    log.info("waiting for %d uploads to %s", self._pending, self._run.url)
+        if self.failure is not None:
+            raise InputError(self.failure)
+
+    def _enqueue(self, job: _Job | None) -> None:
+        with self._changed:
+            self._pending += 1
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        """The thread: one job after another until one is given up."""
+        while True:
+            try:
+                job = self._jobs.get(timeout=None if self._untidied is None else _LOOK_S)
+            except queue.Empty:
+                self._look_for_marker()
+                continue
+            try:
+                if job is None:
+                    self._publish()
+                else:
+                    self._upload(job)
+            except Exception as error:  # given up, or a bug of ours: neither may pass unseen in a thread
+                if not isinstance(error, _GivenUpError):
+                    log.exception("an upload to %s failed", self._run.url)
+                what = f"step {job.step:,}" if job else "the log"
+                with self._changed:
+                    self.failure = (
+                        f"{what} could not be uploaded to {self._run.url}: {error or type(error).__name__} The "
+                        f"checkpoints are in {self._run.folder}; the same command uploads them when it starts."
+                    )
+                    self._changed.notify_all()
+                log.error("%s", self.failure)
+                return
+            with self._changed:
+                self._pending -= 1
+                self._changed.notify_all()
+
+    def _upload(self, job: _Job) -> None:
+        folder, key = checkpoint_folder(self._run.folder, job.step), checkpoint_key(job.step)
+        begun = time.monotonic()
+        for name in job.own_files:
+            path = folder / name
+            if not path.is_file():
+                raise _GivenUpError(f"{path} is gone.")
+            self._attempt(lambda name=name, path=path: self._store.write_from(f"{key}/{name}", path))  # type: ignore[misc]
+        if job.marker is None:
+            self._untidied = job.step if self._tidy else None
+            return
+        self._wait_for_files(job, key)
+        self._publish()
+        marker = job.marker
+        self._attempt(lambda: self._store.write(f"{key}/{MARKER}", marker))
+        log.info("step %d is in %s, %.0f s after it was queued here", job.step, self._run.url, time.monotonic() - begun)
+        try:
+            if self._tidy:
+                remove_copies(self._run, job.step)
+            remove_old(self._run, self._keep)
+        except (InputError, OSError) as error:  # the checkpoint is safe; what is left goes with the next one
+            log.warning("cannot remove old checkpoints of %s now: %s", self._run.url, error)
+
+    def _publish(self) -> None:
+        for name in SMALL_FILES:
+            path = self._run.folder / name
+            if path.is_file():
+                content = path.read_bytes()  # at once: the log grows
+                self._attempt(lambda name=name, content=content: self._store.write(name, content))  # type: ignore[misc]
+
+    def _wait_for_files(self, job: _Job, key: str) -> None:
+        """Until the bucket has the files of all ranks. Gives up if none arrives for as long as the limit."""
+        latest, before = time.monotonic(), -1
+        for attempt in range(1 << 30):
+            sizes = self._attempt(lambda: self._store.sizes(key))
+            missing = [name for name, size in job.all_files.items() if sizes.get(f"{key}/{name}") != size]
+            if not missing:
+                return
+            if len(missing) != before:
+                latest, before = time.monotonic(), len(missing)
+            if time.monotonic() - latest > self._limit_s:
+                raise _GivenUpError(
+                    f"{len(missing)} of {len(job.all_files)} files of other ranks did not arrive ({missing[0]})."
+                )
+            self._say("step %d: waiting for %d files of other ranks", job.step, len(missing))
+            time.sleep(_pause_s(attempt))
+
+    def _attempt(self, action: Callable[[], T]) -> T:
+        """Do something with the bucket; while it fails try again, for at most the limit since the first failure."""
+        failed: float | None = None
+        for attempt in range(1 << 30):
+            try:
+                done = action()
+            except (InputError, OSError) as error:
+                failed = failed or time.monotonic()
+                elapsed = time.monotonic() - failed
+                if elapsed > self._limit_s:
+                    raise _GivenUpError(f"{error} That lasted {elapsed:,.0f} s (train.outage_limit).") from None
+                self._say("%s Trying again for %.0f s; training goes on.", error, self._limit_s - elapsed)
+                time.sleep(min(_pause_s(attempt), max(0.1, self._limit_s - elapsed)))
+                continue
+            if failed is not None:
+                log.info("%s works again after %.0f s", self._run.url, time.monotonic() - failed)
+            return done
+        raise AssertionError("a bucket cannot be tried that often")
+
+    def _look_for_marker(self) -> None:
+        """Of a node that does not put markers: once the newest checkpoint is complete, remove older copies."""
+        step = self._untidied
+        assert step is not None
+        try:
+            if self._store.size(f"{checkpoint_key(step)}/{MARKER}") is None:
+                return
+            remove_copies(self._run, step)
+        except (InputError, OSError) as error:  # tried again at the next look
+            self._say("cannot remove old copies in %s yet: %s", self._run.folder, error)
+            return
+        self._untidied = None
+
+    def _say(self, message: str, *words: object) -> None:
+        if time.monotonic() - self._said >= _SAY_S:
+            self._said = time.monotonic()
+            log.warning(message, *words)
+
+
+def _pause_s(attempt: int) -> float:
+    """Twice as long each time, with jitter: ranks must not come back all at once."""
+    return float(min(_LONGEST_PAUSE_S, 0.2 * 2 ** min(attempt, 20))) * random.SystemRandom().uniform(0.5, 1.0)
+
+
+def resume_uploads(
+    run: Run, uploader: Uploader, checkpoint: Checkpoint | None, share: int = 0, shares: int = 1
+) -> None:
+    """Queue what an earlier process left here and did not upload, up to the checkpoint that this one resumes from.
+
+    Call it on every rank of a node before training, after all agreed on `checkpoint` (None: the run starts at 0).
+    Each takes files number `share`, `share + shares` ...; number 0 puts the markers. What a node has only in parts is
+    not queued.
+    """
+    assert run.store is not None
+    last = checkpoint.step if checkpoint else 0
+    found = [one for one in all_checkpoints(run) if one.step <= last]
+    uploaded = max((one.step for one in found if one.key), default=0)
+    for one in found:
+        if one.local and not one.key and one.step > uploaded:
+            own = sorted(one.files)[share::shares]
+            marker = (one.folder / MARKER).read_bytes() if share == 0 else None
+            uploader.submit(one.step, own, one.files, marker)
+            if share == 0:
+                log.info("%s is not in %s yet; uploading it", one.folder, run.url)
+
+
+def clear_bucket(run: Run, checkpoint: Checkpoint | None) -> None:
+    """Make room in the bucket for what this run will write anew. Call it on one rank, before training.
+
+    Checkpoints without a marker go, unless they are whole on this disk; finished ones later than `checkpoint`, which
+    were passed over, are set aside, for they may be whole; parts of uploads that were cut short more than a day ago go.
+    Else a file of an earlier attempt could pass for one of a later attempt. Raises InputError if the bucket cannot be
+    read or written.
+    """
+    assert run.store is not None
+    last = checkpoint.step if checkpoint else 0
+    whole = {one.step for one in all_checkpoints(run) if one.local}
+    folders: dict[int, set[str]] = {}
+    for key in run.store.sizes("checkpoints/"):
+        _, name, *rest = key.split("/")
+        number = name.removeprefix("step-")
+        if rest and number.isdigit():
+            folders.setdefault(int(number), set()).add(rest[-1])
+    for step, names in folders.items():
+        if step > last or (MARKER not in names and step not in whole):
+            set_aside_in_bucket(run.store, step)
+    try:
+        abort_uploads(run.store, _ABANDONED)
+    except InputError as error:  # it costs room, nothing else
+        log.warning("cannot look for uploads that were cut short: %s", error)
+
+
+def abort_uploads(store: Store, age: timedelta) -> int:
+    """Abort uploads in parts below a store of s3:// that began longer ago than `age`; return how many."""
+    if not store.url.startswith("s3://"):
+        return 0
+    client, request = s3_client.connect(f"{store.url}/")
+    before, count = datetime.now(UTC) - age, 0
+    with s3_client.faults(store.url):
+        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=request["Bucket"], Prefix=request["Key"])
+        for entry in [entry for page in pages for entry in page.get("Uploads", ())]:
+            if entry["Initiated"] < before:
+                client.abort_multipart_upload(Bucket=request["Bucket"], Key=entry["Key"], UploadId=entry["UploadId"])
+                count += 1
+    return count

@@ -1,0 +1,271 @@
+"""Translate sentences with a trained model: prompts in, one line for each out, in batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+
+from dataengine.cleaning.dedup import normalize
+from dataengine.errors import naming
+from dataengine.text.pairs import LINES, translation_in, translation_prompt
+from dataengine.text.tokenizers.load import Tokenizer
+from trainer.run.folder import parse_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How a translation is searched for; recorded beside every score."""
+
+    beams: int  # 1: greedy search
+    length_penalty: float  # of beam search: scores are divided by the length to this power
+    max_new_tokens: int
+    max_source_tokens: int | None  # longer sources are cut
+    bos: bool
+
+    def describe(self) -> dict[str, Any]:
+        """As results.json has it."""
+        return {"method": "greedy" if self.beams == 1 else "beam", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Token ids of the prompts of a set, and how many sources were cut."""
+
+    ids: list[list[int]]
+    source_cut: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt."""
+
+    text: str
+    unfinished: bool  # neither the end of a line nor EOS within max_new_tokens
+
+
+Shots = Sequence[tuple[str, str]]
+
+
+def make_prompts(
+    sources: Sequence[str], shots: Sequence[Shots], languages: tuple[str, str], tokenizer: Tokenizer, decoding: Decoding
+) -> Prompts:
+    """The prompts of sentences with the examples of each; `languages` by their full names, source first."""
+    cut, limit = 0, decoding.max_source_tokens
+    if limit is not None:
+        encoded = tokenizer.encode(sources)
+        cut = sum(len(ids) > limit for ids in encoded)
+        sources = [
+            tokenizer.decode(ids[:limit]) if len(ids) > limit else source
+            for source, ids in zip(sources, encoded, strict=True)
+        ]
+    texts = [
+        translation_prompt(languages[0], source, languages[1], examples)
+        for source, examples in zip(sources, shots, strict=True)
+    ]
+    head = [cast(int, tokenizer.bos_id)] if decoding.bos else []
+    return Prompts([head + ids for ids in tokenizer.encode(texts)], cut)
+
+
+def choose_shots(pool: Sequence[tuple[str, str]], sources: Sequence[str], number: int) -> list[Shots]:
+    """The same `number` pairs for every sentence; where the sentence is one of them, the next one instead.
+
+    Pairs of a pool are taken in the order of a hash of their texts, each source once; sources are the same if only
+    case, width or white space differ. Raises ValueError if the pool is too small. (The paper does not say where its
+    shots come from.)
+    """
+    first = {normalize(pair[0]): pair for pair in reversed(pool)}
+    hashed = sorted(first.items(), key=lambda entry: hashlib.sha256("\n".join(entry[1]).encode()).digest())
+    chosen = hashed[: number + 1]  # one to spare
+    if number and len(chosen) <= number:
+        raise ValueError(f"{number} examples need {number + 1} pairs with different sources, there are {len(chosen)}")
+    return [[pair for same, pair in chosen if same != normalize(source)][:number] for source in sources]
+
+
+def plan_batches(lengths: Sequence[int], decoding: Decoding, batch_tokens: int) -> list[list[int]]:
+    """Which prompts, by number, are translated together: of like length, the longest first.
+
+    A batch holds at most `batch_tokens` tokens, padding and new ones included, over all beams, or a single prompt. The
+    plan depends on nothing else, so that neither the number of ranks nor a restart changes what is computed together.
+    """
+    batches: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lambda k: (-lengths[k], k)):
+        longest = lengths[batches[-1][0]] if batches else 0
+        room = batch_tokens // (decoding.beams * (longest + decoding.max_new_tokens))
+        if batches and len(batches[-1]) < room:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches
+
+
+class Translator:
+    """A model with its tokenizer, ready to complete prompts."""
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer, decoding: Decoding) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._decoding = decoding
+        self._stop = EndOfLine(tokenizer)
+
+    @torch.inference_mode()
+    def complete(self, prompts: Sequence[Sequence[int]], target_language: str) -> list[Completion]:
+        """What follows each prompt of a batch, (ids) -> its first line; halves the batch if memory does not suffice."""
+        try:
+            rows = self._generate(prompts)
+        except torch.OutOfMemoryError:
+            if len(prompts) == 1:
+                raise
+            torch.cuda.empty_cache()
+            half = len(prompts) // 2
+            return self.complete(prompts[:half], target_language) + self.complete(prompts[half:], target_language)
+        return [self._read(row, target_language) for row in rows]
+
+    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """New ids of each prompt; what all prompts begin with is computed once."""
+        beams = self._decoding.beams
+        shared = _common_prefix(prompts)
+        tokens, mask = (one.to(self._model.device) for one in _pad(prompts, shared, self._tokenizer.eos_id))
+        cache = DynamicCache(config=self._model.config)
+        if shared:
+            self._model(tokens[:1, :shared], past_key_values=cache, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(prompts) * beams)
+        self._stop.start = tokens.shape[1]
+        search = self._greedy if beams == 1 else self._beam
+        return search(tokens, mask, cache, shared)
+
+    def _greedy(self, tokens: Tensor, mask: Tensor, cache: DynamicCache, shared: int) -> list[list[int]]:
+        """Greedy search over (rows, length), of which the cache has the first `shared` columns.
+
+        As `generate` of transformers does it, which on a CPU takes 1.4 to 3 times as long, to make masks anew; and
+        rows that have ended leave the batch, so that a few that never end do not keep the others in it.
+        """
+        made: list[list[int]] = [[] for _ in tokens]
+        left = torch.arange(len(tokens))
+        positions = mask.cumsum(dim=1) - 1
+        ids, at, attended = tokens[:, shared:], positions[:, shared:].clamp(min=0), mask
+        prompt = tokens.shape[1]
+        for count in range(1, self._decoding.max_new_tokens + 1):
+            logits = self._model(
+                ids, attention_mask=attended, position_ids=at, past_key_values=cache, logits_to_keep=1
+            ).logits
+            ids = logits[:, -1, : self._tokenizer.vocab_size].argmax(dim=1, keepdim=True)  # (rows, 1)
+            tokens = torch.cat([tokens, ids], dim=1)
+            ended = (tokens[:, prompt:] == self._tokenizer.eos_id).any(dim=1) | self._stop(tokens)
+            last = count == self._decoding.max_new_tokens or bool(ended.all())
+            if last or ended.sum() * 8 >= len(ended):  # to copy what stays costs about a step
+                for number, row in zip(left.tolist(), tokens[:, prompt:].tolist(), strict=True):
+                    made[number] = row
+                if last:
+                    break
+                keep = (~ended).nonzero()[:, 0]
+                left, tokens, mask, ids, at = (one[keep.to(one.device)] for one in (left, tokens, mask, ids, at))
+                cache.batch_select_indices(keep)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            at = at[:, -1:] + 1
+            attended = mask[:, None, None, :].bool()  # of four dimensions: taken as it is
+        return made
+
+    def _beam(self, tokens: Tensor, mask: Tensor, cache: DynamicCache, shared: int) -> list[list[int]]:
+        """The best beam of each row of (rows, length); the cache has the first columns of all beams."""
+        beams, eos = self._decoding.beams, self._tokenizer.eos_id
+        generate: Any = self._model.generate
+        output: Tensor = generate(
+            input_ids=tokens,
+            attention_mask=mask,
+            past_key_values=cache,
+            do_sample=False,
+            num_beams=beams,
+            length_penalty=self._decoding.length_penalty,
+            max_new_tokens=self._decoding.max_new_tokens,
+            eos_token_id=eos,
+            pad_token_id=eos,
+            suppress_tokens=list(range(self._tokenizer.vocab_size, self._model.config.vocab_size)) or None,
+            stopping_criteria=StoppingCriteriaList([self._stop]),
+        )
+        return cast(list[list[int]], output[:, tokens.shape[1] :].tolist())
+
+    def _read(self, row: Sequence[int], target_language: str) -> Completion:
+        eos = self._tokenizer.eos_id
+        text = self._tokenizer.decode(row[: row.index(eos)] if eos in row else row)
+        finished = eos in row or len(row) < self._decoding.max_new_tokens or _ENDED.search(text) is not None
+        return Completion(translation_in(text, target_language), not finished)
+
+
+_ENDED = re.compile(rf"\S.*\n|(\n[^\S\n]*){{{LINES}}}")  # a line after text, or none where a translation is looked for
+
+
+class EndOfLine(StoppingCriteria):
+    """Stop a sequence at a line break that follows text, or after so many blank lines that no text counts."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+        self._breaks = torch.tensor([text.count("\n") for text in texts])
+        self._has_text = torch.tensor([bool(text.strip()) for text in texts])
+        self._ends_text = torch.tensor([re.search(r"\S.*\n", text) is not None for text in texts])
+        self.start = 0  # length of the prompts
+
+    def __call__(self, input_ids: Tensor, scores: Tensor | None = None, **_: Any) -> Tensor:
+        """Shape (rows,): which sequences are done."""
+        if self._breaks.device != input_ids.device:
+            for name in ("_breaks", "_has_text", "_ends_text"):
+                setattr(self, name, getattr(self, name).to(input_ids.device))
+        new = input_ids[:, self.start :].clamp(max=len(self._breaks) - 1)  # rows that pad the embedding
+        last, before = new[:, -1], new[:, :-1]
+        after_text = (self._breaks[last] > 0) & self._has_text[before].any(dim=1)
+        return after_text | self._ends_text[last] | (self._breaks[new].sum(dim=1) >= LINES)
+
+
+def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many ids all prompts of a batch begin with; one id of each is left to be completed."""
+    limit = min(map(len, prompts)) - 1
+    return next((k for k in range(limit) if len({row[k] for row in prompts}) > 1), limit)
+
+
+def _pad(prompts: Sequence[Sequence[int]], shared: int, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, shape (batch, longest); padding stands between the shared ids and the rest."""
+    width = max(map(len, prompts))
+    tokens = torch.tensor([[*row[:shared], *[pad_id] * (width - len(row)), *row[shared:]] for row in prompts])
+    mask = torch.tensor([[1] * shared + [0] * (width - len(row)) + [1] * (len(row) - shared) for row in prompts])
+    return tokens, mask
+
+
+# Keep what is finished.
+
+
+class FinishedBatches:
+    """Completions on disk as JSON lines, a batch a line, so that an evaluation that is killed goes on where it was."""
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path = path
+        self._fingerprint = fingerprint  # of all that decides the completions
+
+    def read(self) -> dict[int, list[Completion]]:
+        """Batches by number; a last line that was cut short and lines of other settings are left out."""
+        found = {}
+        with suppress(FileNotFoundError):  # also if another evaluation of the same has finished
+            for line in self._path.read_bytes().split(b"\n"):
+                with suppress(ValueError, KeyError, TypeError):
+                    row = parse_json(line)
+                    if row["fingerprint"] == self._fingerprint:
+                        found[row["batch"]] = [Completion(text, unfinished) for text, unfinished in row["completions"]]
+        return found
+
+    def add(self, batch: int, completions: Sequence[Completion]) -> None:
+        """Append a batch, so that it survives this process."""
+        row = {
+            "fingerprint": self._fingerprint,
+            "batch": batch,
+            "completions": [[one.text, one.unfinished] for one in completions],
+        }
+        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps(row, ensure_ascii=False) + "\n")  # a cut line before it ends here

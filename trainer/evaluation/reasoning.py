@@ -1,0 +1,243 @@
+"""Reasoning tasks of lm-eval on a loaded model, zero-shot (paper, section 4.1)."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from dataengine.errors import InputError
+from trainer.evaluation.paper import REASONING
+from trainer.huggingface.tokenizer import add_bos
+
+log = logging.getLogger(__name__)
+
+
+# Where lm-eval 0.4.13 has the paper's tasks, so that they are found without a minute's listing of all.
+_FOLDERS = {
+    "arc_challenge": "arc",
+    "arc_easy": "arc",
+    "boolq": "super_glue/boolq",
+    "hellaswag": "hellaswag",
+    "openbookqa": "openbookqa",
+    "piqa": "piqa",
+    "sciq": "sciq",
+    "winogrande": "winogrande",
+    "xcopa_zh": "xcopa",
+    "xnli_zh": "xnli",
+    "xstorycloze_zh": "xstorycloze",
+    "xwinograd_zh": "xwinograd",
+    "xcopa_id": "xcopa",
+    "xstorycloze_id": "xstorycloze",
+}
+PAPER_TASKS = tuple(task.name for table in REASONING for task in table.tasks)
+_METRICS = ("acc", "acc_norm")
+
+
+def expand_tasks(names: Sequence[str]) -> list[str]:
+    """Names of tasks, each once; `paper` stands for the paper's fourteen."""
+    return list(dict.fromkeys(task for name in names for task in (PAPER_TASKS if name == "paper" else [name])))
+
+
+def run_tasks(
+    model: LlamaForCausalLM,
+    tokenizer: Path,
+    names: Sequence[str],
+    *,
+    manager: Any,
+    bos: bool,
+    batch_size: int,
+) -> dict[str, dict[str, Any]]:
+    """Results of tasks by name, as results.json has them under `reasoning`.
+
+    `tokenizer` is a folder as trainer/export.py writes it, `manager` what `find_tasks` gives for these names. This
+    process alone computes, whatever ranks there are. Raises InputError if a task's data cannot be had.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    for name in ("lm_eval", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    if bos:
+        add_bos(loaded)
+    adapter = HFLM(pretrained=model, tokenizer=loaded, add_bos_token=bos, batch_size=batch_size)
+    results = {}
+    for name in names:
+        try:
+            with _alone():
+                found = simple_evaluate(adapter, tasks=[name], num_fewshot=0, task_manager=manager, log_samples=False)
+        except Exception as error:  # datasets and the hub have a class for each way in which data are not to be had
+            raise InputError(
+                f"task {name} cannot be run: {type(error).__name__}: {_first_line(error)}. If its data set cannot be "
+                "fetched here, fill the hub's cache (HF_HOME) where there is a network, or name a task file whose "
+                "data are local under evaluate.task_folder."
+            ) from error
+        results[name] = _read(name, found, bos)
+    return results
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without the variables of a launcher, by which lm-eval tells whether this process has the results."""
+    hidden = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
+    """lm-eval's task manager with the named tasks; to list all of its tasks takes a minute, and is done only if needed.
+
+    `task_folder` holds task files of the user's, which come before those of lm-eval. Raises InputError for a name that
+    lm-eval does not know, and if lm-eval is not installed.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise InputError("`evaluate.reasoning` needs lm-eval: install the extra dataengine[eval]")
+    from lm_eval.tasks import TaskManager
+
+    own = [task_folder] if task_folder is not None else []
+    if task_folder is not None and not Path(task_folder).is_dir():
+        raise InputError(f"evaluate.task_folder: there is no folder {task_folder}. Correct the path.")
+    spec = importlib.util.find_spec("lm_eval.tasks")
+    assert spec is not None
+    assert spec.origin is not None
+    shipped = Path(spec.origin).parent
+    folders = sorted({str(shipped / _FOLDERS[name]) for name in names if name in _FOLDERS})
+    manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
+    if missing := [name for name in names if name not in manager.all_tasks]:
+        log.info("looking for %s among all tasks of lm-eval, which takes a minute", ", ".join(missing))
+        manager = TaskManager(include_path=own, include_defaults=True)
+        if missing := [name for name in names if name not in manager.all_tasks]:
+            near = difflib.get_close_matches(missing[0], manager.all_tasks, n=3)
+            hint = f" Near names: {', '.join(near)}." if near else ""
+            raise InputError(f"evaluate.reasoning: lm-eval has no task {missing[0]}.{hint}")
+    return manager
+
+
+# What a result depends on.
+
+
+def made_of(manager: Any, name: str) -> dict[str, Any]:
+    """What a task is made of, as results.json has it: equal only if the task asks and scores the same.
+
+    The version of lm-eval; the content of the task's files, included ones and their Python too; that of local data; and
+    the revision of data sets on the hub that its cache has, None for one that was not fetched from there.
+    """
+    parts = [(_portable(config, folder), _hash_files(folder.glob("*.py"))) for config, folder in _parts(manager, name)]
+    configs = [config for config, _ in _parts(manager, name)]
+    return {
+        "lm_eval": importlib.metadata.version("lm_eval"),
+        "task_sha256": hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest(),
+        "data_sha256": _hash_files(path for config in configs for path in _local_data(config)),
+        "revisions": {str(config["dataset_path"]): _revision(config) for config in configs if "dataset_path" in config},
+    }
+
+
+def check_data(manager: Any, names: Sequence[str]) -> None:
+    """Raise InputError if a task names local data files that do not exist; data sets on the hub are not looked at."""
+    for name in names:
+        for config, _ in _parts(manager, name):
+            for path in _local_data(config):
+                if not path.exists():
+                    raise InputError(f"task {name}: there is no {path}. Correct the data_files of its task file.")
+
+
+def _parts(manager: Any, name: str) -> list[tuple[dict[str, Any], Path]]:
+    """Config and folder of a task, or of a group or tag and of all tasks that it stands for."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    entry = manager.task_index[name]
+    if entry.yaml_path is None:
+        return [part for child in sorted(entry.tags) for part in _parts(manager, child)]
+    config = load_yaml(entry.yaml_path, resolve_func=False)
+    children = config["task"] if isinstance(config.get("task"), list) else []
+    names = [child if isinstance(child, str) else child.get("task") for child in children]
+    below = [part for child in names if child in manager.task_index for part in _parts(manager, child)]
+    return [(config, Path(entry.yaml_path).parent), *below]
+
+
+def _portable(value: Any, folder: Path) -> Any:
+    """A config in which functions are named relative to the task's folder, so that it is the same elsewhere."""
+    if isinstance(value, Mapping):
+        return {str(key): _portable(inner, folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_portable(inner, folder) for inner in value]
+    return value.removeprefix(f"{folder}/") if isinstance(value, str) else value
+
+
+def _local_data(config: Mapping[str, Any]) -> list[Path]:
+    """Files of this disk that a task's config names, whether they exist; a pattern that fits nothing is one of them."""
+    files = (config.get("dataset_kwargs") or {}).get("data_files") or []
+    named = [files] if isinstance(files, str) else files.values() if isinstance(files, Mapping) else files
+    texts = [text for one in named for text in ([one] if isinstance(one, str) else one)]
+    place = str(config.get("dataset_path") or "")
+    base = Path(place) if Path(place).is_dir() else Path()
+    if not texts:
+        return sorted(path for path in base.rglob("*") if path.is_file()) if base != Path() else []
+    if base == Path() and "/" in place:  # files of a data set on the hub
+        return []
+    local = [str(base / text) for text in texts if "://" not in text]
+    return [Path(path) for text in local for path in (sorted(glob.glob(text)) or [text])]
+
+
+def _revision(config: Mapping[str, Any]) -> str | None:
+    """The commit of a task's data set in the hub's cache."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    stated = (config.get("dataset_kwargs") or {}).get("revision") or "main"
+    repository = repo_folder_name(repo_id=str(config["dataset_path"]), repo_type="dataset")
+    path = Path(constants.HF_HUB_CACHE, repository, "refs", str(stated))
+    return path.read_text().strip() if path.is_file() else None
+
+
+def _hash_files(paths: Iterable[Path]) -> str | None:
+    """SHA-256 of the contents of files, whatever their order; None for none."""
+    hashes = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file())
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
+
+
+def _read(name: str, found: Mapping[str, Any], bos: bool) -> dict[str, Any]:
+    """One task's entry from lm-eval's results; a name that stands for several tasks has the samples of all."""
+    scores = found["results"][name]
+    entry: dict[str, Any] = {
+        "shots": 0,
+        "samples": sum(one["effective"] for one in found["n-samples"].values()),
+        "bos": bos,
+        "version": str(found["versions"].get(name, "")),
+    }
+    for metric in _METRICS:
+        if f"{metric},none" in scores:
+            entry[metric] = float(scores[f"{metric},none"])
+            error = scores.get(f"{metric}_stderr,none")
+            entry[f"{metric}_stderr"] = float(error) if isinstance(error, int | float) else None
+    if not any(metric in entry for metric in _METRICS):
+        raise InputError(f"task {name} gives no accuracy but {', '.join(scores)}. Name tasks with acc or acc_norm.")
+    return entry
+
+
+def describe_task(entry: Mapping[str, Any]) -> str:
+    """A task's scores for people."""
+    words = [
+        f"{metric} {entry[metric]:.2%}" + (f" (+- {error:.2%})" if (error := entry[f"{metric}_stderr"]) else "")
+        for metric in _METRICS
+        if metric in entry
+    ]
+    return ", ".join(words) + f" of {entry['samples']:,}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")

@@ -1,0 +1,49 @@
+"""The decoder alone, without loss and trainer. Needs no Composer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import no_init_weights
+
+from dataengine.config.schema import ModelConfig
+from dataengine.schedule.manifest import Manifest
+from trainer.checkpoints.find import Checkpoint
+from trainer.checkpoints.load import load_checkpoint
+
+_PREFIX = "decoder.hf."  # of the weights' names in a checkpoint (trainer/model/composer_model.py)
+_VOCAB_MULTIPLE = 64  # as in TinyLlama (lit_gpt/config.py): rows of the embedding beyond the vocabulary stay unused
+
+
+def empty_model(config: ModelConfig, manifest: Manifest) -> LlamaForCausalLM:
+    """A model without meaningful weights, to load a checkpoint into."""
+    return new_model(llama_config(config, manifest, "sdpa"))
+
+
+def load_weights(model: LlamaForCausalLM, checkpoint: Checkpoint) -> None:
+    """Read a sharded checkpoint's weights, whatever number of ranks wrote it, into a model on one process."""
+    weights = {_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
+    load_checkpoint({"state": {"model": weights}}, checkpoint, no_dist=True)
+
+
+def new_model(config: LlamaConfig) -> LlamaForCausalLM:
+    """A model whose weights are yet to be set; tied ones are tied."""
+    with no_init_weights():
+        hf = LlamaForCausalLM(config)
+    hf.tie_weights()  # no_init_weights leaves this out too
+    return hf
+
+
+def llama_config(config: ModelConfig, manifest: Manifest, attention: str) -> LlamaConfig:
+    """The config in the words of transformers; `attention` is its implementation there."""
+    sizes: dict[str, Any] = config.model_dump(exclude={"init_seed"})
+    return LlamaConfig(
+        **sizes,
+        vocab_size=-(-manifest.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
+        max_position_embeddings=manifest.seq_len,
+        attn_implementation=attention,
+        bos_token_id=None,
+        eos_token_id=manifest.eos_id,
+        pad_token_id=None,
+    )

@@ -1,0 +1,219 @@
+"""`train.microbatch_size: auto`: the most samples that a GPU can compute at a time, found once for a run.
+
+The memory that a step takes is counted without a GPU (memory.py) and compared with the smallest device of the run. The
+size is kept in the run's folder with all that it was found for, so that a resume adds sums alike.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from dataengine.config.schema import Config, ModelConfig, TrainConfig
+from dataengine.errors import InputError
+from dataengine.schedule.manifest import Manifest
+from dataengine.storage.atomic import write_file
+from dataengine.tables import size_words
+from trainer.model.memory import apart, largest_fitting, step_bytes
+from trainer.preflight.check import NO_GPU_TO_MEASURE, divisors
+
+log = logging.getLogger(__name__)
+
+_FREE = 0.1  # of the device's memory: CUDA's context, NCCL, fragments
+_LARGEST = 200 * 10**9  # bytes: no need to know how much more a step would take
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU."""
+
+    name: str
+    memory: int  # bytes
+
+    @property
+    def room(self) -> int:
+        """Bytes that a step may take."""
+        return int(self.memory * (1 - _FREE))
+
+
+def choose_microbatch(config: Config, manifest: Manifest, folder: Path, world_size: int) -> int:
+    """Samples a rank computes at a time; what `auto` finds is kept in the run's folder. All ranks call it.
+
+    Raises InputError on all ranks if `auto` is asked for without a GPU, or if not even one sample fits.
+    """
+    wish = config.train.microbatch_size
+    if wish != "auto":
+        return min(wish, manifest.batch_size // world_size)
+    devices = _gather(_own_device())
+    if None in devices:
+        raise InputError(NO_GPU_TO_MEASURE)
+    smallest = min((device for device in devices if device), key=lambda device: device.memory)
+    is_first = not distributed.is_initialized() or distributed.get_rank() == 0
+    size, error = _gather(_try(config, manifest, folder, world_size, smallest) if is_first else (0, ""))[0]
+    if error:
+        raise InputError(error)
+    return size
+
+
+def _own_device() -> Device | None:
+    if not torch.cuda.is_available():
+        return None
+    return Device(torch.cuda.get_device_name(), torch.cuda.get_device_properties().total_memory)
+
+
+def _gather(value: T) -> list[T]:
+    """Of all ranks, in order."""
+    if not distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def _try(config: Config, manifest: Manifest, folder: Path, world_size: int, device: Device) -> tuple[int, str]:
+    """The size, or why there is none, to be sent to the other ranks."""
+    try:
+        return find_microbatch(config, manifest, folder, world_size, device), ""
+    except InputError as error:
+        return 0, str(error)
+
+
+def find_microbatch(config: Config, manifest: Manifest, folder: Path, world_size: int, device: Device) -> int:
+    """The size that is kept in a run's folder if it was found for the same, else a new one, which is kept there.
+
+    Raises InputError if not even one sample fits.
+    """
+    path, terms = folder / "microbatch.json", _terms(config, manifest, world_size, device)
+    kept = _read(path)
+    changes = _changes(kept, terms)
+    if kept is not None and not changes:
+        log.info("microbatches of %d, as found for this run on %s", kept["size"], device.name)
+        return int(kept["size"])
+    size, needed = apart(largest_microbatch, config.model, manifest, config.train, world_size, device.room)
+    if size == 0:
+        raise InputError(
+            f"not one sample fits: a step of one takes {needed / 1e9:.1f} GB, and {device.name} has "
+            f"{device.memory / 1e9:.1f} GB, of which a tenth stays free. "
+            + apart(_advise, config.model, manifest, config.train, world_size, device.room)
+        )
+    write_file(path, json.dumps({"size": size, "step_bytes": needed, "terms": terms}, indent=2).encode())
+    log.info("microbatches of %d: a step takes %.1f of %.1f GB", size, needed / 1e9, device.memory / 1e9)
+    if kept is not None:
+        log.warning("microbatch.json was of another case (%s), so the microbatch was found anew", "; ".join(changes))
+        if kept["size"] != size:
+            log.warning(
+                "microbatches are of %d from here on and were of %s: sums are added in another order, so losses differ "
+                "in their last bits from those of a run that stayed where it was",
+                size,
+                kept["size"],
+            )
+    return size
+
+
+def _terms(config: Config, manifest: Manifest, world_size: int, device: Device) -> dict[str, Any]:
+    """What a size holds for."""
+    settings = ("activation_checkpointing", "attention", "compile", "loss", "shard_ranks")
+    sizes = config.model.model_dump(mode="json", exclude={"init_seed"})
+    return {
+        "device": device.name,
+        "device_bytes": device.memory,
+        "ranks": world_size,
+        "batch_size": manifest.batch_size,
+        "seq_len": manifest.seq_len,
+        "vocab_size": manifest.vocab_size,
+        **{f"model.{key}": value for key, value in sizes.items()},
+        **{f"train.{key}": getattr(config.train, key) for key in settings},
+        "torch": torch.__version__,
+    }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """What is kept; None if there is nothing, or nothing that can be read."""
+    try:
+        kept = json.loads(path.read_bytes())
+        return {"size": int(kept["size"]), "terms": dict(kept.get("terms", {}))}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s is damaged (%s) and is written anew", path, error)
+        return None
+
+
+def _changes(kept: Mapping[str, Any] | None, terms: Mapping[str, Any]) -> list[str]:
+    if kept is None:
+        return []
+    then = kept["terms"]
+    if not then:
+        return ["an earlier version wrote it, without saying what for"]
+    return [f"{key} was {then.get(key)} and is {now}" for key, now in terms.items() if then.get(key) != now]
+
+
+def largest_microbatch(
+    model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, room: int
+) -> tuple[int, int]:
+    """The largest divisor of a rank's samples whose step fits, and its bytes; 0 and the bytes of one if none does."""
+
+    @cache
+    def needed(size: int) -> int:
+        return planned_bytes(model, manifest, train, world_size, size)
+
+    size = largest_fitting(divisors(manifest.batch_size // world_size), needed, room)
+    return size, needed(size or 1)
+
+
+def planned_bytes(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, size: int) -> int:
+    """What a step takes with microbatches of a size, on a GPU."""
+    ranks, recompute = train.shard_ranks or world_size, train.activation_checkpointing
+    return step_bytes(model, manifest, size, shard_ranks=ranks, recompute=recompute)
+
+
+def _advise(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, room: int) -> str:
+    """Changes with which one sample would fit, each for itself."""
+
+    def fits(ranks: int, *, recompute: bool) -> bool:
+        return step_bytes(model, manifest, 1, shard_ranks=ranks, recompute=recompute) <= room
+
+    ranks, recompute = train.shard_ranks or world_size, train.activation_checkpointing
+    ways = []
+    if not recompute and fits(ranks, recompute=True):
+        ways.append("set train.activation_checkpointing=true")
+    groups = [n for n in divisors(world_size) if n > ranks] if train.shard_ranks else []
+    more = [n for n in divisors(manifest.batch_size) if n > world_size] if not train.shard_ranks else []
+    if enough := next((n for n in groups or more if fits(n, recompute=recompute)), None):
+        ways.append(f"set train.shard_ranks={enough}" if groups else f"start {enough} ranks")
+    if not ways:
+        return "Neither more ranks nor train.activation_checkpointing would help: take a smaller model or a larger GPU."
+    return f"To make it fit, {', or '.join(ways)}."
+
+
+def describe_memory(config: Config, manifest: Manifest, world_size: int) -> str:
+    """What steps take on a GPU, by microbatch, and what this machine's GPU has, in a line."""
+    wish, of_rank = config.train.microbatch_size, manifest.batch_size // world_size
+    sizes = divisors(of_rank) if wish == "auto" else [min(wish, of_rank)]
+    needed = apart(_of_sizes, config.model, manifest, config.train, world_size, sizes)
+    figures = ", ".join(f"{size_words(count)} with microbatches of {size}" for size, count in needed.items())
+    device = _own_device()
+    here = f"; {device.name} has {size_words(device.memory)}, of which a tenth stays free" if device else ""
+    return f"memory of a step on a GPU: {figures}{here}"
+
+
+def _of_sizes(
+    model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, sizes: Sequence[int]
+) -> dict[int, int]:
+    """The bytes of steps of ascending sizes, up to the first that no GPU has."""
+    needed: dict[int, int] = {}
+    for size in sizes:
+        needed[size] = planned_bytes(model, manifest, train, world_size, size)
+        if needed[size] > _LARGEST:
+            break
+    return needed

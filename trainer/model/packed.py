@@ -1,0 +1,177 @@
+"""The decoder as training uses it: without a mask, with its loss, its layers wrapped. Needs no Composer."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from dataengine.config.schema import ModelConfig, TrainConfig
+from dataengine.schedule.manifest import Manifest
+from trainer.model.decoder import llama_config, new_model
+
+log = logging.getLogger(__name__)
+
+_CHUNK_TOKENS = 4096  # logits of so many positions are in memory at a time
+
+
+class PackedDecoder(nn.Module):
+    """A Hugging Face decoder and its loss in one module, so that FSDP gathers the output layer for both."""
+
+    def __init__(self, hf: LlamaForCausalLM, loss: Literal["chunked", "liger"] = "chunked") -> None:
+        super().__init__()
+        self.hf = hf
+        self._loss = loss
+
+    def fsdp_wrap_fn(self, module: nn.Module) -> bool:
+        """Shard each decoder layer for itself, the rest with the root (paper: per block)."""
+        return isinstance(module, LlamaDecoderLayer)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of every next token: (b, seq_len + 1) -> its mean, and that of each sample, shape (b,).
+
+        Documents in a sample see each other, and every token counts (paper: no mask). The logits of a microbatch are
+        never all in memory.
+        """
+        states, labels = self._decode(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].reshape(-1)
+        if self._loss == "liger":
+            from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+            made = LigerFusedLinearCrossEntropyFunction.apply(
+                states, self.hf.lm_head.weight, labels, None, None, -100, 0.0, 0.0, "none"
+            )
+            losses = made[0] if isinstance(made, tuple) else made
+            mean, losses = losses.mean(), losses.detach()
+        else:
+            mean, losses = MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels)  # type: ignore[no-untyped-call]
+        return mean, losses.view(len(tokens), -1).mean(dim=1)
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        """Last hidden states, (b, seq_len) -> (b, seq_len, d), as LlamaModel.forward of transformers makes them.
+
+        That one builds a mask of (seq_len, seq_len) for each microbatch, which takes an eighth of a step on CPU, and on
+        CUDA keeps PyTorch from its fastest attention. Without a mask attention is causal.
+        """
+        model = self.hf.model
+        hidden = model.embed_tokens(tokens)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, seq_len)
+        rotary = model.rotary_emb(hidden, positions)
+        for layer in model.layers:
+            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+        return cast(Tensor, model.norm(hidden))
+
+
+class MeanCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of states (n, d) against labels (n,) by an output layer (vocab, d), and every single one.
+
+    Gradients are made in the forward pass while a part's logits are there, so that logits are neither kept nor made
+    twice; that is exact for the mean only, so the single losses, shape (n,), carry no gradient. (Wijmans et al. 2024,
+    Cut Your Losses; liger-kernel does likewise.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Go through the positions a part at a time."""
+        needs = any(ctx.needs_input_grad)
+        losses = states.new_empty(len(states), dtype=torch.float32)
+        grad_states = torch.empty_like(states) if needs else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs else None
+        for start in range(0, len(states), _CHUNK_TOKENS):
+            part = slice(start, min(start + _CHUNK_TOKENS, len(states)))
+            logits = (states[part] @ weight.t()).float()  # (part, vocab)
+            log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
+            label = labels[part, None]
+            losses[part] = (log_sum - logits.gather(1, label))[:, 0]
+            if grad_states is not None and grad_weight is not None:
+                grad = logits.sub_(log_sum).exp_()  # softmax
+                grad.scatter_add_(1, label, grad.new_full((), -1.0).expand_as(label))
+                grad = grad.div_(len(states)).to(weight.dtype)
+                grad_states[part] = grad @ weight
+                grad_weight += grad.t() @ states[part].to(weight.dtype)
+        if grad_weight is not None:
+            ctx.save_for_backward(grad_states, grad_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(losses)
+        return losses.mean(), losses
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        """Scale what the forward pass made."""
+        grad_states, grad_weight = ctx.saved_tensors
+        return grad_states * scale, grad_weight * scale, None
+
+
+def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
+    """A new decoder with the paper's initial weights (normal, std sqrt(2/5/d); outputs 1/(sqrt(d) layers)).
+
+    They depend on `init_seed` alone: the same on every rank.
+    """
+    hf = new_model(llama_config(config, manifest, _choose_attention(train.attention)))
+    generator = torch.Generator().manual_seed(config.init_seed)
+    std = math.sqrt(2 / 5 / config.hidden_size)
+    output_std = 1 / math.sqrt(config.hidden_size) / config.num_hidden_layers
+    for name, parameter in hf.named_parameters():  # a tied output layer is not listed a second time
+        if parameter.dim() == 1:
+            nn.init.ones_(parameter)  # norms
+        else:
+            is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(parameter, std=output_std if is_output else std, generator=generator)
+    if train.compile:
+        for layer in hf.model.layers:  # each for itself, inside of what FSDP wraps, whose hooks cannot be compiled
+            layer.forward = torch.compile(layer.forward)
+    if train.activation_checkpointing:
+        recompute_layers(hf)
+    return PackedDecoder(hf, train.loss)
+
+
+def recompute_layers(hf: LlamaForCausalLM) -> None:
+    """Let each layer keep its input alone, and compute the rest again in the backward pass.
+
+    The names of the weights in checkpoints stay the same. Done here and not by Composer, which does it only for a
+    model that FSDP shards.
+    """
+    for number, layer in enumerate(hf.model.layers):
+        hf.model.layers[number] = checkpoint_wrapper(layer, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+
+
+def _attend_on_cpu(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
+) -> tuple[Tensor, None]:
+    """SDPA of transformers, with keys and values repeated where they have fewer heads than queries.
+
+    Transformers leaves that to PyTorch (enable_gqa) unless there is a mask. That suits CUDA; on CPU PyTorch then takes
+    its plain kernel instead of the flash one.
+    """
+    if mask is None:
+        groups = cast(int, module.num_key_value_groups)
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    return sdpa_attention_forward(module, query, key, value, mask, **settings)
+
+
+_ON_CPU = "sdpa_on_cpu"
+AttentionInterface.register(_ON_CPU, _attend_on_cpu)
+AttentionMaskInterface.register(_ON_CPU, sdpa_mask)  # for transformers' own forward pass
+
+
+def _choose_attention(wish: str) -> str:
+    """flash_attention_2 on CUDA where flash-attn can be imported, else SDPA; says which. Its name for transformers."""
+    if wish != "auto":
+        chosen, reason = wish, "as configured"
+    elif not torch.cuda.is_available():
+        chosen, reason = "sdpa", "no CUDA device"
+    else:
+        try:
+            importlib.import_module("flash_attn")
+            chosen, reason = "flash_attention_2", "flash-attn is installed"
+        except ImportError as error:
+            chosen, reason = "sdpa", f"flash-attn cannot be imported: {error}"
+    log.info("attention: %s (%s)", chosen, reason)
+    return chosen if torch.cuda.is_available() or chosen != "sdpa" else _ON_CPU

@@ -1,0 +1,182 @@
+"""End a run on SIGTERM or Ctrl-C with a checkpoint, as schedulers and spot instances ask for it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from trainer.run.interrupts import signal_pipe
+
+WAIT_FOR_RANK_0_S = 30.0
+END_LAUNCHER_S = 15.0  # after a SIGTERM; Composer's launcher sends SIGKILL after 30 s (CLEANUP_TIMEOUT)
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Stopping:
+    """What is known while a run may be asked to stop."""
+
+    alone: bool = False  # whether this rank waits for no other any more
+
+
+@contextmanager
+def asked_to_stop(ask: Callable[[], None]) -> Iterator[Stopping]:
+    """Call `ask` on SIGTERM and on the first Ctrl-C inside the block; a second Ctrl-C ends the process at once.
+
+    A thread does so, for a main thread that waits for the device or for other ranks runs no handlers. Composer's
+    launcher does not pass SIGTERM on, so this process also gets one when its parent ends. The launcher kills its ranks
+    30 s after it was asked to end; before that it is ended itself (`_Launcher.end`), and the ranks finish without it.
+    """
+    stopping = Stopping()
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = {number: signal.signal(number, _noted) for number in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(reading, ask, stopping), name="signals", daemon=True).start()
+    _follow_parent()
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup)
+        os.write(writing, b"\0")  # ends the thread
+        os.close(writing)
+
+
+def _noted(number: int, frame: FrameType | None) -> None:
+    """Python has written the signal's number to the pipe of `_listen`."""
+
+
+def _listen(reading: int, ask: Callable[[], None], stopping: Stopping) -> None:
+    interrupts, launcher, due = 0, _Launcher.find(), float("inf")
+    with open(reading, "rb", buffering=0) as signals:
+        while True:
+            wait = max(0.0, due - time.monotonic())
+            if not select.select([signals], [], [], wait if wait < float("inf") else None)[0]:
+                due = float("inf")
+                if launcher is not None:
+                    launcher.end(stopping)
+                continue
+            for number in signals.read(256):
+                if number == 0:
+                    return
+                interrupts += number == signal.SIGINT
+                if interrupts > 1:
+                    os._exit(130)
+                if number in (signal.SIGTERM, signal.SIGINT):
+                    ask()
+                if number == signal.SIGTERM and launcher is not None:
+                    # One rank is enough; the first to try has ended it when the next one looks.
+                    wait = END_LAUNCHER_S * (1 + 0.05 * int(os.environ.get("LOCAL_RANK", "0")))
+                    due = min(due, time.monotonic() + wait)  # a second one does not give more time
+
+
+@dataclass(frozen=True)
+class _Launcher:
+    """Composer's launcher, this process's parent."""
+
+    process: psutil.Process
+    written: int | None  # bytes, while nobody has asked it to end; None: the system does not tell
+
+    @classmethod
+    def find(cls) -> _Launcher | None:
+        """The parent, if it is Composer's launcher."""
+        with suppress(psutil.Error):
+            parent = psutil.Process(os.getppid())
+            if any(Path(part).name in ("composer", "composer.cli.launcher") for part in parent.cmdline()):
+                return cls(parent, _written(parent))
+        return None
+
+    def end(self, stopping: Stopping) -> None:
+        """End it before it kills the ranks that are not finished yet, if it is about to.
+
+        It ends on a second SIGTERM without killing anybody. It stays if it was not asked itself, for it waits for its
+        ranks then: once it is asked, it says so before all else. It also stays if one of its ranks has gone while
+        others may wait for that one: they would wait for nothing.
+        """
+        if os.getppid() != self.process.pid:  # it has ended
+            return
+        with suppress(psutil.Error):
+            if self.written is not None and _written(self.process) == self.written:
+                return
+            ranks = [child for child in self.process.children() if child.status() != psutil.STATUS_ZOMBIE]
+            if stopping.alone or len(ranks) >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+                self.process.terminate()
+
+
+def _written(process: psutil.Process) -> int | None:
+    """What a process has written to files and pipes, in bytes."""
+    try:
+        return int(process.io_counters().write_chars)
+    except (AttributeError, psutil.Error, OSError):  # not Linux, or not allowed
+        return None
+
+
+def end_on_interrupt(words: str) -> None:
+    """From now on Ctrl-C ends the process at once with exit code 130, wherever it is; rank 0 says `words`.
+
+    A thread acts, woken by the interpreter's own handler: one in Python waits until a library has returned, and an
+    exception may be caught by one, or come up in the middle of an import. What is written is whole or not there.
+    """
+    read = signal_pipe()
+
+    def wait() -> None:
+        while signal.SIGINT not in os.read(read, 1):
+            pass
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"\n{words}\n".encode())  # past the lock of sys.stderr
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    threading.Thread(target=wait, name="interrupts", daemon=True).start()
+
+
+def end_at_once() -> None:
+    """Until there is something to save, SIGTERM and Ctrl-C end the process wherever it is.
+
+    Composer's import sets a handler in Python (core/engine.py), which does not run while a rank waits for others.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def let_rank_0_end_first() -> None:
+    """Keep a failed rank that has nothing to say until the launcher ends it, which it does once rank 0 has ended.
+
+    The first rank that ends has all others killed, and the launcher's exit code is that of the first rank in order.
+    """
+    end_at_once()
+    time.sleep(WAIT_FOR_RANK_0_S)
+
+
+def leave_signals_to_parent(worker: int) -> None:
+    """For loader workers: what reaches the whole process group is the main process's to handle, which ends them.
+
+    A second SIGTERM, which the loader sends to a worker that hangs, ends it.
+    """
+
+    def ignore_once(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.set_wakeup_fd(-1)  # its pipe is the main process's
+    signal.signal(signal.SIGTERM, ignore_once)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _follow_parent() -> None:
+    """Get SIGTERM when the parent ends (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

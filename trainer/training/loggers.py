@@ -1,0 +1,65 @@
+"""TensorBoard and Weights & Biases, as a config asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from composer.loggers import LoggerDestination
+from composer.utils import dist
+
+from dataengine.config.schema import Config, WandbConfig
+from trainer.training.wandb_run import open_wandb
+
+
+class TensorBoard(LoggerDestination):
+    """Event files in a folder; what an earlier process wrote of more than `first` steps is shown no more.
+
+    Composer's own logger cannot leave those out, so a curve goes back and forth after each resume.
+    """
+
+    def __init__(self, folder: Path, first: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = None
+        if dist.get_global_rank() == 0:
+            self._writer = SummaryWriter(str(folder), purge_step=first + 1)  # rows are numbered by the steps done
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Write what is a number."""
+        if self._writer is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, global_step=step)
+
+    def post_close(self) -> None:
+        """Write what waits."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class WeightsAndBiases(LoggerDestination):
+    """A run of W&B. Composer's own logger needs a wandb from before 2025."""
+
+    def __init__(self, config: Config, settings: WandbConfig, folder: Path, first: int) -> None:
+        self._run: Any = open_wandb(config, settings, folder, first) if dist.get_global_rank() == 0 else None
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Send; W&B leaves out steps that it has already."""
+        if self._run is not None and step is not None:
+            self._run.log(metrics, step=step)
+
+    def post_close(self) -> None:
+        """Send what waits."""
+        if self._run is not None:
+            self._run.finish()
+
+
+def make_loggers(config: Config, folder: Path, first: int) -> list[LoggerDestination]:
+    """The loggers of a run that has trained `first` steps, with their files in its folder."""
+    loggers: list[LoggerDestination] = []
+    if config.train.tensorboard:
+        loggers.append(TensorBoard(folder / "tensorboard", first))
+    if config.train.wandb is not None:
+        loggers.append(WeightsAndBiases(config, config.train.wandb, folder, first))
+    return loggers

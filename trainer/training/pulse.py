@@ -1,0 +1,232 @@
+"""Each rank says over the rendezvous store where it stands, so that one that hangs, fails or dies ends the others soon.
+
+A collective cannot say who is missing, and its timeout must outlast an outage of a bucket, which one rank may wait for
+while the others wait for it. Here a rank that waits for its batch has that long, and one that computes has STUCK_S. A
+thread of each rank writes its state every BEAT_S; that of rank 0 judges all of them. Every rank ends by the verdict,
+whatever its main thread waits for. Time in which a process is suspended (Ctrl-Z, a scheduler, a machine that is paused)
+does not count. Needs no Composer.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import platform
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from dataengine.errors import InputError, describe_disk, message_of
+from trainer.run.ranks import Group
+from trainer.training.spikes import BadStepError
+
+BEAT_S = 5.0
+LOST_S = 120.0  # without a beat: the process, its machine or the network is gone, or stands still
+STUCK_S = 600.0  # at one place of a step, such as a microbatch
+GRACE_S = 5.0  # for a rank that has heard of a failure by itself, and for rank 0 to speak first
+
+_VERDICT = "pulse/verdict"
+_PAUSES = 6  # beats that are missing: this process was suspended, perhaps with all others, and judges anew
+_PLACES = 4  # and ranks of each, that a message names
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a rank stands."""
+
+    place: int = 0  # how many places it has passed; equal numbers on two ranks are the same place
+    doing: str = "starting"
+    since_s: float = 0.0
+    patience_s: float = STUCK_S
+    pid: int = 0
+    node: str = ""
+    line: str = ""  # of Python, where its main thread is
+    ended: bool = False
+
+
+class _Place(NamedTuple):
+    """Where this rank stands, and since when."""
+
+    number: int
+    doing: str
+    since: float  # time.monotonic()
+    patience_s: float
+
+
+def judge(states: Sequence[State], silent_s: Sequence[float]) -> str | None:
+    """Which ranks the others wait for in vain, and what to do; None while all is well.
+
+    `silent_s`: seconds since each rank's last beat.
+    """
+    running = {rank: state for rank, state in enumerate(states) if not state.ended}
+    lost = {rank: state for rank, state in running.items() if silent_s[rank] > LOST_S}
+    if lost:
+        seconds = max(silent_s[rank] for rank in lost)
+        return (
+            f"nothing was heard of {_names(lost)} for {seconds:.0f} s. The process was killed (look for the kernel's "
+            "out-of-memory killer: dmesg), or its machine or the network is down. The same command resumes."
+        )
+    last = min((state.place for state in running.values()), default=0)
+    behind = {rank: state for rank, state in running.items() if state.place == last}
+    stuck = {rank: state for rank, state in behind.items() if state.since_s > state.patience_s}
+    if not stuck:
+        return None
+    first = next(iter(stuck.values()))
+    if len(behind) == len(running):
+        return (
+            f"no rank has gone on for {first.since_s:.0f} s, all are {first.doing}, at {_lines(running)}. If these are "
+            "one line, check the network between the nodes and the GPUs (nvidia-smi). The same command resumes."
+        )
+    return (
+        f"{_names(stuck)} did not go on for {first.since_s:.0f} s while {first.doing}, at {first.line}, and the other "
+        "ranks wait. The same command resumes; if it hangs there again, look at that process (py-spy dump --pid "
+        "PID), its GPU and its disk."
+    )
+
+
+def _names(ranks: Mapping[int, State]) -> str:
+    return " and ".join(f"rank {rank} (process {state.pid} on {state.node})" for rank, state in ranks.items())
+
+
+def _lines(ranks: Mapping[int, State]) -> str:
+    """Where ranks are, the rarest place first: the others may wait for those there."""
+    places: dict[str, list[str]] = {}
+    for rank, state in ranks.items():
+        places.setdefault(state.line, []).append(f"{rank} on {state.node}")
+    found = sorted(places.items(), key=lambda place: len(place[1]))[:_PLACES]
+    return "; ".join(
+        f"{line} (rank {', '.join(names[:_PLACES])}{' ...' * (len(names) > _PLACES)})" for line, names in found
+    )
+
+
+def _line() -> str:
+    """Where the main thread is, in Python."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})" if frame else "?"
+
+
+class Pulse:
+    """The thread of this rank. Inside of the block an exception of one rank ends all; alone there is nobody to tell."""
+
+    def __init__(self, group: Group, outage_limit_s: float) -> None:
+        self._group, self._outage_limit_s = group, outage_limit_s
+        self._now = _Place(0, "", 0.0, 0.0)
+        self._ended = threading.Event()
+        self._beating = threading.Lock()
+        self._beaten = self._judged = self._awake = time.monotonic()
+        self._heard: dict[int, tuple[bytes, float]] = {}  # each rank's last beat, and when it came
+        self.at("starting", may_wait=True)
+
+    def at(self, doing: str, *, may_wait: bool = False) -> None:
+        """Say that this rank has come to the next place, the same one on all ranks.
+
+        `may_wait`: whether it may wait for a bucket or a slow disk there.
+        """
+        patience_s = STUCK_S + (self._outage_limit_s if may_wait else 0.0)
+        self._now = _Place(self._now.number + 1, doing, time.monotonic(), patience_s)  # at once: the thread reads it
+
+    def __enter__(self) -> Pulse:
+        """Begin, on all ranks together."""
+        if self._group.size > 1:
+            self._store = self._group.connect(LOST_S)
+            self._beat()
+            self._group.gather(None)  # from here on all have a state
+            threading.Thread(target=self._work, name="pulse", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End; tell the others why, if it is for an error."""
+        if error is not None:
+            self.fail(error)
+        self.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others why this rank ends, and end; what it still uploads is nothing that they wait for."""
+        if self._group.size > 1 and not self._ended.is_set():
+            with suppress(RuntimeError):
+                self._store.compare_set(_VERDICT, "", pickle.dumps(_verdict(self._group.rank, error)).hex())
+        self.close()
+
+    def close(self) -> None:
+        """End: no rank waits for this one any more."""
+        if self._group.size > 1 and not self._ended.is_set():
+            self._ended.set()
+            with suppress(RuntimeError):
+                self._beat()
+
+    def _work(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            try:
+                self._beat()
+                verdict = self._verdict()
+            except RuntimeError:  # of the store, which rank 0 holds
+                verdict = 1, f"rank 0, which the others meet at ({self._group.address}), is gone or does not answer"
+            if verdict is not None:
+                self._end(*verdict)
+
+    def _beat(self) -> None:
+        with self._beating:  # the beat that says that this rank has ended is the last one
+            now, place = time.monotonic(), self._now
+            if now - self._beaten > _PAUSES * BEAT_S:
+                self._awake = now
+            self._beaten = now
+            since_s = now - max(place.since, self._awake)
+            state = State(
+                place.number, place.doing, since_s, place.patience_s, os.getpid(), platform.node(), _line(),
+                self._ended.is_set(),
+            )  # fmt: skip
+            self._store.set(f"pulse/{self._group.rank}", pickle.dumps((now, state)))
+
+    def _verdict(self) -> tuple[int, str] | None:
+        """Exit code and words; rank 0 judges first."""
+        if self._group.rank == 0 and (words := self._judge()) is not None:
+            self._store.compare_set(_VERDICT, "", pickle.dumps((1, words)).hex())
+        if not self._store.check([_VERDICT]):
+            return None
+        found: tuple[int, str] = pickle.loads(bytes.fromhex(self._store.get(_VERDICT).decode()))
+        return found
+
+    def _judge(self) -> str | None:
+        now = time.monotonic()
+        if now - self._judged > _PAUSES * BEAT_S:
+            self._heard.clear()
+        self._judged = now
+        beats = self._store.multi_get([f"pulse/{rank}" for rank in range(self._group.size)])
+        for rank, beat in enumerate(beats):
+            if self._heard.get(rank, (b"", 0.0))[0] != beat:
+                self._heard[rank] = bytes(beat), now
+        states = [pickle.loads(beat)[1] for beat in beats]
+        return judge(states, [now - self._heard[rank][1] for rank in range(self._group.size)])
+
+    def _end(self, code: int, words: str) -> None:
+        """End this process, unless its main thread does so."""
+        if self._ended.wait(GRACE_S):
+            return
+        print(f"error: {words}", file=sys.stderr, flush=True)
+        for process in multiprocessing.active_children():
+            process.kill()
+        time.sleep(2 * BEAT_S if self._group.rank == 0 else 0)  # the store must live until all have read
+        os._exit(code)
+
+
+def _verdict(rank: int, error: BaseException) -> tuple[int, str]:
+    """Exit code and words for an error that a rank ends with."""
+    name = f"rank {rank} on {platform.node()}"
+    if isinstance(error, InputError):
+        return 2, f"{name}: {message_of(error)}"
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code, f"{name} was asked to end"
+    if isinstance(error, BadStepError):
+        return 3, f"{name}: {error}"
+    if (words := describe_disk(error)) is not None:
+        return 2, f"{name}: {words}"
+    return 1, f"{name} failed: {type(error).__name__}: {error}"

@@ -1,0 +1,96 @@
+"""Losses and gradients of a step once more, on one process and without Composer's loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from dataengine.config.schema import Config
+from dataengine.mds.writer import COLUMN
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.rates import Settings
+from trainer.checkpoints.find import Checkpoint
+from trainer.checkpoints.load import load_checkpoint
+from trainer.model.composer_model import TranslationModel, build_model
+from trainer.model.optimizer import apply_settings, make_optimizer
+from trainer.training.determinism import make_deterministic
+
+
+class Recomputation:
+    """The model and the optimizer of a checkpoint, or new ones."""
+
+    def __init__(self, config: Config, manifest: Manifest, checkpoint: Checkpoint | None, step: int) -> None:
+        """The checkpoint's files are in its folder; any number of ranks wrote them. Its names are Composer's.
+
+        `step` is the first one to be trained.
+        """
+        if config.train.deterministic:
+            make_deterministic()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._config, self._step = config.train, step
+        self._model: TranslationModel = build_model(config.model, manifest, config.train).to(device)
+        self._optimizer = make_optimizer(self._model, config.train, fused=device == "cuda")
+        if checkpoint is None:
+            return
+        weights = get_model_state_dict(self._model)
+        moments = get_optimizer_state_dict(self._model, self._optimizer)
+        load_checkpoint({"state": {"model": weights, "optimizers": {"AdamW": moments}}}, checkpoint, no_dist=True)
+        set_model_state_dict(self._model, weights)
+        set_optimizer_state_dict(self._model, self._optimizer, moments)
+
+    def train(self, tokens: NDArray[np.int64], settings: Settings) -> None:
+        """Train on the batch of the next step, shape (batch_size, seq_len + 1)."""
+        apply_settings(self._optimizer, settings, self._step)
+        self.measure(tokens)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.train.clip_norm)
+        self._optimizer.step()
+        self._step += 1
+
+    def skip(self) -> None:
+        """Pass over the next step, which was not trained on."""
+        self._step += 1
+
+    def measure(self, tokens: NDArray[np.int64]) -> tuple[Sequence[float], float]:
+        """The loss of each sample of a batch, and the norm of the batch's gradient, which is left in the model."""
+        self._model.zero_grad()
+        device = next(self._model.parameters()).device
+        microbatch = 1 if self._config.microbatch_size == "auto" else self._config.microbatch_size
+        losses: list[float] = []
+        for part in torch.from_numpy(tokens).to(device).split(microbatch):
+            share, on_gpu = len(part) / len(tokens), device.type == "cuda"
+            with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+                each = pass_in_bf16(self._model, part, share) if on_gpu else _Pass(self._model)(part, share)
+            losses += each.tolist()
+        gradients: list[Tensor] = [p.grad for p in self._model.parameters() if p.grad is not None]
+        return losses, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+
+
+class _Pass(nn.Module):
+    """Forward and backward pass of a microbatch."""
+
+    def __init__(self, model: TranslationModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, part: Tensor, share: float) -> Tensor:
+        """Add the gradient of a share of the mean loss; return the loss of each sample. (b, seq_len + 1) -> (b,)."""
+        mean, each = self.model({COLUMN: part})
+        (mean * share).backward()
+        return cast(Tensor, each)
+
+
+def pass_in_bf16(model: TranslationModel, part: Tensor, share: float) -> Tensor:
+    """The same with weights, and what lies between layers, in bf16, as FSDP has them on CUDA; gradients are fp32."""
+    weights = {f"model.{name}": parameter.bfloat16() for name, parameter in model.named_parameters()}
+    return cast(Tensor, torch.func.functional_call(_Pass(model), weights, (part, share)))
