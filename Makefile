@@ -23,10 +23,11 @@ study: $(INSTALLED) ## all settings and open questions in miniature, with a repo
 chaos: $(INSTALLED) ## break it on purpose: SEEDS=20 experiments with random kills, damage and outages (10 to 20 minutes)
 	$(BIN)/python -m tests.chaos.chaos --seeds $(or $(SEEDS),20) --first $(or $(FIRST),1)
 
-lint: $(INSTALLED) ## ruff and mypy
+lint: $(INSTALLED) ## ruff, mypy, and which packages may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
 
 bench: $(INSTALLED) ## run the benchmarks in their quick form
 	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done

@@ -29,8 +29,10 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from transformers.utils import logging as transformers_log  # noqa: E402
 
 from dataengine.text.pairs import translation_in  # noqa: E402
-from dataengine.text.tokenizers.load import Tokenizer, load_tokenizer  # noqa: E402
-from trainer.evaluation.decode import Decoding, EndOfLine, Prompts, Translator, choose_shots, make_prompts, plan_batches  # noqa: E402
+from dataengine.text.tokenizers.base import Tokenizer  # noqa: E402
+from dataengine.text.tokenizers.load import load_tokenizer  # noqa: E402
+from trainer.evaluation.decode import Decoding, EndOfLine, Translator, plan_batches  # noqa: E402
+from trainer.evaluation.prompts import Prompts, choose_shots, make_prompts  # noqa: E402
 
 BATCH_TOKENS = 16_384
 ROWS = {"generate_cpu": (1, 0), "generate_beam_cpu": (5, 0), "generate_5shot_cpu": (1, 5)}  # beams, shots

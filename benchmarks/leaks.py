@@ -91,7 +91,7 @@ def write_source(path: Path, megabytes: int) -> None:
     """Real documents again and again, each with a number of its own."""
     import orjson
 
-    from dataengine.records.read import read_lines
+    from dataengine.records.lines import read_lines
 
     texts = [orjson.loads(line)["text"] for line in read_lines(DATA / "mono.en.jsonl.zst")]
     with path.open("wb") as file:

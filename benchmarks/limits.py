@@ -85,7 +85,7 @@ def texts(count: int) -> list[str]:
     """Real documents, again and again."""
     import orjson
 
-    from dataengine.records.read import read_lines
+    from dataengine.records.lines import read_lines
 
     found = [orjson.loads(line)["text"] for line in read_lines(DATA / "mono.en.jsonl.zst")]
     return [found[number % len(found)] for number in range(count)]
@@ -94,7 +94,7 @@ def texts(count: int) -> list[str]:
 def build_config(path: Path) -> Made:
     """The build of a config, in this process."""
     from dataengine.build.build import build
-    from dataengine.config.schema import load_config
+    from dataengine.config.load import load_config
 
     return lambda: build(load_config(path), workers=1)
 
@@ -124,8 +124,8 @@ def plan(folder: Path, size: int) -> Made:
 
 def order(folder: Path, size: int) -> Made:
     """What a rank does with a manifest before its first step."""
-    from dataengine.mds.writer import Shard, StoredFile, shard_name
-    from dataengine.schedule.manifest import Manifest, Stream, read_manifest
+    from dataengine.mds.types import Shard, StoredFile, Stream, shard_name
+    from dataengine.schedule.manifest import Manifest, read_manifest
     from dataengine.schedule.slots import Stage
 
     per_stream = max(4096, size // 50 // 4096 * 4096)
@@ -174,8 +174,8 @@ def shards(folder: Path, size: int) -> Made:
 
 def read(folder: Path, size: int) -> Made:
     """Go through a run's loader."""
-    from dataengine.config.schema import load_config
-    from dataengine.storage.atomic import open_store
+    from dataengine.config.load import load_config
+    from dataengine.storage.open import open_store
     from trainer.data.dataset import ScheduledDataset
     from trainer.data.shard_cache import ShardCache
 
@@ -184,7 +184,7 @@ def read(folder: Path, size: int) -> Made:
     config = load_config(path)
 
     def work() -> None:
-        from dataengine.build.build import experiment_url
+        from dataengine.build.experiment import experiment_url
         from dataengine.schedule.manifest import read_manifest
 
         manifest = read_manifest(experiment_url(config))

@@ -101,8 +101,9 @@ def write_stream(folder: Path, samples: int) -> None:
     """Write a stream of random ids and its manifest."""
     import hashlib
 
+    from dataengine.mds.types import Stream
     from dataengine.mds.writer import ShardFormat, encode_index, write_shards
-    from dataengine.schedule.manifest import Manifest, Stream
+    from dataengine.schedule.manifest import Manifest
     from dataengine.schedule.slots import Stage
 
     ids = np.random.default_rng(0).integers(0, 32_000, (samples, WIDTH)).astype(np.uint16)
@@ -125,7 +126,7 @@ def write_stream(folder: Path, samples: int) -> None:
 def ours(folder: Path) -> Any:
     """Our dataset."""
     from dataengine.schedule.manifest import read_manifest
-    from dataengine.storage.atomic import open_store
+    from dataengine.storage.open import open_store
     from trainer.data.dataset import ScheduledDataset
     from trainer.data.shard_cache import ShardCache
 
@@ -150,7 +151,7 @@ class MemmapDataset:
     """Rows of mapped shards in a permutation."""
 
     def __init__(self, folder: Path) -> None:
-        from dataengine.mds.writer import map_shard
+        from dataengine.mds.reader import map_shard
 
         paths = sorted((folder / "stream").glob("*.mds"))
         self._shards = [map_shard(path, WIDTH, np.dtype(np.uint16)) for path in paths]

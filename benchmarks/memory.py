@@ -16,7 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from dataengine.config.schema import ModelConfig, load_config  # noqa: E402
+from dataengine.config.load import load_config  # noqa: E402
+from dataengine.config.training import ModelConfig  # noqa: E402
 from dataengine.schedule.manifest import Manifest  # noqa: E402
 from dataengine.schedule.slots import Stage  # noqa: E402
 from trainer.model.memory import fake_step_bytes, step_bytes  # noqa: E402

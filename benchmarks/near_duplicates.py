@@ -31,11 +31,12 @@ sys.path.insert(0, str(ROOT))
 import orjson  # noqa: E402
 import rensa  # noqa: E402
 
-from dataengine.build.build import clean_stream, prepare, run_rounds  # noqa: E402
 from dataengine.build.executors import LocalEngine  # noqa: E402
-from dataengine.cleaning.near_duplicates import PERMUTATIONS, shingle_texts  # noqa: E402
-from dataengine.config.schema import load_config  # noqa: E402
-from dataengine.storage.atomic import open_store  # noqa: E402
+from dataengine.build.prepare import prepare  # noqa: E402
+from dataengine.build.rounds import clean_stream, run_rounds  # noqa: E402
+from dataengine.cleaning.minhash import PERMUTATIONS, shingle_texts  # noqa: E402
+from dataengine.config.load import load_config  # noqa: E402
+from dataengine.storage.open import open_store  # noqa: E402
 from dataengine.tables import table  # noqa: E402
 
 THRESHOLD = 0.8

@@ -26,22 +26,11 @@ import zstandard
 from numpy.typing import NDArray
 
 from dataengine.characters import without_invisible
-from dataengine.cleaning.rules.pairs import (
-    DENSE_SCRIPTS,
-    PAIR_RULES,
-    TERMINALS,
-    PairRules,
-    check_pairs,
-    digits_differ,
-    few_digits_in_common,
-    find_links,
-    fold,
-    has_markup,
-    repeats,
-    script_ranges,
-    scripts_of,
-    without_arguments,
-)
+from dataengine.cleaning.rules.columns import fold
+from dataengine.cleaning.rules.digits import digits_differ, few_digits_in_common, without_arguments
+from dataengine.cleaning.rules.pairs import PAIR_RULES, TERMINALS, check_pairs, find_links, has_markup, repeats
+from dataengine.cleaning.rules.scripts import DENSE_SCRIPTS, script_ranges, scripts_of
+from dataengine.cleaning.rules.settings import PairRules
 
 BATCH = 1000
 

@@ -94,7 +94,7 @@ def record(file: Path, folder: Path, seeds: int) -> None:
 
 def write_configs(folder: Path) -> Iterator[tuple[str, Path]]:
     """Name and config of each schedule; their streams are in one store."""
-    from dataengine.records.read import read_lines
+    from dataengine.records.lines import read_lines
 
     pairs = list(read_lines(DATA / "en-zh.train.jsonl.zst"))
     for name, count in (("small", 60), ("eight", 12)):
@@ -124,12 +124,12 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
     import torch
 
     from dataengine.build.build import build
-    from dataengine.config.schema import load_config
+    from dataengine.config.load import load_config
     from dataengine.mds.writer import COLUMN
     from dataengine.schedule.rates import planned_settings
     from trainer.model.composer_model import build_model
     from trainer.model.optimizer import apply_settings, make_optimizer
-    from trainer.replay import Batches
+    from trainer.training.replay import Batches
 
     torch.set_num_threads(1)
     config = load_config(path, [f"seed={seed}"])

@@ -33,16 +33,21 @@ from composer import Callback, Logger, State  # noqa: E402
 from composer.utils import dist  # noqa: E402
 
 from dataengine.build.build import build  # noqa: E402
-from dataengine.config.schema import Config, load_config  # noqa: E402
+from dataengine.config.load import load_config  # noqa: E402
+from dataengine.config.schema import Config  # noqa: E402
 from dataengine.schedule.manifest import Manifest  # noqa: E402
 from trainer.model.composer_model import TranslationModel, build_model  # noqa: E402
 from trainer.model.flops import device_peak, flops_per_token  # noqa: E402
 from trainer.model.microbatch import choose_microbatch  # noqa: E402
 from trainer.model.optimizer import OptimizerSettings, make_optimizer  # noqa: E402
-from trainer.preflight.check import Ranks, num_parameters  # noqa: E402
+from trainer.model.sizes import num_parameters  # noqa: E402
 from trainer.run.folder import open_run  # noqa: E402
-from trainer.training.callbacks.step_log import ClipGradients, StopRequest  # noqa: E402
-from trainer.training.session import Beginning, end_workers, make_trainer  # noqa: E402
+from trainer.run.ranks import Ranks  # noqa: E402
+from trainer.training.callbacks.gradients import ClipGradients  # noqa: E402
+from trainer.training.callbacks.stop import StopRequest  # noqa: E402
+from trainer.training.composer_trainer import make_trainer  # noqa: E402
+from trainer.training.resume import Beginning  # noqa: E402
+from trainer.training.session import end_workers  # noqa: E402
 
 COMMON = {
     "tokenizer": str(ROOT / "demo/data/tokenizer.model"),

@@ -7,21 +7,27 @@ import difflib
 import os
 import re
 import select
-import shlex
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from dataengine.characters import escape_controls
+from dataengine.commands.build import build_command, finalize_command, worker_command
+from dataengine.commands.common import (
+    choose_streams,
+    command_again,
+    load_experiment,
+    parse_slice,
+    parse_steps,
+    read_built_manifest,
+    read_experiment_manifest,
+    show,
+)
 from dataengine.errors import InputError, note, run_command
-from dataengine.tables import table
 
 if TYPE_CHECKING:
-    from dataengine.build.build import BuildResult, Preparation
-    from dataengine.build.executors import Engine, OthersNotDoneError
+    from dataengine.build.prepare import Preparation
     from dataengine.config.schema import Config
     from dataengine.schedule.manifest import Manifest
 
@@ -127,7 +133,7 @@ def _make_parser() -> argparse.ArgumentParser:
         return made
 
     build = command(
-        "build", _build, "sources -> streams of MDS shards -> manifest",
+        "build", build_command, "sources -> streams of MDS shards -> manifest",
         "Build the streams that an experiment's stages draw from, and its manifest. What is already built is taken up "
         "as it is: a killed build goes on where it stopped, a second build does nothing, and experiments that define a "
         f"stream alike share it. The bytes do not depend on the engine or the number of workers. {_STORES}",
@@ -148,7 +154,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     worker = command(
-        "worker", _worker, "one slice of a build, for a job array",
+        "worker", worker_command, "one slice of a build, for a job array",
         "Run one slice of a build's units of work: the same command with another --slice on each machine (Slurm array, "
         "Kubernetes indexed job, spark foreach), all on one store. Between rounds a worker waits for the other slices. "
         "Then `dataengine finalize` publishes the streams and the manifest.",
@@ -161,7 +167,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_workers(worker)
     finalize = command(
-        "finalize", _finalize, "publish what workers built",
+        "finalize", finalize_command, "publish what workers built",
         "Publish the streams and the manifest once every unit is done; runs none itself, and names the slices that "
         "are not done.",
         "finalize yamls/uni_en_zh.yaml --slices 64 store=s3://bucket/store",
@@ -257,150 +263,15 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _show(text: str) -> None:
-    """Print what a command found; what it quotes of files cannot command the terminal."""
-    print(escape_controls(text))
-
-
-# The commands import what they need themselves, so that --help answers at once.
-
-
-def _load(options: argparse.Namespace) -> tuple[Config, int]:
-    """The config, and the number of workers."""
-    from dataengine.build.executors import default_workers
-    from dataengine.config.schema import load_config
-
-    config = load_config(options.config, options.overrides)
-    return config, getattr(options, "workers", None) or default_workers()
-
-
-def _again(options: argparse.Namespace, command: str, *more: str) -> str:
-    """Another command about the same experiment, to be typed next."""
-    return shlex.join(["dataengine", command, options.config, *more, *options.overrides])
-
-
-def _read_manifest(options: argparse.Namespace, config: Config) -> Manifest:
-    """The manifest of an experiment that is built."""
-    from dataengine.build.build import experiment_url
-    from dataengine.schedule.manifest import read_manifest
-    from dataengine.storage.atomic import open_store
-
-    if open_store(config.store).size(f"experiments/{config.name}/manifest.json") is None:
-        raise InputError(f"'{config.name}' is not built in {config.store}. Build it first: {_again(options, 'build')}")
-    return read_manifest(experiment_url(config))
-
-
-def _read_built(options: argparse.Namespace, config: Config) -> Manifest:
-    """The manifest of an experiment that is built as its config stands now."""
-    from dataengine.build.agreement import build_differences, read_built_config
-    from dataengine.storage.atomic import open_store
-
-    manifest = _read_manifest(options, config)
-    built = read_built_config(open_store(config.store), config.name)
-    if changed := build_differences(config, built, manifest):
-        keys = ", ".join(one.key for one in changed)
-        plain = [one for one in changed if isinstance(one.then, int | float | str) and one.key != "tokenizer"]
-        then = shlex.join(f"{one.key}={one.then}" for one in plain)
-        words = f", or give those that it was built with: {then}" if len(plain) == len(changed) else ""
-        raise InputError(
-            f"'{config.name}' was built with other settings ({keys}). "
-            f"Build it as they are now: {_again(options, 'build')}{words}"
-        )
-    return manifest
-
-
-def _build(options: argparse.Namespace) -> None:
-    from dataengine.build.build import build, prepare
-    from dataengine.build.executors import LocalEngine, RayEngine
-    from dataengine.config.schema import parse_count
-    from dataengine.schedule.stages import budget_steps, idle_streams
-    from dataengine.storage.atomic import open_store
-
-    config, workers = _load(options)
-    if options.dry_run:
-        from dataengine.commands.estimate import describe_estimate
-
-        sample = parse_count(options.sample_bytes or "4M")
-        if not isinstance(sample, int) or sample < 1:
-            raise InputError(f"--sample {options.sample_bytes} is not a number of bytes, such as 4M")
-        _show(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
-        _note_missing_sets(config)
-        return
-    engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
-    result = build(config, workers=workers, engine=engine)
-    _show(describe_build(result))
-    for words in idle_streams(config.stages, result.manifest.schedule.own_stages, config.lanes):
-        note(words)
-    steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
-    if total is not None and steps < total:
-        note(f"the stages take {steps:,} of the budget's {total:,} steps")
-    _note_missing_sets(config)
-
-
-def _note_missing_sets(config: Config) -> None:
-    """Say which evaluation sets do not exist yet."""
-    from pathlib import Path
-
-    from dataengine.storage.s3_client import is_url
-
-    for name, sets in (("dev", config.evaluate.dev), ("test", config.evaluate.test)):
-        for direction, place in sets.items():
-            for path in [place] if isinstance(place, str) else place.values():
-                if not is_url(path) and not Path(path).exists():
-                    note(f"evaluate.{name}.{direction} is {path}, which does not exist yet")
-
-
-def _worker(options: argparse.Namespace) -> None:
-    from dataengine.build.build import work
-    from dataengine.build.executors import OthersNotDoneError, SliceEngine
-
-    config, workers = _load(options)
-    number, slices = _parse_slice(options.slice)
-    try:
-        work(config, SliceEngine(number, slices, workers, options.wait))
-    except OthersNotDoneError as waits:
-        again = _again(options, "worker", "--slice", options.slice)
-        print(
-            f"slice {options.slice} has done its part of {waits.title} and waits for {_left(waits, slices)}. "
-            f"When they are done, start this one again: {again}",
-            file=sys.stderr,
-        )
-        sys.exit(3)
-    print(f"slice {options.slice} is done with all its units. When all slices are: "
-          f"{_again(options, 'finalize', '--slices', str(slices))}")  # fmt: skip
-
-
-def _finalize(options: argparse.Namespace) -> None:
-    from dataengine.build.build import build
-    from dataengine.build.executors import FinishedEngine, OthersNotDoneError
-
-    config, _ = _load(options)
-    try:
-        _show(describe_build(build(config, engine=FinishedEngine(options.slices or 1))))
-    except OthersNotDoneError as waits:
-        left = _left(waits, options.slices) if options.slices else _units(sum(waits.left.values()))
-        raise InputError(
-            f"{waits.title} is not finished; to be done: {left}. Start their workers again, or do the rest here: "
-            f"{_again(options, 'build')}"
-        ) from None
-
-
-def _left(waits: OthersNotDoneError, slices: int) -> str:
-    """Which slices have units left, in words."""
-    return ", ".join(f"slice {number + 1}/{slices} ({_units(count)})" for number, count in sorted(waits.left.items()))
-
-
-def _units(count: int) -> str:
-    return f"{count:,} unit{'s' if count > 1 else ''}"
-
-
 def _score(options: argparse.Namespace) -> None:
     from dataengine.commands.score import score_streams
 
-    config, workers = _load(options)
-    number, slices = _parse_slice(options.slice)
-    names = _names(config, options.stream, [name for name in config.streams_in_use if config.streams[name].scores])
-    _show(
+    config, workers = load_experiment(options)
+    number, slices = parse_slice(options.slice)
+    names = choose_streams(
+        config, options.stream, [name for name in config.streams_in_use if config.streams[name].scores]
+    )
+    show(
         score_streams(
             config, names, device=options.device, batch_size=options.batch_size, number=number, slices=slices,
             workers=workers,
@@ -409,29 +280,30 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    from dataengine.build.build import prepare, stream_notes
     from dataengine.build.executors import LocalEngine
+    from dataengine.build.prepare import prepare, stream_notes
     from dataengine.commands import inspect as inspect_module
-    from dataengine.storage.atomic import open_store
+    from dataengine.commands import inspect_samples
+    from dataengine.storage.open import open_store
 
-    config, workers = _load(options)
+    config, workers = load_experiment(options)
     if options.line is not None:
-        manifest = _read_built(options, config)
+        manifest = read_built_manifest(options, config)
         prepared = _prepare_sources(options, config, manifest)
         store, engine = open_store(config.store), LocalEngine(workers)
-        _show(inspect_module.describe_line(manifest, store, options.line, prepared, engine))
+        show(inspect_samples.describe_line(manifest, store, options.line, prepared, engine))
         return
-    names = _names(config, options.stream, list(config.streams_in_use))
+    names = choose_streams(config, options.stream, list(config.streams_in_use))
     if options.sample is not None:
         if len(names) != 1:
             raise InputError(f"--sample needs the --stream whose sample it is, one of {', '.join(names)}")
-        manifest = _read_built(options, config)
+        manifest = read_built_manifest(options, config)
         prepared = _prepare_sources(options, config, manifest)
-        current = inspect_module.current_names(prepared) if prepared else {}
-        _show(inspect_module.describe_sample(manifest, config, names[0], options.sample, current))
+        current = inspect_samples.current_names(prepared) if prepared else {}
+        show(inspect_samples.describe_sample(manifest, config, names[0], options.sample, current))
         return
     prepared = prepare(config, open_store(config.store))
-    _show(
+    show(
         inspect_module.describe_cleaning(
             prepared, LocalEngine(workers), names=names, reason=options.reason, count=options.count
         )
@@ -445,9 +317,9 @@ def _prepare_sources(options: argparse.Namespace, config: Config, manifest: Mani
 
     Says which streams were built of other sources.
     """
-    from dataengine.build.build import prepare
-    from dataengine.commands.inspect import changed_streams
-    from dataengine.storage.atomic import open_store
+    from dataengine.build.prepare import prepare
+    from dataengine.commands.inspect_samples import changed_streams
+    from dataengine.storage.open import open_store
 
     try:
         prepared = prepare(config, open_store(config.store))
@@ -457,7 +329,7 @@ def _prepare_sources(options: argparse.Namespace, config: Config, manifest: Mani
     if changed := changed_streams(manifest, prepared):
         note(
             f"the sources of {', '.join(changed)} changed since the build, and what is shown is as they were then. "
-            f"Build again: {_again(options, 'build')}"
+            f"Build again: {command_again(options, 'build')}"
         )
     return prepared
 
@@ -465,8 +337,8 @@ def _prepare_sources(options: argparse.Namespace, config: Config, manifest: Mani
 def _contamination(options: argparse.Namespace) -> None:
     from dataengine.commands.contamination import run_contamination
 
-    config, workers = _load(options)
-    _show(run_contamination(config, workers, options.count))
+    config, workers = load_experiment(options)
+    show(run_contamination(config, workers, options.count))
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -482,13 +354,13 @@ def _plan(options: argparse.Namespace) -> None:
 
     plan = load_plan(options.config, options.overrides)
     if options.diff:
-        _show(describe_difference(plan, load_plan(options.diff)))
+        show(describe_difference(plan, load_plan(options.diff)))
     elif options.steps:
-        first, last = _parse_steps(options.steps)
+        first, last = parse_steps(options.steps)
         for line in describe_steps(plan, first, last, options.text or 0):
-            _show(line)
+            show(line)
     else:
-        _show(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
+        show(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
     if options.plot:
         from dataengine.schedule.plot import plot_plan
 
@@ -499,14 +371,14 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _verify(options: argparse.Namespace) -> None:
     from dataengine.commands.verify import open_stream, verify
-    from dataengine.storage.atomic import open_store
+    from dataengine.storage.open import open_store
 
     if options.config.endswith((".yaml", ".yml")):
-        config, _ = _load(options)
-        store, streams = open_store(config.store), _read_manifest(options, config).streams
+        config, _ = load_experiment(options)
+        store, streams = open_store(config.store), read_experiment_manifest(options, config).streams
         remedy = (
             f"Remove the folders of the streams named here, and {store.url}/units (on a disk its files are the same "
-            f"ones), then build again: {_again(options, 'build')}"
+            f"ones), then build again: {command_again(options, 'build')}"
         )
     elif options.overrides:
         raise InputError(f"settings ({' '.join(options.overrides)}) go with a config; {options.config} is a folder")
@@ -526,98 +398,11 @@ def _verify(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from dataengine.commands.export import export
     from dataengine.mds.writer import ShardFormat
-    from dataengine.storage.atomic import open_store
+    from dataengine.storage.open import open_store
 
-    config, _ = _load(options)
-    manifest = _read_built(options, config)
-    first, last = _parse_steps(options.steps) if options.steps else (0, manifest.schedule.steps)
+    config, _ = load_experiment(options)
+    manifest = read_built_manifest(options, config)
+    first, last = parse_steps(options.steps) if options.steps else (0, manifest.schedule.steps)
     form = ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression)
     count = export(manifest, open_store(config.store), form, open_store(options.to), first, last)
     print(f"{count:,} samples of steps {first:,} to {last - 1:,} in {options.to} (plan {manifest.plan_id[:12]})")
-
-
-def _parse_slice(text: str) -> tuple[int, int]:
-    """The number of a slice, from 0, and the number of slices."""
-    number, _, slices = text.partition("/")
-    if not (number.isdecimal() and slices.isdecimal() and 1 <= int(number[:30]) <= int(slices[:30]) < 10**9):
-        raise InputError(f"--slice {text} is not of the form I/N with I from 1 to N, such as 3/8")
-    return int(number) - 1, int(slices)
-
-
-def _parse_steps(text: str) -> tuple[int, int]:
-    first, colon, last = text.partition(":")
-    if not (colon and first.isdecimal() and last.isdecimal() and len(first) < 30 and len(last) < 30):
-        raise InputError(f"--steps {text} is not of the form A:B, such as 0:3")
-    return int(first), int(last)
-
-
-def _names(config: Config, chosen: list[str] | None, usual: list[str]) -> list[str]:
-    """The streams that a command is about."""
-    for name in chosen or ():
-        if name not in config.streams_in_use:
-            raise InputError(f"--stream {name}: the stages use {', '.join(config.streams_in_use)}")
-    return chosen or usual
-
-
-def describe_build(result: BuildResult) -> str:
-    """A build's streams and stages as text tables."""
-    from dataengine.schedule.stages import stage_rows
-
-    manifest = result.manifest
-    if not result.new:
-        return f"nothing to do: {result.path} is up to date (plan {manifest.plan_id[:12]})"
-    records = [("stream", "records", "unusable", "dropped", "kept", "tokens", "samples", "remainder", "shards", "")]
-    for built in result.streams:
-        records.append(
-            (
-                built.stream.name,
-                f"{built.records:,}",
-                f"{sum(built.rejected.values()):,}",
-                f"{sum(built.dropped.values()):,}",
-                f"{built.kept:,}",
-                f"{built.tokens:,}",
-                f"{built.stream.samples:,}",
-                f"{built.remainder:,} tokens",
-                f"{len(built.stream.shards):,}",
-                "built" if built.new else "reused",
-            )
-        )
-    own = [built.stream.name for built in result.streams]
-    names = [*(stream.name for stream in manifest.streams if stream.name not in own), *own]  # a parent's come first
-    stages = [("stage", "steps", "predicted tokens", *names)]
-    for row in stage_rows(manifest.schedule):
-        tokens = row.steps * manifest.batch_size * manifest.seq_len
-        shares = [f"{row.drawn[name]:,} samples ({row.share(name)})" if name in row.drawn else "-" for name in names]
-        stages.append((row.name, f"{row.steps:,}", f"{tokens:,}", *shares))
-    reasons = [
-        f"{built.stream.name}: {count:,} {word}: {reason}"
-        for built in result.streams
-        for word, counts in (("unusable", built.rejected), ("dropped", built.dropped))
-        for reason, count in Counter(counts).most_common()
-    ]
-    reasons += [
-        f"{built.stream.name}: {count:,} {words}"
-        for built in result.streams
-        for count, words in (
-            (built.unknown, "unknown tokens: text that the tokenizer does not know"),
-            (built.vanished, "characters vanished: the tokenizer has no token for them"),
-        )
-        if count
-    ]
-    store = result.path.rpartition("/experiments/")[0]
-    rejects = [
-        f"{built.stream.name}: unusable records with files and lines: {store}/{built.rejects}"
-        for built in result.streams
-        if built.rejects
-    ]
-    return "\n".join(
-        [
-            *table(records),
-            *reasons,
-            *rejects,
-            "",
-            *table(stages),
-            "",
-            f"manifest {result.path} (plan {manifest.plan_id[:12]}) in {result.seconds:.1f} s",
-        ]
-    )

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from dataengine.schedule.manifest import read_manifest
 from trainer.run.step_log import read_log
 

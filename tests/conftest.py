@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 
-from dataengine.config.schema import Config, load_config
-from dataengine.records.read import RecordFormat, read_lines, read_records, whole_file
+from dataengine.config.load import load_config
+from dataengine.config.schema import Config
+from dataengine.records.lines import read_lines
+from dataengine.records.parts import whole_file
+from dataengine.records.read import read_records
+from dataengine.records.types import RecordFormat
 
 # No test fails because its machine is slow.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -43,6 +49,14 @@ def _signals() -> Iterator[None]:
     signal.set_wakeup_fd(-1)
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
+
+
+def set_everywhere(patch: pytest.MonkeyPatch, module: ModuleType, name: str, value: object) -> None:
+    """Set a module's name for a test, in the module and in all modules that import it."""
+    own = getattr(module, name)
+    for place in list(sys.modules.values()):
+        if place.__name__.partition(".")[0] in ("dataengine", "trainer") and vars(place).get(name) is own:
+            patch.setattr(place, name, value)
 
 
 @pytest.fixture(scope="session")

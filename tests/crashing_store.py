@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataengine.storage.atomic import Store
+from dataengine.storage.store import Store
 
 # Each moment: what is done, a part of the file's key, and whether it is done before the process dies.
 MOMENTS = {

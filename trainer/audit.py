@@ -19,11 +19,12 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from dataengine.errors import InputError, run_command
 from dataengine.mds.provenance import StreamProvenance
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.atomic import open_store, output_file
+from dataengine.storage.atomic import output_file
+from dataengine.storage.open import open_store
 from dataengine.tables import table
 from trainer.checkpoints.find import complete_checkpoints
 from trainer.run.folder import local_folder, read_run_manifest

@@ -60,7 +60,7 @@ def ours(job: Job) -> Contender:
     import sentencepiece  # noqa: F401
 
     from dataengine.build.build import build
-    from dataengine.config.schema import load_config
+    from dataengine.config.load import load_config
 
     stream = {"pairs": job.pairs, "directions": ["en-zh"]} if job.pairs else {"documents": job.documents}
     Path(job.out).mkdir()

@@ -19,7 +19,8 @@ from matplotlib import pyplot as plt
 
 from dataengine.storage.atomic import write_file
 from trainer.reporting import figures
-from trainer.reporting.runs import TrainedRun, read_runs
+from trainer.reporting.read import read_runs
+from trainer.reporting.runs import TrainedRun
 from trainer.reporting.tables import Cell, Row, Table, markdown
 
 PAIR_DIRECTIONS = ("en-zh", "zh-en", "en-id", "id-en")
@@ -400,7 +401,7 @@ def ladder_section(study: Study) -> Section | None:
 
 def count_parameters(run: StudyRun) -> int:
     """Of the model, from its exact shape."""
-    from dataengine.config.schema import ModelConfig
+    from dataengine.config.training import ModelConfig
     from trainer.model.decoder import empty_model
 
     model = ModelConfig(**run.run.config["model"])

@@ -37,12 +37,13 @@ if __name__ == "__main__":  # as a script: find packages beside benchmarks, not 
 from tqdm import tqdm
 
 from benchmarks.study import findings, world
-from dataengine.build.build import experiment_url
-from dataengine.config.schema import Config, load_config
+from dataengine.build.experiment import experiment_url
+from dataengine.config.load import load_config
+from dataengine.config.schema import Config
 from dataengine.errors import InputError, did_you_mean, run_command
 from dataengine.schedule.manifest import Manifest, read_manifest
 from dataengine.schedule.rates import planned_settings
-from trainer.checkpoints.find import checkpoint_steps
+from trainer.checkpoints.steps import checkpoint_steps
 
 SETTINGS = (
     "no_parallel", "multilingual", "parallel_non_adjacent", "parallel_first", "parallel_distributed",

@@ -10,13 +10,15 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from dataengine.config.fields import Decision, decision_of
 from dataengine.config.layers import Loc, dotted
-from dataengine.config.schema import Config, Decision, decision_of
+from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.schedule.fork import read_parent
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.atomic import Store
-from dataengine.text.tokenizers.load import Tokenizer, load_tokenizer
+from dataengine.storage.store import Store
+from dataengine.text.tokenizers.base import Tokenizer
+from dataengine.text.tokenizers.load import load_tokenizer
 
 OF_A_BUILD: tuple[Decision, ...] = ("bytes", "plan")
 _NONE = object()

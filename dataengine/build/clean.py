@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from dataengine.build.external_sort import KeyRuns, buckets_of, num_ranges, read_keys
 from dataengine.build.near_units import NearRuns
 from dataengine.build.tokenize import TokenFormat, find_lost
 from dataengine.build.units import SCHEMA, OnProgress, Reading, Receipt, Unit, fingerprint_of, identity_of, select
 from dataengine.cleaning import dedup, score_cache
 from dataengine.errors import InputError
-from dataengine.mds.writer import Add
-from dataengine.records.read import RecordFormat, Records, SourcePart
-from dataengine.storage.arrays import KeyRuns, buckets_of, encode_npy, num_ranges, read_keys, read_npy
-from dataengine.storage.atomic import Store
-from dataengine.text.tokenizers.load import Tokenizer
+from dataengine.mds.types import Add
+from dataengine.records.types import RecordFormat, Records, SourcePart
+from dataengine.storage.arrays import encode_npy, read_npy
+from dataengine.storage.store import Store
+from dataengine.text.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
     from dataengine.cleaning.decontaminate import EvaluationTexts
@@ -59,7 +60,8 @@ class Cleaning:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Names of all reasons to drop a record, in the order in which they are tried."""
-        from dataengine.cleaning.rules.pairs import DOCUMENT_RULES, PAIR_RULES
+        from dataengine.cleaning.rules.documents import DOCUMENT_RULES
+        from dataengine.cleaning.rules.pairs import PAIR_RULES
 
         names = ["subset"] if self.subsets else []
         if self.rules is not None:
@@ -109,13 +111,13 @@ def check_records(batch: Records, cleaning: Cleaning) -> Codes:
 
 
 def _rules(cleaning: Cleaning, *texts: list[str]) -> Codes:
-    from dataengine.cleaning.rules import pairs
+    from dataengine.cleaning.rules import documents, pairs, settings
 
     if len(texts) == 2:
         languages = (cleaning.languages[0], cleaning.languages[1])
-        return pairs.check_pairs(*texts, languages, pairs.PairRules.model_validate(cleaning.rules))
-    found = pairs.DocumentRules.model_validate(cleaning.rules)
-    return pairs.check_documents(texts[0], cleaning.languages[0] or None, found)
+        return pairs.check_pairs(*texts, languages, settings.PairRules.model_validate(cleaning.rules))
+    found = settings.DocumentRules.model_validate(cleaning.rules)
+    return documents.check_documents(texts[0], cleaning.languages[0] or None, found)
 
 
 @lru_cache(maxsize=4)

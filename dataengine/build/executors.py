@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from dataengine.build.units import Receipt, Unit, finished_receipts, run_unit
 from dataengine.errors import InputError
-from dataengine.storage.atomic import Store
+from dataengine.storage.store import Store
 
 _progress: Synchronized[int]  # bytes of input read by all workers; set in each worker by _start_worker
 

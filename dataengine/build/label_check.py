@@ -23,9 +23,10 @@ import numpy as np
 from dataengine.build.units import Reading
 from dataengine.characters import escape_controls, one_line
 from dataengine.cleaning.language import is_known, judge_languages, model_codes
-from dataengine.cleaning.rules.pairs import script_shares, scripts_of
+from dataengine.cleaning.rules.columns import script_shares
+from dataengine.cleaning.rules.scripts import scripts_of
 from dataengine.errors import InputError
-from dataengine.records.read import RecordFormat, SourcePart
+from dataengine.records.types import RecordFormat, SourcePart
 from dataengine.text.language_codes import base_language, meant_language
 
 _FILES = 16  # of a stream that are looked at

@@ -11,54 +11,27 @@ components of pairs  -> GatherShingles (one a part) -> CompareTexts (one a group
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataengine.build.units import Keep, Named, OnProgress, Reading, Receipt, Rounds, Unit, publish_keep
-from dataengine.cleaning import near_duplicates
-from dataengine.cleaning.near_duplicates import (
-    NEAR_KEY,
-    SKETCH_KEY,
-    TWIN,
-    Candidates,
-    Links,
-    Shingles,
-    Texts,
-    choose_bands,
-    record_ids,
-    sort_near_keys,
-)
-from dataengine.mds.writer import Add
-from dataengine.records.read import RecordFormat, SourcePart
-from dataengine.storage.arrays import (
-    KeyRuns,
-    bucket_hashes,
-    buckets_of,
-    decode_npy,
-    encode_npy,
-    num_ranges,
-    read_array,
-    read_keys,
-    read_npy,
-)
-from dataengine.storage.atomic import Store
-
-if TYPE_CHECKING:
-    from dataengine.cleaning.dedup import UInt64s
-
-Int64s = NDArray[np.int64]
+from dataengine.arrays import Int64s
+from dataengine.build.external_sort import KeyRuns, bucket_hashes, buckets_of, num_ranges, read_array, read_keys
+from dataengine.build.units import Keep, Named, OnProgress, Reading, Receipt, Unit
+from dataengine.cleaning import minhash, near_duplicates
+from dataengine.cleaning.minhash import NEAR_KEY, SKETCH_KEY, Shingles, sort_near_keys
+from dataengine.cleaning.near_duplicates import Texts, record_ids
+from dataengine.mds.types import Add
+from dataengine.records.types import RecordFormat, SourcePart
+from dataengine.storage.arrays import decode_npy, encode_npy, read_npy
+from dataengine.storage.store import Store
 
 _BATCH = 4096
 _RUN_SHINGLES = 1 << 23  # shingles of a run that are held for its twins (64 MiB); the texts of the rest are read again
 RANGE_KEYS = 1 << 22  # a FindLinks unit holds about so many keys
-# Of texts that a CompareTexts unit compares, about; their shingles take two to four times as many.
-GROUP_BYTES = 1 << 25
-_LEAST_GROUP, _MOST_GROUP = 1 << 10, 1 << 17  # records
-
 # A record whose shingles are wanted: its number in the part, its group (0: the representatives) and its component.
 MEMBER = np.dtype([("record", "<u4"), ("group", "<u4"), ("component", "<u8"), ("crowded", "<u1"), ("size", "<u4")])
 _HELD = np.dtype([("record", "<u4"), ("size", "<u4")])  # a record whose shingles are held, and their number
@@ -79,7 +52,7 @@ class NearRuns:
 
     def add(self, texts: Sequence[str], records: Int64s) -> None:
         """Take texts and the numbers of their records, shape (n,)."""
-        keys, records, shingles = near_duplicates.band_keys(texts, self._threshold, records)
+        keys, records, shingles = minhash.band_keys(texts, self._threshold, records)
         if self._shingles <= _RUN_SHINGLES:
             self._held.append((records, shingles))
             self._shingles += len(shingles.hashes)
@@ -93,7 +66,7 @@ class NearRuns:
         sharing = _with_shared_key(keys)
         chosen = [(records, shingles, np.isin(records, sharing)) for records, shingles in self._held]
         records = np.concatenate([np.empty(0, np.int64), *(records[mask] for records, _, mask in chosen)])
-        held = near_duplicates.join([shingles.select(mask).distinct() for _, shingles, mask in chosen])
+        held = minhash.join([shingles.select(mask).distinct() for _, shingles, mask in chosen])
         table = np.empty(len(records), _HELD)
         table["record"], table["size"] = records, held.sizes
         self._add(f"{name}.held.npy", encode_npy(table))
@@ -248,7 +221,7 @@ class _ReadsMembers(Unit):
             here = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, reading.usable)]
             if len(here):
                 texts = [" ".join(texts[k] for texts in batch.texts) for k in (here - first).tolist()]
-                yield here, near_duplicates.shingle_texts(texts).distinct()
+                yield here, minhash.shingle_texts(texts).distinct()
 
 
 @dataclass(frozen=True)
@@ -286,7 +259,7 @@ class SketchKeys(_MakesKeys):
     threshold: float
 
     def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
-        return near_duplicates.sketch_keys(shingles, records, self.threshold)
+        return minhash.sketch_keys(shingles, records, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -301,7 +274,7 @@ class GatherShingles(_ReadsMembers):
         members = self.members.read(store)
         found = list(self._shingles(store, members, on_progress))
         records = np.concatenate([np.empty(0, np.int64), *(records for records, _ in found)])
-        shingles = near_duplicates.join([shingles for _, shingles in found])
+        shingles = minhash.join([shingles for _, shingles in found])
         members = members[np.argsort(members["record"], kind="stable")]
         by_record = np.argsort(records, kind="stable")
         members["size"] = shingles.sizes[by_record]
@@ -357,138 +330,3 @@ class CompareTexts(Unit):
             whole["crowded"] > 0,
             Shingles(np.concatenate(hashes), whole["size"].astype(np.int64)),
         )
-
-
-@dataclass(frozen=True)
-class CleanedPart:
-    """What finding near duplicates needs to know of a part that was cleaned."""
-
-    part: SourcePart
-    records: RecordFormat
-    fingerprint: str  # of its CleanRecords unit
-    runs: int
-    kept: int  # records that this unit keeps, which have keys
-    alive: NDArray[np.bool_]  # of its usable records, those that all else keeps
-
-    def publish_alive(self, store: Store) -> Keep | None:
-        """Which records are alive; None if all are that have keys."""
-        return publish_keep(self.alive, store) if np.count_nonzero(self.alive) < self.kept else None
-
-
-def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> Rounds[tuple[NDArray[Any], int]]:
-    """Rounds of units that find the near duplicates among the records that are alive.
-
-    Comes to the twins, of dtype TWIN, in canonical order, and the number of texts that are like so many others that
-    they were compared with some of these only.
-    """
-    alive = sum(int(np.count_nonzero(part.alive)) for part in parts)
-    linking = link_units(
-        [PartKeys(k, part.fingerprint, part.runs, part.publish_alive(store)) for k, part in enumerate(parts)],
-        choose_bands(threshold)[0] * alive,
-    )
-    yield "comparing", linking
-    links = _gather_links(linking, store)
-    components = links.pairs
-    if len(links.crowded):
-        rows: dict[int, Unit] = {
-            k: RowKeys(*_place(parts[k]), _publish(ids, store)) for k, ids in _by_part(links.crowded).items()
-        }
-        keys, count = yield from _make_keys(rows)
-        rare = link_units(keys, count)
-        yield "comparing", rare
-        components = near_duplicates.connect(np.concatenate([components, _gather_links(rare, store).pairs]))
-    found = near_duplicates.find_candidates(links, components)
-    if (large := found.sizes > near_duplicates.LARGE).any():
-        sketches: dict[int, Unit] = {
-            k: SketchKeys(*_place(parts[k]), _publish(ids, store), threshold)
-            for k, ids in _by_part(found.ids[large]).items()
-        }
-        alike = alike_units(*(yield from _make_keys(sketches)), threshold)
-        yield "comparing", alike
-        found = found.relink(large, _gather_pairs(alike, store))
-    if not len(found.ids):
-        return np.empty(0, TWIN), 0
-    members, groups, cut = _group(found, _room(parts))
-    gathering = {
-        k: GatherShingles(*_place(parts[k]), Members.publish(encode_npy(table), store), groups)
-        for k, table in members.items()
-    }
-    yield "comparing", list(gathering.values())
-    gathered = tuple((k, unit.fingerprint) for k, unit in gathering.items())
-    sizes = np.bincount(np.concatenate([table["group"] for table in members.values()]), minlength=groups)
-    comparing = [CompareTexts(gathered, number, threshold, size) for number, size in enumerate(sizes.tolist()) if size]
-    yield "comparing", comparing
-    overfull = np.unique(np.concatenate([cut, *(read_npy(store, f"{unit.folder}/overfull.npy") for unit in comparing)]))
-    twins = np.concatenate([read_npy(store, f"{unit.folder}/twins.npy") for unit in comparing])
-    return twins[np.argsort(twins["record"])], len(overfull)
-
-
-def _place(part: CleanedPart) -> tuple[SourcePart, RecordFormat, str, int]:
-    return part.part, part.records, part.fingerprint, part.runs
-
-
-def _make_keys(units: Mapping[int, Unit]) -> Rounds[tuple[list[PartKeys], int]]:
-    """A round of units that make keys, by the numbers of their parts: where the keys are, and how many."""
-    receipts = yield "comparing", list(units.values())
-    made = zip(units.items(), receipts, strict=True)
-    keys = [PartKeys(k, unit.fingerprint, receipt.near_runs, None) for (k, unit), receipt in made]
-    return keys, sum(receipt.kept for receipt in receipts)
-
-
-def _gather_pairs(units: Sequence[Unit], store: Store) -> UInt64s:
-    """The pairs of all ranges, as pairs of each record with the first of its component."""
-    pairs = np.empty((0, 2), np.uint64)
-    for unit in units:
-        more = read_npy(store, f"{unit.folder}/pairs.npy")
-        if len(more):
-            pairs = near_duplicates.connect(np.concatenate([pairs, more]))
-    return pairs
-
-
-def _gather_links(units: Sequence[FindLinks], store: Store) -> Links:
-    """The links of all ranges, with pairs as `_gather_pairs` gives them."""
-    crowded, first = np.empty(0, np.uint64), np.empty(0, np.uint64)
-    for unit in units:
-        crowded = np.union1d(crowded, read_npy(store, f"{unit.folder}/crowded.npy"))
-        first = np.union1d(first, read_npy(store, f"{unit.folder}/representatives.npy"))
-    return Links(_gather_pairs(units, store), crowded, first)
-
-
-def _by_part(ids: UInt64s) -> dict[int, Int64s]:
-    """The records of sorted ids, by the number of their part."""
-    numbers, begins = np.unique(ids >> np.uint64(32), return_index=True)
-    records = (ids & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return dict(zip(numbers.astype(int).tolist(), np.split(records, begins[1:]), strict=True))
-
-
-def _publish(records: Int64s, store: Store) -> Members:
-    members = np.zeros(len(records), MEMBER)
-    members["record"] = records
-    return Members.publish(encode_npy(members), store)
-
-
-def _room(parts: Sequence[CleanedPart]) -> int:
-    """How many records a group holds, about."""
-    size = sum(part.part.size for part in parts) // max(sum(len(part.alive) for part in parts), 1)
-    return min(max(GROUP_BYTES // max(size, 1), _LEAST_GROUP), _MOST_GROUP)
-
-
-def _group(found: Candidates, room: int) -> tuple[dict[int, NDArray[Any]], int, UInt64s]:
-    """The members of each part that are to be compared, in groups of whole components of about `room` records; the
-    number of groups; and the records of components that are larger and are cut.
-
-    Group 0 are the representatives of crowds.
-    """
-    order = np.lexsort((found.ids, found.components, ~found.first))
-    ids = found.ids[order]
-    members = np.zeros(len(ids), MEMBER)
-    count = int(found.first.sum())
-    members["record"], members["component"], members["crowded"] = ids, found.components[order], found.crowded[order]
-    _, begins, places, sizes = np.unique(
-        members["component"][count:], return_index=True, return_inverse=True, return_counts=True
-    )
-    inside = np.arange(len(ids) - count) - begins[places]
-    members["group"][count:] = 1 + (begins[places] + inside // room * room) // room
-    numbers = (ids >> np.uint64(32)).astype(np.int64)
-    by_part = {k: members[numbers == k] for k in np.unique(numbers).tolist()}
-    return by_part, 1 + int(members["group"].max()), ids[count:][sizes[places] > room]

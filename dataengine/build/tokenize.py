@@ -20,24 +20,19 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dataengine import permutation
+from dataengine.build.external_sort import bucket_bounds, bucket_hashes, buckets_of, read_array
 from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit
 from dataengine.errors import InputError
-from dataengine.mds.writer import Add, ShardFormat, ShardWriter
-from dataengine.records.read import RecordFormat, Records, SourcePart
-from dataengine.schedule import order
-from dataengine.storage.arrays import (
-    bucket_bounds,
-    bucket_hashes,
-    buckets_of,
-    encode_npy,
-    read_all_npy,
-    read_array,
-    read_npy,
-)
-from dataengine.storage.atomic import Store
+from dataengine.mds.types import Add, token_dtype
+from dataengine.mds.writer import ShardFormat, ShardWriter
+from dataengine.records.types import RecordFormat, Records, SourcePart
+from dataengine.storage.arrays import encode_npy, read_all_npy, read_npy
+from dataengine.storage.store import Store
 from dataengine.text import pairs
-from dataengine.text.packing import Packer, Tokens
-from dataengine.text.tokenizers.load import Tokenizer, join_documents, load_tokenizer, token_dtype
+from dataengine.text.packing import Packer, Tokens, join_documents
+from dataengine.text.tokenizers.base import Tokenizer
+from dataengine.text.tokenizers.load import load_tokenizer
 
 _BATCH = 1000  # texts given to the tokenizer at a time
 _WINDOW = 1 << 16  # pairs among which targets are exchanged
@@ -160,7 +155,7 @@ class TokenizePairs(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
-        run = _Run(add, order.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)))
+        run = _Run(add, permutation.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)))
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         total = unknown = vanished = 0
         for lines, texts in self._documents(self._batches(reading, tokenizer, store)):
@@ -223,7 +218,7 @@ class TokenizePairs(Unit):
 
     def _exchange(self, columns: dict[str, list[str]], number: int) -> dict[str, list[str]]:
         digests = [*(other.part.digest for other in self.before), self.part.digest]
-        key = order.derive_key("targets", *digests, *(other.part.digest for other in self.after))
+        key = permutation.derive_key("targets", *digests, *(other.part.digest for other in self.after))
         return pairs.exchange_targets(columns, number, self.directions, key)
 
 
@@ -377,7 +372,7 @@ class _Run:
         tokens, lengths, lines = (np.concatenate(part) for part in zip(*self._parts, strict=True))
         documents = np.empty(len(lengths), _RUN)
         numbers = np.arange(self._first, self._first + len(lengths), dtype=np.int64)
-        documents["key"] = order.hash_numbers(numbers, self._key)
+        documents["key"] = permutation.hash_numbers(numbers, self._key)
         documents["line"], documents["tokens"] = lines, lengths
         by_key = np.argsort(documents["key"], kind="stable")
         sorted_documents = documents[by_key]

@@ -25,19 +25,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
-from dataengine.mds.writer import Add, Shard, read_shard
-from dataengine.records.read import (
-    Notes,
-    RecordFormat,
-    Records,
-    Reject,
-    SourcePart,
-    add_notes,
-    lines_before,
-    read_records,
-)
+from dataengine.mds.types import Add, Shard, read_shard
+from dataengine.records.parts import lines_before
+from dataengine.records.read import read_records
+from dataengine.records.types import Notes, RecordFormat, Records, Reject, SourcePart, add_notes
 from dataengine.storage.arrays import damaged_unit
-from dataengine.storage.atomic import Store
+from dataengine.storage.store import Store
 
 SCHEMA = 5  # raise when the same input would give other bytes
 

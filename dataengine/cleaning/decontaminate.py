@@ -17,7 +17,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from dataengine.cleaning.dedup import WORD_WEIGHT, UInt64s, hash_grams, normalize
+from dataengine.arrays import UInt64s
+from dataengine.cleaning.dedup import WORD_WEIGHT, hash_grams, normalize
 from dataengine.errors import InputError
 from dataengine.records.evaluation_sets import read_texts
 

@@ -23,21 +23,17 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from dataengine.arrays import UInt32s, UInt64s
 from dataengine.characters import without_invisible
-from dataengine.schedule.order import hash_numbers
+from dataengine.permutation import hash_numbers
 
 # 24 bytes without a gap, so that equal keys are equal bytes. `high` and `low` are a 128-bit hash; `record` is the
 # record's number in its unit; `kind` says what of a record it was made from, and is hashed too, so that keys of two
 # kinds are never equal.
 KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u4"), ("kind", "<u4")])
-
 # A record and a group of records that have one key.
 GROUPED = np.dtype([("group", "<u4"), ("unit", "<u4"), ("record", "<u4"), ("kind", "<u4")])
-
 Keys = NDArray[np.void]  # of dtype KEY, shape (n,)
-UInt32s = NDArray[np.uint32]
-UInt64s = NDArray[np.uint64]
-
 _SEED = 17
 _NO_KIND = np.uint32(0xFFFFFFFF)
 _ROUNDS = 64  # of the reduce in which many records are decided at once, before the rest is one by one

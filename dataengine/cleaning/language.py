@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.characters import without_invisible
-from dataengine.cleaning.rules.pairs import scripts_of
+from dataengine.cleaning.rules.scripts import scripts_of
 from dataengine.errors import InputError, did_you_mean
 from dataengine.text.language_codes import base_language
 

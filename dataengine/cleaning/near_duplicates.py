@@ -17,184 +17,44 @@ those bands count that texts share whose signatures are alike, by two bits of ea
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataengine.cleaning.dedup import UInt64s, hash_grams, normalize
-from dataengine.errors import InputError
-from dataengine.schedule.order import hash_numbers
+from dataengine.arrays import Int64s, UInt32s, UInt64s
+from dataengine.cleaning.minhash import (
+    MINHASH_SEED,
+    NEAR_KEY,
+    PERMUTATIONS,
+    SKETCH_KEY,
+    Shingles,
+    band_hashes,
+    band_keys,
+    join,
+    make_near_keys,
+    mix_hashes,
+    row_hashes,
+    sign,
+    sketch_keys,
+    sort_near_keys,
+)
+from dataengine.permutation import hash_numbers
 
-SHINGLE_WORDS = 5
-PERMUTATIONS = 128  # rows of a signature
 CROWD = 256  # records; a key that more have links none of them
 LARGE = 1 << 12  # records; in a component of more, links are looked at again
 REPRESENTATIVES = 2  # first records of a crowd, with which all others in it are compared
-
-_SEED = 17  # of MinHash
 _BLOCK = 4096  # texts
 _SLOTS = 20  # bits of a hash, in a table that counts the rows of a block
-_RECALL = 0.999  # of texts just as alike as the threshold, by the bands
 _FEW = 8  # texts of a component in which each is compared with all, and candidates of which none is passed over
 _CLEARLY, _DEVIATIONS = 0.05, 2.5  # sketches of texts so much above the threshold agree, but for 1 in 160
 _MOST_PAIRS = 1 << 22  # held at a time
 _MARGIN = 0.05  # of many candidates, those estimated to be no more than this below the threshold are compared
 _MOST_FIRST = 4  # of representatives that may be of other components, the likeliest
-
-# 12 bytes: a hash, and the record's number in its unit.
-NEAR_KEY = np.dtype([("hash", "<u8"), ("record", "<u4")])
-# 44 bytes: also the last two bits of each row of the signature.
-SKETCH_KEY = np.dtype([("hash", "<u8"), ("record", "<u4"), ("sketch", "<u8", (2, PERMUTATIONS // 64))])
 # A removed record and the kept one that it is a twin of, by `record_ids`.
 TWIN = np.dtype([("record", "<u8"), ("kept", "<u8"), ("similarity", "<f4")])
-
-UInt32s = NDArray[np.uint32]
-Int64s = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Shingles:
-    """The shingles of n texts, one text after the other; a shingle may stand twice unless the sets are `distinct`."""
-
-    hashes: UInt64s  # (m,)
-    sizes: Int64s  # (n,)
-
-    @property
-    def ends(self) -> Int64s:
-        """Where each text's shingles end."""
-        return np.cumsum(self.sizes)
-
-    def distinct(self) -> Shingles:
-        """The same as sets: of each text sorted, none twice."""
-        hashes, ends = self.hashes.copy(), self.ends
-        for start, end in zip((ends - self.sizes).tolist(), ends.tolist(), strict=True):
-            hashes[start:end].sort()
-        fresh = np.ones(len(hashes), bool)
-        fresh[1:] = hashes[1:] != hashes[:-1]
-        fresh[(ends - self.sizes)[self.sizes > 0]] = True
-        counts = np.concatenate([[0], np.cumsum(fresh)])
-        return Shingles(hashes[fresh], counts[ends] - counts[ends - self.sizes])
-
-    def select(self, chosen: NDArray[np.bool_]) -> Shingles:
-        """Those of some of the texts."""
-        return Shingles(self.hashes[np.repeat(chosen, self.sizes)], self.sizes[chosen])
-
-    def take(self, order: Int64s) -> Shingles:
-        """The texts in another order: text k of the result is text order[k]."""
-        sizes, begins = self.sizes[order], (self.ends - self.sizes)[order]
-        ends = np.cumsum(sizes)
-        return Shingles(self.hashes[np.repeat(begins - (ends - sizes), sizes) + np.arange(len(self.hashes))], sizes)
-
-
-def join(parts: Sequence[Shingles]) -> Shingles:
-    """The shingles of several runs of texts."""
-    return Shingles(
-        np.concatenate([np.empty(0, np.uint64), *(part.hashes for part in parts)]),
-        np.concatenate([np.empty(0, np.int64), *(part.sizes for part in parts)]),
-    )
-
-
-def shingle_texts(texts: Sequence[str]) -> Shingles:
-    """The shingles of texts: 5 words, or 10 Chinese or Japanese characters (`hash_grams`, where symbols count and
-    punctuation does not). A shorter text is one shingle; a text without a letter, digit or symbol has none."""
-    hashes: list[UInt64s] = [np.empty(0, np.uint64)]
-    sizes: list[Int64s] = [np.empty(0, np.int64)]
-    for grams in hash_grams([normalize(text) for text in texts], SHINGLE_WORDS, symbols=True):
-        counts = np.bincount(grams.rows, minlength=len(grams.texts))
-        short = np.flatnonzero((counts == 0) & (grams.weights > 0))
-        hashes.append(np.insert(grams.hashes, (np.cumsum(counts) - counts)[short], grams.texts[short]))
-        counts[short] = 1
-        sizes.append(counts)
-    return Shingles(np.concatenate(hashes), np.concatenate(sizes))
-
-
-def sign(shingles: Shingles) -> UInt32s:
-    """MinHash signatures of texts that have shingles, shape (n, PERMUTATIONS): two texts agree in each row with the
-    probability of their similarity."""
-    rensa = _load_rensa()
-    signatures = np.empty((len(shingles.sizes), PERMUTATIONS), np.uint32)
-    offsets = np.concatenate([[0], shingles.ends])
-    for first in range(0, len(signatures), _BLOCK):  # rows come as lists, which take ten times the memory
-        here = offsets[first : first + _BLOCK + 1]
-        tokens = shingles.hashes[here[0] : here[-1]]
-        matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-            tokens, (here - here[0]).astype(np.uint64), PERMUTATIONS, _SEED
-        )
-        signatures[first : first + _BLOCK] = matrix.to_rows()
-    return signatures
-
-
-@lru_cache(maxsize=1)
-def _load_rensa() -> Any:
-    """rensa on one thread: workers are processes of their own, and a pool of threads does not outlive a fork.
-
-    It makes its pool with the first large matrix, by this variable of the environment; other libraries read it too.
-    """
-    before = os.environ.get("RAYON_NUM_THREADS")
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    try:
-        import rensa  # type: ignore[import-untyped]
-
-        rows, tokens = 64, 1 << 18
-        offsets = np.arange(rows + 1, dtype=np.uint64) * np.uint64(tokens // rows)
-        rensa.RMinHash.digest_matrix_from_flat_token_hashes(np.arange(tokens, dtype=np.uint64), offsets, 1, _SEED)
-    finally:
-        if before is None:
-            del os.environ["RAYON_NUM_THREADS"]
-        else:
-            os.environ["RAYON_NUM_THREADS"] = before
-    return rensa
-
-
-@lru_cache
-def choose_bands(threshold: float) -> tuple[int, int]:
-    """Bands and rows in one: two texts share a band with a probability 1 - (1 - similarity^rows)^bands.
-
-    The most rows, hence the fewest pairs for nothing, by which this is _RECALL at the threshold. Raises InputError for
-    a threshold that is not between 0 and 1.
-    """
-    if not 0 < threshold < 1:
-        raise InputError(f"near-duplicate threshold {threshold:g} is not between 0 and 1. Give one such as 0.8.")
-    cuts = [(PERMUTATIONS // rows, rows) for rows in range(1, PERMUTATIONS + 1)]
-    return max((cut for cut in cuts if 1 - (1 - threshold ** cut[1]) ** cut[0] >= _RECALL), key=lambda cut: cut[1],
-               default=cuts[0])  # fmt: skip
-
-
-def band_hashes(signatures: UInt32s, threshold: float) -> UInt64s:
-    """A hash of each band of signatures (n, PERMUTATIONS), shape (n, bands); hashes of two bands are never equal but
-    by chance."""
-    bands, rows = choose_bands(threshold)
-    cut = signatures[:, : bands * rows].reshape(len(signatures), bands, rows).astype(np.uint64)
-    found = np.broadcast_to(np.arange(bands, dtype=np.uint64), cut.shape[:2])
-    for row in range(rows):
-        found = _mix(found ^ cut[:, :, row])
-    return found
-
-
-def row_hashes(signatures: UInt32s) -> UInt64s:
-    """A hash of each row of signatures, shape (n, PERMUTATIONS)."""
-    numbers = np.arange(PERMUTATIONS, dtype=np.uint64) << np.uint64(32)
-    return _mix(numbers | signatures.astype(np.uint64))
-
-
-def _mix(values: UInt64s) -> UInt64s:
-    return hash_numbers(values.view(np.int64) if values.flags.c_contiguous else values.astype(np.int64), _SEED)
-
-
-def band_keys(texts: Sequence[str], threshold: float, records: Int64s) -> tuple[NDArray[Any], Int64s, Shingles]:
-    """Keys of texts, the numbers of whose records are given, in the order of these: of dtype NEAR_KEY, shape
-    (bands * n,) for the n texts that have shingles; and the records and shingles of these."""
-    shingles = shingle_texts(texts)
-    chosen = shingles.sizes > 0
-    if not chosen.all():
-        shingles, records = shingles.select(chosen), records[chosen]
-    hashes = band_hashes(sign(shingles), threshold)
-    return _make_keys(hashes.ravel(), np.repeat(records, hashes.shape[1])), records, shingles
 
 
 def row_keys(shingles: Shingles, records: Int64s) -> NDArray[Any]:
@@ -208,31 +68,8 @@ def row_keys(shingles: Shingles, records: Int64s) -> NDArray[Any]:
         hashes = row_hashes(signatures[first : first + _BLOCK]).ravel()
         slots = (hashes >> np.uint64(64 - _SLOTS)).astype(np.int64)
         rare = np.flatnonzero(np.bincount(slots, minlength=1 << _SLOTS)[slots] <= CROWD)
-        keys.append(_make_keys(hashes[rare], records[first + rare // PERMUTATIONS]))
+        keys.append(make_near_keys(hashes[rare], records[first + rare // PERMUTATIONS]))
     return np.concatenate(keys)
-
-
-def _make_keys(hashes: UInt64s, records: Int64s) -> NDArray[Any]:
-    keys = np.empty(len(hashes), NEAR_KEY)
-    keys["hash"], keys["record"] = hashes, records
-    return keys
-
-
-def sketch_keys(shingles: Shingles, records: Int64s, threshold: float) -> NDArray[Any]:
-    """Keys of the bands of texts with their sketches: of dtype SKETCH_KEY, shape (bands * n,)."""
-    signatures = sign(shingles)
-    hashes = band_hashes(signatures, threshold)
-    keys = np.empty(hashes.size, SKETCH_KEY)
-    keys["hash"], keys["record"] = hashes.ravel(), np.repeat(records, hashes.shape[1])
-    for bit in range(2):
-        sketches = np.packbits((signatures >> bit & 1).astype(np.uint8), axis=1).view("<u8")
-        keys["sketch"][:, bit] = np.repeat(sketches, hashes.shape[1], axis=0)
-    return keys
-
-
-def sort_near_keys(keys: NDArray[Any]) -> NDArray[Any]:
-    """The keys in the order of (hash, record)."""
-    return keys[np.lexsort((keys["record"], keys["hash"]))]  # type: ignore[no-any-return]
 
 
 def record_ids(part: int, records: NDArray[Any]) -> UInt64s:
@@ -387,7 +224,7 @@ def compare(texts: Texts, representatives: Texts, threshold: float) -> tuple[NDA
     banded = np.flatnonzero(~small)
     signatures = sign(whole.shingles.select(~small))
     hashes = band_hashes(signatures, threshold)
-    inside = _mix(hashes ^ hash_numbers(places[banded], _SEED + 1)[:, None])
+    inside = mix_hashes(hashes ^ hash_numbers(places[banded], MINHASH_SEED + 1)[:, None])
     rows = dict(zip(banded.tolist(), range(len(banded)), strict=True))  # of `signatures`
 
     index: dict[int, list[int]] = {}  # band, band in a component, small component (negative) -> kept texts

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 from dataengine.storage.arrays import encode_npy, is_intact_npy
-from dataengine.storage.atomic import Store
+from dataengine.storage.store import Store
 
 KEY = np.dtype([("high", "<u8"), ("low", "<u8")])  # xxh3-128 of a pair
 SCORE = np.dtype([("high", "<u8"), ("low", "<u8"), ("score", "<f4")])

@@ -17,8 +17,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from dataengine.build.build import StreamPlan, clean_stream, missing_streams, prepare, run_rounds, source_lines
 from dataengine.build.executors import LocalEngine
+from dataengine.build.prepare import StreamPlan, missing_streams, prepare
+from dataengine.build.rejects import source_lines
+from dataengine.build.rounds import clean_stream, run_rounds
 from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Rounds, Unit, finished_receipts, publish_keep
 from dataengine.characters import escape_controls
 from dataengine.cleaning.decontaminate import NGRAM_WORDS, SHORTEST_WORDS, EvaluationTexts
@@ -26,8 +28,9 @@ from dataengine.cleaning.dedup import WORD_WEIGHT, hash_grams, normalize
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.records.evaluation_sets import EvaluationSet, read_set
-from dataengine.records.read import RecordFormat, SourcePart
-from dataengine.storage.atomic import AddFile, Store, open_store
+from dataengine.records.types import RecordFormat, SourcePart
+from dataengine.storage.open import open_store
+from dataengine.storage.store import AddFile, Store
 from dataengine.tables import size_words, table
 
 _BATCH = 4096  # records

@@ -16,28 +16,21 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dataengine.build import clean
-from dataengine.build.build import (
-    Preparation,
-    StreamPlan,
-    describe_rejects,
-    label_notes,
-    make_manifest,
-    nothing_kept,
-    too_few_tokens,
-    too_many_rejects,
-)
+from dataengine.build.experiment import make_manifest
+from dataengine.build.prepare import Preparation, StreamPlan, label_notes
+from dataengine.build.rejects import describe_rejects, nothing_kept, too_few_tokens, too_many_rejects
 from dataengine.build.tokenize import find_lost, written_columns
 from dataengine.build.units import Reading, place_of, select
 from dataengine.cleaning import dedup, near_duplicates
 from dataengine.errors import InputError
-from dataengine.mds.writer import Shard, StoredFile, compress, encode_shard
+from dataengine.mds.types import Shard, StoredFile, Stream
+from dataengine.mds.writer import compress, encode_shard
 from dataengine.records import archives
-from dataengine.records.read import Notes, Records, SourcePart, add_notes
-from dataengine.schedule.manifest import Stream
-from dataengine.storage.s3_client import open_file
+from dataengine.records.types import Notes, Records, SourcePart, add_notes
+from dataengine.storage.files import open_file
 from dataengine.tables import size_words, table
 from dataengine.text import pairs
-from dataengine.text.tokenizers.load import join_documents
+from dataengine.text.packing import join_documents
 
 SAMPLE_BYTES = 4 * 10**6  # read of each stream
 _PLACES = 8  # parts that a sample is spread over

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
-from dataengine.mds.writer import Shard, ShardFormat, encode_index, write_shards
+from dataengine.mds.types import Shard, token_dtype
+from dataengine.mds.writer import ShardFormat, encode_index, write_shards
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.atomic import Store
-from dataengine.text.tokenizers.load import token_dtype
+from dataengine.storage.store import Store
 
 _NAME = "export.summary"
 _BEFORE = "export.json"  # its name in exports of earlier versions

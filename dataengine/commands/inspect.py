@@ -1,42 +1,29 @@
-"""Show what cleaning drops, with examples from the sources, and what a sample is made of."""
+"""What cleaning drops of each stream, with examples from the sources."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dataengine.build import clean
-from dataengine.build.build import (
-    Cleaned,
-    Preparation,
-    StreamPlan,
-    clean_stream,
-    gather_rejects,
-    run_rounds,
-    source_lines,
-)
 from dataengine.build.executors import Engine
+from dataengine.build.prepare import Preparation, StreamPlan
+from dataengine.build.rejects import gather_rejects, source_lines
+from dataengine.build.rounds import Cleaned, clean_stream, run_rounds
 from dataengine.build.units import Reading, Rounds, Unit
 from dataengine.config.schema import Config
 from dataengine.errors import InputError, did_you_mean
-from dataengine.mds.provenance import StreamProvenance
-from dataengine.mds.reader import StreamReader
 from dataengine.mds.summary import SourceReject, read_rejects, read_summary
-from dataengine.records.read import SourcePart, read_records
-from dataengine.schedule.manifest import Manifest
-from dataengine.storage.atomic import Store, open_store
-from dataengine.storage.s3_client import is_url
+from dataengine.records.types import SourcePart
+from dataengine.storage.store import Store
 from dataengine.tables import table
-from dataengine.text.tokenizers.load import load_tokenizer, token_dtype
 
 _EXCERPT = 160  # characters of a text
 _BATCH = 1000
-_SOURCES = 10  # files named in a message
 
 
 @dataclass(frozen=True)
@@ -217,133 +204,3 @@ def _records(plan: StreamPlan, part: SourcePart, numbers: list[int]) -> Iterator
             yield number, batch.lines[place], tuple(texts[place] for texts in batch.texts)
         if reading.usable > numbers[-1]:
             break
-
-
-Names = Mapping[str, Sequence[tuple[str, ...]]]  # folder of a stream -> the files of each part, as they are named now
-
-
-def current_names(prepared: Preparation) -> Names:
-    """What the sources are called now: they may have been renamed since the streams were built."""
-    return {plan.folder: [part.paths for part in plan.parts] for plan in prepared.streams.values()}
-
-
-def describe_sample(manifest: Manifest, config: Config, name: str, sample: int, names: Names | None = None) -> str:
-    """A sample of a built stream as text, and the documents in it with their files and lines."""
-    store = open_store(config.store)
-    stream = next((stream for stream in manifest.streams if stream.name == name), None)
-    if stream is None:
-        raise InputError(f"no stream '{name}' in the manifest; it has {', '.join(s.name for s in manifest.streams)}")
-    if not 0 <= sample < stream.samples:
-        raise InputError(f"stream '{name}' has samples 0 to {stream.samples - 1:,}, and not {sample:,}")
-    width = manifest.seq_len + 1
-    (tokens,) = StreamReader(store, stream, width, token_dtype(manifest.vocab_size)).read([sample])
-    tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
-    provenance = StreamProvenance(store, stream.remote, width, (names or {}).get(stream.remote, ()))
-    lines, at = [f"stream {name}, sample {sample}: {width:,} tokens"], 0
-    for origin in provenance.origins(sample):
-        part = tokens[at : at + origin.num_tokens].tolist()
-        lines.append(f"{origin.path}, line {origin.line}: {origin.num_tokens} tokens from token {origin.first_token}")
-        lines += [f"  | {line}" for line in tokenizer.decode(part).split("\n")]
-        at += origin.num_tokens
-    return "\n".join(lines)
-
-
-def changed_streams(manifest: Manifest, prepared: Preparation) -> list[str]:
-    """The streams of a manifest whose sources are not those any more that they were built of."""
-    now = {plan.folder for plan in prepared.streams.values()}
-    return [stream.name for stream in manifest.streams if stream.remote not in now]
-
-
-def describe_line(
-    manifest: Manifest, store: Store, place: str, prepared: Preparation | None = None, engine: Engine | None = None
-) -> str:
-    """The samples of each stream that hold a part of a source line, `place` being FILE:LINE, or why none does.
-
-    The file goes by the name that it has, or else by the one that it had when the stream was built. Without `prepared`
-    (the sources as they are now), or `engine`, which cleans again what is not in the store, the reason is left open.
-    """
-    names = current_names(prepared) if prepared else {}
-    plans = {plan.folder: plan for plan in prepared.streams.values()} if prepared and engine else {}
-    remotes = {stream.name: stream.remote for stream in manifest.streams}
-    path, _, line = place.rpartition(":")
-    if not path or not line.isdecimal() or not int(line):
-        raise InputError(f"--line {place} is not of the form FILE:LINE with lines from 1 on, such as docs.jsonl:17")
-    streams = {
-        stream.name: StreamProvenance(store, stream.remote, manifest.seq_len + 1, names.get(stream.remote, ()))
-        for stream in manifest.streams
-    }
-    known = {name: [file for file in one.sources if _same_file(file, path)] for name, one in streams.items()}
-    if not any(known.values()):
-        known = {name: [file for file in one.former_sources if _same_file(file, path)] for name, one in streams.items()}
-    lines = []
-    for name, files in known.items():
-        for file in files:
-            samples = streams[name].samples_of(file, int(line)).tolist()
-            plan = plans.get(remotes[name])
-            if samples:
-                found = f"samples {', '.join(map(str, samples))}"
-            elif prepared and engine and plan and any(file in part.paths for part in plan.parts):
-                found = f"in no sample: {_why_in_none(plan, prepared, engine, file, int(line))}"
-            else:
-                found = "in no sample (see below)"
-            lines.append(f"{name}: {found}")
-    if not lines:
-        sources = sorted({file for one in streams.values() for file in one.sources})
-        more = f" and {len(sources) - _SOURCES:,} more" if len(sources) > _SOURCES else ""
-        raise InputError(f"{path} is not a source of '{manifest.name}'; they are {', '.join(sources[:_SOURCES])}{more}")
-    if any(line.endswith("(see below)") for line in lines):
-        lines.append(
-            "In no sample is what is past the end of the file, blank, unusable, dropped by cleaning, "
-            "or in the tokens that fill no sample."
-        )
-    return "\n".join(lines)
-
-
-_NO_RECORD = {"tsv": "it is blank, or the heading", "text": "it is blank, or inside of a document"}
-
-
-def _why_in_none(plan: StreamPlan, prepared: Preparation, engine: Engine, path: str, line: int) -> str:
-    """Why no sample of a built stream holds a line of one of its files."""
-    store, ends, reasons = prepared.store, [], []
-    for number, (part, source) in enumerate(zip(plan.parts, read_summary(store, plan.folder).sources, strict=True)):
-        if path not in part.paths:
-            continue
-        ends.append(source.line + source.lines - 1)
-        if source.line <= line <= ends[-1]:
-            found = _find_record(plan, part, line - source.line + 1)
-            if isinstance(found, int):
-                found = _why_not_drawn(plan, prepared, engine, number, found)
-            reasons.append(found)
-    if reasons:
-        return "; ".join(dict.fromkeys(reasons))
-    kind = {"parquet": "row", "tmx": "unit"}.get(part.format, "line")
-    return f"the file has {max(ends):,} {kind}{'s' * (max(ends) != 1)}"
-
-
-def _find_record(plan: StreamPlan, part: SourcePart, line: int) -> int | str:
-    """The number of the usable record at a line of a part, or what else is there."""
-    usable = 0
-    for batch in read_records(part, plan.records):
-        if reject := next((reject for reject in batch.rejects if reject.line == line), None):
-            return f"unusable: {reject.reason}"
-        if line in batch.lines:
-            return usable + batch.lines.index(line)
-        usable += len(batch.lines)
-        if batch.lines and batch.lines[-1] > line:
-            break
-    return _NO_RECORD.get(part.format, "it is blank")
-
-
-def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part: int, record: int) -> str:
-    """Why a usable record is in no sample."""
-    if plan.cleaning:
-        cleaned = run_rounds(
-            {plan.name: clean_stream(plan, prepared.config, prepared.store, checks=False)}, engine, prepared.store
-        )[plan.name]
-        if code := int(cleaned.codes[part][record]):
-            return f"dropped: {plan.cleaning.reasons[code - 1]}"
-    return "it is in the last tokens, which fill no sample"
-
-
-def _same_file(one: str, other: str) -> bool:
-    return one == other or (not is_url(one) and not is_url(other) and Path(one).resolve() == Path(other).resolve())

@@ -9,20 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from dataengine.build.agreement import build_differences, read_built_config
-from dataengine.build.build import experiment_url, make_manifest
-from dataengine.config.schema import Config, StreamConfig, load_config
+from dataengine.build.experiment import experiment_url, make_manifest
+from dataengine.config.load import load_config
+from dataengine.config.schema import Config
+from dataengine.config.streams import StreamConfig
 from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
-from dataengine.mds.writer import Shard, StoredFile
+from dataengine.mds.types import Shard, StoredFile, Stream, token_dtype
 from dataengine.schedule.fork import inherited_restarts
-from dataengine.schedule.manifest import Manifest, Stream, read_manifest
+from dataengine.schedule.manifest import Manifest, read_manifest
 from dataengine.schedule.rates import Settings, horizon_notes, planned_settings
 from dataengine.schedule.slots import Stage, count_drawn
 from dataengine.schedule.stages import idle_streams, stage_rows
-from dataengine.storage.atomic import Store, open_store, where_it_would_be
-from dataengine.storage.s3_client import is_url
+from dataengine.storage.open import open_store
+from dataengine.storage.paths import is_url, where_it_would_be
+from dataengine.storage.store import Store
 from dataengine.tables import size_words, table
-from dataengine.text.tokenizers.load import load_tokenizer, token_dtype
+from dataengine.text.tokenizers.load import load_tokenizer
 
 _MOST_SHARDS = 1 << 18  # of a stream that is not built; larger ones stand for more
 _MOST_LISTED = 100_000  # samples of a step whose ids are shown

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from dataengine.build.build import StreamPlan, clean_stream, prepare, run_rounds
 from dataengine.build.executors import LocalEngine
+from dataengine.build.prepare import StreamPlan, prepare
+from dataengine.build.rounds import clean_stream, run_rounds
 from dataengine.build.units import Reading
 from dataengine.cleaning.score_cache import ScoreCache, score_part
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 from dataengine.tables import table
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from tqdm import tqdm
 from dataengine.errors import InputError
 from dataengine.mds.reader import read_raw_shard
 from dataengine.mds.summary import NAMES, DamagedStreamError, read_rejects, read_summary
-from dataengine.mds.writer import Shard, StoredFile, is_hash, shard_name
-from dataengine.schedule.manifest import Stream
+from dataengine.mds.types import Shard, StoredFile, Stream, is_hash, shard_name
 from dataengine.storage.arrays import is_intact_npy
-from dataengine.storage.atomic import Store, open_store
+from dataengine.storage.open import open_store
+from dataengine.storage.store import Store
 
 _THREADS = 8  # shards fetched and hashed at a time; a shard is about 16 MB
 

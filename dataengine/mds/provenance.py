@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataengine.arrays import Int64s
 from dataengine.errors import InputError
 from dataengine.mds.summary import Summary, damaged_stream, read_summary
-from dataengine.schedule.slots import Int64s
 from dataengine.storage.arrays import read_npy
-from dataengine.storage.atomic import Store
+from dataengine.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import zstandard
 from numpy.typing import NDArray
 
 from dataengine.errors import DamagedError, InputError, MissingError
-from dataengine.mds.writer import hash_bytes, map_shard, view_shard
-from dataengine.schedule.manifest import Stream
-from dataengine.storage.atomic import LocalStore, Store
+from dataengine.mds.types import Stream, hash_bytes
+from dataengine.storage.local import LocalStore
+from dataengine.storage.store import Store
 
 _SHARDS = 32  # kept in memory, about 16 MB each, where they cannot be mapped
 
@@ -93,3 +94,16 @@ def _another_size(place: str, size: int | None, expected: int) -> InputError:
     if size is None:
         return MissingError(f"{place} is missing")
     return DamagedError(f"{place} is damaged: it has {size:,} bytes, and {expected:,} were written")
+
+
+def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The samples of a shard, shape (num_samples, width), mapped: a row is read when it is used."""
+    with path.open("rb") as file:
+        count, first = np.frombuffer(file.read(8), "<u4").tolist()  # number of samples, offset of the first
+    return np.memmap(path, dtype.newbyteorder("<"), "r", first, (count, width))
+
+
+def view_shard(content: bytes, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The samples of a shard that is in memory, shape (num_samples, width), without a copy."""
+    count, first = np.frombuffer(content, "<u4", 2).tolist()  # number of samples, offset of the first
+    return np.frombuffer(content, dtype.newbyteorder("<"), count * width, first).reshape(count, width)

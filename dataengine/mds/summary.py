@@ -18,9 +18,9 @@ import xxhash
 from pydantic import TypeAdapter, ValidationError
 
 from dataengine.errors import InputError
-from dataengine.mds.writer import Shard
-from dataengine.storage.atomic import Store, where_it_would_be
-from dataengine.storage.s3_client import is_url
+from dataengine.mds.types import Shard
+from dataengine.storage.paths import is_url, where_it_would_be
+from dataengine.storage.store import Store
 
 NAME = "stream.summary"
 _BEFORE = "stream.json"

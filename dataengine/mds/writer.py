@@ -6,50 +6,18 @@ samples. One column of fixed size has no size words, so a shard can also be read
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 import zstandard
 from numpy.typing import NDArray
 
+from dataengine.mds.types import Add, Shard, StoredFile, hash_bytes, shard_name
+
 COLUMN = "tokens"
-
-Add = Callable[[str, bytes], None]  # takes the name and the content of a file to keep
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file of a store: its name, its size and the hashes of its content in hex, by algorithm."""
-
-    basename: str
-    bytes: int
-    hashes: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A written shard: the raw one, and the compressed one if that is what is stored."""
-
-    samples: int
-    raw: StoredFile
-    zip: StoredFile | None = None
-
-    @property
-    def stored(self) -> StoredFile:
-        """What lies in the store."""
-        return self.zip or self.raw
-
-
-def read_shard(fields: dict[str, Any]) -> Shard:
-    """A shard from its JSON form."""
-    packed = fields["zip"]
-    return Shard(fields["samples"], StoredFile(**fields["raw"]), StoredFile(**packed) if packed else None)
 
 
 @dataclass(frozen=True)
@@ -116,35 +84,6 @@ def describe_file(basename: str, content: bytes, algorithms: Sequence[str]) -> S
     return StoredFile(basename, len(content), {name: hash_bytes(content, name) for name in algorithms})
 
 
-def hash_bytes(content: bytes, algorithm: str) -> str:
-    """Hash in hex by streaming's name of the algorithm, such as xxh64 or sha256."""
-    if algorithm.startswith("xxh"):
-        return str(getattr(xxhash, algorithm)(content).hexdigest())
-    return hashlib.new(algorithm, content).hexdigest()
-
-
-def is_hash(algorithm: str) -> bool:
-    """Whether `hash_bytes` knows a name."""
-    try:
-        hash_bytes(b"", algorithm)
-    except (AttributeError, TypeError, ValueError):
-        return False
-    return True
-
-
-def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The samples of a shard, shape (num_samples, width), mapped: a row is read when it is used."""
-    with path.open("rb") as file:
-        count, first = np.frombuffer(file.read(8), "<u4").tolist()  # number of samples, offset of the first
-    return np.memmap(path, dtype.newbyteorder("<"), "r", first, (count, width))
-
-
-def view_shard(content: bytes, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The samples of a shard that is in memory, shape (num_samples, width), without a copy."""
-    count, first = np.frombuffer(content, "<u4", 2).tolist()  # number of samples, offset of the first
-    return np.frombuffer(content, dtype.newbyteorder("<"), count * width, first).reshape(count, width)
-
-
 class ShardWriter:
     """Gather samples and hand each full shard to `add`; `rest` are those that do not fill one."""
 
@@ -176,11 +115,6 @@ class ShardWriter:
             joined = np.concatenate(self._waiting)
             self._waiting, self._count = [joined[count:].copy()], len(joined) - count
             self.shards += write_shards(joined[:count], self._add, self._first + len(self.shards), self._format)
-
-
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"shard.{number:05d}.mds"
 
 
 def encode_index(shards: Sequence[Shard], config: dict[str, Any]) -> bytes:

@@ -23,10 +23,15 @@ import orjson
 
 from dataengine.characters import is_blank, one_line
 from dataengine.errors import InputError
-from dataengine.records.read import RecordFormat, read_content, read_lines, read_records, whole_file
+from dataengine.records.lines import read_content, read_lines
+from dataengine.records.parts import whole_file
+from dataengine.records.read import read_records
 from dataengine.records.tmx import NATIVE_CODES
+from dataengine.records.types import RecordFormat
 from dataengine.records.xml_text import stated_encoding
-from dataengine.storage.s3_client import find_files, is_url, open_file
+from dataengine.storage.files import open_file
+from dataengine.storage.find import find_files
+from dataengine.storage.paths import is_url
 
 # Files of Flores-200 (NLLB Team 2022, appendix A) by two-letter code, one script each.
 _FLORES_CODES = """

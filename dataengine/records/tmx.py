@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
 from xml.parsers import expat
 
 from dataengine.errors import InputError
-from dataengine.records.xml_text import as_written, in_section
+from dataengine.records.lines import content_chunks
+from dataengine.records.types import Blocks, OnBytes, RecordFormat, SourcePart, add_notes
+from dataengine.records.usable import MISSING, RecordBlock, excerpt_of
+from dataengine.records.xml_text import as_written, explain, fault_of, in_section, read_xml
 
 NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # markup of the tool that wrote a segment
 _TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # of a language, as in BCP 47
@@ -114,3 +119,39 @@ def describe_unit(unit: Unit) -> Mapping[str, str | list[str]]:
     """A unit to be shown: its texts as they stand in the file."""
     shown = {code: [as_written(text) for text in texts] for code, texts in unit.items()}
     return {code: texts[0] if len(texts) == 1 else texts for code, texts in shown.items()}
+
+
+def read_tmx(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
+    path, number = part.paths[0], 0
+    parser, units = tmx_parser(path)
+    wanted = wanted_tags(form.keys, form.languages)
+    try:
+        for text in chain(read_xml(path, content_chunks(part, 0, on_bytes)), [None]):
+            parser.Parse(text or "", text is None)
+            block = RecordBlock(form)
+            for number, unit in enumerate(units, number + 1):  # noqa: B020 (counting goes on)
+                _take_unit(block, number, unit, wanted)
+            units.clear()
+            yield block.records
+    except InputError:
+        raise
+    except (expat.ExpatError, LookupError, ValueError) as error:  # LookupError, ValueError: its encoding
+        raise explain(path, error) from None
+    return number
+
+
+def _take_unit(block: RecordBlock, number: int, unit: Unit, wanted: Sequence[str]) -> None:
+    """Take the wanted texts of a unit, or note what is wrong with one of them."""
+    texts: list[Any] = []
+    notes = []
+    for tag in wanted:
+        text, said = choose_text(unit, tag)
+        if text is not None and (fault := fault_of(text)):
+            block.reject(number, fault, excerpt_of(describe_unit(unit)))
+            return
+        if said:
+            notes.append(said)
+        texts.append(MISSING if text is None else text)
+    if block.add(number, texts, "", lambda: describe_unit(unit)):
+        for said in notes:
+            add_notes(block.records.notes, {said: (1, number, ", ".join(unit))})

@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from dataengine.schedule.manifest import Manifest, Stream, read_manifest
+from dataengine.mds.types import Stream
+from dataengine.schedule.manifest import Manifest, read_manifest
 from dataengine.schedule.rates import planned_settings
 from dataengine.schedule.slots import Stage
 from dataengine.schedule.stages import StreamSize, cut_schedule
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 
 
 @dataclass(frozen=True)

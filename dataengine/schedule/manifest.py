@@ -18,26 +18,14 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from dataengine.errors import InputError
-from dataengine.mds.writer import Shard
+from dataengine.mds.types import Stream
 from dataengine.schedule.order import RunOrder
 from dataengine.schedule.slots import Schedule, Stage
-from dataengine.storage.atomic import open_store, where_it_would_be
-from dataengine.storage.s3_client import is_url
+from dataengine.storage.open import open_store
+from dataengine.storage.paths import is_url, where_it_would_be
 
 VERSION = 2
 _SHOWN = 4  # differences, and streams of a stage, that a message names
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A built stream: `remote` is its folder in the store, `tokens` counts those in its samples."""
-
-    name: str
-    remote: str
-    index_sha256: str
-    samples: int
-    tokens: int
-    shards: tuple[Shard, ...]
 
 
 @dataclass(frozen=True)

@@ -1,63 +1,16 @@
-"""Which sample a cursor of a stream means: shards permuted, samples permuted inside blocks, all in closed form.
-
-Every permutation is a keyed bijection of our own integer arithmetic, so the order depends on no library's version.
-"""
+"""Which sample a cursor of a stream means: shards permuted, samples permuted inside blocks, all in closed form."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dataengine.schedule.slots import Int64s, Schedule
-
-_ROUNDS = 4
-_MASK = (1 << 64) - 1
-
-
-def derive_key(*parts: int | str) -> int:
-    """A 64-bit key from a tuple of integers and names."""
-    text = "/".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def permute(index: Int64s, size: int, key: int) -> Int64s:
-    """Map positions in [0, size) to positions in [0, size), one to one, by an alternating Feistel network.
-
-    The positions are laid on a grid of about sqrt(size) columns; each round shifts the columns by a hash of the row
-    and the rows by a hash of the column. The few positions that land past the end of the grid go round again.
-    """
-    columns = math.isqrt(size - 1) + 1
-    rows = -(-size // columns)
-    result = index.astype(np.uint64)
-    walking = np.arange(len(result))
-    while len(walking):
-        column, row = np.divmod(result[walking], np.uint64(rows))
-        for turn in range(_ROUNDS):
-            column = (column + _mix(row, key, 2 * turn) % np.uint64(columns)) % np.uint64(columns)
-            row = (row + _mix(column, key, 2 * turn + 1) % np.uint64(rows)) % np.uint64(rows)
-        result[walking] = column * np.uint64(rows) + row
-        walking = walking[result[walking] >= size]
-    return result.astype(np.int64)
-
-
-def hash_numbers(numbers: Int64s, key: int) -> NDArray[np.uint64]:
-    """A keyed 64-bit hash of each number; no two numbers share one."""
-    return _mix(numbers.astype(np.uint64), key, 0)
-
-
-def _mix(value: NDArray[np.uint64], key: int, turn: int) -> NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea and Flood 2014), keyed."""
-    with np.errstate(over="ignore"):
-        bits = value + np.uint64((key + (turn + 1) * 0x9E3779B97F4A7C15) & _MASK)
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return bits ^ (bits >> np.uint64(31))
+from dataengine.arrays import Int64s
+from dataengine.permutation import derive_key, permute
+from dataengine.schedule.slots import Schedule
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from dataengine.config.schema import Config, TrainConfig
+from dataengine.config.schema import Config
+from dataengine.config.training import TrainConfig
 from dataengine.schedule.slots import Schedule
 
 

@@ -15,9 +15,8 @@ from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-Int64s = NDArray[np.int64]
+from dataengine.arrays import Int64s
 
 MAX_RUN_SAMPLES = 1 << 62  # sample numbers, and sums of two of them, are int64
 _INT64 = (1 << 63) - 1

@@ -1,343 +1,28 @@
-"""Find and read files on local disk and in object stores, s3://, gs:// and oci://, all by the S3 protocol.
+"""Requests to object stores, s3://, gs:// and oci://, all by the S3 protocol.
 
 Credentials of s3:// and oci:// come from botocore's usual chain (environment, shared files, roles), their endpoint from
 S3_ENDPOINT_URL as in mosaicml-streaming, else from AWS_ENDPOINT_URL, else it is Amazon's. gs:// uses the HMAC keys
 GCS_KEY and GCS_SECRET, as mosaicml-streaming does. AWS_MAX_ATTEMPTS limits how often a request is tried.
 
-Tested against SeaweedFS, for all three schemes. Not run against the clouds of Amazon, Google and Oracle themselves.
-"""
+Tested against SeaweedFS, for all three schemes. Not run against the clouds of Amazon, Google and Oracle themselves."""
 
 from __future__ import annotations
 
-import glob
-import io
 import os
 import random
-import re
-import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Any, BinaryIO
+from typing import Any
 
 from dataengine.errors import InputError, OutageError
+from dataengine.storage.paths import FoundFile, split_url
 
-_BLOCK = 8 << 20  # bytes of a ranged GET
-_BUFFER = 1 << 20  # bytes
-_SCHEMES = ("s3", "gs", "oci")
 _GOOGLE = "https://storage.googleapis.com"
 _ATTEMPTS = 10  # of a request, with botocore's backoff and jitter between
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
-
-
-@dataclass(frozen=True)
-class FoundFile:
-    """A file or object that exists."""
-
-    path: str  # local path or URL
-    size: int  # bytes
-    version: str  # of an object: its ETag, without quotes ("": it has none); of a file: see `_version`
-
-
-def is_url(path: str) -> bool:
-    """Whether a path names an object of an object store."""
-    return path.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES))
-
-
-def find_files(pattern: str) -> list[FoundFile]:
-    """Files that a path, a URL or a glob of either (`**` too) names, sorted by path; an empty list if there is none.
-
-    `*` stays within a folder and skips names that begin with a dot; `**` enters each real folder once, through links
-    too. A file whose name is the pattern itself is what is meant, whatever `*`, `?` and `[` it has; in a glob these
-    stand for themselves as `[*]`, `[?]` and `[[]`. Folders and the empty objects that mark them do not count.
-
-    Raises InputError if a place cannot be read, a link leads nowhere, something is neither a file nor a folder (pipe,
-    socket, device), or an object has no ETag, without which a change would not be noticed.
-    """
-    if not is_url(pattern):
-        return _find_local(pattern)
-    if not glob.has_magic(pattern):
-        try:
-            return [_identify_object(pattern)]
-        except FileNotFoundError:
-            return []
-    wanted, found = pattern.split("/"), []
-    for file in list_objects(pattern[: _first_magic(pattern)]):
-        if file.path == pattern:
-            found = [file]
-            break
-        if _matches(file.path.split("/"), wanted):
-            found.append(file)
-    return sorted((file if file.version else _identify_object(file.path) for file in found), key=lambda file: file.path)
-
-
-def _first_magic(pattern: str) -> int:
-    return re.search(r"[*?\[]", pattern).start()  # type: ignore[union-attr]
-
-
-def _find_local(pattern: str) -> list[FoundFile]:
-    paths = [pattern]
-    if glob.has_magic(pattern) and not os.path.isfile(pattern):
-        folder, slash, _ = pattern[: _first_magic(pattern)].rpartition("/")
-        *between, last = pattern[len(folder + slash) :].split("/")
-        start = folder.rstrip("/") + slash
-        paths = sorted(set(_expand(start, [*filter(None, between), last])))
-    found = []
-    for path in paths:
-        status = _stat(path)
-        if status is not None and not stat.S_ISDIR(status.st_mode):
-            _check_kind(path, status)
-            found.append(FoundFile(path, status.st_size, _version(status)))
-    return found
-
-
-def _version(status: os.stat_result) -> str:
-    """What differs whenever the content of a file was changed.
-
-    The time of modification can be set back; that of the last change of any kind (ctime) cannot, nor the inode. They
-    differ too after a copy, a restored backup, chmod or a new hard link: then the content is hashed once more.
-    """
-    return f"{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
-
-
-def real_file(path: str) -> str:
-    """The same for all names of a file: paths written in other ways, links, hard links. A URL stands for itself."""
-    if is_url(path):
-        return path
-    status = _stat(path)
-    return path if status is None else f"{status.st_dev}|{status.st_ino}"
-
-
-def _expand(folder: str, patterns: Sequence[str]) -> Iterator[str]:
-    """Paths that match the segments of a glob below a folder, which is "" or ends with "/"; some may be folders."""
-    pattern, rest = patterns[0], patterns[1:]
-    if pattern == "**":
-        for inner in _folders_below(folder):
-            yield from _expand(inner, rest or ["*"])
-        return
-    names = [pattern]
-    if glob.has_magic(pattern):
-        shown = [name for name in _entries(folder) if pattern.startswith(".") or not name.startswith(".")]
-        names = [name for name in shown if fnmatchcase(name, pattern)]
-    for name in names:
-        if not rest:
-            yield folder + name
-        elif (status := _stat(folder + name)) is not None and stat.S_ISDIR(status.st_mode):
-            yield from _expand(f"{folder}{name}/", rest)
-
-
-def _folders_below(folder: str) -> Iterator[str]:
-    """A folder and all below it but hidden ones, each real one once: by its own path, else by the first link to it."""
-    seen: set[tuple[int, int]] = set()
-    waiting, links = [folder], list[str]()
-    while waiting or links:
-        path = waiting.pop() if waiting else links.pop(0)
-        status = _stat(path or ".")
-        if status is None or (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield path
-        for name, entry in _entries(path).items():
-            if name.startswith("."):
-                continue
-            if entry.is_symlink():
-                target = _stat(path + name)
-                if target is not None and stat.S_ISDIR(target.st_mode):
-                    links.append(f"{path}{name}/")
-            elif entry.is_dir():
-                waiting.append(f"{path}{name}/")
-
-
-def _entries(folder: str) -> dict[str, os.DirEntry[str]]:
-    """What is in a folder, by name and sorted; nothing if there is no such folder."""
-    try:
-        with os.scandir(folder or ".") as entries:
-            return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        raise _cannot_read(folder, error) from None
-
-
-def _stat(path: str) -> os.stat_result | None:
-    """Of a file or folder; None if there is none. Raises InputError if it cannot be read, or is a link to nothing."""
-    try:
-        return os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        if os.path.islink(path):
-            raise InputError(
-                f"{path} is a link to {os.readlink(path)}, which is not there. Restore that, or remove the link."
-            ) from None
-        return None
-    except OSError as error:
-        raise _cannot_read(path, error) from None
-
-
-def _check_kind(path: str, status: os.stat_result) -> None:
-    """Raise InputError for what is neither a file nor a folder: reading it may wait for ever, and gives no end."""
-    mode = status.st_mode
-    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-        return
-    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-    raise InputError(f"{path} is {kind}, not a file. Files are read more than once: write one, and name that.")
-
-
-def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether path segments match those of a glob; `**` stands for any number of folders."""
-    if not patterns or not names:
-        return not names and all(pattern == "**" for pattern in patterns)
-    name, pattern = names[0], patterns[0]
-    if name.startswith(".") and not pattern.startswith("."):
-        return pattern == "**" and _matches(names, patterns[1:])
-    if pattern == "**":
-        return _matches(names, patterns[1:]) or _matches(names[1:], patterns)
-    return fnmatchcase(name, pattern) and _matches(names[1:], patterns[1:])
-
-
-def open_file(path: str, start: int = 0, stop: int | None = None, version: str = "") -> BinaryIO:
-    """Open the bytes [start, stop) of a file or object as a seekable stream, whose positions count from `start`.
-
-    A range that passes the end stops there. An object is read in blocks of 8 MiB, the next one ahead in a thread while
-    reading goes forward; all of them are of one version, `version` if given (of files it is ignored). Raises InputError
-    on opening if the file cannot be read, and while reading if an object fails or was changed.
-    """
-    if is_url(path):
-        try:
-            found = _identify_object(path, version)
-        except FileNotFoundError as error:
-            raise InputError(f"{error}. Correct the path.") from None
-        end = found.size if stop is None else min(stop, found.size)
-        return io.BufferedReader(_ObjectRange(path, start, max(start, end), found.version), _BUFFER)
-    try:
-        _check_kind(path, os.stat(path))  # opening a pipe would wait
-        file = open(path, "rb", buffering=0)  # noqa: SIM115
-        size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise _cannot_read(path, error) from None
-    end = size if stop is None else min(stop, size)
-    return io.BufferedReader(_FileRange(path, file, start, max(start, end)), _BUFFER)
-
-
-class _Range(io.RawIOBase):
-    """Bytes [start, stop) of something; subclasses read them at the position."""
-
-    def __init__(self, start: int, stop: int) -> None:
-        self._start = start
-        self._size = stop - start
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if position < 0:
-            raise ValueError(f"negative position {position}")
-        self._position = position
-        return position
-
-    def readall(self) -> bytes:
-        return b"".join(iter(lambda: self.read(_BLOCK) or b"", b""))
-
-    def _left(self, wanted: int) -> int:
-        return max(0, min(wanted, self._size - self._position))
-
-
-class _FileRange(_Range):
-    def __init__(self, path: str, file: io.FileIO, start: int, stop: int) -> None:
-        super().__init__(start, stop)
-        self._path = path
-        self._file = file
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        try:
-            self._file.seek(self._start + self._position)
-            count = self._file.readinto(view[: self._left(len(view))]) or 0
-        except OSError as error:
-            raise _cannot_read(self._path, error) from None
-        self._position += count
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-class _ObjectRange(_Range):
-    def __init__(self, url: str, start: int, stop: int, version: str) -> None:
-        super().__init__(start, stop)
-        self._url = url
-        self._version = version
-        self._pool = ThreadPoolExecutor(1)  # its thread starts with the first task
-        self._number = -1  # of the block held
-        self._block = b""
-        self._ahead: tuple[int, Future[bytes]] | None = None
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        wanted = self._left(len(view))
-        if wanted == 0:
-            return 0
-        number, offset = divmod(self._position, _BLOCK)
-        if number != self._number:
-            self._load(number)
-        part = memoryview(self._block)[offset : offset + wanted]
-        view[: len(part)] = part
-        self._position += len(part)
-        return len(part)
-
-    def _load(self, number: int) -> None:
-        forward = number == self._number + 1
-        if self._ahead is not None and self._ahead[0] == number:
-            self._block = self._ahead[1].result()
-        else:
-            self._block = self._fetch(number)
-        self._number = number
-        self._ahead = None
-        if forward and (number + 1) * _BLOCK < self._size:
-            self._ahead = number + 1, self._pool.submit(self._fetch, number + 1)
-
-    def _fetch(self, number: int) -> bytes:
-        first = number * _BLOCK
-        wanted = min(_BLOCK, self._size - first)
-        begin = self._start + first
-        try:
-            return get_bytes(self._url, begin, begin + wanted, self._version)
-        except FileNotFoundError:
-            raise InputError(f"{self._url}: it was removed while it was read. Put it back and run again.") from None
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._block = b""
-        super().close()
-
-
-# What storage shares.
-
-
-def split_url(url: str) -> tuple[str, str, str]:
-    """Scheme, bucket and key (or prefix) of a URL. Raises InputError if it has no bucket."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, key = rest.partition("/")
-    if not url.isascii() and url.encode(errors="replace").decode() != url:
-        raise InputError(f"{url!a} is not UTF-8, as names of objects are. Correct the URL.")
-    if scheme not in _SCHEMES or not bucket:
-        raise InputError(
-            f"'{url}' is not the URL of an object. Write {' or '.join(f'{s}://bucket/…' for s in _SCHEMES)}."
-        )
-    return scheme, bucket, key
 
 
 def connect(url: str) -> tuple[Any, dict[str, str]]:
@@ -463,7 +148,7 @@ def stat_object(url: str, version: str = "") -> FoundFile:
     return FoundFile(url, field_of(head, "ContentLength", url), head.get("ETag", "").strip('"'))
 
 
-def _identify_object(url: str, version: str = "") -> FoundFile:
+def identify_object(url: str, version: str = "") -> FoundFile:
     """As `stat_object`; InputError too if the store gives no version."""
     found = stat_object(url, version)
     if not found.version:
@@ -579,7 +264,3 @@ def explain(error: Exception, url: str) -> Exception:
             "Check S3_ENDPOINT_URL (of gs:// GCS_ENDPOINT_URL) and the network, then run again."
         )
     return InputError(f"{url}: {error}. Check the URL, the endpoint and the credentials.")
-
-
-def _cannot_read(path: str, error: OSError) -> InputError:
-    return InputError(f"cannot read {path}: {error.strerror or error}. Check the path and its permissions.")

@@ -36,3 +36,22 @@ def pack_all(parts: Iterable[Tokens], width: int, dtype: np.dtype[Any]) -> tuple
     packer = Packer(width, dtype)
     samples = [packer.add(part) for part in parts]
     return np.concatenate(samples) if samples else np.empty((0, width), dtype), packer.tail
+
+
+def join_documents(
+    tokens: NDArray[np.uint32], lengths: NDArray[np.int64], dtype: np.dtype[Any], *, eos_id: int, bos_id: int | None
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Put an EOS after each document (and a BOS before each if given).
+
+    Takes the ids of all documents, joined, and their lengths; returns both with EOS and BOS counted.
+    """
+    lengths = lengths + (1 if bos_id is None else 2)
+    ends = np.cumsum(lengths)
+    joined = np.empty(int(lengths.sum()), dtype)
+    is_text = np.ones(len(joined), np.bool_)
+    for places, token in ((ends - 1, eos_id), (ends - lengths, bos_id)):
+        if token is not None:
+            joined[places] = token
+            is_text[places] = False
+    joined[is_text] = tokens
+    return joined, lengths

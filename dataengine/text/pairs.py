@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dataengine.schedule.order import hash_numbers
+from dataengine.permutation import hash_numbers
 
 
 def format_pair(source_language: str, source: str, target_language: str, target: str) -> str:

@@ -27,7 +27,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dataengine.storage.atomic import Store, open_store
+from dataengine.storage.open import open_store
+from dataengine.storage.store import Store
 from tests.chaos.results import Event, Scenario
 from tests.conftest import DEMO, small_experiment, write_corpora
 from tests.end_to_end import ranks
@@ -341,11 +342,11 @@ def _command(module: str, arguments: list[str], environment: dict[str, str], pri
     os.dup2(descriptor, 2)
     import torch
 
-    import trainer.evaluate
+    import trainer.evaluation.candidates
     import trainer.run.signals
 
     trainer.run.signals.WAIT_FOR_RANK_0_S = 3.0  # no launcher ends the others
-    trainer.evaluate._POLL_S = 1
+    trainer.evaluation.candidates._POLL_S = 1
     torch.set_num_threads(1)
     importlib.import_module(module).main(arguments)
     sys.exit(0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dataengine.cli import _make_parser, main
-from dataengine.config.schema import dump_config, load_config
+from dataengine.config.load import dump_config, load_config
 from tests.conftest import ROOT, ConfigMaker, write_jsonl
 
 COMMANDS = ["build", "worker", "finalize", "score", "inspect", "plan", "contamination", "verify", "export"]

@@ -129,21 +129,23 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
 
     import trainer.run.signals
     import trainer.train
+    import trainer.training.composer_trainer
     import trainer.training.session
+    import trainer.training.start
 
     trainer.run.signals.WAIT_FOR_RANK_0_S = 3.0  # no launcher ends the others
     torch.set_num_threads(1)
     if probe == "random":
         _draw_random_numbers(trainer.training.session)
     if probe == "cuda":
-        _seem_to_have_cuda(trainer.training.session)
+        _seem_to_have_cuda(trainer.training.composer_trainer)
     if probe == "memory of a GPU":
-        trainer.train.check_auto = lambda config: []
+        trainer.training.start.check_auto = lambda config: []
         import trainer.model.microbatch
 
         trainer.model.microbatch._own_device = lambda: trainer.model.microbatch.Device("Test", 10**9)
     if probe == "mesh of one":
-        trainer.training.session.is_sharded = lambda world_size: True
+        trainer.training.composer_trainer.is_sharded = lambda world_size: True
     if probe == "nan" and environment["RANK"] == "1":
         _lose_a_number()
     if probe == "stray" and environment["RANK"] == "1":
@@ -189,9 +191,9 @@ def _apply(probe: str) -> None:
     """Spoil something: by `loss:ID,ID:FACTOR` losses with these samples, by `weight:STEP` a weight of rank 1."""
     import torch
 
-    import trainer.checkpoints.finite
     import trainer.model.composer_model
     import trainer.training.callbacks.save
+    import trainer.training.finite
 
     kind, which, *rest = probe.split(":")
     if kind == "loss":

@@ -14,11 +14,13 @@ from torch.distributed import checkpoint as dcp
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment
 from trainer.audit import audit
-from trainer.checkpoints.find import Checkpoint, Marker, complete_checkpoints, hash_file, mark_complete
+from trainer.checkpoints.fetch import hash_file
+from trainer.checkpoints.find import complete_checkpoints
 from trainer.checkpoints.load import load_checkpoint, read_metadata
-from trainer.replay import replay
+from trainer.checkpoints.marker import Checkpoint, Marker, mark_complete
 from trainer.run.folder import open_run
-from trainer.training.callbacks.step_log import Watch
+from trainer.training.callbacks.spikes import Watch
+from trainer.training.replay import replay
 from trainer.training.spikes import SpikeDetector
 
 __all__ = ["experiment"]

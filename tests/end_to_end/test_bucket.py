@@ -18,15 +18,16 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from dataengine.build.build import build
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from dataengine.schedule.manifest import Manifest
 from tests.conftest import small_experiment
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact
 from tests.object_store import ObjectStore, faulty_proxy, new_bucket
 from trainer.audit import audit
-from trainer.checkpoints.find import MARKER, all_checkpoints
-from trainer.export import export
+from trainer.checkpoints.find import all_checkpoints
+from trainer.checkpoints.marker import MARKER
+from trainer.huggingface.export import export
 from trainer.run.folder import Run, open_run
 
 DOWN_S = 25  # many attempts, with longer and longer pauses

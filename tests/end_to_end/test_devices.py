@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from dataengine.config.schema import TrainConfig
+from dataengine.config.training import TrainConfig
 from dataengine.schedule.rates import Settings
 from tests.end_to_end import ranks
 from tests.end_to_end.test_options import assert_close

@@ -22,7 +22,7 @@ from streaming import LocalDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dataengine.build.build import build
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from dataengine.schedule.manifest import Manifest
 from tests.conftest import small_experiment
 from tests.end_to_end import ranks

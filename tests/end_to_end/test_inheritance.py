@@ -12,18 +12,18 @@ import pytest
 import yaml
 
 from dataengine.build.build import build
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from dataengine.schedule.rates import learning_rate
 from tests.conftest import small_experiment
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact
 from trainer.audit import audit
 from trainer.checkpoints.find import complete_checkpoints
-from trainer.replay import replay
 from trainer.run.folder import open_run
 from trainer.run.settings import SETTINGS, read_history
 from trainer.run.step_log import read_log
 from trainer.train import dry_run
+from trainer.training.replay import replay
 
 STAGES = [
     {"name": "monolingual", "steps": 6, "mix": {"mono": 1}},

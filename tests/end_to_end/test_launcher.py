@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dataengine.build.build import build
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from tests.conftest import ROOT, small_experiment
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact

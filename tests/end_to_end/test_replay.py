@@ -10,8 +10,9 @@ import orjson
 import pytest
 
 from tests.end_to_end.test_training import Experiment, experiment
-from trainer.replay import main, replay
+from trainer.replay import main
 from trainer.run.folder import open_run
+from trainer.training.replay import replay
 
 __all__ = ["experiment"]
 

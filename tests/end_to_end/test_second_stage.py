@@ -12,13 +12,14 @@ import torch
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from dataengine.build.build import build
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import learning_rate
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment, open_dataset
 from trainer.audit import audit
-from trainer.checkpoints.find import checkpoint_folder, complete_checkpoints
+from trainer.checkpoints.find import complete_checkpoints
+from trainer.checkpoints.marker import checkpoint_folder
 from trainer.model.composer_model import build_model
 from trainer.model.decoder import load_weights
 from trainer.run.step_log import next_digest

@@ -40,7 +40,7 @@ sys.path.insert(0, {str(ROOT)!r})
 import trainer.training.callbacks.step_log, trainer.run.signals, trainer.train
 
 trainer.run.signals.END_LAUNCHER_S = {LAUNCHER_WAITS_S / 2}
-own = trainer.training.callbacks.step_log.SampleLedger.batch_start
+own = trainer.training.callbacks.ledger.SampleLedger.batch_start
 
 def batch_start(self, state, logger):
     own(self, state, logger)
@@ -48,7 +48,7 @@ def batch_start(self, state, logger):
         Path(os.environ["SLOW"]).touch()
         time.sleep({STEP_S})
 
-trainer.training.callbacks.step_log.SampleLedger.batch_start = batch_start
+trainer.training.callbacks.ledger.SampleLedger.batch_start = batch_start
 trainer.train.main()
 """
 

@@ -18,28 +18,32 @@ import yaml
 from transformers import LlamaForCausalLM
 
 from dataengine.build.build import build
-from dataengine.config.schema import InitConfig, ParentConfig, TrainConfig, load_config
+from dataengine.config.load import load_config
+from dataengine.config.schema import ParentConfig
+from dataengine.config.training import InitConfig, TrainConfig
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import ROOT, small_experiment
 from tests.end_to_end import ranks
 from trainer.audit import audit
-from trainer.checkpoints.find import MARKER, complete_checkpoints, newest_checkpoint
+from trainer.checkpoints.find import complete_checkpoints, newest_checkpoint
+from trainer.checkpoints.marker import MARKER
 from trainer.data.dataset import ScheduledDataset
 from trainer.data.shard_cache import ShardCache
 from trainer.evaluate import main as evaluate
-from trainer.export import export
+from trainer.huggingface.export import export
 from trainer.model.composer_model import build_model
 from trainer.model.decoder import load_weights
-from trainer.preflight.check import check_agreement
-from trainer.replay import replay
-from trainer.report import write_report
-from trainer.run.folder import hold, open_run
+from trainer.preflight.agreement import check_agreement
+from trainer.reporting.page import write_report
+from trainer.run.folder import open_run
+from trainer.run.lock import hold
 from trainer.run.settings import read_history
 from trainer.run.step_log import next_digest, read_log
-from trainer.train import check_not_lost
+from trainer.training.replay import replay
+from trainer.training.start import check_not_lost
 
 
 @dataclass(frozen=True)

@@ -23,19 +23,21 @@ from hypothesis import strategies as st
 
 from dataengine.build.build import build
 from dataengine.commands.verify import open_stream, verify
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
 from dataengine.mds.summary import NAME, REJECTS, read_rejects, read_summary
 from dataengine.records.evaluation_sets import read_set
-from dataengine.records.read import RecordFormat, read_records, whole_file
+from dataengine.records.parts import whole_file
+from dataengine.records.read import read_records
+from dataengine.records.types import RecordFormat
 from dataengine.schedule.manifest import read_manifest
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 from tests.conftest import DEMO, ROOT, ConfigMaker
 from tests.trainer import fake_checkpoints
 from tests.trainer.fake_runs import make_runs
 from trainer.checkpoints.find import complete_checkpoints
-from trainer.reporting.runs import read_runs
+from trainer.reporting.read import read_runs
 
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")),

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.study import study
 from benchmarks.study.findings import Finding, Study, findings, spread
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from tests.conftest import ROOT
 
 

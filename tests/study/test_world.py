@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import world
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from tests.conftest import ROOT
 
 

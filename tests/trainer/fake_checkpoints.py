@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from trainer.checkpoints.find import Marker, checkpoint_folder, hash_file, mark_complete
+from trainer.checkpoints.fetch import hash_file
+from trainer.checkpoints.marker import Marker, checkpoint_folder, mark_complete
 
 NAMES = (".metadata", "__0_0.distcp", "__1_0.distcp")
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dataengine.build.build import build
-from dataengine.config.schema import Config, dump_config, load_config
+from dataengine.config.load import dump_config, load_config
+from dataengine.config.schema import Config
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import planned_settings
 from dataengine.text.pairs import translation_prompt

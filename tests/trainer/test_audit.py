@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dataengine.build.build import build
-from dataengine.config.schema import Config, dump_config
+from dataengine.config.load import dump_config
+from dataengine.config.schema import Config
 from dataengine.errors import run_command
 from dataengine.schedule.manifest import Manifest
 from tests.conftest import ConfigMaker

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.torch_version import TorchVersion
 
 from dataengine.errors import InputError
-from trainer.checkpoints.find import Checkpoint
+from trainer.checkpoints.marker import Checkpoint
 
 _METADATA = frozenset(
     {

@@ -19,17 +19,10 @@ from typing import TypeVar
 
 from dataengine.errors import InputError
 from dataengine.storage import s3_client
-from dataengine.storage.atomic import Store
-from trainer.checkpoints.find import (
-    MARKER,
-    Checkpoint,
-    all_checkpoints,
-    checkpoint_folder,
-    checkpoint_key,
-    remove_copies,
-    remove_old,
-    set_aside_in_bucket,
-)
+from dataengine.storage.store import Store
+from trainer.checkpoints.find import all_checkpoints
+from trainer.checkpoints.marker import MARKER, Checkpoint, checkpoint_folder, checkpoint_key
+from trainer.checkpoints.retention import remove_copies, remove_old, set_aside_in_bucket
 from trainer.run.folder import SMALL_FILES, Run
 
 log = logging.getLogger(__name__)

@@ -15,34 +15,29 @@ import logging
 import os
 import shutil
 import tempfile
-import threading
 import time
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from dataengine.errors import DamagedError, InputError, MissingError, OutageError
-from dataengine.mds.reader import read_raw_shard
-from dataengine.mds.writer import hash_bytes, map_shard
-from dataengine.schedule.manifest import Manifest, Stream
-from dataengine.storage.atomic import LocalStore, Store
+from dataengine.mds.reader import map_shard, read_raw_shard
+from dataengine.mds.types import Stream, hash_bytes, token_dtype
+from dataengine.schedule.manifest import Manifest
+from dataengine.storage.local import LocalStore
 from dataengine.storage.s3_client import pause
+from dataengine.storage.store import Store
 from dataengine.tables import size_words
-from dataengine.text.tokenizers.load import token_dtype
 
 log = logging.getLogger(__name__)
-
 _LOCKS = 256
 _SAY_S = 30.0  # between lines of a log that say the same
 _DAMAGED_ATTEMPTS = 4  # downloads of a shard that arrives damaged, until the one in the store is taken to be
 _SPARE = 1 << 30  # bytes of the disk that stay free where no limit is set
-_PREFETCHERS = 4  # threads
 _FETCHING = ".fetching-"
 _STALE_S = 3600
 _THRASH = 3  # a shard that is fetched so often by one process is evicted too early
@@ -227,70 +222,6 @@ def cache_floor(manifest: Manifest) -> int:
     )
 
 
-class Prefetcher:
-    """Fetch, in the order of first use, the shards of the steps to come: a block of samples ahead of the run.
-
-    One a node. What cannot be fetched is left to the reader that will need it, which waits or says why not.
-    """
-
-    def __init__(self, cache: ShardCache, manifest: Manifest, first_step: int = 0) -> None:
-        self._cache, self._manifest = cache, manifest
-        self._ahead = max(1, manifest.shuffle_block // manifest.batch_size)  # steps
-        counts = [shard.samples for stream in manifest.streams for shard in stream.shards]
-        self._ends = np.cumsum(counts, dtype=np.int64)
-        self._places = [(n, k) for n, stream in enumerate(manifest.streams) for k in range(len(stream.shards))]
-        self._wanted = threading.Condition()
-        self._step = self._done = first_step  # where the run stands; the first step not looked at
-        self._ended = not cache.remote
-        self._recent: dict[int, None] = {}  # shards asked for, the latest last
-        if cache.remote:
-            threading.Thread(target=self._work, name="prefetch", daemon=True).start()
-
-    def advance(self, step: int) -> None:
-        """Say that the run stands at a step."""
-        with self._wanted:
-            self._step = step
-            self._wanted.notify()
-
-    def close(self) -> None:
-        """End the thread; does not wait for it."""
-        with self._wanted:
-            self._ended = True
-            self._wanted.notify()
-
-    def _work(self) -> None:
-        with ThreadPoolExecutor(_PREFETCHERS) as pool:
-            while True:
-                with self._wanted:
-                    self._wanted.wait_for(lambda: self._ended or self._done < self._end())
-                    if self._ended:
-                        return
-                    step = max(self._done, self._step)
-                    self._done = step + 1
-                list(pool.map(self._fetch, self._new_shards(step)))
-
-    def _end(self) -> int:
-        return min(self._step + self._ahead, self._manifest.schedule.steps)
-
-    def _new_shards(self, step: int) -> list[int]:
-        """Shards of a step that were not asked for of late."""
-        found = np.unique(np.searchsorted(self._ends, self._manifest.order.sample_ids(step), side="right")).tolist()
-        new = [shard for shard in found if shard not in self._recent]
-        for shard in found:
-            self._recent.pop(shard, None)
-            self._recent[shard] = None
-        for old in list(self._recent)[: max(0, len(self._recent) - 4096)]:
-            del self._recent[old]
-        return new
-
-    def _fetch(self, shard: int) -> None:
-        if not self._ended:
-            try:
-                self._cache.fetch(*self._places[shard])
-            except InputError as error:
-                log.warning("cannot fetch ahead: %s", error)
-
-
 def _check_index(store: Store, stream: Stream) -> bytes:
     """The content of a stream's index.json. Raises InputError if it is not the manifest's."""
     place = f"{store.url}/{stream.remote}"
@@ -339,3 +270,6 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+SHARDS_MAPPED = 256  # as in trainer.data.dataset: a loader worker keeps so many shards mapped, an open file each

@@ -1,25 +1,18 @@
-"""Translate sentences with a trained model: prompts in, one line for each out, in batches."""
+"""Translate prompts with a trained model, in batches."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from dataengine.cleaning.dedup import normalize
-from dataengine.errors import naming
-from dataengine.text.pairs import LINES, translation_in, translation_prompt
-from dataengine.text.tokenizers.load import Tokenizer
-from trainer.run.folder import parse_json
+from dataengine.text.pairs import LINES, translation_in
+from dataengine.text.tokenizers.base import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,57 +31,11 @@ class Decoding:
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """Token ids of the prompts of a set, and how many sources were cut."""
-
-    ids: list[list[int]]
-    source_cut: int
-
-
-@dataclass(frozen=True)
 class Completion:
     """What a model wrote after a prompt."""
 
     text: str
     unfinished: bool  # neither the end of a line nor EOS within max_new_tokens
-
-
-Shots = Sequence[tuple[str, str]]
-
-
-def make_prompts(
-    sources: Sequence[str], shots: Sequence[Shots], languages: tuple[str, str], tokenizer: Tokenizer, decoding: Decoding
-) -> Prompts:
-    """The prompts of sentences with the examples of each; `languages` by their full names, source first."""
-    cut, limit = 0, decoding.max_source_tokens
-    if limit is not None:
-        encoded = tokenizer.encode(sources)
-        cut = sum(len(ids) > limit for ids in encoded)
-        sources = [
-            tokenizer.decode(ids[:limit]) if len(ids) > limit else source
-            for source, ids in zip(sources, encoded, strict=True)
-        ]
-    texts = [
-        translation_prompt(languages[0], source, languages[1], examples)
-        for source, examples in zip(sources, shots, strict=True)
-    ]
-    head = [cast(int, tokenizer.bos_id)] if decoding.bos else []
-    return Prompts([head + ids for ids in tokenizer.encode(texts)], cut)
-
-
-def choose_shots(pool: Sequence[tuple[str, str]], sources: Sequence[str], number: int) -> list[Shots]:
-    """The same `number` pairs for every sentence; where the sentence is one of them, the next one instead.
-
-    Pairs of a pool are taken in the order of a hash of their texts, each source once; sources are the same if only
-    case, width or white space differ. Raises ValueError if the pool is too small. (The paper does not say where its
-    shots come from.)
-    """
-    first = {normalize(pair[0]): pair for pair in reversed(pool)}
-    hashed = sorted(first.items(), key=lambda entry: hashlib.sha256("\n".join(entry[1]).encode()).digest())
-    chosen = hashed[: number + 1]  # one to spare
-    if number and len(chosen) <= number:
-        raise ValueError(f"{number} examples need {number + 1} pairs with different sources, there are {len(chosen)}")
-    return [[pair for same, pair in chosen if same != normalize(source)][:number] for source in sources]
 
 
 def plan_batches(lengths: Sequence[int], decoding: Decoding, batch_tokens: int) -> list[list[int]]:
@@ -237,35 +184,3 @@ def _pad(prompts: Sequence[Sequence[int]], shared: int, pad_id: int) -> tuple[Te
     tokens = torch.tensor([[*row[:shared], *[pad_id] * (width - len(row)), *row[shared:]] for row in prompts])
     mask = torch.tensor([[1] * shared + [0] * (width - len(row)) + [1] * (len(row) - shared) for row in prompts])
     return tokens, mask
-
-
-# Keep what is finished.
-
-
-class FinishedBatches:
-    """Completions on disk as JSON lines, a batch a line, so that an evaluation that is killed goes on where it was."""
-
-    def __init__(self, path: Path, fingerprint: str) -> None:
-        self._path = path
-        self._fingerprint = fingerprint  # of all that decides the completions
-
-    def read(self) -> dict[int, list[Completion]]:
-        """Batches by number; a last line that was cut short and lines of other settings are left out."""
-        found = {}
-        with suppress(FileNotFoundError):  # also if another evaluation of the same has finished
-            for line in self._path.read_bytes().split(b"\n"):
-                with suppress(ValueError, KeyError, TypeError):
-                    row = parse_json(line)
-                    if row["fingerprint"] == self._fingerprint:
-                        found[row["batch"]] = [Completion(text, unfinished) for text, unfinished in row["completions"]]
-        return found
-
-    def add(self, batch: int, completions: Sequence[Completion]) -> None:
-        """Append a batch, so that it survives this process."""
-        row = {
-            "fingerprint": self._fingerprint,
-            "batch": batch,
-            "completions": [[one.text, one.unfinished] for one in completions],
-        }
-        with naming(self._path), self._path.open("a", encoding="utf-8") as file:
-            file.write("\n" + json.dumps(row, ensure_ascii=False) + "\n")  # a cut line before it ends here

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dataengine.errors import InputError
-from trainer.checkpoints.find import Checkpoint
-from trainer.run.folder import Run, lock_folder, parse_json
+from trainer.checkpoints.marker import Checkpoint
+from trainer.run.folder import Run, parse_json
+from trainer.run.lock import lock_folder
 from trainer.run.step_log import parse_rows
 
 VERSION = 2  # of results.json; raise when the same prompts would be completed otherwise

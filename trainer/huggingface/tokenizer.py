@@ -20,8 +20,9 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import generate_merges
 
 from dataengine.errors import InputError
+from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.control_tokens import make_probes
-from dataengine.text.tokenizers.load import Tokenizer, make_odd_texts
+from dataengine.text.tokenizers.odd_texts import make_odd_texts
 
 _UNIGRAM, _BPE, _CHARACTERS = 1, 2, 4  # model types of a SentencePiece model
 _NORMAL, _UNKNOWN, _USER_DEFINED = 1, 2, 4  # types of its pieces

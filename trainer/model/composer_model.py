@@ -9,7 +9,7 @@ from composer.models import ComposerModel
 from composer.utils.parallelism import FSDP2Config
 from torch import Tensor
 
-from dataengine.config.schema import ModelConfig, TrainConfig
+from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.mds.writer import COLUMN
 from dataengine.schedule.manifest import Manifest
 from trainer.model.packed import PackedDecoder, build_decoder

@@ -7,10 +7,10 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import no_init_weights
 
-from dataengine.config.schema import ModelConfig
+from dataengine.config.training import ModelConfig
 from dataengine.schedule.manifest import Manifest
-from trainer.checkpoints.find import Checkpoint
 from trainer.checkpoints.load import load_checkpoint
+from trainer.checkpoints.marker import Checkpoint
 
 _PREFIX = "decoder.hf."  # of the weights' names in a checkpoint (trainer/model/composer_model.py)
 _VOCAB_MULTIPLE = 64  # as in TinyLlama (lit_gpt/config.py): rows of the embedding beyond the vocabulary stay unused

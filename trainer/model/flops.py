@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from dataengine.config.schema import ModelConfig
-from trainer.preflight.check import layer_parameters, outer_parameters
+from dataengine.config.training import ModelConfig
+from trainer.model.sizes import layer_parameters, outer_parameters
 
 # bf16, dense, operations a second, from the makers' data sheets; the first name that the device's contains.
 _PEAKS = (

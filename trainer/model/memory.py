@@ -24,7 +24,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AttentionInterface
 
-from dataengine.config.schema import ModelConfig
+from dataengine.config.training import ModelConfig
 from dataengine.schedule.manifest import Manifest
 from trainer.model.decoder import llama_config, new_model
 from trainer.model.packed import PackedDecoder, recompute_layers

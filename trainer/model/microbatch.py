@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from dataengine.config.schema import Config, ModelConfig, TrainConfig
+from dataengine.config.schema import Config
+from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import write_file
 from dataengine.tables import size_words
 from trainer.model.memory import apart, largest_fitting, step_bytes
-from trainer.preflight.check import NO_GPU_TO_MEASURE, divisors
+from trainer.model.sizes import NO_GPU_TO_MEASURE, divisors
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import torch
 from composer import Callback, Logger, State
 from torch import nn
 
-from dataengine.config.schema import TrainConfig
+from dataengine.config.training import TrainConfig
 from dataengine.schedule.rates import Settings
 
 

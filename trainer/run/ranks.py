@@ -9,6 +9,7 @@ import os
 import pickle
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -167,3 +168,20 @@ class Group:
         import torch
 
         return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among those of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As Composer's launcher and torchrun state it."""
+        names = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
+        stated = {field: int(os.environ[name]) for field, name in names.items() if name in os.environ}
+        return cls(**stated, local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -17,7 +17,10 @@ from pathlib import Path
 import orjson
 from pydantic import ValidationError
 
-from dataengine.config.schema import Config, TrainConfig, decision_of, load_config
+from dataengine.config.fields import decision_of
+from dataengine.config.load import load_config
+from dataengine.config.schema import Config
+from dataengine.config.training import TrainConfig
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import read_manifest
 from dataengine.schedule.rates import Settings, planned_settings

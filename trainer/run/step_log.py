@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dataengine.arrays import Int64s
 from dataengine.errors import InputError
-from dataengine.schedule.slots import Int64s
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _GAPS_SHOWN = 5

@@ -8,7 +8,8 @@ from typing import Any
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
-from dataengine.config.schema import Config, WandbConfig
+from dataengine.config.schema import Config
+from dataengine.config.training import WandbConfig
 from trainer.training.wandb_run import open_wandb
 
 

@@ -20,8 +20,8 @@ from dataengine.config.schema import Config
 from dataengine.mds.writer import COLUMN
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings
-from trainer.checkpoints.find import Checkpoint
 from trainer.checkpoints.load import load_checkpoint
+from trainer.checkpoints.marker import Checkpoint
 from trainer.model.composer_model import TranslationModel, build_model
 from trainer.model.optimizer import apply_settings, make_optimizer
 from trainer.training.determinism import make_deterministic

@@ -8,7 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from dataengine.config.schema import Config, WandbConfig
+from dataengine.config.schema import Config
+from dataengine.config.training import WandbConfig
 from dataengine.storage.atomic import write_file
 from trainer.run.step_log import read_whole_rows
 

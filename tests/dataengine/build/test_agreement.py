@@ -13,18 +13,14 @@ from dataengine.build.agreement import build_differences, differences, read_buil
 from dataengine.build.build import build
 from dataengine.cli import main
 from dataengine.commands.plan import load_plan
-from dataengine.config.schema import (
-    Config,
-    ParentConfig,
-    StageConfig,
-    StreamConfig,
-    TrainConfig,
-    decision_of,
-    dump_config,
-    load_config,
-)
+from dataengine.config.fields import decision_of
+from dataengine.config.load import dump_config, load_config
+from dataengine.config.schema import Config, ParentConfig, StageConfig
+from dataengine.config.streams import StreamConfig
+from dataengine.config.training import TrainConfig
 from dataengine.errors import InputError
-from dataengine.storage.atomic import LocalStore, open_store
+from dataengine.storage.local import LocalStore
+from dataengine.storage.open import open_store
 from tests.conftest import ConfigMaker
 
 

@@ -20,20 +20,23 @@ import pytest
 from streaming import StreamingDataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from dataengine.build import build as build_module
+from dataengine.build import prepare as prepare_module
+from dataengine.build import rejects as rejects_module
 from dataengine.build import tokenize
-from dataengine.build.build import build, prepare, stream_notes
-from dataengine.cli import describe_build
+from dataengine.build.build import build
+from dataengine.build.prepare import prepare, stream_notes
+from dataengine.commands.build import describe_build
 from dataengine.commands.estimate import describe_estimate, estimate
-from dataengine.config.schema import Config, dump_config
+from dataengine.config.load import dump_config
+from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.summary import read_summary
-from dataengine.records.read import HEADING_OBEYED
-from dataengine.storage.atomic import open_store
+from dataengine.records.rows import HEADING_OBEYED
+from dataengine.storage.open import open_store
 from dataengine.text.lost_text import UNKNOWN_TEXT
 from dataengine.text.pairs import write_pairs
 from dataengine.text.tokenizers.load import load_tokenizer
-from tests.conftest import ConfigMaker, read_texts, write_jsonl
+from tests.conftest import ConfigMaker, read_texts, set_everywhere, write_jsonl
 
 
 def hashes(config: Config, pattern: str = "streams/**/*") -> dict[str, str]:
@@ -152,7 +155,7 @@ def split_documents(tokens: list[int], eos_id: int) -> list[tuple[int, ...]]:
 def test_pairs_come_once_each_shuffled_over_all_files(
     make_config: ConfigMaker, corpora: Path, monkeypatch: pytest.MonkeyPatch, merge_tokens: int, run_tokens: int
 ) -> None:
-    monkeypatch.setattr(build_module, "MERGE_TOKENS", merge_tokens)
+    set_everywhere(monkeypatch, prepare_module, "MERGE_TOKENS", merge_tokens)
     monkeypatch.setattr(tokenize, "_RUN_TOKENS", run_tokens)
     config = make_config()
     result = build(config, workers=1)
@@ -309,7 +312,7 @@ def test_unusable_records_are_named_by_the_line_in_their_file(make_config: Confi
     [([5, 1, 9], 100, 100), ([5, 1, 9], 15, 15), ([5, 1, 9], 11, 5), ([5, 1, 9], 7, 3), ([5, 1, 9], 2, 1), ([], 3, 3)],
 )
 def test_parts_share_the_room_for_unusable_records(counts: list[int], total: int, limit: int) -> None:
-    found = build_module._even_limit(counts, total)
+    found = rejects_module._even_limit(counts, total)
     written = [min(count, found) for count in counts]
     assert min(found, 9) == min(limit, 9)
     assert sum(written) <= max(total, len(counts))
@@ -319,7 +322,7 @@ def test_parts_share_the_room_for_unusable_records(counts: list[int], total: int
 def test_few_unusable_records_of_many_are_written_down(
     make_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_module, "REJECTS", 5)
+    monkeypatch.setattr(rejects_module, "REJECTS", 5)
     files = [write_jsonl(tmp_path / f"{name}.jsonl", [{"txt": "x"}] * count) for name, count in (("a", 40), ("b", 1))]
     config = make_config(
         streams={"mono": {"documents": [str(path) for path in files]}},
@@ -434,7 +437,7 @@ def test_a_pair_with_a_side_of_which_the_tokenizer_knows_nothing_is_unusable(
     (built,) = build(config, workers=1).streams
     assert (built.records, built.kept, built.rejected) == (51, 50 - lost, {UNKNOWN_TEXT: lost} if lost else {})
     assert built.dropped == {"duplicate pair": 1}
-    estimated = estimate(build_module.prepare(config, open_store(config.store)).streams["pairs"])
+    estimated = estimate(prepare_module.prepare(config, open_store(config.store)).streams["pairs"])
     assert (estimated.records, estimated.kept, estimated.rejected) == (built.records, built.kept, built.rejected)
     assert read_summary(open_store(config.store), built.stream.remote).vanished == built.vanished > 0
 
@@ -459,7 +462,7 @@ def test_no_document_goes_for_one_that_the_tokenizer_loses(
     (built,) = build(config, workers=1).streams
     assert (built.records, built.kept, built.rejected) == (13, 11, {UNKNOWN_TEXT: 1})
     assert sum(built.dropped.values()) == 1
-    estimated = estimate(build_module.prepare(config, open_store(config.store)).streams["mono"])
+    estimated = estimate(prepare_module.prepare(config, open_store(config.store)).streams["mono"])
     assert (estimated.kept, estimated.rejected, estimated.dropped) == (built.kept, built.rejected, built.dropped)
     (flow,) = unit_flows(config, "mono")
     assert len(split_documents(flow, 0)) == 11

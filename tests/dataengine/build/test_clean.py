@@ -18,20 +18,25 @@ from hypothesis import strategies as st
 
 from dataengine.build import clean as cleaning
 from dataengine.build import tokenize
-from dataengine.build.build import BuiltStream, build
+from dataengine.build.build import build
+from dataengine.build.publish import BuiltStream
 from dataengine.cleaning import dedup
 from dataengine.cleaning.decontaminate import EvaluationTexts
 from dataengine.cleaning.language import score_language
-from dataengine.cleaning.near_duplicates import shingle_texts
+from dataengine.cleaning.minhash import shingle_texts
+from dataengine.cleaning.rules import documents as documents_module
 from dataengine.cleaning.rules import pairs as pairs_module
-from dataengine.config.schema import Config, StreamConfig, load_config
+from dataengine.config.load import load_config
+from dataengine.config.schema import Config
+from dataengine.config.streams import StreamConfig
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
 from dataengine.mds.reader import StreamReader
+from dataengine.mds.types import token_dtype
 from dataengine.storage import arrays
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 from dataengine.text.pairs import write_pairs
-from dataengine.text.tokenizers.load import load_tokenizer, token_dtype
+from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ConfigMaker, read_texts, write_jsonl
 
 WIDTH = 9  # seq_len 8, to make many samples of little text
@@ -139,9 +144,9 @@ def reason_by_itself(texts: tuple[str, ...], label: str, stream: StreamConfig) -
     clean = stream.clean
     if clean.subsets and label in clean.subsets.drop:
         return "subset"
-    names, number = pairs_module.DOCUMENT_RULES, 0
+    names, number = documents_module.DOCUMENT_RULES, 0
     if clean.document_rules:
-        number = int(pairs_module.check_documents(texts, stream.language, clean.document_rules)[0])
+        number = int(documents_module.check_documents(texts, stream.language, clean.document_rules)[0])
     if clean.pair_rules:
         codes, names = (stream.codes[0], stream.codes[1]), pairs_module.PAIR_RULES
         number = int(pairs_module.check_pairs([texts[0]], [texts[1]], codes, clean.pair_rules)[0])

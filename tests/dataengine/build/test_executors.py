@@ -21,7 +21,9 @@ import pytest
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
 from dataengine.errors import InputError
-from dataengine.storage.atomic import LocalStore, Store, open_store
+from dataengine.storage.local import LocalStore
+from dataengine.storage.open import open_store
+from dataengine.storage.store import Store
 from tests.conftest import ROOT, ConfigMaker, write_jsonl
 from tests.crashing_store import MOMENTS, CrashingStore
 from tests.object_store import ObjectStore, object_store  # noqa: F401

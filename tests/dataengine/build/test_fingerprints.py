@@ -17,17 +17,21 @@ import pytest
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from dataengine.build import build as build_module
+from dataengine.build import prepare
 from dataengine.build.build import BuildResult, build
 from dataengine.build.executors import LocalEngine
 from dataengine.build.units import Receipt, Unit
 from dataengine.commands import contamination
-from dataengine.config.schema import CleanConfig, Config, StreamConfig, load_config
+from dataengine.config.load import load_config
+from dataengine.config.schema import Config
+from dataengine.config.streams import CleanConfig, StreamConfig
 from dataengine.errors import InputError
-from dataengine.mds.writer import Add
-from dataengine.storage.atomic import LocalStore, Store, open_store
-from dataengine.text.tokenizers import load
-from tests.conftest import write_jsonl
+from dataengine.mds.types import Add
+from dataengine.storage.local import LocalStore
+from dataengine.storage.open import open_store
+from dataengine.storage.store import Store
+from dataengine.text.tokenizers import load, reference
+from tests.conftest import set_everywhere, write_jsonl
 
 WORDS = ("the", "open", "file", "house", "near", "river", "and", "old", "man", "walks", "with", "green", "trees")
 
@@ -318,12 +322,12 @@ def test_another_version_of_the_tokenizer_library_is_another_fingerprint(
 ) -> None:
     folder, experiment, before = warm
     real = load.version
-    load._load_reference.cache_clear()
-    monkeypatch.setattr(load, "version", lambda package: "99" if package == name else real(package))
+    reference.load_reference.cache_clear()
+    set_everywhere(monkeypatch, load, "version", lambda package: "99" if package == name else real(package))
     path = folder / "again.yaml"
     path.write_text(yaml.safe_dump(experiment))
-    prepared = build_module.prepare(load_config(path), open_store(experiment["store"]))
-    load._load_reference.cache_clear()
+    prepared = prepare.prepare(load_config(path), open_store(experiment["store"]))
+    reference.load_reference.cache_clear()
     assert not {plan.folder for plan in prepared.streams.values()} & folders(before)
 
 
@@ -331,7 +335,7 @@ def test_control_tokens_that_change_while_a_build_runs_stop_it(tmp_path: Path) -
     experiment = write_experiment(tmp_path)
     path = tmp_path / "law.yaml"
     path.write_text(yaml.safe_dump(experiment))
-    prepared = build_module.prepare(load_config(path), open_store(experiment["store"]))
+    prepared = prepare.prepare(load_config(path), open_store(experiment["store"]))
     form = prepared.streams["mono"].format
     form.load()
     write_config(tmp_path / "tok", eos_token="<|im_end|>")
@@ -406,7 +410,7 @@ def test_what_is_no_part_of_an_identity_changes_no_byte(tmp_path: Path, monkeypa
     experiment = write_experiment(tmp_path)
     experiment["evaluate"] = {"dev": {"en-zh": str(tmp_path / "more-pairs.jsonl")}}
     experiment["streams"]["mono"]["clean"]["document_rules"] = None
-    monkeypatch.setattr(build_module, "TAIL_TOKENS", 50)
+    set_everywhere(monkeypatch, prepare, "TAIL_TOKENS", 50)
     path = tmp_path / "law.yaml"
     path.write_text(yaml.safe_dump(experiment))
     config, engine = load_config(path), Recording(1)

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 
 from dataengine.build.build import build
-from dataengine.cli import describe_build
+from dataengine.commands.build import describe_build
 from dataengine.commands.plan import describe_plan, load_plan, settings_and_notes
-from dataengine.config.schema import Config, dump_config
+from dataengine.config.load import dump_config
+from dataengine.config.schema import Config
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.plot import draw_mix, plot_plan
 from dataengine.schedule.rates import learning_rate
 from dataengine.schedule.slots import Schedule, Stage
 from dataengine.schedule.stages import cut_schedule, stage_rows
 from tests.conftest import ConfigMaker
-from trainer.checkpoints.find import checkpoint_steps
+from trainer.checkpoints.steps import checkpoint_steps
 
 
 def rows(schedule: Schedule) -> list[tuple[str, int, int]]:

@@ -10,14 +10,15 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from dataengine.build import build as build_module
-from dataengine.build import label_check
-from dataengine.build.build import build, prepare, stream_notes
+from dataengine.build import label_check, near_units
+from dataengine.build.build import build
 from dataengine.build.label_check import check_labels
-from dataengine.cleaning.rules.pairs import DocumentRules, PairRules
+from dataengine.build.prepare import prepare, stream_notes
+from dataengine.cleaning.rules.settings import DocumentRules, PairRules
 from dataengine.commands.estimate import describe_estimate
-from dataengine.records.read import RecordFormat, SourcePart, plan_parts, whole_file
-from dataengine.storage.atomic import open_store
+from dataengine.records.parts import plan_parts, whole_file
+from dataengine.records.types import RecordFormat, SourcePart
+from dataengine.storage.open import open_store
 from dataengine.text.language_codes import base_language
 from tests.conftest import DEMO, ConfigMaker, read_texts, write_jsonl
 
@@ -36,7 +37,7 @@ COLUMNS = {
     "zh": [target for _, target in EN_ZH[:1000]],
     "id": [target for _, target in EN_ID[:1000]],
     "de": GERMAN * 20,
-    "code": Path(build_module.__file__).read_text(encoding="utf-8").splitlines(),
+    "code": Path(near_units.__file__).read_text(encoding="utf-8").splitlines(),
 }
 CLOSE = {
     "en": ("en", "eng", "en-GB"),

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataengine.build import near_units
-from dataengine.build.build import Cleaned, Preparation, clean_stream, prepare, run_rounds
+from dataengine.build import near_duplicates as near_duplicates_module
 from dataengine.build.executors import LocalEngine
+from dataengine.build.prepare import Preparation, prepare
+from dataengine.build.rounds import Cleaned, clean_stream, run_rounds
 from dataengine.cleaning import near_duplicates
-from dataengine.cleaning.near_duplicates import jaccard, shingle_texts
+from dataengine.cleaning.minhash import shingle_texts
+from dataengine.cleaning.near_duplicates import jaccard
 from dataengine.commands.estimate import estimate
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 from tests.conftest import ConfigMaker, write_jsonl
 
 
@@ -63,8 +65,8 @@ def test_no_text_goes_for_one_that_goes_itself_whatever_the_groups(
     """Windows over one text in a random order, with crowds and groups of a few: representatives are twins of others."""
     for name, value in (("CROWD", 2 + seed % 3), ("LARGE", 8)):
         monkeypatch.setattr(near_duplicates, name, value)
-    monkeypatch.setattr(near_units, "_LEAST_GROUP", 1)
-    monkeypatch.setattr(near_units, "_MOST_GROUP", 2)
+    monkeypatch.setattr(near_duplicates_module, "_LEAST_GROUP", 1)
+    monkeypatch.setattr(near_duplicates_module, "_MOST_GROUP", 2)
     chance = random.Random(seed)
     text = words(chance, 60 * 3 + 60)
     texts = [" ".join(text[3 * k : 3 * k + 60]) for k in range(60)]
@@ -99,8 +101,8 @@ def test_twins_are_found_in_a_component_of_many_groups(
 ) -> None:
     """Forms with five fields, each with one of a few values: every text has something in common with hundreds."""
     monkeypatch.setattr(near_duplicates, "LARGE", 100)
-    monkeypatch.setattr(near_units, "_LEAST_GROUP", 100)
-    monkeypatch.setattr(near_units, "_MOST_GROUP", 100)
+    monkeypatch.setattr(near_duplicates_module, "_LEAST_GROUP", 100)
+    monkeypatch.setattr(near_duplicates_module, "_MOST_GROUP", 100)
     chance = random.Random(2)
     form = [words(chance, 16) for _ in range(5)]
     values = [[words(chance, 3) for _ in range(40)] for _ in range(5)]
@@ -123,8 +125,8 @@ def test_texts_of_a_component_that_is_cut_are_counted(
     prepared: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Windows that are twins of their neighbours make one component, whatever is looked at."""
-    monkeypatch.setattr(near_units, "_LEAST_GROUP", 50)
-    monkeypatch.setattr(near_units, "_MOST_GROUP", 50)
+    monkeypatch.setattr(near_duplicates_module, "_LEAST_GROUP", 50)
+    monkeypatch.setattr(near_duplicates_module, "_MOST_GROUP", 50)
     text = words(random.Random(3), 6 * 400 + 300)
     records = [{"text": " ".join(text[6 * k : 6 * k + 300])} for k in range(400)]
     found = twins(clean(prepared(records, {"near_dedup": 0.8}, 1)))

@@ -12,7 +12,8 @@ from pyarrow import parquet
 from dataengine.build.build import build
 from dataengine.build.units import Reading, Receipt, describe_notes, encode_receipt, read_receipt
 from dataengine.errors import InputError
-from dataengine.records.read import RecordFormat, SourcePart, plan_parts
+from dataengine.records.parts import plan_parts
+from dataengine.records.types import RecordFormat, SourcePart
 from tests.conftest import ConfigMaker
 from tests.object_store import ObjectStore, object_store
 

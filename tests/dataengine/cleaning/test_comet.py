@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from dataengine.cleaning.comet import CometScorer, hash_model, load_scorer
 from dataengine.cleaning.score_cache import ScoreCache, hash_pairs, lookup, score_part
 from dataengine.errors import InputError
-from dataengine.records.read import read_lines
-from dataengine.storage.atomic import open_store
+from dataengine.records.lines import read_lines
+from dataengine.storage.open import open_store
 from tests.conftest import DEMO
 from tests.tiny_comet import make_tiny_comet
 

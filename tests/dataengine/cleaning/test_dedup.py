@@ -15,6 +15,7 @@ import zstandard
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dataengine.build.external_sort import bucket_bounds
 from dataengine.characters import without_invisible
 from dataengine.cleaning import dedup
 from dataengine.cleaning.dedup import (
@@ -29,7 +30,6 @@ from dataengine.cleaning.dedup import (
     sort_keys,
     text_keys,
 )
-from dataengine.storage.arrays import bucket_bounds
 
 DEMO = Path(__file__).parents[3] / "demo/data"
 

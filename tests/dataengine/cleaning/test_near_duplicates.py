@@ -15,18 +15,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.cleaning import near_duplicates
-from dataengine.cleaning.near_duplicates import (
-    SHINGLE_WORDS,
-    Shingles,
-    band_hashes,
-    choose_bands,
-    connect,
-    find_near_duplicates,
-    jaccard,
-    shingle_texts,
-    sign,
-)
+from dataengine.cleaning import minhash, near_duplicates
+from dataengine.cleaning.minhash import SHINGLE_WORDS, Shingles, band_hashes, choose_bands, shingle_texts, sign
+from dataengine.cleaning.near_duplicates import connect, find_near_duplicates, jaccard
 from dataengine.errors import InputError
 
 DEMO = Path(__file__).parents[3] / "demo/data"
@@ -133,9 +124,7 @@ def test_distinct_selected_and_reordered_shingles_are_those_of_each_text(texts: 
     assert as_lists(made.select(chosen)) == [text for text in texts if len(text) % 2]
     order = np.arange(len(texts))[::-1]
     assert as_lists(made.take(order)) == texts[::-1]
-    assert as_lists(near_duplicates.join([made, made.select(chosen)])) == texts + [
-        text for text in texts if len(text) % 2
-    ]
+    assert as_lists(minhash.join([made, made.select(chosen)])) == texts + [text for text in texts if len(text) % 2]
 
 
 @given(st.sets(st.integers(0, 50), min_size=1), st.sets(st.integers(0, 50), min_size=1))
@@ -169,9 +158,9 @@ def test_a_forked_process_signs_texts_too() -> None:
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
 def test_bands_propose_nearly_all_twins_at_the_threshold(threshold: float) -> None:
     bands, rows = choose_bands(threshold)
-    assert bands * rows <= near_duplicates.PERMUTATIONS
+    assert bands * rows <= minhash.PERMUTATIONS
     assert 1 - (1 - threshold**rows) ** bands >= 0.999
-    assert 1 - (1 - threshold ** (rows + 1)) ** (near_duplicates.PERMUTATIONS // (rows + 1)) < 0.999
+    assert 1 - (1 - threshold ** (rows + 1)) ** (minhash.PERMUTATIONS // (rows + 1)) < 0.999
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0])

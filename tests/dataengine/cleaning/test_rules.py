@@ -20,24 +20,13 @@ from pydantic import ValidationError
 
 from benchmarks.rules import count_letters, count_letters_of, plain_pairs
 from dataengine.characters import without_invisible
-from dataengine.cleaning.rules import pairs as pairs_module
-from dataengine.cleaning.rules.pairs import (
-    DOCUMENT_RULES,
-    PAIR_RULES,
-    DocumentRules,
-    PairRules,
-    check_documents,
-    check_pairs,
-    copies,
-    differing_digits,
-    digits_differ,
-    find_links,
-    fold,
-    han_numbers,
-    repeats,
-    script_ranges,
-    scripts_of,
-)
+from dataengine.cleaning.rules import columns, scripts
+from dataengine.cleaning.rules.columns import fold
+from dataengine.cleaning.rules.digits import differing_digits, digits_differ, han_numbers
+from dataengine.cleaning.rules.documents import DOCUMENT_RULES, check_documents
+from dataengine.cleaning.rules.pairs import PAIR_RULES, check_pairs, copies, find_links, repeats
+from dataengine.cleaning.rules.scripts import script_ranges, scripts_of
+from dataengine.cleaning.rules.settings import DocumentRules, PairRules
 
 ROOT = Path(__file__).parents[3]
 NO_PAIR_RULE = PairRules(
@@ -554,7 +543,7 @@ def test_decisions_do_not_depend_on_the_batch(block: int, monkeypatch: pytest.Mo
     whole = check_pairs(sources, targets, ("en", "zh"), PairRules())
     lines = ["\n".join(sources[k : k + 1 + k % 9] * (1 + k % 3)) for k in range(200)]
     documents_whole = check_documents(lines, "en", DocumentRules())
-    monkeypatch.setattr(pairs_module, "_BLOCK", block)
+    monkeypatch.setattr(columns, "_BLOCK", block)
     cuts = [0, 0, 1, 2, 100, 257, 600]
     parts = [
         check_pairs(sources[start:stop], targets[start:stop], ("en", "zh"), PairRules())
@@ -568,7 +557,7 @@ def test_decisions_do_not_depend_on_the_batch(block: int, monkeypatch: pytest.Mo
 
 def test_scripts_are_those_of_unicode() -> None:
     letters = "".join(filter(str.isalpha, map(chr, range(sys.maxunicode + 1))))
-    for script in pairs_module._SCRIPT_RANGES:
+    for script in scripts.SCRIPT_RANGES:
         codes = [code for first, last in script_ranges(script) for code in range(first, last + 1)]
         ours = set(filter(str.isalpha, map(chr, codes)))
         theirs = set(regex.findall(rf"\p{{Script={script}}}", letters))
@@ -594,7 +583,7 @@ def test_a_folded_text_has_letters_and_digits_only() -> None:
 
 @given(texts)
 def test_texts_that_fold_to_the_same_have_equal_sums(text: str) -> None:
-    table = pairs_module._fold_table()
+    table = columns.fold_table()
     sums = [int(table[[ord(character) for character in form]].sum(dtype=np.uint32)) for form in (text, fold(text))]
     assert sums[0] == sums[1]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dataengine.cleaning.score_cache import KEY, SCORE, ScoreCache, hash_pairs, lookup, score_part
 from dataengine.errors import InputError
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 
 Pair = tuple[str, str]
 PAIRS = [(f"source {k}", f"target {k}") for k in range(1000)]

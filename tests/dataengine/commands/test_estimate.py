@@ -13,13 +13,15 @@ import orjson
 import pytest
 import zstandard
 
-from dataengine.build.build import Preparation, build, prepare
+from dataengine.build.build import build
+from dataengine.build.prepare import Preparation, prepare
 from dataengine.cli import main
 from dataengine.commands.estimate import StreamEstimate, describe_estimate, estimate
-from dataengine.config.schema import Config, dump_config
+from dataengine.config.load import dump_config
+from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from dataengine.records.read import read_lines
-from dataengine.storage.atomic import open_store
+from dataengine.records.lines import read_lines
+from dataengine.storage.open import open_store
 from tests.conftest import DEMO, ConfigMaker
 
 

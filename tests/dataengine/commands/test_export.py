@@ -12,13 +12,16 @@ from streaming import StreamingDataset
 from dataengine.build.build import BuildResult, build
 from dataengine.cli import main
 from dataengine.commands.export import export
-from dataengine.config.schema import Config, dump_config
+from dataengine.config.load import dump_config
+from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
+from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import ShardFormat
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.atomic import LocalStore, Store, open_store
-from dataengine.text.tokenizers.load import token_dtype
+from dataengine.storage.local import LocalStore
+from dataengine.storage.open import open_store
+from dataengine.storage.store import Store
 from tests.conftest import ConfigMaker
 from tests.crashing_store import MOMENTS, CrashingStore
 from tests.object_store import ObjectStore, object_store  # noqa: F401

@@ -9,17 +9,22 @@ from typing import Any
 import orjson
 import pytest
 
-from dataengine.build.build import BuiltStream, Cleaned, build, clean_stream, prepare, run_rounds
+from dataengine.build.build import build
 from dataengine.build.executors import LocalEngine
+from dataengine.build.prepare import prepare
+from dataengine.build.publish import BuiltStream
+from dataengine.build.rounds import Cleaned, clean_stream, run_rounds
 from dataengine.cli import main
-from dataengine.commands import inspect
+from dataengine.commands import inspect, inspect_samples
 from dataengine.commands.inspect import Example
-from dataengine.config.schema import Config, dump_config
+from dataengine.config.load import dump_config
+from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
 from dataengine.mds.summary import read_rejects
-from dataengine.storage.atomic import open_store
-from dataengine.text.tokenizers.load import load_tokenizer, token_dtype
+from dataengine.mds.types import token_dtype
+from dataengine.storage.open import open_store
+from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ConfigMaker, read_texts, write_jsonl
 
 
@@ -215,7 +220,7 @@ def test_a_sample_is_shown_as_its_text_with_the_lines_that_it_comes_from(
     tokenizer = load_tokenizer(config.tokenizer)
     reader = StreamReader(open_store(config.store), stream, 33, token_dtype(manifest.vocab_size))
     for sample in (0, 5, stream.samples - 1):
-        head, *lines = inspect.describe_sample(manifest, config, name, sample).split("\n")
+        head, *lines = inspect_samples.describe_sample(manifest, config, name, sample).split("\n")
         assert head == f"stream {name}, sample {sample}: 33 tokens"
         tokens, at = reader.read([sample])[0].tolist(), 0
         parts = re.split(r"\n(?=/\S+, line \d+: )", "\n" + "\n".join(lines))[1:]
@@ -231,7 +236,7 @@ def test_a_sample_is_shown_as_its_text_with_the_lines_that_it_comes_from(
             assert ids[int(first) : int(first) + int(count)] == tokens[at - int(count) : at]
         assert at == 33
     with pytest.raises(InputError, match=rf"stream '{name}' has samples 0 to {stream.samples - 1:,}"):
-        inspect.describe_sample(manifest, config, name, stream.samples)
+        inspect_samples.describe_sample(manifest, config, name, stream.samples)
 
 
 def test_a_line_is_found_in_the_samples_that_show_it(
@@ -239,15 +244,15 @@ def test_a_line_is_found_in_the_samples_that_show_it(
 ) -> None:
     config, path = make_config(**dirty), corpora / "mono.1.jsonl"
     manifest, store = build(config).manifest, open_store(config.store)
-    shown = inspect.describe_line(manifest, store, f"{path}:33")
+    shown = inspect_samples.describe_line(manifest, store, f"{path}:33")
     samples = [int(number) for number in shown.removeprefix("mono: samples ").split(", ")]
     stream = next(stream for stream in manifest.streams if stream.name == "mono")
     for sample in range(stream.samples):
-        text = inspect.describe_sample(manifest, config, "mono", sample)
+        text = inspect_samples.describe_sample(manifest, config, "mono", sample)
         assert (f"{path}, line 33: " in text) == (sample in samples)
     monkeypatch.chdir(corpora)
-    assert inspect.describe_line(manifest, store, "./mono.1.jsonl:33") == shown
-    assert inspect.describe_line(manifest, store, "mono.1.jsonl:7000") == (
+    assert inspect_samples.describe_line(manifest, store, "./mono.1.jsonl:33") == shown
+    assert inspect_samples.describe_line(manifest, store, "mono.1.jsonl:7000") == (
         "mono: in no sample (see below)\nIn no sample is what is past the end of the file, blank, unusable, dropped by "
         "cleaning, or in the tokens that fill no sample."
     )
@@ -259,7 +264,7 @@ def test_a_line_in_no_sample_is_told_why(make_config: ConfigMaker, dirty: dict[s
     prepared, path = prepare(config, store), Path(dirty["streams"]["en-zh"]["pairs"][0])
 
     def why(place: str) -> str:
-        return inspect.describe_line(manifest, store, place, prepared, LocalEngine(1))
+        return inspect_samples.describe_line(manifest, store, place, prepared, LocalEngine(1))
 
     lines = path.read_bytes().splitlines()
     broken = next(number for number, line in enumerate(lines, 1) if b"no Chinese" in line)
@@ -361,7 +366,8 @@ def test_both_files_of_a_moses_pair_are_sources(make_config: ConfigMaker, tmp_pa
     manifest, store = build(config).manifest, open_store(config.store)
     prepared = prepare(config, store)
     one, other = (
-        inspect.describe_line(manifest, store, f"{tmp_path / f'corpus.{code}'}:7", prepared) for code in ("en", "zh")
+        inspect_samples.describe_line(manifest, store, f"{tmp_path / f'corpus.{code}'}:7", prepared)
+        for code in ("en", "zh")
     )
     assert one == other
     assert one.startswith("en-zh: samples ")
@@ -371,13 +377,13 @@ def test_both_files_of_a_moses_pair_are_sources(make_config: ConfigMaker, tmp_pa
 def test_a_line_must_be_named_as_one(make_config: ConfigMaker, place: str) -> None:
     config = make_config()
     with pytest.raises(InputError, match=rf"--line {place} is not of the form FILE:LINE with lines from 1 on"):
-        inspect.describe_line(build(config).manifest, open_store(config.store), place)
+        inspect_samples.describe_line(build(config).manifest, open_store(config.store), place)
 
 
 def test_a_file_that_is_no_source_is_told(make_config: ConfigMaker, corpora: Path) -> None:
     config = make_config()
     with pytest.raises(InputError) as error:
-        inspect.describe_line(build(config).manifest, open_store(config.store), f"{DEMO}/sources.tsv:3")
+        inspect_samples.describe_line(build(config).manifest, open_store(config.store), f"{DEMO}/sources.tsv:3")
     sources = ", ".join(str(corpora / f"{name}.{k}.jsonl") for name in ("mono", "pairs") for k in (0, 1))
     assert str(error.value) == f"{DEMO}/sources.tsv is not a source of 'small'; they are {sources}"
 

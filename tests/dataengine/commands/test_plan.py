@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from dataengine.build.build import build
-from dataengine.cli import describe_build, main
+from dataengine.cli import main
+from dataengine.commands.build import describe_build
 from dataengine.commands.plan import describe_difference, describe_plan, describe_steps, load_plan
-from dataengine.config.schema import dump_config
+from dataengine.config.load import dump_config
 from dataengine.errors import InputError
 from dataengine.schedule.plot import plot_plan
 from tests.conftest import ROOT, ConfigMaker

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dataengine.build.build import BuiltStream, build
+from dataengine.build.build import build
+from dataengine.build.publish import BuiltStream
 from dataengine.cleaning import comet
 from dataengine.cleaning.comet import CometScorer, hash_model, load_scorer
 from dataengine.cleaning.score_cache import ScoreCache, hash_pairs, lookup
@@ -19,7 +20,7 @@ from dataengine.commands.score import score_streams
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 from tests.conftest import ConfigMaker, read_texts
 from tests.tiny_comet import make_tiny_comet
 

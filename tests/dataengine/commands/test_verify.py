@@ -10,11 +10,12 @@ import pytest
 from dataengine.build.build import BuildResult, build
 from dataengine.cli import main
 from dataengine.commands.verify import open_stream, verify
-from dataengine.config.schema import dump_config, load_config
+from dataengine.config.load import dump_config, load_config
 from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
-from dataengine.storage.atomic import Store, open_store
-from dataengine.text.tokenizers.load import token_dtype
+from dataengine.mds.types import token_dtype
+from dataengine.storage.open import open_store
+from dataengine.storage.store import Store
 from tests.conftest import ConfigMaker
 from tests.object_store import ObjectStore, object_store  # noqa: F401
 

@@ -10,7 +10,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from dataengine.config.schema import Config, StageConfig, StreamConfig, dump_config, load_config, parse_count
+from dataengine.config.fields import parse_count
+from dataengine.config.load import dump_config, load_config
+from dataengine.config.schema import Config, StageConfig
+from dataengine.config.streams import StreamConfig
 from dataengine.errors import InputError
 from tests.conftest import ROOT, ConfigMaker
 

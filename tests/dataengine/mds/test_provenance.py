@@ -8,16 +8,15 @@ import orjson
 import pytest
 from streaming import StreamingDataset
 
-from dataengine.build import build as build_module
-from dataengine.build import tokenize
+from dataengine.build import prepare, tokenize
 from dataengine.build.build import build
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 from dataengine.text.pairs import write_pairs, write_sides
 from dataengine.text.tokenizers.load import load_tokenizer
-from tests.conftest import ConfigMaker, read_texts
+from tests.conftest import ConfigMaker, read_texts, set_everywhere
 
 STREAMS = {
     "mono": {"documents": ["mono.*.jsonl"]},
@@ -29,7 +28,7 @@ STREAMS = {
 @pytest.fixture
 def config(make_config: ConfigMaker, corpora: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Streams of several units, runs and ranges."""
-    monkeypatch.setattr(build_module, "MERGE_TOKENS", 5000)
+    set_everywhere(monkeypatch, prepare, "MERGE_TOKENS", 5000)
     monkeypatch.setattr(tokenize, "_RUN_TOKENS", 3000)
     streams = {
         name: {key: [str(corpora / v) if "*" in v else v for v in values] for key, values in stream.items()}

@@ -21,9 +21,9 @@ from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
 from dataengine.mds.reader import StreamReader
 from dataengine.mds.summary import Summary, encode_summary, read_rejects, read_summary
+from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import ShardFormat
-from dataengine.storage.atomic import open_store
-from dataengine.text.tokenizers.load import token_dtype
+from dataengine.storage.open import open_store
 from tests.conftest import ConfigMaker, write_jsonl
 from tests.object_store import ObjectStore, object_store  # noqa: F401
 

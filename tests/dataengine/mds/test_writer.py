@@ -8,7 +8,9 @@ import pytest
 import zstandard
 from streaming import MDSWriter, StreamingDataset
 
-from dataengine.mds.writer import Add, ShardFormat, ShardWriter, encode_index, read_shard, view_shard
+from dataengine.mds.reader import view_shard
+from dataengine.mds.types import Add, read_shard
+from dataengine.mds.writer import ShardFormat, ShardWriter, encode_index
 
 
 def add_to(folder: Path) -> Add:

@@ -24,19 +24,14 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dataengine.errors import InputError
-from dataengine.records import archives, tsv_heading
-from dataengine.records import read as read_module
-from dataengine.records.read import (
-    RecordFormat,
-    Records,
-    Reject,
-    SourcePart,
-    add_notes,
-    plan_parts,
-    read_records,
-    whole_file,
-)
-from tests.conftest import DEMO, read_texts
+from dataengine.records import archives, tsv_heading, types
+from dataengine.records import lines as lines_module
+from dataengine.records import parts as parts_module
+from dataengine.records import rows as rows_module
+from dataengine.records.parts import plan_parts, whole_file
+from dataengine.records.read import read_records
+from dataengine.records.types import RecordFormat, Records, Reject, SourcePart, add_notes
+from tests.conftest import DEMO, read_texts, set_everywhere
 from tests.object_store import ObjectStore, object_store
 
 __all__ = ["object_store"]
@@ -181,7 +176,7 @@ def test_a_document_of_several_lines_is_rejected_once(
     path = write(tmp_path / "book.txt", b"a\n\xffb\n\xffc\n")
     form = replace(DOCUMENT, split=split)
     assert read(path, form) == ([], [Reject(1, "not UTF-8", "byte 2: a\n\ufffdb\n\ufffdc")], [], 3)
-    monkeypatch.setattr(read_module, "_LONGEST_LINE", 10)
+    set_everywhere(monkeypatch, lines_module, "LONGEST_LINE", 10)
     assert read(write(path, b"12345\n12345\n12345\n"), form)[:2] == ([], [Reject(1, "longer than 0 MiB", "")])
     assert read(write(path, b" \n\t\n"), form) == ([], [], [], 2)
 
@@ -297,7 +292,7 @@ def test_a_heading_is_obeyed_whatever_columns_are_stated(
     for one in (part, whole_file(path)):
         assert read(one, form)[:2] == ([(2, ("e", "z"))], [])
     notes = [batch.notes for batch in collect(part, form, 1000)[0]]
-    assert notes == [{read_module.HEADING_OBEYED: (1, 1, heading)} if stated not in ((), names) else {}]
+    assert notes == [{rows_module.HEADING_OBEYED: (1, 1, heading)} if stated not in ((), names) else {}]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -326,9 +321,9 @@ def test_the_first_line_of_a_tsv_is_remembered_until_the_file_changes(
         return parts[0].columns
 
     assert columns() == ("zh", "en")
-    first_line = read_module._first_line
+    first_line = parts_module._first_line
     read_again: list[str] = []
-    monkeypatch.setattr(read_module, "_first_line", lambda file: read_again.append(file.path) or first_line(file))
+    monkeypatch.setattr(parts_module, "_first_line", lambda file: read_again.append(file.path) or first_line(file))
     assert (columns(), read_again) == (("zh", "en"), [])
     write(path, b"en\tzh\tx\na\tb\tc\n")
     assert (columns(), read_again) == (("en", "zh", "x"), [str(path)])
@@ -377,7 +372,7 @@ def test_fields_in_quotes_as_csv_writes_them_are_noted(
 ) -> None:
     path = write(tmp_path / "a.tsv", "".join(f"{row}\n" for row in [*bad, *rows]).encode())
     batches, _ = collect(whole_file(path), PAIR, 1000)
-    expected = {read_module.tsv_heading.QUOTED: (count, 1 + len(bad), rows[0])} if count else {}
+    expected = {tsv_heading.QUOTED: (count, 1 + len(bad), rows[0])} if count else {}
     assert [batch.notes for batch in batches] == [expected]
     assert sum(len(batch.lines) for batch in batches) == len(rows)
 
@@ -478,7 +473,7 @@ def test_tmx_leaves_native_codes_out_and_keeps_marked_text(tmp_path: Path) -> No
 def test_tmx_of_other_encodings_and_chunks_is_the_same(
     tmp_path: Path, encoding: str, text: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_module, "_CHUNK", chunk)
+    set_everywhere(monkeypatch, lines_module, "CHUNK_BYTES", chunk)
     declared = "UTF-16" if encoding.startswith("utf-16") else encoding.removesuffix("-sig")
     content = tmx([unit(en=f"{n} &amp; &#x1F642;", zh=text) for n in range(9)]).decode().replace("UTF-8", declared)
     path = write(tmp_path / "a.tmx", content.encode(encoding))
@@ -491,7 +486,7 @@ def test_tmx_of_other_encodings_and_chunks_is_the_same(
 def test_tmx_that_declares_entities_is_refused(
     tmp_path: Path, declaration: str, chunk: int, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_module, "_CHUNK", chunk)
+    set_everywhere(monkeypatch, lines_module, "CHUNK_BYTES", chunk)
     text = tmx([unit(en="a", zh="b")], f"<!DOCTYPE tmx [{declaration}]>").decode().replace("UTF-8", encoding)
     path = write(tmp_path / "a.tmx", text.encode(encoding))
     with pytest.raises(InputError) as error:
@@ -530,7 +525,7 @@ def test_an_unknown_entity_makes_its_unit_unusable(tmp_path: Path) -> None:
 def test_a_fault_of_xml_costs_its_unit_and_not_the_file(
     tmp_path: Path, text: str, reason: str, shown: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_module, "_CHUNK", chunk)
+    set_everywhere(monkeypatch, lines_module, "CHUNK_BYTES", chunk)
     content = tmx([unit(en="a", zh="b"), unit(en=text, zh="c"), unit(en="d", zh="e", fr=text), unit(en="f", zh="g")])
     path = write(tmp_path / "a.tmx", content.replace(b"BAD", b"\xff"))
     assert read(path, PAIR) == (
@@ -543,7 +538,7 @@ def test_a_fault_of_xml_costs_its_unit_and_not_the_file(
 
 @pytest.mark.parametrize("chunk", [1, 5, 1 << 20])
 def test_what_xml_allows_is_read_as_it_is(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_module, "_CHUNK", chunk)
+    set_everywhere(monkeypatch, lines_module, "CHUNK_BYTES", chunk)
     english = (
         "<![CDATA[AT&T &#x1F; &nbsp; 1 < 2 <b]]>&#x41;&#0000066;&#9;&lt;&gt;&quot;&apos;&amp;amp;<!-- & < &#1; -->"
     )
@@ -756,8 +751,8 @@ def test_a_line_of_ten_megabytes_is_a_record(tmp_path: Path) -> None:
 def test_a_line_over_the_limit_is_rejected_once(
     tmp_path: Path, chunk: int, long: int, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_module, "_LONGEST_LINE", 100)
-    monkeypatch.setattr(read_module, "_CHUNK", chunk)
+    set_everywhere(monkeypatch, lines_module, "LONGEST_LINE", 100)
+    set_everywhere(monkeypatch, lines_module, "CHUNK_BYTES", chunk)
     texts = ["a", "b" * 99, "c" * 100, "d" * long, "e", "f" * 101, "g"]
     path = write(tmp_path / f"a.txt{suffix}", "\n".join(texts).encode())
     records, rejects, _, lines = read(path)
@@ -772,15 +767,17 @@ def test_a_line_over_the_limit_is_rejected_once(
 PEAK = """
 import sys
 from pathlib import Path
-from dataengine import sources, tsv_heading
+from dataengine.records import jsonl, lines, parts, read, text, types, usable
 
 def peak_mib():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
 
-path, kind, sources._LONGEST_LINE = sys.argv[1], sys.argv[2], int(sys.argv[3])
+path, kind, longest = sys.argv[1], sys.argv[2], int(sys.argv[3])
+for module in (jsonl, lines, text, usable):
+    module.LONGEST_LINE = longest
 keys = ("en", "zh") if kind == "tmx" else ("text",)
 before = peak_mib()
-batches = sources.read_records(sources.whole_file(path), sources.RecordFormat(keys))
+batches = read.read_records(parts.whole_file(path), types.RecordFormat(keys))
 count = sum(len(batch.lines) + len(batch.rejects) for batch in batches)
 print(count, peak_mib() - before)
 """
@@ -882,7 +879,7 @@ def test_an_archive_is_what_its_first_bytes_say(
         assert [text for part in parts for _, (text,) in read(part)[0]] == texts
         assert (len(parts) > 1) == (packed == named == "")
     assert [texts[0] for _, texts in read(path)[0]] == texts
-    assert len(list(read_module.read_lines(path))) == 300
+    assert len(list(lines_module.read_lines(path))) == 300
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".xz"])
@@ -1056,8 +1053,8 @@ def test_byte_order_mark_carriage_returns_blank_lines_and_missing_last_newline(
     content = b'\xef\xbb\xbf{"text": "a"}\r\n\r\n   \n{"text": "b"}'
     path = write(tmp_path / f"docs.jsonl{suffix}", content, frames)
     assert read(path) == ([(1, ("a",)), (4, ("b",))], [], [], 4)
-    assert list(read_module.read_lines(path)) == [b'{"text": "a"}\r', b"\r", b"   ", b'{"text": "b"}']
-    assert list(read_module.read_lines(write(path, b"\xef\xbb\xbfone", frames))) == [b"one"]
+    assert list(lines_module.read_lines(path)) == [b'{"text": "a"}\r', b"\r", b"   ", b'{"text": "b"}']
+    assert list(lines_module.read_lines(write(path, b"\xef\xbb\xbfone", frames))) == [b"one"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -1436,7 +1433,7 @@ def test_parts_hold_each_record_of_the_file_once(
     path = write(tmp_path_factory.getbasetemp() / "cut", content)
     whole = read(whole_file(path, format), form, size=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read_module, "_CHUNK", chunk)
+        set_everywhere(patch, lines_module, "CHUNK_BYTES", chunk)
         parts = plan(path, form=form, part_bytes=part_bytes, format=format)
         assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])]
         assert parts[-1].stop == len(content)
@@ -1521,7 +1518,7 @@ def test_batches_are_full_in_order_and_count_each_record_once(
     content = b"".join(b'{"text": "%d"}\n' % n if good else b"bad %d\n" % n for n, good in enumerate(usable))
     path = write(tmp_path_factory.getbasetemp() / "batches.jsonl", content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(read_module, "_CHUNK", chunk)
+        set_everywhere(patch, lines_module, "CHUNK_BYTES", chunk)
         batches, lines = collect(whole_file(path), DOCUMENT, size)
     assert lines == len(usable)
     assert [line for batch in batches for line in batch.lines] == [n for n, good in enumerate(usable, 1) if good]
@@ -1535,8 +1532,8 @@ def test_batches_are_full_in_order_and_count_each_record_once(
 
 
 def test_batches_of_long_records_end_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_module, "_BATCH_CHARACTERS", 2500)
-    monkeypatch.setattr(read_module, "_CHUNK", 100)
+    set_everywhere(monkeypatch, types, "BATCH_CHARACTERS", 2500)
+    set_everywhere(monkeypatch, lines_module, "CHUNK_BYTES", 100)
     path = write(tmp_path / "a.txt", b"".join(b"%d" % n * 1000 + b"\n" for n in range(8)))
     batches, _ = collect(whole_file(path), DOCUMENT, 1000)
     assert [batch.lines for batch in batches] == [[1, 2, 3], [4, 5, 6], [7, 8]]
@@ -1565,8 +1562,8 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path, monkeypatch:
     assert len(parts) == 6
     assert list(hashes) == sorted(hashes)
     hashed: list[str] = []
-    cut = read_module._cut
-    monkeypatch.setattr(read_module, "_cut", lambda file, *rest: hashed.append(file.path) or cut(file, *rest))
+    cut = parts_module._cut
+    monkeypatch.setattr(parts_module, "_cut", lambda file, *rest: hashed.append(file.path) or cut(file, *rest))
     assert remember(orjson.loads(orjson.dumps(hashes))) == (parts, hashes)
     assert hashed == []
     write(paths[1], b"one\ntwo\nthree\n")
@@ -1585,7 +1582,7 @@ def put(store: ObjectStore, key: str, content: bytes) -> str:
 def test_objects_are_cut_and_read_as_files_are(
     tmp_path: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read_module, "_WINDOW", 64)  # the window in which a line end is looked for
+    monkeypatch.setattr(parts_module, "_WINDOW", 64)  # the window in which a line end is looked for
     content = b"".join(orjson.dumps({"text": "x" * (n * 37 % 200)}) + b"\n" for n in range(1, 40))
     for name, text in (("ended", content), ("open", content[:-1]), ("empty", b""), ("line", content[:30])):
         path, url = write(tmp_path / f"{name}.jsonl", text), put(object_store, f"{name}.jsonl", text)

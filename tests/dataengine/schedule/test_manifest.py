@@ -7,10 +7,10 @@ import pytest
 
 from dataengine.errors import InputError
 from dataengine.mds.summary import read_summary
-from dataengine.mds.writer import Shard, StoredFile
-from dataengine.schedule.manifest import Manifest, Stream, read_manifest
+from dataengine.mds.types import Shard, StoredFile, Stream
+from dataengine.schedule.manifest import Manifest, read_manifest
 from dataengine.schedule.slots import Stage
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 
 
 def manifest(stages: tuple[Stage, ...], **changes: object) -> Manifest:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.schedule.order import RunOrder, StreamOrder, derive_key, hash_numbers, permute
+from dataengine.permutation import derive_key, hash_numbers, permute
+from dataengine.schedule.order import RunOrder, StreamOrder
 from dataengine.schedule.slots import Schedule, Stage, apportion
 
 

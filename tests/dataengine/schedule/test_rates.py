@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.config.schema import Config, InitConfig, ParentConfig, TrainConfig, load_config
+from dataengine.config.load import load_config
+from dataengine.config.schema import Config, ParentConfig
+from dataengine.config.training import InitConfig, TrainConfig
 from dataengine.errors import InputError
 from dataengine.schedule.rates import Settings, horizon_notes, learning_rate, planned_settings, restart_steps
 from dataengine.schedule.slots import Schedule, Stage

@@ -19,8 +19,9 @@ import pytest
 from botocore.httpsession import URLLib3Session
 
 from dataengine.errors import InputError
-from dataengine.storage import s3_client
-from dataengine.storage.s3_client import find_files, open_file
+from dataengine.storage import files, find, paths, s3_client
+from dataengine.storage.files import open_file
+from dataengine.storage.find import find_files
 from tests.object_store import ObjectStore, faulty_proxy, object_store
 
 __all__ = ["object_store"]
@@ -49,8 +50,8 @@ def put(store: ObjectStore, key: str, content: bytes) -> str:
 
 @pytest.mark.parametrize("path", ["s3://b/k", "gs://b/k", "oci://b/k"])
 def test_urls_of_object_stores_are_known(path: str) -> None:
-    assert s3_client.is_url(path)
-    assert not s3_client.is_url(f"./{path}")
+    assert paths.is_url(path)
+    assert not paths.is_url(f"./{path}")
 
 
 def test_globs_find_the_same_in_a_folder_and_in_a_bucket(tree: Path, object_store: ObjectStore) -> None:
@@ -213,9 +214,9 @@ def test_all_names_of_a_file_are_one_real_file(tmp_path: Path, monkeypatch: pyte
         Path(name).write_bytes(b"x")
     Path("link").symlink_to("a")
     os.link("a", "hard")
-    assert len({s3_client.real_file(name) for name in ("a", "./a", f"{tmp_path}/a", "link", "hard")}) == 1
-    assert s3_client.real_file("a") != s3_client.real_file("b")
-    assert s3_client.real_file("s3://b/k") == "s3://b/k"
+    assert len({find.real_file(name) for name in ("a", "./a", f"{tmp_path}/a", "link", "hard")}) == 1
+    assert find.real_file("a") != find.real_file("b")
+    assert find.real_file("s3://b/k") == "s3://b/k"
 
 
 def test_what_is_not_there_is_not_found(tree: Path, object_store: ObjectStore) -> None:
@@ -271,15 +272,15 @@ def test_a_store_without_etags_holds_no_sources(object_store: ObjectStore, monke
             with pytest.raises(InputError, match=rf"{url}: the store gives no ETag, by which a change of its content"):
                 reach()
         assert s3_client.get_bytes(url) == b"text"
-        assert s3_client.stat_object(url) == s3_client.FoundFile(url, 4, "")
-        assert list(s3_client.list_objects(url)) == [s3_client.FoundFile(url, 4, "")]
+        assert s3_client.stat_object(url) == paths.FoundFile(url, 4, "")
+        assert list(s3_client.list_objects(url)) == [paths.FoundFile(url, 4, "")]
 
 
 @pytest.fixture(params=["file", "object"])
 def path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """CONTENT as a file, and as an object read in small blocks."""
-    monkeypatch.setattr(s3_client, "_BLOCK", 1000)
-    monkeypatch.setattr(s3_client, "_BUFFER", 64)
+    monkeypatch.setattr(files, "_BLOCK", 1000)
+    monkeypatch.setattr(files, "_BUFFER", 64)
     if request.param == "object":
         return put(request.getfixturevalue("object_store"), "content", CONTENT)
     (tmp_path / "content").write_bytes(CONTENT)
@@ -326,8 +327,8 @@ def test_an_empty_object_reads_as_nothing(object_store: ObjectStore, tmp_path: P
 def test_reading_forward_fetches_one_block_ahead_and_jumping_none(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "_BLOCK", 1000)
-    monkeypatch.setattr(s3_client, "_BUFFER", 64)
+    monkeypatch.setattr(files, "_BLOCK", 1000)
+    monkeypatch.setattr(files, "_BUFFER", 64)
     url = put(object_store, "content", CONTENT)
     with faulty_proxy(object_store.endpoint, lambda *request: None) as (endpoint, methods):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
@@ -350,7 +351,7 @@ def test_reading_forward_fetches_one_block_ahead_and_jumping_none(
 def test_an_object_that_changes_while_it_is_read_is_an_error(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
-    monkeypatch.setattr(s3_client, "_BLOCK", 1000)
+    monkeypatch.setattr(files, "_BLOCK", 1000)
     url = put(object_store, "k", CONTENT)
     with open_file(url, version=find_files(url)[0].version if given else "") as file:
         put(object_store, "k", CONTENT[::-1])
@@ -369,7 +370,7 @@ def test_an_object_of_another_version_is_not_opened(object_store: ObjectStore) -
 def test_an_object_that_is_removed_while_it_is_read_is_an_error(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_client, "_BLOCK", 1000)
+    monkeypatch.setattr(files, "_BLOCK", 1000)
     url = put(object_store, "k", CONTENT)
     with open_file(url) as file:
         object_store.client.delete_object(Bucket=object_store.bucket, Key="k")

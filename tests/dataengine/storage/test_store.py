@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from dataengine.errors import InputError
-from dataengine.storage import atomic
-from dataengine.storage.atomic import Store, open_store
+from dataengine.storage import atomic, s3
+from dataengine.storage.open import open_store
+from dataengine.storage.store import Store
 from tests.object_store import ACCESS_KEY, SECRET_KEY, ObjectStore, faulty_proxy, object_store
 
 __all__ = ["object_store"]
@@ -70,7 +71,7 @@ def test_what_is_written_reads_back(store: Store) -> None:
 
 
 def test_a_local_file_is_written_in_parts(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(atomic, "_PART", 5 << 20)  # the least that S3 allows
+    monkeypatch.setattr(s3, "_PART", 5 << 20)  # the least that S3 allows
     for content in (b"", CONTENT, CONTENT * 1100):
         (tmp_path / "source").write_bytes(content)
         store.write_from("a/b", tmp_path / "source")
@@ -155,8 +156,8 @@ def test_leftovers_of_dead_processes_go_and_are_never_listed(tmp_path: Path) -> 
     process.wait()
     store = open_store(str(tmp_path))
     store.write("units/1/a", b"")
-    theirs = tmp_path / "units" / atomic._temporary(Path("x")).name.replace(f"~{os.getpid()}~", f"~{process.pid}~")
-    ours = tmp_path / "units" / atomic._temporary(Path("x")).name
+    theirs = tmp_path / "units" / atomic.temporary_path(Path("x")).name.replace(f"~{os.getpid()}~", f"~{process.pid}~")
+    ours = tmp_path / "units" / atomic.temporary_path(Path("x")).name
     for folder in (theirs, ours):
         folder.mkdir()
         (folder / "part").touch()
@@ -202,7 +203,7 @@ def test_a_folder_in_use_is_not_old_while_files_are_added(tmp_path: Path, monkey
 
 WRITER = """
 import os, sys
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 with open_store(sys.argv[1]).new_folder("units/1", last="receipt.json") as add:
     add("receipt.json", b"{}")
     print(os.getpid(), flush=True)
@@ -210,7 +211,7 @@ with open_store(sys.argv[1]).new_folder("units/1", last="receipt.json") as add:
 """
 REMOVER = """
 import sys
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 open_store(sys.argv[1]).remove_leftovers("units/")
 """
 
@@ -260,7 +261,7 @@ assert f"~{{os.getpid()}}~" in left.name
 def test_a_large_object_is_linked_in_parts(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    monkeypatch.setattr(atomic, "_COPY", 6 << 20)  # bytes; the least that a part may have is 5 MiB
+    monkeypatch.setattr(s3, "_COPY", 6 << 20)  # bytes; the least that a part may have is 5 MiB
     content = os.urandom(size << 20)
     store = open_store(f"{object_store.url}/deep")
     store.write("a/b", content)
@@ -316,7 +317,7 @@ def test_of_different_attempts_at_once_one_wins_and_the_others_say_so(object_sto
 
 CHILD = """
 import sys
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 with open_store(sys.argv[1]).new_folder("units/1", last="receipt.json") as add:
     add("receipt.json", b"{}")
     for number in range(100):
@@ -435,7 +436,7 @@ def test_a_store_without_conditional_writes_is_written_without_after_saying_so(
         return status if "If-None-Match" in headers else None
 
     store = open_store(f"{object_store.url}/store")
-    monkeypatch.setattr(atomic, "_PLAIN", {})
+    monkeypatch.setattr(s3, "_PLAIN", {})
     with faulty_proxy(object_store.endpoint, fault) as (endpoint, _):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
         if status == 403:  # a refusal of another kind is no reason
@@ -455,7 +456,7 @@ def test_a_store_without_conditional_writes_is_written_without_after_saying_so(
 def test_large_objects_go_in_parts_and_are_compared_too(
     object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(atomic, "_PART", 5 << 20)
+    monkeypatch.setattr(s3, "_PART", 5 << 20)
     large = CONTENT * 1100
     assert 10 << 20 < len(large) < 15 << 20
     for scheme in ("s3", "gs"):
@@ -470,16 +471,16 @@ def test_large_objects_go_in_parts_and_are_compared_too(
         assert head["ETag"].strip('"').endswith("-3")
         with pytest.raises(RuntimeError, match="nondeterminism"):
             fill(store, "u", {"large": large[:-1] + b"x", "receipt.json": b"{}"})
-        monkeypatch.setattr(atomic, "_PART", 6 << 20)  # parts of another size: the bytes are compared
+        monkeypatch.setattr(s3, "_PART", 6 << 20)  # parts of another size: the bytes are compared
         fill(store, "u", {"large": large, "receipt.json": b"{}"})
-        monkeypatch.setattr(atomic, "_PART", 5 << 20)
+        monkeypatch.setattr(s3, "_PART", 5 << 20)
     uploads = object_store.client.list_multipart_uploads(Bucket=object_store.bucket)
     assert not uploads.get("Uploads")
 
 
 def test_a_damaged_upload_is_refused_by_the_store(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = atomic._digest
-    monkeypatch.setattr(atomic, "_digest", lambda content, plain: digest(bytes(content) + b"x", plain))
+    digest = s3._digest
+    monkeypatch.setattr(s3, "_digest", lambda content, plain: digest(bytes(content) + b"x", plain))
     with pytest.raises(
         InputError, match=f"{object_store.url}/a: .*(BadDigest|InvalidDigest|XAmzContentChecksumMismatch)"
     ):
@@ -497,7 +498,7 @@ def test_a_store_without_etags_takes_all_but_uploads_in_parts(
             fill(store, "u", FILES)
         assert folder_of(store, "u") == FILES
         assert store.size("u/empty") == 0
-        monkeypatch.setattr(atomic, "_PART", 5 << 20)
+        monkeypatch.setattr(s3, "_PART", 5 << 20)
         with pytest.raises(InputError, match=rf"{object_store.url}/large: the store's answer has no ETag. Check that"):
             store.write("large", CONTENT * 600)
     assert not object_store.keys().count("large")
@@ -564,7 +565,7 @@ FULL = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 from dataengine.errors import InputError
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 store = open_store(sys.argv[1])
 store.write("fits", bytes(1000))
 for attempt in ("write", "folder"):

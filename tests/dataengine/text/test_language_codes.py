@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dataengine.cleaning.language import is_known
-from dataengine.cleaning.rules.pairs import scripts_of
+from dataengine.cleaning.rules.scripts import scripts_of
 from dataengine.text.language_codes import NAMES, base_language, meant_language, script_subtag
 
 

@@ -16,17 +16,15 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from dataengine.errors import InputError
+from dataengine.mds.types import token_dtype
 from dataengine.text.lost_text import UNENCODABLE, UNKNOWN_TEXT
-from dataengine.text.tokenizers import load
+from dataengine.text.packing import join_documents
+from dataengine.text.tokenizers import gigatoken
+from dataengine.text.tokenizers import reference as reference_module
+from dataengine.text.tokenizers.base import keeps_line_breaks, keeps_spaces
 from dataengine.text.tokenizers.control_tokens import ControlIds, hidden_name
-from dataengine.text.tokenizers.load import (
-    join_documents,
-    keeps_line_breaks,
-    keeps_spaces,
-    load_tokenizer,
-    make_odd_texts,
-    token_dtype,
-)
+from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.tokenizers.odd_texts import make_odd_texts
 from tests.conftest import DEMO
 
 SENTENCEPIECE = load_tokenizer(DEMO / "tokenizer.model")
@@ -155,7 +153,7 @@ def test_merges_cannot_forge_an_end_of_document(train: Callable[..., Path], tmp_
             vocab.setdefault(left + right, len(vocab))
             spec["model"]["merges"].insert(0, [left, right])
 
-    spec = load._SentencePiece(model, model.read_bytes(), None).describe()[0]
+    spec = reference_module._SentencePiece(model, model.read_bytes(), None).describe()[0]
     spec["added_tokens"] = [
         {"id": i, "content": token, "special": True}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -213,7 +211,7 @@ def test_text_comes_back(paths: list[Path]) -> None:
 
 
 def test_ids_do_not_depend_on_when_gigatoken_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "_RENEW_TOKENS", 0)
+    monkeypatch.setattr(gigatoken, "_RENEW_TOKENS", 0)
     tokenizer = load_tokenizer(DEMO / "tokenizer.model", engine="auto")
     for some in (ENGLISH[:20], ENGLISH[20:40]):
         assert tokenizer.encode(some) == SENTENCEPIECE.encode(some)
@@ -277,16 +275,16 @@ def test_a_changed_file_is_loaded_anew(byte_level_path: Path, tmp_path: Path) ->
 
 
 @pytest.fixture
-def wrong() -> load._Gigatoken:
+def wrong() -> gigatoken.GigatokenTokenizer:
     """gigatoken without merges, in place of the demo's tokenizer: its ids of 𓀀 are right, those of "Hello" are not."""
-    reference = load._SentencePiece(DEMO / "tokenizer.model", (DEMO / "tokenizer.model").read_bytes(), None)
+    reference = reference_module._SentencePiece(DEMO / "tokenizer.model", (DEMO / "tokenizer.model").read_bytes(), None)
     spec, _ = reference.describe()
     spec["model"]["merges"] = []
     content = json.dumps(spec).encode()
-    return load._Gigatoken(reference, content, load._load_gigatoken(content))
+    return gigatoken.GigatokenTokenizer(reference, content, gigatoken.load_gigatoken(content))
 
 
-def test_other_ids_at_the_beginning_of_a_unit_are_an_error(wrong: load._Gigatoken) -> None:
+def test_other_ids_at_the_beginning_of_a_unit_are_an_error(wrong: gigatoken.GigatokenTokenizer) -> None:
     wrong.encode_flat(["𓀀"] * 2)
     with pytest.raises(
         InputError,
@@ -298,7 +296,9 @@ def test_other_ids_at_the_beginning_of_a_unit_are_an_error(wrong: load._Gigatoke
 
 @pytest.mark.parametrize("number", [1300, 1999, 2000, 2001, 6000])
 @pytest.mark.parametrize("beginning", [["𓀀" * 1000] * 66, [""] * 1000])  # 65,536 characters; 1,000 texts
-def test_later_one_text_in_2000_is_compared(wrong: load._Gigatoken, number: int, beginning: list[str]) -> None:
+def test_later_one_text_in_2000_is_compared(
+    wrong: gigatoken.GigatokenTokenizer, number: int, beginning: list[str]
+) -> None:
     wrong.encode_flat(beginning)
     texts = ["𓀀"] * 7000
     texts[number - len(beginning)] = "Hello"
@@ -310,7 +310,7 @@ def test_later_one_text_in_2000_is_compared(wrong: load._Gigatoken, number: int,
             wrong.encode_flat(texts[100:])
 
 
-def test_long_texts_are_compared_in_their_beginning(wrong: load._Gigatoken) -> None:
+def test_long_texts_are_compared_in_their_beginning(wrong: gigatoken.GigatokenTokenizer) -> None:
     wrong.encode_flat(["𓀀" * 2048 + "Hello"])
     with pytest.raises(InputError, match="give other ids for text 2 of this process"):
         wrong.encode_flat(["𓀀" * 2043 + "Hello" + "𓀀" * 9])

@@ -11,29 +11,28 @@ import pytest
 
 from dataengine.errors import InputError
 from dataengine.schedule.slots import Schedule, Stage
-from dataengine.storage.atomic import Store
+from dataengine.storage.store import Store
 from tests.object_store import ObjectStore, faulty_proxy, object_store
 from tests.trainer.fake_checkpoints import NAMES, save, write_files
+from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.find import (
+    all_checkpoints,
+    complete_checkpoints,
+    find_checkpoint,
+    locate_checkpoint,
+    newest_checkpoint,
+)
+from trainer.checkpoints.marker import (
     MARKER,
     Checkpoint,
     Marker,
-    all_checkpoints,
     checkpoint_folder,
     checkpoint_key,
-    checkpoint_steps,
-    complete_checkpoints,
-    fetch_checkpoint,
-    find_checkpoint,
-    locate_checkpoint,
     mark_complete,
-    newest_checkpoint,
     read_checkpoint,
-    remove_copies,
-    remove_old,
-    set_aside,
-    set_aside_later,
 )
+from trainer.checkpoints.retention import remove_copies, remove_old, set_aside, set_aside_later
+from trainer.checkpoints.steps import checkpoint_steps
 from trainer.run.folder import Run, open_run
 
 __all__ = ["object_store"]

@@ -13,16 +13,12 @@ import pytest
 
 from dataengine.errors import InputError
 from tests.trainer.fake_checkpoints import save
-from trainer.checkpoints.find import (
-    all_checkpoints,
-    complete_checkpoints,
-    fetch_checkpoint,
-    lease,
-    read_checkpoint,
-    remove_copies,
-    remove_old,
-)
-from trainer.run.folder import Run, lock_folder
+from trainer.checkpoints.fetch import fetch_checkpoint
+from trainer.checkpoints.find import all_checkpoints, complete_checkpoints
+from trainer.checkpoints.marker import read_checkpoint
+from trainer.checkpoints.retention import lease, remove_copies, remove_old
+from trainer.run.folder import Run
+from trainer.run.lock import lock_folder
 
 FORK = multiprocessing.get_context("fork")
 

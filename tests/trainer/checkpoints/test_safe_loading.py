@@ -13,8 +13,9 @@ from torch.distributed import checkpoint as dcp
 
 from dataengine.errors import InputError
 from tests.trainer.fake_checkpoints import describe
-from trainer.checkpoints.find import Checkpoint, complete_checkpoints, mark_complete
+from trainer.checkpoints.find import complete_checkpoints
 from trainer.checkpoints.load import load_checkpoint
+from trainer.checkpoints.marker import Checkpoint, mark_complete
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore:TypedStorage")
 

@@ -12,20 +12,13 @@ from pathlib import Path
 import pytest
 
 from dataengine.errors import InputError
-from dataengine.storage.atomic import Store
+from dataengine.storage.store import Store
 from tests.object_store import ObjectStore, faulty_proxy, object_store
 from tests.trainer.fake_checkpoints import NAMES, describe, save, write_files
 from trainer.checkpoints import uploads
-from trainer.checkpoints.find import (
-    MARKER,
-    all_checkpoints,
-    checkpoint_folder,
-    checkpoint_key,
-    complete_checkpoints,
-    fetch_checkpoint,
-    mark_complete,
-    newest_checkpoint,
-)
+from trainer.checkpoints.fetch import fetch_checkpoint
+from trainer.checkpoints.find import all_checkpoints, complete_checkpoints, newest_checkpoint
+from trainer.checkpoints.marker import MARKER, checkpoint_folder, checkpoint_key, mark_complete
 from trainer.checkpoints.uploads import Uploader, abort_uploads, clear_bucket, resume_uploads
 from trainer.run.folder import Run, open_run
 
@@ -105,7 +98,7 @@ def test_the_marker_waits_for_the_files_of_all_ranks_and_a_newer_checkpoint_for_
 RANK = """
 import sys
 from tests.trainer.fake_checkpoints import NAMES, describe
-from trainer.checkpoints.find import MARKER, checkpoint_folder
+from trainer.checkpoints.marker import MARKER, checkpoint_folder
 from trainer.run.folder import open_run
 from trainer.checkpoints.uploads import Uploader
 url, cache, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])

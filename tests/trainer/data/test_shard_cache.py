@@ -16,16 +16,16 @@ import pytest
 from dataengine.build.build import build
 from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
-from dataengine.mds.writer import Shard, StoredFile
-from dataengine.schedule.manifest import Manifest, Stream
+from dataengine.mds.types import Shard, StoredFile, Stream, token_dtype
+from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage
 from dataengine.storage import s3_client
-from dataengine.storage.atomic import open_store
-from dataengine.text.tokenizers.load import token_dtype
+from dataengine.storage.open import open_store
 from tests.conftest import ConfigMaker
 from tests.object_store import ObjectStore, faulty_proxy, object_store
 from trainer.data.dataset import ScheduledDataset, make_loader
-from trainer.data.shard_cache import Prefetcher, ShardCache, cache_floor
+from trainer.data.prefetch import Prefetcher
+from trainer.data.shard_cache import ShardCache, cache_floor
 
 __all__ = ["object_store"]
 

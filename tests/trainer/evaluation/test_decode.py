@@ -11,16 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO
-from trainer.evaluation.decode import (
-    Completion,
-    Decoding,
-    EndOfLine,
-    FinishedBatches,
-    Translator,
-    choose_shots,
-    make_prompts,
-    plan_batches,
-)
+from trainer.evaluation.decode import Completion, Decoding, EndOfLine, Translator, plan_batches
+from trainer.evaluation.journal import FinishedBatches
+from trainer.evaluation.prompts import choose_shots, make_prompts
 
 TOKENIZER = load_tokenizer(DEMO / "tokenizer.model")
 GREEDY = Decoding(beams=1, length_penalty=1.0, max_new_tokens=6, max_source_tokens=None, bos=False)

@@ -21,17 +21,11 @@ from dataengine.schedule.manifest import read_manifest
 from tests.conftest import ROOT
 from tests.object_store import ObjectStore, object_store
 from tests.trainer.evaluation.test_evaluator import Experiment, copy_run, evaluate, experiment, results, save
-from trainer import evaluate as program
-from trainer.checkpoints.find import (
-    Checkpoint,
-    checkpoint_folder,
-    find_checkpoint,
-    read_checkpoint,
-    remove_copies,
-    remove_in_bucket,
-    remove_old,
-)
-from trainer.evaluation import evaluator
+from trainer.checkpoints.find import find_checkpoint
+from trainer.checkpoints.marker import Checkpoint, checkpoint_folder, read_checkpoint
+from trainer.checkpoints.retention import remove_copies, remove_in_bucket, remove_old
+from trainer.evaluation import candidates as candidates_module
+from trainer.evaluation import checkpoint as checkpoint_module
 from trainer.evaluation.decode import Translator
 from trainer.evaluation.evaluator import Evaluation
 from trainer.run.folder import open_run
@@ -156,7 +150,7 @@ def test_following_evaluates_a_step_that_was_trained_anew_again(
         save(out, 8, {name: torch.zeros_like(tensor) for name, tensor in weights.items()}, config, manifest)
         shutil.copytree(checkpoint_folder(experiment.out, 16), checkpoint_folder(out, 16))
 
-    monkeypatch.setattr(program.time, "sleep", retrain)
+    monkeypatch.setattr(candidates_module.time, "sleep", retrain)
     assert evaluate(experiment.config, f"out={out}", "--follow", SHORT, NO_TEST) == 0
     assert results(out, 8)["checkpoint"] == read_checkpoint(checkpoint_folder(out, 8)).identity != first
     assert candidates(out)[8] == 0
@@ -210,7 +204,7 @@ def test_a_checkpoint_that_loses_a_file_while_it_is_loaded_is_passed_over(
 ) -> None:
     """As by a training on another machine, whose removal has not come to all files yet."""
     out = copy_run(experiment, tmp_path / "run", steps=[8, 16])
-    load = evaluator.load_weights
+    load = checkpoint_module.load_weights
 
     def then(model: Any, checkpoint: Checkpoint) -> None:
         if checkpoint.step == 16:
@@ -218,7 +212,7 @@ def test_a_checkpoint_that_loses_a_file_while_it_is_loaded_is_passed_over(
                 path.unlink()
         load(model, checkpoint)
 
-    monkeypatch.setattr(evaluator, "load_weights", then)
+    monkeypatch.setattr(checkpoint_module, "load_weights", then)
     assert evaluate(experiment.config, f"out={out}", "--all", SHORT, NO_TEST) == 0
     (passed,) = chosen(out)["passed_over"]
     assert (passed["step"], "was removed while it was read" in passed["reason"]) == (16, True)

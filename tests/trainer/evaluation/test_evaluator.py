@@ -22,14 +22,16 @@ from transformers import LlamaForCausalLM
 
 from dataengine.build.build import build
 from dataengine.cleaning.comet import load_scorer
-from dataengine.config.schema import Config, load_config
+from dataengine.config.load import load_config
+from dataengine.config.schema import Config
 from dataengine.schedule.manifest import Manifest
 from dataengine.text.pairs import translation_prompt
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ROOT, small_experiment
 from tests.tiny_comet import make_tiny_comet
 from tests.trainer.evaluation.test_reasoning import make_tasks
-from trainer.checkpoints.find import Marker, checkpoint_folder, hash_file, mark_complete
+from trainer.checkpoints.fetch import hash_file
+from trainer.checkpoints.marker import Marker, checkpoint_folder, mark_complete
 from trainer.evaluate import main
 from trainer.evaluation.choice import choose
 from trainer.model.decoder import empty_model
@@ -172,7 +174,7 @@ def test_the_same_command_again_translates_nothing(experiment: Experiment, monke
     def no_model(*arguments: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("trainer.evaluation.evaluator.empty_model", no_model)
+    monkeypatch.setattr("trainer.evaluation.checkpoint.empty_model", no_model)
     assert evaluate(experiment.config, "--all") == 0
     assert results(experiment.out, 8) == before
     assert evaluate(experiment.config, "--step", 8, "evaluate.bootstrap=0") == 0  # scores anew
@@ -238,7 +240,7 @@ def test_reasoning_tasks_run_once_and_stand_beside_the_translations(
     assert 0 <= found["reasoning"]["questions"]["acc_norm"] <= 1
     assert len(found["translation"]) == 1
     monkeypatch.setattr(
-        "trainer.evaluation.evaluator.run_tasks", lambda *arguments, **options: pytest.fail("run again")
+        "trainer.evaluation.checkpoint.run_tasks", lambda *arguments, **options: pytest.fail("run again")
     )
     assert evaluate(*arguments) == 0
     assert results(out, 8) == found

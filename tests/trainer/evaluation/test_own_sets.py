@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dataengine.config.schema import load_config
+from dataengine.config.load import load_config
 from tests.conftest import DEMO, ROOT, ConfigMaker
 from trainer.evaluate import with_own_sets
 

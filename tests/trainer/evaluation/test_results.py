@@ -13,7 +13,7 @@ import pytest
 from dataengine.errors import InputError
 from tests.object_store import ObjectStore, object_store
 from tests.trainer.fake_checkpoints import save
-from trainer.checkpoints.find import Checkpoint, read_checkpoint
+from trainer.checkpoints.marker import Checkpoint, read_checkpoint
 from trainer.evaluation.results import (
     add_results,
     is_of_run,

@@ -20,13 +20,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from dataengine.build.build import build
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from dataengine.records.read import read_lines
-from dataengine.text.tokenizers.load import load_tokenizer, make_odd_texts
+from dataengine.records.lines import read_lines
+from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.tokenizers.odd_texts import make_odd_texts
 from tests.conftest import DEMO, ConfigMaker
 from tests.trainer.evaluation.test_reasoning import OFFLINE, make_tasks
-from trainer import export as exporting
-from trainer.checkpoints.find import Marker, checkpoint_folder, complete_checkpoints, hash_file, mark_complete
-from trainer.export import export, main, read_identity
+from trainer.checkpoints.fetch import hash_file
+from trainer.checkpoints.find import complete_checkpoints
+from trainer.checkpoints.marker import Marker, checkpoint_folder, mark_complete
+from trainer.export import main
+from trainer.huggingface import export as export_module
+from trainer.huggingface.export import export, read_identity
 from trainer.huggingface.tokenizer import differing_texts, write_tokenizer
 from trainer.model.decoder import empty_model
 
@@ -163,7 +167,7 @@ def config(make_config: ConfigMaker) -> Config:
 
 def save_checkpoint(config: Config, *, seed: int, step: int = 4) -> Any:
     """Save random weights as the checkpoint of a step, in place of an earlier one; return the model."""
-    manifest = exporting.read_run_manifest(Path(config.out))
+    manifest = export_module.read_run_manifest(Path(config.out))
     torch.manual_seed(seed)
     model = empty_model(config.model, manifest)
     for parameter in model.parameters():
@@ -250,7 +254,7 @@ def test_an_export_is_made_anew_for_another_checkpoint_only(config: Config) -> N
     before = save_checkpoint(config, seed=1)
     folder = export(config, 4)
     (checkpoint,) = complete_checkpoints(Path(config.out))
-    manifest = exporting.read_run_manifest(Path(config.out))
+    manifest = export_module.read_run_manifest(Path(config.out))
     identity = {
         "version": 1, "checkpoint": checkpoint.identity, "step": 4, "plan_id": manifest.plan_id,
         "tokenizer_sha256": manifest.tokenizer_sha256,
@@ -295,7 +299,7 @@ def test_texts_that_transformers_encodes_otherwise_are_named(
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = make_config(tokenizer=str(tmp_path / "tokenizer.json"), max_bad_fraction=0.9)
     with caplog.at_level(logging.WARNING):
-        exporting.save_tokenizer(config, build(config, workers=1).manifest, tmp_path / "hf")
+        export_module.save_tokenizer(config, build(config, workers=1).manifest, tmp_path / "hf")
     assert "odd texts otherwise than training did, such as\n  '<s>': here [3, 1], in training [3, 0" in caplog.text
 
 
@@ -312,7 +316,7 @@ def test_ctrl_c_leaves_no_half_folder_and_the_one_before(
         (folder / "half").write_text("")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(exporting, "_fill", interrupted)
+    monkeypatch.setattr(export_module, "_fill", interrupted)
     with pytest.raises(SystemExit) as exit:
         main([str(tmp_path / "experiment.yaml")])
     assert exit.value.code == 130

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dataengine.config.schema import ModelConfig
+from dataengine.config.training import ModelConfig
 from trainer.model.flops import flops_per_token, peak_flops
 
 

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.config.schema import Config, ModelConfig, TrainConfig
+from dataengine.config.schema import Config
+from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage

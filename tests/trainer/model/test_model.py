@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AttentionInterface, LlamaForCausalLM
 
-from dataengine.config.schema import ModelConfig, TrainConfig
+from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage
-from trainer.model import packed
+from trainer.model import loss, packed
 from trainer.model.composer_model import build_model, sharding
 from trainer.model.decoder import llama_config
 
@@ -31,7 +31,7 @@ def test_loss_is_that_of_transformers_on_every_position(monkeypatch: pytest.Monk
     assert whole.shape == (3,)
     assert mean.item() == pytest.approx(sum(expected) / 3, rel=1e-5)
     assert whole.tolist() == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr(packed, "_CHUNK_TOKENS", 7)
+    monkeypatch.setattr(loss, "_CHUNK_TOKENS", 7)
     model({"tokens": tokens})[0].backward()
     chunked = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -91,7 +91,7 @@ def test_the_loss_with_its_gradients_made_ahead_is_exact() -> None:
     states = torch.randn((50, 8), generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn((30, 8), generator=generator, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(0, 30, (50,), generator=generator)
-    mean, each = packed.MeanCrossEntropy.apply(states, weight, labels)
+    mean, each = loss.MeanCrossEntropy.apply(states, weight, labels)
     expected = torch.nn.functional.cross_entropy(states @ weight.t(), labels)
     assert mean.item() == pytest.approx(expected.item(), rel=1e-6)
     assert each.shape == (50,)
@@ -149,7 +149,7 @@ def test_gradients_of_the_loss_in_bf16_are_near_what_bf16_can_hold() -> None:
     states = torch.randn((256, 64), generator=generator).bfloat16().requires_grad_()
     weight = (torch.randn((500, 64), generator=generator) / 8).bfloat16().requires_grad_()
     labels = torch.randint(0, 500, (256,), generator=generator)
-    packed.MeanCrossEntropy.apply(states, weight, labels)[0].backward()
+    loss.MeanCrossEntropy.apply(states, weight, labels)[0].backward()
     exact = [tensor.detach().double().requires_grad_() for tensor in (states, weight)]
     torch.nn.functional.cross_entropy(exact[0] @ exact[1].t(), labels).backward()
     for own, reference in zip((states, weight), exact, strict=True):

@@ -9,33 +9,24 @@ from pathlib import Path
 import pytest
 
 from dataengine.build.build import build
-from dataengine.config.schema import Config, ModelConfig, TrainConfig, WandbConfig
+from dataengine.config.schema import Config
+from dataengine.config.training import ModelConfig, TrainConfig, WandbConfig
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings, learning_rate
 from tests.conftest import ROOT, ConfigMaker
 from tests.object_store import ObjectStore, object_store
 from trainer.model.decoder import empty_model
-from trainer.preflight import check
-from trainer.preflight.check import (
-    Problem,
-    Ranks,
-    check_bucket,
-    check_init_checkpoint,
-    check_memory,
-    check_microbatch,
-    check_owner,
-    check_run,
-    check_sharding,
-    check_space,
-    check_streams,
-    check_wandb_key,
-    check_world_size,
-    describe,
-    memory_limit,
-    num_parameters,
-    raise_problems,
-)
+from trainer.model.sizes import num_parameters
+from trainer.preflight import node, places
+from trainer.preflight.agreement import check_microbatch, check_sharding, check_world_size
+from trainer.preflight.check import check_run
+from trainer.preflight.describe import describe
+from trainer.preflight.init_checkpoint import check_init_checkpoint
+from trainer.preflight.node import check_memory, check_wandb_key, memory_limit
+from trainer.preflight.places import check_bucket, check_owner, check_space, check_streams
+from trainer.preflight.problems import Problem, raise_problems
+from trainer.run.ranks import Ranks
 
 __all__ = ["object_store"]
 
@@ -160,8 +151,8 @@ def test_a_checkpoint_to_begin_with_that_is_not_there(make_config: ConfigMaker, 
 
 def test_a_disk_that_is_too_small(make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config, manifest = built(make_config())
-    usage = check.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(check.shutil, "disk_usage", lambda path: usage)
+    usage = places.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda path: usage)
     (problem,) = check_space(config, manifest, Ranks())
     assert problem.text.startswith(f"1.0 kB are free at {tmp_path}, and ")
     assert "checkpoints of" in problem.text
@@ -173,10 +164,10 @@ def test_the_limit_of_open_files_is_raised(make_config: ConfigMaker, tmp_path: P
     built(make_config())
     program = """if True:
         import resource, sys
-        from dataengine.build.build import experiment_url
-        from dataengine.config.schema import load_config
+        from dataengine.build.experiment import experiment_url
+        from dataengine.config.load import load_config
         from dataengine.schedule.manifest import read_manifest
-        from trainer.preflight.check import Ranks, check_open_files
+        from trainer.run.ranks import Ranks; from trainer.preflight.node import check_open_files
 
         config = load_config(sys.argv[1])
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -234,7 +225,7 @@ def test_mistakes_are_said_before_slow_imports(module: str) -> None:
 
 def test_ranks_that_cannot_fit_in_the_container(make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     _, manifest = built(make_config())
-    monkeypatch.setattr(check, "memory_limit", lambda: (16 << 30, "the limit in /sys/fs/cgroup/memory.max"))
+    monkeypatch.setattr(node, "memory_limit", lambda: (16 << 30, "the limit in /sys/fs/cgroup/memory.max"))
     assert check_memory(ModelConfig(), manifest, 2) == []
     (problem,) = check_memory(ModelConfig(), manifest, 8)
     assert problem.text.startswith("8 ranks on this node take ")

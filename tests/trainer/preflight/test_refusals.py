@@ -21,16 +21,18 @@ from typing import Any
 
 import pytest
 
-from dataengine.build.build import build, experiment_url
+from dataengine.build.build import build
+from dataengine.build.experiment import experiment_url
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import read_manifest
 from tests.conftest import ROOT, ConfigMaker
 from tests.object_store import ObjectStore, object_store
 from tests.trainer.fake_checkpoints import NAMES, write_files
-from trainer.checkpoints.find import Marker, mark_complete
-from trainer.preflight import check
-from trainer.run.folder import hold_bucket, holder_of, open_run, run_folder
+from trainer.checkpoints.marker import Marker, mark_complete
+from trainer.preflight import node, places
+from trainer.run.folder import open_run, run_folder
+from trainer.run.lock import hold_bucket, holder_of
 from trainer.run.ranks import Group
 from trainer.train import dry_run, train
 
@@ -91,7 +93,7 @@ def place(tmp_path: Path, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPa
 
     session.run_session = run_session  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trainer.training.session", session)
-    monkeypatch.setattr("trainer.train.Group", Alone)
+    monkeypatch.setattr("trainer.training.start.Group", Alone)
     monkeypatch.setattr("trainer.model.microbatch.describe_memory", lambda *_: "")  # which takes half a minute
     return Place(tmp_path, make_config, monkeypatch)
 
@@ -151,12 +153,12 @@ def missing_packages(place: Place) -> None:
 def little_memory(place: Place) -> None:
     place.build()
     usage = shutil.disk_usage(place.folder)._replace(free=10)
-    place.monkeypatch.setattr(check.shutil, "disk_usage", lambda path: usage)
+    place.monkeypatch.setattr(places.shutil, "disk_usage", lambda path: usage)
 
 
 def few_files(place: Place) -> None:
     place.build()
-    place.monkeypatch.setattr(check.resource, "getrlimit", lambda which: (100, 100))
+    place.monkeypatch.setattr(node.resource, "getrlimit", lambda which: (100, 100))
 
 
 def out_is_a_file(place: Place) -> None:

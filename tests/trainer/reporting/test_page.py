@@ -14,14 +14,15 @@ import pytest
 import yaml
 
 from dataengine.build.build import build
-from dataengine.config.schema import dump_config, load_config
+from dataengine.config.load import dump_config, load_config
 from dataengine.errors import InputError
 from dataengine.schedule.rates import Settings
 from tests.conftest import DEMO, small_experiment
 from trainer.evaluation import paper as paper_module
 from trainer.evaluation.metrics import score_translations, sentence_chrf
-from trainer.report import main, write_report
-from trainer.reporting.runs import read_runs
+from trainer.report import main
+from trainer.reporting.page import write_report
+from trainer.reporting.read import read_runs
 from trainer.run.settings import SETTINGS, dump_history, with_settings
 
 STEPS = (4, 8, 12, 16)
@@ -208,7 +209,9 @@ def test_marks_follow_the_p_values_which_are_kept(written: Path, runs: Path, mon
     kept = json.loads((runs / "report.significance.json").read_text())
     assert len(kept) == 4  # two runs, two directions
     assert all(0 < p < 0.05 for p in kept.values())
-    monkeypatch.setattr("trainer.reporting.tables.compare_systems", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(
+        "trainer.reporting.significance.compare_systems", lambda *_, **__: pytest.fail("computed again")
+    )
     before = written.read_bytes()
     write_report(places(runs), written, trials=200)
     assert written.read_bytes() == before  # the same bytes

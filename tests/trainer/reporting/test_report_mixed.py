@@ -15,11 +15,13 @@ import pytest
 from dataengine.errors import InputError
 from tests.trainer.reporting import test_page as test_report
 from tests.trainer.reporting.test_page import Page, make_run
-from trainer import report
-from trainer.report import main, write_report
-from trainer.reporting import figures
+from trainer.report import main
+from trainer.reporting import figures, highlights
+from trainer.reporting import page as page_module
 from trainer.reporting.figures import Curve
-from trainer.reporting.runs import Score, read_runs
+from trainer.reporting.page import write_report
+from trainer.reporting.read import read_runs
+from trainer.reporting.runs import Score
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,7 @@ def score(value: float, spread: float | None) -> Score:
 )
 def test_a_run_forgets_only_where_intervals_are_apart(scores: list[tuple[float, float | None]], forgets: bool) -> None:
     points = [(step, score(*one)) for step, one in enumerate(scores)]
-    assert bool(report._forgetting(Curve("run", "en-de", 0, points))) == forgets
+    assert bool(highlights._forgetting(Curve("run", "en-de", 0, points))) == forgets
 
 
 def test_a_run_that_has_just_begun_is_shown_as_such(runs: Path) -> None:
@@ -217,7 +219,7 @@ def test_ctrl_c_is_a_short_message(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "read_usable_runs", interrupted)
+    monkeypatch.setattr(page_module, "read_usable_runs", interrupted)
     with pytest.raises(SystemExit) as exit:
         main([str(runs), "--out", str(runs / "report.html")])
     assert exit.value.code == 130

@@ -10,8 +10,9 @@ from dataengine.errors import InputError
 from tests.object_store import ObjectStore, object_store
 from tests.trainer.fake_checkpoints import save
 from tests.trainer.fake_runs import STEPS, make_runs
-from trainer.checkpoints.find import read_checkpoint
-from trainer.reporting.runs import TrainedRun, read_runs, read_usable_runs
+from trainer.checkpoints.marker import read_checkpoint
+from trainer.reporting.read import read_runs, read_usable_runs
+from trainer.reporting.runs import TrainedRun
 from trainer.run.step_log import dump_rows, read_log
 
 __all__ = ["object_store"]

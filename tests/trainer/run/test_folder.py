@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from dataengine.errors import InputError
-from dataengine.storage.atomic import Store
+from dataengine.storage.store import Store
 from tests.object_store import ObjectStore, object_store
 from trainer import audit, report
-from trainer.run.folder import SMALL_FILES, Run, hold, hold_bucket, local_folder, open_run
+from trainer.run.folder import SMALL_FILES, Run, local_folder, open_run
+from trainer.run.lock import hold, hold_bucket
 
 __all__ = ["object_store"]
 
@@ -80,7 +81,7 @@ def test_a_disk_without_locks_is_said(
     def lockf(file: object, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("trainer.run.folder.fcntl.lockf", lockf)
+    monkeypatch.setattr("trainer.run.lock.fcntl.lockf", lockf)
     with hold(tmp_path):
         assert caplog.messages == [
             f"{tmp_path} is on a file system without locks (No locks available): nothing keeps a second training from "
@@ -104,7 +105,7 @@ def test_machines_of_one_name_and_folder_are_two(
     """As virtual machines of one image: the second one must not take the run from the first, which would end."""
     run = open_run(f"{object_store.url}/run", str(tmp_path))
     with hold_bucket(run, 0.2):
-        monkeypatch.setattr("trainer.run.folder._machine", lambda: "another")
+        monkeypatch.setattr("trainer.run.lock._machine", lambda: "another")
         with pytest.raises(InputError, match="is being trained by"), hold_bucket(run, 0.2):
             pass
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.build.build import build
-from dataengine.config.schema import Config, StageConfig, dump_config
+from dataengine.config.load import dump_config
+from dataengine.config.schema import Config, StageConfig
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings, planned_settings, restart_steps
 from dataengine.schedule.slots import Schedule, Stage

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from dataengine.build.build import build
-from dataengine.config.schema import Config, dump_config
+from dataengine.config.load import dump_config
+from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
 from tests.conftest import DEMO, ConfigMaker
-from trainer.preflight.check import check_agreement
+from trainer.preflight.agreement import check_agreement
 from trainer.run.folder import Run, check_config, open_run
 
 

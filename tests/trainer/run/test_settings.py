@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.config.schema import TrainConfig
+from dataengine.config.training import TrainConfig
 from dataengine.errors import InputError
 from dataengine.schedule.rates import Settings
 from trainer.run.settings import (

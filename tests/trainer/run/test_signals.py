@@ -55,7 +55,7 @@ sys.exit(rank.wait())
 SLOW_RANK = """
 import os, time
 from pathlib import Path
-from trainer import signals
+from trainer.run import signals
 
 signals.END_LAUNCHER_S = 3.0
 asked = []

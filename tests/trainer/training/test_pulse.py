@@ -18,7 +18,7 @@ import pytest
 
 from dataengine.errors import InputError, run_command
 from tests.end_to_end.ranks import free_port, rank_environment
-from trainer.preflight.check import check_one_folder
+from trainer.preflight.places import check_one_folder
 from trainer.run.ranks import Group
 from trainer.training import pulse
 from trainer.training.pulse import LOST_S, STUCK_S, Pulse, State, judge
@@ -250,7 +250,7 @@ def shared_folder(group: Group, place: Path) -> None:
 
 
 def test_nodes_must_have_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.preflight.check._LOOK_S", 0.5)
+    monkeypatch.setattr("trainer.preflight.places._LOOK_S", 0.5)
     codes, printed = run(own_folder, tmp_path, ranks=4, nodes=2)
     assert codes == [2] * 4
     assert printed[0].startswith("error: out runs/own is not one folder for all nodes: ")

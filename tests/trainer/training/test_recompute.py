@@ -8,7 +8,7 @@ from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from dataengine.config.schema import ModelConfig, TrainConfig
+from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage
 from trainer.model.composer_model import build_model

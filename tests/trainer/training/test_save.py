@@ -12,7 +12,9 @@ import pytest
 
 from tests.end_to_end.ranks import CONTEXT, DEADLINE_S
 from tests.object_store import ObjectStore, object_store
-from trainer.checkpoints.find import all_checkpoints, checkpoint_folder, fetch_checkpoint, newest_checkpoint
+from trainer.checkpoints.fetch import fetch_checkpoint
+from trainer.checkpoints.find import all_checkpoints, newest_checkpoint
+from trainer.checkpoints.marker import checkpoint_folder
 from trainer.run.folder import open_run
 
 __all__ = ["object_store"]
@@ -62,12 +64,12 @@ def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment:
     import torch.distributed
 
     from dataengine.errors import InputError
-    from trainer.checkpoints import find
+    from trainer.checkpoints import retention
     from trainer.checkpoints.uploads import Uploader
     from trainer.training.callbacks.save import SaveCheckpoints
 
     torch.distributed.init_process_group("gloo")
-    find.shutil.rmtree = remove_in_vain(find.shutil.rmtree)  # type: ignore[attr-defined]
+    retention.shutil.rmtree = remove_in_vain(retention.shutil.rmtree)  # type: ignore[attr-defined]
     run = open_run(url, caches[rank])
     tidy = rank == 0 or nodes == 2
     uploader = Uploader(run, keep=2, tidy=tidy) if run.store else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dataengine.build.build import build
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.atomic import open_store
+from dataengine.storage.open import open_store
 from tests.conftest import ConfigMaker
 from trainer.data.dataset import ScheduledDataset
 from trainer.data.shard_cache import ShardCache

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dataengine.config.schema import WandbConfig
+from dataengine.config.training import WandbConfig
 from tests.conftest import ConfigMaker
 from trainer.training.wandb_run import open_wandb, wandb_id
 

@@ -6,82 +6,22 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
-from composer import Callback, Logger, State, Trainer
+from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
 from dataengine.errors import InputError, naming
 from dataengine.schedule.manifest import Manifest
-from trainer.checkpoints.find import (
-    Checkpoint,
-    Marker,
-    checkpoint_folder,
-    hash_file,
-    mark_complete,
-    remove_old,
-    set_aside,
-)
-from trainer.checkpoints.finite import not_finite, tell
-from trainer.checkpoints.load import load_checkpoint, saved_names
+from trainer.checkpoints.fetch import hash_file
+from trainer.checkpoints.marker import Marker, checkpoint_folder, mark_complete
+from trainer.checkpoints.retention import remove_old, set_aside
 from trainer.checkpoints.uploads import Uploader
 from trainer.run.folder import Run
-from trainer.training.callbacks.step_log import RestoreRng
+from trainer.training.finite import not_finite, tell
 from trainer.training.spikes import BadStepError
 
 log = logging.getLogger(__name__)
-
-
-# What a second stage that begins at its step 0 does not take from the checkpoint that it begins with.
-_OF_THE_PLAN = ("timestamp", "schedulers", "dataset_state", "callbacks")
-
-_CUDA_STATE = "rng.0.cuda"  # name of the first rank's, in checkpoints that were made on CUDA
-
-
-def load_state(trainer: Trainer, checkpoint: Checkpoint, *, restart: bool) -> None:
-    """Load a checkpoint of any number of ranks into a trainer that has not begun; `restart` leaves out its plan.
-
-    As composer.utils.checkpoint.load_sharded_checkpoint does, which refuses a model that is not sharded: that of a run
-    on one rank. The random states of the ranks come back at the first step, as far as the checkpoint has them: one made
-    without CUDA has none of a GPU.
-    """
-    state = trainer.state
-    content: dict[str, Any] = {"state": state.state_dict()}
-    if restart:
-        content["state"] = {key: value for key, value in content["state"].items() if key not in _OF_THE_PLAN}
-    else:
-        states, had_cuda = reproducibility.get_rng_state(), _CUDA_STATE in saved_names(checkpoint)
-        _tell_differences(checkpoint, len(states), had_cuda=had_cuda, has_cuda="cuda" in states[0])
-        content["rng"] = [
-            {name: state for name, state in of_rank.items() if name != "cuda" or had_cuda}
-            for of_rank in states[: checkpoint.world_size]
-        ]
-    with torch.no_grad():
-        load_checkpoint(content, checkpoint)
-        state.load_state_dict(content["state"], trainer.logger, strict=True)
-    for callback in state.callbacks:
-        if isinstance(callback, RestoreRng):
-            callback.states = content.get("rng")
-
-
-def _tell_differences(checkpoint: Checkpoint, ranks: int, *, had_cuda: bool, has_cuda: bool) -> None:
-    """Warn of what makes this run go on with other floats than the one that saved the checkpoint would have."""
-    if had_cuda != has_cuda:
-        log.warning(
-            "%s was saved %s CUDA and training goes on %s: the precision is another (bf16 on CUDA, fp32 without), so "
-            "losses change slightly from here on; samples stay the same",
-            checkpoint.folder,
-            *(("with", "without") if had_cuda else ("without", "with")),
-        )
-    if checkpoint.world_size != ranks:
-        log.warning(
-            "%s was saved on %d ranks and training goes on with %d: sums over ranks are added in another order, so "
-            "losses change in their last digits from here on; samples stay the same",
-            checkpoint.folder,
-            checkpoint.world_size,
-            ranks,
-        )
 
 
 class Ledger(Protocol):

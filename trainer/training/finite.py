@@ -12,8 +12,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.utils import _pytree
 
-from trainer.checkpoints.find import Checkpoint
 from trainer.checkpoints.load import load_checkpoint, read_metadata
+from trainer.checkpoints.marker import Checkpoint
 
 
 def not_finite(state: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,52 @@
+"""An experiment in the store: where its files lie, and its manifest over built or assumed streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dataengine.config.schema import Config
+from dataengine.errors import InputError
+from dataengine.mds.types import Stream
+from dataengine.schedule.fork import parent_stream, read_parent, stream_sizes
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.slots import Schedule
+from dataengine.schedule.stages import MAX_TOKENS, resolve_stages
+
+
+def experiment_url(config: Config, name: str = "manifest.json") -> str:
+    """Where a file of the experiment lies in the store."""
+    return f"{config.store.rstrip('/')}/experiments/{config.name}/{name}"
+
+
+def make_manifest(
+    config: Config, streams: Mapping[str, Stream], *, tokenizer_sha256: str, vocab_size: int, eos_id: int
+) -> Manifest:
+    """The manifest of a config over the streams that it uses, whether built or assumed: its stages in integers."""
+    parent = read_parent(config)
+    stages = resolve_stages(
+        config.stages,
+        stream_sizes(config, {name: stream.samples for name, stream in streams.items()}, parent),
+        batch_size=config.batch_size,
+        lanes=config.lanes,
+        seq_len=config.seq_len,
+        budget=config.budget,
+        before=parent.stages if parent else (),
+    )
+    if (tokens := sum(stream.tokens for stream in streams.values())) > MAX_TOKENS:
+        raise InputError(f"the streams hold {tokens:,} tokens, more than 64-bit numbers can count. Leave some out.")
+    # In the order of first use, so that a stage added later changes no number of a sample.
+    used = Schedule(config.batch_size, config.lanes, stages).streams
+    return Manifest(
+        name=config.name,
+        tokenizer_sha256=tokenizer_sha256,
+        vocab_size=vocab_size,
+        eos_id=eos_id,
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        lanes=config.lanes,
+        seed=config.seed,
+        shuffle_block=config.shuffle_block,
+        streams=tuple(streams[name] if name in streams else parent_stream(parent, name) for name in used),
+        stages=stages,
+        parent={"plan_id": parent.plan_id, "step": parent.step} if parent else None,
+    )

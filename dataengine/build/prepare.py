@@ -1,0 +1,277 @@
+"""From a config to the streams that it asks for: tokenizer, sources, and what decides the bytes of each stream."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import orjson
+
+from dataengine.build import clean as clean_module
+from dataengine.build.clean import Cleaning, CleanRecords, LossyTokenizer
+from dataengine.build.external_sort import BUCKETS
+from dataengine.build.label_check import check_labels
+from dataengine.build.tokenize import TokenFormat, TokenizeDocuments, TokenizePairs, written_columns
+from dataengine.build.units import SCHEMA, Keep, fingerprint_of, identity_of
+from dataengine.config.schema import Config
+from dataengine.config.streams import StreamConfig
+from dataengine.errors import InputError, note
+from dataengine.mds import summary
+from dataengine.mds.types import token_dtype
+from dataengine.mds.writer import ShardFormat
+from dataengine.records import parts as parts_module
+from dataengine.records.evaluation_sets import find_text_files
+from dataengine.records.types import RecordFormat, SourcePart
+from dataengine.storage.find import real_file
+from dataengine.storage.store import Store
+from dataengine.text.tokenizers.base import Tokenizer
+from dataengine.text.tokenizers.load import load_tokenizer
+
+MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
+TAIL_TOKENS = 1 << 26  # a PackTails unit packs at least so many; if there are fewer, the build itself does
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """A stream that is to be built: all that decides its bytes."""
+
+    name: str
+    parts: tuple[SourcePart, ...]
+    records: RecordFormat
+    cleaning: Cleaning | None
+    format: TokenFormat
+    directions: tuple[str, ...]
+    adjacent: bool
+    sides: tuple[str, ...]
+    languages: dict[str, str]  # of pairs: code -> name, in the order of a record's texts; of documents: none
+    vocab_size: int
+    loses_text: bool = field(default=False, metadata={"identity": False})  # whether the tokenizer can
+
+    @cached_property
+    def folder(self) -> str:
+        """Key of the stream's folder in the store."""
+        decides = [SCHEMA, MERGE_TOKENS, TAIL_TOKENS, BUCKETS, identity_of(self)]
+        return f"streams/{self.name}-{fingerprint_of(decides)[:12]}"
+
+    def clean_units(self) -> list[CleanRecords]:
+        """The units that judge the records of each part."""
+        assert self.cleaning is not None
+        lossy = None
+        if self.loses_text and (self.cleaning.dedup or self.cleaning.near_dedup is not None):
+            form = self.format
+            identity = fingerprint_of([form.tokenizer_sha256, form.library, form.eos_id, form.bos_id, form.controls])
+            columns = tuple(written_columns(self.languages, self.directions, self.sides))
+            lossy = LossyTokenizer(identity, columns, form)
+        return [CleanRecords(part, self.records, self.cleaning, lossy) for part in self.parts]
+
+    def token_units(self, keeps: Sequence[Keep | None]) -> list[TokenizeDocuments | TokenizePairs]:
+        """The units that tokenize the records of each part that are kept."""
+        copies: Counter[str] = Counter()
+        units = []
+        for part, keep in zip(self.parts, keeps, strict=True):
+            units.append(self._token_unit(part, keep, copies[part.digest]))
+            copies[part.digest] += 1
+        return units
+
+    def _token_unit(self, part: SourcePart, keep: Keep | None, copy: int) -> TokenizeDocuments | TokenizePairs:
+        """The unit that tokenizes a part; `copy` parts before it have the same content."""
+        records = replace(self.records, label_key=None)  # cleaning has seen the labels
+        if not self.languages:
+            return TokenizeDocuments(self.format, part, records, keep)
+        return TokenizePairs(
+            self.format, part, records, keep, self.directions, self.adjacent, self.sides, self.languages, copy
+        )
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A config with its sources listed and its tokenizer loaded."""
+
+    config: Config
+    store: Store
+    tokenizer: Tokenizer
+    streams: dict[str, StreamPlan]
+
+
+def try_write(store: Store, key: str, content: bytes) -> None:
+    """Write what a build can do without; say so where the store cannot be written."""
+    try:
+        store.write(key, content)
+    except (OSError, InputError) as error:
+        reason = str(error).partition(". ")[0]  # without advice: nothing has to be done
+        note(f"{store.url}/{key} stays as it was: {reason}")
+
+
+def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
+    """Load the tokenizer, list the sources and identify their content."""
+    tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
+    if config.bos and tokenizer.bos_id is None:
+        raise InputError(f"`bos: true`, but tokenizer {config.tokenizer} has no begin-of-sentence token")
+    form = TokenFormat(
+        tokenizer=config.tokenizer,
+        tokenizer_sha256=tokenizer.sha256,
+        library=tokenizer.library,
+        engine=config.tokenizer_engine,
+        eos_token=config.eos_token,
+        eos_id=tokenizer.eos_id,
+        bos_id=tokenizer.bos_id if config.bos else None,
+        controls=tuple(sorted(tokenizer.controls)),
+        seq_len=config.seq_len,
+        shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
+    )
+    _check_shard_size(form, tokenizer.vocab_size)
+    with suppress(OSError, InputError):  # of a store that can only be read
+        for folder in ("", "units/", "keeps/", f"experiments/{config.name}/"):
+            store.remove_leftovers(folder)
+    known = orjson.loads(read_if_there(store, "source_hashes.json") or b"{}")
+    found: dict[str, Any] = {}
+    streams = {}
+    for name in config.streams_in_use:
+        stream = config.streams[name]
+        records = record_format(stream)
+        codes = stream.codes
+        paths = [
+            path if isinstance(path, str) else {stream.keys.get(code, code): path.get(code, "") for code in codes}
+            for path in (*stream.documents, *stream.pairs)
+        ]
+        parts, hashes = parts_module.plan_parts(
+            paths, name, records, format=stream.format, part_bytes=config.part_bytes, hashes=known, threads=threads
+        )
+        found |= hashes
+        _note_files_read_twice(name, parts)
+        streams[name] = StreamPlan(
+            name=name,
+            parts=tuple(parts),
+            records=records,
+            cleaning=_plan_cleaning(name, stream),
+            format=form,
+            directions=stream.directions,
+            adjacent=stream.adjacent,
+            sides=stream.sides,
+            languages={code: config.languages[code] for code in codes},
+            vocab_size=tokenizer.vocab_size,
+            loses_text=tokenizer.why_lost([]) is not None,
+        )
+    if found.keys() - known.keys():
+        try_write(store, "source_hashes.json", orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
+    return Preparation(config, store, tokenizer, streams)
+
+
+def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:
+    """Say which files a stream reads more than once, under whatever names."""
+    places: dict[tuple[str, ...], list[str]] = {}
+    for part in parts:
+        if part.start == 0:
+            places.setdefault(tuple(map(real_file, part.paths)), []).append(" and ".join(part.paths))
+    for names in places.values():
+        if len(names) > 1:
+            others = ", ".join(dict.fromkeys(name for name in names if name != names[0]))
+            also = f" (also as {others})" if others else ""
+            note(f"stream '{stream}' reads {names[0]}{also} {len(names)} times over")
+
+
+def record_format(stream: StreamConfig) -> RecordFormat:
+    """How a stream's records are found in its files."""
+    pairs = bool(stream.pairs)
+    return RecordFormat(
+        keys=tuple(stream.keys.get(code, code) for code in stream.codes) if pairs else (stream.text_key,),
+        languages=stream.codes if pairs else (),
+        columns=stream.columns,
+        split=stream.split,
+        label_key=stream.clean.subsets.key if stream.clean.subsets else None,
+        one_line=pairs,
+    )
+
+
+def _plan_cleaning(name: str, stream: StreamConfig) -> Cleaning | None:
+    """What a stream drops; None if nothing."""
+    clean, scores = stream.clean, stream.scores
+    rules = clean.pair_rules or clean.document_rules
+    found = {pattern: find_text_files(pattern) for pattern in clean.decontaminate}
+    if missing := [pattern for pattern, files in found.items() if not files]:
+        raise InputError(f"`decontaminate` of stream '{name}': no file {', '.join(missing)}. Correct the paths.")
+    evaluation = tuple(path for paths in found.values() for path in paths)
+    made = Cleaning(
+        languages=stream.codes if stream.pairs else (stream.language or "",),
+        rules=rules.model_dump(mode="json") if rules else None,
+        min_language_score=clean.min_language_score,
+        subsets=clean.subsets.drop if clean.subsets else (),
+        dedup=clean.dedup,
+        near_dedup=clean.near_dedup,
+        evaluation=clean_module.evaluation_identity(evaluation) if evaluation else None,
+        evaluation_paths=evaluation,
+        scores=scores.thresholds if scores else {},
+        score_model=model_identity(scores.model) if scores else None,
+        versions=(
+            f"unicode {unicodedata.unidata_version}",
+            *([f"fasttext {version('fasttext-predict')}"] if clean.min_language_score else []),
+            *([f"rensa {version('rensa')}"] if clean.near_dedup else []),
+        ),
+    )
+    return made if made.reasons else None
+
+
+def model_identity(model: str) -> str:
+    """sha256 of a scoring model, without loading it."""
+    from dataengine.cleaning.comet import hash_model
+
+    return hash_model(model)
+
+
+def missing_streams(prepared: Preparation) -> dict[str, StreamPlan]:
+    """The streams that the store does not have."""
+    return {
+        name: plan
+        for name, plan in prepared.streams.items()
+        if prepared.store.size(f"{plan.folder}/index.json") is None
+    }
+
+
+def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> dict[str, list[str]]:
+    """What is to be said about the languages of each stream's texts, before they are read."""
+    return {
+        name: check_labels(
+            name,
+            plan.parts,
+            plan.records,
+            plan.records.languages or (config.streams[name].language or "",),
+            plan.cleaning.rules if plan.cleaning else None,
+            plan.languages,
+        )
+        for name, plan in plans.items()
+    }
+
+
+def stream_notes(prepared: Preparation, names: Sequence[str]) -> list[str]:
+    """What is to be said of some streams: of their languages, and what the build said of those that are built."""
+    plans = {name: prepared.streams[name] for name in names}
+    missing = missing_streams(prepared)
+    notes = []
+    for name, labels in label_notes(plans, prepared.config).items():
+        notes += labels
+        if name not in missing:
+            notes += summary.read_summary(prepared.store, plans[name].folder).notes
+    return notes
+
+
+def _check_shard_size(form: TokenFormat, vocab_size: int) -> None:
+    count = form.shards.samples_per_shard
+    size = count * ((form.seq_len + 1) * token_dtype(vocab_size).itemsize + 4)
+    if size >= 1 << 32:
+        raise InputError(
+            f"samples_per_shard {count:,} x seq_len {form.seq_len:,} makes shards of {size:,} bytes; "
+            "MDS holds less than 4 GiB in one. Lower samples_per_shard."
+        )
+
+
+def read_if_there(store: Store, key: str) -> bytes | None:
+    try:
+        return store.read(key)
+    except FileNotFoundError:
+        return None

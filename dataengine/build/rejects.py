@@ -1,0 +1,192 @@
+"""The unusable records of a stream: where they stand, and what is said of a stream that is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+
+from pydantic import TypeAdapter
+
+from dataengine.build.prepare import StreamPlan
+from dataengine.build.units import Receipt, Unit
+from dataengine.errors import InputError
+from dataengine.mds import summary
+from dataengine.mds.summary import SourceLines, SourceReject
+from dataengine.records.types import Reject, SourcePart
+from dataengine.storage.arrays import damaged_unit, read_whole
+from dataengine.storage.store import Store
+from dataengine.text.lost_text import UNENCODABLE, UNKNOWN_TEXT
+
+REJECTS = 100_000  # unusable records that are written down for a stream; all are counted
+
+
+def nothing_kept(plan: StreamPlan, dropped: Counter[str], rejected: int, sampled: str = "") -> str:
+    """What to do about a stream of which cleaning drops all that is usable; `sampled` follows the word records."""
+    others = f", and {rejected:,} more {'is' if rejected == 1 else 'are'} unusable" if rejected else ""
+    return (
+        f"stream '{plan.name}': cleaning drops all {dropped.total():,} usable records{sampled} ({_words(dropped)})"
+        f"{others}. Look at them (dataengine inspect CONFIG --stream {plan.name}) and {_loosen(plan, dropped)}."
+    )
+
+
+def too_few_tokens(plan: StreamPlan, kept: int, dropped: Mapping[str, int], tokens: int) -> str:
+    """What to do about a stream that fills no sample."""
+    width = plan.format.seq_len + 1
+    advice = [f"add sources to streams.{plan.name}"]
+    if count := sum(dropped.values()):
+        advice.append(f"{_loosen(plan, dropped)} (cleaning drops {count:,} records: {_words(dropped)})")
+    if tokens > 2:
+        advice.append(f"lower seq_len to {tokens - 1:,} or less")
+    return (
+        f"stream '{plan.name}' has {tokens:,} tokens in {kept:,} record{'s' * (kept > 1)}, too few for one sample of "
+        f"{width:,} (seq_len + 1). {_any_of(advice)}."
+    )
+
+
+def source_lines(parts: Sequence[SourcePart], receipts: Sequence[Receipt]) -> list[SourceLines]:
+    """Each part's file, the number of its first line there (rows of Parquet, units of TMX), and its lines."""
+    before: Counter[tuple[str, ...]] = Counter()
+    found = []
+    for part, receipt in zip(parts, receipts, strict=True):
+        if part.start == 0:
+            before[part.paths] = 0  # a file that is named twice
+        found.append(SourceLines(part.paths[0], before[part.paths] + 1, receipt.lines))
+        before[part.paths] += receipt.lines
+    return found
+
+
+def gather_rejects(
+    parts: Sequence[SourcePart], units: Sequence[Unit], receipts: Sequence[Receipt], store: Store
+) -> list[SourceReject]:
+    """The unusable records that the units wrote down, with their files and their lines there.
+
+    No more than about REJECTS, the first ones of each part; parts share them evenly, so that each shows some.
+    """
+    counts = [sum(receipt.rejected.values()) for receipt in receipts]
+    most = _even_limit(counts, REJECTS)
+    return [
+        SourceReject(lies.path, lies.line + reject.line - 1, reject.reason, reject.excerpt)
+        for unit, count, lies in zip(units, counts, source_lines(parts, receipts), strict=True)
+        if count
+        for reject in _unit_rejects(unit, store)[:most]
+    ]
+
+
+def _even_limit(counts: Sequence[int], total: int) -> int:
+    """The largest limit of each count at which they come to `total` in all; at least 1."""
+    low, high = 1, max(total, 1)
+    while low < high:
+        middle = -(-(low + high) // 2)
+        if sum(min(count, middle) for count in counts) <= total:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _unit_rejects(unit: Unit, store: Store) -> list[Reject]:
+    """The unusable records that a unit wrote down. Raises InputError if its file is missing or damaged."""
+    key = f"{unit.folder}/rejects.jsonl"
+    content = read_whole(store, key)
+    try:
+        return [_REJECT.validate_json(line, strict=True) for line in content.splitlines()]
+    except ValueError:
+        raise damaged_unit(store, key) from None
+
+
+_REJECT = TypeAdapter(Reject)
+
+
+def check_rejects(
+    plan: StreamPlan, receipts: Sequence[Receipt], units: Sequence[Unit], max_bad_fraction: float, store: Store
+) -> None:
+    """Refuse a stream of which more than max_bad_fraction of the records are unusable, or all.
+
+    Its unusable records are then written to its folder, with their files and lines.
+    """
+    records = sum(receipt.records for receipt in receipts)
+    rejected: Counter[str] = Counter()
+    for receipt in receipts:
+        rejected.update(receipt.rejected)
+    if not too_many_rejects(records, rejected.total(), max_bad_fraction):
+        return
+    if not records:
+        raise InputError(describe_rejects(plan, records, rejected, max_bad_fraction, None))
+    rejects = gather_rejects(plan.parts, units, receipts, store)
+    key = f"{plan.folder}/{summary.REJECTS}"
+    store.write(key, summary.encode_rejects(rejects))
+    first = rejects[0]
+    others = f"{len(rejects):,} of them" if len(rejects) < rejected.total() else "all of them"
+    where = f" ({others}, with files and lines: {store.url}/{key})"
+    place = f"{first.file}, line {first.line:,}"
+    raise InputError(
+        describe_rejects(plan, records, rejected, max_bad_fraction, (place, first.reason, first.excerpt), where=where)
+    )
+
+
+def too_many_rejects(records: int, bad: int, max_bad_fraction: float) -> bool:
+    """Whether a stream with so many records, `bad` of them unusable, is refused."""
+    return bad == records or bad > max_bad_fraction * records
+
+
+def describe_rejects(
+    plan: StreamPlan,
+    records: int,
+    rejected: Counter[str],
+    max_bad_fraction: float,
+    first: tuple[str, str, str] | None,
+    *,
+    sampled: str = "",
+    where: str = "",
+) -> str:
+    """What to do about a stream that is refused for its unusable records, or for having none.
+
+    `first` is the place of the first of them, its reason and its excerpt. `sampled` follows the word records, and
+    `where` the first of them.
+    """
+    bad = rejected.total()
+    if first is None:
+        return f"stream '{plan.name}': its files hold no records. Give files that do under streams.{plan.name}."
+    place, reason, excerpt = first
+    if bad < records:
+        many = f"{bad:,} of {records:,} records{sampled} are unusable ({_words(rejected)}), more than max_bad_fraction "
+        many += f"{max_bad_fraction:g} allows"
+        advice = ["fix them", *_other_key(plan, reason), "raise max_bad_fraction to go on without them"]
+    else:
+        many = f"all {records:,} records{sampled} are unusable" if records > 1 else "the only record is unusable"
+        many += f" ({_words(rejected)})"
+        advice = [*_other_key(plan, reason), "check the format and the encoding of the files"]
+    return f"stream '{plan.name}': {many}. The first: {place}: {reason}: {excerpt}{where}. {_any_of(advice)}."
+
+
+def _other_key(plan: StreamPlan, reason: str) -> list[str]:
+    """What to do if the records have their texts under another key, or the tokenizer does not know them."""
+    if reason in (UNKNOWN_TEXT, UNENCODABLE):
+        return ["give a tokenizer that knows these texts or falls back on bytes"]
+    if not reason.startswith("no key "):
+        return []
+    setting = "text_key: ..."
+    if plan.languages:
+        codes = dict(zip(plan.records.keys, plan.languages, strict=True))
+        code = codes.get(reason.removeprefix("no key ").strip("'"), next(iter(plan.languages)))
+        setting = f"keys: {{{code}: ...}}"
+    return [f"name the key that they have (streams.{plan.name}.{setting})"]
+
+
+def _loosen(plan: StreamPlan, dropped: Collection[str]) -> str:
+    """What to do if cleaning drops too much, for these reasons."""
+    scores = {reason for reason in dropped if reason.startswith("score ")}
+    settings = [f"streams.{plan.name}.clean"] * bool(set(dropped) - scores)
+    settings += [f"streams.{plan.name}.scores"] * bool(scores)
+    return f"loosen {' and '.join(settings)}"
+
+
+def _any_of(advice: Sequence[str]) -> str:
+    """A sentence of what to do: any of these."""
+    *others, last = advice
+    words = f"{', '.join(others)}, or {last}" if others else last
+    return words[0].upper() + words[1:]
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in Counter(counts).most_common())

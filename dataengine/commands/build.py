@@ -1,0 +1,167 @@
+"""The commands build, worker and finalize, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from dataengine.commands.common import command_again, load_experiment, parse_slice, show
+from dataengine.errors import InputError, note
+from dataengine.tables import table
+
+if TYPE_CHECKING:
+    from dataengine.build.build import BuildResult
+    from dataengine.build.executors import Engine, OthersNotDoneError
+    from dataengine.config.schema import Config
+
+
+def build_command(options: argparse.Namespace) -> None:
+    from dataengine.build.build import build
+    from dataengine.build.executors import LocalEngine, RayEngine
+    from dataengine.build.prepare import prepare
+    from dataengine.config.fields import parse_count
+    from dataengine.schedule.stages import budget_steps, idle_streams
+    from dataengine.storage.open import open_store
+
+    config, workers = load_experiment(options)
+    if options.dry_run:
+        from dataengine.commands.estimate import describe_estimate
+
+        sample = parse_count(options.sample_bytes or "4M")
+        if not isinstance(sample, int) or sample < 1:
+            raise InputError(f"--sample {options.sample_bytes} is not a number of bytes, such as 4M")
+        show(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
+        _note_missing_sets(config)
+        return
+    engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
+    result = build(config, workers=workers, engine=engine)
+    show(describe_build(result))
+    for words in idle_streams(config.stages, result.manifest.schedule.own_stages, config.lanes):
+        note(words)
+    steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
+    if total is not None and steps < total:
+        note(f"the stages take {steps:,} of the budget's {total:,} steps")
+    _note_missing_sets(config)
+
+
+def _note_missing_sets(config: Config) -> None:
+    """Say which evaluation sets do not exist yet."""
+    from pathlib import Path
+
+    from dataengine.storage.paths import is_url
+
+    for name, sets in (("dev", config.evaluate.dev), ("test", config.evaluate.test)):
+        for direction, place in sets.items():
+            for path in [place] if isinstance(place, str) else place.values():
+                if not is_url(path) and not Path(path).exists():
+                    note(f"evaluate.{name}.{direction} is {path}, which does not exist yet")
+
+
+def worker_command(options: argparse.Namespace) -> None:
+    from dataengine.build.build import work
+    from dataengine.build.executors import OthersNotDoneError, SliceEngine
+
+    config, workers = load_experiment(options)
+    number, slices = parse_slice(options.slice)
+    try:
+        work(config, SliceEngine(number, slices, workers, options.wait))
+    except OthersNotDoneError as waits:
+        again = command_again(options, "worker", "--slice", options.slice)
+        print(
+            f"slice {options.slice} has done its part of {waits.title} and waits for {_left(waits, slices)}. "
+            f"When they are done, start this one again: {again}",
+            file=sys.stderr,
+        )
+        sys.exit(3)
+    print(f"slice {options.slice} is done with all its units. When all slices are: "
+          f"{command_again(options, 'finalize', '--slices', str(slices))}")  # fmt: skip
+
+
+def finalize_command(options: argparse.Namespace) -> None:
+    from dataengine.build.build import build
+    from dataengine.build.executors import FinishedEngine, OthersNotDoneError
+
+    config, _ = load_experiment(options)
+    try:
+        show(describe_build(build(config, engine=FinishedEngine(options.slices or 1))))
+    except OthersNotDoneError as waits:
+        left = _left(waits, options.slices) if options.slices else _units(sum(waits.left.values()))
+        raise InputError(
+            f"{waits.title} is not finished; to be done: {left}. Start their workers again, or do the rest here: "
+            f"{command_again(options, 'build')}"
+        ) from None
+
+
+def _left(waits: OthersNotDoneError, slices: int) -> str:
+    """Which slices have units left, in words."""
+    return ", ".join(f"slice {number + 1}/{slices} ({_units(count)})" for number, count in sorted(waits.left.items()))
+
+
+def _units(count: int) -> str:
+    return f"{count:,} unit{'s' if count > 1 else ''}"
+
+
+def describe_build(result: BuildResult) -> str:
+    """A build's streams and stages as text tables."""
+    from dataengine.schedule.stages import stage_rows
+
+    manifest = result.manifest
+    if not result.new:
+        return f"nothing to do: {result.path} is up to date (plan {manifest.plan_id[:12]})"
+    records = [("stream", "records", "unusable", "dropped", "kept", "tokens", "samples", "remainder", "shards", "")]
+    for built in result.streams:
+        records.append(
+            (
+                built.stream.name,
+                f"{built.records:,}",
+                f"{sum(built.rejected.values()):,}",
+                f"{sum(built.dropped.values()):,}",
+                f"{built.kept:,}",
+                f"{built.tokens:,}",
+                f"{built.stream.samples:,}",
+                f"{built.remainder:,} tokens",
+                f"{len(built.stream.shards):,}",
+                "built" if built.new else "reused",
+            )
+        )
+    own = [built.stream.name for built in result.streams]
+    names = [*(stream.name for stream in manifest.streams if stream.name not in own), *own]  # a parent's come first
+    stages = [("stage", "steps", "predicted tokens", *names)]
+    for row in stage_rows(manifest.schedule):
+        tokens = row.steps * manifest.batch_size * manifest.seq_len
+        shares = [f"{row.drawn[name]:,} samples ({row.share(name)})" if name in row.drawn else "-" for name in names]
+        stages.append((row.name, f"{row.steps:,}", f"{tokens:,}", *shares))
+    reasons = [
+        f"{built.stream.name}: {count:,} {word}: {reason}"
+        for built in result.streams
+        for word, counts in (("unusable", built.rejected), ("dropped", built.dropped))
+        for reason, count in Counter(counts).most_common()
+    ]
+    reasons += [
+        f"{built.stream.name}: {count:,} {words}"
+        for built in result.streams
+        for count, words in (
+            (built.unknown, "unknown tokens: text that the tokenizer does not know"),
+            (built.vanished, "characters vanished: the tokenizer has no token for them"),
+        )
+        if count
+    ]
+    store = result.path.rpartition("/experiments/")[0]
+    rejects = [
+        f"{built.stream.name}: unusable records with files and lines: {store}/{built.rejects}"
+        for built in result.streams
+        if built.rejects
+    ]
+    return "\n".join(
+        [
+            *table(records),
+            *reasons,
+            *rejects,
+            "",
+            *table(stages),
+            "",
+            f"manifest {result.path} (plan {manifest.plan_id[:12]}) in {result.seconds:.1f} s",
+        ]
+    )

@@ -1,0 +1,91 @@
+"""What several commands need: the config that is named, its manifest, slices and steps, and how text is shown."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from typing import TYPE_CHECKING
+
+from dataengine.characters import escape_controls
+from dataengine.errors import InputError
+
+if TYPE_CHECKING:
+    from dataengine.config.schema import Config
+    from dataengine.schedule.manifest import Manifest
+
+
+def show(text: str) -> None:
+    """Print what a command found; what it quotes of files cannot command the terminal."""
+    print(escape_controls(text))
+
+
+# The commands import what they need themselves, so that --help answers at once.
+
+
+def load_experiment(options: argparse.Namespace) -> tuple[Config, int]:
+    """The config, and the number of workers."""
+    from dataengine.build.executors import default_workers
+    from dataengine.config.load import load_config
+
+    config = load_config(options.config, options.overrides)
+    return config, getattr(options, "workers", None) or default_workers()
+
+
+def command_again(options: argparse.Namespace, command: str, *more: str) -> str:
+    """Another command about the same experiment, to be typed next."""
+    return shlex.join(["dataengine", command, options.config, *more, *options.overrides])
+
+
+def read_experiment_manifest(options: argparse.Namespace, config: Config) -> Manifest:
+    """The manifest of an experiment that is built."""
+    from dataengine.build.experiment import experiment_url
+    from dataengine.schedule.manifest import read_manifest
+    from dataengine.storage.open import open_store
+
+    if open_store(config.store).size(f"experiments/{config.name}/manifest.json") is None:
+        raise InputError(
+            f"'{config.name}' is not built in {config.store}. Build it first: {command_again(options, 'build')}"
+        )
+    return read_manifest(experiment_url(config))
+
+
+def read_built_manifest(options: argparse.Namespace, config: Config) -> Manifest:
+    """The manifest of an experiment that is built as its config stands now."""
+    from dataengine.build.agreement import build_differences, read_built_config
+    from dataengine.storage.open import open_store
+
+    manifest = read_experiment_manifest(options, config)
+    built = read_built_config(open_store(config.store), config.name)
+    if changed := build_differences(config, built, manifest):
+        keys = ", ".join(one.key for one in changed)
+        plain = [one for one in changed if isinstance(one.then, int | float | str) and one.key != "tokenizer"]
+        then = shlex.join(f"{one.key}={one.then}" for one in plain)
+        words = f", or give those that it was built with: {then}" if len(plain) == len(changed) else ""
+        raise InputError(
+            f"'{config.name}' was built with other settings ({keys}). "
+            f"Build it as they are now: {command_again(options, 'build')}{words}"
+        )
+    return manifest
+
+
+def parse_slice(text: str) -> tuple[int, int]:
+    """The number of a slice, from 0, and the number of slices."""
+    number, _, slices = text.partition("/")
+    if not (number.isdecimal() and slices.isdecimal() and 1 <= int(number[:30]) <= int(slices[:30]) < 10**9):
+        raise InputError(f"--slice {text} is not of the form I/N with I from 1 to N, such as 3/8")
+    return int(number) - 1, int(slices)
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and len(first) < 30 and len(last) < 30):
+        raise InputError(f"--steps {text} is not of the form A:B, such as 0:3")
+    return int(first), int(last)
+
+
+def choose_streams(config: Config, chosen: list[str] | None, usual: list[str]) -> list[str]:
+    """The streams that a command is about."""
+    for name in chosen or ():
+        if name not in config.streams_in_use:
+            raise InputError(f"--stream {name}: the stages use {', '.join(config.streams_in_use)}")
+    return chosen or usual

@@ -1,0 +1,81 @@
+"""Streams, shards and files as data: what a store holds of a stream, with names, sizes and hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A built stream: `remote` is its folder in the store, `tokens` counts those in its samples."""
+
+    name: str
+    remote: str
+    index_sha256: str
+    samples: int
+    tokens: int
+    shards: tuple[Shard, ...]
+
+
+Add = Callable[[str, bytes], None]  # takes the name and the content of a file to keep
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a store: its name, its size and the hashes of its content in hex, by algorithm."""
+
+    basename: str
+    bytes: int
+    hashes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A written shard: the raw one, and the compressed one if that is what is stored."""
+
+    samples: int
+    raw: StoredFile
+    zip: StoredFile | None = None
+
+    @property
+    def stored(self) -> StoredFile:
+        """What lies in the store."""
+        return self.zip or self.raw
+
+
+def read_shard(fields: dict[str, Any]) -> Shard:
+    """A shard from its JSON form."""
+    packed = fields["zip"]
+    return Shard(fields["samples"], StoredFile(**fields["raw"]), StoredFile(**packed) if packed else None)
+
+
+def hash_bytes(content: bytes, algorithm: str) -> str:
+    """Hash in hex by streaming's name of the algorithm, such as xxh64 or sha256."""
+    if algorithm.startswith("xxh"):
+        return str(getattr(xxhash, algorithm)(content).hexdigest())
+    return hashlib.new(algorithm, content).hexdigest()
+
+
+def is_hash(algorithm: str) -> bool:
+    """Whether `hash_bytes` knows a name."""
+    try:
+        hash_bytes(b"", algorithm)
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard.{number:05d}.mds"
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The narrowest type that shards use: uint16 up to 65,536 ids, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)

@@ -1,0 +1,155 @@
+"""Records of TSV, and of plain text in which each line is a document."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat, takewhile
+from operator import itemgetter
+
+from dataengine.characters import is_blank
+from dataengine.errors import InputError
+from dataengine.records import tsv_heading
+from dataengine.records.lines import line_blocks
+from dataengine.records.types import Blocks, OnBytes, RecordFormat, Records, SourcePart, add_notes
+from dataengine.records.usable import RecordBlock, all_usable, excerpt_of
+
+
+def resolve_row_columns(path: str, first_line: str, form: RecordFormat) -> tsv_heading.Columns:
+    return tsv_heading.resolve_columns(path, first_line, form.keys, form.columns, form.label_key)
+
+
+def read_rows(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
+    """TSV, and plain text in which each line is a document."""
+    path, is_tsv = part.paths[0], part.format == "tsv"
+    if not is_tsv and len(form.keys) > 1:
+        raise InputError(
+            f"{path}: plain text has one text a line, and {', '.join(form.keys)} are wanted. Give a file for each "
+            "language, as {" + ", ".join(f"{name}: PATH" for name in form.keys) + "}, or state the stream's `format`."
+        )
+    rows = _Rows(form, path, part.columns) if part.columns or not is_tsv else None
+    begun = part.start > 0 or not is_tsv  # the first line that is not blank, which may be a heading, is behind
+    number = 0
+    for lines in line_blocks(part, 0, on_bytes):
+        if not begun:
+            blank = sum(1 for _ in takewhile(_is_blank_line, lines))
+            begun, number, lines = blank < len(lines), number + blank, lines[blank:]
+            if begun:
+                line = _decode_heading(lines[0])
+                columns = tsv_heading.resolve_columns(
+                    path, line, form.keys, part.columns or form.columns, form.label_key
+                )
+                rows = _Rows(form, path, part.columns or columns.names)
+                if columns.in_heading and columns.names == rows.names:
+                    number, lines = number + 1, lines[1:]
+                    if form.columns and form.columns != rows.names:
+                        yield Records([], tuple([] for _ in form.keys), [], [], {HEADING_OBEYED: (1, number, line)})
+                elif said := _heading_unread(lines[: _HEADING_ROWS + 1], form, rows.names):
+                    notes = {said: (1, number + 1, excerpt_of(line))}
+                    yield Records([], tuple([] for _ in form.keys), [], [], notes)
+        if rows is None and lines:
+            rows = _Rows(form, path, resolve_row_columns(path, "", form).names)
+        if rows is not None and lines:
+            yield rows.parse_at_once(lines, number) or rows.parse_each(lines, number)
+        number += len(lines)
+    return number
+
+
+def _is_blank_line(line: bytes | None) -> bool:
+    return line is not None and is_blank(line.decode(errors="replace"))
+
+
+def _decode_heading(line: bytes | None) -> str:
+    """A line that may be a heading; "" for one that cannot be."""
+    try:
+        return (line or b"").decode().removesuffix("\r")
+    except UnicodeDecodeError:
+        return ""
+
+
+_HEADING_ROWS = 200  # below a line that may be a heading are looked at
+
+
+def _heading_unread(lines: Sequence[bytes | None], form: RecordFormat, names: Sequence[str]) -> str:
+    """What to say of the first of these lines if it looks like a heading but is read as a record; "" if it does not."""
+    first, *rows = map(_decode_heading, lines)
+    called = tsv_heading.unread_heading(first, rows, names, form.keys)
+    if not called:
+        return ""
+    pairs = ", ".join(f"{code}: {cell}" for code, cell in zip(form.languages, called, strict=False))
+    keys = f"keys: {{{pairs}}}" if form.languages else f"text_key: {called[0]}"
+    return f"a first line looks like a heading and is read as a record; if it is one, set {keys}, and no `columns`"
+
+
+HEADING_OBEYED = "a heading names other columns than `columns`, or in another order: the heading is obeyed"
+
+
+class _Rows:
+    """Parse the lines of a TSV with these columns; of plain text if `names` is empty."""
+
+    def __init__(self, form: RecordFormat, path: str, names: tuple[str, ...]) -> None:
+        self.names = names
+        self._form, self._path = form, path
+        self._heading = "\t".join(names)
+        self._sizes = {len(self._heading), len(self._heading) + 1}  # with a byte order mark where files were joined
+        self._places = [names.index(key) for key in form.keys] if names else [0]
+        self._label = names.index(form.label_key) if form.label_key in names else None
+
+    def parse_at_once(self, lines: Sequence[bytes | None], before: int) -> Records | None:
+        """A block in which every line is a usable record; None if one is not."""
+        try:
+            rows = list(map(bytes.decode, lines))  # type: ignore[arg-type]
+        except (TypeError, UnicodeDecodeError):
+            return None
+        if any(map(str.endswith, rows, repeat("\r"))):
+            rows = [row.removesuffix("\r") for row in rows]
+        if not self.names:
+            return all_usable([rows], [""] * len(rows) if self._form.label_key else [], before, self._form)
+        if self._sizes & set(map(len, rows)) and any(map(self._is_heading, rows)):
+            return None
+        cells = [row.split("\t") for row in rows]
+        if set(map(len, cells)) != {len(self.names)}:
+            return None
+        labels = [row[self._label] if self._label is not None else "" for row in cells] if self._form.label_key else []
+        columns = [list(map(itemgetter(place), cells)) for place in self._places]
+        block = all_usable(columns, labels, before, self._form)
+        if block is not None:
+            self._note_quotes(block, block.lines, rows)
+        return block
+
+    def parse_each(self, lines: Sequence[bytes | None], before: int) -> Records:
+        """A block line by line. Raises InputError for a second heading, of another order."""
+        block = RecordBlock(self._form)
+        used: list[str] = []
+        for number, content in enumerate(lines, before + 1):
+            line = block.decode(number, content)
+            if line is None or is_blank(line):
+                continue
+            line = line.removesuffix("\r")
+            cells = line.split("\t") if self.names else [line]
+            bare = line.removeprefix("\ufeff") if len(line) in self._sizes else ""
+            if self.names and len(cells) != len(self.names):
+                block.reject(number, f"{len(cells)} columns instead of {len(self.names)}", excerpt_of(line))
+            elif self.names and tsv_heading.is_other_heading(bare, self.names):
+                raise InputError(
+                    f"{self._path}: within the file is another heading ({', '.join(cells)}) than that of the lines "
+                    f"before ({', '.join(self.names)}), so its columns change their order. Cut the file in two there."
+                )
+            elif self.names and bare == self._heading:
+                block.reject(number, "a heading, not a record", excerpt_of(line))
+            else:
+                label = "" if self._label is None else cells[self._label]
+                if block.add(number, [cells[place] for place in self._places], label, line):
+                    used.append(line)
+        if self.names:
+            self._note_quotes(block.records, block.records.lines, used)
+        return block.records
+
+    def _is_heading(self, row: str) -> bool:
+        if len(row) not in self._sizes:
+            return False
+        bare = row.removeprefix("\ufeff")
+        return bare == self._heading or tsv_heading.is_other_heading(bare, self.names)
+
+    def _note_quotes(self, records: Records, lines: Sequence[int], rows: Sequence[str]) -> None:
+        if found := tsv_heading.quoted_rows(rows):
+            add_notes(records.notes, {tsv_heading.QUOTED: (len(found), lines[found[0]], excerpt_of(rows[found[0]]))})

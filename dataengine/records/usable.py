@@ -1,0 +1,109 @@
+"""Which texts of records are usable, what is wrong with the others, and what is shown of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import orjson
+
+from dataengine.characters import is_blank, one_line
+from dataengine.records.lines import LONGEST_LINE
+from dataengine.records.types import RecordFormat, Records, Reject
+
+
+def all_usable(columns: Sequence[list[Any]], labels: list[Any], before: int, form: RecordFormat) -> Records | None:
+    """Records of which each is usable, after `before` lines; None if one is not. Equal to a RecordBlock of each."""
+    if any(set(map(type, column)) != {str} for column in (columns if not labels else [*columns, labels])):
+        return None
+    cleaned = [_clean_column(column, form) for column in columns]
+    if any(column is None for column in cleaned):
+        return None
+    return Records(list(range(before + 1, before + len(columns[0]) + 1)), tuple(cleaned), labels, [])  # type: ignore[arg-type]
+
+
+def _clean_column(texts: list[str], form: RecordFormat) -> list[str] | None:
+    """Usable texts as they are used; None if one is empty or has a NUL."""
+    if not form.one_line:  # texts may be long: look at them without a copy
+        return texts if _all_show(texts) and not any("\0" in text for text in texts) else None
+    stripped = list(map(str.strip, texts))
+    if not _all_show(stripped):
+        return None
+    joined = "".join(stripped)
+    if "\0" in joined:
+        return None
+    return stripped if len(joined.splitlines()) == 1 else list(map(one_line, stripped))
+
+
+def _all_show(texts: list[str]) -> bool:
+    """Whether no text is blank. Their first characters, of which there are few, nearly always say so."""
+    return all(texts) and (not any(map(is_blank, set(map(itemgetter(0), texts)))) or not any(map(is_blank, texts)))
+
+
+def label_text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+MISSING = object()
+Shown = bytes | str | Mapping[str, Any] | Callable[[], Mapping[str, Any]]  # what an excerpt is made of
+
+
+class RecordBlock:
+    """Records that are looked at one by one."""
+
+    def __init__(self, form: RecordFormat) -> None:
+        self._form = form
+        self.records = Records([], tuple([] for _ in form.keys), [], [])
+
+    def reject(self, line: int, reason: str, excerpt: str) -> None:
+        """Note an unusable record."""
+        self.records.rejects.append(Reject(line, reason, excerpt))
+
+    def add(self, line: int, texts: Sequence[Any], label: str, shown: Shown) -> bool:
+        """Take a record, or note what is wrong with one of its texts; whether it is usable."""
+        for key, text in zip(self._form.keys, texts, strict=True):
+            if reason := _fault(text, key):
+                self.reject(line, reason, excerpt_of(shown))
+                return False
+        self.records.lines.append(line)
+        for column, text in zip(self.records.texts, texts, strict=True):
+            column.append(one_line(text) if self._form.one_line else text)
+        if self._form.label_key is not None:
+            self.records.labels.append(label)
+        return True
+
+    def decode(self, line: int, content: bytes | None) -> str | None:
+        """A line as text; None, and noted, if it is unusable."""
+        if content is None:
+            self.reject(line, f"longer than {LONGEST_LINE >> 20} MiB", "")
+            return None
+        try:
+            return content.decode()
+        except UnicodeDecodeError as fault:
+            self.reject(line, "not UTF-8", f"byte {fault.start}: {excerpt_of(content)}")
+            return None
+
+
+def _fault(text: Any, key: str) -> str | None:
+    if text is MISSING:
+        return f"no key '{key}'"
+    if text is None:
+        return f"'{key}' is null"
+    if isinstance(text, bytes):
+        return "not UTF-8"
+    if not isinstance(text, str):
+        return f"'{key}' is not a string"
+    if not "!" <= text[:1] <= "~" and is_blank(text):
+        return f"'{key}' is empty"
+    if "\0" in text:
+        return f"'{key}' has a NUL character"
+    return None
+
+
+def excerpt_of(shown: Shown, length: int = 200) -> str:
+    if callable(shown):
+        shown = shown()
+    if isinstance(shown, Mapping):
+        shown = orjson.dumps({key: value for key, value in shown.items() if value is not MISSING}, default=repr)
+    return shown[:length].decode(errors="replace") if isinstance(shown, bytes) else shown[:length]

@@ -1,0 +1,140 @@
+"""Open a file or an object, or a range of it, as a seekable stream."""
+
+from __future__ import annotations
+
+import io
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO
+
+from dataengine.errors import InputError
+from dataengine.storage.paths import cannot_read, check_file_kind, is_url
+from dataengine.storage.s3_client import get_bytes, identify_object
+
+_BLOCK = 8 << 20  # bytes of a ranged GET
+_BUFFER = 1 << 20  # bytes
+
+
+def open_file(path: str, start: int = 0, stop: int | None = None, version: str = "") -> BinaryIO:
+    """Open the bytes [start, stop) of a file or object as a seekable stream, whose positions count from `start`.
+
+    A range that passes the end stops there. An object is read in blocks of 8 MiB, the next one ahead in a thread while
+    reading goes forward; all of them are of one version, `version` if given (of files it is ignored). Raises InputError
+    on opening if the file cannot be read, and while reading if an object fails or was changed.
+    """
+    if is_url(path):
+        try:
+            found = identify_object(path, version)
+        except FileNotFoundError as error:
+            raise InputError(f"{error}. Correct the path.") from None
+        end = found.size if stop is None else min(stop, found.size)
+        return io.BufferedReader(_ObjectRange(path, start, max(start, end), found.version), _BUFFER)
+    try:
+        check_file_kind(path, os.stat(path))  # opening a pipe would wait
+        file = open(path, "rb", buffering=0)  # noqa: SIM115
+        size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    end = size if stop is None else min(stop, size)
+    return io.BufferedReader(_FileRange(path, file, start, max(start, end)), _BUFFER)
+
+
+class _Range(io.RawIOBase):
+    """Bytes [start, stop) of something; subclasses read them at the position."""
+
+    def __init__(self, start: int, stop: int) -> None:
+        self._start = start
+        self._size = stop - start
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if position < 0:
+            raise ValueError(f"negative position {position}")
+        self._position = position
+        return position
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(_BLOCK) or b"", b""))
+
+    def _left(self, wanted: int) -> int:
+        return max(0, min(wanted, self._size - self._position))
+
+
+class _FileRange(_Range):
+    def __init__(self, path: str, file: io.FileIO, start: int, stop: int) -> None:
+        super().__init__(start, stop)
+        self._path = path
+        self._file = file
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        try:
+            self._file.seek(self._start + self._position)
+            count = self._file.readinto(view[: self._left(len(view))]) or 0
+        except OSError as error:
+            raise cannot_read(self._path, error) from None
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _ObjectRange(_Range):
+    def __init__(self, url: str, start: int, stop: int, version: str) -> None:
+        super().__init__(start, stop)
+        self._url = url
+        self._version = version
+        self._pool = ThreadPoolExecutor(1)  # its thread starts with the first task
+        self._number = -1  # of the block held
+        self._block = b""
+        self._ahead: tuple[int, Future[bytes]] | None = None
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = self._left(len(view))
+        if wanted == 0:
+            return 0
+        number, offset = divmod(self._position, _BLOCK)
+        if number != self._number:
+            self._load(number)
+        part = memoryview(self._block)[offset : offset + wanted]
+        view[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def _load(self, number: int) -> None:
+        forward = number == self._number + 1
+        if self._ahead is not None and self._ahead[0] == number:
+            self._block = self._ahead[1].result()
+        else:
+            self._block = self._fetch(number)
+        self._number = number
+        self._ahead = None
+        if forward and (number + 1) * _BLOCK < self._size:
+            self._ahead = number + 1, self._pool.submit(self._fetch, number + 1)
+
+    def _fetch(self, number: int) -> bytes:
+        first = number * _BLOCK
+        wanted = min(_BLOCK, self._size - first)
+        begin = self._start + first
+        try:
+            return get_bytes(self._url, begin, begin + wanted, self._version)
+        except FileNotFoundError:
+            raise InputError(f"{self._url}: it was removed while it was read. Put it back and run again.") from None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._block = b""
+        super().close()

@@ -1,0 +1,155 @@
+"""Find the files or objects that a path, a URL or a glob names."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from dataengine.errors import InputError
+from dataengine.storage.paths import FoundFile, cannot_read, check_file_kind, is_url
+from dataengine.storage.s3_client import identify_object, list_objects
+
+
+def find_files(pattern: str) -> list[FoundFile]:
+    """Files that a path, a URL or a glob of either (`**` too) names, sorted by path; an empty list if there is none.
+
+    `*` stays within a folder and skips names that begin with a dot; `**` enters each real folder once, through links
+    too. A file whose name is the pattern itself is what is meant, whatever `*`, `?` and `[` it has; in a glob these
+    stand for themselves as `[*]`, `[?]` and `[[]`. Folders and the empty objects that mark them do not count.
+
+    Raises InputError if a place cannot be read, a link leads nowhere, something is neither a file nor a folder (pipe,
+    socket, device), or an object has no ETag, without which a change would not be noticed.
+    """
+    if not is_url(pattern):
+        return _find_local(pattern)
+    if not glob.has_magic(pattern):
+        try:
+            return [identify_object(pattern)]
+        except FileNotFoundError:
+            return []
+    wanted, found = pattern.split("/"), []
+    for file in list_objects(pattern[: _first_magic(pattern)]):
+        if file.path == pattern:
+            found = [file]
+            break
+        if _matches(file.path.split("/"), wanted):
+            found.append(file)
+    return sorted((file if file.version else identify_object(file.path) for file in found), key=lambda file: file.path)
+
+
+def _first_magic(pattern: str) -> int:
+    return re.search(r"[*?\[]", pattern).start()  # type: ignore[union-attr]
+
+
+def _find_local(pattern: str) -> list[FoundFile]:
+    paths = [pattern]
+    if glob.has_magic(pattern) and not os.path.isfile(pattern):
+        folder, slash, _ = pattern[: _first_magic(pattern)].rpartition("/")
+        *between, last = pattern[len(folder + slash) :].split("/")
+        start = folder.rstrip("/") + slash
+        paths = sorted(set(_expand(start, [*filter(None, between), last])))
+    found = []
+    for path in paths:
+        status = _stat(path)
+        if status is not None and not stat.S_ISDIR(status.st_mode):
+            check_file_kind(path, status)
+            found.append(FoundFile(path, status.st_size, _version(status)))
+    return found
+
+
+def _version(status: os.stat_result) -> str:
+    """What differs whenever the content of a file was changed.
+
+    The time of modification can be set back; that of the last change of any kind (ctime) cannot, nor the inode. They
+    differ too after a copy, a restored backup, chmod or a new hard link: then the content is hashed once more.
+    """
+    return f"{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+
+
+def real_file(path: str) -> str:
+    """The same for all names of a file: paths written in other ways, links, hard links. A URL stands for itself."""
+    if is_url(path):
+        return path
+    status = _stat(path)
+    return path if status is None else f"{status.st_dev}|{status.st_ino}"
+
+
+def _expand(folder: str, patterns: Sequence[str]) -> Iterator[str]:
+    """Paths that match the segments of a glob below a folder, which is "" or ends with "/"; some may be folders."""
+    pattern, rest = patterns[0], patterns[1:]
+    if pattern == "**":
+        for inner in _folders_below(folder):
+            yield from _expand(inner, rest or ["*"])
+        return
+    names = [pattern]
+    if glob.has_magic(pattern):
+        shown = [name for name in _entries(folder) if pattern.startswith(".") or not name.startswith(".")]
+        names = [name for name in shown if fnmatchcase(name, pattern)]
+    for name in names:
+        if not rest:
+            yield folder + name
+        elif (status := _stat(folder + name)) is not None and stat.S_ISDIR(status.st_mode):
+            yield from _expand(f"{folder}{name}/", rest)
+
+
+def _folders_below(folder: str) -> Iterator[str]:
+    """A folder and all below it but hidden ones, each real one once: by its own path, else by the first link to it."""
+    seen: set[tuple[int, int]] = set()
+    waiting, links = [folder], list[str]()
+    while waiting or links:
+        path = waiting.pop() if waiting else links.pop(0)
+        status = _stat(path or ".")
+        if status is None or (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield path
+        for name, entry in _entries(path).items():
+            if name.startswith("."):
+                continue
+            if entry.is_symlink():
+                target = _stat(path + name)
+                if target is not None and stat.S_ISDIR(target.st_mode):
+                    links.append(f"{path}{name}/")
+            elif entry.is_dir():
+                waiting.append(f"{path}{name}/")
+
+
+def _entries(folder: str) -> dict[str, os.DirEntry[str]]:
+    """What is in a folder, by name and sorted; nothing if there is no such folder."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise cannot_read(folder, error) from None
+
+
+def _stat(path: str) -> os.stat_result | None:
+    """Of a file or folder; None if there is none. Raises InputError if it cannot be read, or is a link to nothing."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            raise InputError(
+                f"{path} is a link to {os.readlink(path)}, which is not there. Restore that, or remove the link."
+            ) from None
+        return None
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
+def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether path segments match those of a glob; `**` stands for any number of folders."""
+    if not patterns or not names:
+        return not names and all(pattern == "**" for pattern in patterns)
+    name, pattern = names[0], patterns[0]
+    if name.startswith(".") and not pattern.startswith("."):
+        return pattern == "**" and _matches(names, patterns[1:])
+    if pattern == "**":
+        return _matches(names, patterns[1:]) or _matches(names[1:], patterns)
+    return fnmatchcase(name, pattern) and _matches(names[1:], patterns[1:])

@@ -1,0 +1,29 @@
+"""The store at a path or URL."""
+
+from __future__ import annotations
+
+import os
+
+from dataengine.errors import InputError
+from dataengine.storage import paths, s3_client
+from dataengine.storage.local import LocalStore
+from dataengine.storage.s3 import S3Store
+from dataengine.storage.store import Store
+
+
+def open_store(url: str) -> Store:
+    """The store at a local folder or below the URL of an object store; it need not exist yet.
+
+    Raises InputError if the URL or the environment cannot be used. A store holds no connection, so it can be pickled.
+    """
+    if paths.is_url(url):
+        scheme, _, _ = paths.split_url(url)
+        s3_client.endpoint_of(scheme)
+        return S3Store(url.rstrip("/"))
+    if "://" in url:
+        raise InputError(
+            f"store '{url}': not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/prefix."
+        )
+    if os.path.isfile(url):
+        raise InputError(f"{url} is a file, and a folder is wanted here. Correct the path.")
+    return LocalStore(url)

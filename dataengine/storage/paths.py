@@ -1,0 +1,70 @@
+"""Paths and URLs of files: what they name, and what is said of those that cannot be used."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataengine.errors import InputError
+
+_SCHEMES = ("s3", "gs", "oci")
+
+
+def where_it_would_be(path: Path) -> str:
+    """Of a relative path whose store is not there, either: it may be that this is the wrong working directory."""
+    missing = next((folder for folder in reversed(path.parents) if not folder.exists()), path)
+    if path.is_absolute() or {"experiments", "streams"} & set(missing.parts) or missing == path:
+        return ""
+    return f". There is no folder {missing.absolute()}: relative paths begin at the working directory, {Path.cwd()}"
+
+
+def refuse_url(path: Path) -> None:
+    """Raise InputError for a URL, which would become a folder `s3:` of the working directory."""
+    if re.match(r"\w+:/", str(path)):  # `Path` keeps one slash of two
+        raise InputError(f"cannot write {path}: it is a URL. Give a path on this machine, and upload the file.")
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file or object that exists."""
+
+    path: str  # local path or URL
+    size: int  # bytes
+    version: str  # of an object: its ETag, without quotes ("": it has none); of a file: see `_version`
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names an object of an object store."""
+    return path.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES))
+
+
+def check_file_kind(path: str, status: os.stat_result) -> None:
+    """Raise InputError for what is neither a file nor a folder: reading it may wait for ever, and gives no end."""
+    mode = status.st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+        return
+    kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+    raise InputError(f"{path} is {kind}, not a file. Files are read more than once: write one, and name that.")
+
+
+# What storage shares.
+
+
+def split_url(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket and key (or prefix) of a URL. Raises InputError if it has no bucket."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    if not url.isascii() and url.encode(errors="replace").decode() != url:
+        raise InputError(f"{url!a} is not UTF-8, as names of objects are. Correct the URL.")
+    if scheme not in _SCHEMES or not bucket:
+        raise InputError(
+            f"'{url}' is not the URL of an object. Write {' or '.join(f'{s}://bucket/…' for s in _SCHEMES)}."
+        )
+    return scheme, bucket, key
+
+
+def cannot_read(path: str, error: OSError) -> InputError:
+    return InputError(f"cannot read {path}: {error.strerror or error}. Check the path and its permissions.")

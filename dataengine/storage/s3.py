@@ -1,0 +1,237 @@
+"""A store in an object store.
+
+Amazon's S3 and most others know conditional writes: a new object never replaces another. Where they are not known
+(gs:// by Google's S3 interface, some S3-compatible stores) a new object is first looked for and then put; two writers
+at once put the same bytes there, for the names of what is built derive from what the content is made of."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from dataengine.errors import InputError
+from dataengine.storage import s3_client
+from dataengine.storage.store import FILES_IN_FLIGHT, AddFile, Store, write_in_background
+
+_PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
+_COPY = 1 << 30  # bytes; S3 copies objects of up to 5 GB at once, larger ones in parts of up to so many
+_CONFLICTS = 10  # attempts while the store says that another write is under way
+
+
+class S3Store(Store):
+    """A store below s3://bucket/prefix, or the same of gs:// or oci:// (see `objects`)."""
+
+    def _url(self, key: str) -> str:
+        return f"{self.url}/{key}"
+
+    def read(self, key: str) -> bytes:
+        return s3_client.get_bytes(self._url(key))
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        return s3_client.get_bytes(self._url(key), start, stop)
+
+    def size(self, key: str) -> int | None:
+        try:
+            return s3_client.stat_object(self._url(key)).size
+        except FileNotFoundError:
+            return None
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        folder = prefix.rstrip("/")
+        found = s3_client.list_objects(self._url(f"{folder}/" if folder else ""))
+        return dict(sorted((file.path.removeprefix(self._url("")), file.size) for file in found))
+
+    def write(self, key: str, content: bytes) -> None:
+        self._upload(key, content, replace=True)
+
+    def write_from(self, key: str, path: Path) -> None:
+        self._upload(key, path, replace=True)
+
+    def link(self, source: str, key: str) -> None:
+        """Copy inside the store; large objects in parts, which s3:// alone asks for and knows."""
+        client, target = s3_client.connect(self._url(key))
+        _, origin = s3_client.connect(self._url(source))
+        size = s3_client.stat_object(self._url(source)).size
+        with s3_client.faults(self._url(source)):
+            if size <= _COPY or not self.url.startswith("s3://"):
+                client.copy_object(**target, CopySource=origin)
+            else:
+                _copy_in_parts(client, target, origin, size)
+
+    def remove(self, prefix: str) -> None:
+        """As stated, but not at once: a reader may see a part of the folder."""
+        folder = prefix.rstrip("/")
+        keys = [*self.sizes(folder), *([folder] if folder and self.size(folder) is not None else [])]
+        client, request = s3_client.connect(self._url(""))
+        bucket, root = request["Bucket"], request["Key"]
+        with s3_client.faults(self._url(prefix)):
+            if not self.url.startswith("s3://"):  # they may not know deletion in batches
+                with ThreadPoolExecutor(FILES_IN_FLIGHT) as pool:
+                    list(pool.map(lambda key: client.delete_object(Bucket=bucket, Key=root + key), keys))
+                return
+            for first in range(0, len(keys), 1000):
+                batch = {"Objects": [{"Key": root + key} for key in keys[first : first + 1000]], "Quiet": True}
+                errors = client.delete_objects(Bucket=bucket, Delete=batch).get("Errors", [])
+                if errors:
+                    raise InputError(
+                        f"cannot remove {self._url(prefix)}: {errors[0].get('Code')}: {errors[0].get('Message')} "
+                        f"({len(errors)} objects). Check that these credentials may delete there."
+                    )
+
+    @contextmanager
+    def new_folder(self, key: str, last: str) -> Iterator[AddFile]:
+        held: list[bytes] = []
+
+        def upload(name: str, content: bytes) -> None:
+            if name == last:
+                held.append(content)
+            else:
+                self._upload(f"{key}/{name}", content, replace=False)
+
+        with write_in_background(upload, threads=FILES_IN_FLIGHT) as add:
+            yield add
+        assert held, f"{self._url(key)}: no {last}"
+        self._upload(f"{key}/{last}", held[-1], replace=False)
+
+    def remove_leftovers(self, prefix: str) -> None:
+        """Nothing: a half-written object is never seen; a rule of the bucket should abort incomplete uploads."""
+
+    def _upload(self, key: str, content: bytes | Path, *, replace: bool) -> None:
+        """Put an object. If not `replace` (of bytes only), one that is there stays, and must be equal."""
+        from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+
+        url = self._url(key)
+        with s3_client.faults(url):
+            for attempt in range(_CONFLICTS):
+                plain = _is_plain(self.url)
+                equal = self._equals(key, content) if plain and not replace else None
+                if equal is None:
+                    try:
+                        _put(url, content, new=not replace and not plain, plain=plain)
+                        return
+                    except ClientError as error:
+                        status, code = (
+                            error.response["ResponseMetadata"]["HTTPStatusCode"],
+                            error.response["Error"]["Code"],
+                        )
+                        if not plain and (status == 501 or code in _UNKNOWN_HEADER):
+                            _make_plain(self.url, code)
+                            continue
+                        if status == 409:  # another write of it is under way
+                            s3_client.pause(attempt)
+                            continue
+                        if status != 412:
+                            raise
+                    equal = self._equals(key, content)
+                if equal:
+                    return
+                if equal is False:
+                    raise RuntimeError(
+                        f"{url}: other content is there under this name: nondeterminism. The same input and settings "
+                        "gave different bytes; remove the object and find out what differed between the two runs."
+                    )
+        raise InputError(f"{url}: the store kept saying that another write is under way. Run again.")
+
+    def _equals(self, key: str, content: bytes | Path) -> bool | None:
+        """Whether an object has this content; None if there is none."""
+        assert isinstance(content, bytes), "files replace what is there"
+        url = self._url(key)
+        checksum = {} if _is_plain(self.url) else {"ChecksumMode": "ENABLED"}
+        try:
+            with s3_client.faults(url):
+                head = s3_client.head_object(url, **checksum)
+            if s3_client.field_of(head, "ContentLength", url) != len(content):
+                return False
+            if head.get("ChecksumSHA256") == _checksum(content):
+                return True
+            return s3_client.get_bytes(url) == content  # no checksum, or of other parts
+        except FileNotFoundError:
+            return None
+
+
+# Error codes of stores that do not know conditional writes or SHA-256 checksums.
+_UNKNOWN_HEADER = ("NotImplemented", "UnsupportedOperation", "UnsupportedArgument", "InvalidArgument", "InvalidRequest")
+_PLAIN: dict[str, object] = {}  # stores that turned out to be of those
+
+
+def _is_plain(url: str) -> bool:
+    return url.startswith("gs://") or url in _PLAIN
+
+
+def _make_plain(url: str, code: str) -> None:
+    mine = object()
+    if _PLAIN.setdefault(url, mine) is mine:  # the first of several threads
+        print(
+            f"{url}: this store does not know conditional writes ({code}); writing without.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
+    """Put an object, in parts if it is large, with a digest that the store checks; `new` fails (412) if it is there."""
+    client, request = s3_client.connect(url)
+    condition = {"IfNoneMatch": "*"} if new else {}
+    if (content.stat().st_size if isinstance(content, Path) else len(content)) <= _PART:
+        whole = content.read_bytes() if isinstance(content, Path) else content
+        client.put_object(**request, Body=whole, **_digest(whole, plain), **condition)
+        return
+    made = client.create_multipart_upload(**request, **({} if plain else {"ChecksumAlgorithm": "SHA256"}))
+    request["UploadId"] = made["UploadId"]
+    try:
+        uploaded: list[dict[str, Any]] = []
+        for number, part in enumerate(_parts(content), start=1):
+            digest = _digest(part, plain)
+            answer = client.upload_part(**request, PartNumber=number, Body=bytes(part), **digest)
+            checksum = {} if plain else {"ChecksumSHA256": digest["ChecksumSHA256"]}
+            uploaded.append({"PartNumber": number, "ETag": s3_client.field_of(answer, "ETag", url), **checksum})
+        client.complete_multipart_upload(**request, MultipartUpload={"Parts": uploaded}, **condition)
+    except BaseException:
+        with suppress(Exception):  # what went wrong matters more
+            client.abort_multipart_upload(**request)
+        raise
+
+
+def _copy_in_parts(client: Any, target: dict[str, str], origin: dict[str, str], size: int) -> None:
+    """Copy a large object inside a store of s3://."""
+    request = {**target, "UploadId": client.create_multipart_upload(**target)["UploadId"]}
+    try:
+        parts = []
+        for number, start in enumerate(range(0, size, _COPY), start=1):
+            part = f"bytes={start}-{min(start + _COPY, size) - 1}"
+            answer = client.upload_part_copy(**request, PartNumber=number, CopySource=origin, CopySourceRange=part)
+            parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
+        client.complete_multipart_upload(**request, MultipartUpload={"Parts": parts})
+    except BaseException:
+        with suppress(Exception):  # what went wrong matters more
+            client.abort_multipart_upload(**request)
+        raise
+
+
+def _parts(content: bytes | Path) -> Iterator[bytes | memoryview]:
+    """What an object of this content is uploaded in; a file is read as the parts are asked for."""
+    if isinstance(content, bytes):
+        yield from (memoryview(content)[at : at + _PART] for at in range(0, max(1, len(content)), _PART))
+        return
+    with content.open("rb") as file:
+        yield from iter(lambda: file.read(_PART), b"")
+
+
+def _digest(part: bytes | memoryview, plain: bool) -> dict[str, str]:
+    if plain:
+        return {"ContentMD5": base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()}
+    return {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": base64.b64encode(hashlib.sha256(part).digest()).decode()}
+
+
+def _checksum(content: bytes) -> str:
+    """The checksum that S3 reports of an object that `_put` made: in parts, the one of theirs and their number."""
+    digests = [hashlib.sha256(part).digest() for part in _parts(content)]
+    if len(digests) == 1:
+        return base64.b64encode(digests[0]).decode()
+    return f"{base64.b64encode(hashlib.sha256(b''.join(digests)).digest()).decode()}-{len(digests)}"

@@ -1,0 +1,119 @@
+"""Fetch the files of a checkpoint from a bucket, and check their sizes and hashes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import xxhash
+
+from dataengine.errors import InputError
+from dataengine.storage import s3_client
+from dataengine.storage.store import Store
+from trainer.checkpoints.marker import Checkpoint
+from trainer.run.folder import Run
+
+log = logging.getLogger(__name__)
+_ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
+_FETCHING = ".fetching-"
+_STALE_S = 3600  # a download that wrote nothing for so long is of a dead process
+_BLOCK = 32 << 20  # bytes that are read at a time
+
+
+def hash_file(path: Path) -> str:
+    """xxh64 of a file, hexadecimal."""
+    digest = xxhash.xxh64()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# Fetching.
+
+
+def fetch_checkpoint(run: Run, checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> list[str]:
+    """Make files number `share`, `share + shares` ... of a checkpoint local and check them: size and hash.
+
+    Files that are here are hashed; those that are absent or damaged come from the bucket, by a temporary name. Returns
+    what is wrong with the checkpoint, in words, so that ranks can agree to fall back to the one before. Raises
+    InputError if the bucket cannot be read or the disk not be written: that is no fault of the checkpoint.
+    """
+    if not checkpoint.key and not checkpoint.folder.is_dir():
+        return [f"{checkpoint.place} was removed"]
+    checkpoint.folder.mkdir(parents=True, exist_ok=True)
+    if share == 0:
+        _remove_stale(checkpoint.folder)
+    problems = []
+    for name in sorted(checkpoint.files)[share::shares]:
+        problem = _problem(checkpoint, name, checkpoint.folder / name)
+        if problem is not None and checkpoint.key and run.store is not None:
+            if (checkpoint.folder / name).exists():
+                log.warning("%s: %s; fetching it again", checkpoint.folder, problem)
+            problem = _download(run.store, checkpoint, name)
+        if problem is not None:
+            problems.append(f"{checkpoint.place}: {problem}")
+    return problems
+
+
+def _problem(checkpoint: Checkpoint, name: str, path: Path) -> str | None:
+    """What is wrong with a file here; None if it is whole."""
+    try:
+        size = path.stat().st_size if path.is_file() else None
+        if size != checkpoint.files[name]:
+            return f"{name} is missing" if size is None else f"{name} has {size} bytes, not {checkpoint.files[name]}"
+        return _differs(checkpoint, name, hash_file(path))
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror or error}"
+
+
+def _differs(checkpoint: Checkpoint, name: str, found: str) -> str | None:
+    if checkpoint.hashes.get(name, found) == found:
+        return None
+    return f"{name} has the hash {found}, not {checkpoint.hashes[name]}: its content is damaged"
+
+
+def _download(store: Store, checkpoint: Checkpoint, name: str) -> str | None:
+    """Fetch a file; return what is wrong with the one in the bucket, if anything is."""
+    problem: str | None = None
+    for attempt in range(_ATTEMPTS):
+        try:
+            descriptor, temporary = tempfile.mkstemp(dir=checkpoint.folder, prefix=_FETCHING)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    digest = xxhash.xxh64()
+                    for start in range(0, checkpoint.files[name], _BLOCK):
+                        stop = min(start + _BLOCK, checkpoint.files[name])
+                        block = store.read_range(f"{checkpoint.key}/{name}", start, stop)
+                        digest.update(block)
+                        file.write(block)
+                problem = _differs(checkpoint, name, digest.hexdigest())
+                if problem is None:
+                    os.replace(temporary, checkpoint.folder / name)
+                    return None
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        except FileNotFoundError:  # asked again: a store may miss an object for a moment
+            problem = f"{name} is not in the bucket"
+        except OSError as error:
+            remedy = "Free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the permissions"
+            raise InputError(f"cannot write {checkpoint.folder}: {error.strerror}. {remedy}, then run again.") from None
+        except InputError as error:
+            if attempt == _ATTEMPTS - 1:
+                log.error("cannot fetch %s: %s", name, error)  # also of ranks whose errors are not printed
+                raise
+            log.warning("cannot fetch %s yet: %s", name, error)
+        s3_client.pause(attempt + 3)
+    return problem
+
+
+def _remove_stale(folder: Path) -> None:
+    for path in folder.glob(f"{_FETCHING}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _STALE_S:
+                path.unlink()

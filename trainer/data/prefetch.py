@@ -1,0 +1,80 @@
+"""Fetch shards in the order of first use, some steps ahead of the run."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dataengine.errors import InputError
+from dataengine.schedule.manifest import Manifest
+from trainer.data.shard_cache import ShardCache
+
+log = logging.getLogger(__name__)
+_PREFETCHERS = 4  # threads
+
+
+class Prefetcher:
+    """Fetch, in the order of first use, the shards of the steps to come: a block of samples ahead of the run.
+
+    One a node. What cannot be fetched is left to the reader that will need it, which waits or says why not.
+    """
+
+    def __init__(self, cache: ShardCache, manifest: Manifest, first_step: int = 0) -> None:
+        self._cache, self._manifest = cache, manifest
+        self._ahead = max(1, manifest.shuffle_block // manifest.batch_size)  # steps
+        counts = [shard.samples for stream in manifest.streams for shard in stream.shards]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._places = [(n, k) for n, stream in enumerate(manifest.streams) for k in range(len(stream.shards))]
+        self._wanted = threading.Condition()
+        self._step = self._done = first_step  # where the run stands; the first step not looked at
+        self._ended = not cache.remote
+        self._recent: dict[int, None] = {}  # shards asked for, the latest last
+        if cache.remote:
+            threading.Thread(target=self._work, name="prefetch", daemon=True).start()
+
+    def advance(self, step: int) -> None:
+        """Say that the run stands at a step."""
+        with self._wanted:
+            self._step = step
+            self._wanted.notify()
+
+    def close(self) -> None:
+        """End the thread; does not wait for it."""
+        with self._wanted:
+            self._ended = True
+            self._wanted.notify()
+
+    def _work(self) -> None:
+        with ThreadPoolExecutor(_PREFETCHERS) as pool:
+            while True:
+                with self._wanted:
+                    self._wanted.wait_for(lambda: self._ended or self._done < self._end())
+                    if self._ended:
+                        return
+                    step = max(self._done, self._step)
+                    self._done = step + 1
+                list(pool.map(self._fetch, self._new_shards(step)))
+
+    def _end(self) -> int:
+        return min(self._step + self._ahead, self._manifest.schedule.steps)
+
+    def _new_shards(self, step: int) -> list[int]:
+        """Shards of a step that were not asked for of late."""
+        found = np.unique(np.searchsorted(self._ends, self._manifest.order.sample_ids(step), side="right")).tolist()
+        new = [shard for shard in found if shard not in self._recent]
+        for shard in found:
+            self._recent.pop(shard, None)
+            self._recent[shard] = None
+        for old in list(self._recent)[: max(0, len(self._recent) - 4096)]:
+            del self._recent[old]
+        return new
+
+    def _fetch(self, shard: int) -> None:
+        if not self._ended:
+            try:
+                self._cache.fetch(*self._places[shard])
+            except InputError as error:
+                log.warning("cannot fetch ahead: %s", error)

@@ -1,0 +1,146 @@
+"""Evaluate the checkpoints of a run on dev, choose one, and judge it on test and reasoning tasks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from dataengine.errors import InputError
+from dataengine.tables import table
+from trainer.checkpoints.find import HOW_TO_TRAIN, all_checkpoints
+from trainer.checkpoints.marker import Checkpoint, CheckpointError
+from trainer.checkpoints.retention import lease
+from trainer.evaluation.choice import Choice, choose, mean
+from trainer.evaluation.results import Results
+from trainer.huggingface.export import export_checkpoint
+from trainer.run.folder import Run
+
+if TYPE_CHECKING:
+    from trainer.evaluation.evaluator import Evaluation
+
+log = logging.getLogger(__name__)
+_POLL_S = 30  # between looks for a new checkpoint
+
+
+def evaluate_one(evaluation: Evaluation, checkpoint: Checkpoint, sets: Sequence[str]) -> None:
+    """Evaluate a checkpoint on some of dev, test and reasoning. Raises InputError if it cannot be read."""
+    evaluation.check(sets)
+    try:
+        with lease(checkpoint):
+            evaluation.of(checkpoint).evaluate(sets)
+    except CheckpointError as error:
+        raise InputError(f"{error}. Restore this checkpoint or remove it, or take another one with --step") from None
+
+
+def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False) -> Choice:
+    """Every `every`-th checkpoint on dev, the choice, and the chosen one on test and reasoning tasks.
+
+    `evaluate.dev` names a set. With `follow`, wait for new checkpoints until the run is at its end. What cannot be read
+    is passed over. The choice is among all that was ever evaluated with these settings, whether it still exists. Raises
+    InputError if nothing could be evaluated, or the chosen checkpoint is gone and was not exported.
+    """
+    config, group, run = evaluation.config, evaluation.group, evaluation.run
+    judged_on = [name for name in ("test", "reasoning") if getattr(config.evaluate, name)]
+    evaluation.check(["dev", *judged_on])
+    seen: dict[int, Checkpoint] = {}  # older ones may be removed meanwhile
+    looked_at: set[str] = set()  # by identity: a step may be trained anew
+    passed_over: dict[int, str] = {}
+    while True:
+        found = group.first(lambda: all_checkpoints(run))
+        seen.update({checkpoint.step: checkpoint for checkpoint in found})
+        ended = bool(found) and found[-1].step >= _last_step(evaluation)
+        wanted = _every(list(seen.values()), every, with_last=ended or not follow)
+        for checkpoint in wanted:
+            if checkpoint.identity not in looked_at:
+                looked_at.add(checkpoint.identity)
+                passed_over.pop(checkpoint.step, None)
+                if reason := _evaluate_on_dev(evaluation, checkpoint):
+                    passed_over[checkpoint.step] = reason
+        if ended or not follow:
+            break
+        time.sleep(_POLL_S)
+    results = group.first(evaluation.finished)
+    if not any(one["translation"] for one in results):
+        raise InputError(_nothing_evaluated(run, passed_over))
+    choice = _choose(evaluation, results)
+    content = json.dumps(choice.describe(passed_over), indent=2).encode()
+    group.first(lambda: run.publish("chosen.json", content))
+    if group.rank == 0:
+        print(describe_choice(choice), flush=True)
+    for step, reason in sorted(passed_over.items()):
+        log.warning("step %s was passed over: %s", f"{step:,}", reason)
+    if judged_on:
+        _judge(evaluation, next(one for one in results if one["step"] == choice.step), judged_on)
+    return choice
+
+
+def _every(checkpoints: Sequence[Checkpoint], every: int, *, with_last: bool) -> list[Checkpoint]:
+    """Each `every`-th of checkpoints, oldest first, and, if asked for, the last one."""
+    wanted = list(checkpoints[every - 1 :: every])
+    return [*wanted, *checkpoints[-1:]] if with_last and checkpoints[-1:] != wanted[-1:] else wanted
+
+
+def _evaluate_on_dev(evaluation: Evaluation, checkpoint: Checkpoint) -> str:
+    """Evaluate a checkpoint, and export it if it is the best so far and may be removed. Why it could not be read."""
+    config, step = evaluation.config, checkpoint.step
+    with lease(checkpoint):
+        try:
+            evaluation.of(checkpoint).evaluate(["dev"])
+        except CheckpointError as error:
+            log.warning("passing over step %s: %s", f"{step:,}", error)
+            return str(error)
+        if config.train.keep_checkpoints:
+            evaluation.group.first(lambda: _export_best(evaluation, checkpoint))
+    return ""
+
+
+def _export_best(evaluation: Evaluation, checkpoint: Checkpoint) -> None:
+    """Export a checkpoint if it is the best so far: the training may remove it before it is judged. On one rank."""
+    if _choose(evaluation, evaluation.finished()).identity == checkpoint.identity:
+        try:
+            export_checkpoint(evaluation.config, evaluation.run, checkpoint)
+        except InputError as error:
+            log.warning("step %s was not exported: %s", f"{checkpoint.step:,}", error)
+
+
+def _choose(evaluation: Evaluation, results: Sequence[Results]) -> Choice:
+    settings = evaluation.config.evaluate
+    return choose(results, settings.choose_by or tuple(settings.dev), settings.shots[0], settings.beams)
+
+
+def _judge(evaluation: Evaluation, results: Results, sets: Sequence[str]) -> None:
+    """The chosen checkpoint on test and reasoning tasks. Raises InputError if neither it nor its export can be read."""
+    chosen = evaluation.of_results(results)
+    try:
+        with chosen.lease():
+            chosen.evaluate(sets)
+    except CheckpointError as error:
+        raise InputError(
+            f"step {results['step']:,} was chosen and cannot be judged on {' and '.join(sets)}: {error}. Bring it back "
+            "from a copy; what was found on dev stays."
+        ) from None
+
+
+def _nothing_evaluated(run: Run, passed_over: Mapping[int, str]) -> str:
+    if passed_over:
+        reasons = "; ".join(f"step {step:,}: {reason}" for step, reason in sorted(passed_over.items()))
+        return f"none of {len(passed_over)} checkpoints under {run.url}/checkpoints could be evaluated: {reasons}"
+    return f"no checkpoint under {run.url}/checkpoints. {HOW_TO_TRAIN}"
+
+
+def _last_step(evaluation: Evaluation) -> int:
+    return min(evaluation.manifest.schedule.steps, evaluation.config.train.max_steps or sys.maxsize)
+
+
+def describe_choice(choice: Choice) -> str:
+    """A table of the candidates, the chosen one marked."""
+    rows = [("checkpoint", *choice.directions, "mean BLEU", "")]
+    for step, scores in sorted(choice.candidates.items()):
+        cells = [f"{scores[direction]:.2f}" for direction in choice.directions]
+        mark = "chosen" if step == choice.step else ""
+        rows.append((f"step {step:,}", *cells, f"{mean(scores, choice.directions):.2f}", mark))
+    return "\n".join(["", f"dev, {choice.shots}-shot", *table(rows, left=(0, len(rows[0]) - 1))])

@@ -1,0 +1,40 @@
+"""Arithmetic on a model's size: parameters, bytes of a checkpoint, divisors of a batch. Imports nothing slow."""
+
+from __future__ import annotations
+
+from dataengine.config.training import ModelConfig
+
+NO_GPU_TO_MEASURE = "train.microbatch_size is auto, which needs a GPU's memory, and there is none. Set a number."
+VOCAB_MULTIPLE = 64  # as in trainer.model.composer_model: the embedding has so many rows, or a multiple
+_CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and AdamW's two fp32 moments
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive number, in order."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+# Sizes, and the run in words.
+
+
+def num_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters of the decoder: layers, last norm, embedding and, unless tied, output layer."""
+    return model.num_hidden_layers * layer_parameters(model) + outer_parameters(model, vocab_size)
+
+
+def layer_parameters(model: ModelConfig) -> int:
+    """Parameters of one decoder layer: q and o, k and v, gate, up and down, two norms."""
+    d = model.hidden_size
+    kv = d // model.num_attention_heads * model.num_key_value_heads
+    return 2 * d * d + 2 * d * kv + 3 * d * model.intermediate_size + 2 * d
+
+
+def outer_parameters(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters outside the layers."""
+    rows = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return rows * model.hidden_size * (1 if model.tie_word_embeddings else 2) + model.hidden_size
+
+
+def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
+    """About what a checkpoint takes, over all ranks."""
+    return num_parameters(model, vocab_size) * _CHECKPOINT_BYTES

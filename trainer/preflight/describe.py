@@ -1,0 +1,55 @@
+"""A run in a few lines, as it is printed before its first step."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dataengine.config.schema import Config
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.rates import Settings
+from dataengine.schedule.stages import stage_rows
+from dataengine.storage.paths import is_url
+from dataengine.tables import size_words, table
+from trainer.checkpoints.steps import kept_checkpoints, last_step
+from trainer.model.sizes import checkpoint_bytes, num_parameters
+
+
+def describe(
+    config: Config,
+    manifest: Manifest,
+    world_size: int,
+    microbatch: int | None = None,
+    *,
+    settings: Settings,
+    first: int = 0,
+) -> str:
+    """The run in a few lines: model, data, batches, checkpoints, places and stages, with the rate from step `first` on.
+
+    `microbatch`: what `auto` found.
+    """
+    steps, of_rank = last_step(config, manifest), manifest.batch_size // world_size
+    size: int | Literal["auto"] = microbatch or config.train.microbatch_size
+    if size == "auto":
+        split = "microbatches as large as fit"
+    else:
+        split = f"microbatches of {min(size, of_rank)}, {-(-of_rank // size)} a step"
+    tokens = steps * manifest.batch_size * manifest.seq_len
+    bytes_each, kept = checkpoint_bytes(config.model, manifest.vocab_size), kept_checkpoints(config, manifest)
+    rows = [
+        ("experiment", f"{config.name}, plan {manifest.plan_id[:12]}"),
+        ("model", f"{num_parameters(config.model, manifest.vocab_size):,} parameters"),
+        ("training", f"{steps:,} of {manifest.schedule.steps:,} steps, {tokens:,} tokens"),
+        ("batch", f"{manifest.batch_size:,} samples of {manifest.seq_len:,} tokens on {world_size} ranks: "
+                  f"{of_rank} a rank, {split}"),
+        ("checkpoints", f"{size_words(bytes_each)} each, {kept} kept: {size_words(kept * bytes_each)}"),
+        ("out", config.out),
+        ("store", config.store + (f", cached in {config.cache}" if is_url(config.store) else "")),
+    ]  # fmt: skip
+    if config.init:
+        rows.append(("begins with", f"{config.init.checkpoint} ({config.init.mode})"))
+    stages = [("stage", "from step", "steps", "samples a stream", "learning rate")]
+    for row in stage_rows(manifest.schedule):
+        drawn = ", ".join(f"{name} {count:,}" for name, count in sorted(row.drawn.items()))
+        rate = settings.describe(max(row.start, first), min(row.start + row.steps, steps))
+        stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", drawn, rate))
+    return "\n".join([*table(rows, left=(0, 1)), "", *table(stages, left=(0, 3, 4))])

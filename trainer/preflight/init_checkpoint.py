@@ -1,0 +1,78 @@
+"""Checks of the checkpoint that a new run begins with."""
+
+from __future__ import annotations
+
+import re
+
+from dataengine.config.schema import Config
+from dataengine.config.training import InitConfig
+from dataengine.errors import InputError, OutageError
+from dataengine.schedule.manifest import Manifest
+from trainer.checkpoints.find import HOW_TO_TRAIN, locate_checkpoint
+from trainer.checkpoints.marker import Checkpoint, model_differences
+from trainer.preflight.agreement import past_differences
+from trainer.preflight.problems import Problem
+from trainer.run.folder import Run
+
+
+def check_init(config: Config) -> list[Problem]:
+    """`continue` goes on at the parent's step, so a checkpoint whose name tells another step is the wrong one."""
+    if config.init is None or config.init.mode != "continue" or config.parent is None:
+        return []
+    step = named_step(config.init.checkpoint)
+    if step is None or step == config.parent.step:
+        return []
+    return [Problem(_other_step(config.init.checkpoint, step, config.parent.step))]
+
+
+def named_step(checkpoint: str) -> int | None:
+    """The step that the name of a checkpoint tells, if it does: RUN/checkpoints/step-00000040."""
+    match = re.fullmatch(r"step-(\d+)", checkpoint.rstrip("/").rpartition("/")[2])
+    return int(match[1]) if match else None
+
+
+def _other_step(checkpoint: str, step: int, parent_step: int) -> str:
+    return (
+        f"init.checkpoint {checkpoint} is of step {step:,}, but with init.mode `continue` training goes on at "
+        f"parent.step, {parent_step:,}. Name the checkpoint of that step, or build with parent.step={step}."
+    )
+
+
+def check_init_checkpoint(config: Config, manifest: Manifest) -> list[Problem]:
+    """The checkpoint to begin with must be usable, as `find_init` says."""
+    try:
+        if config.init is not None:
+            find_init(config, config.init, manifest)
+    except InputError as error:
+        return [Problem(str(error))]
+    return []
+
+
+def find_init(config: Config, init: InitConfig, manifest: Manifest) -> tuple[Run, Checkpoint]:
+    """The checkpoint that a new run begins with, and the run that it is of.
+
+    Raises InputError unless it is there, finished, of this model and, for `continue`, of the parent's step and samples.
+    """
+    where = f"init.checkpoint {init.checkpoint}"
+    try:
+        run, found = locate_checkpoint(init.checkpoint, config.cache)
+        run.fetch("manifest.json")
+    except OutageError:
+        raise
+    except InputError as error:
+        reason = str(error).removesuffix(HOW_TO_TRAIN).rstrip(". ")
+        raise InputError(
+            f"{where} cannot be used: {reason}. Name a run folder that has a finished checkpoint, or "
+            "RUN/checkpoints/step-N."
+        ) from None
+    if differing := model_differences(config.model, found):
+        raise InputError(f"{where} holds another model: {', '.join(differing)}. Set these under `model`.")
+    if init.mode == "continue" and config.parent:
+        if found.step != config.parent.step:
+            raise InputError(_other_step(init.checkpoint, found.step, config.parent.step))
+        if changed := past_differences(manifest, run, found.step):
+            raise InputError(
+                f"{where} was trained on other samples than the first {found.step:,} steps of this plan: "
+                f"{', '.join(changed)}. Name a checkpoint of the run that `parent.manifest` is of."
+            )
+    return run, found

@@ -1,0 +1,281 @@
+"""Checks of the folders, disks, stores and buckets that a run reads and writes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dataengine.config.schema import Config
+from dataengine.errors import InputError
+from dataengine.mds.types import Stream
+from dataengine.schedule.manifest import Manifest
+from dataengine.storage.open import open_store
+from dataengine.storage.paths import is_url
+from dataengine.storage.store import Store
+from dataengine.tables import size_words
+from trainer.checkpoints.steps import kept_checkpoints
+from trainer.model.sizes import checkpoint_bytes
+from trainer.preflight.problems import Problem
+from trainer.run.folder import SMALL_FILES, parse_json, run_folder
+from trainer.run.ranks import Ranks
+
+if TYPE_CHECKING:
+    from trainer.run.ranks import Group
+
+_LOOK_S = 15.0  # until what a node wrote to a shared disk is seen on another
+
+
+def check_one_folder(folder: Path, group: Group) -> None:
+    """The run's folder must be the same one on all nodes: the first rank of each leaves a file, and looks for all.
+
+    Each node else saves its part of every checkpoint for itself, and no resume can use them. Call it on all ranks.
+    Raises InputError on all of them if a node does not see what another one wrote.
+    """
+    if group.size == group.local_size:
+        return
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    made = not folder.exists()
+    unseen: list[str] = []
+    try:
+        if group.local_rank == 0:
+            group.together(lambda: _write_probe(probe))
+            names = [found for found in group.gather((probe.name, _this_node(group))) if found]
+            unseen = _unseen(folder, dict(names))
+        else:
+            group.together(lambda: None)
+            group.gather(None)
+        gathered = [(node, blind) for node, blind in group.gather((_this_node(group), unseen)) if blind]
+    finally:
+        if group.local_rank == 0:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+            if made:
+                with contextlib.suppress(OSError):  # not empty: of another node
+                    folder.rmdir()
+    if gathered:
+        node, blind = gathered[0]
+        raise InputError(
+            f"out {folder} is not one folder for all nodes: {node} does not see what {' and '.join(blind)} wrote "
+            "there. Each node would save its part of every checkpoint for itself, and no resume could use them. Set "
+            "`out` to a folder on a disk that all nodes share, or to a bucket (out=s3://bucket/run): then each node's "
+            "own disk is enough."
+        )
+
+
+def _write_probe(path: Path) -> None:
+    """Leave an empty file. Raises InputError if that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    except OSError as error:
+        raise InputError(
+            f"out: cannot write in {path.parent}: {error.strerror or error}. Check its permissions."
+        ) from None
+
+
+def _this_node(group: Group) -> str:
+    return f"{platform.node()} (rank {group.rank})"
+
+
+def _unseen(folder: Path, probes: Mapping[str, str]) -> list[str]:
+    """Which nodes' files do not appear in a folder. Takes name -> node."""
+    deadline = time.monotonic() + _LOOK_S
+    while missing := [node for name, node in probes.items() if not (folder / name).exists()]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
+    return missing
+
+
+def check_folders(config: Config) -> list[Problem]:
+    """`out` and, if anything is in a bucket, `cache` must be folders that can be written; so must those in them be."""
+    folder, train = run_folder(config.out, config.cache), config.train
+    names = ["checkpoints", *(["tensorboard"] if train.tensorboard else []), *(["wandb"] if train.wandb else [])]
+    key = "cache" if is_url(config.out) else "out"
+    needed = [(key, path) for path in (folder, *(folder / name for name in names))]
+    if is_url(config.store):
+        needed.append(("cache", Path(config.cache)))
+    probed = {_nearest(path): key for key, path in reversed(needed)}
+    taken = [folder / name for name in (*SMALL_FILES, "training.lock") if (folder / name).is_dir()]
+    return [
+        *[problem for at, key in reversed(probed.items()) for problem in _probe_folder(key, at)],
+        *[Problem(f"{key}: {path} is a folder, and a file is to be written there. Move it away.") for path in taken],
+    ]
+
+
+def _probe_folder(key: str, at: Path) -> list[Problem]:
+    """Make and remove a folder with a file in a folder; its name is no other rank's."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".probe-", dir=at) as probe:
+            Path(probe, "probe").write_bytes(b"probe")
+    except OSError as error:
+        reason = "it is a file" if at.is_file() else error.strerror or str(error)
+        return [
+            Problem(f"{key}: cannot write in {at}: {reason}. Check the path and its permissions, or set another {key}.")
+        ]
+    return []
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the nearest above it that there is, if only as a link that leads nowhere."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+
+
+def existing_folder(path: Path) -> Path:
+    """The path, or the nearest above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def check_space(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]:
+    """Free space against what the node's disks are to hold, counted by disk.
+
+    A local `out` takes checkpoints (looked at by the first rank of all); the cache takes the shards that a step needs
+    and, before they go to a bucket, the checkpoint parts of the node's ranks.
+    """
+    needs: list[tuple[Path, int, str, str]] = []  # folder, bytes, what, remedy
+    size = checkpoint_bytes(config.model, manifest.vocab_size)
+    if not is_url(config.out) and ranks.rank == 0:
+        kept = kept_checkpoints(config, manifest) + bool(config.train.keep_checkpoints)  # the next, before one goes
+        held = _folder_bytes(Path(config.out, "checkpoints"))
+        what = f"{kept} checkpoints of {size_words(size)} in {config.out}"
+        needs.append((Path(config.out), kept * size - held, what, "set a lower train.keep_checkpoints"))
+    if is_url(config.out):
+        part = size * ranks.local_world_size // ranks.world_size
+        what = f"this node's part of a checkpoint, {size_words(part)}, in {config.cache}"
+        needs.append((Path(config.cache), part, what, "set another cache"))
+    if is_url(config.store):
+        from trainer.data.shard_cache import cache_floor
+
+        floor = cache_floor(manifest)
+        if config.cache_limit is not None and config.cache_limit < floor:
+            return [
+                Problem(
+                    f"cache_limit is {size_words(config.cache_limit)}, but the steps of this plan need "
+                    f"{size_words(floor)} of shards at a time. Set it to {floor} or more, or leave it out."
+                )
+            ]
+        what = f"shards of {size_words(floor)} in {config.cache}"
+        needs.append((Path(config.cache), floor - _folder_bytes(Path(config.cache)), what, "set another cache"))
+    disks: dict[int, list[tuple[Path, int, str, str]]] = defaultdict(list)
+    for need in needs:
+        if need[1] > 0:  # not all there already
+            disks[existing_folder(need[0]).stat().st_dev].append(need)
+    found = []
+    for on_disk in disks.values():
+        free, needed = shutil.disk_usage(existing_folder(on_disk[0][0])).free, sum(need[1] for need in on_disk)
+        if free < needed:
+            found.append(
+                f"{size_words(free)} are free at {existing_folder(on_disk[0][0])}, and {size_words(needed)} more are "
+                f"needed: {' and '.join(need[2] for need in on_disk)}. Free space, or "
+                f"{' or '.join(dict.fromkeys(need[3] for need in on_disk))}."
+            )
+    return [Problem(text) for text in found]
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Bytes of all files below a folder, which may not exist and may change meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+# Streams, buckets and run folders.
+
+
+def check_streams(config: Config, manifest: Manifest) -> list[Problem]:
+    """Every stream's index must be the manifest's, and every shard must be there whole. One listing for each stream."""
+    found: list[str] = []
+    try:
+        store = open_store(config.store)
+        for stream in manifest.streams:
+            found += _check_stream(store, stream)
+    except (
+        InputError
+    ) as error:  # the store cannot be reached, or this folder cannot be read: the next will be no better
+        found.append(str(error))
+    return [Problem(text) for text in found]
+
+
+def _check_stream(store: Store, stream: Stream) -> Iterator[str]:
+    """Problems of a stream in words. Raises InputError if the store does not answer."""
+    folder, key = f"{store.url.rstrip('/')}/{stream.remote}", f"{stream.remote}/index.json"
+    try:
+        index = store.read(key)
+    except FileNotFoundError:
+        yield f"stream '{stream.name}': no index.json in {folder}. Build the streams first: dataengine build CONFIG"
+        return
+    if hashlib.sha256(index).hexdigest() != stream.index_sha256:
+        yield (
+            f"stream '{stream.name}': {folder}/index.json is not the one that the manifest was made with. "
+            f"Remove {folder} and build again: dataengine build CONFIG"
+        )
+        return
+    sizes = store.sizes(stream.remote)
+    wrong = []
+    for shard in stream.shards:
+        size = sizes.get(f"{stream.remote}/{shard.stored.basename}")
+        if size != shard.stored.bytes:
+            state = "missing" if size is None else f"{size:,} bytes instead of {shard.stored.bytes:,}"
+            wrong.append(f"{shard.stored.basename} ({state})")
+    if wrong:
+        named = f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
+        yield (
+            f"stream '{stream.name}': {len(wrong)} of {len(stream.shards)} shards in {folder} are not whole: {named}. "
+            "Copy them again, or remove the folder and build again: dataengine build CONFIG"
+        )
+
+
+def check_bucket(url: str) -> list[Problem]:
+    """An `out` in a bucket must take a file, give it back and let it go."""
+    key, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
+    try:
+        store = open_store(url)
+        store.write(key, content)
+        try:
+            back = store.read(key)
+        finally:
+            store.remove(key)
+    except (InputError, FileNotFoundError) as error:
+        return [Problem(f"out: {error}" if isinstance(error, InputError) else f"out: {error}, though just written.")]
+    if back != content:
+        return [Problem(f"out: {url}/{key} did not come back as it was written. Do not train into this bucket.")]
+    return []
+
+
+def check_owner(config: Config, manifest: Manifest) -> list[Problem]:
+    """A run folder belongs to one experiment."""
+    try:
+        name = str(parse_json(open_store(config.out).read("manifest.json"))["name"])
+    except FileNotFoundError:
+        return []
+    except (InputError, ValueError, KeyError, TypeError) as error:
+        return [
+            Problem(
+                f"{config.out}/manifest.json cannot be used: {str(error).rstrip('.')}. Give this run another `out`."
+            )
+        ]
+    if name == manifest.name:
+        return []
+    return [
+        Problem(
+            f"out {config.out} holds a run of experiment '{name}', and this is '{manifest.name}'. "
+            "Give this run another `out`."
+        )
+    ]

@@ -1,0 +1,46 @@
+"""Clip the gradients by their norm over all ranks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+from torch.distributed.tensor import DTensor
+
+
+class ClipGradients(Callback):
+    """Scale the gradients so that their norm over all ranks is at most `max_norm`; keep the norm before that.
+
+    FSDP2 averages gradients by reduce-scatter with ReduceOp.AVG, which gloo of torch 2.7 takes for a sum
+    (pytorch/pytorch#162338). So what it does is measured once, and mended here, before anything uses the gradients.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        self._max_norm = max_norm
+        self._excess = 1.0
+        self.norm = float("nan")
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Average ones over the ranks: 1 where averages are averages, the number of ranks where they are sums."""
+        ones = state.device.tensor_to_device(torch.ones(dist.get_world_size()))
+        average = torch.empty_like(ones[:1])
+        torch.distributed.reduce_scatter_tensor(average, ones, op=torch.distributed.ReduceOp.AVG)
+        self._excess = float(average.item())
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Clip between the backward pass and the optimizer's step."""
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        parts = [
+            g.to_local() if isinstance(g, DTensor) else g for g in gradients
+        ]  # without DTensor's cost an operation
+        squared = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts))).square()
+        if isinstance(gradients[0], DTensor):  # sharded over the last dimension of the mesh, replicated over others
+            mesh = gradients[0].device_mesh
+            torch.distributed.all_reduce(squared, group=mesh.get_group(mesh.ndim - 1))
+        self.norm = math.sqrt(squared.item()) / self._excess
+        # As torch.nn.utils.clip_grad_norm_ scales; a norm that is not finite is for Watch to find.
+        scale = min(1.0, self._max_norm / (self.norm + 1e-6)) / self._excess
+        if scale != 1.0:
+            torch._foreach_mul_(parts, scale)

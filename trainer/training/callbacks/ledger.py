@@ -1,0 +1,67 @@
+"""Check every batch against the plan, and keep a digest of all samples seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dataengine.schedule.manifest import Manifest
+from trainer.run.step_log import next_digest
+
+
+class SampleLedger(Callback):
+    """Check every batch against the plan, and keep a digest of all samples seen.
+
+    The digest after a step is sha256(digest before + step + the batch's sample ids in slot order), little-endian
+    int64, and b"skipped" behind that if the step was not trained on. It is in each checkpoint, so equal digests mean
+    equal samples in equal order since step 0.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self.digest = ""
+        self.strays = False  # whether this rank's part of the batch is not the plan's
+        self.skipped = ""  # why this step is not trained on
+        self._own = torch.empty(0, dtype=torch.int64)
+        self._planned: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Compare this rank's part of the batch; the ranks hear of a difference before the optimizer's step."""
+        self.skipped = ""
+        self._own = state.batch["sample_id"]
+        self._planned = self._manifest.order.sample_ids(int(state.timestamp.batch))
+        own, rank = self._own.cpu().numpy(), dist.get_global_rank()
+        self.strays = not np.array_equal(own, self._planned[rank * len(own) : (rank + 1) * len(own)])
+
+    def refuse(self, state: State) -> None:
+        """Raise, on all ranks together, once one of them has found a difference."""
+        parts: Sequence[Tensor] = dist.all_gather(state.device.tensor_to_device(self._own))
+        found, planned = torch.cat(list(parts)).cpu().numpy(), self._planned
+        shared = min(len(found), len(planned))
+        differing = np.flatnonzero(found[:shared] != planned[:shared])
+        slot = int(differing[0]) if len(differing) else shared
+        raise RuntimeError(
+            f"step {int(state.timestamp.batch)}: the loader gave {len(found)} samples that differ from the plan's "
+            f"{len(planned)} from slot {slot} on: {found[slot : slot + 4].tolist()} for "
+            f"{planned[slot : slot + 4].tolist()}. Nothing of this batch was trained on; the last checkpoint is good."
+        )
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Enter the batch that was seen."""
+        step = int(state.timestamp.batch) - 1
+        self.digest = next_digest(self.digest, step, self._planned, skipped=bool(self.skipped))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Kept in checkpoints."""
+        return {"digest": self.digest}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Taken from a checkpoint."""
+        self.digest = state["digest"]

@@ -1,0 +1,151 @@
+"""Where a run begins: the checkpoint that all ranks agree on, and the folder that is prepared for it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from composer.utils import dist
+
+from dataengine.config.load import dump_config
+from dataengine.config.schema import Config
+from dataengine.errors import InputError
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.rates import Settings
+from dataengine.storage.atomic import write_file
+from trainer.checkpoints.fetch import fetch_checkpoint
+from trainer.checkpoints.find import all_checkpoints, newest_checkpoint
+from trainer.checkpoints.marker import Checkpoint
+from trainer.checkpoints.retention import set_aside_later
+from trainer.checkpoints.uploads import clear_bucket
+from trainer.preflight.init_checkpoint import find_init
+from trainer.run.folder import SMALL_FILES, Run, open_run
+from trainer.run.ranks import Ranks
+from trainer.run.settings import (
+    SETTINGS,
+    History,
+    dump_history,
+    history_before,
+    put_aside_damaged,
+    read_history,
+    settings_from,
+    tell_changes,
+    with_settings,
+)
+from trainer.run.step_log import dump_rows, read_whole_rows
+from trainer.training.collective import together, together_all
+from trainer.training.finite import check_finite
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run begins: at the checkpoint of `resume`, or of another run (`init`), or with new weights (neither)."""
+
+    resume: Checkpoint | None = None
+    init: Checkpoint | None = None
+    restart: bool = False  # of `init`: take its weights and moments, and begin at step 0
+    lineage: dict[str, Any] | None = None  # of `init`, also of a run that is resumed
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What is loaded."""
+        return self.resume or self.init
+
+    @property
+    def step(self) -> int:
+        """The first step that is trained."""
+        return self.checkpoint.step if self.checkpoint and not self.restart else 0
+
+
+# Where to begin.
+
+
+def find_beginning(config: Config, manifest: Manifest, run: Run, ranks: Ranks) -> Beginning:
+    """The newest checkpoint of the run that is whole for all ranks, or that of `init`; its files come to this node."""
+    resume = agree_on_checkpoint(run, ranks)
+    if resume is not None:
+        return Beginning(resume, lineage=resume.init)
+    if config.init is None:
+        return Beginning()
+    init, mode = config.init, config.init.mode
+    source, found = together(lambda: find_init(config, init, manifest))
+    if damage := fetch_whole(source, found, ranks):
+        raise InputError(f"init.checkpoint cannot be used: {'; '.join(damage)}. Name another one.")
+    lineage = {
+        "checkpoint": f"{source.url}/checkpoints/{found.folder.name}",
+        "mode": mode,
+        "step": found.step,
+        "plan_id": found.plan_id,
+        "digest": found.digest,
+        "init": found.init,  # what that run began with
+    }
+    return Beginning(init=found, restart=mode == "restart", lineage=lineage)
+
+
+def agree_on_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
+    """The newest checkpoint that all ranks see, whole to the last bit and finite; None for a new run."""
+    seen = dist.all_gather_object({found.step for found in all_checkpoints(run)})
+    steps = set.intersection(*seen)
+    while True:
+        chosen = together(lambda: newest_checkpoint(run, among=steps))
+        if chosen is None:
+            return None
+        damage = fetch_whole(run, chosen, ranks)
+        if not damage:
+            return chosen
+        for words in damage:
+            log.warning("passing over %s", words)
+        steps.discard(chosen.step)
+
+
+def fetch_whole(run: Run, checkpoint: Checkpoint, ranks: Ranks) -> list[str]:
+    """Bring a checkpoint's files to each node; what any rank found wrong with them, or with the weights in them."""
+    share, shares = ranks.local_rank, ranks.local_world_size
+    damage = together_all(lambda: fetch_checkpoint(run, checkpoint, share, shares))
+    return damage or together_all(lambda: check_finite(checkpoint, share, shares))
+
+
+def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginning) -> Settings:
+    """Write the run's manifest, config and settings, and clear its bucket of what it will write anew.
+
+    A run that continues another one also gets the log and the settings of the steps before. Returns the settings that
+    it goes on with.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if begin.resume is None and begin.init is not None and not begin.restart:
+        assert begin.lineage is not None
+        source = open_run(begin.lineage["checkpoint"].rpartition("/checkpoints/")[0], config.cache)
+        history = take_over(source, run.folder, begin.step)
+    else:  # by the manifest and the config of then, before they are replaced
+        history = put_aside_damaged(run.folder) if begin.step else []
+    tell_changes(history, begin.step, config, manifest.schedule)
+    settings = settings_from(history, begin.step, config, manifest.schedule)
+    run.publish(SETTINGS, dump_history(with_settings(history, begin.step, settings)))
+    run.publish("manifest.json", manifest.content)
+    run.publish("config.yaml", dump_config(config).encode())
+    if run.store is not None:
+        clear_bucket(run, begin.resume)
+    else:
+        set_aside_later(run.folder, begin.resume.step if begin.resume else 0)
+    return settings
+
+
+def take_over(source: Run, folder: Path, step: int) -> History:
+    """Copy the log of another run's steps before `step`; return the settings of these steps."""
+    source.fetch(*SMALL_FILES)
+    path = source.folder / "log.csv"
+    rows, problem = read_whole_rows(path) if path.is_file() else ([], "")
+    if problem:
+        log.warning("%s is damaged: %s. What is whole before that is taken over", path, problem)
+    if rows:
+        write_file(folder / "log.csv", dump_rows((row for row in rows if int(row["step"]) < step), list(rows[0])))
+    else:
+        log.warning("%s has no log.csv: this run's begins at step %d", source.url, step)
+    history = history_before(read_history(source.folder), step)
+    if not history:
+        log.warning("%s has no %s: this run's begins at step %d", source.url, SETTINGS, step)
+    return history
