@@ -354,7 +354,7 @@ def test_a_run_goes_on_without_the_checkpoint_that_it_began_with(place: Place) -
 def held(folder: Path) -> Iterator[int]:
     """Another process that trains in a folder; its number."""
     program = (
-        "import sys, pathlib, trainer.run.folder as r\n"
+        "import sys, pathlib, trainer.run.lock as r\n"
         "with r.hold(pathlib.Path(sys.argv[1])): print(1, flush=True); input()"
     )
     with subprocess.Popen(
