@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from dataengine.config.fields import Decision, decision_of
 from dataengine.config.layers import Loc, dotted
 from dataengine.config.schema import Config
+from dataengine.config.streams import PairStream
 from dataengine.errors import InputError
 from dataengine.schedule.fork import read_parent
 from dataengine.schedule.manifest import Manifest
@@ -142,7 +143,7 @@ def _short(value: object) -> str:
 def _as_built(config: Config) -> Config:
     """A config with the streams that its stages mix, and the names of the languages that their pairs are written in."""
     streams = {name: config.streams[name] for name in config.streams_in_use}
-    codes = {code for stream in streams.values() if stream.pairs for code in stream.codes}
+    codes = {code for stream in streams.values() if isinstance(stream, PairStream) for code in stream.codes}
     languages = {code: config.languages[code] for code in sorted(codes) if code in config.languages}
     return config.model_copy(update={"streams": streams, "languages": languages})
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dataengine.config.errors import describe_problem, join_kinds, without_consequences
+from dataengine.config.errors import describe_problem, find_problems
 from dataengine.config.layers import read_layers
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
@@ -26,8 +26,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        found = without_consequences(error.errors())
-        problems = [describe_problem(problem, lines, str(path)) for problem in join_kinds(found)]
+        problems = [describe_problem(problem, lines, str(path)) for problem in find_problems(error.errors())]
         raise InputError("\n".join(problems)) from None
 
 

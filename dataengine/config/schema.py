@@ -24,7 +24,7 @@ from dataengine.config.fields import (
     short_value,
 )
 from dataengine.config.layers import Loc, dotted
-from dataengine.config.streams import StreamConfig
+from dataengine.config.streams import PairStream, ScoresConfig, Stream
 from dataengine.config.training import EvaluateConfig, InitConfig, ModelConfig, TrainConfig
 from dataengine.errors import did_you_mean
 from dataengine.storage.paths import is_url
@@ -151,7 +151,7 @@ class Config(Section):
     ] = None
     max_bad_fraction: Annotated[float, NOTHING] = Field(default=0.001, ge=0, le=1)  # of a stream's records
     languages: Annotated[dict[str, str], BYTES] = _LANGUAGES
-    streams: Annotated[dict[Name, StreamConfig], BYTES]
+    streams: Annotated[dict[Name, Stream], BYTES]
     budget: Annotated[BudgetConfig | None, PLAN] = None
     stages: Annotated[tuple[StageConfig, ...], PLAN]
     parent: Annotated[ParentConfig | None, PLAN] = None
@@ -236,7 +236,10 @@ class Config(Section):
 
     def _check_languages(self) -> None:
         used: list[tuple[str, Loc]] = [
-            (code, ("streams", name)) for name, stream in self.streams.items() for code in stream.languages
+            (code, ("streams", name))
+            for name, stream in self.streams.items()
+            if isinstance(stream, PairStream)
+            for code in stream.languages
         ]
         for key in ("dev", "test"):
             for direction in getattr(self.evaluate, key):
@@ -255,6 +258,12 @@ class Config(Section):
     def first_step(self) -> int:
         """Where a new run begins: at the parent's step if it goes on with the parent's checkpoint."""
         return self.parent.step if self.parent and self.init and self.init.mode == "continue" else 0
+
+    @property
+    def scores(self) -> dict[str, ScoresConfig]:
+        """The `scores` of the streams that state them."""
+        pairs = {name: stream for name, stream in self.streams.items() if isinstance(stream, PairStream)}
+        return {name: stream.scores for name, stream in pairs.items() if stream.scores}
 
     @property
     def streams_in_use(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from dataengine.config.fields import parse_count
 from dataengine.config.load import dump_config, load_config
 from dataengine.config.schema import Config, StageConfig
-from dataengine.config.streams import StreamConfig
+from dataengine.config.streams import DocumentStream, PairStream
 from dataengine.errors import InputError
 from tests.conftest import ROOT, ConfigMaker
 
@@ -60,21 +60,19 @@ def test_every_example_of_the_help_works_on_the_experiment_that_it_names(example
     command, *words = shlex.split(example)
     configs = [load_config(ROOT / word, [w for w in words if "=" in w]) for word in words if word.endswith(".yaml")]
     options = {word: words[place + 1] for place, word in enumerate(words[:-1]) if word.startswith("--")}
-    streams = [configs[0].streams[name] for name in configs[0].streams_in_use]
     if "--stream" in options:
         assert options["--stream"] in configs[0].streams_in_use
     if "--reason" in options:
-        scores = configs[0].streams[options["--stream"]].scores
-        assert scores is not None
-        assert options["--reason"] in [f"score {direction}" for direction in scores.thresholds]
+        thresholds = configs[0].scores[options["--stream"]].thresholds
+        assert options["--reason"] in [f"score {direction}" for direction in thresholds]
     if command == "score":
-        assert any(stream.scores for stream in streams)
+        assert set(configs[0].scores) & set(configs[0].streams_in_use)
 
 
 def test_the_filtered_ablation_has_the_thresholds_of_the_paper() -> None:
     config = load_config(ROOT / "yamls/parallel_last_all_filtered.yaml")
-    scores = [stream.scores for name in config.streams_in_use if (stream := config.streams[name]).scores]
-    assert [one.thresholds for one in scores if one] == [{"zh-en": 0.42}, {"id-en": 0.58}]
+    scores = [config.scores[name] for name in config.streams_in_use if name in config.scores]
+    assert [one.thresholds for one in scores] == [{"zh-en": 0.42}, {"id-en": 0.58}]
     assert len(EXAMPLES) >= 7
 
 
@@ -221,7 +219,7 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
         (("[a.jsonl]", "[a.jsonl]\n    clean: {dedup: text}"), "{path}, line 6: streams.mono.clean.dedup: expected a "
          "list: [text] of documents; of pairs some of pair and the languages' codes, such as [pair], got 'text'."),
         (("[a.jsonl]", "[a.jsonl]\n    clean: null"), "{path}, line 6: streams.mono.clean: expected keys of its own "
-         "(pair_rules, document_rules, min_language_score, dedup, ...), or {} for none, got null."),
+         "(document_rules, min_language_score, dedup, near_dedup, ...), or {} for none, got null."),
         (("[a.jsonl]", "[a.jsonl]\n    clean: {near_dedup: 80%}"), "{path}, line 6: streams.mono.clean.near_dedup: "
          "expected a number, such as 0.8, got '80%'."),
         (("mono: 1", "mono: by_size, other: 2"), "{path}, line 7: stages.0: `by_size` is for all streams of a mix or "
@@ -293,6 +291,64 @@ def test_files_that_are_no_yaml(tmp_path: Path) -> None:
 )
 def test_override_mistakes(tmp_path: Path, override: str, expected: str) -> None:
     assert message(write(tmp_path, "a.yaml", BASE), override).startswith(expected)
+
+
+DOCUMENTS, PAIRS = set(DocumentStream.model_fields), set(PairStream.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stream", "other", "keys"),
+    [
+        ("documents", "{documents: [a]}", "pairs", {*(PAIRS - DOCUMENTS), "clean.pair_rules"}),
+        ("pairs", "{pairs: [a], sides: [zh]}", "documents", {*(DOCUMENTS - PAIRS), "clean.document_rules"}),
+    ],
+)
+def test_a_key_of_the_other_kind_of_stream_is_unknown(
+    tmp_path: Path, kind: str, stream: str, other: str, keys: set[str]
+) -> None:
+    path = write(tmp_path, "a.yaml", BASE.replace("\n    documents: [a.jsonl]", f" {stream}"))
+    for key in sorted(keys - {other}):
+        name = key.rpartition(".")[2]
+        words, _, known = message(path, f"streams.mono.{key}=9").rpartition(". Known keys here: ")
+        assert words == (
+            f"override streams.mono.{key}=9: unknown key 'streams.mono.{key}': `{kind}` makes this a stream of {kind}, "
+            f"and `{name}` belongs to streams of {other}"
+        )
+        assert name not in known
+    for override in (f"streams.mono.{other}=[b]", f"streams.mono.{kind}=[]"):  # both, neither
+        assert message(path, override) == (
+            f"{path}, line 4: streams.mono: a stream states either `documents` or `pairs`: a list of paths."
+        )
+
+
+@pytest.mark.parametrize(("key", "kind"), [("documment", "documents"), ("pair", "pairs")])
+def test_a_mistyped_kind_is_named_where_it_stands(tmp_path: Path, key: str, kind: str) -> None:
+    path = write(tmp_path, "a.yaml", BASE.replace("documents", key))
+    words = f"{path}, line 5: unknown key 'streams.mono.{key}' (did you mean '{kind}'?). Known keys here: documents, "
+    assert message(path).startswith(words)
+
+
+def test_a_resolved_config_states_the_keys_of_both_kinds_of_stream(make_config: ConfigMaker) -> None:
+    """In one order, as ever; hence it reads back although half of them are of the other kind."""
+    streams = yaml.safe_load(dump_config(make_config()))["streams"]
+    keys = [
+        "documents",
+        "pairs",
+        "format",
+        "text_key",
+        "keys",
+        "columns",
+        "split",
+        "language",
+        "directions",
+        "adjacent",
+    ]
+    keys += ["sides", "clean", "scores", "passes", "assume"]
+    rules = ["pair_rules", "document_rules", "min_language_score", "dedup", "near_dedup", "decontaminate", "subsets"]
+    assert [(list(stream), list(stream["clean"])) for stream in streams.values()] == [(keys, rules)] * len(streams)
+    assert {key: streams["mono"][key] for key in ("pairs", "keys", "adjacent", "scores")} == {
+        "pairs": [], "keys": {}, "adjacent": True, "scores": None
+    }  # fmt: skip
 
 
 def test_yaml_is_loaded_safely(tmp_path: Path) -> None:
@@ -377,7 +433,7 @@ def test_no_number_of_a_config_is_beyond_all_bounds(tmp_path: Path, value: str) 
     path = write(tmp_path, "a.yaml", BASE)
     keys = [".".join(loc) for loc in _numbers(Config)]
     assert {"seed", "model.rope_theta", "train.eps", "evaluate.bootstrap"} <= set(keys)
-    keys += [f"streams.mono.{'.'.join(loc)}" for loc in _numbers(StreamConfig) if loc[0] != "clean"]
+    keys += [f"streams.mono.{'.'.join(loc)}" for loc in _numbers(DocumentStream) if loc[0] != "clean"]
     keys += [f"stages.0.{'.'.join(loc)}" for loc in _numbers(StageConfig)]
     for key in keys:
         if "9" in value and key.rpartition(".")[2] in FLOATS:
