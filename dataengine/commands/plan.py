@@ -17,7 +17,7 @@ from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
 from dataengine.mds.types import Shard, StoredFile, Stream, token_dtype
 from dataengine.schedule.fork import inherited_restarts
-from dataengine.schedule.manifest import Manifest, read_manifest
+from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
 from dataengine.schedule.rates import Settings, horizon_notes, planned_settings
 from dataengine.schedule.slots import Stage, count_drawn
 from dataengine.schedule.stages import idle_streams, stage_rows
@@ -189,7 +189,7 @@ def describe_difference(one: Plan, other: Plan) -> str:
     """Where two plans part: the first step that differs, and how."""
     a, b = one.manifest, other.manifest
     names = f"{a.name} and {b.name}"
-    for key in ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block"):
+    for key in ORDER_KEYS:
         if getattr(a, key) != getattr(b, key):
             return f"{names} differ from step 0 on: {key} is {getattr(a, key)} and {getattr(b, key)}"
     step = _first_difference(a, b)
