@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dataengine.config.fields import Decision, decision_of
-from dataengine.config.layers import Loc, dotted
+from dataengine.config.fields import Decision, Loc, decision_of, dotted
 from dataengine.config.schema import Config
 from dataengine.config.streams import PairStream
 from dataengine.errors import InputError

@@ -11,8 +11,16 @@ from typing import get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
-from dataengine.config.fields import DIRECTION_PATTERN, LANGUAGE_PATTERN, MAX_NUMBER, PlacedError, short_value
-from dataengine.config.layers import Loc, dotted
+from dataengine.config.aliases import ALIASES
+from dataengine.config.fields import (
+    DIRECTION_PATTERN,
+    LANGUAGE_PATTERN,
+    MAX_NUMBER,
+    Loc,
+    PlacedError,
+    dotted,
+    short_value,
+)
 from dataengine.config.schema import Config
 from dataengine.config.streams import STREAM_KINDS
 from dataengine.errors import did_you_mean
@@ -93,7 +101,7 @@ def _describe_unknown(loc: Loc, kind: str | None) -> str:
         (other,) = STREAM_KINDS.keys() - {kind}
         hint = f": `{kind}` makes this a stream of {kind}, and `{key}` belongs to streams of {other}"
     else:
-        paths = sorted(keys_below(Config), key=lambda path: -path.count("."))
+        paths = sorted([*keys_below(Config), *map(dotted, ALIASES)], key=lambda path: -path.count("."))
         hint = did_you_mean(key, known, {path.rpartition(".")[2]: path for path in paths})
     return f"unknown key '{dotted(loc)}'{hint}. Known keys here: {', '.join(known)}"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from dataengine.config.layers import Loc
+Loc = tuple[str | int, ...]  # the keys and list positions that lead to a value
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _COUNT = re.compile(r"(\d(?:_?\d){0,99})(?:\.(\d{1,99}))?([KMBGT]?)", re.ASCII)
@@ -67,6 +67,11 @@ class Section(BaseModel):
             if kinds & {"int", "float"} and "bool" not in kinds:
                 raise ValueError(f"expected a number, got {str(value).lower()}")
         return value
+
+
+def dotted(loc: Loc) -> str:
+    """A place as overrides name it, such as `streams.mono.tokens`."""
+    return ".".join(str(part) for part in loc)
 
 
 class PlacedError(ValueError):

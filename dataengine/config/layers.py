@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from dataengine.config.aliases import first_name, lines_of_first_names, with_first_names
+from dataengine.config.fields import Loc, dotted
 from dataengine.errors import InputError
 
-Loc = tuple[str | int, ...]  # the keys and list positions that lead to a value
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_CHARACTERS = 10_000_000  # of a file
 _MOST_NODES = 100_000  # of a file, aliases written out
@@ -29,23 +30,19 @@ def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
         shown = override if len(override) <= 200 else f"{override[:100]} ..."
         if not equals or not key:
             raise InputError(f"override '{shown}' is not of the form key=value, such as train.max_steps=100")
-        loc = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in key.split("."))
+        loc: Loc = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in key.split("."))
         try:
             value = _load(text, loc, lambda line, shown=shown: f"override '{shown}'")[0]  # type: ignore[misc]
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
             if isinstance(error, InputError):
                 raise
             raise InputError(f"override '{shown}': the value is not YAML: {_one_line(error)}") from None
+        loc = first_name(loc)
         _set(values, loc, value, shown)
         lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
         for depth in range(1, len(loc) + 1):
             lines.setdefault(loc[:depth], f"override {shown}")
     return values, lines
-
-
-def dotted(loc: Loc) -> str:
-    """A place as overrides name it, such as `streams.mono.tokens`."""
-    return ".".join(str(part) for part in loc)
 
 
 def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Loc, str]]:
@@ -97,14 +94,15 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[Loc, str]]:
 def _load(text: str, loc: Loc, place: Callable[[int], str]) -> tuple[Any, dict[Loc, str]]:
     """The value of a YAML text that stands at `loc`, and the place of each key below; `place` is that of a line.
 
-    Raises InputError for a key that stands twice and for aliases that make a tree without end or nearly so.
+    Keys have their first names. Raises InputError for a key that stands twice and for YAML aliases that make a tree
+    without end or nearly so.
     """
     root = yaml.compose(text, yaml.SafeLoader)
-    lines: dict[Loc, str] = {}
+    lines = {loc: place(1)}
     if root is not None:
         _count_nodes(root, {}, place)
         _note_lines(root, loc, place, lines)
-    return yaml.safe_load(text), lines
+    return with_first_names(yaml.safe_load(text), loc, lines), lines_of_first_names(lines)
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int], place: Callable[[int], str]) -> int:

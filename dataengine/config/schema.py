@@ -17,13 +17,14 @@ from dataengine.config.fields import (
     PLAN,
     TRAINING,
     Count,
+    Loc,
     Name,
     PlacedError,
     Section,
     Size,
+    dotted,
     short_value,
 )
-from dataengine.config.layers import Loc, dotted
 from dataengine.config.streams import PairStream, ScoresConfig, Stream
 from dataengine.config.training import EvaluateConfig, InitConfig, ModelConfig, TrainConfig
 from dataengine.errors import did_you_mean

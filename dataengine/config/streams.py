@@ -123,7 +123,7 @@ class StreamConfig(SectionOfOneKind):
     format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None  # default: by the file's name
     columns: Columns = ()  # .tsv: their names in files without a heading; a heading that names the keys is obeyed
     split: Literal["line", "paragraph", "file"] = "line"  # .txt: what a document is
-    passes: Annotated[Count, PLAN] = 1  # how often the schedule may go through the stream
+    passes: Annotated[Count, PLAN] = 1  # or `epochs`: how often the schedule may go through the stream
     assume: Annotated[AssumeConfig | None, NOTHING] = None  # its size until it is built
 
 
@@ -171,7 +171,8 @@ class PairStream(StreamConfig):
     pairs: tuple[str | dict[str, str], ...]
     keys: dict[str, str] = {}  # language -> key of its sentence; default: the language's code
     directions: tuple[Direction, ...] = ()  # pair number i is written in direction i modulo their number
-    adjacent: bool = True  # false takes the target of another pair, at random, each once
+    # Or `targets: adjacent`; false, or `targets: shuffled`, takes the target of another pair, at random, each once
+    adjacent: bool = True
     sides: tuple[Annotated[str, Field(pattern=LANGUAGE_PATTERN)], ...] = ()  # only these sides, a document each
     clean: PairClean = PairClean()
     scores: ScoresConfig | None = None

@@ -16,8 +16,7 @@ from dataengine.build.build import build
 from dataengine.cli import main
 from dataengine.commands.plan import load_plan
 from dataengine.config.errors import keys_below
-from dataengine.config.fields import Decision, decision_of
-from dataengine.config.layers import Loc, dotted
+from dataengine.config.fields import Decision, Loc, decision_of, dotted
 from dataengine.config.load import dump_config, load_config
 from dataengine.config.schema import Config, ParentConfig, StageConfig
 from dataengine.config.streams import DocumentStream, PairStream
