@@ -100,7 +100,7 @@ def build_differences(
         found = [difference for difference in found if difference.key != "eos_token"]
         found.append(Difference("tokenizer", manifest.eos_id, tokenizer.eos_id))
     if config.parent and built.parent and manifest.parent and config.parent.manifest != built.parent.manifest:
-        parent = read_parent(config)
+        parent = read_parent(config.parent)
         if parent is not None and parent.plan_id != manifest.parent["plan_id"]:
             found.append(Difference("parent.manifest", built.parent.manifest, config.parent.manifest))
     return found

@@ -90,7 +90,7 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         vocab_size=prepared.tokenizer.vocab_size,
         eos_id=prepared.tokenizer.eos_id,
     )
-    if parent := read_parent(config):
+    if parent := read_parent(config.parent):
         parent.check_child(manifest)
     folder = f"experiments/{config.name}"
     before = read_if_there(store, f"{folder}/manifest.json")

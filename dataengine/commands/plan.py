@@ -153,7 +153,9 @@ def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
         settings = replace(planned, restarts=(*inherited_restarts(plan.config), *planned.restarts))
     except InputError as error:
         return None, [f"learning rates are not shown: {error}"]
-    return settings, horizon_notes(plan.config, settings, plan.manifest.schedule.steps)
+    return settings, horizon_notes(
+        settings, plan.manifest.schedule.steps, first=plan.config.first_step, init=plan.config.init
+    )
 
 
 def describe_steps(plan: Plan, first: int, last: int, texts: int = 0) -> Iterator[str]:
