@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -41,8 +40,8 @@ def differences(then: BaseModel, now: BaseModel, *, of: Collection[Decision]) ->
 
 
 def _compare(
-    loc: Loc, then: Any, now: Any, decision: Decision | None, of: Collection[Decision]
-) -> Iterator[tuple[Loc, Any, Any]]:
+    loc: Loc, then: object, now: object, decision: Decision | None, of: Collection[Decision]
+) -> Iterator[tuple[Loc, object, object]]:
     """Go down both values as far as their forms are alike; a field without a word of its own decides as its section."""
     if isinstance(then, BaseModel) and type(then) is type(now):
         for name in type(then).model_fields:
@@ -58,20 +57,20 @@ def _compare(
         yield loc, then, now
 
 
-def _are_alike(then: Mapping[Any, Any], now: Mapping[Any, Any]) -> bool:
+def _are_alike(then: Mapping[object, object], now: Mapping[object, object]) -> bool:
     """Whether mappings can be compared key by key: the order of weights has a meaning, that of sections has none."""
     return list(then) == list(now) or _are_sections([*then.values(), *now.values()])
 
 
-def _are_sections(values: Iterable[Any]) -> bool:
+def _are_sections(values: Iterable[object]) -> bool:
     return any(isinstance(value, BaseModel) for value in values)
 
 
-def _in_order(value: Any) -> Any:
+def _in_order(value: object) -> object:
     return list(value.items()) if isinstance(value, Mapping) else value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A setting as JSON values."""
     if value is _NONE:
         return None

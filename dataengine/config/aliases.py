@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from dataengine.config.fields import Loc, dotted, short_value
 from dataengine.errors import InputError
@@ -35,7 +34,7 @@ def lines_of_first_names(lines: Mapping[Loc, str]) -> dict[Loc, str]:
     return places
 
 
-def with_first_names(value: Any, loc: Loc, lines: Mapping[Loc, str]) -> Any:
+def with_first_names(value: object, loc: Loc, lines: Mapping[Loc, str]) -> object:
     """The value at `loc` of one file or override, with the first names of its keys.
 
     Raises InputError, with both lines, for a key that stands there under both of its names.
@@ -46,7 +45,7 @@ def with_first_names(value: Any, loc: Loc, lines: Mapping[Loc, str]) -> Any:
         return _TARGETS[value]
     if not isinstance(value, dict):
         return value
-    renamed: dict[Any, Any] = {}
+    renamed: dict[object, object] = {}
     for key, inner in value.items():
         here = (*loc, key)
         first = first_name(here)

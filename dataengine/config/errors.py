@@ -171,7 +171,7 @@ def _known_keys(loc: Loc, kind: str | None) -> list[str]:
             inner
             for section in sections
             if key in section.model_fields
-            for inner in _sections_of(section.model_fields[str(key)].annotation)
+            for inner in sections_of(section.model_fields[str(key)].annotation)
         ] or sections
         if key in _EACH:
             next(keys, None)  # the name of a stream or the number of a stage
@@ -186,16 +186,16 @@ def keys_below(section: type[BaseModel], path: str = "") -> Iterator[str]:
     """All keys of a config with those that lead to them, such as train.seed; STREAM and STAGE stand for any of them."""
     for name, field in section.model_fields.items():
         yield f"{path}{name}"
-        for inner in _sections_of(field.annotation):
+        for inner in sections_of(field.annotation):
             yield from keys_below(inner, f"{path}{name}.{_EACH.get(name, '')}")
 
 
-def _sections_of(annotation: object) -> Iterator[type[BaseModel]]:
+def sections_of(annotation: object) -> Iterator[type[BaseModel]]:
     """The sections in a type, at any depth."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for part in get_args(annotation):
-        yield from _sections_of(part)
+        yield from sections_of(part)
 
 
 _EACH = {"streams": "STREAM.", "stages": "STAGE."}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -60,7 +60,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_boolean_as_number(cls, value: Any, field: ValidationInfo) -> Any:
+    def _no_boolean_as_number(cls, value: object, field: ValidationInfo) -> object:
         """Pydantic takes `true` for 1."""
         if isinstance(value, bool):
             kinds = set(re.findall(r"\w+", str(cls.model_fields[str(field.field_name)].annotation)))

@@ -45,7 +45,7 @@ def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
     return values, lines
 
 
-def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Loc, str]]:
+def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, object], dict[Loc, str]]:
     """Merge a file over its bases; say for each key the file and line that set it."""
     real = Path(os.path.realpath(path))
     if real in above:
@@ -68,7 +68,7 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], di
     return _merge(base_values, values), {**base_lines, **lines}
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[Loc, str]]:
+def _read_file(path: Path) -> tuple[dict[str, object], dict[Loc, str]]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(_MOST_CHARACTERS + 1)
@@ -91,7 +91,7 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[Loc, str]]:
     return values, lines
 
 
-def _load(text: str, loc: Loc, place: Callable[[int], str]) -> tuple[Any, dict[Loc, str]]:
+def _load(text: str, loc: Loc, place: Callable[[int], str]) -> tuple[object, dict[Loc, str]]:
     """The value of a YAML text that stands at `loc`, and the place of each key below; `place` is that of a line.
 
     Keys have their first names. Raises InputError for a key that stands twice and for YAML aliases that make a tree
@@ -149,7 +149,7 @@ def _note_lines(node: yaml.Node, loc: Loc, place: Callable[[int], str], lines: d
             _note_lines(value, (*loc, index), place, lines)
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
     """Mappings merge key by key; anything else replaces."""
     merged = dict(base)
     for key, value in over.items():
@@ -158,22 +158,19 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _set(values: dict[str, Any], loc: Loc, value: object, override: str) -> None:
-    at: Any = values
+def _set(values: dict[str, object], loc: Loc, value: object, override: str) -> None:
+    """Put a value where an override names it, into mappings that are made if need be."""
+    at: object = values
     for depth, key in enumerate(loc):
         last = depth == len(loc) - 1
         if isinstance(at, list) and isinstance(key, int) and key < len(at):
-            pass
+            at[key] = value if last else at[key]
+            at = at[key]
         elif isinstance(at, dict):
-            key = str(key)
-            if not last:
-                at.setdefault(key, {})
+            at[str(key)] = value if last else at.get(str(key), {})
+            at = at[str(key)]
         else:
             raise InputError(f"override '{override}': '{dotted(loc[:depth])}' has no entry '{key}'")
-        if last:
-            at[key] = value
-        else:
-            at = at[key]
 
 
 def _describe_syntax(error: Exception, path: Path, text: str) -> str:

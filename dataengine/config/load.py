@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -35,7 +34,7 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _drop_nulls(values: Mapping[str, Any]) -> None:
+def _drop_nulls(values: Mapping[str, object]) -> None:
     """Remove streams and evaluation sets that are null, which is how a file drops what its base has."""
     evaluate = values.get("evaluate")
     named = [evaluate.get(key) for key in ("dev", "test", "examples")] if isinstance(evaluate, dict) else []

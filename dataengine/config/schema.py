@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -163,7 +163,7 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, values: Any) -> Any:
+    def _fill_in(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
         filled = {"out": f"runs/{values.get('name')}", **values}
@@ -272,7 +272,7 @@ class Config(Section):
         return tuple(dict.fromkeys(stream for stage in self.stages for stream in stage.streams))
 
 
-def _check_numbers(value: Any, loc: Loc) -> None:
+def _check_numbers(value: object, loc: Loc) -> None:
     """Refuse, anywhere in a config, what JSON, paths and 64 bits cannot hold. Sections of other modules do not."""
     if isinstance(value, dict):
         for key, inner in value.items():
