@@ -268,9 +268,7 @@ def _score(options: argparse.Namespace) -> None:
 
     config, workers = load_experiment(options)
     number, slices = parse_slice(options.slice)
-    names = choose_streams(
-        config, options.stream, [name for name in config.streams_in_use if config.streams[name].scores]
-    )
+    names = choose_streams(config, options.stream, [name for name in config.streams_in_use if name in config.scores])
     show(
         score_streams(
             config, names, device=options.device, batch_size=options.batch_size, number=number, slices=slices,

@@ -114,9 +114,9 @@ def with_own_sets(config: Config) -> Config:
     run.
     """
     streams = [config.streams[name] for name in config.streams_in_use]
-    if config.init or config.parent or any(stream.documents and not stream.language for stream in streams):
+    if config.init or config.parent or not all(stream.languages for stream in streams):
         return config
-    codes = {re.split("[-_]", code)[0] for one in streams for code in (*one.languages, one.language) if code}
+    codes = {re.split("[-_]", code)[0] for stream in streams for code in stream.languages}
     settings, kept = config.evaluate, dict[str, Any]()
     for name in ("dev", "test"):
         sets = getattr(settings, name)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from dataengine.config.fields import Decision, decision_of
-from dataengine.config.layers import Loc, dotted
+from dataengine.config.fields import Decision, Loc, decision_of, dotted
 from dataengine.config.schema import Config
+from dataengine.config.streams import PairStream
 from dataengine.errors import InputError
 from dataengine.schedule.fork import read_parent
 from dataengine.schedule.manifest import Manifest
@@ -41,8 +40,8 @@ def differences(then: BaseModel, now: BaseModel, *, of: Collection[Decision]) ->
 
 
 def _compare(
-    loc: Loc, then: Any, now: Any, decision: Decision | None, of: Collection[Decision]
-) -> Iterator[tuple[Loc, Any, Any]]:
+    loc: Loc, then: object, now: object, decision: Decision | None, of: Collection[Decision]
+) -> Iterator[tuple[Loc, object, object]]:
     """Go down both values as far as their forms are alike; a field without a word of its own decides as its section."""
     if isinstance(then, BaseModel) and type(then) is type(now):
         for name in type(then).model_fields:
@@ -58,20 +57,20 @@ def _compare(
         yield loc, then, now
 
 
-def _are_alike(then: Mapping[Any, Any], now: Mapping[Any, Any]) -> bool:
+def _are_alike(then: Mapping[object, object], now: Mapping[object, object]) -> bool:
     """Whether mappings can be compared key by key: the order of weights has a meaning, that of sections has none."""
     return list(then) == list(now) or _are_sections([*then.values(), *now.values()])
 
 
-def _are_sections(values: Iterable[Any]) -> bool:
+def _are_sections(values: Iterable[object]) -> bool:
     return any(isinstance(value, BaseModel) for value in values)
 
 
-def _in_order(value: Any) -> Any:
+def _in_order(value: object) -> object:
     return list(value.items()) if isinstance(value, Mapping) else value
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A setting as JSON values."""
     if value is _NONE:
         return None
@@ -100,7 +99,7 @@ def build_differences(
         found = [difference for difference in found if difference.key != "eos_token"]
         found.append(Difference("tokenizer", manifest.eos_id, tokenizer.eos_id))
     if config.parent and built.parent and manifest.parent and config.parent.manifest != built.parent.manifest:
-        parent = read_parent(config)
+        parent = read_parent(config.parent)
         if parent is not None and parent.plan_id != manifest.parent["plan_id"]:
             found.append(Difference("parent.manifest", built.parent.manifest, config.parent.manifest))
     return found
@@ -142,7 +141,7 @@ def _short(value: object) -> str:
 def _as_built(config: Config) -> Config:
     """A config with the streams that its stages mix, and the names of the languages that their pairs are written in."""
     streams = {name: config.streams[name] for name in config.streams_in_use}
-    codes = {code for stream in streams.values() if stream.pairs for code in stream.codes}
+    codes = {code for stream in streams.values() if isinstance(stream, PairStream) for code in stream.codes}
     languages = {code: config.languages[code] for code in sorted(codes) if code in config.languages}
     return config.model_copy(update={"streams": streams, "languages": languages})
 

@@ -25,6 +25,7 @@ from dataengine.build.publish import BuiltStream, publish_stream, read_built_str
 from dataengine.build.rounds import make_stream, run_rounds
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
+from dataengine.config.streams import DocumentStream
 from dataengine.errors import InputError, note
 from dataengine.schedule.fork import read_parent
 from dataengine.schedule.manifest import Manifest
@@ -60,7 +61,9 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
             f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides "
             "of a pair, run together"
         )
-    if any(config.streams[name].documents for name in missing) and not keeps_spaces(prepared.tokenizer):
+    if any(isinstance(config.streams[name], DocumentStream) for name in missing) and not keeps_spaces(
+        prepared.tokenizer
+    ):
         note(
             f"tokenizer {config.tokenizer} makes one space, or less, of several spaces or of a tab: the indentation of "
             "code and the columns of tables in documents are lost"
@@ -87,7 +90,7 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         vocab_size=prepared.tokenizer.vocab_size,
         eos_id=prepared.tokenizer.eos_id,
     )
-    if parent := read_parent(config):
+    if parent := read_parent(config.parent):
         parent.check_child(manifest)
     folder = f"experiments/{config.name}"
     before = read_if_there(store, f"{folder}/manifest.json")
@@ -126,7 +129,7 @@ def _recorded_config(config: Config, store: Store) -> Config | None:
 def _changed_languages(built: Config, config: Config) -> bool:
     """Whether documents are labelled with another language than when the experiment was built."""
     return any(
-        name in built.streams and built.streams[name].language != config.streams[name].language
+        name in built.streams and built.streams[name].codes != config.streams[name].codes
         for name in config.streams_in_use
     )
 

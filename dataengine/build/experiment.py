@@ -22,10 +22,10 @@ def make_manifest(
     config: Config, streams: Mapping[str, Stream], *, tokenizer_sha256: str, vocab_size: int, eos_id: int
 ) -> Manifest:
     """The manifest of a config over the streams that it uses, whether built or assumed: its stages in integers."""
-    parent = read_parent(config)
+    parent = read_parent(config.parent)
     stages = resolve_stages(
         config.stages,
-        stream_sizes(config, {name: stream.samples for name, stream in streams.items()}, parent),
+        stream_sizes(config.streams, {name: stream.samples for name, stream in streams.items()}, parent),
         batch_size=config.batch_size,
         lanes=config.lanes,
         seq_len=config.seq_len,

@@ -20,7 +20,7 @@ from dataengine.build.label_check import check_labels
 from dataengine.build.tokenize import TokenFormat, TokenizeDocuments, TokenizePairs, written_columns
 from dataengine.build.units import SCHEMA, Keep, fingerprint_of, identity_of
 from dataengine.config.schema import Config
-from dataengine.config.streams import StreamConfig
+from dataengine.config.streams import PairStream, ScoresConfig, Stream
 from dataengine.errors import InputError, note
 from dataengine.mds import summary
 from dataengine.mds.types import token_dtype
@@ -135,10 +135,11 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
     for name in config.streams_in_use:
         stream = config.streams[name]
         records = record_format(stream)
-        codes = stream.codes
+        pairs = stream if isinstance(stream, PairStream) else None
+        by_code = dict(zip(stream.codes, stream.text_keys, strict=True))
         paths = [
-            path if isinstance(path, str) else {stream.keys.get(code, code): path.get(code, "") for code in codes}
-            for path in (*stream.documents, *stream.pairs)
+            path if isinstance(path, str) else {key: path.get(code, "") for code, key in by_code.items()}
+            for path in stream.paths
         ]
         parts, hashes = parts_module.plan_parts(
             paths, name, records, format=stream.format, part_bytes=config.part_bytes, hashes=known, threads=threads
@@ -149,12 +150,12 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
             name=name,
             parts=tuple(parts),
             records=records,
-            cleaning=_plan_cleaning(name, stream),
+            cleaning=_plan_cleaning(name, stream, config.scores.get(name)),
             format=form,
-            directions=stream.directions,
-            adjacent=stream.adjacent,
-            sides=stream.sides,
-            languages={code: config.languages[code] for code in codes},
+            directions=pairs.directions if pairs else (),
+            adjacent=pairs is None or pairs.adjacent,
+            sides=pairs.sides if pairs else (),
+            languages={code: config.languages[code] for code in records.languages},
             vocab_size=tokenizer.vocab_size,
             loses_text=tokenizer.why_lost([]) is not None,
         )
@@ -176,11 +177,11 @@ def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:
             note(f"stream '{stream}' reads {names[0]}{also} {len(names)} times over")
 
 
-def record_format(stream: StreamConfig) -> RecordFormat:
+def record_format(stream: Stream) -> RecordFormat:
     """How a stream's records are found in its files."""
-    pairs = bool(stream.pairs)
+    pairs = isinstance(stream, PairStream)
     return RecordFormat(
-        keys=tuple(stream.keys.get(code, code) for code in stream.codes) if pairs else (stream.text_key,),
+        keys=stream.text_keys,
         languages=stream.codes if pairs else (),
         columns=stream.columns,
         split=stream.split,
@@ -189,17 +190,16 @@ def record_format(stream: StreamConfig) -> RecordFormat:
     )
 
 
-def _plan_cleaning(name: str, stream: StreamConfig) -> Cleaning | None:
+def _plan_cleaning(name: str, stream: Stream, scores: ScoresConfig | None) -> Cleaning | None:
     """What a stream drops; None if nothing."""
-    clean, scores = stream.clean, stream.scores
-    rules = clean.pair_rules or clean.document_rules
+    clean = stream.clean
     found = {pattern: find_text_files(pattern) for pattern in clean.decontaminate}
     if missing := [pattern for pattern, files in found.items() if not files]:
         raise InputError(f"`decontaminate` of stream '{name}': no file {', '.join(missing)}. Correct the paths.")
     evaluation = tuple(path for paths in found.values() for path in paths)
     made = Cleaning(
-        languages=stream.codes if stream.pairs else (stream.language or "",),
-        rules=rules.model_dump(mode="json") if rules else None,
+        languages=stream.codes,
+        rules=clean.rules.model_dump(mode="json") if clean.rules else None,
         min_language_score=clean.min_language_score,
         subsets=clean.subsets.drop if clean.subsets else (),
         dedup=clean.dedup,
@@ -240,7 +240,7 @@ def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> dict[str, li
             name,
             plan.parts,
             plan.records,
-            plan.records.languages or (config.streams[name].language or "",),
+            config.streams[name].codes,
             plan.cleaning.rules if plan.cleaning else None,
             plan.languages,
         )

@@ -267,7 +267,7 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
             lines.append(f"{one.name}: {count / max(one.records, 1):.2%} {word}: {reason}")
         if any(reason.startswith(("duplicate", "near")) for reason in one.dropped) and one.scale > 1:
             lines.append(f"{one.name}: duplicates are those within the sample; the whole has more")
-        if prepared.config.streams[one.name].scores:
+        if one.name in prepared.config.scores:
             lines.append(f"{one.name}: what `scores` will drop is not counted here")
     for name, labels in label_notes(prepared.streams, prepared.config).items():
         lines += [f"note: {words}" for words in labels]

@@ -17,7 +17,7 @@ from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
 from dataengine.mds.types import Shard, StoredFile, Stream, token_dtype
 from dataengine.schedule.fork import inherited_restarts
-from dataengine.schedule.manifest import Manifest, read_manifest
+from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
 from dataengine.schedule.rates import Settings, horizon_notes, planned_settings
 from dataengine.schedule.slots import Stage, count_drawn
 from dataengine.schedule.stages import idle_streams, stage_rows
@@ -153,7 +153,9 @@ def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
         settings = replace(planned, restarts=(*inherited_restarts(plan.config), *planned.restarts))
     except InputError as error:
         return None, [f"learning rates are not shown: {error}"]
-    return settings, horizon_notes(plan.config, settings, plan.manifest.schedule.steps)
+    return settings, horizon_notes(
+        settings, plan.manifest.schedule.steps, first=plan.config.first_step, init=plan.config.init
+    )
 
 
 def describe_steps(plan: Plan, first: int, last: int, texts: int = 0) -> Iterator[str]:
@@ -189,7 +191,7 @@ def describe_difference(one: Plan, other: Plan) -> str:
     """Where two plans part: the first step that differs, and how."""
     a, b = one.manifest, other.manifest
     names = f"{a.name} and {b.name}"
-    for key in ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block"):
+    for key in ORDER_KEYS:
         if getattr(a, key) != getattr(b, key):
             return f"{names} differ from step 0 on: {key} is {getattr(a, key)} and {getattr(b, key)}"
     step = _first_difference(a, b)

@@ -17,6 +17,7 @@ from dataengine.build.rounds import clean_stream, run_rounds
 from dataengine.build.units import Reading
 from dataengine.cleaning.score_cache import ScoreCache, score_part
 from dataengine.config.schema import Config
+from dataengine.config.streams import DocumentStream
 from dataengine.errors import InputError
 from dataengine.storage.open import open_store
 from dataengine.tables import table
@@ -66,9 +67,9 @@ def score_streams(
         raise InputError(
             f"no stream that the stages use has `scores`: add them to a stream of pairs, such as {example}"
         )
-    wanted = {name: scores for name in names if (scores := config.streams[name].scores)}
+    wanted = {name: config.scores[name] for name in names if name in config.scores}
     if missing := [name for name in names if name not in wanted]:
-        if config.streams[missing[0]].documents:
+        if isinstance(config.streams[missing[0]], DocumentStream):
             raise InputError(f"stream '{missing[0]}' is of documents; only pairs are scored. Name a stream of pairs.")
         raise InputError(f"stream '{missing[0]}' has no `scores`: add them to streams.{missing[0]}, such as {example}")
     prepared = prepare(config, open_store(config.store))

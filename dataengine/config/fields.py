@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from dataengine.config.layers import Loc
+Loc = tuple[str | int, ...]  # the keys and list positions that lead to a value
 
 _SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12}
 _COUNT = re.compile(r"(\d(?:_?\d){0,99})(?:\.(\d{1,99}))?([KMBGT]?)", re.ASCII)
@@ -60,13 +60,18 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_boolean_as_number(cls, value: Any, field: ValidationInfo) -> Any:
+    def _no_boolean_as_number(cls, value: object, field: ValidationInfo) -> object:
         """Pydantic takes `true` for 1."""
         if isinstance(value, bool):
             kinds = set(re.findall(r"\w+", str(cls.model_fields[str(field.field_name)].annotation)))
             if kinds & {"int", "float"} and "bool" not in kinds:
                 raise ValueError(f"expected a number, got {str(value).lower()}")
         return value
+
+
+def dotted(loc: Loc) -> str:
+    """A place as overrides name it, such as `streams.mono.tokens`."""
+    return ".".join(str(part) for part in loc)
 
 
 class PlacedError(ValueError):

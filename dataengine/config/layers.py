@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
+from dataengine.config.aliases import first_name, lines_of_first_names, with_first_names
+from dataengine.config.fields import Loc, dotted
 from dataengine.errors import InputError
 
-Loc = tuple[str | int, ...]  # the keys and list positions that lead to a value
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_CHARACTERS = 10_000_000  # of a file
 _MOST_NODES = 100_000  # of a file, aliases written out
@@ -29,13 +30,14 @@ def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
         shown = override if len(override) <= 200 else f"{override[:100]} ..."
         if not equals or not key:
             raise InputError(f"override '{shown}' is not of the form key=value, such as train.max_steps=100")
-        loc = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in key.split("."))
+        loc: Loc = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in key.split("."))
         try:
             value = _load(text, loc, lambda line, shown=shown: f"override '{shown}'")[0]  # type: ignore[misc]
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
             if isinstance(error, InputError):
                 raise
             raise InputError(f"override '{shown}': the value is not YAML: {_one_line(error)}") from None
+        loc = first_name(loc)
         _set(values, loc, value, shown)
         lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
         for depth in range(1, len(loc) + 1):
@@ -43,12 +45,7 @@ def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
     return values, lines
 
 
-def dotted(loc: Loc) -> str:
-    """A place as overrides name it, such as `streams.mono.tokens`."""
-    return ".".join(str(part) for part in loc)
-
-
-def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Loc, str]]:
+def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, object], dict[Loc, str]]:
     """Merge a file over its bases; say for each key the file and line that set it."""
     real = Path(os.path.realpath(path))
     if real in above:
@@ -71,7 +68,7 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, Any], di
     return _merge(base_values, values), {**base_lines, **lines}
 
 
-def _read_file(path: Path) -> tuple[dict[str, Any], dict[Loc, str]]:
+def _read_file(path: Path) -> tuple[dict[str, object], dict[Loc, str]]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(_MOST_CHARACTERS + 1)
@@ -94,17 +91,18 @@ def _read_file(path: Path) -> tuple[dict[str, Any], dict[Loc, str]]:
     return values, lines
 
 
-def _load(text: str, loc: Loc, place: Callable[[int], str]) -> tuple[Any, dict[Loc, str]]:
+def _load(text: str, loc: Loc, place: Callable[[int], str]) -> tuple[object, dict[Loc, str]]:
     """The value of a YAML text that stands at `loc`, and the place of each key below; `place` is that of a line.
 
-    Raises InputError for a key that stands twice and for aliases that make a tree without end or nearly so.
+    Keys have their first names. Raises InputError for a key that stands twice and for YAML aliases that make a tree
+    without end or nearly so.
     """
     root = yaml.compose(text, yaml.SafeLoader)
-    lines: dict[Loc, str] = {}
+    lines = {loc: place(1)}
     if root is not None:
         _count_nodes(root, {}, place)
         _note_lines(root, loc, place, lines)
-    return yaml.safe_load(text), lines
+    return with_first_names(yaml.safe_load(text), loc, lines), lines_of_first_names(lines)
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int], place: Callable[[int], str]) -> int:
@@ -151,7 +149,7 @@ def _note_lines(node: yaml.Node, loc: Loc, place: Callable[[int], str], lines: d
             _note_lines(value, (*loc, index), place, lines)
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
     """Mappings merge key by key; anything else replaces."""
     merged = dict(base)
     for key, value in over.items():
@@ -160,22 +158,19 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _set(values: dict[str, Any], loc: Loc, value: object, override: str) -> None:
-    at: Any = values
+def _set(values: dict[str, object], loc: Loc, value: object, override: str) -> None:
+    """Put a value where an override names it, into mappings that are made if need be."""
+    at: object = values
     for depth, key in enumerate(loc):
         last = depth == len(loc) - 1
         if isinstance(at, list) and isinstance(key, int) and key < len(at):
-            pass
+            at[key] = value if last else at[key]
+            at = at[key]
         elif isinstance(at, dict):
-            key = str(key)
-            if not last:
-                at.setdefault(key, {})
+            at[str(key)] = value if last else at.get(str(key), {})
+            at = at[str(key)]
         else:
             raise InputError(f"override '{override}': '{dotted(loc[:depth])}' has no entry '{key}'")
-        if last:
-            at[key] = value
-        else:
-            at = at[key]
 
 
 def _describe_syntax(error: Exception, path: Path, text: str) -> str:

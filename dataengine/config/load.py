@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from dataengine.config.errors import describe_problem, join_kinds, without_consequences
+from dataengine.config.errors import describe_problem, find_problems
 from dataengine.config.layers import read_layers
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
@@ -26,8 +25,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        found = without_consequences(error.errors())
-        problems = [describe_problem(problem, lines, str(path)) for problem in join_kinds(found)]
+        problems = [describe_problem(problem, lines, str(path)) for problem in find_problems(error.errors())]
         raise InputError("\n".join(problems)) from None
 
 
@@ -36,7 +34,7 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _drop_nulls(values: Mapping[str, Any]) -> None:
+def _drop_nulls(values: Mapping[str, object]) -> None:
     """Remove streams and evaluation sets that are null, which is how a file drops what its base has."""
     evaluate = values.get("evaluate")
     named = [evaluate.get(key) for key in ("dev", "test", "examples")] if isinstance(evaluate, dict) else []

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,14 +17,15 @@ from dataengine.config.fields import (
     PLAN,
     TRAINING,
     Count,
+    Loc,
     Name,
     PlacedError,
     Section,
     Size,
+    dotted,
     short_value,
 )
-from dataengine.config.layers import Loc, dotted
-from dataengine.config.streams import StreamConfig
+from dataengine.config.streams import PairStream, ScoresConfig, Stream
 from dataengine.config.training import EvaluateConfig, InitConfig, ModelConfig, TrainConfig
 from dataengine.errors import did_you_mean
 from dataengine.storage.paths import is_url
@@ -151,7 +152,7 @@ class Config(Section):
     ] = None
     max_bad_fraction: Annotated[float, NOTHING] = Field(default=0.001, ge=0, le=1)  # of a stream's records
     languages: Annotated[dict[str, str], BYTES] = _LANGUAGES
-    streams: Annotated[dict[Name, StreamConfig], BYTES]
+    streams: Annotated[dict[Name, Stream], BYTES]
     budget: Annotated[BudgetConfig | None, PLAN] = None
     stages: Annotated[tuple[StageConfig, ...], PLAN]
     parent: Annotated[ParentConfig | None, PLAN] = None
@@ -162,7 +163,7 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_in(cls, values: Any) -> Any:
+    def _fill_in(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
         filled = {"out": f"runs/{values.get('name')}", **values}
@@ -236,7 +237,10 @@ class Config(Section):
 
     def _check_languages(self) -> None:
         used: list[tuple[str, Loc]] = [
-            (code, ("streams", name)) for name, stream in self.streams.items() for code in stream.languages
+            (code, ("streams", name))
+            for name, stream in self.streams.items()
+            if isinstance(stream, PairStream)
+            for code in stream.languages
         ]
         for key in ("dev", "test"):
             for direction in getattr(self.evaluate, key):
@@ -257,12 +261,18 @@ class Config(Section):
         return self.parent.step if self.parent and self.init and self.init.mode == "continue" else 0
 
     @property
+    def scores(self) -> dict[str, ScoresConfig]:
+        """The `scores` of the streams that state them."""
+        pairs = {name: stream for name, stream in self.streams.items() if isinstance(stream, PairStream)}
+        return {name: stream.scores for name, stream in pairs.items() if stream.scores}
+
+    @property
     def streams_in_use(self) -> tuple[str, ...]:
         """Names of the streams that some stage mixes, in the order of the stages."""
         return tuple(dict.fromkeys(stream for stage in self.stages for stream in stage.streams))
 
 
-def _check_numbers(value: Any, loc: Loc) -> None:
+def _check_numbers(value: object, loc: Loc) -> None:
     """Refuse, anywhere in a config, what JSON, paths and 64 bits cannot hold. Sections of other modules do not."""
     if isinstance(value, dict):
         for key, inner in value.items():

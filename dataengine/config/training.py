@@ -103,10 +103,13 @@ class EvaluateConfig(Section):
     dev: dict[Direction, SetPlace] = {}  # chooses the checkpoint
     test: dict[Direction, SetPlace] = {}  # judges the chosen one
     max_sentences: Count | None = None  # the first so many of each set
-    shots: tuple[_Shots, ...] = Field(default=(0,), min_length=1)  # examples in the prompt; the paper: [0, 5]
+    shots: tuple[_Shots, ...] = Field(
+        default=(0,), min_length=1
+    )  # or `num_fewshot`: examples in the prompt; the paper: [0, 5]
     examples: dict[Direction, SetPlace] = {}  # where they come from; default: dev
-    choose_by: tuple[Direction, ...] = ()  # mean dev BLEU over these, with the first of `shots`; default: all of dev
-    beams: Size = 1  # 1: greedy search
+    # Or `selection_directions`: mean dev BLEU over these, with the first of `shots`; default: all of dev
+    choose_by: tuple[Direction, ...] = ()
+    beams: Size = 1  # or `num_beams`; 1: greedy search
     length_penalty: float = 1.0  # of beam search: exponent of the length that scores are divided by
     max_new_tokens: Size = 256
     max_source_tokens: Size | None = None  # longer sources are cut to so many and counted; default: none is cut

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import yaml
 from pydantic import ValidationError
 
-from dataengine.config.schema import Config
+from dataengine.config.schema import Config, ParentConfig
+from dataengine.config.streams import StreamConfig
 from dataengine.errors import InputError
 from dataengine.mds.types import Stream
 from dataengine.schedule.manifest import Manifest, read_manifest
@@ -51,17 +52,17 @@ class Parent:
         )
 
 
-def read_parent(config: Config) -> Parent | None:
+def read_parent(parent: ParentConfig | None) -> Parent | None:
     """The parent that a config names. Raises InputError if its manifest or step is unusable."""
-    if config.parent is None:
+    if parent is None:
         return None
-    manifest = read_manifest(config.parent.manifest)
-    if config.parent.step > manifest.schedule.steps:
+    manifest = read_manifest(parent.manifest)
+    if parent.step > manifest.schedule.steps:
         raise InputError(
-            f"parent.step is {config.parent.step:,}, but {config.parent.manifest} has {manifest.schedule.steps:,} "
-            "steps. Name one of them, or its end."
+            f"parent.step is {parent.step:,}, but {parent.manifest} has {manifest.schedule.steps:,} steps. Name one of "
+            "them, or its end."
         )
-    return Parent(manifest, config.parent.manifest, config.parent.step)
+    return Parent(manifest, parent.manifest, parent.step)
 
 
 def inherited_restarts(config: Config) -> tuple[int, ...]:
@@ -70,7 +71,7 @@ def inherited_restarts(config: Config) -> tuple[int, ...]:
     What a parent's run was really trained with, its settings.jsonl knows. Raises InputError if a parent's manifest is
     unusable, or the config.yaml beside it.
     """
-    parent = read_parent(config)
+    parent = read_parent(config.parent)
     if parent is None or not config.first_step:
         return ()
     before = _config_beside(parent.path)
@@ -87,10 +88,12 @@ def _config_beside(manifest: str) -> Config:
         raise InputError(f"config.yaml beside {manifest} cannot be used: {reason}") from None
 
 
-def stream_sizes(config: Config, samples: Mapping[str, int], parent: Parent | None) -> dict[str, StreamSize]:
-    """What the stages of a config may draw, given the samples of each stream."""
+def stream_sizes(
+    streams: Mapping[str, StreamConfig], samples: Mapping[str, int], parent: Parent | None
+) -> dict[str, StreamSize]:
+    """What stages may draw of streams with so many samples each."""
     drawn = parent.drawn if parent else {}
-    return {name: StreamSize(samples[name], config.streams[name].passes, drawn.get(name, 0)) for name in samples}
+    return {name: StreamSize(samples[name], streams[name].passes, drawn.get(name, 0)) for name in samples}
 
 
 def parent_stream(parent: Parent | None, name: str) -> Stream:

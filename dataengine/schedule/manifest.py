@@ -25,6 +25,8 @@ from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url, where_it_would_be
 
 VERSION = 2
+# What decides which sample stands where, beside streams and stages
+ORDER_KEYS = ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block")
 _SHOWN = 4  # differences, and streams of a stage, that a message names
 
 
@@ -74,10 +76,9 @@ class Manifest:
 
     def differences(self, other: Manifest, step: int) -> list[str]:
         """What makes the steps before `step` others, in words for a message; of many differences the first."""
-        keys = ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block")
         found = [
             f"{key} was {getattr(self, key)} and is {getattr(other, key)}"
-            for key in keys
+            for key in ORDER_KEYS
             if getattr(self, key) != getattr(other, key)
         ]
         drawn, now = self.schedule.cursors(min(step, self.schedule.steps)), {s.name: s for s in other.streams}
@@ -108,12 +109,7 @@ class Manifest:
         return hashlib.sha256(
             _canonical(
                 {
-                    "tokenizer_sha256": self.tokenizer_sha256,
-                    "seq_len": self.seq_len,
-                    "batch_size": self.batch_size,
-                    "lanes": self.lanes,
-                    "seed": self.seed,
-                    "shuffle_block": self.shuffle_block,
+                    **{key: getattr(self, key) for key in ORDER_KEYS},
                     "stages": begun,
                     "streams": {
                         stream.name: [stream.index_sha256, first_id]

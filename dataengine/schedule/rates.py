@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dataengine.config.schema import Config
-from dataengine.config.training import TrainConfig
+from dataengine.config.training import InitConfig, TrainConfig
 from dataengine.schedule.slots import Schedule
 
 
@@ -66,16 +66,16 @@ def _horizon(train: TrainConfig, begin: int, end: int | None) -> int:
     return end - begin
 
 
-def horizon_notes(config: Config, settings: Settings, steps: int) -> list[str]:
-    """What to know of a rate that only rises, hardly falls or stays at its minimum, in a plan of `steps` steps.
+def horizon_notes(settings: Settings, steps: int, *, first: int = 0, init: InitConfig | None = None) -> list[str]:
+    """What to know of a rate that only rises, hardly falls or stays at its minimum, in steps `first` to `steps`.
 
     The paper's rate falls by 3 % only: its horizon is nine times its run. That of a second stage in a run of its own,
     which is short, is also far away.
     """
-    train, first, horizon = config.train, config.first_step, config.train.decay_steps
+    train, horizon = settings.train, settings.train.decay_steps
     begins = [0, *settings.restarts]
     spans = [(begin, end) for begin, end in zip(begins, [*settings.restarts, steps], strict=True) if end > first]
-    longest, is_second_stage = max(end - begin for begin, end in spans), config.init and config.init.mode == "restart"
+    longest, is_second_stage = max(end - begin for begin, end in spans), init and init.mode == "restart"
     if longest < train.warmup_steps and not is_second_stage:
         return [
             f"the learning rate ends at {settings.rate(steps - 1):.4e}, within its warm-up: train.warmup_steps is "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
@@ -41,33 +41,38 @@ def resolve_stages(
 ) -> tuple[Stage, ...]:
     """Turn stages into integers, after the stages `before` (a parent's, up to its last step).
 
-    A `fraction` of the budget is rounded to steps; fractions that sum to 1 fill the budget exactly. Stages take their
-    samples in the order of the list, the `rest` last of all; `drain`, `all` and `by_size` go by what is left then.
-    Mixes are split by largest remainder in units of one sample a lane, so sums are exact. A stage with `at` then moves
-    to its place among the others, splitting one if need be; the pieces keep the name. Raises InputError, with numbers,
-    if a stream has too little.
+    First each stage gets its length and takes its samples, in the order of the list, the `rest` last of all; `drain`,
+    `all` and `by_size` go by what is left then. Mixes are split by largest remainder in units of one sample a lane, so
+    sums are exact. Then a stage with `at` moves to its place among the others, splitting one if need be; the pieces
+    keep the name. With batches of 4 samples in 2 lanes, a budget of 8 steps, and streams a and b of 30 samples each,
+
+        name: start, fraction: 0.5, mix: {a: 1}           takes 4 steps, a 16
+        name: middle, steps: 1, mix: {b: 1}, at: 0.25     takes 1 step, b 4; begins after round(0.25 x 7) = 2 steps
+        name: end, rest: true, mix: {a: 1, b: 1}          takes 8 - 4 - 1 = 3 steps, a 6, b 6
+
+    becomes start (2 steps, a 8), middle (1 step, b 4), start (2 steps, a 8), end (3 steps, a 6, b 6).
+    Raises InputError, with numbers, if a stream has too little.
     """
-    total = budget_steps(budget, batch_size, seq_len)
-    resolver = _Resolver(dict(streams), batch_size, lanes, seq_len, _split_budget(stages, total or 0))
-    begun = sum(stage.length for stage in before)
-    resolved: list[list[Stage]] = [[] for _ in stages]
+    run = _Run(streams, batch_size, lanes, seq_len, budget_steps(budget, batch_size, seq_len))
+    lengths = run.stated_lengths(stages)
+    length = sum(stage.length for stage in before)
+    drawn: dict[int, list[Stage]] = {}
     for number in sorted(range(len(stages)), key=lambda n: stages[n].rest):  # a stable sort: the rest goes last
-        others = begun + sum(piece.length for pieces in resolved for piece in pieces)
-        steps = resolver.steps(number, stages[number], total, others)
-        _check_length(stages[number].name, others + steps, batch_size, seq_len)
-        resolved[number] = resolver.quotas(stages[number], steps)
-    length = begun + sum(piece.length for pieces in resolved for piece in pieces)
-    if total is not None and length > total:
+        stage = stages[number]
+        steps = lengths[number] if number in lengths else run.open_length(stage, length)
+        length += steps
+        run.check_length(stage, steps, length)
+        drawn[number] = run.draw(stage, steps)
+    if run.budget is not None and length > run.budget:
         raise InputError(
-            f"the stages take {length:,} steps, more than the budget of {total:,}. Raise `budget`, shorten a stage, or "
-            "give one `rest: true`."
+            f"the stages take {length:,} steps, more than the budget of {run.budget:,}. Raise `budget`, shorten a "
+            "stage, or give one `rest: true`."
         )
-    placed = [pieces for stage, pieces in zip(stages, resolved, strict=True) if stage.at is None]
-    timeline = [piece for pieces in placed for piece in pieces]
+    timeline = [piece for number, stage in enumerate(stages) if stage.at is None for piece in drawn[number]]
     others = sum(piece.length for piece in timeline)
-    inserts = [(stage.at, pieces) for stage, pieces in zip(stages, resolved, strict=True) if stage.at is not None]
-    for at, pieces in sorted(inserts, key=lambda insert: -(insert[0] or 0)):  # later ones first: places stay valid
-        timeline = _insert(timeline, round((at or 0) * others), pieces, batch_size, lanes)
+    inserts = [(stage.at, drawn[number]) for number, stage in enumerate(stages) if stage.at is not None]
+    for at, pieces in sorted(inserts, key=lambda insert: -insert[0]):  # later ones first: places stay valid
+        timeline = _insert(timeline, round(at * others), pieces, lanes)
     return (*before, *timeline)
 
 
@@ -76,30 +81,6 @@ def budget_steps(budget: BudgetConfig | None, batch_size: int, seq_len: int) -> 
     if budget is None:
         return None
     return budget.steps or (budget.tokens or 0) // (batch_size * seq_len)
-
-
-def _split_budget(stages: Sequence[StageConfig], total: int) -> dict[int, int]:
-    """Steps of the stages that state a fraction of `total` steps, by their place in the list.
-
-    Each is rounded by itself; if the fractions sum to 1 and the rounded ones not to the total, they are those of the
-    largest remainder, ties to the earlier. A fraction counts as the decimal number that was written.
-    """
-    shares = {number: stage.fraction for number, stage in enumerate(stages) if stage.fraction is not None}
-    steps = {number: round(share * total) for number, share in shares.items()}
-    if fraction_sum(stages) == 1 and sum(steps.values()) != total:
-        parts = apportion([Fraction(repr(share)) for share in shares.values()], total)
-        return dict(zip(shares, parts, strict=True))
-    return steps
-
-
-def _check_length(stage: str, steps: int, batch_size: int, seq_len: int) -> None:
-    """Raise InputError for a run whose samples or tokens cannot be counted in 64 bits."""
-    samples = steps * batch_size
-    if samples > MAX_RUN_SAMPLES or samples * (seq_len + 1) > MAX_TOKENS:
-        raise InputError(
-            f"stage '{stage}' makes the run {steps:,} steps of {batch_size:,} samples x {seq_len:,} tokens long, more "
-            f"than 64-bit numbers can count ({MAX_TOKENS:,} tokens). Shorten it."
-        )
 
 
 def cut_schedule(schedule: Schedule, step: int) -> tuple[Stage, ...]:
@@ -112,76 +93,83 @@ def cut_schedule(schedule: Schedule, step: int) -> tuple[Stage, ...]:
 
 
 @dataclass
-class _Resolver:
-    """The samples that the stages so far leave in each stream."""
+class _Run:
+    """A run whose stages take their samples one after the other."""
 
-    streams: dict[str, StreamSize]
+    streams: Mapping[str, StreamSize]
     batch_size: int
     lanes: int
     seq_len: int
-    of_budget: Mapping[int, int]  # steps of the stages that state a fraction, by their place in the list
+    budget: int | None  # steps
 
     def __post_init__(self) -> None:
         self.width = self.batch_size // self.lanes
-        self.left = {name: size.left(self.lanes) for name, size in self.streams.items()}
+        self.left = {name: size.left(self.lanes) for name, size in self.streams.items()}  # samples a lane
 
-    def steps(self, number: int, stage: StageConfig, total: int | None, others: int) -> int:
-        """Length of stage `number`, given the budget and the steps of the other stages."""
-        if stage.steps is not None:
-            return stage.steps
-        if stage.tokens is not None:
-            steps = stage.tokens // (self.batch_size * self.seq_len)
-        elif stage.samples is not None:
-            steps = stage.samples // self.batch_size
-        elif stage.drain:
-            names, weights = self._weights(stage, self.left)
-            steps = drain_steps(weights, [self.left[name] for name in names], self.width)
-        else:
-            assert total is not None  # Config sees to it
-            if stage.rest and total <= others:
-                raise InputError(
-                    f"stage '{stage.name}' is the rest of the budget of {total:,} steps, but the other stages take "
-                    f"{others:,}. Raise `budget` or shorten them."
-                )
-            steps = total - others if stage.rest else self.of_budget[number]
+    def stated_lengths(self, stages: Sequence[StageConfig]) -> dict[int, int]:
+        """Steps of the stages that state how long they are, by their place in the list: all but `drain` and `rest`.
+
+        A fraction of the budget counts as the decimal number that was written. Each is rounded by itself; if the
+        fractions sum to 1 and the rounded ones not to the budget, they are those of the largest remainder, ties to the
+        earlier.
+        """
+        steps: dict[int, int] = {}
+        shares = {number: stage.fraction for number, stage in enumerate(stages) if stage.fraction is not None}
+        if shares:
+            assert self.budget is not None  # Config sees to it
+            steps = {number: round(share * self.budget) for number, share in shares.items()}
+            if fraction_sum(stages) == 1 and sum(steps.values()) != self.budget:
+                parts = apportion([Fraction(repr(share)) for share in shares.values()], self.budget)
+                steps = dict(zip(shares, parts, strict=True))
+        for number, stage in enumerate(stages):
+            if stage.steps is not None:
+                steps[number] = stage.steps
+            elif stage.tokens is not None:
+                steps[number] = stage.tokens // (self.batch_size * self.seq_len)
+            elif stage.samples is not None:
+                steps[number] = stage.samples // self.batch_size
+        return steps
+
+    def open_length(self, stage: StageConfig, others: int) -> int:
+        """Steps of a stage that drains its streams, or is the rest of the budget beside `others` steps."""
+        if stage.drain:
+            weights = self._weights(stage, stage.mix)
+            return drain_steps([*weights.values()], [self.left[name] for name in weights], self.width)
+        assert self.budget is not None  # Config sees to it
+        if self.budget <= others:
+            raise InputError(
+                f"stage '{stage.name}' is the rest of the budget of {self.budget:,} steps, but the other stages take "
+                f"{others:,}. Raise `budget` or shorten them."
+            )
+        return self.budget - others
+
+    def check_length(self, stage: StageConfig, steps: int, length: int) -> None:
+        """Raise InputError for a stage without a step, and for a run of more samples or tokens than 64 bits count."""
         if steps < 1:
             reason = "its streams have no full batch left" if stage.drain else "its length is less than a batch"
             raise InputError(
                 f"stage '{stage.name}' has no step: {reason} of {self.batch_size} samples x {self.seq_len} tokens. "
                 "Ask for more, add sources, or lower batch_size."
             )
-        return steps
+        samples = length * self.batch_size
+        if samples > MAX_RUN_SAMPLES or samples * (self.seq_len + 1) > MAX_TOKENS:
+            raise InputError(
+                f"stage '{stage.name}' makes the run {length:,} steps of {self.batch_size:,} samples x "
+                f"{self.seq_len:,} tokens long, more than 64-bit numbers can count ({MAX_TOKENS:,} tokens). Shorten it."
+            )
 
-    def quotas(self, stage: StageConfig, steps: int) -> list[Stage]:
-        """The stage in one piece, or a ramp in many, each with exact samples; takes them from what is left."""
+    def draw(self, stage: StageConfig, steps: int) -> list[Stage]:
+        """The stage in one piece, or a ramp in many, each with exact samples, which are then no longer left."""
         if stage.to_mix is None:
             return [self._take(stage, steps, self._split(stage, steps))]
-        first, last = (dict(zip(*self._weights(stage, self.left, mix), strict=True)) for mix in (None, stage.to_mix))
-        first, last = (_normalized(weights) for weights in (first, last))
-        names = sorted({*first, *last})
-        count = min(steps, RAMP_PIECES)
-        edges = [steps * piece // count for piece in range(count + 1)]
-        pieces = []
-        owed = dict.fromkeys(names, Fraction(0))  # exact share so far less what was given
-        for low, high in pairwise(edges):
-            middle = Fraction(low + high, 2 * steps)
-            samples = (high - low) * self.width
-            for name in names:
-                weight = first.get(name, Fraction(0)) * (1 - middle) + last.get(name, Fraction(0)) * middle
-                owed[name] += weight * samples
-            quotas = {name: max(math.floor(share), 0) for name, share in owed.items()}
-            by_remainder = sorted(names, key=lambda name: quotas[name] - owed[name])
-            for name in by_remainder[: samples - sum(quotas.values())]:
-                quotas[name] += 1
-            owed = {name: owed[name] - quotas[name] for name in names}
-            pieces.append(self._take(stage, high - low, quotas))
-        return pieces
+        first, last = self._weights(stage, stage.mix), self._weights(stage, stage.to_mix)
+        return [self._take(stage, length, quotas) for length, quotas in _ramp(first, last, steps, self.width)]
 
     def _split(self, stage: StageConfig, steps: int) -> dict[str, int]:
         """Samples a lane from each stream of a stage with one mix."""
         if "rest" not in stage.mix.values():
-            names, weights = self._weights(stage, self.left)
-            return dict(zip(names, apportion(weights, steps * self.width), strict=True))
+            weights = self._weights(stage, stage.mix)
+            return dict(zip(weights, apportion([*weights.values()], steps * self.width), strict=True))
         quotas = {name: self.left[name] for name, weight in stage.mix.items() if weight == "all"}
         missing = steps * self.width - sum(quotas.values())
         (rest,) = (name for name, weight in stage.mix.items() if weight == "rest")
@@ -192,19 +180,16 @@ class _Resolver:
             )
         return {**quotas, rest: missing}
 
-    def _weights(
-        self, stage: StageConfig, left: Mapping[str, int], mix: object = None
-    ) -> tuple[list[str], list[Fraction]]:
-        """Streams and weights of a mix; `by_size` weighs each stream by what is left of it."""
-        chosen = stage.mix if mix is None else mix
-        assert isinstance(chosen, dict)
-        weights = {name: left[name] if weight == "by_size" else weight for name, weight in chosen.items()}
-        named = {name: Fraction(weight) for name, weight in weights.items() if weight}
-        if not named:
-            raise InputError(f"stage '{stage.name}': nothing is left of {', '.join(chosen)}. Add sources or passes.")
-        return list(named), list(named.values())
+    def _weights(self, stage: StageConfig, mix: Mapping[str, float | str]) -> dict[str, Fraction]:
+        """The weights of a mix; `by_size` weighs each stream by what is left of it."""
+        weights = {name: Fraction(self.left[name] if weight == "by_size" else weight) for name, weight in mix.items()}
+        found = {name: weight for name, weight in weights.items() if weight}
+        if not found:
+            raise InputError(f"stage '{stage.name}': nothing is left of {', '.join(mix)}. Add sources or passes.")
+        return found
 
     def _take(self, stage: StageConfig, steps: int, quotas: Mapping[str, int]) -> Stage:
+        """A piece of a stage that draws `quotas` samples a lane, which are then no longer left."""
         for name, quota in quotas.items():
             if quota > self.left[name]:
                 raise InputError(self._too_small(stage.name, name, quota))
@@ -298,31 +283,50 @@ def drain_steps(weights: Sequence[Fraction], left: Sequence[int], width: int) ->
     return steps
 
 
-def _normalized(weights: Mapping[str, Fraction]) -> dict[str, Fraction]:
-    total = sum(weights.values())
-    return {name: weight / total for name, weight in weights.items()}
+def _ramp(
+    first: Mapping[str, Fraction], last: Mapping[str, Fraction], steps: int, width: int
+) -> Iterator[tuple[int, dict[str, int]]]:
+    """Steps and samples a lane of each piece of a ramp between two mixes.
+
+    A piece has the mix of its middle. What rounding keeps from a stream or gives it, the next piece evens out.
+    """
+    names = sorted({*first, *last})
+    starts, ends = ([mix.get(name, Fraction(0)) / sum(mix.values()) for name in names] for mix in (first, last))
+    owed = [Fraction(0)] * len(names)  # exact share so far less what was given
+    count = min(steps, RAMP_PIECES)
+    for low, high in pairwise(steps * piece // count for piece in range(count + 1)):
+        middle, samples = Fraction(low + high, 2 * steps), (high - low) * width
+        owed = [
+            share + samples * (start * (1 - middle) + end * middle)
+            for share, start, end in zip(owed, starts, ends, strict=True)
+        ]
+        quotas = [max(math.floor(share), 0) for share in owed]
+        by_remainder = sorted(range(len(names)), key=lambda n: quotas[n] - owed[n])
+        for n in by_remainder[: samples - sum(quotas)]:
+            quotas[n] += 1
+        owed = [share - quota for share, quota in zip(owed, quotas, strict=True)]
+        yield high - low, dict(zip(names, quotas, strict=True))
 
 
-def _insert(timeline: list[Stage], step: int, pieces: list[Stage], batch_size: int, lanes: int) -> list[Stage]:
+def _insert(timeline: list[Stage], step: int, pieces: list[Stage], lanes: int) -> list[Stage]:
     """Put pieces before `step` of a timeline, splitting the stage that it falls into."""
-    placed: list[Stage] = []
-    start, inserted = 0, False
-    for stage in timeline:
-        if not inserted and step <= start:
-            placed += pieces
-            inserted = True
-        inside = step - start
-        if not inserted and 0 < inside < stage.length:
-            names = list(stage.samples)
-            lane_quotas = [quota // lanes for quota in stage.samples.values()]
-            drawn = count_drawn(lane_quotas, inside * batch_size // lanes)
-            head = {name: count * lanes for name, count in zip(names, drawn, strict=True)}
-            tail = {name: stage.samples[name] - head[name] for name in names}
-            placed.append(Stage(stage.name, inside, {n: c for n, c in head.items() if c}))
-            placed += pieces
-            placed.append(Stage(stage.name, stage.length - inside, {n: c for n, c in tail.items() if c}))
-            inserted = True
-        else:
-            placed.append(stage)
+    start = 0
+    for number, stage in enumerate(timeline):
+        if step <= start:
+            return [*timeline[:number], *pieces, *timeline[number:]]
+        if step < start + stage.length:
+            head, tail = _split_stage(stage, step - start, lanes)
+            return [*timeline[:number], head, *pieces, tail, *timeline[number + 1 :]]
         start += stage.length
-    return placed if inserted else placed + pieces
+    return [*timeline, *pieces]
+
+
+def _split_stage(stage: Stage, steps: int, lanes: int) -> tuple[Stage, Stage]:
+    """The first steps of a stage, with what it draws in them, and the others."""
+    quotas = [quota // lanes for quota in stage.samples.values()]
+    drawn = count_drawn(quotas, sum(quotas) * steps // stage.length)
+    head = {name: count * lanes for name, count in zip(stage.samples, drawn, strict=True)}
+    tail = {name: count - head[name] for name, count in stage.samples.items()}
+    parts = ((steps, head), (stage.length - steps, tail))
+    first, second = (Stage(stage.name, length, {name: n for name, n in part.items() if n}) for length, part in parts)
+    return first, second

@@ -72,7 +72,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
     )
     trainer.state.callbacks.insert(0, TellWhere(pulse))
     log.info("%s", describe(config, manifest, ranks.world_size, microbatch, settings=settings, first=begin.step))
-    for words in horizon_notes(config, settings, manifest.schedule.steps):
+    for words in horizon_notes(settings, manifest.schedule.steps, first=config.first_step, init=config.init):
         log.warning("%s", words)
     log.info(
         "%s: %d ranks, %s, steps %d to %d of plan %s",

@@ -96,7 +96,7 @@ def describe_start(start: Start) -> None:
     history = history_so_far(config, start.run, resume)
     tell_changes(history, step, config, manifest.schedule)
     settings = settings_from(history, step, config, manifest.schedule)
-    for words in horizon_notes(config, settings, manifest.schedule.steps):
+    for words in horizon_notes(settings, manifest.schedule.steps, first=config.first_step, init=config.init):
         log.warning("%s", words)
     where = f"steps {step:,} to {start.last:,}, {f'from {resume.place}' if resume else 'a new run'}"
     print(describe(config, manifest, start.ranks.world_size, settings=settings, first=step))

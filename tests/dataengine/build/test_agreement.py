@@ -3,25 +3,30 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from dataengine.build.agreement import build_differences, differences, read_built_config
 from dataengine.build.build import build
 from dataengine.cli import main
 from dataengine.commands.plan import load_plan
-from dataengine.config.fields import decision_of
+from dataengine.config.errors import keys_below
+from dataengine.config.fields import Decision, Loc, decision_of, dotted
 from dataengine.config.load import dump_config, load_config
 from dataengine.config.schema import Config, ParentConfig, StageConfig
-from dataengine.config.streams import StreamConfig
+from dataengine.config.streams import DocumentStream, PairStream
 from dataengine.config.training import TrainConfig
 from dataengine.errors import InputError
 from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
 from tests.conftest import ConfigMaker
+
+DECISIONS: tuple[Decision, ...] = ("bytes", "plan", "training", "nothing")
 
 
 def test_every_field_of_a_config_states_what_it_decides() -> None:
@@ -37,7 +42,7 @@ def test_what_decides_nothing() -> None:
     assert nothing(Config) == {
         "out", "store", "cache", "cache_limit", "tokenizer", "tokenizer_engine", "max_bad_fraction"
     }  # fmt: skip
-    assert nothing(StreamConfig) == {"assume"}
+    assert nothing(DocumentStream) == nothing(PairStream) == {"assume"}
     assert nothing(ParentConfig) == {"manifest"}
     assert nothing(StageConfig) == set()
     assert nothing(TrainConfig) == {
@@ -66,9 +71,75 @@ def test_what_decides_nothing() -> None:
 )
 def test_a_change_counts_where_it_decides(make_config: ConfigMaker, override: str, decision: str, key: str) -> None:
     before, after = make_config(), make_config([override])
-    for one in ("bytes", "plan", "training", "nothing"):
-        found = differences(before, after, of=(one,))  # type: ignore[arg-type]
+    for one in DECISIONS:
+        found = differences(before, after, of=(one,))
         assert [difference.key for difference in found] == [key] * (one == decision)
+
+
+ALL_SECTIONS = Config.model_validate(
+    {
+        "name": "all",
+        "tokenizer": "t.model",
+        "streams": {
+            "mono": {
+                "documents": ["a.jsonl"],
+                "clean": {"document_rules": {}, "subsets": {"key": "set", "drop": ["a"]}},
+                "assume": {"tokens": 5},
+            },
+            "both": {
+                "pairs": ["b.jsonl"],
+                "directions": ["en-zh"],
+                "clean": {"pair_rules": {}},
+                "scores": {"model": "m", "thresholds": {"en-zh": 0.5}},
+            },
+        },
+        "budget": {"steps": 9},
+        "stages": [{"name": "one", "rest": True, "mix": {"mono": 1}}, {"name": "two", "steps": 3, "mix": {"both": 1}}],
+        "parent": {"manifest": "m.json", "step": 3},
+        "init": {"checkpoint": "c", "mode": "continue"},
+        "train": {"wandb": {"project": "p"}},
+    }
+)
+
+
+def _settings(value: object, loc: Loc = (), decision: Decision | None = None) -> Iterator[tuple[Loc, Decision | None]]:
+    """Each setting of a config, with the decision that its field, or the nearest section around it, states."""
+    if isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from _settings(getattr(value, name), (*loc, name), decision_of(type(value), name) or decision)
+    elif loc in (("streams",), ("stages",)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):  # type: ignore[arg-type, var-annotated]
+            yield from _settings(inner, (*loc, key), decision)
+    else:
+        yield loc, decision
+
+
+def _with_another(value: Any, loc: Loc) -> Any:
+    """A config whose setting at `loc` is another, unchecked."""
+    if not loc:
+        return (*value, "more") if isinstance(value, tuple) else f"not {value}"
+    key, *inner = loc
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={str(key): _with_another(getattr(value, str(key)), tuple(inner))})
+    if isinstance(value, dict):
+        return {**value, key: _with_another(value[key], tuple(inner))}
+    return tuple(_with_another(one, tuple(inner)) if number == key else one for number, one in enumerate(value))
+
+
+@pytest.mark.parametrize(("loc", "decision"), _settings(ALL_SECTIONS))
+def test_each_setting_counts_for_what_its_field_decides_and_for_nothing_else(loc: Loc, decision: Decision) -> None:
+    changed = _with_another(ALL_SECTIONS, loc)
+    found = {one: [other.key for other in differences(ALL_SECTIONS, changed, of=(one,))] for one in DECISIONS}
+    assert found == {one: [dotted(loc)] * (one == decision) for one in DECISIONS}
+
+
+def test_the_config_with_all_sections_has_them_all() -> None:
+    assert {key for key in keys_below(Config) if "." in key} == {
+        ".".join({"mono": "STREAM", "both": "STREAM", 0: "STAGE", 1: "STAGE"}.get(part, str(part)) for part in loc[:n])
+        for loc, _ in _settings(ALL_SECTIONS)
+        for n in range(2, len(loc) + 1)
+        if n != 2 or loc[0] not in ("streams", "stages")
+    }
 
 
 def test_each_change_spoils_a_build_only_if_the_build_depends_on_it(make_config: ConfigMaker, tmp_path: Path) -> None:
@@ -184,6 +255,5 @@ def test_a_resolved_config_differs_from_itself_in_nothing(make_config: ConfigMak
     config = make_config()
     path = tmp_path / "resolved.yaml"
     path.write_text(dump_config(config))
-    everything = ("bytes", "plan", "training", "nothing")
-    assert differences(config, load_config(path), of=everything) == []
-    assert differences(config, Config.model_validate(yaml.safe_load(dump_config(config))), of=everything) == []
+    assert differences(config, load_config(path), of=DECISIONS) == []
+    assert differences(config, Config.model_validate(yaml.safe_load(dump_config(config))), of=DECISIONS) == []

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataengine.build import clean as cleaning
-from dataengine.build import tokenize
+from dataengine.build import external_sort, tokenize
 from dataengine.build.build import build
 from dataengine.build.publish import BuiltStream
 from dataengine.cleaning import dedup
@@ -28,12 +28,11 @@ from dataengine.cleaning.rules import documents as documents_module
 from dataengine.cleaning.rules import pairs as pairs_module
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
-from dataengine.config.streams import StreamConfig
+from dataengine.config.streams import DocumentStream, PairStream, Stream
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
 from dataengine.mds.reader import StreamReader
 from dataengine.mds.types import token_dtype
-from dataengine.storage import arrays
 from dataengine.storage.open import open_store
 from dataengine.text.pairs import write_pairs
 from dataengine.text.tokenizers.load import load_tokenizer
@@ -115,7 +114,7 @@ class Expected:
     dropped: Counter[str] = field(default_factory=Counter)
 
 
-def read_plainly(path: Path, stream: StreamConfig, found: Expected) -> Iterator[tuple[Place, tuple[str, ...], str]]:
+def read_plainly(path: Path, stream: Stream, found: Expected) -> Iterator[tuple[Place, tuple[str, ...], str]]:
     """Place, texts and label of each usable record."""
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
@@ -127,33 +126,33 @@ def read_plainly(path: Path, stream: StreamConfig, found: Expected) -> Iterator[
             found.rejected["not JSON"] += 1
             continue
         texts: list[str] = []
-        for key in stream.codes if stream.pairs else ("text",):
+        for key in stream.text_keys:
             if key not in record:
                 found.rejected[f"no key '{key}'"] += 1
                 break
             if not record[key].strip():
                 found.rejected[f"'{key}' is empty"] += 1
                 break
-            texts.append(record[key].strip() if stream.pairs else record[key])
+            texts.append(record[key].strip() if isinstance(stream, PairStream) else record[key])
         else:
             yield (str(path), number), tuple(texts), str(record.get("meta", {}).get("set", ""))
 
 
-def reason_by_itself(texts: tuple[str, ...], label: str, stream: StreamConfig) -> str | None:
+def reason_by_itself(texts: tuple[str, ...], label: str, stream: Stream) -> str | None:
     """Why a record goes, whatever the others are."""
     clean = stream.clean
     if clean.subsets and label in clean.subsets.drop:
         return "subset"
     names, number = documents_module.DOCUMENT_RULES, 0
-    if clean.document_rules:
-        number = int(documents_module.check_documents(texts, stream.language, clean.document_rules)[0])
-    if clean.pair_rules:
+    if isinstance(stream, DocumentStream) and stream.clean.document_rules:
+        number = int(documents_module.check_documents(texts, stream.language, stream.clean.document_rules)[0])
+    if isinstance(stream, PairStream) and stream.clean.pair_rules:
         codes, names = (stream.codes[0], stream.codes[1]), pairs_module.PAIR_RULES
-        number = int(pairs_module.check_pairs([texts[0]], [texts[1]], codes, clean.pair_rules)[0])
+        number = int(pairs_module.check_pairs([texts[0]], [texts[1]], codes, stream.clean.pair_rules)[0])
     if number:
         return names[number - 1]
     if clean.min_language_score:
-        for text, code in zip(texts, stream.codes or (stream.language,), strict=True):
+        for text, code in zip(texts, stream.codes, strict=True):
             if code and score_language([text], code)[0] < clean.min_language_score:
                 return f"language {code}"
     if clean.decontaminate:
@@ -163,7 +162,7 @@ def reason_by_itself(texts: tuple[str, ...], label: str, stream: StreamConfig) -
     return None
 
 
-def keys_of(texts: tuple[str, ...], stream: StreamConfig) -> list[tuple[str, object]]:
+def keys_of(texts: tuple[str, ...], stream: Stream) -> list[tuple[str, object]]:
     """Reason and key of everything by which a record may repeat an earlier one."""
     normal = tuple(dedup.normalize(text) for text in texts)
     found: list[tuple[str, object]] = []
@@ -173,7 +172,7 @@ def keys_of(texts: tuple[str, ...], stream: StreamConfig) -> list[tuple[str, obj
     return found
 
 
-def clean_plainly(paths: Sequence[Path], stream: StreamConfig) -> Expected:
+def clean_plainly(paths: Sequence[Path], stream: Stream) -> Expected:
     found = Expected()
     seen: set[tuple[str, object]] = set()
     likely: list[set[int]] = []  # shingles of those that are kept
@@ -203,7 +202,7 @@ def expected_documents(kept: Mapping[Place, tuple[str, ...]], config: Config) ->
     """The ids of what is kept; directions of pairs alternate among the kept ones of a part, so that either is right."""
     stream, found = config.streams["s"], {}
     for place, texts in kept.items():
-        if stream.pairs:
+        if isinstance(stream, PairStream):
             columns = dict(zip(stream.codes, ([text] for text in texts), strict=True))
             written = [write_pairs(columns, n, stream.directions, config.languages)[0] for n in range(2)]
         else:
@@ -215,7 +214,7 @@ def expected_documents(kept: Mapping[Place, tuple[str, ...]], config: Config) ->
 def check_build(config: Config) -> Expected:
     """Build, and compare everything that is counted and kept with the reference."""
     stream = config.streams["s"]
-    (pattern,) = stream.documents or stream.pairs
+    (pattern,) = stream.paths
     paths = sorted(Path(str(pattern)).parent.glob(Path(str(pattern)).name))
     expected = clean_plainly(paths, stream)
     documents = expected_documents(expected.kept, config)
@@ -326,7 +325,7 @@ def check_in_pieces(config: Config, part_bytes: int, sizes: Mapping[str, int]) -
     """Check a build of parts of so many bytes, with small batches, runs and ranges if `sizes` says so."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            patch.setattr(arrays if name == "RUN_KEYS" else cleaning, name, size)
+            patch.setattr(external_sort if name == "RUN_KEYS" else cleaning, name, size)
         if sizes:
             patch.setattr(tokenize, "_BATCH", 3)
         check_build(config.model_copy(update={"part_bytes": part_bytes}))
@@ -678,16 +677,8 @@ PAIRS = "pairs: [a.jsonl]\n    directions: [en-zh]"
          "pair, en, zh."),
         ("pairs: [a.jsonl]\n    sides: [zh]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning compares two "
          "languages: state `keys` for both, such as {en: en, zh: zh}."),
-        (f"{PAIRS}\n    clean: {{document_rules: {{}}}}", "line 4: streams.s: `clean.document_rules` goes with "
-         "`documents`; pairs have `clean.pair_rules`."),
-        (f"{PAIRS}\n    language: en", "line 4: streams.s: `language` goes with `documents`; the languages of pairs "
-         "are those of their codes."),
         ("pairs: [a.jsonl]\n    directions: [en-zh, en-id]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning "
          "compares two languages, and this stream has 3 (en, zh, id): make a stream for each pair."),
-        (f"{DOCUMENTS}\n    clean: {{pair_rules: {{}}}}", "line 4: streams.s: `clean.pair_rules` goes with `pairs`; "
-         "documents have `clean.document_rules`."),
-        (f"{DOCUMENTS}\n    keys: {{en: en}}", "line 4: streams.s: `keys` goes with `pairs`; documents have "
-         "`text_key`."),
         (f"{DOCUMENTS}\n    clean:\n      near_dedup: 1.5", "line 7: streams.s.clean.near_dedup: expected a number "
          "less than 1, got 1.5."),
         (f"{DOCUMENTS}\n    clean:\n      min_language_score: 0", "line 7: streams.s.clean.min_language_score: "

@@ -24,7 +24,7 @@ from dataengine.build.units import Receipt, Unit
 from dataengine.commands import contamination
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
-from dataengine.config.streams import CleanConfig, StreamConfig
+from dataengine.config.streams import DocumentClean, DocumentStream, PairClean, PairStream
 from dataengine.errors import InputError
 from dataengine.mds.types import Add
 from dataengine.storage.local import LocalStore
@@ -312,8 +312,9 @@ def test_either_the_bytes_stay_or_the_fingerprint_differs(
 def test_every_key_of_a_config_is_changed() -> None:
     """A new key belongs into CHANGES; or into ELSEWHERE, with the reason why the law holds for it."""
     changed = {name.split(" ")[0] for name in CHANGES} | set(ELSEWHERE)
-    for section, prefix in ((Config, ""), (StreamConfig, "streams."), (CleanConfig, "streams.clean.")):
-        assert {f"{prefix}{key}" for key in section.model_fields} <= changed
+    streams, cleaning = (DocumentStream, PairStream), (DocumentClean, PairClean)
+    for sections, prefix in (((Config,), ""), (streams, "streams."), (cleaning, "streams.clean.")):
+        assert {f"{prefix}{key}" for section in sections for key in section.model_fields} <= changed
 
 
 @pytest.mark.parametrize("name", ["tokenizers"])

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.config.load import load_config
-from dataengine.config.schema import Config, ParentConfig
 from dataengine.config.training import InitConfig, TrainConfig
 from dataengine.errors import InputError
 from dataengine.schedule.rates import Settings, horizon_notes, learning_rate, planned_settings, restart_steps
@@ -90,9 +89,7 @@ def test_the_end_is_the_plans_whatever_max_steps_is(make_config: ConfigMaker) ->
 def notes_of(steps: int, *restarts: int, mode: str = "", fork: int = 0, **train: Any) -> list[str]:
     settings = Settings(TrainConfig(**train), restarts, steps if train.get("decay_steps") == "end" else None)
     init = InitConfig(checkpoint="run", mode=mode) if mode else None  # type: ignore[arg-type]
-    parent = ParentConfig(manifest="run/manifest.json", step=fork) if fork else None
-    config = Config.model_construct(train=settings.train, init=init, parent=parent)
-    return horizon_notes(config, settings, steps)
+    return horizon_notes(settings, steps, first=fork, init=init)
 
 
 def test_a_rate_that_hardly_falls_is_told() -> None:
@@ -145,7 +142,7 @@ def test_no_experiment_of_the_repository_is_told_so() -> None:
         lengths = [stage.steps or 0 for stage in config.stages]
         whole = config.budget.steps if config.budget and config.budget.steps else 0
         steps = max(whole, sum(lengths))  # what drains is short beside the rest
-        assert horizon_notes(config, Settings(config.train), steps) == [], path
+        assert horizon_notes(Settings(config.train), steps, first=config.first_step, init=config.init) == [], path
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +38,19 @@ def test_steps_tokens_and_drain_worked_by_hand() -> None:
         Stage("stage0", 3, {"a": 20, "b": 10}),
         Stage("stage1", 4, {"a": 40}),
         Stage("stage2", 4, {"a": 20, "b": 20}),  # b has 23 left
+    )
+
+
+def test_the_example_of_the_docstring() -> None:
+    rows = [row.strip().split("  ")[0] for row in str(resolve_stages.__doc__).splitlines() if "mix: " in row]
+    resolved = resolve(
+        [yaml.safe_load(f"{{{row}}}") for row in rows], {"a": 30, "b": 30}, steps=8, batch_size=4, lanes=2
+    )
+    assert resolved == (
+        Stage("start", 2, {"a": 8}),
+        Stage("middle", 1, {"b": 4}),
+        Stage("start", 2, {"a": 8}),
+        Stage("end", 3, {"a": 6, "b": 6}),
     )
 
 

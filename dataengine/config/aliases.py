@@ -1,0 +1,58 @@
+"""Keys that may be written in the field's words. Only their first names are stored, so they are replaced on input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dataengine.config.fields import Loc, dotted, short_value
+from dataengine.errors import InputError
+
+ALIASES: dict[Loc, str] = {
+    ("streams", "STREAM", "epochs"): "passes",
+    ("streams", "STREAM", "targets"): "adjacent",
+    ("evaluate", "selection_directions"): "choose_by",
+    ("evaluate", "num_fewshot"): "shots",
+    ("evaluate", "num_beams"): "beams",
+}
+_TARGETS = {"adjacent": True, "shuffled": False}
+
+
+def first_name(loc: Loc) -> Loc:
+    """The place of a key, or of an entry of its value, with the key's first name."""
+    pattern = ("streams", "STREAM", *loc[2:]) if loc[:1] == ("streams",) else loc
+    depth = next((n for n in range(1, len(loc) + 1) if pattern[:n] in ALIASES), 0)
+    return (*loc[: depth - 1], ALIASES[pattern[:depth]], *loc[depth:]) if depth else loc
+
+
+def lines_of_first_names(lines: Mapping[Loc, str]) -> dict[Loc, str]:
+    """The place of each key by its first name; the place of another name says that name."""
+    places = {}
+    for loc, place in lines.items():
+        first = first_name(loc)
+        other = [key for key, stored in zip(loc, first, strict=True) if key != stored]
+        places[first] = f"{place} (`{other[0]}`)" if other else place
+    return places
+
+
+def with_first_names(value: object, loc: Loc, lines: Mapping[Loc, str]) -> object:
+    """The value at `loc` of one file or override, with the first names of its keys.
+
+    Raises InputError, with both lines, for a key that stands there under both of its names.
+    """
+    if loc and loc[-1] == "targets" and first_name(loc) != loc:
+        if not isinstance(value, str) or value not in _TARGETS:
+            raise InputError(f"{lines[loc]}: {dotted(loc)}: expected adjacent or shuffled, got {short_value(value)}.")
+        return _TARGETS[value]
+    if not isinstance(value, dict):
+        return value
+    renamed: dict[object, object] = {}
+    for key, inner in value.items():
+        here = (*loc, key)
+        first = first_name(here)
+        if first != here and first[-1] in value:
+            raise InputError(
+                f"{lines[here]}: key '{dotted(here)}' is another name of '{first[-1]}', which stands in "
+                f"{lines[first]}, too. Remove one."
+            )
+        renamed[first[-1]] = with_first_names(inner, here, lines)
+    return renamed
