@@ -30,7 +30,7 @@ def nothing_kept(plan: StreamPlan, dropped: Counter[str], rejected: int, sampled
 
 def too_few_tokens(plan: StreamPlan, kept: int, dropped: Mapping[str, int], tokens: int) -> str:
     """What to do about a stream that fills no sample."""
-    width = plan.format.seq_len + 1
+    width = plan.format.width
     advice = [f"add sources to streams.{plan.name}"]
     if count := sum(dropped.values()):
         advice.append(f"{_loosen(plan, dropped)} (cleaning drops {count:,} records: {_words(dropped)})")

@@ -63,6 +63,11 @@ class TokenFormat:
     seq_len: int
     shards: ShardFormat
 
+    @property
+    def width(self) -> int:
+        """Tokens of a sample as it is stored; the last one is a label only."""
+        return self.seq_len + 1
+
     def load(self) -> tuple[Tokenizer, np.dtype[Any], int | None]:
         """The tokenizer, the type of tokens, and the id that begins a document, if any."""
         tokenizer = load_tokenizer(self.tokenizer, self.eos_token, engine=self.engine)
@@ -101,7 +106,7 @@ class TokenizeDocuments(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
-        packer = Packer(self.format.seq_len + 1, dtype)
+        packer = Packer(self.format.width, dtype)
         writer = ShardWriter(add, self.format.shards)
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         provenance, total, unknown, vanished = [], 0, 0, 0
@@ -254,7 +259,7 @@ class MergeRuns(Unit):
         provenance = make_provenance(
             np.concatenate([np.empty(0, np.uint32), *sources]), documents["line"], documents["tokens"]
         )
-        packer = Packer(self.format.seq_len + 1, dtype)
+        packer = Packer(self.format.width, dtype)
         writer = ShardWriter(add, self.format.shards)
         writer.add(packer.add(ordered))
         add("documents.npy", encode_npy(provenance[by_key]))
@@ -277,7 +282,7 @@ class PackTails(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
-        packer = Packer(self.format.seq_len + 1, dtype)
+        packer = Packer(self.format.width, dtype)
         writer = ShardWriter(add, self.format.shards)
         with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
             keys = [f"units/{unit}/tail.npy" for unit in self.units]

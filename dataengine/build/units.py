@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import orjson
@@ -38,7 +38,6 @@ _EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the
 _REJECTS = 10_000  # so many of a unit are written down; all are counted
 _EXCERPT = 200  # characters of a record that is written down
 
-T = TypeVar("T")
 OnProgress = Callable[[int], None]  # hears of input bytes read
 
 
@@ -90,10 +89,6 @@ class Unit(ABC):
     @abstractmethod
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         """Do the work: read from the store and the sources, hand the files of the unit's folder to `add`."""
-
-
-Round = tuple[str, Sequence[Unit]]  # what it does, in a word for the progress bar, and its units
-Rounds = Generator[Round, list[Receipt], T]  # yields rounds, is sent the receipts of each, and comes to something
 
 
 def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: None) -> Receipt:
