@@ -33,7 +33,8 @@ import rensa  # noqa: E402
 
 from dataengine.build.executors import LocalEngine  # noqa: E402
 from dataengine.build.prepare import prepare  # noqa: E402
-from dataengine.build.rounds import clean_stream, run_rounds  # noqa: E402
+from dataengine.build.rounds import run_rounds  # noqa: E402
+from dataengine.build.stream import clean_stream  # noqa: E402
 from dataengine.cleaning.minhash import PERMUTATIONS, shingle_texts  # noqa: E402
 from dataengine.config.load import load_config  # noqa: E402
 from dataengine.storage.open import open_store  # noqa: E402

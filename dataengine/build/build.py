@@ -22,7 +22,8 @@ from dataengine.build.executors import Engine, LocalEngine
 from dataengine.build.experiment import experiment_url, make_manifest
 from dataengine.build.prepare import label_notes, missing_streams, prepare, read_if_there, try_write
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
-from dataengine.build.rounds import make_stream, run_rounds
+from dataengine.build.rounds import run_rounds
+from dataengine.build.stream import make_stream
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import DocumentStream

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dataengine.build.external_sort import KeyRuns, buckets_of, num_ranges, read_keys
+from dataengine.build.external_sort import buckets_of, key_runs, num_ranges, read_runs
 from dataengine.build.near_units import NearRuns
 from dataengine.build.tokenize import TokenFormat, find_lost
 from dataengine.build.units import SCHEMA, OnProgress, Reading, Receipt, Unit, fingerprint_of, identity_of, select
@@ -195,7 +195,7 @@ class CleanRecords(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         reading = Reading(self.part, self.records, on_progress)
-        keys = KeyRuns(add, "run", "high", dedup.sort_keys)
+        keys = key_runs(add, "run", "high", dedup.sort_keys)
         near = None if self.cleaning.near_dedup is None else NearRuns(add, self.cleaning.near_dedup)
         codes = [np.empty(0, np.uint8)]
         hashes = {direction: [np.empty(0, score_cache.KEY)] for direction in self.cleaning.scores}
@@ -235,7 +235,7 @@ class FindDuplicates(Unit):
     kind: ClassVar[str] = "duplicates"
     runs: tuple[tuple[str, int], ...]  # fingerprint of a CleanRecords unit, its number of runs; in the stream's order
     number: int
-    ranges: int  # at most runs.BUCKETS
+    ranges: int  # at most BUCKETS
     keys: int = field(metadata={"identity": False})  # about so many, for progress
 
     @property
@@ -244,11 +244,8 @@ class FindDuplicates(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         buckets = buckets_of(self.number, self.ranges)
-        parts = [
-            dedup.sort_keys(read_keys(store, fingerprint, "run", count, dedup.KEY, buckets))
-            for fingerprint, count in self.runs
-        ]
-        groups = dedup.find_groups(parts)
+        parts = (read_runs(store, unit, "run", runs, {"keys": dedup.KEY}, buckets) for unit, runs in self.runs)
+        groups = dedup.find_groups([dedup.sort_keys(keys) for (keys,) in parts])
         on_progress(self.input_bytes)
         add("groups.npy", encode_npy(groups))
         return Receipt()

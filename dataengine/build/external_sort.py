@@ -1,22 +1,29 @@
-"""Sorted runs of an external sort: what units write by a random 64-bit key, and later units read a range of."""
+"""An external sort: units write arrays as runs sorted by a random 64-bit key, and later units read ranges of them.
+
+A run is a file for each array, and a file of bounds: at which element each of BUCKETS equal ranges of keys begins in
+each array, and the hash of what each array has there. So any range of keys is read, and checked, without the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from dataengine.arrays import Int64s, UInt64s
 from dataengine.storage.arrays import damaged_unit, encode_npy, read_npy
 from dataengine.storage.store import AddFile, Store
 
 BUCKETS = 4096  # equal ranges of keys at which a run can be entered
 RUN_KEYS = 1 << 21  # keys sorted at a time
 
+Bucketed = tuple[NDArray[Any], Int64s]  # an array; where each of its buckets begins, and last its length
 
-def bucket_bounds(keys: NDArray[np.uint64], buckets: int = BUCKETS) -> NDArray[np.int64]:
+
+def bucket_bounds(keys: UInt64s, buckets: int = BUCKETS) -> Int64s:
     """Where each of `buckets` equal ranges of 64-bit keys begins in sorted keys, and, last, their number; shape
     (buckets + 1,)."""
     edges = np.array([(number << 64) // buckets for number in range(1, buckets)], np.uint64)
@@ -34,85 +41,117 @@ def num_ranges(total: int, most: int) -> int:
     return min(max(1, -(-total // most)), BUCKETS)
 
 
-def bucket_hashes(content: bytes, bounds: NDArray[np.int64], size: int) -> NDArray[np.int64]:
-    """A hash of each bucket of a file of items of `size` bytes, by `bucket_bounds`; as those, shape (buckets + 1,)."""
-    hashes, view = np.zeros(len(bounds), np.int64), memoryview(content)
-    for bucket in np.flatnonzero(np.diff(bounds)).tolist():
-        part = view[int(bounds[bucket]) * size : int(bounds[bucket + 1]) * size]
-        hashes[bucket] = np.uint64(xxhash.xxh3_64_intdigest(part)).astype(np.int64)
-    return hashes
+class SortedRuns:
+    """Gather arrays and write them as sorted runs named PREFIX.00000, PREFIX.00001, and so on.
 
-
-class KeyRuns:
-    """Gather keys, arrays of one dtype, and write them as sorted runs PREFIX.N: .keys, and .bounds.npy, shape (2,
-    BUCKETS + 1): where each range of the keys' `column` begins, and the hash of what the file has there.
-
-    `on_run` is called with the name of each run and its sorted keys.
+    A run is written as soon as the last array has `most` elements. `sort` turns what was gathered into the arrays of
+    the run, by the suffixes of their files.
     """
 
-    def __init__(
-        self,
-        add: AddFile,
-        prefix: str,
-        column: str,
-        sort: Callable[[NDArray[Any]], NDArray[Any]],
-        on_run: Callable[[str, NDArray[Any]], None] = lambda name, keys: None,
-    ) -> None:
-        self._add, self._prefix, self._column, self._sort, self._on_run = add, prefix, column, sort, on_run
-        self._parts: list[NDArray[Any]] = []
+    def __init__(self, add: AddFile, prefix: str, most: int, sort: Callable[..., Mapping[str, Bucketed]]) -> None:
+        self._add, self._prefix, self._most, self._sort = add, prefix, most, sort
+        self._parts: list[tuple[NDArray[Any], ...]] = []
         self._waiting = self._runs = 0
 
-    def add(self, keys: NDArray[Any]) -> None:
-        """Take keys."""
-        self._parts.append(keys)
-        self._waiting += len(keys)
-        if self._waiting >= RUN_KEYS:
+    @property
+    def name(self) -> str:
+        """Of the run that is gathered or sorted."""
+        return f"{self._prefix}.{self._runs:05d}"
+
+    def add(self, *arrays: NDArray[Any]) -> None:
+        """Take arrays, as `sort` takes them."""
+        self._parts.append(arrays)
+        self._waiting += len(arrays[-1])
+        if self._waiting >= self._most:
             self._write()
 
     def finish(self) -> int:
         """Write what waits; return the number of runs."""
-        if self._waiting:
+        if self._parts:
             self._write()
         return self._runs
 
     def _write(self) -> None:
-        keys = self._sort(np.concatenate(self._parts))
-        name = f"{self._prefix}.{self._runs:05d}"
-        content, bounds = keys.tobytes(), bucket_bounds(keys[self._column])
-        self._add(f"{name}.keys", content)
-        self._add(f"{name}.bounds.npy", encode_npy(np.stack([bounds, bucket_hashes(content, bounds, keys.itemsize)])))
-        self._on_run(name, keys)
+        arrays = self._sort(*map(np.concatenate, zip(*self._parts, strict=True)))
+        files = {f"{self.name}.{suffix}": array for suffix, array in arrays.items()}
+        write_buckets(self._add, f"{self.name}.bounds.npy", files)
         self._runs, self._waiting, self._parts = self._runs + 1, 0, []
 
 
-def read_keys(
-    store: Store, fingerprint: str, prefix: str, runs: int, dtype: np.dtype[Any], buckets: tuple[int, int]
-) -> NDArray[Any]:
-    """The keys that a unit left by `KeyRuns`, those in buckets from a first one to before a last one, run after run."""
-    low, high = buckets
-    found = [np.empty(0, dtype)]
+def key_runs(add: AddFile, prefix: str, column: str, sort: Callable[[NDArray[Any]], NDArray[Any]]) -> SortedRuns:
+    """Runs of keys alone, arrays of one dtype, in buckets by their `column`: one file, .keys."""
+
+    def sort_keys(keys: NDArray[Any]) -> dict[str, Bucketed]:
+        ordered = sort(keys)
+        return {"keys": (ordered, bucket_bounds(ordered[column]))}
+
+    return SortedRuns(add, prefix, RUN_KEYS, sort_keys)
+
+
+def read_runs(
+    store: Store,
+    fingerprint: str,
+    prefix: str,
+    runs: int,
+    dtypes: Mapping[str, np.dtype[Any]],
+    buckets: tuple[int, int],
+) -> list[NDArray[Any]]:
+    """Some buckets of the arrays that a unit left by `SortedRuns`, run after run.
+
+    Takes the dtype of each array by its suffix, and the first bucket and the one after the last.
+    """
+    found = [[np.empty(0, dtype)] for dtype in dtypes.values()]
     for run in range(runs):
         name = f"units/{fingerprint}/{prefix}.{run:05d}"
-        bounds, hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
-        found.append(read_array(store, f"{name}.keys", dtype, bounds, hashes))
-    return np.concatenate(found)
+        files = {f"{name}.{suffix}": dtype for suffix, dtype in dtypes.items()}
+        for parts, array in zip(found, read_buckets(store, f"{name}.bounds.npy", files, buckets), strict=True):
+            parts.append(array)
+    return [np.concatenate(parts) for parts in found]
 
 
-def read_array(
-    store: Store, key: str, dtype: np.dtype[Any], bounds: NDArray[np.int64], hashes: NDArray[np.int64]
-) -> NDArray[Any]:
-    """The elements of some neighbouring buckets of an array that a unit left as its bytes.
+def write_buckets(add: AddFile, bounds: str, arrays: Mapping[str, Bucketed]) -> None:
+    """Write arrays as the bytes of their elements, and a file of bounds: of each array the begins of its buckets, then
+    of each array the hashes of its buckets; shape (2 * arrays, buckets + 1)."""
+    hashes = []
+    for name, (array, begins) in arrays.items():
+        content = array.tobytes()
+        hashes.append(_bucket_hashes(content, begins, array.itemsize))
+        add(name, content)
+    add(bounds, encode_npy(np.stack([*(begins for _, begins in arrays.values()), *hashes])))
 
-    Takes where these buckets begin and the last one ends, and `bucket_hashes` of them. Raises InputError if the file is
-    damaged there.
+
+def read_buckets(
+    store: Store, bounds: str, dtypes: Mapping[str, np.dtype[Any]], buckets: tuple[int, int]
+) -> list[NDArray[Any]]:
+    """Some neighbouring buckets of the arrays that a unit left by `write_buckets`, given the dtype of each file.
+
+    Raises InputError if a file is missing, or damaged there.
     """
-    first, last = int(bounds[0]), int(bounds[-1])
+    low, high = buckets
+    rows = read_npy(store, bounds)[:, low : high + 1]
+    return [
+        _read_array(store, key, dtype, begins, hashes)
+        for (key, dtype), begins, hashes in zip(dtypes.items(), rows[: len(dtypes)], rows[len(dtypes) :], strict=True)
+    ]
+
+
+def _read_array(store: Store, key: str, dtype: np.dtype[Any], begins: Int64s, hashes: Int64s) -> NDArray[Any]:
+    first, last = int(begins[0]), int(begins[-1])
     if first == last:
         return np.empty(0, dtype)
     try:
         content = store.read_range(key, first * dtype.itemsize, last * dtype.itemsize)
     except FileNotFoundError:
         raise damaged_unit(store, key) from None
-    if not np.array_equal(bucket_hashes(content, bounds - first, dtype.itemsize)[:-1], hashes[:-1]):
+    if not np.array_equal(_bucket_hashes(content, begins - first, dtype.itemsize)[:-1], hashes[:-1]):
         raise damaged_unit(store, key)
     return np.frombuffer(content, dtype)
+
+
+def _bucket_hashes(content: bytes, begins: Int64s, size: int) -> Int64s:
+    """A hash of each bucket of a file of elements of `size` bytes, and a zero; the shape of `begins`."""
+    hashes, view = np.zeros(len(begins), np.int64), memoryview(content)
+    for bucket in np.flatnonzero(np.diff(begins)).tolist():
+        part = view[int(begins[bucket]) * size : int(begins[bucket + 1]) * size]
+        hashes[bucket] = np.uint64(xxhash.xxh3_64_intdigest(part)).astype(np.int64)
+    return hashes

@@ -22,7 +22,8 @@ from dataengine.build.near_units import (
     alike_units,
     link_units,
 )
-from dataengine.build.units import Keep, Rounds, Unit, publish_keep
+from dataengine.build.rounds import Round, Rounds
+from dataengine.build.units import Keep, Unit, publish_keep
 from dataengine.cleaning import near_duplicates
 from dataengine.cleaning.minhash import choose_bands
 from dataengine.cleaning.near_duplicates import TWIN, Candidates, Links
@@ -65,7 +66,7 @@ def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> 
         [PartKeys(k, part.fingerprint, part.runs, part.publish_alive(store)) for k, part in enumerate(parts)],
         choose_bands(threshold)[0] * alive,
     )
-    yield "comparing", linking
+    yield Round("comparing", linking)
     links = _gather_links(linking, store)
     components = links.pairs
     if len(links.crowded):
@@ -74,7 +75,7 @@ def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> 
         }
         keys, count = yield from _make_keys(rows)
         rare = link_units(keys, count)
-        yield "comparing", rare
+        yield Round("comparing", rare)
         components = near_duplicates.connect(np.concatenate([components, _gather_links(rare, store).pairs]))
     found = near_duplicates.find_candidates(links, components)
     if (large := found.sizes > near_duplicates.LARGE).any():
@@ -83,7 +84,7 @@ def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> 
             for k, ids in _by_part(found.ids[large]).items()
         }
         alike = alike_units(*(yield from _make_keys(sketches)), threshold)
-        yield "comparing", alike
+        yield Round("comparing", alike)
         found = found.relink(large, _gather_pairs(alike, store))
     if not len(found.ids):
         return np.empty(0, TWIN), 0
@@ -92,11 +93,11 @@ def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> 
         k: GatherShingles(*_place(parts[k]), Members.publish(encode_npy(table), store), groups)
         for k, table in members.items()
     }
-    yield "comparing", list(gathering.values())
+    yield Round("comparing", list(gathering.values()))
     gathered = tuple((k, unit.fingerprint) for k, unit in gathering.items())
     sizes = np.bincount(np.concatenate([table["group"] for table in members.values()]), minlength=groups)
     comparing = [CompareTexts(gathered, number, threshold, size) for number, size in enumerate(sizes.tolist()) if size]
-    yield "comparing", comparing
+    yield Round("comparing", comparing)
     overfull = np.unique(np.concatenate([cut, *(read_npy(store, f"{unit.folder}/overfull.npy") for unit in comparing)]))
     twins = np.concatenate([read_npy(store, f"{unit.folder}/twins.npy") for unit in comparing])
     return twins[np.argsort(twins["record"])], len(overfull)
@@ -108,7 +109,7 @@ def _place(part: CleanedPart) -> tuple[SourcePart, RecordFormat, str, int]:
 
 def _make_keys(units: Mapping[int, Unit]) -> Rounds[tuple[list[PartKeys], int]]:
     """A round of units that make keys, by the numbers of their parts: where the keys are, and how many."""
-    receipts = yield "comparing", list(units.values())
+    receipts = yield Round("comparing", list(units.values()))
     made = zip(units.items(), receipts, strict=True)
     keys = [PartKeys(k, unit.fingerprint, receipt.near_runs, None) for (k, unit), receipt in made]
     return keys, sum(receipt.kept for receipt in receipts)

@@ -11,7 +11,7 @@ components of pairs  -> GatherShingles (one a part) -> CompareTexts (one a group
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.arrays import Int64s
-from dataengine.build.external_sort import KeyRuns, bucket_hashes, buckets_of, num_ranges, read_array, read_keys
+from dataengine.build.external_sort import buckets_of, key_runs, num_ranges, read_buckets, read_runs, write_buckets
 from dataengine.build.units import Keep, Named, OnProgress, Reading, Receipt, Unit
 from dataengine.cleaning import minhash, near_duplicates
 from dataengine.cleaning.minhash import NEAR_KEY, SKETCH_KEY, Shingles, sort_near_keys
@@ -38,7 +38,7 @@ _HELD = np.dtype([("record", "<u4"), ("size", "<u4")])  # a record whose shingle
 
 
 class NearRuns:
-    """Write band keys of texts as `KeyRuns` named near, and the shingles of texts that share a key in a run.
+    """Write band keys of texts as `key_runs` named near, and the shingles of texts that share a key in a run.
 
     near.N.held.npy and near.N.shingles.npy are the records of these texts and their shingles, so that most texts need
     not be read again; as many as _RUN_SHINGLES allow.
@@ -46,7 +46,7 @@ class NearRuns:
 
     def __init__(self, add: Add, threshold: float) -> None:
         self._add, self._threshold = add, threshold
-        self._keys = _near_runs(add, self._write_held)
+        self._keys = key_runs(add, "near", "hash", self._sort)
         self._held: list[tuple[Int64s, Shingles]] = []
         self._shingles = 0
 
@@ -56,11 +56,18 @@ class NearRuns:
         if self._shingles <= _RUN_SHINGLES:
             self._held.append((records, shingles))
             self._shingles += len(shingles.hashes)
-        self._keys.add(keys)
+        if len(keys):
+            self._keys.add(keys)
 
     def finish(self) -> int:
         """Write what waits; return the number of runs."""
         return self._keys.finish()
+
+    def _sort(self, keys: NDArray[Any]) -> NDArray[Any]:
+        """The keys of a run, sorted, once the shingles that go with them are written."""
+        ordered = sort_near_keys(keys)
+        self._write_held(self._keys.name, ordered)
+        return ordered
 
     def _write_held(self, name: str, keys: NDArray[Any]) -> None:
         sharing = _with_shared_key(keys)
@@ -72,10 +79,6 @@ class NearRuns:
         self._add(f"{name}.held.npy", encode_npy(table))
         self._add(f"{name}.shingles.npy", encode_npy(held.hashes))
         self._held, self._shingles = [], 0
-
-
-def _near_runs(add: Add, on_run: Callable[[str, NDArray[Any]], None] = lambda name, keys: None) -> KeyRuns:
-    return KeyRuns(add, "near", "hash", sort_near_keys, on_run)
 
 
 def _with_shared_key(keys: NDArray[Any]) -> Int64s:
@@ -96,7 +99,7 @@ class PartKeys:
 
     def read(self, store: Store, dtype: np.dtype[Any], buckets: tuple[int, int]) -> NDArray[Any]:
         """Those in buckets from a first one to before a last one, sorted."""
-        keys = read_keys(store, self.fingerprint, "near", self.runs, dtype, buckets)
+        (keys,) = read_runs(store, self.fingerprint, "near", self.runs, {"keys": dtype}, buckets)
         if self.alive is not None:
             bits, records = self.alive.read(store), keys["record"]
             keys = keys[(bits[records >> 3] << (records & 7).astype(np.uint8)) & 0x80 > 0]
@@ -109,7 +112,7 @@ class _ReadsKeys(Unit):
 
     runs: tuple[PartKeys, ...]
     number: int
-    ranges: int  # at most runs.BUCKETS
+    ranges: int  # at most BUCKETS
     keys: int = field(metadata={"identity": False})  # about so many, for progress
 
     @property
@@ -233,11 +236,12 @@ class _MakesKeys(_ReadsMembers):
         """Keys of some members."""
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
-        runs, keys = _near_runs(add), 0
+        runs, keys = key_runs(add, "near", "hash", sort_near_keys), 0
         for records, shingles in self._shingles(store, self.members.read(store), on_progress):
             made = self._keys(shingles, records)
             keys += len(made)
-            runs.add(made)
+            if len(made):
+                runs.add(made)
         return Receipt(kept=keys, near_runs=runs.finish())
 
 
@@ -265,7 +269,7 @@ class SketchKeys(_MakesKeys):
 @dataclass(frozen=True)
 class GatherShingles(_ReadsMembers):
     """Write the shingles of members, group by group: gathered.members and gathered.shingles, and bounds.npy, shape
-    (4, groups + 1): where each group begins in both, and the hashes of what it has there."""
+    (4, groups + 1): where each group begins in both, and the hashes of what it has there (`write_buckets`)."""
 
     kind: ClassVar[str] = "shingles"
     groups: int
@@ -280,14 +284,10 @@ class GatherShingles(_ReadsMembers):
         members["size"] = shingles.sizes[by_record]
         order = np.lexsort((members["record"], members["group"]))
         members, ordered = members[order], shingles.take(by_record[order])
-        starts = np.searchsorted(members["group"], np.arange(self.groups + 1))
-        begins = np.concatenate([[0], ordered.ends])[starts]
-        rows = [starts, begins]
-        for name, array, bounds in (("members", members, starts), ("shingles", ordered.hashes, begins)):
-            content = array.tobytes()
-            rows.append(bucket_hashes(content, bounds, array.itemsize))
-            add(f"gathered.{name}", content)
-        add("bounds.npy", encode_npy(np.stack(rows)))
+        begins = np.searchsorted(members["group"], np.arange(self.groups + 1))
+        shingles_begin = np.concatenate([[0], ordered.ends])[begins]
+        arrays = {"gathered.members": (members, begins), "gathered.shingles": (ordered.hashes, shingles_begin)}
+        write_buckets(add, "bounds.npy", arrays)
         return Receipt(kept=len(members))
 
 
@@ -318,11 +318,12 @@ class CompareTexts(Unit):
     def _read(self, store: Store, group: int) -> Texts:
         members, hashes, ids = [np.empty(0, MEMBER)], [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for part, fingerprint in self.gathered:
-            name = f"units/{fingerprint}"
-            starts, begins, *digests = read_npy(store, f"{name}/bounds.npy")[:, group : group + 2]
-            members.append(read_array(store, f"{name}/gathered.members", MEMBER, starts, digests[0]))
-            hashes.append(read_array(store, f"{name}/gathered.shingles", np.dtype(np.uint64), begins, digests[1]))
-            ids.append(record_ids(part, members[-1]["record"]))
+            unit = f"units/{fingerprint}"
+            dtypes = {f"{unit}/gathered.members": MEMBER, f"{unit}/gathered.shingles": np.dtype(np.uint64)}
+            found, shingles = read_buckets(store, f"{unit}/bounds.npy", dtypes, (group, group + 1))
+            members.append(found)
+            hashes.append(shingles)
+            ids.append(record_ids(part, found["record"]))
         whole = np.concatenate(members)
         return Texts(
             np.concatenate(ids),

@@ -262,7 +262,7 @@ def stream_notes(prepared: Preparation, names: Sequence[str]) -> list[str]:
 
 def _check_shard_size(form: TokenFormat, vocab_size: int) -> None:
     count = form.shards.samples_per_shard
-    size = count * ((form.seq_len + 1) * token_dtype(vocab_size).itemsize + 4)
+    size = count * (form.width * token_dtype(vocab_size).itemsize + 4)
     if size >= 1 << 32:
         raise InputError(
             f"samples_per_shard {count:,} x seq_len {form.seq_len:,} makes shards of {size:,} bytes; "

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate, islice
 
 from dataengine.build.prepare import StreamPlan
 from dataengine.build.rejects import source_lines, too_few_tokens
-from dataengine.build.rounds import Packed
+from dataengine.build.stream import Packed
+from dataengine.build.units import Receipt
 from dataengine.errors import InputError
 from dataengine.mds import summary
 from dataengine.mds.types import Shard, Stream, shard_name, token_dtype
 from dataengine.mds.writer import ShardWriter, encode_index
 from dataengine.storage.arrays import check_npy, encode_npy, read_all_npy, read_whole
 from dataengine.storage.store import Store
-from dataengine.text.packing import Packer
+from dataengine.text.packing import Packer, Tokens
+
+_THREADS = 16  # that read, write and link files
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,25 @@ class BuiltStream:
 def publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
     """Gather the shards of the units, then those of their joined tails, into one stream; index.json makes it whole."""
     store.remove_leftovers(f"{plan.folder}/")
-    width, dtype = plan.format.seq_len + 1, token_dtype(plan.vocab_size)
+    shards = _link_shards(plan, packed, store)
+    more, remainder = _pack_joined_tails(plan, packed, store, first=len(shards))
+    shards += more
+    if not shards:
+        kept = sum(receipt.kept for receipt in packed.reading)
+        raise InputError(too_few_tokens(plan, kept, packed.dropped, len(remainder)))
+    index = encode_index(shards, plan.format.shards.config(plan.format.width, token_dtype(plan.vocab_size)))
+    made = _summarize(plan, packed, shards, index, len(remainder))
+    in_samples = plan.format.width * sum(shard.samples for shard in shards)
+    assert made.tokens == in_samples + len(remainder), f"{plan.name}: tokens are lost"
+    store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
+    if packed.rejects:
+        store.write(f"{plan.folder}/{summary.REJECTS}", summary.encode_rejects(packed.rejects))
+    store.write(f"{plan.folder}/{summary.NAME}", summary.encode_summary(made))
+    store.write(f"{plan.folder}/index.json", index)
+
+
+def _link_shards(plan: StreamPlan, packed: Packed, store: Store) -> list[Shard]:
+    """Give the shards and the documents of all units names in the stream; return the shards under these names."""
     links = [
         (f"{unit.folder}/documents.npy", f"documents.{number:05d}.npy") for number, unit in enumerate(packed.units)
     ]
@@ -55,54 +78,53 @@ def publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
         for shard in receipt.shards:
             shards.append(_renamed(shard, len(shards)))
             links.append((f"{unit.folder}/{shard.stored.basename}", shards[-1].stored.basename))
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         for _ in pool.map(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}"), links):
             pass
-    packer = Packer(width, dtype)
+    return shards
+
+
+def _pack_joined_tails(plan: StreamPlan, packed: Packed, store: Store, *, first: int) -> tuple[list[Shard], Tokens]:
+    """Write what is left of the units as shards, numbered from `first`; return them and the tokens that fill none."""
+    packer = Packer(plan.format.width, token_dtype(plan.vocab_size))
     writes: list[Future[None]] = []
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         writer = ShardWriter(
             lambda name, content: writes.append(pool.submit(store.write, f"{plan.folder}/{name}", content)),
             plan.format.shards,
-            first=len(shards),
+            first=first,
         )
-        keys = [f"{unit.folder}/tail.npy" for unit in packed.tails or packed.units]
-        for tail in read_all_npy(store, keys, pool):
+        for tail in read_all_npy(store, [f"{unit.folder}/tail.npy" for unit in packed.tails or packed.units], pool):
             writer.add(packer.add(tail))
-        shards += writer.finish()
+        shards = writer.finish()
         for write in writes:
             write.result()
-    remainder = packer.tail
-    if not shards:
-        kept = sum(receipt.kept for receipt in packed.reading)
-        raise InputError(too_few_tokens(plan, kept, packed.dropped, len(remainder)))
-    tokens = sum(receipt.tokens for receipt in packed.receipts)
-    assert tokens == sum(shard.samples for shard in shards) * width + len(remainder), f"{plan.name}: tokens are lost"
-    index = encode_index(shards, plan.format.shards.config(width, dtype))
+    return shards, packer.tail
+
+
+def _summarize(
+    plan: StreamPlan, packed: Packed, shards: Sequence[Shard], index: bytes, remainder: int
+) -> summary.Summary:
+    """How the stream was made."""
     rejected: Counter[str] = Counter()
     for receipt in packed.reading:
         rejected.update(receipt.rejected)
-    made = summary.Summary(
+    return summary.Summary(
         sources=tuple(source_lines(plan.parts, packed.reading)),
         packed=tuple(None if plan.languages else number for number in range(len(packed.units))),
-        segments=_segments(packed, width),
+        segments=find_segments(packed, plan.format.width),
         index_sha256=hashlib.sha256(index).hexdigest(),
         shards=tuple(shards),
         records=sum(receipt.records for receipt in packed.reading),
         kept=sum(receipt.kept for receipt in packed.reading),
         rejected=dict(sorted(rejected.items())),
         dropped=packed.dropped,
-        tokens=tokens,
-        remainder=len(remainder),  # kept in remainder.npy
+        tokens=sum(receipt.tokens for receipt in packed.receipts),
+        remainder=remainder,
         unknown=sum(receipt.unknown for receipt in packed.reading),
         vanished=sum(receipt.vanished for receipt in packed.reading),
         notes=tuple(packed.notes),
     )
-    store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
-    if packed.rejects:
-        store.write(f"{plan.folder}/{summary.REJECTS}", summary.encode_rejects(packed.rejects))
-    store.write(f"{plan.folder}/{summary.NAME}", summary.encode_summary(made))
-    store.write(f"{plan.folder}/index.json", index)
 
 
 def _link_checked(store: Store, source: str, key: str) -> None:
@@ -115,33 +137,33 @@ def _link_checked(store: Store, source: str, key: str) -> None:
     store.link(source, key)
 
 
-def _segments(packed: Packed, width: int) -> tuple[tuple[int, int, int, int], ...]:
-    """Where the flow of tokens of each unit lies in the stream: [unit, start in the stream, start in the unit, tokens].
+def find_segments(packed: Packed, width: int) -> tuple[tuple[int, int, int, int], ...]:
+    """Where the tokens of each unit lie in the stream: (unit, start in the stream, start in the unit, tokens).
 
-    First the units' own shards, then their tails in those of each group, then what is left of the groups.
+    First the units' own shards; then of each group's tails what its shards hold; then the rest of all tails.
     """
-    rows, at = [], 0
-    own = [width * sum(shard.samples for shard in receipt.shards) for receipt in packed.receipts]
-    for number, tokens in enumerate(own):
-        rows.append([number, at, 0, tokens])
-        at += tokens
-    left: list[list[int]] = []
-    number = 0
-    groups = [
-        (len(unit.units), width * sum(shard.samples for shard in receipt.shards))
-        for unit, receipt in zip(packed.tails, packed.tail_receipts, strict=True)
-    ]
-    for units, room in groups or [(len(packed.units), 0)]:
-        for _ in range(units):
+    own = [_count_tokens(receipt, width) for receipt in packed.receipts]
+    rooms = [_count_tokens(receipt, width) for receipt in packed.tail_receipts]
+    pieces = [(number, 0, tokens) for number, tokens in enumerate(own)]
+    rest, numbers = [], iter(range(len(own)))
+    for group, room in zip(packed.tails, rooms, strict=True):
+        for number in islice(numbers, len(group.units)):
             tail = packed.receipts[number].tail
             here = min(tail, room)
-            rows.append([number, at, own[number], here])
-            left.append([number, 0, own[number] + here, tail - here])
-            at, room, number = at + here, room - here, number + 1
-    for row in left:
-        rows.append([row[0], at, *row[2:]])
-        at += row[3]
-    return tuple((unit, start, inside, tokens) for unit, start, inside, tokens in rows if tokens)
+            room -= here
+            pieces.append((number, own[number], here))
+            rest.append((number, own[number] + here, tail - here))
+    rest += [(number, own[number], packed.receipts[number].tail) for number in numbers]  # without groups
+    pieces += rest
+    starts = accumulate((tokens for _, _, tokens in pieces), initial=0)
+    return tuple(
+        (unit, start, inside, tokens) for (unit, inside, tokens), start in zip(pieces, starts, strict=False) if tokens
+    )
+
+
+def _count_tokens(receipt: Receipt, width: int) -> int:
+    """The tokens in a unit's shards."""
+    return width * sum(shard.samples for shard in receipt.shards)
 
 
 def _renamed(shard: Shard, number: int) -> Shard:
@@ -167,7 +189,7 @@ def read_built_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStre
         remote=plan.folder,
         index_sha256=made.index_sha256,
         samples=samples,
-        tokens=samples * (plan.format.seq_len + 1),
+        tokens=samples * plan.format.width,
         shards=made.shards,
     )
     rejects = f"{plan.folder}/{summary.REJECTS}"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
-from pydantic import TypeAdapter
-
 from dataengine.build.prepare import StreamPlan
 from dataengine.build.units import Receipt, Unit
 from dataengine.errors import InputError
+from dataengine.json_files import decode_lines
 from dataengine.mds import summary
 from dataengine.mds.summary import SourceLines, SourceReject
 from dataengine.records.types import Reject, SourcePart
@@ -31,7 +30,7 @@ def nothing_kept(plan: StreamPlan, dropped: Counter[str], rejected: int, sampled
 
 def too_few_tokens(plan: StreamPlan, kept: int, dropped: Mapping[str, int], tokens: int) -> str:
     """What to do about a stream that fills no sample."""
-    width = plan.format.seq_len + 1
+    width = plan.format.width
     advice = [f"add sources to streams.{plan.name}"]
     if count := sum(dropped.values()):
         advice.append(f"{_loosen(plan, dropped)} (cleaning drops {count:,} records: {_words(dropped)})")
@@ -89,12 +88,9 @@ def _unit_rejects(unit: Unit, store: Store) -> list[Reject]:
     key = f"{unit.folder}/rejects.jsonl"
     content = read_whole(store, key)
     try:
-        return [_REJECT.validate_json(line, strict=True) for line in content.splitlines()]
+        return decode_lines(Reject, content)
     except ValueError:
         raise damaged_unit(store, key) from None
-
-
-_REJECT = TypeAdapter(Reject)
 
 
 def check_rejects(

@@ -21,13 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine import permutation
-from dataengine.build.external_sort import bucket_bounds, bucket_hashes, buckets_of, read_array
+from dataengine.arrays import Int64s
+from dataengine.build.external_sort import Bucketed, SortedRuns, bucket_bounds, buckets_of, read_runs
 from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit
 from dataengine.errors import InputError
 from dataengine.mds.types import Add, token_dtype
 from dataengine.mds.writer import ShardFormat, ShardWriter
 from dataengine.records.types import RecordFormat, Records, SourcePart
-from dataengine.storage.arrays import encode_npy, read_all_npy, read_npy
+from dataengine.storage.arrays import encode_npy, read_all_npy
 from dataengine.storage.store import Store
 from dataengine.text import pairs
 from dataengine.text.packing import Packer, Tokens, join_documents
@@ -42,7 +43,7 @@ _GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indic
 
 # A document of a packed unit: number of its part among the stream's, its line there, its length with EOS (and BOS).
 PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
-_RUN = np.dtype([("key", "<u8"), ("line", "<u4"), ("tokens", "<u4")])  # a document of a run
+_DOCUMENT = np.dtype([("key", "<u8"), ("line", "<u4"), ("tokens", "<u4")])  # of a run
 
 
 Texts = tuple[list[str], ...]  # of each language
@@ -62,6 +63,11 @@ class TokenFormat:
     controls: tuple[int, ...]  # ids that no text gives, sorted
     seq_len: int
     shards: ShardFormat
+
+    @property
+    def width(self) -> int:
+        """Tokens of a sample as it is stored; the last one is a label only."""
+        return self.seq_len + 1
 
     def load(self) -> tuple[Tokenizer, np.dtype[Any], int | None]:
         """The tokenizer, the type of tokens, and the id that begins a document, if any."""
@@ -101,7 +107,7 @@ class TokenizeDocuments(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
-        packer = Packer(self.format.seq_len + 1, dtype)
+        packer = Packer(self.format.width, dtype)
         writer = ShardWriter(add, self.format.shards)
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         provenance, total, unknown, vanished = [], 0, 0, 0
@@ -155,7 +161,8 @@ class TokenizePairs(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
-        run = _Run(add, permutation.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)))
+        runs = SortedRuns(add, "run", _RUN_TOKENS, _sort_documents)
+        key, number = permutation.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)), 0
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         total = unknown = vanished = 0
         for lines, texts in self._documents(self._batches(reading, tokenizer, store)):
@@ -164,8 +171,9 @@ class TokenizePairs(Unit):
             unknown, vanished = unknown + lost[0], vanished + lost[1]
             tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
             total += len(tokens)
-            run.add(tokens, lengths, lines)
-        return Receipt(**reading.finish(add), tokens=total, runs=run.finish(), unknown=unknown, vanished=vanished)
+            runs.add(_key_documents(number, lines, lengths, key), tokens)
+            number += len(lengths)
+        return Receipt(**reading.finish(add), tokens=total, runs=runs.finish(), unknown=unknown, vanished=vanished)
 
     @property
     def _written(self) -> list[int]:
@@ -230,7 +238,7 @@ class MergeRuns(Unit):
     format: TokenFormat
     runs: tuple[tuple[str, int], ...]  # fingerprint of a TokenizePairs unit, its number of runs
     number: int
-    ranges: int  # at most runs.BUCKETS
+    ranges: int  # at most BUCKETS
     tokens: int = field(metadata={"identity": False})  # about so many, for progress
 
     @property
@@ -239,22 +247,16 @@ class MergeRuns(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
-        low, high = buckets_of(self.number, self.ranges)
-        found, tokens, sources = [], [], []
-        for source, (fingerprint, count) in enumerate(self.runs):
-            for run in range(count):
-                name = f"units/{fingerprint}/run.{run:05d}"
-                starts, begins, *hashes = read_npy(store, f"{name}.bounds.npy")[:, low : high + 1]
-                found.append(read_array(store, f"{name}.documents", _RUN, starts, hashes[0]))
-                tokens.append(read_array(store, f"{name}.tokens", dtype, begins, hashes[1]))
-                sources.append(np.full(len(found[-1]), source, np.uint32))
-        documents = np.concatenate([np.empty(0, _RUN), *found])
+        buckets = buckets_of(self.number, self.ranges)
+        dtypes = {"documents": _DOCUMENT, "tokens": dtype}
+        parts = [read_runs(store, unit, "run", runs, dtypes, buckets) for unit, runs in self.runs]
+        documents = np.concatenate([part[0] for part in parts])
+        sources = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
         by_key = np.argsort(documents["key"], kind="stable")
-        ordered = gather(np.concatenate([np.empty(0, dtype), *tokens]), documents["tokens"].astype(np.int64), by_key)
-        provenance = make_provenance(
-            np.concatenate([np.empty(0, np.uint32), *sources]), documents["line"], documents["tokens"]
-        )
-        packer = Packer(self.format.seq_len + 1, dtype)
+        tokens = np.concatenate([part[1] for part in parts])
+        ordered = gather(tokens, documents["tokens"].astype(np.int64), by_key)
+        provenance = make_provenance(sources, documents["line"], documents["tokens"])
+        packer = Packer(self.format.width, dtype)
         writer = ShardWriter(add, self.format.shards)
         writer.add(packer.add(ordered))
         add("documents.npy", encode_npy(provenance[by_key]))
@@ -277,7 +279,7 @@ class PackTails(Unit):
 
     def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
-        packer = Packer(self.format.seq_len + 1, dtype)
+        packer = Packer(self.format.width, dtype)
         writer = ShardWriter(add, self.format.shards)
         with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
             keys = [f"units/{unit}/tail.npy" for unit in self.units]
@@ -296,7 +298,7 @@ def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
     return made
 
 
-def gather(tokens: Tokens, lengths: NDArray[np.int64], new_order: NDArray[np.int64]) -> Tokens:
+def gather(tokens: Tokens, lengths: Int64s, new_order: Int64s) -> Tokens:
     """Joined documents in a new order: document k of the result is document new_order[k] of the input."""
     begins, sizes = (np.cumsum(lengths) - lengths)[new_order], lengths[new_order]
     ends = np.cumsum(sizes)
@@ -343,48 +345,19 @@ def _add_tail(add: Add, writer: ShardWriter, packer: Packer) -> int:
     return len(tail)
 
 
-class _Run:
-    """Gather documents and write them as runs sorted by key, each of about _RUN_TOKENS tokens.
+def _key_documents(first: int, lines: Sequence[int], lengths: Int64s, key: int) -> NDArray[Any]:
+    """The documents of a part from number `first` on, with a random key each; of dtype _DOCUMENT, shape (n,)."""
+    documents = np.empty(len(lengths), _DOCUMENT)
+    documents["key"] = permutation.hash_numbers(np.arange(first, first + len(lengths)), key)
+    documents["line"], documents["tokens"] = lines, lengths
+    return documents
 
-    A run is three files: .documents (_RUN each), .tokens in the same order, and .bounds.npy, shape (4, BUCKETS + 1):
-    the first document and the first token of each range of keys, and the hashes of what the two files have there.
-    """
 
-    def __init__(self, add: Add, key: int) -> None:
-        self._add, self._key = add, key
-        self._first = self._runs = self._waiting = 0  # number of the run's first document; runs written; tokens
-        self._parts: list[tuple[Tokens, NDArray[np.int64], NDArray[np.uint32]]] = []
-
-    def add(self, tokens: Tokens, lengths: NDArray[np.int64], lines: Sequence[int]) -> None:
-        """Take joined documents, their lengths and their source lines."""
-        self._parts.append((tokens, lengths, np.array(lines, np.uint32)))
-        self._waiting += len(tokens)
-        if self._waiting >= _RUN_TOKENS:
-            self._write()
-
-    def finish(self) -> int:
-        """Write what waits; return the number of runs."""
-        if self._parts:
-            self._write()
-        return self._runs
-
-    def _write(self) -> None:
-        tokens, lengths, lines = (np.concatenate(part) for part in zip(*self._parts, strict=True))
-        documents = np.empty(len(lengths), _RUN)
-        numbers = np.arange(self._first, self._first + len(lengths), dtype=np.int64)
-        documents["key"] = permutation.hash_numbers(numbers, self._key)
-        documents["line"], documents["tokens"] = lines, lengths
-        by_key = np.argsort(documents["key"], kind="stable")
-        sorted_documents = documents[by_key]
-        bounds = bucket_bounds(sorted_documents["key"])
-        ends = np.concatenate([[0], np.cumsum(sorted_documents["tokens"], dtype=np.int64)])
-        name, rows = f"run.{self._runs:05d}", [bounds, ends[bounds]]
-        for kind, array, starts in (
-            ("documents", sorted_documents, bounds),
-            ("tokens", gather(tokens, lengths, by_key), ends[bounds]),
-        ):
-            content = array.tobytes()
-            rows.append(bucket_hashes(content, starts, array.itemsize))
-            self._add(f"{name}.{kind}", content)
-        self._add(f"{name}.bounds.npy", encode_npy(np.stack(rows)))
-        self._first, self._runs, self._waiting, self._parts = self._first + len(lengths), self._runs + 1, 0, []
+def _sort_documents(documents: NDArray[Any], tokens: Tokens) -> dict[str, Bucketed]:
+    """Documents and their joined tokens, both in the order of the keys."""
+    by_key = np.argsort(documents["key"], kind="stable")
+    ordered = documents[by_key]
+    begins = bucket_bounds(ordered["key"])
+    ends = np.concatenate([[0], np.cumsum(ordered["tokens"], dtype=np.int64)])
+    moved = gather(tokens, documents["tokens"].astype(np.int64), by_key)
+    return {"documents": (ordered, begins), "tokens": (moved, ends[begins])}

@@ -17,15 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import orjson
-import xxhash
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
-from dataengine.mds.types import Add, Shard, read_shard
+from dataengine.json_files import decode_hashed, encode_hashed
+from dataengine.mds.types import Add, Shard
 from dataengine.records.parts import lines_before
 from dataengine.records.read import read_records
 from dataengine.records.types import Notes, RecordFormat, Records, Reject, SourcePart, add_notes
@@ -38,7 +38,6 @@ _EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the
 _REJECTS = 10_000  # so many of a unit are written down; all are counted
 _EXCERPT = 200  # characters of a record that is written down
 
-T = TypeVar("T")
 OnProgress = Callable[[int], None]  # hears of input bytes read
 
 
@@ -92,10 +91,6 @@ class Unit(ABC):
         """Do the work: read from the store and the sources, hand the files of the unit's folder to `add`."""
 
 
-Round = tuple[str, Sequence[Unit]]  # what it does, in a word for the progress bar, and its units
-Rounds = Generator[Round, list[Receipt], T]  # yields rounds, is sent the receipts of each, and comes to something
-
-
 def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: None) -> Receipt:
     """Do a unit's work and publish its folder, the receipt last."""
     _keep_freed_memory()
@@ -104,7 +99,7 @@ def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: N
     try:
         with store.new_folder(unit.folder, last="receipt.json") as add:
             receipt = unit.work(store, add, on_progress)
-            add("receipt.json", encode_receipt(receipt))
+            add("receipt.json", encode_hashed(receipt))
     finally:
         if collects:
             gc.enable()
@@ -131,8 +126,8 @@ def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Rece
     def read(k: int) -> Receipt:
         key = f"{there[k].folder}/receipt.json"
         try:
-            receipt = read_receipt(store.read(key))
-        except (ValueError, KeyError, TypeError):
+            receipt = decode_hashed(Receipt, store.read(key))
+        except ValueError:
             raise damaged_unit(store, key) from None
         for shard in receipt.shards:
             key = f"{there[k].folder}/{shard.stored.basename}"
@@ -142,20 +137,6 @@ def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Rece
 
     with ThreadPoolExecutor(16) as pool:
         return dict(zip(there, pool.map(read, there), strict=True))
-
-
-def encode_receipt(receipt: Receipt) -> bytes:
-    """A receipt as JSON, with a hash of it."""
-    fields = asdict(receipt)
-    return orjson.dumps({**fields, "xxh3": xxhash.xxh3_64_hexdigest(orjson.dumps(fields))}, option=orjson.OPT_INDENT_2)
-
-
-def read_receipt(content: bytes) -> Receipt:
-    """A receipt from its JSON form. Raises ValueError, KeyError or TypeError if it is not as it was written."""
-    fields = orjson.loads(content)
-    if fields.pop("xxh3") != xxhash.xxh3_64_hexdigest(orjson.dumps(fields)):
-        raise ValueError("its hash is another")
-    return Receipt(**{**fields, "shards": [read_shard(shard) for shard in fields["shards"]]})
 
 
 def fingerprint_of(identity: object) -> str:

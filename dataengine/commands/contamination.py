@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from dataengine.build.executors import LocalEngine
 from dataengine.build.prepare import StreamPlan, missing_streams, prepare
 from dataengine.build.rejects import source_lines
-from dataengine.build.rounds import clean_stream, run_rounds
-from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Rounds, Unit, finished_receipts, publish_keep
+from dataengine.build.rounds import Round, Rounds, run_rounds
+from dataengine.build.stream import clean_stream
+from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit, finished_receipts
 from dataengine.characters import escape_controls
 from dataengine.cleaning.decontaminate import NGRAM_WORDS, SHORTEST_WORDS, EvaluationTexts
 from dataengine.cleaning.dedup import WORD_WEIGHT, hash_grams, normalize
@@ -152,7 +153,7 @@ def _search(
     keeps: list[Keep | None] = [None] * len(plan.parts)
     if plan.cleaning is not None:
         cleaned = yield from clean_stream(plan, config, store)
-        keeps = [publish_keep(codes == 0, store) for codes in cleaned.codes]
+        keeps = cleaned.publish_keeps(store)
     identity = hashlib.sha256(orjson.dumps([EvaluationTexts.from_texts(texts).identity, texts])).hexdigest()
     units = [
         FindTexts(part, plan.records, keep, identity, NGRAM_WORDS, SHORTEST_WORDS, texts)
@@ -166,7 +167,7 @@ def _search(
                 f"stream '{plan.name}' has {size_words(left)} to search, which takes a while. Do it once: "
                 "dataengine contamination CONFIG"
             )
-    receipts = yield "looking for evaluation sentences", units
+    receipts = yield Round("looking for evaluation sentences", units)
     return units, receipts
 
 

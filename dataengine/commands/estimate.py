@@ -227,7 +227,7 @@ def _texts(plan: StreamPlan, batch: Records, first: int) -> list[str]:
 
 def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
     """Bytes that a token takes in the store."""
-    width = plan.format.seq_len + 1
+    width = plan.format.width
     rows = tokens[: len(tokens) // width * width].reshape(-1, width)
     form = plan.format.shards
     if form.compression is None or not len(rows):

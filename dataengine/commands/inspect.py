@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dataengine.build import clean
 from dataengine.build.executors import Engine
 from dataengine.build.prepare import Preparation, StreamPlan
 from dataengine.build.rejects import gather_rejects, source_lines
-from dataengine.build.rounds import Cleaned, clean_stream, run_rounds
-from dataengine.build.units import Reading, Rounds, Unit
+from dataengine.build.rounds import Round, Rounds, run_rounds
+from dataengine.build.stream import Cleaned, clean_stream
+from dataengine.build.units import Reading, Unit
 from dataengine.config.schema import Config
 from dataengine.errors import InputError, did_you_mean
 from dataengine.mds.summary import SourceReject, read_rejects, read_summary
@@ -104,7 +104,7 @@ def _look(plan: StreamPlan, config: Config, store: Store) -> Rounds[tuple[Unusab
         units, receipts = cleaned.units, cleaned.receipts
     else:
         units = plan.token_units([None] * len(plan.parts))
-        receipts = yield "tokenizing", units
+        receipts = yield Round("tokenizing", units)
     rejected: Counter[str] = Counter()
     for receipt in receipts:
         rejected.update(receipt.rejected)
@@ -126,10 +126,7 @@ def _built(plan: StreamPlan, store: Store) -> Unusable | None:
 
 
 def _counts(name: str, plan: StreamPlan, unusable: Unusable, cleaned: Cleaned | None) -> list[str]:
-    dropped: Counter[str] = Counter()
-    if cleaned and plan.cleaning:
-        for codes in cleaned.codes:
-            dropped.update(clean.count_reasons(codes, plan.cleaning))
+    dropped = cleaned.count_dropped() if cleaned else Counter()
     kept = unusable.records - unusable.rejected.total() - dropped.total()
     counts = [(f"unusable: {reason}", n) for reason, n in unusable.rejected.most_common()]
     counts += [*dropped.most_common(), ("kept", kept)]

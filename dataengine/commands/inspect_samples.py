@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dataengine.build.executors import Engine
 from dataengine.build.prepare import Preparation, StreamPlan
-from dataengine.build.rounds import clean_stream, run_rounds
+from dataengine.build.rounds import run_rounds
+from dataengine.build.stream import clean_stream
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from dataengine.build.executors import LocalEngine
 from dataengine.build.prepare import StreamPlan, prepare
-from dataengine.build.rounds import clean_stream, run_rounds
+from dataengine.build.rounds import run_rounds
+from dataengine.build.stream import clean_stream
 from dataengine.build.units import Reading
 from dataengine.cleaning.score_cache import ScoreCache, score_part
 from dataengine.config.schema import Config

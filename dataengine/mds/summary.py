@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import orjson
-import xxhash
-from pydantic import TypeAdapter, ValidationError
 
 from dataengine.errors import InputError
+from dataengine.json_files import decode, decode_hashed, decode_lines, encode_hashed
 from dataengine.mds.types import Shard
 from dataengine.storage.paths import is_url, where_it_would_be
 from dataengine.storage.store import Store
@@ -75,42 +74,26 @@ class SourceReject:
     excerpt: str
 
 
-_SUMMARY = TypeAdapter(Summary)
-_REJECT = TypeAdapter(SourceReject)
-
-
 def encode_summary(summary: Summary) -> bytes:
     """The content of a stream.summary."""
-    fields = asdict(summary)
-    return orjson.dumps({**fields, "xxh3": _hash(fields)}, option=orjson.OPT_INDENT_2)
+    return encode_hashed(summary)
 
 
 def read_summary(store: Store, folder: str) -> Summary:
     """The summary of the stream in a folder of a store. Raises InputError if it is missing or damaged."""
-    key = f"{folder}/{NAME}"
-    try:
-        content = store.read(key)
-    except FileNotFoundError:
-        key = f"{folder}/{_BEFORE}"
+    for name, decode_summary in ((NAME, decode_hashed), (_BEFORE, decode)):
+        key = f"{folder}/{name}"
         try:
             content = store.read(key)
         except FileNotFoundError:
-            raise damaged_stream(store, f"{folder}/{NAME}", "is missing") from None
-    try:
-        fields = orjson.loads(content)
-        if key.endswith(NAME) and fields.pop("xxh3") != _hash(fields):
-            raise damaged_stream(store, key, "is damaged: its hash is another")
-        summary = _SUMMARY.validate_python(fields)
-        _check(summary)
-    except ValidationError as error:
-        first = error.errors()[0]
-        words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise damaged_stream(store, key, f"is damaged: {words}") from None
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged_stream(store, key, f"is damaged: {error}") from None
-    return summary
+            continue
+        try:
+            summary = decode_summary(Summary, content)
+            _check(summary)
+        except ValueError as error:
+            raise damaged_stream(store, key, f"is damaged: {error}") from None
+        return summary
+    raise damaged_stream(store, f"{folder}/{NAME}", "is missing")
 
 
 def encode_rejects(rejects: Sequence[SourceReject]) -> bytes:
@@ -126,7 +109,7 @@ def read_rejects(store: Store, folder: str) -> list[SourceReject] | None:
     except FileNotFoundError:
         return None
     try:
-        return [_REJECT.validate_json(line, strict=True) for line in content.split(b"\n") if line]
+        return decode_lines(SourceReject, content)
     except ValueError:
         raise damaged_stream(store, key, "is damaged") from None
 
@@ -148,10 +131,6 @@ def damaged_stream(store: Store, key: str, what: str) -> DamagedStreamError:
     error = DamagedStreamError(f"{store.url}/{key} {what}{elsewhere or remedy}")
     error.what = f"{store.url}/{key} {what}"
     return error
-
-
-def _hash(fields: object) -> str:
-    return xxhash.xxh3_64_hexdigest(orjson.dumps(fields))
 
 
 def _check(summary: Summary) -> None:

@@ -49,12 +49,6 @@ class Shard:
         return self.zip or self.raw
 
 
-def read_shard(fields: dict[str, Any]) -> Shard:
-    """A shard from its JSON form."""
-    packed = fields["zip"]
-    return Shard(fields["samples"], StoredFile(**fields["raw"]), StoredFile(**packed) if packed else None)
-
-
 def hash_bytes(content: bytes, algorithm: str) -> str:
     """Hash in hex by streaming's name of the algorithm, such as xxh64 or sha256."""
     if algorithm.startswith("xxh"):

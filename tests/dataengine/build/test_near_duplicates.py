@@ -9,7 +9,8 @@ import pytest
 from dataengine.build import near_duplicates as near_duplicates_module
 from dataengine.build.executors import LocalEngine
 from dataengine.build.prepare import Preparation, prepare
-from dataengine.build.rounds import Cleaned, clean_stream, run_rounds
+from dataengine.build.rounds import run_rounds
+from dataengine.build.stream import Cleaned, clean_stream
 from dataengine.cleaning import near_duplicates
 from dataengine.cleaning.minhash import shingle_texts
 from dataengine.cleaning.near_duplicates import jaccard

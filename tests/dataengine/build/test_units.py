@@ -10,8 +10,9 @@ import pytest
 from pyarrow import parquet
 
 from dataengine.build.build import build
-from dataengine.build.units import Reading, Receipt, describe_notes, encode_receipt, read_receipt
+from dataengine.build.units import Reading, Receipt, describe_notes
 from dataengine.errors import InputError
+from dataengine.json_files import decode_hashed, encode_hashed
 from dataengine.records.parts import plan_parts
 from dataengine.records.types import RecordFormat, SourcePart
 from tests.conftest import ConfigMaker
@@ -63,7 +64,8 @@ def test_hopeless_parquet_names_the_row_in_the_file(tmp_path: Path) -> None:
 
 def test_a_receipt_keeps_its_notes() -> None:
     receipt = Receipt(lines=3, notes={"said": (2, 1, "excerpt")})
-    again = read_receipt(encode_receipt(receipt))
+    again = decode_hashed(Receipt, encode_hashed(receipt))
+    assert again == receipt
     assert describe_notes([SourcePart(("a",), ("",), "tsv", 0, 0, 0, "")], [again], [1]) == [
         "said (2 times, first in a, line 1: excerpt)"
     ]

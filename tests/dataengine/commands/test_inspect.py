@@ -13,7 +13,8 @@ from dataengine.build.build import build
 from dataengine.build.executors import LocalEngine
 from dataengine.build.prepare import prepare
 from dataengine.build.publish import BuiltStream
-from dataengine.build.rounds import Cleaned, clean_stream, run_rounds
+from dataengine.build.rounds import run_rounds
+from dataengine.build.stream import Cleaned, clean_stream
 from dataengine.cli import main
 from dataengine.commands import inspect, inspect_samples
 from dataengine.commands.inspect import Example

@@ -1,0 +1,211 @@
+"""The rounds of a stream: its records are judged, tokenized, shuffled and packed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataengine.build import clean
+from dataengine.build.clean import Cleaning, CleanRecords, Codes
+from dataengine.build.external_sort import num_ranges
+from dataengine.build.near_duplicates import CleanedPart, find_twins
+from dataengine.build.prepare import MERGE_TOKENS, TAIL_TOKENS, StreamPlan
+from dataengine.build.rejects import check_rejects, gather_rejects, nothing_kept, source_lines
+from dataengine.build.rounds import Round, Rounds
+from dataengine.build.tokenize import KeptPart, MergeRuns, PackTails, TokenFormat, TokenizePairs
+from dataengine.build.units import Keep, Receipt, Unit, describe_notes, publish_keep
+from dataengine.cleaning.near_duplicates import TWIN
+from dataengine.cleaning.score_cache import ScoreCache
+from dataengine.config.schema import Config
+from dataengine.errors import InputError, note
+from dataengine.mds.summary import SourceReject
+from dataengine.storage.store import Store
+from dataengine.text import pairs
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What cleaning says of each part: the units that judged it, their receipts, and the reason for each record.
+
+    `twins`, of dtype near_duplicates.TWIN, are the near duplicates, each with the record that is kept for it.
+    """
+
+    cleaning: Cleaning
+    units: list[CleanRecords]
+    receipts: list[Receipt]
+    codes: list[Codes]
+    twins: NDArray[Any]
+
+    def publish_keeps(self, store: Store) -> list[Keep | None]:
+        """Put into the store which records of each part are kept."""
+        return [publish_keep(codes == 0, store) for codes in self.codes]
+
+    def count_dropped(self) -> Counter[str]:
+        """How many records each reason drops, in the order of the reasons."""
+        dropped: Counter[str] = Counter()
+        for codes in self.codes:
+            dropped.update(clean.count_reasons(codes, self.cleaning))
+        return dropped
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The finished units of a stream: of reading (one a part) and of packing, with their receipts."""
+
+    reading: list[Receipt]
+    rejects: list[SourceReject]
+    dropped: dict[str, int]
+    units: Sequence[Unit]
+    receipts: list[Receipt]
+    tails: list[PackTails]
+    tail_receipts: list[Receipt]
+    notes: list[str]  # on the records
+
+
+def clean_stream(
+    plan: StreamPlan, config: Config, store: Store, *, with_scores: bool = True, checks: bool = True
+) -> Rounds[Cleaned]:
+    """Judge the records of a stream. If it `checks`, one with too many unusable records is refused."""
+    assert plan.cleaning is not None
+    units = plan.clean_units()
+    receipts = yield Round("cleaning", units)
+    if checks:
+        check_rejects(plan, receipts, units, config.max_bad_fraction, store)
+    _note_unknown_subsets(plan, plan.cleaning, receipts)
+    duplicates = clean.duplicate_units(units, receipts)
+    if duplicates:
+        yield Round("comparing", duplicates)
+    codes = clean.judged_alone(units, receipts, store)
+    clean.mark_duplicates(codes, duplicates, store)
+    twins = np.empty(0, TWIN)
+    if plan.cleaning.near_dedup is not None:
+        parts = [
+            CleanedPart(unit.part, unit.records, unit.fingerprint, receipt.near_runs, receipt.kept, reasons == 0)
+            for unit, receipt, reasons in zip(units, receipts, codes, strict=True)
+        ]
+        twins, crowded = yield from find_twins(parts, plan.cleaning.near_dedup, store)
+        clean.mark_twins(codes, twins, plan.cleaning)
+        if crowded:
+            note(
+                f"stream '{plan.name}': {crowded:,} texts are like many others, of which they were compared with some "
+                "only; some near duplicates among them may stay"
+            )
+    if with_scores:
+        model = str(plan.cleaning.score_model)
+        caches = {direction: ScoreCache(store, model, direction) for direction in plan.cleaning.scores}
+        clean.mark_low_scores(codes, units, store, caches)
+    return Cleaned(plan.cleaning, units, receipts, codes, twins)
+
+
+def _note_unknown_subsets(plan: StreamPlan, cleaning: Cleaning, receipts: Sequence[Receipt]) -> None:
+    if cleaning.subsets and not any(receipt.dropped.get("subset") for receipt in receipts):
+        note(
+            f"stream '{plan.name}': no record's {plan.records.label_key} is {' or '.join(cleaning.subsets)}; "
+            f"is streams.{plan.name}.clean.subsets right?"
+        )
+
+
+def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed]:
+    """Clean, tokenize and pack a stream."""
+    cleaned = (yield from clean_stream(plan, config, store)) if plan.cleaning else None
+    dropped = cleaned.count_dropped() if cleaned else Counter()
+    keeps = cleaned.publish_keeps(store) if cleaned else [None] * len(plan.parts)
+    units: Sequence[Unit] = plan.token_units(keeps)
+    receipts = yield Round("tokenizing", units)
+    check_rejects(plan, receipts, units, config.max_bad_fraction, store)
+    notes = _note_records(plan, receipts)
+    if not plan.adjacent:
+        units, receipts = yield from _exchange_with_neighbours(plan, units, receipts)
+    _check_kept(plan, receipts, dropped)
+    packed, packed_receipts = units, receipts
+    if plan.languages:
+        packed = _merge_units(plan, units, receipts)
+        packed_receipts = yield Round("shuffling", packed)
+    tails = _tail_units(packed, packed_receipts, plan.format)
+    tail_receipts = (yield Round("packing", tails)) if tails else []
+    rejects = gather_rejects(plan.parts, units, receipts, store)
+    return Packed(receipts, rejects, dict(dropped), packed, packed_receipts, tails, tail_receipts, notes)
+
+
+def _note_records(plan: StreamPlan, receipts: Sequence[Receipt]) -> list[str]:
+    """Say, and return, what is to be said of the usable records."""
+    first_lines = [place.line for place in source_lines(plan.parts, receipts)]
+    notes = [f"stream '{plan.name}': {words}" for words in describe_notes(plan.parts, receipts, first_lines)]
+    for words in notes:
+        note(words)
+    return notes
+
+
+def _check_kept(plan: StreamPlan, receipts: Sequence[Receipt], dropped: Counter[str]) -> None:
+    """Raise InputError if cleaning dropped all records."""
+    kept = sum(receipt.kept for receipt in receipts)
+    rejected = sum(sum(receipt.rejected.values()) for receipt in receipts)
+    records = sum(receipt.records for receipt in receipts)
+    assert records == kept + rejected + dropped.total(), f"stream '{plan.name}': records are unaccounted for"
+    if not kept:
+        raise InputError(nothing_kept(plan, dropped, rejected))
+
+
+def _exchange_with_neighbours(
+    plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]
+) -> Rounds[tuple[list[Unit], list[Receipt]]]:
+    """Tokenize small parts again, together with their neighbours; return the units and receipts of all parts."""
+    joined = _join_small_parts(plan, units, receipts)
+    again = (yield Round("exchanging", list(joined.values()))) if joined else []
+    of_all, receipts_of_all = list(units), list(receipts)
+    for number, unit, receipt in zip(joined, joined.values(), again, strict=True):
+        of_all[number], receipts_of_all[number] = unit, receipt
+    return of_all, receipts_of_all
+
+
+def _join_small_parts(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]) -> dict[int, TokenizePairs]:
+    """By the numbers of their parts, the units of parts that exchange targets with their neighbours.
+
+    A part with fewer than two pairs for each direction cannot do so by itself. A stream with fewer has its pairs
+    written in as many of its directions as have two. Raises InputError if the stream has one pair only.
+    """
+    kept = [receipt.kept for receipt in receipts]
+    if sum(kept) == 1:
+        raise InputError(
+            f"stream '{plan.name}' is one pair, which cannot take another's target (`adjacent: false`). "
+            f"Add pairs to streams.{plan.name}."
+        )
+    directions = plan.directions[: max(sum(kept) // 2, 1)]
+    joined = {}
+    for group in pairs.exchange_groups(kept, 2 * len(directions)):
+        members = [units[number] for number in group]
+        for place, number in enumerate(group):
+            unit = units[number]
+            assert isinstance(unit, TokenizePairs)
+            before, after = (
+                tuple(KeptPart(u.part, u.keep) for u in some if isinstance(u, TokenizePairs))
+                for some in (members[:place], members[place + 1 :])
+            )
+            if before or after or directions != plan.directions:
+                joined[number] = replace(unit, directions=directions, before=before, after=after)
+    return joined
+
+
+def _merge_units(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]) -> list[MergeRuns]:
+    """The units that shuffle the documents of all parts."""
+    tokens = sum(receipt.tokens for receipt in receipts)
+    ranges = num_ranges(tokens, MERGE_TOKENS)
+    runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
+    return [MergeRuns(plan.format, runs, number, ranges, tokens // ranges) for number in range(ranges)]
+
+
+def _tail_units(units: Sequence[Unit], receipts: Sequence[Receipt], form: TokenFormat) -> list[PackTails]:
+    """The units that pack the tails of consecutive units together; none if there is little to pack."""
+    if sum(receipt.tail for receipt in receipts) < TAIL_TOKENS:
+        return []
+    groups: list[tuple[list[str], int]] = []
+    for unit, receipt in zip(units, receipts, strict=True):
+        if not groups or groups[-1][1] >= TAIL_TOKENS:
+            groups.append(([], 0))
+        groups[-1] = ([*groups[-1][0], unit.fingerprint], groups[-1][1] + receipt.tail)
+    return [PackTails(form, tuple(fingerprints), tokens) for fingerprints, tokens in groups]
