@@ -26,6 +26,8 @@ from dataengine.errors import InputError
 from dataengine.mds.types import Shard, StoredFile, Stream
 from dataengine.mds.writer import compress, encode_shard
 from dataengine.records import archives
+from dataengine.records.formats import format_of
+from dataengine.records.splitting import LINES
 from dataengine.records.types import Notes, Records, SourcePart, add_notes
 from dataengine.storage.files import open_file
 from dataengine.tables import size_words, table
@@ -149,7 +151,7 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
     neither.
     """
     whole = part
-    by_line = part.format in ("jsonl", "tsv") or (part.format == "text" and plan.records.split == "line")
+    by_line = format_of(part.format, plan.records).splitter is LINES
     used, read, before = part.size, 0, 0
 
     def hear(count: int) -> None:
@@ -162,10 +164,9 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
         reading = Reading(part, plan.records, hear)
         held: list[Records] = []
         for batch in reading.batches(_BATCH if by_line else 1):
-            if not by_line and read > before:  # the first record of another block; Parquet says so one block later
-                done = read if part.format == "parquet" else before
-                if done >= max(wanted, 1) and read < part.size:
-                    used = done
+            if not by_line and read > before:  # the first record of another block
+                if before >= max(wanted, 1) and read < part.size:
+                    used = before
                     break
                 before = read
             made.records += len(batch.lines)

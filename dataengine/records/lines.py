@@ -10,7 +10,7 @@ import xxhash
 
 from dataengine.errors import InputError
 from dataengine.records import archives
-from dataengine.records.types import OnBytes, SourcePart
+from dataengine.records.types import TO_THE_END, OnBytes, SourcePart
 from dataengine.storage.files import open_file
 from dataengine.storage.paths import is_url
 
@@ -29,7 +29,7 @@ def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iter
 
     Raises InputError if the file cannot be read, or the archive is cut short or broken.
     """
-    part = SourcePart((str(path),), ("",), "text", 0, -1, 0, "")
+    part = SourcePart((str(path),), ("",), "text", 0, TO_THE_END, 0, "")
     for lines in line_blocks(part, 0, on_bytes):
         for line in lines:
             if line is None:
@@ -39,7 +39,7 @@ def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iter
 
 def read_content(path: str | Path) -> bytes:
     """The whole content of a file, plain, .gz or .zst by its name. Raises InputError as `read_lines`."""
-    part = SourcePart((str(path),), ("",), "text", 0, -1, 0, "")
+    part = SourcePart((str(path),), ("",), "text", 0, TO_THE_END, 0, "")
     return b"".join(content_chunks(part, 0, lambda count: None))
 
 
@@ -101,7 +101,7 @@ def content_chunks(part: SourcePart, number: int, on_bytes: OnBytes, hashing: An
     Raises InputError at the end if a local file is not the one that was identified.
     """
     path = part.paths[number]
-    stop = None if part.stop < 0 or len(part.paths) > 1 else part.stop
+    stop = None if part.stop == TO_THE_END or len(part.paths) > 1 else part.stop
     stored = _stored(path, part.start, stop, part.versions[number], on_bytes)
     if hashing is not None or (part.digest and not is_url(path)):
         stored = _hashed(stored, xxhash.xxh3_128() if hashing is None else hashing, part, check=hashing is None)
