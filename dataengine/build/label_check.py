@@ -295,7 +295,7 @@ def _describe(
         one, other = languages
         keys = f"keys: {{{one}: {form.keys[1]}, {other}: {form.keys[0]}}}"
         how = f"set streams.{name}.{keys}"
-        if part.format == "moses":
+        if len(part.paths) > 1:
             how = f"{'name these two apart from the others, and ' if others_right else ''}exchange the two paths"
         elif others_right:
             how = f"give this file a stream of its own with {keys}"

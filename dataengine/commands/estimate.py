@@ -6,7 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,9 +25,11 @@ from dataengine.cleaning import dedup, near_duplicates
 from dataengine.errors import InputError
 from dataengine.mds.types import Shard, StoredFile, Stream
 from dataengine.mds.writer import compress, encode_shard
-from dataengine.records import archives
+from dataengine.records.formats import format_of
+from dataengine.records.lines import read_beginning
+from dataengine.records.parts import whole_file
+from dataengine.records.splitting import LINES
 from dataengine.records.types import Notes, Records, SourcePart, add_notes
-from dataengine.storage.files import open_file
 from dataengine.tables import size_words, table
 from dataengine.text import pairs
 from dataengine.text.packing import join_documents
@@ -36,7 +38,6 @@ SAMPLE_BYTES = 4 * 10**6  # read of each stream
 _PLACES = 8  # parts that a sample is spread over
 _BATCH = 500
 _EXCERPT = 200  # characters of an unusable record
-_CHUNK = 1 << 20  # bytes
 
 
 @dataclass
@@ -149,7 +150,7 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
     neither.
     """
     whole = part
-    by_line = part.format in ("jsonl", "tsv") or (part.format == "text" and plan.records.split == "line")
+    by_line = format_of(part.format, plan.records).splitter is LINES
     used, read, before = part.size, 0, 0
 
     def hear(count: int) -> None:
@@ -158,14 +159,16 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
 
     with TemporaryDirectory() as folder:
         if by_line and part.size > wanted:
-            part, used = _first_lines(part, wanted, Path(folder))
+            text, used = read_beginning(part, wanted)
+            path = Path(folder, f"the beginning of {Path(part.paths[0]).name} (plain)")
+            path.write_bytes(text)
+            part = replace(whole_file(path, part.format), columns=part.columns)
         reading = Reading(part, plan.records, hear)
         held: list[Records] = []
         for batch in reading.batches(_BATCH if by_line else 1):
-            if not by_line and read > before:  # the first record of another block; Parquet says so one block later
-                done = read if part.format == "parquet" else before
-                if done >= max(wanted, 1) and read < part.size:
-                    used = done
+            if not by_line and read > before:  # the first record of another block
+                if before >= max(wanted, 1) and read < part.size:
+                    used = before
                     break
                 before = read
             made.records += len(batch.lines)
@@ -194,25 +197,6 @@ def _join(batches: Sequence[Records]) -> Records:
         [label for batch in batches for label in batch.labels],
         [],
     )
-
-
-def _first_lines(part: SourcePart, wanted: int, folder: Path) -> tuple[SourcePart, int]:
-    """The lines in the first `wanted` bytes of a part, as a plain file in `folder`, and how many bytes these are."""
-    path = part.paths[0]
-    with open_file(path, part.start, part.start + wanted, part.versions[0]) as file:
-        stored = file.read()
-    text, used = stored, len(stored)
-    if part.start == 0:
-        text, used = archives.unpack_start(path, stored)
-        while not text and len(stored) < part.size:  # a block of bzip2 is not whole yet
-            with open_file(path, 0, max(2 * len(stored), _CHUNK), part.versions[0]) as file:
-                stored = file.read()
-            text, used = archives.unpack_start(path, stored)
-    end = text.rfind(b"\n") + 1 or len(text)
-    name = folder / f"the beginning of {Path(path).name} (plain)"
-    name.write_bytes(text[:end])
-    sample = SourcePart((str(name),), ("",), part.format, 0, end, end, "", part.columns)
-    return sample, round(used * end / max(len(text), 1))
 
 
 def _texts(plan: StreamPlan, batch: Records, first: int) -> list[str]:

@@ -15,6 +15,7 @@ from dataengine.mds.provenance import StreamProvenance
 from dataengine.mds.reader import StreamReader
 from dataengine.mds.summary import read_summary
 from dataengine.mds.types import token_dtype
+from dataengine.records.formats import FORMATS
 from dataengine.records.read import read_records
 from dataengine.records.types import SourcePart
 from dataengine.schedule.manifest import Manifest
@@ -104,9 +105,6 @@ def describe_line(
     return "\n".join(lines)
 
 
-_NO_RECORD = {"tsv": "it is blank, or the heading", "text": "it is blank, or inside of a document"}
-
-
 def _why_in_none(plan: StreamPlan, prepared: Preparation, engine: Engine, path: str, line: int) -> str:
     """Why no sample of a built stream holds a line of one of its files."""
     store, ends, reasons = prepared.store, [], []
@@ -121,8 +119,7 @@ def _why_in_none(plan: StreamPlan, prepared: Preparation, engine: Engine, path: 
             reasons.append(found)
     if reasons:
         return "; ".join(dict.fromkeys(reasons))
-    kind = {"parquet": "row", "tmx": "unit"}.get(part.format, "line")
-    return f"the file has {max(ends):,} {kind}{'s' * (max(ends) != 1)}"
+    return f"the file has {max(ends):,} {FORMATS[part.format].counted}{'s' * (max(ends) != 1)}"
 
 
 def _find_record(plan: StreamPlan, part: SourcePart, line: int) -> int | str:
@@ -136,7 +133,7 @@ def _find_record(plan: StreamPlan, part: SourcePart, line: int) -> int | str:
         usable += len(batch.lines)
         if batch.lines and batch.lines[-1] > line:
             break
-    return _NO_RECORD.get(part.format, "it is blank")
+    return FORMATS[part.format].no_record
 
 
 def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part: int, record: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -30,6 +30,7 @@ from dataengine.config.training import EvaluateConfig, InitConfig, ModelConfig, 
 from dataengine.errors import did_you_mean
 from dataengine.storage.paths import is_url
 from dataengine.text.language_codes import meant_language
+from dataengine.text.language_names import ENGLISH_NAMES
 
 _LANGUAGES = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
 
@@ -172,6 +173,14 @@ class Config(Section):
         return filled
 
     @model_validator(mode="after")
+    def _name_languages(self) -> Config:
+        """Take the names of CLDR for languages that are used and that `languages` does not name."""
+        for code, _ in self._languages_used():
+            if code in ENGLISH_NAMES:
+                self.languages.setdefault(code, ENGLISH_NAMES[code])
+        return self
+
+    @model_validator(mode="after")
     def _names_agree(self) -> Config:
         _check_numbers(self.model_dump(), ())
         for key, url in (("store", self.store), ("out", self.out)):
@@ -235,17 +244,17 @@ class Config(Section):
                     f"the fractions sum to {total:g} ({' + '.join(fractions)}), more than the whole budget",
                 )
 
+    def _languages_used(self) -> Iterator[tuple[str, Loc]]:
+        """The languages of pairs and of evaluation sets, and where the config has them."""
+        for name, stream in self.streams.items():
+            if isinstance(stream, PairStream):
+                yield from ((code, ("streams", name)) for code in stream.languages)
+        for key, sets in (("dev", self.evaluate.dev), ("test", self.evaluate.test)):
+            for direction in sets:
+                yield from ((code, ("evaluate", key, direction)) for code in direction.split("-"))
+
     def _check_languages(self) -> None:
-        used: list[tuple[str, Loc]] = [
-            (code, ("streams", name))
-            for name, stream in self.streams.items()
-            if isinstance(stream, PairStream)
-            for code in stream.languages
-        ]
-        for key in ("dev", "test"):
-            for direction in getattr(self.evaluate, key):
-                used += [(code, ("evaluate", key, direction)) for code in direction.split("-")]
-        for language, loc in used:
+        for language, loc in self._languages_used():
             if language not in self.languages:
                 meant = meant_language(language)
                 raise PlacedError(

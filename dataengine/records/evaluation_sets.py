@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
-from xml.parsers.expat import errors as expat_errors
 
 import orjson
 
 from dataengine.characters import is_blank, one_line
 from dataengine.errors import InputError
+from dataengine.records.formats import format_by_name, last_suffix
 from dataengine.records.lines import read_content, read_lines
 from dataengine.records.parts import whole_file
 from dataengine.records.read import read_records
 from dataengine.records.tmx import NATIVE_CODES
 from dataengine.records.types import RecordFormat
-from dataengine.records.xml_text import stated_encoding
+from dataengine.records.xml_text import parse_tree
 from dataengine.storage.files import open_file
 from dataengine.storage.find import find_files
 from dataengine.storage.paths import is_url
@@ -73,8 +73,8 @@ def read_set(place: str | Mapping[str, str], direction: str, limit: int | None =
 
     `place` is a file of pairs (JSON Lines with a key per language; .tsv whose first line names the languages; .xml of
     WMT from 2021 on), a folder of Flores-200 (flores200_dataset/dev), or a file for each language (plain text, line by
-    line, or .sgm of WMT). The case of a suffix does not matter, and .gz or .zst may follow. Raises InputError naming
-    file and line for what cannot be used.
+    line, or .sgm of WMT). The case of a suffix does not matter, and .gz, .zst, .xz or .bz2 may follow. Raises
+    InputError naming file and line for what cannot be used.
     """
     source, target = direction.split("-")
     note = ""
@@ -132,16 +132,13 @@ def read_texts(path: str | Path) -> list[str]:
     return [one_line(text) for text in found if not is_blank(text)]
 
 
-_KINDS = {
-    ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv", ".xml": "xml", ".tmx": "tmx",
-    ".parquet": "parquet",
-}  # fmt: skip
-
-
 def _kind(path: str) -> str:
     """The format that a name says; plain text where it says none."""
-    name = path.rpartition("/")[2].lower().removesuffix(".gz").removesuffix(".zst")
-    return "sgm" if ".sgm" in name else _KINDS.get(Path(name).suffix, "text")
+    name = path.rpartition("/")[2].lower()
+    kind = format_by_name(name)
+    if ".sgm" in name or last_suffix(name) == ".xml":
+        return "sgm" if ".sgm" in name else "xml"
+    return kind if kind in _READERS else "text"
 
 
 def _strings_of_jsonl(path: str) -> Iterator[str]:
@@ -158,7 +155,7 @@ def _strings_of_jsonl(path: str) -> Iterator[str]:
 
 
 def _segments_of_xml(path: str) -> list[str]:
-    return [_segment_text(segment) for segment in _parse_xml(path).iterfind(".//{*}seg")]
+    return [_segment_text(segment) for segment in _parse_xml(path).iter("seg")]
 
 
 def _strings_of_parquet(path: str) -> Iterator[str]:
@@ -307,31 +304,15 @@ def _segment_text(segment: ElementTree.Element) -> str:
     def pieces(element: ElementTree.Element) -> Iterator[str]:
         yield element.text or ""
         for inner in element:
-            if inner.tag.rpartition("}")[2] not in NATIVE_CODES:
+            if inner.tag not in NATIVE_CODES:
                 yield from pieces(inner)
             yield inner.tail or ""
 
     return _unfold("".join(pieces(segment)))
 
 
-_BAD_REFERENCE = expat_errors.codes[expat_errors.XML_ERROR_BAD_CHAR_REF]
-
-
 def _parse_xml(path: str) -> ElementTree.Element:
-    """The tree of an XML file in any encoding that Python knows; expat itself knows few."""
-    content = read_content(path)
-    encoding = stated_encoding(content)
-    try:
-        return ElementTree.fromstring(content.decode(encoding))
-    except UnicodeDecodeError as error:
-        what, remedy = f"not {encoding} at byte {error.start}", "Correct the encoding that its first line declares"
-    except (LookupError, ValueError) as error:
-        what, remedy = f"encoding {encoding}: {error}", "Convert the file to UTF-8"
-    except ElementTree.ParseError as error:
-        what, remedy = f"not XML: {error}", "Fetch the file again"
-        if error.code == _BAD_REFERENCE:
-            what, remedy = f"a reference to a character that XML forbids: {error}", "Remove it from that line"
-    raise InputError(f"evaluation set {path}: {what}. {remedy}.")
+    return parse_tree(f"evaluation set {path}", read_content(path))
 
 
 def _flores_file(folder: Path, code: str) -> Path:

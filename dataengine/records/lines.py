@@ -10,11 +10,11 @@ import xxhash
 
 from dataengine.errors import InputError
 from dataengine.records import archives
-from dataengine.records.types import OnBytes, SourcePart
+from dataengine.records.types import TO_THE_END, OnBytes, SourcePart
 from dataengine.storage.files import open_file
 from dataengine.storage.paths import is_url
 
-CHUNK_BYTES = 1 << 20  # bytes
+CHUNK_BYTES = 1 << 20
 LONGEST_LINE = 1 << 28  # bytes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -29,7 +29,7 @@ def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iter
 
     Raises InputError if the file cannot be read, or the archive is cut short or broken.
     """
-    part = SourcePart((str(path),), ("",), "text", 0, -1, 0, "")
+    part = SourcePart((str(path),), ("",), "text", 0, TO_THE_END, 0, "")
     for lines in line_blocks(part, 0, on_bytes):
         for line in lines:
             if line is None:
@@ -38,8 +38,8 @@ def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iter
 
 
 def read_content(path: str | Path) -> bytes:
-    """The whole content of a file, plain, .gz or .zst by its name. Raises InputError as `read_lines`."""
-    part = SourcePart((str(path),), ("",), "text", 0, -1, 0, "")
+    """The whole content of a file, plain or compressed. Raises InputError as `read_lines`."""
+    part = SourcePart((str(path),), ("",), "text", 0, TO_THE_END, 0, "")
     return b"".join(content_chunks(part, 0, lambda count: None))
 
 
@@ -51,48 +51,86 @@ def line_blocks(
     Raises InputError if the lines of the file end in carriage returns alone, unless it is `one_text`. `hashing` as in
     `content_chunks`.
     """
-    pieces: list[bytes] = []  # of a line that has not ended yet
-    length, first = 0, part.start == 0
+    splitter, first = LineSplitter(), part.start == 0
     returns = ended = False  # whether a carriage return stands within the first line; at the end of what is read of it
     chunks = content_chunks(part, number, on_bytes, hashing)
     if first:
         head, chunks = archives.peek(chunks)
         archives.refuse_others(part.paths[number], head, text=True)
     for chunk in chunks:
-        cut = chunk.rfind(b"\n")
-        if cut < 0:
-            returns, ended = returns or ended or b"\r" in chunk[:-1], chunk.endswith(b"\r")
-            length += len(chunk)
-            if length <= LONGEST_LINE:
-                pieces.append(chunk)
-            else:
-                pieces.clear()
-            continue
-        whole, rest = chunk[:cut], chunk[cut + 1 :]
-        lines: list[bytes | None] = []
-        if length:
-            end = whole.find(b"\n")
-            end = len(whole) if end < 0 else end
-            lines.append(b"".join([*pieces, whole[:end]]) if length + end <= LONGEST_LINE else None)
-            if end < len(whole):
-                lines += whole[end + 1 :].split(b"\n")
+        if lines := splitter.feed(chunk):
+            yield _without_mark(lines) if first else lines
+            first = False
         else:
-            lines += whole.split(b"\n")
-        if len(chunk) > LONGEST_LINE:
-            lines = [line if line is not None and len(line) <= LONGEST_LINE else None for line in lines]
-        if first and lines[0]:
-            lines[0] = lines[0].removeprefix(BYTE_ORDER_MARK)
-        first = False
-        pieces, length = [rest] if rest else [], len(rest)
-        yield lines
+            returns, ended = returns or ended or b"\r" in chunk[:-1], chunk.endswith(b"\r")
     if first and returns and not one_text:
         raise InputError(
             f"{part.paths[number]} has no line feeds, but carriage returns: its lines end as on old Macs. Convert it "
             "(tr '\\r' '\\n' < FILE > NEW)."
         )
-    if length:
-        line = b"".join(pieces) if length <= LONGEST_LINE else None
-        yield [line.removeprefix(BYTE_ORDER_MARK) if line and first else line]
+    if lines := splitter.flush():
+        yield _without_mark(lines) if first else lines
+
+
+def _without_mark(lines: list[bytes | None]) -> list[bytes | None]:
+    return [line and line.removeprefix(BYTE_ORDER_MARK) for line in lines[:1]] + lines[1:]
+
+
+class LineSplitter:
+    """Cut a flow of bytes at line feeds. A line longer than LONGEST_LINE is None, and is not held in memory."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []  # of the line that has not ended yet
+        self._length = 0
+
+    def feed(self, chunk: bytes) -> list[bytes | None]:
+        """Return the lines that end in the next bytes, without their ends."""
+        begin, *others = chunk.split(b"\n")
+        self._hold(begin)
+        if not others:
+            return []
+        *inner, rest = others
+        lines = [self._take(), *inner]
+        self._hold(rest)
+        if len(chunk) > LONGEST_LINE:
+            lines = [line if line is not None and len(line) <= LONGEST_LINE else None for line in lines]
+        return lines
+
+    def flush(self) -> list[bytes | None]:
+        """Return the last line if no line feed ends it."""
+        return [self._take()] if self._length else []
+
+    def _hold(self, piece: bytes) -> None:
+        self._length += len(piece)
+        if self._length <= LONGEST_LINE:
+            self._pieces.append(piece)
+        else:
+            self._pieces.clear()
+
+    def _take(self) -> bytes | None:
+        line = b"".join(self._pieces) if self._length <= LONGEST_LINE else None
+        self._pieces, self._length = [], 0
+        return line
+
+
+def read_beginning(part: SourcePart, size: int) -> tuple[bytes, int]:
+    """Return the whole lines in about the first `size` stored bytes of a part, inflated, and how many bytes hold them.
+
+    More bytes are read if these hold no text yet, as where a block of bzip2 is longer. Raises InputError for a broken
+    archive.
+    """
+    path, stored = part.paths[0], _read_bytes(part, size)
+    text, used = archives.unpack_start(path, stored) if part.start == 0 else (stored, len(stored))
+    while not text and len(stored) < part.size:
+        stored = _read_bytes(part, max(2 * len(stored), CHUNK_BYTES))
+        text, used = archives.unpack_start(path, stored)
+    end = text.rfind(b"\n") + 1 or len(text)
+    return text[:end], round(used * end / max(len(text), 1))
+
+
+def _read_bytes(part: SourcePart, size: int) -> bytes:
+    with open_file(part.paths[0], part.start, part.start + size, part.versions[0]) as file:
+        return file.read()
 
 
 def content_chunks(part: SourcePart, number: int, on_bytes: OnBytes, hashing: Any = None) -> Iterator[bytes]:
@@ -101,7 +139,7 @@ def content_chunks(part: SourcePart, number: int, on_bytes: OnBytes, hashing: An
     Raises InputError at the end if a local file is not the one that was identified.
     """
     path = part.paths[number]
-    stop = None if part.stop < 0 or len(part.paths) > 1 else part.stop
+    stop = None if part.stop == TO_THE_END or len(part.paths) > 1 else part.stop
     stored = _stored(path, part.start, stop, part.versions[number], on_bytes)
     if hashing is not None or (part.digest and not is_url(path)):
         stored = _hashed(stored, xxhash.xxh3_128() if hashing is None else hashing, part, check=hashing is None)

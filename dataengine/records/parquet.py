@@ -8,9 +8,19 @@ from typing import Any, BinaryIO
 
 from dataengine.errors import InputError
 from dataengine.records import archives
-from dataengine.records.types import BATCH_CHARACTERS, Blocks, OnBytes, RecordFormat, Records, SourcePart
+from dataengine.records.splitting import Span, Splitter, hash_lines
+from dataengine.records.types import (
+    BATCH_CHARACTERS,
+    TO_THE_END,
+    Blocks,
+    OnBytes,
+    RecordFormat,
+    Records,
+    SourcePart,
+)
 from dataengine.records.usable import RecordBlock, all_usable, label_text
 from dataengine.storage.files import open_file
+from dataengine.storage.paths import FoundFile, is_url
 
 _PARQUET_BUFFER = 8 << 20  # bytes; of a column's data so many are read at a time
 
@@ -37,7 +47,7 @@ def open_parquet(path: str, source: BinaryIO) -> Any:
 def read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
     import pyarrow
 
-    path, number, heard = part.paths[0], 0, 0
+    path, number = part.paths[0], 0
     with open_file(path, version=part.versions[0]) as source:
         file = open_parquet(path, source)
         types = {**dict(_fields(file.schema_arrow)), **{field.name: field.type for field in file.schema_arrow}}
@@ -57,7 +67,7 @@ def read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blo
                 f"{path}: no column '{form.label_key}'; it has {', '.join(types)}. Correct the stream's `subsets.key`."
             )
         columns = [*form.keys, *([form.label_key] if form.label_key else [])]
-        groups = list(range(part.start, part.stop))
+        groups = list(range(file.num_row_groups))[part.start : None if part.stop == TO_THE_END else part.stop]
         rows, size = (
             sum(getattr(file.metadata.row_group(k), name) for k in groups) for name in ("num_rows", "total_byte_size")
         )
@@ -66,13 +76,37 @@ def read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blo
             batches = file.iter_batches(step, row_groups=groups, columns=columns, use_threads=False) if rows else ()
             for batch in batches:
                 values = [_values(_column(batch, str(key))) for key in columns]
-                yield _parse_table(values, number, form)
-                number += len(batch)
-                on_bytes(part.size * number // rows - heard)
-                heard = part.size * number // rows
+                before, number = number, number + len(batch)
+                on_bytes(part.size * number // rows - part.size * before // rows)
+                yield _parse_table(values, before, form)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{path}: broken after {number:,} rows: {_said(error)}. Fetch the file again.") from None
     return number
+
+
+def _split_row_groups(file: FoundFile, part_bytes: int) -> list[Span]:
+    """Runs of row groups, by the first and one after the last."""
+    remote = is_url(file.path)
+    content = f"{file.version}|{file.size}" if remote else hash_lines(file, file.size + 1)[0].digest
+    with open_file(file.path, version=file.version if remote else "") as source:
+        metadata = open_parquet(file.path, source).metadata
+    sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+    runs: list[tuple[int, int, int]] = []
+    for number, size in enumerate(sizes):
+        first, before = number, 0
+        if runs and (not part_bytes or runs[-1][2] + size <= part_bytes):
+            first, _, before = runs.pop()
+        runs.append((first, number + 1, before + size))
+    return [Span(first, end, size, f"{content}|{first}|{end}") for first, end, size in runs or [(0, 0, 0)]]
+
+
+def _count_rows_before(part: SourcePart) -> int:
+    with open_file(part.paths[0], version=part.versions[0]) as source:
+        metadata = open_parquet(part.paths[0], source).metadata
+    return sum(int(metadata.row_group(number).num_rows) for number in range(part.start))
+
+
+ROW_GROUPS = Splitter(_split_row_groups, _count_rows_before)
 
 
 def _correct_keys(form: RecordFormat) -> str:

@@ -7,24 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from dataengine.characters import is_blank
 from dataengine.errors import InputError
 from dataengine.records import archives, tsv_heading
-from dataengine.records.lines import BYTE_ORDER_MARK, CHUNK_BYTES, join_digests
-from dataengine.records.parquet import open_parquet
-from dataengine.records.rows import resolve_row_columns
-from dataengine.records.types import RecordFormat, SourcePart
-from dataengine.storage.files import open_file
+from dataengine.records.formats import FORMATS, MOSES, STATED, SUFFIXES, format_by_name, format_of, last_suffix
+from dataengine.records.lines import BYTE_ORDER_MARK, join_digests
+from dataengine.records.splitting import LINES, WINDOW, Span, read_start
+from dataengine.records.types import TO_THE_END, RecordFormat, SourcePart
 from dataengine.storage.find import find_files
 from dataengine.storage.paths import FoundFile, is_url
-
-_FORMATS = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".tsv": "tsv", ".txt": "text", ".text": "text",
-    ".tmx": "tmx", ".parquet": "parquet",
-}  # fmt: skip
-_WINDOW = 1 << 17  # bytes of an object in which the end of a line is looked for
 
 
 def plan_parts(
@@ -45,20 +36,24 @@ def plan_parts(
     heading names. Returns the parts, and what to remember.
     """
     groups = [group for path in paths for group in _find(path, stream, form)]
-    kinds = ["moses" if len(files) > 1 or isinstance(path, Mapping) else format or _format_of(files[0].path, stream)
-             for path, files in groups]  # fmt: skip
+    kinds = [
+        MOSES if len(files) > 1 or isinstance(path, Mapping) else format or _format_of(files[0].path, stream)
+        for path, files in groups
+    ]
     found: dict[str, Any] = {}
 
-    def identify(file: FoundFile, kind: str) -> list[list[Any]]:
-        cut = part_bytes if _can_be_cut(file.path, kind, form) else 0
+    def identify(file: FoundFile, kind: str) -> tuple[list[Span], tuple[str, ...]]:
+        row = format_of(kind, form)
+        cut = part_bytes if row.splitter and not file.path.lower().endswith(archives.SUFFIXES) else 0
         place = f"{file.path if is_url(file.path) else Path(file.path).resolve()}|{file.version}|{kind}"
-        found[f"{place}|{cut}"] = cuts = hashes.get(f"{place}|{cut}") or _cut(file, kind, cut)
-        if kind != "tsv":
-            return cuts  # type: ignore[no-any-return]
+        known = hashes.get(f"{place}|{cut}")
+        spans = [Span(*one) for one in known] if known else (row.splitter or LINES).split(file, cut)
+        found[f"{place}|{cut}"] = list(map(list, spans))
+        if row.columns is None:
+            return spans, ()
         known = hashes.get(f"{place}|first line")
         found[f"{place}|first line"] = line = _first_line(file) if known is None else known
-        names = resolve_row_columns(file.path, line, form).names if line or form.columns else ()  # it may be empty
-        return [[*cut, names] for cut in cuts]
+        return spans, row.columns(file.path, line, form) if line or form.columns else ()  # it may be empty
 
     parts: list[SourcePart] = []
     with ThreadPoolExecutor(threads) as pool:
@@ -69,39 +64,27 @@ def plan_parts(
         for (_, files), kind, job in zip(groups, kinds, jobs, strict=True):
             names = tuple(file.path for file in files)
             versions = tuple(file.version if is_url(file.path) else "" for file in files)
-            cuts = [one.result() for one in job]
-            if kind == "moses":
-                digest = join_digests(whole[0][3] for whole in cuts)
+            (spans, columns), *others = [one.result() for one in job]
+            if kind == MOSES:
+                digest = join_digests(whole.digest for whole in (spans[0], *(whole for (whole,), _ in others)))
                 size = sum(file.size for file in files)
-                parts.append(SourcePart(names, versions, kind, 0, size, size, digest))
-            else:
-                parts += [SourcePart(names, versions, kind, *cut) for cut in cuts[0]]
+                spans = [Span(0, size, size, digest)]
+            parts += [SourcePart(names, versions, kind, *span, columns) for span in spans]
     return parts, dict(sorted(found.items()))
 
 
 def whole_file(path: str | Path, format: str | None = None) -> SourcePart:
     """A local file as one part, its content not identified."""
     name = str(path)
-    (file,) = find_files(name) or [FoundFile(name, 0, "")]
-    kind = format or _format_of(name, "")
-    if kind == "parquet":
-        return SourcePart((name,), ("",), kind, 0, _row_groups(file)[-1][1], file.size, "")
-    return SourcePart((name,), ("",), kind, 0, file.size, file.size, "")
+    size = sum(file.size for file in find_files(name))
+    return SourcePart((name,), ("",), format or _format_of(name, ""), 0, TO_THE_END, size, "")
 
 
 def lines_before(part: SourcePart) -> int | None:
     """How many lines (rows of Parquet) of its file come before a part; None of an object, which would be fetched."""
     if part.start == 0:
         return 0
-    path = part.paths[0]
-    if part.format == "parquet":
-        with open_file(path, version=part.versions[0]) as source:
-            metadata = open_parquet(path, source).metadata
-        return sum(int(metadata.row_group(number).num_rows) for number in range(part.start))
-    if is_url(path):
-        return None
-    with open_file(path, 0, part.start) as source:
-        return sum(chunk.count(b"\n") for chunk in iter(lambda: source.read(CHUNK_BYTES), b""))
+    return (FORMATS[part.format].splitter or LINES).lines_before(part)
 
 
 def _find(path: str | Mapping[str, str], stream: str, form: RecordFormat) -> list[tuple[Any, list[FoundFile]]]:
@@ -139,55 +122,23 @@ def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
 
 
 def _format_of(path: str, stream: str) -> str:
-    suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in archives.SUFFIXES]
-    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
-    if kind is None and suffixes and suffixes[-1] == ".csv":
+    if kind := format_by_name(path):
+        return kind
+    if last_suffix(path) == ".csv":
         raise InputError(
             f"stream '{stream}': {path}: CSV is not read. Write JSON Lines (pandas: to_json(FILE, orient='records', "
             "lines=True, force_ascii=False))."
         )
-    if kind is None:
-        raise InputError(
-            f"stream '{stream}': cannot tell the format of {path} by its name ({', '.join(_FORMATS)}, then "
-            f"{', '.join(archives.SUFFIXES)} or nothing). State streams.{stream}.format: jsonl, tsv, text, tmx or "
-            "parquet."
-        )
-    return kind
-
-
-def _can_be_cut(path: str, kind: str, form: RecordFormat) -> bool:
-    if kind == "parquet":
-        return True
-    lines = kind in ("jsonl", "tsv") or (kind == "text" and form.split == "line")
-    return lines and not path.lower().endswith(archives.SUFFIXES)
-
-
-def _cut(file: FoundFile, kind: str, part_bytes: int) -> list[list[Any]]:
-    """[start, stop, size, digest] of each part of a file; 0 part_bytes, or an archive whatever its name: the whole."""
-    if kind == "parquet":
-        return _cut_row_groups(file, part_bytes)
-    head = _read_start(file, archives.HEAD)
-    archives.refuse_others(file.path, head)
-    if archives.archive_kind(head):
-        part_bytes = 0
-    if is_url(file.path):
-        ends = _find_line_ends(file, part_bytes) if part_bytes else [file.size]
-        starts = [0, *ends[:-1]]
-        return [
-            [start, stop, stop - start, f"{file.version}|{file.size}|{start}|{stop}"]
-            for start, stop in zip(starts, ends, strict=True)
-        ]
-    return _hash_lines(file, part_bytes or file.size + 1)
-
-
-def _read_start(file: FoundFile, size: int) -> bytes:
-    with open_file(file.path, 0, size, file.version if is_url(file.path) else "") as source:
-        return source.read()
+    raise InputError(
+        f"stream '{stream}': cannot tell the format of {path} by its name ({', '.join(SUFFIXES)}, then "
+        f"{', '.join(archives.SUFFIXES)} or nothing). State streams.{stream}.format: {', '.join(STATED[:-1])} or "
+        f"{STATED[-1]}."
+    )
 
 
 def _first_line(file: FoundFile) -> str:
     """The first line of a file that is not blank; "" if it is too long for a heading, or not UTF-8."""
-    text, _ = archives.unpack_start(file.path, _read_start(file, _WINDOW))
+    text, _ = archives.unpack_start(file.path, read_start(file, WINDOW))
     archives.refuse_others(file.path, text[: archives.HEAD], text=True)
     for line in text.removeprefix(BYTE_ORDER_MARK).split(b"\n"):
         try:
@@ -197,56 +148,3 @@ def _first_line(file: FoundFile) -> str:
         if not is_blank(decoded):
             return decoded if len(decoded) <= tsv_heading.LONGEST_HEADING else ""
     return ""
-
-
-def _hash_lines(file: FoundFile, part_bytes: int) -> list[list[Any]]:
-    """Parts of a local file that end with the first line end from `part_bytes` on, with the hashes of their bytes."""
-    parts: list[list[Any]] = []
-    digest, start, place = xxhash.xxh3_128(), 0, 0
-    with open_file(file.path) as source:
-        while chunk := source.read(8 * CHUNK_BYTES):
-            at = 0
-            while (end := chunk.find(b"\n", max(start + part_bytes - 1 - place, at))) >= 0:
-                digest.update(chunk[at : end + 1])
-                at = end + 1
-                parts.append([start, place + at, place + at - start, digest.hexdigest()])
-                digest, start = xxhash.xxh3_128(), place + at
-            digest.update(chunk[at:])
-            place += len(chunk)
-    if place > start or not parts:
-        parts.append([start, place, place - start, digest.hexdigest()])
-    return parts
-
-
-def _find_line_ends(file: FoundFile, part_bytes: int) -> list[int]:
-    """Where the parts of a remote file end; reads a little of it around each place."""
-    ends, start = [], 0
-    while start + part_bytes < file.size:
-        place, end = start + part_bytes - 1, -1
-        while place < file.size and end < 0:
-            with open_file(file.path, place, min(place + _WINDOW, file.size), file.version) as source:
-                piece = source.read()
-            end = piece.find(b"\n")
-            place += end + 1 if end >= 0 else len(piece)
-        start = place
-        ends.append(place)
-    return ends if ends and ends[-1] == file.size else [*ends, file.size]
-
-
-def _row_groups(file: FoundFile, part_bytes: int = 0) -> list[list[int]]:
-    """[first, one after the last, bytes] of runs of row groups."""
-    with open_file(file.path, version=file.version if is_url(file.path) else "") as source:
-        metadata = open_parquet(file.path, source).metadata
-    sizes = [metadata.row_group(k).total_byte_size for k in range(metadata.num_row_groups)]
-    runs: list[list[int]] = []
-    for number, size in enumerate(sizes):
-        if runs and (not part_bytes or runs[-1][2] + size <= part_bytes):
-            runs[-1] = [runs[-1][0], number + 1, runs[-1][2] + size]
-        else:
-            runs.append([number, number + 1, size])
-    return runs or [[0, 0, 0]]
-
-
-def _cut_row_groups(file: FoundFile, part_bytes: int) -> list[list[Any]]:
-    content = f"{file.version}|{file.size}" if is_url(file.path) else _hash_lines(file, file.size + 1)[0][3]
-    return [[first, last, size, f"{content}|{first}|{last}"] for first, last, size in _row_groups(file, part_bytes)]

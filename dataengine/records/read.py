@@ -8,11 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from dataengine.records.jsonl import read_jsonl
-from dataengine.records.parquet import read_parquet
-from dataengine.records.rows import read_rows
-from dataengine.records.text import read_moses, read_paragraphs
-from dataengine.records.tmx import read_tmx
+from dataengine.records.formats import format_of
 from dataengine.records.types import BATCH_CHARACTERS, OnBytes, RecordFormat, Records, SourcePart, add_notes
 
 
@@ -25,15 +21,7 @@ def read_records(
 
     Raises InputError if the part cannot be read: a file that is cut short, broken XML, columns that are not there.
     """
-    read = {
-        "jsonl": read_jsonl,
-        "tsv": read_rows,
-        "text": read_rows if form.split == "line" else read_paragraphs,
-        "moses": read_moses,
-        "tmx": read_tmx,
-        "parquet": read_parquet,
-    }[part.format]
-    blocks = read(part, form, on_bytes)
+    blocks = format_of(part.format, form).read(part, form, on_bytes)
     held, lines = Records([], tuple([] for _ in form.keys), [], []), 0
     characters = 0
     while True:

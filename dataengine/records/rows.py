@@ -14,30 +14,42 @@ from dataengine.records.types import Blocks, OnBytes, RecordFormat, Records, Sou
 from dataengine.records.usable import RecordBlock, all_usable, excerpt_of
 
 
-def resolve_row_columns(path: str, first_line: str, form: RecordFormat) -> tsv_heading.Columns:
-    return tsv_heading.resolve_columns(path, first_line, form.keys, form.columns, form.label_key)
+def name_columns(path: str, first_line: str, form: RecordFormat) -> tuple[str, ...]:
+    """The names of the columns of a TSV with this first line."""
+    return _resolve(path, first_line, form, form.columns).names
 
 
-def read_rows(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
-    """TSV, and plain text in which each line is a document."""
-    path, is_tsv = part.paths[0], part.format == "tsv"
-    if not is_tsv and len(form.keys) > 1:
+def _resolve(path: str, first_line: str, form: RecordFormat, stated: tuple[str, ...]) -> tsv_heading.Columns:
+    return tsv_heading.resolve_columns(path, first_line, form.keys, stated, form.label_key)
+
+
+def read_text_lines(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
+    """Plain text in which each line is a document."""
+    path, number = part.paths[0], 0
+    if len(form.keys) > 1:
         raise InputError(
             f"{path}: plain text has one text a line, and {', '.join(form.keys)} are wanted. Give a file for each "
             "language, as {" + ", ".join(f"{name}: PATH" for name in form.keys) + "}, or state the stream's `format`."
         )
-    rows = _Rows(form, path, part.columns) if part.columns or not is_tsv else None
-    begun = part.start > 0 or not is_tsv  # the first line that is not blank, which may be a heading, is behind
-    number = 0
+    rows = _Rows(form, path, ())
+    for lines in line_blocks(part, 0, on_bytes):
+        yield rows.parse(lines, number)
+        number += len(lines)
+    return number
+
+
+def read_tsv(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
+    """The rows of a TSV, without its heading."""
+    path, number = part.paths[0], 0
+    rows = _Rows(form, path, part.columns) if part.columns else None
+    begun = part.start > 0  # the first line that is not blank, which may be a heading, is behind
     for lines in line_blocks(part, 0, on_bytes):
         if not begun:
             blank = sum(1 for _ in takewhile(_is_blank_line, lines))
             begun, number, lines = blank < len(lines), number + blank, lines[blank:]
             if begun:
                 line = _decode_heading(lines[0])
-                columns = tsv_heading.resolve_columns(
-                    path, line, form.keys, part.columns or form.columns, form.label_key
-                )
+                columns = _resolve(path, line, form, part.columns or form.columns)
                 rows = _Rows(form, path, part.columns or columns.names)
                 if columns.in_heading and columns.names == rows.names:
                     number, lines = number + 1, lines[1:]
@@ -47,9 +59,9 @@ def read_rows(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks
                     notes = {said: (1, number + 1, excerpt_of(line))}
                     yield Records([], tuple([] for _ in form.keys), [], [], notes)
         if rows is None and lines:
-            rows = _Rows(form, path, resolve_row_columns(path, "", form).names)
+            rows = _Rows(form, path, name_columns(path, "", form))
         if rows is not None and lines:
-            yield rows.parse_at_once(lines, number) or rows.parse_each(lines, number)
+            yield rows.parse(lines, number)
         number += len(lines)
     return number
 
@@ -94,7 +106,11 @@ class _Rows:
         self._places = [names.index(key) for key in form.keys] if names else [0]
         self._label = names.index(form.label_key) if form.label_key in names else None
 
-    def parse_at_once(self, lines: Sequence[bytes | None], before: int) -> Records | None:
+    def parse(self, lines: Sequence[bytes | None], before: int) -> Records:
+        """The records of a block, after `before` lines. Raises InputError for a second heading, of another order."""
+        return self._parse_at_once(lines, before) or self._parse_each(lines, before)
+
+    def _parse_at_once(self, lines: Sequence[bytes | None], before: int) -> Records | None:
         """A block in which every line is a usable record; None if one is not."""
         try:
             rows = list(map(bytes.decode, lines))  # type: ignore[arg-type]
@@ -116,8 +132,8 @@ class _Rows:
             self._note_quotes(block, block.lines, rows)
         return block
 
-    def parse_each(self, lines: Sequence[bytes | None], before: int) -> Records:
-        """A block line by line. Raises InputError for a second heading, of another order."""
+    def _parse_each(self, lines: Sequence[bytes | None], before: int) -> Records:
+        """A block line by line."""
         block = RecordBlock(self._form)
         used: list[str] = []
         for number, content in enumerate(lines, before + 1):

@@ -12,7 +12,7 @@ from dataengine.errors import InputError
 from dataengine.records.lines import content_chunks
 from dataengine.records.types import Blocks, OnBytes, RecordFormat, SourcePart, add_notes
 from dataengine.records.usable import MISSING, RecordBlock, excerpt_of
-from dataengine.records.xml_text import as_written, explain, fault_of, in_section, read_xml
+from dataengine.records.xml_text import as_written, explain, fault_of, guarded_parser, in_section, read_xml
 
 NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # markup of the tool that wrote a segment
 _TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # of a language, as in BCP 47
@@ -26,7 +26,7 @@ def tmx_parser(path: str) -> tuple[expat.XMLParserType, list[Unit]]:
     The native codes in a segment are left out. No tree is built, so that memory does not grow with the file. Raises
     InputError while parsing if the file declares entities.
     """
-    parser, units = expat.ParserCreate(), []
+    parser, units = guarded_parser(path), []
     parser.buffer_text = True
     sides: Unit = {}
     language = ""
@@ -69,14 +69,10 @@ def tmx_parser(path: str) -> tuple[expat.XMLParserType, list[Unit]]:
         if pieces is not None:
             pieces[section:] = [in_section(piece) for piece in pieces[section:]]
 
-    def refuse(*declaration: object) -> None:
-        raise InputError(f"{path}: declares XML entities, which could fill the memory. Remove the declarations.")
-
     parser.StartElementHandler = start
     parser.EndElementHandler = end
     parser.StartCdataSectionHandler = start_section
     parser.EndCdataSectionHandler = end_section
-    parser.EntityDeclHandler = refuse
     return parser, units
 
 

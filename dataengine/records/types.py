@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 BATCH_CHARACTERS = 1 << 24  # a batch ends here, so that books do not fill the memory
+TO_THE_END = -1  # where a part ends whose file was not looked at
 OnBytes = Callable[[int], None]  # hears of bytes read
 
 
@@ -16,9 +17,9 @@ class SourcePart:
     # One file, or for Moses one a language in the order of the records' keys.
     paths: tuple[str, ...] = field(metadata={"identity": False})
     versions: tuple[str, ...] = field(metadata={"identity": False})  # of remote files, which must not change meanwhile
-    format: str  # jsonl, tsv, text, moses, tmx or parquet
+    format: str  # a name of formats.FORMATS
     start: int  # bytes, at the begin of a line; or the number of the first row group
-    stop: int  # exclusive
+    stop: int  # exclusive, or TO_THE_END
     size: int = field(metadata={"identity": False})  # bytes to read, for progress
     digest: str  # identity of the content
     columns: tuple[str, ...] = ()  # TSV: their names, as the file's heading has them, or else the stream

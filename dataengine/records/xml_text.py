@@ -1,5 +1,5 @@
-"""Read XML as text that expat takes, in any encoding, with marks where the XML is wrong, so that one fault costs one
-unit and not the file.
+"""Read XML in any encoding: as a tree, or as a flow with marks where it is wrong, so that one fault costs one unit and
+not the file. No file may declare entities.
 
 Marks are noncharacters of Unicode (U+FDD0 to U+FDD3), which no text has: what stands in the file as such is marked too.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Iterator
+from xml.etree import ElementTree
 from xml.parsers import expat
 
 from dataengine.errors import InputError
@@ -37,6 +38,7 @@ _BYTE_ORDER_MARKS = (
     (b"<\0", "utf-16-le"),
     (b"\0<", "utf-16-be"),
 )
+_BAD_REFERENCE = expat.errors.codes[expat.errors.XML_ERROR_BAD_CHAR_REF]
 _DECLARATION = re.compile(rb"""\s*<\?xml\b[^>]*?\bencoding\s*=\s*["']([^"'>]+)["']""")
 
 
@@ -92,6 +94,44 @@ def fault_of(text: str) -> str | None:
 def explain(path: str, error: Exception) -> InputError:
     """What to raise for an exception of expat."""
     return InputError(f"{path}: broken XML: {error}. Fix the file, or fetch it again.")
+
+
+def guarded_parser(path: str, namespace_separator: str | None = None) -> expat.XMLParserType:
+    """A parser of expat that raises InputError if the file declares entities."""
+
+    def refuse(*declaration: object) -> None:
+        raise InputError(f"{path}: declares XML entities, which could fill the memory. Remove the declarations.")
+
+    parser = expat.ParserCreate(namespace_separator=namespace_separator)
+    parser.EntityDeclHandler = refuse
+    return parser
+
+
+def parse_tree(path: str, content: bytes) -> ElementTree.Element:
+    """The tree of a whole file, for which any fault is an error; tags without their namespaces.
+
+    Raises InputError, which says what is wrong.
+    """
+    parser, builder = guarded_parser(path, " "), ElementTree.TreeBuilder()
+    parser.StartElementHandler = lambda tag, attributes: builder.start(tag.rpartition(" ")[2], attributes)
+    parser.EndElementHandler = lambda tag: builder.end(tag.rpartition(" ")[2])
+    parser.CharacterDataHandler = builder.data
+    encoding = stated_encoding(content)
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        remedy = "Correct the encoding that its first line declares"
+        raise InputError(f"{path}: not {encoding} at byte {error.start}. {remedy}.") from None
+    except (LookupError, ValueError) as error:
+        raise InputError(f"{path}: encoding {encoding}: {error}. Convert the file to UTF-8.") from None
+    try:
+        parser.Parse(text, True)
+    except expat.ExpatError as error:
+        what, remedy = f"not XML: {error}", "Fetch the file again"
+        if error.code == _BAD_REFERENCE:
+            what, remedy = f"a reference to a character that XML forbids: {error}", "Remove it from that line"
+        raise InputError(f"{path}: {what}. {remedy}.") from None
+    return builder.close()
 
 
 def stated_encoding(head: bytes) -> str:

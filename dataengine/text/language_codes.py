@@ -6,6 +6,8 @@ import difflib
 import re
 from functools import lru_cache
 
+from dataengine.text.language_names import ENGLISH_NAMES
+
 # ISO 639-1 codes with their codes in ISO 639-3 and 639-2 (iso-codes 4.15 of Debian), and the individual language that
 # CLDR (languageAlias, by langcodes 3.5.1) takes for the whole of a macrolanguage, such as cmn for zh and zsm for ms.
 _THREE_LETTERS = (
@@ -32,25 +34,14 @@ _MAIN = _WITHDRAWN | {
     for code in codes.split(",")
 }
 
-# The English names (iso-codes 4.15, five as they are commonly written) of the ISO 639-1 codes that are checked here.
-_NAMED = (
-    "af Afrikaans, am Amharic, an Aragonese, ar Arabic, as Assamese, av Avaric, az Azerbaijani, ba Bashkir, be "
-    "Belarusian, bg Bulgarian, bn Bengali, bo Tibetan, br Breton, bs Bosnian, ca Catalan, ce Chechen, co Corsican, cs "
-    "Czech, cv Chuvash, cy Welsh, da Danish, de German, dv Dhivehi, dz Dzongkha, el Greek, en English, eo Esperanto, "
-    "es Spanish, et Estonian, eu Basque, fa Persian, fi Finnish, fr French, fy Western Frisian, ga Irish, gd Scottish "
-    "Gaelic, gl Galician, gn Guarani, gu Gujarati, gv Manx, ha Hausa, he Hebrew, hi Hindi, hr Croatian, ht Haitian, "
-    "hu Hungarian, hy Armenian, ia Interlingua, id Indonesian, ie Interlingue, ig Igbo, io Ido, is Icelandic, it "
-    "Italian, ja Japanese, jv Javanese, ka Georgian, kk Kazakh, km Khmer, kn Kannada, ko Korean, ku Kurdish, kv Komi, "
-    "kw Cornish, ky Kyrgyz, la Latin, lb Luxembourgish, li Limburgan, lo Lao, lt Lithuanian, lv Latvian, mg Malagasy, "
-    "mi Maori, mk Macedonian, ml Malayalam, mn Mongolian, mr Marathi, ms Malay, mt Maltese, my Burmese, nb Norwegian "
-    "Bokmål, ne Nepali, nl Dutch, nn Norwegian Nynorsk, no Norwegian, oc Occitan, or Oriya, os Ossetian, pa Punjabi, "
-    "pl Polish, ps Pashto, pt Portuguese, qu Quechua, rm Romansh, ro Romanian, ru Russian, sa Sanskrit, sc Sardinian, "
-    "sd Sindhi, sh Serbo-Croatian, si Sinhala, sk Slovak, sl Slovenian, so Somali, sq Albanian, sr Serbian, st "
-    "Southern Sotho, su Sundanese, sv Swedish, sw Swahili, ta Tamil, te Telugu, tg Tajik, th Thai, ti Tigrinya, tk "
-    "Turkmen, tl Tagalog, tr Turkish, tt Tatar, ug Uyghur, uk Ukrainian, ur Urdu, uz Uzbek, vi Vietnamese, vo "
-    "Volapük, wa Walloon, xh Xhosa, yi Yiddish, yo Yoruba, zh Chinese, zu Zulu"
+# The ISO 639-1 codes that are checked here.
+_CHECKED = (
+    "af am an ar as av az ba be bg bn bo br bs ca ce co cs cv cy da de dv dz el en eo es et eu fa fi fr fy ga gd gl "
+    "gn gu gv ha he hi hr ht hu hy ia id ie ig io is it ja jv ka kk km kn ko ku kv kw ky la lb li lo lt lv mg mi mk "
+    "ml mn mr ms mt my nb ne nl nn no oc or os pa pl ps pt qu rm ro ru sa sc sd sh si sk sl so sq sr st su sv sw ta "
+    "te tg th ti tk tl tr tt ug uk ur uz vi vo wa xh yi yo zh zu"
 )
-NAMES = dict(entry.split(" ", 1) for entry in _NAMED.split(", "))
+NAMES = {code: ENGLISH_NAMES[code] for code in _CHECKED.split()}
 
 # Codes of countries that are taken for codes of languages, and mean no language themselves.
 _COUNTRIES = {

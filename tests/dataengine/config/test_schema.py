@@ -26,6 +26,20 @@ def test_every_experiment_loads() -> None:
         assert isinstance(load_config(path), Config)
 
 
+PAIRS = BASE.replace("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [PAIR]")
+
+
+def test_languages_have_their_names_of_cldr_unless_the_config_gives_others(tmp_path: Path) -> None:
+    usual = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
+    assert load_config(write(tmp_path, "a.yaml", PAIRS.replace("PAIR", "en-zh"))).languages == usual
+    found = load_config(write(tmp_path, "b.yaml", PAIRS.replace("PAIR", "de-sw")), ["evaluate.dev.fr-en=a.jsonl"])
+    assert found.languages == {**usual, "de": "German", "sw": "Swahili", "fr": "French"}
+    assert Config.model_validate(found.model_dump()) == found
+    named = load_config(write(tmp_path, "b.yaml", PAIRS.replace("PAIR", "de-sw")), ["languages.de=Deutsch"])
+    assert named.languages == {**usual, "de": "Deutsch", "sw": "Swahili"}
+    assert Config.model_fields["languages"].default == usual
+
+
 EXAMPLES = re.findall(
     r"^ *\"(?P<words>(?:build|worker|finalize|score|inspect|plan|contamination|export) yamls/[^\"]*)\"",
     (ROOT / "dataengine/cli.py").read_text(encoding="utf-8"),

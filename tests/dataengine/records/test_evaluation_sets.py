@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +59,9 @@ def sgm(kind: str, *segments: str, document: str = "d1") -> str:
         ("wmt.en-zh.xml.gz", gzip.compress(XML.encode())),
         ("DEV.JSONL", JSONL),
         ("DEV.TSV", TSV),
+        ("wmt.en-zh.xml.xz", lzma.compress(XML.encode())),
+        ("wmt.en-zh.xml.bz2", bz2.compress(XML.encode())),
+        ("dev.jsonl.xz", lzma.compress(JSONL.encode())),
         ("dev.XML.GZ", gzip.compress(XML.encode())),
         ("dev.tsv.ZST", zstandard.compress(TSV.encode())),
         ("utf-16.xml", XML.replace("utf-8", "UTF-16").encode("utf-16")),
@@ -153,6 +158,11 @@ def test_of_several_references_the_note_says_which_was_taken(tmp_path: Path) -> 
         ("a.xml", "<dataset><doc>", "not XML"),
         ("a.xml", XML.replace('lang="zh"', 'lang="de"'), r"no reference in zh for all of 2 sentences \(found: none\)"),
         ("a.xml", XML.replace('lang="en"', 'lang="cs"'), "has no source in en; its languages are cs, zh"),
+        (
+            "a.xml",
+            XML.replace("<dataset", '<!DOCTYPE a [<!ENTITY b "c">]><dataset', 1),
+            "a.xml: declares XML entities, which could fill the memory. Remove the declarations.",
+        ),
         ("a.docx", "x", "not a kind of set"),
         ("a.jsonl", JSONL + '{"en": "x", "zh": "\\u200b\\ufeff "}\n', "a.jsonl"),
         ("a.tsv", "en\tzh\nHi\t\u200b\u00ad\n", "a.tsv: sentence 1 is empty"),
@@ -224,14 +234,16 @@ ALL_TEXTS: dict[str, tuple[str, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("compression", ["", ".gz", ".zst", ".GZ"])
+@pytest.mark.parametrize("compression", ["", ".gz", ".zst", ".xz", ".bz2", ".GZ"])
 @pytest.mark.parametrize("upper", [False, True])
 @pytest.mark.parametrize("name", ALL_TEXTS)
 def test_all_texts_of_every_format_are_read_whatever_the_case_of_its_name(
     tmp_path: Path, name: str, upper: bool, compression: str
 ) -> None:
     content, expected = ALL_TEXTS[name]
-    pack = {"": bytes, ".zst": zstandard.compress}.get(compression, gzip.compress)
+    pack = {"": bytes, ".zst": zstandard.compress, ".xz": lzma.compress, ".bz2": bz2.compress}.get(
+        compression, gzip.compress
+    )
     path = write(tmp_path / ((name.upper() if upper else name) + compression), pack(content.encode()))
     assert set(read_texts(path)) == expected
 

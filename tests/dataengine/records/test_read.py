@@ -24,7 +24,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from dataengine.errors import InputError
-from dataengine.records import archives, tsv_heading, types
+from dataengine.records import archives, splitting, tsv_heading, types
 from dataengine.records import lines as lines_module
 from dataengine.records import parts as parts_module
 from dataengine.records import rows as rows_module
@@ -1562,8 +1562,8 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path, monkeypatch:
     assert len(parts) == 6
     assert list(hashes) == sorted(hashes)
     hashed: list[str] = []
-    cut = parts_module._cut
-    monkeypatch.setattr(parts_module, "_cut", lambda file, *rest: hashed.append(file.path) or cut(file, *rest))
+    split = splitting.hash_lines
+    monkeypatch.setattr(splitting, "hash_lines", lambda file, *rest: hashed.append(file.path) or split(file, *rest))
     assert remember(orjson.loads(orjson.dumps(hashes))) == (parts, hashes)
     assert hashed == []
     write(paths[1], b"one\ntwo\nthree\n")
@@ -1582,7 +1582,7 @@ def put(store: ObjectStore, key: str, content: bytes) -> str:
 def test_objects_are_cut_and_read_as_files_are(
     tmp_path: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts_module, "_WINDOW", 64)  # the window in which a line end is looked for
+    monkeypatch.setattr(splitting, "WINDOW", 64)  # the window in which a line end is looked for
     content = b"".join(orjson.dumps({"text": "x" * (n * 37 % 200)}) + b"\n" for n in range(1, 40))
     for name, text in (("ended", content), ("open", content[:-1]), ("empty", b""), ("line", content[:30])):
         path, url = write(tmp_path / f"{name}.jsonl", text), put(object_store, f"{name}.jsonl", text)

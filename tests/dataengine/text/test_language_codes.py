@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from dataengine.cleaning.language import is_known
 from dataengine.cleaning.rules.scripts import scripts_of
+from dataengine.config.fields import LANGUAGE_PATTERN
 from dataengine.text.language_codes import NAMES, base_language, meant_language, script_subtag
+from dataengine.text.language_names import ENGLISH_NAMES
 
 
 @pytest.mark.parametrize(
@@ -47,3 +51,12 @@ def test_what_a_code_that_is_none_may_stand_for(code: str, name: str, meant: str
 def test_every_name_has_a_code_that_is_checked() -> None:
     assert all(is_known(code) or scripts_of(code) for code in NAMES)
     assert len(set(NAMES.values())) == len(NAMES) == 131
+
+
+def test_every_language_has_a_name_of_its_own_that_fits_on_one_line_of_a_prompt() -> None:
+    assert len(set(ENGLISH_NAMES.values())) == len(ENGLISH_NAMES) == 184
+    assert all(re.fullmatch(LANGUAGE_PATTERN, code) for code in ENGLISH_NAMES)
+    assert all(
+        name == name.strip() and name.replace("-", " ").replace(" ", "").isalpha() for name in ENGLISH_NAMES.values()
+    )
+    assert (ENGLISH_NAMES["en"], ENGLISH_NAMES["zh"], ENGLISH_NAMES["id"]) == ("English", "Chinese", "Indonesian")
