@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from dataengine.errors import InputError
+from dataengine.errors import InputError, OutageError
 from dataengine.storage import s3_client
+from dataengine.storage.retry import retry
 from dataengine.storage.store import FILES_IN_FLIGHT, AddFile, Store, write_in_background
 
 _PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
@@ -104,39 +105,38 @@ class S3Store(Store):
 
     def _upload(self, key: str, content: bytes | Path, *, replace: bool) -> None:
         """Put an object. If not `replace` (of bytes only), one that is there stays, and must be equal."""
+        with s3_client.faults(self._url(key)):
+            retry(lambda: self._try_upload(key, content, replace=replace), tries=_CONFLICTS)
+
+    def _try_upload(self, key: str, content: bytes | Path, *, replace: bool) -> None:
+        """The same; raises OutageError while another write of the object is under way."""
         from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
         url = self._url(key)
-        with s3_client.faults(url):
-            for attempt in range(_CONFLICTS):
-                plain = _is_plain(self.url)
-                equal = self._equals(key, content) if plain and not replace else None
-                if equal is None:
-                    try:
-                        _put(url, content, new=not replace and not plain, plain=plain)
-                        return
-                    except ClientError as error:
-                        status, code = (
-                            error.response["ResponseMetadata"]["HTTPStatusCode"],
-                            error.response["Error"]["Code"],
-                        )
-                        if not plain and (status == 501 or code in _UNKNOWN_HEADER):
-                            _make_plain(self.url, code)
-                            continue
-                        if status == 409:  # another write of it is under way
-                            s3_client.pause(attempt)
-                            continue
-                        if status != 412:
-                            raise
-                    equal = self._equals(key, content)
-                if equal:
-                    return
-                if equal is False:
-                    raise RuntimeError(
-                        f"{url}: other content is there under this name: nondeterminism. The same input and settings "
-                        "gave different bytes; remove the object and find out what differed between the two runs."
-                    )
-        raise InputError(f"{url}: the store kept saying that another write is under way. Run again.")
+        plain = _is_plain(self.url)
+        if plain and not replace and self._is_there(key, content):
+            return
+        try:
+            _put(url, content, new=not replace and not plain, plain=plain)
+        except ClientError as error:
+            status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
+            if not plain and (status == 501 or code in _UNKNOWN_HEADER):
+                _make_plain(self.url, code)
+                self._try_upload(key, content, replace=replace)
+            elif status not in (409, 412):
+                raise
+            elif status == 409 or not self._is_there(key, content):
+                raise OutageError(f"{url}: the store kept saying that another write is under way. Run again.") from None
+
+    def _is_there(self, key: str, content: bytes | Path) -> bool:
+        """Whether an object is there. Raises RuntimeError if it has another content than this."""
+        equal = self._equals(key, content)
+        if equal is False:
+            raise RuntimeError(
+                f"{self._url(key)}: other content is there under this name: nondeterminism. The same input and "
+                "settings gave different bytes; remove the object and find out what differed between the two runs."
+            )
+        return equal is not None
 
     def _equals(self, key: str, content: bytes | Path) -> bool | None:
         """Whether an object has this content; None if there is none."""

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from dataengine.errors import InputError
+from dataengine.errors import DamagedError, InputError, MissingError
 from dataengine.storage.store import Store
 from trainer.checkpoints.marker import (
     MARKER,
@@ -22,11 +22,7 @@ from trainer.run.folder import Run, open_run
 
 log = logging.getLogger(__name__)
 HOW_TO_TRAIN = "Train first: composer trainer/train.py CONFIG"
-_ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
 _TOLD: set[tuple[str, str]] = set()  # what this process has passed over, and why; it may look often
-
-
-# Finding.
 
 
 def all_checkpoints(run: Run) -> list[Checkpoint]:
@@ -106,7 +102,7 @@ def local_checkpoints(out: Path) -> tuple[dict[int, Checkpoint], dict[str, str]]
         try:
             checkpoint = read_checkpoint(folder)
             found[checkpoint.step] = checkpoint
-        except InputError as error:
+        except (DamagedError, MissingError) as error:
             faults[str(folder)] = str(error).removeprefix(f"{folder}: ")
     return found, faults
 
@@ -123,11 +119,9 @@ def bucket_checkpoints(store: Store, out: Path, faults: dict[str, str]) -> dict[
         key = f"checkpoints/{name}"
         try:
             if MARKER not in sizes:
-                raise ValueError(f"the checkpoint was not finished (no {MARKER})")
+                raise MissingError(f"the checkpoint was not finished (no {MARKER})")
             marker = read_listed_marker(store, key, sizes)
-        except (FileNotFoundError, ValueError) as error:
-            if isinstance(error, InputError):  # the bucket, not the checkpoint
-                raise
+        except (DamagedError, MissingError) as error:  # others are of the bucket, not of the checkpoint
             faults[f"{store.url}/{key}"] = str(error)
             continue
         found[marker["step"]] = Checkpoint(**marker, folder=out / key, local=False, key=key)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -17,8 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-from dataengine.errors import InputError
+from dataengine.errors import InputError, MissingError
 from dataengine.storage import s3_client
+from dataengine.storage.retry import retry
 from dataengine.storage.store import Store
 from trainer.checkpoints.find import all_checkpoints
 from trainer.checkpoints.marker import MARKER, Checkpoint, checkpoint_folder, checkpoint_key
@@ -28,8 +28,7 @@ from trainer.run.folder import SMALL_FILES, Run
 log = logging.getLogger(__name__)
 
 _SAY_S = 30  # seconds between lines of a log that say the same
-_LONGEST_PAUSE_S = 30.0  # between attempts
-_LOOK_S = 5.0  # between looks for a marker that another node puts
+_LOOK_S = 1.0  # between looks for what other ranks put
 _ABANDONED = timedelta(days=1)  # an upload in parts that is older is of a dead process
 
 T = TypeVar("T")
@@ -41,10 +40,6 @@ class _Job:
     own_files: tuple[str, ...]
     all_files: dict[str, int]  # name -> bytes
     marker: bytes | None  # of the rank that completes the checkpoint
-
-
-class _GivenUpError(Exception):
-    """Nothing worked for as long as the limit allows, or what was to be uploaded is gone."""
 
 
 class Uploader:
@@ -125,7 +120,7 @@ class Uploader:
                 else:
                     self._upload(job)
             except Exception as error:  # given up, or a bug of ours: neither may pass unseen in a thread
-                if not isinstance(error, _GivenUpError):
+                if not isinstance(error, InputError):
                     log.exception("an upload to %s failed", self._run.url)
                 what = f"step {job.step:,}" if job else "the log"
                 with self._changed:
@@ -146,7 +141,7 @@ class Uploader:
         for name in job.own_files:
             path = folder / name
             if not path.is_file():
-                raise _GivenUpError(f"{path} is gone.")
+                raise MissingError(f"{path} is gone.")
             self._attempt(lambda name=name, path=path: self._store.write_from(f"{key}/{name}", path))  # type: ignore[misc]
         if job.marker is None:
             self._untidied = job.step if self._tidy else None
@@ -171,9 +166,9 @@ class Uploader:
                 self._attempt(lambda name=name, content=content: self._store.write(name, content))  # type: ignore[misc]
 
     def _wait_for_files(self, job: _Job, key: str) -> None:
-        """Until the bucket has the files of all ranks. Gives up if none arrives for as long as the limit."""
+        """Until the bucket has the files of all ranks. Raises MissingError if none arrives for as long as the limit."""
         latest, before = time.monotonic(), -1
-        for attempt in range(1 << 30):
+        while True:
             sizes = self._attempt(lambda: self._store.sizes(key))
             missing = [name for name, size in job.all_files.items() if sizes.get(f"{key}/{name}") != size]
             if not missing:
@@ -181,30 +176,24 @@ class Uploader:
             if len(missing) != before:
                 latest, before = time.monotonic(), len(missing)
             if time.monotonic() - latest > self._limit_s:
-                raise _GivenUpError(
+                raise MissingError(
                     f"{len(missing)} of {len(job.all_files)} files of other ranks did not arrive ({missing[0]})."
                 )
             self._say("step %d: waiting for %d files of other ranks", job.step, len(missing))
-            time.sleep(_pause_s(attempt))
+            time.sleep(_LOOK_S)
 
     def _attempt(self, action: Callable[[], T]) -> T:
-        """Do something with the bucket; while it fails try again, for at most the limit since the first failure."""
-        failed: float | None = None
-        for attempt in range(1 << 30):
-            try:
-                done = action()
-            except (InputError, OSError) as error:
-                failed = failed or time.monotonic()
-                elapsed = time.monotonic() - failed
-                if elapsed > self._limit_s:
-                    raise _GivenUpError(f"{error} That lasted {elapsed:,.0f} s (train.outage_limit).") from None
-                self._say("%s Trying again for %.0f s; training goes on.", error, self._limit_s - elapsed)
-                time.sleep(min(_pause_s(attempt), max(0.1, self._limit_s - elapsed)))
-                continue
-            if failed is not None:
-                log.info("%s works again after %.0f s", self._run.url, time.monotonic() - failed)
-            return done
-        raise AssertionError("a bucket cannot be tried that often")
+        """Do something with the bucket; an outage is tried again for as long as the limit allows."""
+        failed: list[float] = []
+
+        def wait(error: BaseException, elapsed_s: float) -> None:
+            failed.append(time.monotonic())
+            self._say("%s Trying again for %.0f s; training goes on.", error, self._limit_s - elapsed_s)
+
+        done = retry(action, outage_limit=self._limit_s, on_failure=wait)
+        if failed:
+            log.info("%s works again after %.0f s", self._run.url, time.monotonic() - failed[0])
+        return done
 
     def _look_for_marker(self) -> None:
         """Of a node that does not put markers: once the newest checkpoint is complete, remove older copies."""
@@ -223,11 +212,6 @@ class Uploader:
         if time.monotonic() - self._said >= _SAY_S:
             self._said = time.monotonic()
             log.warning(message, *words)
-
-
-def _pause_s(attempt: int) -> float:
-    """Twice as long each time, with jitter: ranks must not come back all at once."""
-    return float(min(_LONGEST_PAUSE_S, 0.2 * 2 ** min(attempt, 20))) * random.SystemRandom().uniform(0.5, 1.0)
 
 
 def resume_uploads(

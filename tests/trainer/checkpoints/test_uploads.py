@@ -31,7 +31,7 @@ WAIT_S = 60
 def run(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run in a bucket; requests are not repeated by botocore, so that faults reach the code under test."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(uploads, "_LONGEST_PAUSE_S", 0.5)
+    monkeypatch.setattr("dataengine.storage.retry.pause_s", lambda state: 0.1)
     monkeypatch.setattr(uploads, "_LOOK_S", 0.1)
     return open_run(f"{object_store.url}/deep/run", str(tmp_path / "cache"))
 
@@ -172,6 +172,16 @@ def test_a_store_that_never_works_is_given_up_and_said(
     uploader.submit(10, (), {}, b"")  # is kept on disk, and nothing hangs
     assert uploader.pending == 2
     assert len(complete_checkpoints(run.folder)) == 1
+
+
+def test_a_refusal_is_given_up_at_once(run: Run, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with faulty_proxy(object_store.endpoint, lambda *request: 403) as (endpoint, methods):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        uploader = Uploader(run)
+        submit(uploader, run, 5)
+        with pytest.raises(InputError, match=r"step 5 could not be uploaded to .*access denied"):
+            uploader.wait(WAIT_S)
+    assert methods == ["PUT"]
 
 
 def test_files_of_another_rank_that_never_come_are_given_up(run: Run) -> None:
