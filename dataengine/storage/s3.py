@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,21 @@ def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
         with suppress(Exception):  # what went wrong matters more
             client.abort_multipart_upload(**request)
         raise
+
+
+def abort_uploads(store: Store, age: timedelta) -> int:
+    """Abort uploads in parts below a store of s3:// that began longer ago than `age`; return how many."""
+    if not store.url.startswith("s3://"):
+        return 0
+    client, request = s3_client.connect(f"{store.url}/")
+    before, count = datetime.now(UTC) - age, 0
+    with s3_client.faults(store.url):
+        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=request["Bucket"], Prefix=request["Key"])
+        for entry in [entry for page in pages for entry in page.get("Uploads", ())]:
+            if entry["Initiated"] < before:
+                client.abort_multipart_upload(Bucket=request["Bucket"], Key=entry["Key"], UploadId=entry["UploadId"])
+                count += 1
+    return count
 
 
 def _copy_in_parts(client: Any, target: dict[str, str], origin: dict[str, str], size: int) -> None:

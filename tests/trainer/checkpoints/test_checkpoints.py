@@ -13,11 +13,10 @@ from dataengine.errors import InputError
 from dataengine.schedule.slots import Schedule, Stage
 from dataengine.storage.store import Store
 from tests.object_store import ObjectStore, faulty_proxy, object_store
-from tests.trainer.fake_checkpoints import NAMES, save, write_files
+from tests.trainer.fake_checkpoints import NAMES, complete_checkpoints, save, write_files
 from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.find import (
     all_checkpoints,
-    complete_checkpoints,
     find_checkpoint,
     locate_checkpoint,
     newest_checkpoint,
