@@ -24,11 +24,11 @@ from dataengine import permutation
 from dataengine.build.external_sort import bucket_bounds, bucket_hashes, buckets_of, read_array
 from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit
 from dataengine.errors import InputError
-from dataengine.mds.types import Add, token_dtype
+from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import ShardFormat, ShardWriter
 from dataengine.records.types import RecordFormat, Records, SourcePart
 from dataengine.storage.arrays import encode_npy, read_all_npy, read_npy
-from dataengine.storage.store import Store
+from dataengine.storage.store import AddFile, Store
 from dataengine.text import pairs
 from dataengine.text.packing import Packer, Tokens, join_documents
 from dataengine.text.tokenizers.base import Tokenizer
@@ -99,7 +99,7 @@ class TokenizeDocuments(Unit):
     def input_bytes(self) -> int:
         return self.part.size
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
         packer = Packer(self.format.seq_len + 1, dtype)
         writer = ShardWriter(add, self.format.shards)
@@ -153,7 +153,7 @@ class TokenizePairs(Unit):
     def input_bytes(self) -> int:
         return self.part.size
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
         run = _Run(add, permutation.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)))
         reading = _open(self.part, self.records, self.keep, store, on_progress)
@@ -237,7 +237,7 @@ class MergeRuns(Unit):
     def input_bytes(self) -> int:
         return self.tokens
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
         low, high = buckets_of(self.number, self.ranges)
         found, tokens, sources = [], [], []
@@ -275,7 +275,7 @@ class PackTails(Unit):
     def input_bytes(self) -> int:
         return self.tokens
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
         packer = Packer(self.format.seq_len + 1, dtype)
         writer = ShardWriter(add, self.format.shards)
@@ -336,7 +336,7 @@ def _open(part: SourcePart, form: RecordFormat, keep: Keep | None, store: Store,
     return Reading(part, form, on_progress, keep.read(store) if keep else None)
 
 
-def _add_tail(add: Add, writer: ShardWriter, packer: Packer) -> int:
+def _add_tail(add: AddFile, writer: ShardWriter, packer: Packer) -> int:
     """Publish the tokens that fill no shard; return how many they are."""
     tail = np.concatenate([*(samples.ravel() for samples in writer.rest), packer.tail])
     add("tail.npy", encode_npy(tail))
@@ -350,7 +350,7 @@ class _Run:
     the first document and the first token of each range of keys, and the hashes of what the two files have there.
     """
 
-    def __init__(self, add: Add, key: int) -> None:
+    def __init__(self, add: AddFile, key: int) -> None:
         self._add, self._key = add, key
         self._first = self._runs = self._waiting = 0  # number of the run's first document; runs written; tokens
         self._parts: list[tuple[Tokens, NDArray[np.int64], NDArray[np.uint32]]] = []

@@ -24,10 +24,13 @@ from dataengine.storage.store import FILES_IN_FLIGHT, AddFile, Store, write_in_b
 _PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
 _COPY = 1 << 30  # bytes; S3 copies objects of up to 5 GB at once, larger ones in parts of up to so many
 _CONFLICTS = 10  # attempts while the store says that another write is under way
+# Error codes of stores that do not know conditional writes or SHA-256 checksums.
+_UNKNOWN_HEADER = ("NotImplemented", "UnsupportedOperation", "UnsupportedArgument", "InvalidArgument", "InvalidRequest")
+_PLAIN: dict[str, object] = {}  # stores that turned out to be of those
 
 
 class S3Store(Store):
-    """A store below s3://bucket/prefix, or the same of gs:// or oci:// (see `objects`)."""
+    """A store below s3://bucket/prefix, or the same of gs:// or oci:// (see `s3_client`)."""
 
     def _url(self, key: str) -> str:
         return f"{self.url}/{key}"
@@ -154,11 +157,6 @@ class S3Store(Store):
             return s3_client.get_bytes(url) == content  # no checksum, or of other parts
         except FileNotFoundError:
             return None
-
-
-# Error codes of stores that do not know conditional writes or SHA-256 checksums.
-_UNKNOWN_HEADER = ("NotImplemented", "UnsupportedOperation", "UnsupportedArgument", "InvalidArgument", "InvalidRequest")
-_PLAIN: dict[str, object] = {}  # stores that turned out to be of those
 
 
 def _is_plain(url: str) -> bool:

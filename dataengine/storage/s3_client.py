@@ -22,6 +22,32 @@ _GOOGLE = "https://storage.googleapis.com"
 _ATTEMPTS = 10  # of a request, with botocore's backoff and jitter between
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
+# Codes of S3's errors (of HEAD requests only the status is known) -> what happened, what to do.
+_MEANINGS = {
+    "NoSuchBucket": ("there is no such bucket", "Create it, or correct the URL"),
+    "InvalidBucketName": ("the bucket's name is not valid", "Correct the URL"),
+    "AccessDenied": (
+        "access denied",
+        "Check that these credentials may list, read and, for a store, write there, and that the object exists",
+    ),
+    "SignatureDoesNotMatch": ("the secret key was refused", "Check AWS_SECRET_ACCESS_KEY (of gs:// GCS_SECRET)"),
+    "InvalidAccessKeyId": (
+        "the access key is not known",
+        "Check AWS_ACCESS_KEY_ID (of gs:// GCS_KEY) and the endpoint",
+    ),
+    "ExpiredToken": ("the credentials have expired", "Renew them"),
+    "RequestTimeTooSkewed": ("this machine's clock is wrong", "Set the clock"),
+    "PreconditionFailed": ("it was changed while it was read", "Run again"),
+    "InvalidRange": ("it is shorter than expected; it was changed", "Run again"),
+    "PermanentRedirect": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
+    "AuthorizationHeaderMalformed": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
+}
+_STATUS_CODES = {
+    "301": "PermanentRedirect",
+    "403": "AccessDenied",
+    "412": "PreconditionFailed",
+    "416": "InvalidRange",
+}
 
 
 def connect(url: str) -> tuple[Any, dict[str, str]]:
@@ -192,34 +218,6 @@ def faults(url: str) -> Iterator[None]:
         yield
     except (BotoCoreError, ClientError, HTTPError) as error:
         raise explain(error, url) from None
-
-
-# Codes of S3's errors (of HEAD requests only the status is known) -> what happened, what to do.
-_MEANINGS = {
-    "NoSuchBucket": ("there is no such bucket", "Create it, or correct the URL"),
-    "InvalidBucketName": ("the bucket's name is not valid", "Correct the URL"),
-    "AccessDenied": (
-        "access denied",
-        "Check that these credentials may list, read and, for a store, write there, and that the object exists",
-    ),
-    "SignatureDoesNotMatch": ("the secret key was refused", "Check AWS_SECRET_ACCESS_KEY (of gs:// GCS_SECRET)"),
-    "InvalidAccessKeyId": (
-        "the access key is not known",
-        "Check AWS_ACCESS_KEY_ID (of gs:// GCS_KEY) and the endpoint",
-    ),
-    "ExpiredToken": ("the credentials have expired", "Renew them"),
-    "RequestTimeTooSkewed": ("this machine's clock is wrong", "Set the clock"),
-    "PreconditionFailed": ("it was changed while it was read", "Run again"),
-    "InvalidRange": ("it is shorter than expected; it was changed", "Run again"),
-    "PermanentRedirect": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
-    "AuthorizationHeaderMalformed": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
-}
-_STATUS_CODES = {
-    "301": "PermanentRedirect",
-    "403": "AccessDenied",
-    "412": "PreconditionFailed",
-    "416": "InvalidRange",
-}
 
 
 def explain(error: Exception, url: str) -> Exception:

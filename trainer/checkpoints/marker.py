@@ -37,7 +37,7 @@ class Marker:
     files: dict[str, int]  # name -> bytes
     hashes: dict[str, str] = field(default_factory=dict)  # name -> xxh64, hexadecimal
     init: dict[str, Any] | None = None  # the checkpoint of another run that this run began with
-    digest: str = ""  # of all samples trained on (callbacks.SampleLedger)
+    digest: str = ""  # of all samples trained on (training.callbacks.ledger)
     finite: bool = False  # all weights and moments were seen to be finite before they were saved
 
 

@@ -9,11 +9,12 @@ import zstandard
 from streaming import MDSWriter, StreamingDataset
 
 from dataengine.mds.reader import view_shard
-from dataengine.mds.types import Add, read_shard
+from dataengine.mds.types import read_shard
 from dataengine.mds.writer import ShardFormat, ShardWriter, encode_index
+from dataengine.storage.store import AddFile
 
 
-def add_to(folder: Path) -> Add:
+def add_to(folder: Path) -> AddFile:
     folder.mkdir(exist_ok=True)
 
     def add(name: str, content: bytes) -> None:
