@@ -26,7 +26,7 @@ from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import output_file
 from dataengine.storage.open import open_store
 from dataengine.tables import table
-from trainer.checkpoints.find import complete_checkpoints
+from trainer.checkpoints.find import local_checkpoints
 from trainer.run.folder import local_folder, read_run_manifest
 from trainer.run.step_log import gap_words, missing_steps, next_digest, read_log, skipped_steps
 
@@ -112,7 +112,7 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
             _write_lines(manifest, provenance, steps, skipped, lines)
         if find:
             _find_line(manifest, provenance, steps, skipped, find)
-    trained = max((checkpoint.step for checkpoint in complete_checkpoints(run)), default=0)
+    trained = max(local_checkpoints(run)[0], default=0)
     if gaps := missing_steps(rows, 0, min(step, max(trained, steps)) if step else max(trained, steps)):
         print(
             f"INCOMPLETE: log.csv has lost {sum(end - begin + 1 for begin, end in gaps):,} steps: {gap_words(gaps)}. "

@@ -12,14 +12,14 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dataengine.errors import InputError
+from dataengine.errors import DamagedError
 from dataengine.storage.store import Store
 
 
-def damaged_unit(store: Store, key: str) -> InputError:
+def damaged_unit(store: Store, key: str) -> DamagedError:
     """What to do about a file of a unit that is not as it was written."""
     folder = key.rpartition("/")[0]
-    return InputError(f"{store.url}/{key} is missing or damaged. Remove the folder {folder} and build again.")
+    return DamagedError(f"{store.url}/{key} is missing or damaged. Remove the folder {folder} and build again.")
 
 
 def read_npy(store: Store, key: str) -> NDArray[Any]:
@@ -34,7 +34,7 @@ def read_all_npy(store: Store, keys: Sequence[str], pool: Executor) -> Iterator[
 
 
 def read_whole(store: Store, key: str) -> bytes:
-    """A file that a unit left. Raises InputError if it is missing."""
+    """A file that a unit left. Raises DamagedError if it is missing."""
     try:
         return store.read(key)
     except FileNotFoundError:
@@ -47,14 +47,14 @@ def is_intact_npy(content: bytes) -> bool:
 
 
 def check_npy(content: bytes, store: Store, key: str) -> None:
-    """Raise InputError if an .npy file of a store is not as it was written."""
+    """Raise DamagedError if an .npy file of a store is not as it was written."""
     if not is_intact_npy(content):
         raise damaged_unit(store, key)
 
 
 def decode_npy(content: bytes, store: Store, key: str) -> NDArray[Any]:
-    """An array from the content of an .npy file of a store and the hash that follows it. Raises InputError if it is
-    damaged.
+    """An array from the content of an .npy file of a store and the hash that follows it. Raises DamagedError if
+    it is not as it was written.
 
     One thread at a time: numpy reads the header by `ast.literal_eval`, of which two in a process at once can fail in
     Python 3.11 (SystemError: AST constructor recursion depth mismatch; seen once, in a build).

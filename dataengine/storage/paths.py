@@ -50,9 +50,6 @@ def check_file_kind(path: str, status: os.stat_result) -> None:
     raise InputError(f"{path} is {kind}, not a file. Files are read more than once: write one, and name that.")
 
 
-# What storage shares.
-
-
 def split_url(url: str) -> tuple[str, str, str]:
     """Scheme, bucket and key (or prefix) of a URL. Raises InputError if it has no bucket."""
     scheme, _, rest = url.partition("://")

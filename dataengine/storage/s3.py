@@ -12,20 +12,25 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from dataengine.errors import InputError
+from dataengine.errors import InputError, OutageError
 from dataengine.storage import s3_client
+from dataengine.storage.retry import retry
 from dataengine.storage.store import FILES_IN_FLIGHT, AddFile, Store, write_in_background
 
 _PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
 _COPY = 1 << 30  # bytes; S3 copies objects of up to 5 GB at once, larger ones in parts of up to so many
 _CONFLICTS = 10  # attempts while the store says that another write is under way
+# Error codes of stores that do not know conditional writes or SHA-256 checksums.
+_UNKNOWN_HEADER = ("NotImplemented", "UnsupportedOperation", "UnsupportedArgument", "InvalidArgument", "InvalidRequest")
+_PLAIN: dict[str, object] = {}  # stores that turned out to be of those
 
 
 class S3Store(Store):
-    """A store below s3://bucket/prefix, or the same of gs:// or oci:// (see `objects`)."""
+    """A store below s3://bucket/prefix, or the same of gs:// or oci:// (see `s3_client`)."""
 
     def _url(self, key: str) -> str:
         return f"{self.url}/{key}"
@@ -104,39 +109,38 @@ class S3Store(Store):
 
     def _upload(self, key: str, content: bytes | Path, *, replace: bool) -> None:
         """Put an object. If not `replace` (of bytes only), one that is there stays, and must be equal."""
+        with s3_client.faults(self._url(key)):
+            retry(lambda: self._try_upload(key, content, replace=replace), tries=_CONFLICTS)
+
+    def _try_upload(self, key: str, content: bytes | Path, *, replace: bool) -> None:
+        """The same; raises OutageError while another write of the object is under way."""
         from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
         url = self._url(key)
-        with s3_client.faults(url):
-            for attempt in range(_CONFLICTS):
-                plain = _is_plain(self.url)
-                equal = self._equals(key, content) if plain and not replace else None
-                if equal is None:
-                    try:
-                        _put(url, content, new=not replace and not plain, plain=plain)
-                        return
-                    except ClientError as error:
-                        status, code = (
-                            error.response["ResponseMetadata"]["HTTPStatusCode"],
-                            error.response["Error"]["Code"],
-                        )
-                        if not plain and (status == 501 or code in _UNKNOWN_HEADER):
-                            _make_plain(self.url, code)
-                            continue
-                        if status == 409:  # another write of it is under way
-                            s3_client.pause(attempt)
-                            continue
-                        if status != 412:
-                            raise
-                    equal = self._equals(key, content)
-                if equal:
-                    return
-                if equal is False:
-                    raise RuntimeError(
-                        f"{url}: other content is there under this name: nondeterminism. The same input and settings "
-                        "gave different bytes; remove the object and find out what differed between the two runs."
-                    )
-        raise InputError(f"{url}: the store kept saying that another write is under way. Run again.")
+        plain = _is_plain(self.url)
+        if plain and not replace and self._is_there(key, content):
+            return
+        try:
+            _put(url, content, new=not replace and not plain, plain=plain)
+        except ClientError as error:
+            status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"]["Code"]
+            if not plain and (status == 501 or code in _UNKNOWN_HEADER):
+                _make_plain(self.url, code)
+                self._try_upload(key, content, replace=replace)
+            elif status not in (409, 412):
+                raise
+            elif status == 409 or not self._is_there(key, content):
+                raise OutageError(f"{url}: the store kept saying that another write is under way. Run again.") from None
+
+    def _is_there(self, key: str, content: bytes | Path) -> bool:
+        """Whether an object is there. Raises RuntimeError if it has another content than this."""
+        equal = self._equals(key, content)
+        if equal is False:
+            raise RuntimeError(
+                f"{self._url(key)}: other content is there under this name: nondeterminism. The same input and "
+                "settings gave different bytes; remove the object and find out what differed between the two runs."
+            )
+        return equal is not None
 
     def _equals(self, key: str, content: bytes | Path) -> bool | None:
         """Whether an object has this content; None if there is none."""
@@ -153,11 +157,6 @@ class S3Store(Store):
             return s3_client.get_bytes(url) == content  # no checksum, or of other parts
         except FileNotFoundError:
             return None
-
-
-# Error codes of stores that do not know conditional writes or SHA-256 checksums.
-_UNKNOWN_HEADER = ("NotImplemented", "UnsupportedOperation", "UnsupportedArgument", "InvalidArgument", "InvalidRequest")
-_PLAIN: dict[str, object] = {}  # stores that turned out to be of those
 
 
 def _is_plain(url: str) -> bool:
@@ -196,6 +195,21 @@ def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
         with suppress(Exception):  # what went wrong matters more
             client.abort_multipart_upload(**request)
         raise
+
+
+def abort_uploads(store: Store, age: timedelta) -> int:
+    """Abort uploads in parts below a store of s3:// that began longer ago than `age`; return how many."""
+    if not store.url.startswith("s3://"):
+        return 0
+    client, request = s3_client.connect(f"{store.url}/")
+    before, count = datetime.now(UTC) - age, 0
+    with s3_client.faults(store.url):
+        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=request["Bucket"], Prefix=request["Key"])
+        for entry in [entry for page in pages for entry in page.get("Uploads", ())]:
+            if entry["Initiated"] < before:
+                client.abort_multipart_upload(Bucket=request["Bucket"], Key=entry["Key"], UploadId=entry["UploadId"])
+                count += 1
+    return count
 
 
 def _copy_in_parts(client: Any, target: dict[str, str], origin: dict[str, str], size: int) -> None:

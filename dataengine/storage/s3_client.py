@@ -9,20 +9,45 @@ Tested against SeaweedFS, for all three schemes. Not run against the clouds of A
 from __future__ import annotations
 
 import os
-import random
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import lru_cache
 from typing import Any
 
 from dataengine.errors import InputError, OutageError
 from dataengine.storage.paths import FoundFile, split_url
+from dataengine.storage.retry import retry
 
 _GOOGLE = "https://storage.googleapis.com"
 _ATTEMPTS = 10  # of a request, with botocore's backoff and jitter between
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
+# Codes of S3's errors (of HEAD requests only the status is known) -> what happened, what to do.
+_MEANINGS = {
+    "NoSuchBucket": ("there is no such bucket", "Create it, or correct the URL"),
+    "InvalidBucketName": ("the bucket's name is not valid", "Correct the URL"),
+    "AccessDenied": (
+        "access denied",
+        "Check that these credentials may list, read and, for a store, write there, and that the object exists",
+    ),
+    "SignatureDoesNotMatch": ("the secret key was refused", "Check AWS_SECRET_ACCESS_KEY (of gs:// GCS_SECRET)"),
+    "InvalidAccessKeyId": (
+        "the access key is not known",
+        "Check AWS_ACCESS_KEY_ID (of gs:// GCS_KEY) and the endpoint",
+    ),
+    "ExpiredToken": ("the credentials have expired", "Renew them"),
+    "RequestTimeTooSkewed": ("this machine's clock is wrong", "Set the clock"),
+    "PreconditionFailed": ("it was changed while it was read", "Run again"),
+    "InvalidRange": ("it is shorter than expected; it was changed", "Run again"),
+    "PermanentRedirect": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
+    "AuthorizationHeaderMalformed": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
+}
+_STATUS_CODES = {
+    "301": "PermanentRedirect",
+    "403": "AccessDenied",
+    "412": "PreconditionFailed",
+    "416": "InvalidRange",
+}
 
 
 def connect(url: str) -> tuple[Any, dict[str, str]]:
@@ -97,20 +122,12 @@ def attempts_of(client: Any) -> int:
     return int(client.meta.config.retries["total_max_attempts"])
 
 
-def pause(attempt: int) -> None:
-    """Wait before another attempt: twice as long each time, by chance between nothing and that, 20 s at most."""
-    time.sleep(random.SystemRandom().random() * min(20.0, 0.1 * 2**attempt))
-
-
 def get_bytes(url: str, start: int = 0, stop: int | None = None, version: str = "") -> bytes:
     """Bytes [start, stop) of an object, of one version if given.
 
     A connection that breaks in the middle is tried again, as botocore tries requests again. Raises FileNotFoundError
     if there is no such object, else InputError.
     """
-    from botocore.exceptions import FlexibleChecksumError, HTTPClientError, IncompleteReadError  # type: ignore[import-untyped]
-    from urllib3.exceptions import HTTPError
-
     if start == stop:
         return b""
     client, request = connect(url)
@@ -118,18 +135,14 @@ def get_bytes(url: str, start: int = 0, stop: int | None = None, version: str = 
         request["Range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
     if version:
         request["IfMatch"] = f'"{version}"'
-    last = attempts_of(client) - 1
-    for attempt in range(last + 1):
-        with faults(url):
-            body = client.get_object(**request)["Body"]
-            try:
-                content = bytes(body.read())
-                break
-            except (FlexibleChecksumError, HTTPClientError, HTTPError, IncompleteReadError):
-                body.close()
-                if attempt == last:
-                    raise
-        pause(attempt)
+
+    def get() -> bytes:
+        body = client.get_object(**request)["Body"]
+        with closing(body), faults(url):
+            return bytes(body.read())
+
+    with faults(url):
+        content = retry(get, tries=attempts_of(client))
     if stop is not None and len(content) > stop - start:
         raise InputError(
             f"{url}: asked for {stop - start:,} bytes, the store sent {len(content):,}. It unpacks the object on the "
@@ -164,7 +177,7 @@ def head_object(url: str, **conditions: str) -> Any:
 
     An answer to HEAD has no text, so that a wrong clock looks like a wrong key: after a refusal GET is asked once.
     """
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
     client, request = connect(url)
     try:
@@ -207,37 +220,10 @@ def faults(url: str) -> Iterator[None]:
         raise explain(error, url) from None
 
 
-# Codes of S3's errors (of HEAD requests only the status is known) -> what happened, what to do.
-_MEANINGS = {
-    "NoSuchBucket": ("there is no such bucket", "Create it, or correct the URL"),
-    "InvalidBucketName": ("the bucket's name is not valid", "Correct the URL"),
-    "AccessDenied": (
-        "access denied",
-        "Check that these credentials may list, read and, for a store, write there, and that the object exists",
-    ),
-    "SignatureDoesNotMatch": ("the secret key was refused", "Check AWS_SECRET_ACCESS_KEY (of gs:// GCS_SECRET)"),
-    "InvalidAccessKeyId": (
-        "the access key is not known",
-        "Check AWS_ACCESS_KEY_ID (of gs:// GCS_KEY) and the endpoint",
-    ),
-    "ExpiredToken": ("the credentials have expired", "Renew them"),
-    "RequestTimeTooSkewed": ("this machine's clock is wrong", "Set the clock"),
-    "PreconditionFailed": ("it was changed while it was read", "Run again"),
-    "InvalidRange": ("it is shorter than expected; it was changed", "Run again"),
-    "PermanentRedirect": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
-    "AuthorizationHeaderMalformed": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
-}
-_STATUS_CODES = {
-    "301": "PermanentRedirect",
-    "403": "AccessDenied",
-    "412": "PreconditionFailed",
-    "416": "InvalidRange",
-}
-
-
 def explain(error: Exception, url: str) -> Exception:
     """What to raise for an exception of botocore or urllib3."""
     from botocore import exceptions as kinds  # type: ignore[import-untyped]
+    from urllib3.exceptions import HTTPError
 
     if isinstance(error, kinds.ClientError):
         answer = error.response.get("Error", {})
@@ -245,11 +231,14 @@ def explain(error: Exception, url: str) -> Exception:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code in ("NoSuchKey", "NotFound", "404"):
             return FileNotFoundError(f"{url}: there is no such object")
-        meaning = _MEANINGS.get(_STATUS_CODES.get(code, code))
-        if meaning is None and (status >= 500 or status == 429):
-            meaning = "the store is failing or too busy, also after all attempts", "Run again later"
-        happened, remedy = meaning or ("the store refused", "Check the URL, the endpoint and the credentials")
-        kind = OutageError if status >= 500 or status == 429 else InputError
+        outage = status >= 500 or status in (408, 429) or code == "RequestTimeout"
+        unknown = (
+            ("the store is failing or too busy, also after all attempts", "Run again later")
+            if outage
+            else ("the store refused", "Check the URL, the endpoint and the credentials")
+        )
+        happened, remedy = _MEANINGS.get(_STATUS_CODES.get(code, code), unknown)
+        kind = OutageError if outage else InputError
         return kind(f"{url}: {happened} ({f'{code}: {said}' if said else code}). {remedy}.")
     if isinstance(error, kinds.NoCredentialsError | kinds.PartialCredentialsError | kinds.CredentialRetrievalError):
         return InputError(
@@ -258,7 +247,7 @@ def explain(error: Exception, url: str) -> Exception:
         )
     if isinstance(error, kinds.FlexibleChecksumError):
         return OutageError(f"{url}: what arrived does not match its checksum ({error}). Run again, or write it anew.")
-    if isinstance(error, kinds.HTTPClientError | kinds.ConnectionError | kinds.IncompleteReadError):
+    if isinstance(error, kinds.HTTPClientError | kinds.ConnectionError | kinds.IncompleteReadError | HTTPError):
         return OutageError(
             f"{url}: the store cannot be reached, also after all attempts ({error}). "
             "Check S3_ENDPOINT_URL (of gs:// GCS_ENDPOINT_URL) and the network, then run again."

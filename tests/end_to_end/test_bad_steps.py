@@ -13,9 +13,9 @@ from torch.distributed import checkpoint as dcp
 
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment
+from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.audit import audit
 from trainer.checkpoints.fetch import hash_file
-from trainer.checkpoints.find import complete_checkpoints
 from trainer.checkpoints.load import load_checkpoint, read_metadata
 from trainer.checkpoints.marker import Checkpoint, Marker, mark_complete
 from trainer.run.folder import open_run

@@ -17,8 +17,8 @@ from dataengine.schedule.rates import learning_rate
 from tests.conftest import small_experiment
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact
+from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.audit import audit
-from trainer.checkpoints.find import complete_checkpoints
 from trainer.run.folder import open_run
 from trainer.run.settings import SETTINGS, read_history
 from trainer.run.step_log import read_log

@@ -17,7 +17,7 @@ from dataengine.config.load import load_config
 from tests.conftest import ROOT, small_experiment
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import exact
-from trainer.checkpoints.find import complete_checkpoints
+from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.run.step_log import read_log
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,8 @@ from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import learning_rate
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment, open_dataset
+from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.audit import audit
-from trainer.checkpoints.find import complete_checkpoints
 from trainer.checkpoints.marker import checkpoint_folder
 from trainer.model.composer_model import build_model
 from trainer.model.decoder import load_weights

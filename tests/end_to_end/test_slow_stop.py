@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.end_to_end import ranks
 from tests.end_to_end.test_launcher import config
 from tests.end_to_end.test_training import exact
-from trainer.checkpoints.find import complete_checkpoints
+from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.run.step_log import read_log
 
 __all__ = ["config"]

@@ -11,7 +11,7 @@ import pytest
 
 from tests.end_to_end import ranks
 from tests.end_to_end.test_training import Experiment, exact, experiment
-from trainer.checkpoints.find import complete_checkpoints
+from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.run.step_log import read_log
 
 __all__ = ["experiment"]

@@ -27,8 +27,9 @@ from dataengine.storage.open import open_store
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import ROOT, small_experiment
 from tests.end_to_end import ranks
+from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.audit import audit
-from trainer.checkpoints.find import complete_checkpoints, newest_checkpoint
+from trainer.checkpoints.find import newest_checkpoint
 from trainer.checkpoints.marker import MARKER
 from trainer.data.dataset import ScheduledDataset
 from trainer.data.shard_cache import ShardCache

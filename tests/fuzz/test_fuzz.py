@@ -35,8 +35,8 @@ from dataengine.schedule.manifest import read_manifest
 from dataengine.storage.open import open_store
 from tests.conftest import DEMO, ROOT, ConfigMaker
 from tests.trainer import fake_checkpoints
+from tests.trainer.fake_checkpoints import complete_checkpoints
 from tests.trainer.fake_runs import make_runs
-from trainer.checkpoints.find import complete_checkpoints
 from trainer.reporting.read import read_runs
 
 fuzz = settings(

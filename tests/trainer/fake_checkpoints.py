@@ -6,7 +6,8 @@ import random
 from pathlib import Path
 
 from trainer.checkpoints.fetch import hash_file
-from trainer.checkpoints.marker import Marker, checkpoint_folder, mark_complete
+from trainer.checkpoints.find import local_checkpoints
+from trainer.checkpoints.marker import Checkpoint, Marker, checkpoint_folder, mark_complete
 
 NAMES = (".metadata", "__0_0.distcp", "__1_0.distcp")
 
@@ -34,3 +35,8 @@ def save(out: Path, step: int, *, size: int = 50_000) -> Path:
     folder = write_files(out, step, size=size)
     mark_complete(folder, describe(folder, step))
     return folder
+
+
+def complete_checkpoints(out: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run folder on this disk, oldest first."""
+    return list(local_checkpoints(out)[0].values())

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import xxhash
 
-from dataengine.errors import InputError
-from dataengine.storage import s3_client
+from dataengine.errors import DamagedError, InputError, MissingError
+from dataengine.storage.retry import retry
 from dataengine.storage.store import Store
 from trainer.checkpoints.marker import Checkpoint
 from trainer.run.folder import Run
 
 log = logging.getLogger(__name__)
-_ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
 _FETCHING = ".fetching-"
 _STALE_S = 3600  # a download that wrote nothing for so long is of a dead process
 _BLOCK = 32 << 20  # bytes that are read at a time
@@ -32,9 +31,6 @@ def hash_file(path: Path) -> str:
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-# Fetching.
 
 
 def fetch_checkpoint(run: Run, checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> list[str]:
@@ -80,36 +76,42 @@ def _differs(checkpoint: Checkpoint, name: str, found: str) -> str | None:
 
 def _download(store: Store, checkpoint: Checkpoint, name: str) -> str | None:
     """Fetch a file; return what is wrong with the one in the bucket, if anything is."""
-    problem: str | None = None
-    for attempt in range(_ATTEMPTS):
+    try:
+        retry(
+            lambda: _download_once(store, checkpoint, name),
+            doubted=(DamagedError, MissingError),
+            on_failure=lambda error, elapsed_s: log.warning("cannot fetch %s yet: %s", name, error),
+        )
+    except (DamagedError, MissingError) as error:
+        return str(error)
+    except InputError as error:
+        log.error("cannot fetch %s: %s", name, error)  # also of ranks whose errors are not printed
+        raise
+    return None
+
+
+def _download_once(store: Store, checkpoint: Checkpoint, name: str) -> None:
+    """The same; raises MissingError or DamagedError if the file does not come, or not as it was saved."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=checkpoint.folder, prefix=_FETCHING)
         try:
-            descriptor, temporary = tempfile.mkstemp(dir=checkpoint.folder, prefix=_FETCHING)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    digest = xxhash.xxh64()
-                    for start in range(0, checkpoint.files[name], _BLOCK):
-                        stop = min(start + _BLOCK, checkpoint.files[name])
-                        block = store.read_range(f"{checkpoint.key}/{name}", start, stop)
-                        digest.update(block)
-                        file.write(block)
-                problem = _differs(checkpoint, name, digest.hexdigest())
-                if problem is None:
-                    os.replace(temporary, checkpoint.folder / name)
-                    return None
-            finally:
-                Path(temporary).unlink(missing_ok=True)
-        except FileNotFoundError:  # asked again: a store may miss an object for a moment
-            problem = f"{name} is not in the bucket"
-        except OSError as error:
-            remedy = "Free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the permissions"
-            raise InputError(f"cannot write {checkpoint.folder}: {error.strerror}. {remedy}, then run again.") from None
-        except InputError as error:
-            if attempt == _ATTEMPTS - 1:
-                log.error("cannot fetch %s: %s", name, error)  # also of ranks whose errors are not printed
-                raise
-            log.warning("cannot fetch %s yet: %s", name, error)
-        s3_client.pause(attempt + 3)
-    return problem
+            with os.fdopen(descriptor, "wb") as file:
+                digest = xxhash.xxh64()
+                for start in range(0, checkpoint.files[name], _BLOCK):
+                    stop = min(start + _BLOCK, checkpoint.files[name])
+                    block = store.read_range(f"{checkpoint.key}/{name}", start, stop)
+                    digest.update(block)
+                    file.write(block)
+            if problem := _differs(checkpoint, name, digest.hexdigest()):
+                raise DamagedError(problem)
+            os.replace(temporary, checkpoint.folder / name)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except FileNotFoundError:
+        raise MissingError(f"{name} is not in the bucket") from None
+    except OSError as error:
+        remedy = "Free space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the permissions"
+        raise InputError(f"cannot write {checkpoint.folder}: {error.strerror}. {remedy}, then run again.") from None
 
 
 def _remove_stale(folder: Path) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from dataengine.errors import InputError
+from dataengine.errors import DamagedError, InputError, MissingError
 from dataengine.storage.store import Store
 from trainer.checkpoints.marker import (
     MARKER,
     Checkpoint,
     checkpoint_folder,
+    checkpoint_key,
     read_checkpoint,
     read_listed_marker,
     step_of_folder,
@@ -22,11 +23,7 @@ from trainer.run.folder import Run, open_run
 
 log = logging.getLogger(__name__)
 HOW_TO_TRAIN = "Train first: composer trainer/train.py CONFIG"
-_ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
 _TOLD: set[tuple[str, str]] = set()  # what this process has passed over, and why; it may look often
-
-
-# Finding.
 
 
 def all_checkpoints(run: Run) -> list[Checkpoint]:
@@ -46,11 +43,6 @@ def all_checkpoints(run: Run) -> list[Checkpoint]:
             log.warning("passing over %s: %s", place, faults[place])
             _TOLD.add((place, faults[place]))
     return [found[step] for step in sorted(found)]
-
-
-def complete_checkpoints(out: Path) -> list[Checkpoint]:
-    """The complete checkpoints of a run folder on this disk, as `all_checkpoints`."""
-    return all_checkpoints(Run(str(out), out, None))
 
 
 def newest_checkpoint(run: Run, among: Collection[int] | None = None) -> Checkpoint | None:
@@ -106,32 +98,36 @@ def local_checkpoints(out: Path) -> tuple[dict[int, Checkpoint], dict[str, str]]
         try:
             checkpoint = read_checkpoint(folder)
             found[checkpoint.step] = checkpoint
-        except InputError as error:
+        except (DamagedError, MissingError) as error:
             faults[str(folder)] = str(error).removeprefix(f"{folder}: ")
     return found, faults
 
 
 def bucket_checkpoints(store: Store, out: Path, faults: dict[str, str]) -> dict[int, Checkpoint]:
     """The same of a bucket, by one listing; adds to `faults`."""
-    folders: dict[str, dict[str, int]] = {}
-    for key, size in store.sizes("checkpoints/").items():
-        _, name, *rest = key.split("/")
-        if rest and step_of_folder(name) is not None:
-            folders.setdefault(name, {})["/".join(rest)] = size
     found = {}
-    for name, sizes in folders.items():
-        key = f"checkpoints/{name}"
+    for step, sizes in listed_files(store).items():
+        key = checkpoint_key(step)
         try:
             if MARKER not in sizes:
-                raise ValueError(f"the checkpoint was not finished (no {MARKER})")
+                raise MissingError(f"the checkpoint was not finished (no {MARKER})")
             marker = read_listed_marker(store, key, sizes)
-        except (FileNotFoundError, ValueError) as error:
-            if isinstance(error, InputError):  # the bucket, not the checkpoint
-                raise
+        except (DamagedError, MissingError) as error:  # others are of the bucket, not of the checkpoint
             faults[f"{store.url}/{key}"] = str(error)
             continue
-        found[marker["step"]] = Checkpoint(**marker, folder=out / key, local=False, key=key)
+        found[step] = Checkpoint(**marker, folder=out / key, local=False, key=key)
     return found
+
+
+def listed_files(store: Store) -> dict[int, dict[str, int]]:
+    """The files in the folder of each checkpoint of a bucket, complete or not: step -> name -> bytes."""
+    files: dict[int, dict[str, int]] = {}
+    for key, size in store.sizes("checkpoints/").items():
+        _, folder, *name = key.split("/")
+        step = step_of_folder(folder)
+        if name and step is not None:
+            files.setdefault(step, {})["/".join(name)] = size
+    return files
 
 
 def _list(found: Collection[int]) -> str:

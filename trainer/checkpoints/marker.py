@@ -14,12 +14,11 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from dataengine.config.training import ModelConfig
-from dataengine.errors import InputError
-from dataengine.storage import s3_client
+from dataengine.errors import DamagedError, InputError, MissingError
 from dataengine.storage.atomic import write_file
+from dataengine.storage.retry import retry
 from dataengine.storage.store import Store
 
-_ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
 MARKER = "COMPLETE.json"
 
 
@@ -38,7 +37,7 @@ class Marker:
     files: dict[str, int]  # name -> bytes
     hashes: dict[str, str] = field(default_factory=dict)  # name -> xxh64, hexadecimal
     init: dict[str, Any] | None = None  # the checkpoint of another run that this run began with
-    digest: str = ""  # of all samples trained on (callbacks.SampleLedger)
+    digest: str = ""  # of all samples trained on (training.callbacks.ledger)
     finite: bool = False  # all weights and moments were seen to be finite before they were saved
 
 
@@ -88,37 +87,37 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         content = (folder / MARKER).read_bytes()
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     except OSError:  # also while it is being removed
-        raise InputError(f"{folder}: the checkpoint was not finished (no {MARKER})") from None
+        raise MissingError(f"{folder}: the checkpoint was not finished (no {MARKER})") from None
     try:
         return Checkpoint(**_check(content, sizes, folder.name), folder=folder)
-    except ValueError as error:
-        raise InputError(f"{folder}: {error}") from None
+    except DamagedError as error:
+        raise DamagedError(f"{folder}: {error}") from None
 
 
 def read_listed_marker(store: Store, key: str, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The fields of a marker that was listed; what is wrong with it is believed at the last of a few looks only."""
-    for attempt in range(_ATTEMPTS - 1):
+    """The fields of a marker that was listed. Raises DamagedError or MissingError at the last of a few looks."""
+
+    def look() -> dict[str, Any]:
         try:
             return _check(store.read(f"{key}/{MARKER}"), sizes, key.rpartition("/")[2])
-        except (FileNotFoundError, ValueError) as error:
-            if isinstance(error, InputError):  # the bucket, which was asked several times
-                raise
-            s3_client.pause(attempt)
-    return _check(store.read(f"{key}/{MARKER}"), sizes, key.rpartition("/")[2])
+        except FileNotFoundError as error:
+            raise MissingError(str(error)) from None
+
+    return retry(look, doubted=(DamagedError, MissingError))
 
 
 def _check(content: bytes, sizes: Mapping[str, int], name: str) -> dict[str, Any]:
-    """A marker's fields. Raises ValueError, in words, if it is damaged or does not describe the files found."""
+    """A marker's fields. Raises DamagedError if it is damaged or does not describe the files found."""
     try:
         marker = _READER.validate_json(content)
     except ValidationError as error:
         words = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors()[:3])
-        raise ValueError(f"{MARKER} is damaged: {words}") from None
+        raise DamagedError(f"{MARKER} is damaged: {words}") from None
     if marker.step != step_of_folder(name) or any("/" in file for file in marker.files) or not marker.files:
-        raise ValueError(f"{MARKER} is damaged: it is of step {marker.step}, with the files {list(marker.files)[:3]}")
+        raise DamagedError(f"{MARKER} is damaged: it is of step {marker.step}, with the files {list(marker.files)[:3]}")
     for file, size in marker.files.items():
         if sizes.get(file) != size:
-            raise ValueError(f"{file} has {sizes.get(file)} bytes, not {size}: the checkpoint is damaged")
+            raise DamagedError(f"{file} has {sizes.get(file)} bytes, not {size}: the checkpoint is damaged")
     return {part.name: getattr(marker, part.name) for part in fields(marker)}
 
 

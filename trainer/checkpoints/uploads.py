@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
-from dataengine.errors import InputError
-from dataengine.storage import s3_client
-from dataengine.storage.store import Store
-from trainer.checkpoints.find import all_checkpoints
+from dataengine.errors import InputError, MissingError
+from dataengine.storage.retry import retry
+from dataengine.storage.s3 import abort_uploads
+from trainer.checkpoints.find import all_checkpoints, listed_files
 from trainer.checkpoints.marker import MARKER, Checkpoint, checkpoint_folder, checkpoint_key
 from trainer.checkpoints.retention import remove_copies, remove_old, set_aside_in_bucket
 from trainer.run.folder import SMALL_FILES, Run
@@ -28,23 +27,10 @@ from trainer.run.folder import SMALL_FILES, Run
 log = logging.getLogger(__name__)
 
 _SAY_S = 30  # seconds between lines of a log that say the same
-_LONGEST_PAUSE_S = 30.0  # between attempts
-_LOOK_S = 5.0  # between looks for a marker that another node puts
+_LOOK_S = 1.0  # between looks for what other ranks put
 _ABANDONED = timedelta(days=1)  # an upload in parts that is older is of a dead process
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Job:
-    step: int
-    own_files: tuple[str, ...]
-    all_files: dict[str, int]  # name -> bytes
-    marker: bytes | None  # of the rank that completes the checkpoint
-
-
-class _GivenUpError(Exception):
-    """Nothing worked for as long as the limit allows, or what was to be uploaded is gone."""
 
 
 class Uploader:
@@ -60,18 +46,13 @@ class Uploader:
             raise ValueError(f"{run.url} is a folder: nothing is uploaded")
         self._run, self._store = run, run.store
         self._limit_s, self._keep, self._tidy = outage_limit_s, keep, tidy
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()  # None: publish the small files
+        self._jobs: queue.SimpleQueue[tuple[str, Callable[[], None]]] = queue.SimpleQueue()  # what, and how
         self._changed = threading.Condition()
-        self._pending = 0
+        self._pending = 0  # jobs that are not finished
         self._untidied: int | None = None  # newest step uploaded by a rank that does not put the marker
         self._said = -float("inf")
         self.failure: str | None = None  # what went wrong, once that was given up
         threading.Thread(target=self._work, name="uploads", daemon=True).start()
-
-    @property
-    def pending(self) -> int:
-        """Checkpoints (and publications of the log) whose upload is not finished."""
-        return self._pending
 
     def submit(
         self, step: int, own_files: Collection[str], all_files: Mapping[str, int], marker: bytes | None = None
@@ -81,11 +62,11 @@ class Uploader:
         `own_files`: names that this rank uploads; `all_files`: name -> bytes, of all ranks; `marker`: content of
         COMPLETE.json on the one rank that completes the checkpoint.
         """
-        self._enqueue(_Job(step, tuple(own_files), dict(all_files), marker))
+        self._enqueue(f"step {step:,}", partial(self._upload, step, own_files, all_files, marker))
 
     def publish(self) -> None:
         """Queue the run's log, config and manifest as they are then; does not wait."""
-        self._enqueue(None)
+        self._enqueue("the log", self._publish)
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait until all is uploaded, with a line in the log now and then.
@@ -106,28 +87,24 @@ class Uploader:
         if self.failure is not None:
             raise InputError(self.failure)
 
-    def _enqueue(self, job: _Job | None) -> None:
+    def _enqueue(self, what: str, action: Callable[[], None]) -> None:
         with self._changed:
             self._pending += 1
-        self._jobs.put(job)
+        self._jobs.put((what, action))
 
     def _work(self) -> None:
         """The thread: one job after another until one is given up."""
         while True:
             try:
-                job = self._jobs.get(timeout=None if self._untidied is None else _LOOK_S)
+                what, action = self._jobs.get(timeout=None if self._untidied is None else _LOOK_S)
             except queue.Empty:
                 self._look_for_marker()
                 continue
             try:
-                if job is None:
-                    self._publish()
-                else:
-                    self._upload(job)
+                action()
             except Exception as error:  # given up, or a bug of ours: neither may pass unseen in a thread
-                if not isinstance(error, _GivenUpError):
+                if not isinstance(error, InputError):
                     log.exception("an upload to %s failed", self._run.url)
-                what = f"step {job.step:,}" if job else "the log"
                 with self._changed:
                     self.failure = (
                         f"{what} could not be uploaded to {self._run.url}: {error or type(error).__name__} The "
@@ -140,25 +117,25 @@ class Uploader:
                 self._pending -= 1
                 self._changed.notify_all()
 
-    def _upload(self, job: _Job) -> None:
-        folder, key = checkpoint_folder(self._run.folder, job.step), checkpoint_key(job.step)
-        begun = time.monotonic()
-        for name in job.own_files:
-            path = folder / name
+    def _upload(
+        self, step: int, own_files: Collection[str], all_files: Mapping[str, int], marker: bytes | None
+    ) -> None:
+        key, begun = checkpoint_key(step), time.monotonic()
+        for name in own_files:
+            path = checkpoint_folder(self._run.folder, step) / name
             if not path.is_file():
-                raise _GivenUpError(f"{path} is gone.")
-            self._attempt(lambda name=name, path=path: self._store.write_from(f"{key}/{name}", path))  # type: ignore[misc]
-        if job.marker is None:
-            self._untidied = job.step if self._tidy else None
+                raise MissingError(f"{path} is gone.")
+            self._attempt(partial(self._store.write_from, f"{key}/{name}", path))
+        if marker is None:
+            self._untidied = step if self._tidy else None
             return
-        self._wait_for_files(job, key)
+        self._wait_for_files(step, all_files)
         self._publish()
-        marker = job.marker
-        self._attempt(lambda: self._store.write(f"{key}/{MARKER}", marker))
-        log.info("step %d is in %s, %.0f s after it was queued here", job.step, self._run.url, time.monotonic() - begun)
+        self._attempt(partial(self._store.write, f"{key}/{MARKER}", marker))
+        log.info("step %d is in %s, %.0f s after it was queued here", step, self._run.url, time.monotonic() - begun)
         try:
             if self._tidy:
-                remove_copies(self._run, job.step)
+                remove_copies(self._run, step)
             remove_old(self._run, self._keep)
         except (InputError, OSError) as error:  # the checkpoint is safe; what is left goes with the next one
             log.warning("cannot remove old checkpoints of %s now: %s", self._run.url, error)
@@ -167,44 +144,37 @@ class Uploader:
         for name in SMALL_FILES:
             path = self._run.folder / name
             if path.is_file():
-                content = path.read_bytes()  # at once: the log grows
-                self._attempt(lambda name=name, content=content: self._store.write(name, content))  # type: ignore[misc]
+                self._attempt(partial(self._store.write, name, path.read_bytes()))  # read at once: the log grows
 
-    def _wait_for_files(self, job: _Job, key: str) -> None:
-        """Until the bucket has the files of all ranks. Gives up if none arrives for as long as the limit."""
-        latest, before = time.monotonic(), -1
-        for attempt in range(1 << 30):
-            sizes = self._attempt(lambda: self._store.sizes(key))
-            missing = [name for name, size in job.all_files.items() if sizes.get(f"{key}/{name}") != size]
+    def _wait_for_files(self, step: int, all_files: Mapping[str, int]) -> None:
+        """Until the bucket has the files of all ranks. Raises MissingError if none arrives for as long as the limit."""
+        key, latest, before = checkpoint_key(step), time.monotonic(), -1
+        while True:
+            sizes = self._attempt(partial(self._store.sizes, key))
+            missing = [name for name, size in all_files.items() if sizes.get(f"{key}/{name}") != size]
             if not missing:
                 return
             if len(missing) != before:
                 latest, before = time.monotonic(), len(missing)
             if time.monotonic() - latest > self._limit_s:
-                raise _GivenUpError(
-                    f"{len(missing)} of {len(job.all_files)} files of other ranks did not arrive ({missing[0]})."
+                raise MissingError(
+                    f"{len(missing)} of {len(all_files)} files of other ranks did not arrive ({missing[0]})."
                 )
-            self._say("step %d: waiting for %d files of other ranks", job.step, len(missing))
-            time.sleep(_pause_s(attempt))
+            self._say("step %d: waiting for %d files of other ranks", step, len(missing))
+            time.sleep(_LOOK_S)
 
     def _attempt(self, action: Callable[[], T]) -> T:
-        """Do something with the bucket; while it fails try again, for at most the limit since the first failure."""
-        failed: float | None = None
-        for attempt in range(1 << 30):
-            try:
-                done = action()
-            except (InputError, OSError) as error:
-                failed = failed or time.monotonic()
-                elapsed = time.monotonic() - failed
-                if elapsed > self._limit_s:
-                    raise _GivenUpError(f"{error} That lasted {elapsed:,.0f} s (train.outage_limit).") from None
-                self._say("%s Trying again for %.0f s; training goes on.", error, self._limit_s - elapsed)
-                time.sleep(min(_pause_s(attempt), max(0.1, self._limit_s - elapsed)))
-                continue
-            if failed is not None:
-                log.info("%s works again after %.0f s", self._run.url, time.monotonic() - failed)
-            return done
-        raise AssertionError("a bucket cannot be tried that often")
+        """Do something with the bucket; an outage is tried again for as long as the limit allows."""
+        failed: list[float] = []
+
+        def wait(error: BaseException, elapsed_s: float) -> None:
+            failed.append(time.monotonic())
+            self._say("%s Trying again for %.0f s; training goes on.", error, self._limit_s - elapsed_s)
+
+        done = retry(action, outage_limit=self._limit_s, on_failure=wait)
+        if failed:
+            log.info("%s works again after %.0f s", self._run.url, time.monotonic() - failed[0])
+        return done
 
     def _look_for_marker(self) -> None:
         """Of a node that does not put markers: once the newest checkpoint is complete, remove older copies."""
@@ -225,11 +195,6 @@ class Uploader:
             log.warning(message, *words)
 
 
-def _pause_s(attempt: int) -> float:
-    """Twice as long each time, with jitter: ranks must not come back all at once."""
-    return float(min(_LONGEST_PAUSE_S, 0.2 * 2 ** min(attempt, 20))) * random.SystemRandom().uniform(0.5, 1.0)
-
-
 def resume_uploads(
     run: Run, uploader: Uploader, checkpoint: Checkpoint | None, share: int = 0, shares: int = 1
 ) -> None:
@@ -241,15 +206,15 @@ def resume_uploads(
     """
     assert run.store is not None
     last = checkpoint.step if checkpoint else 0
-    found = [one for one in all_checkpoints(run) if one.step <= last]
-    uploaded = max((one.step for one in found if one.key), default=0)
-    for one in found:
-        if one.local and not one.key and one.step > uploaded:
-            own = sorted(one.files)[share::shares]
-            marker = (one.folder / MARKER).read_bytes() if share == 0 else None
-            uploader.submit(one.step, own, one.files, marker)
+    earlier = [complete for complete in all_checkpoints(run) if complete.step <= last]
+    uploaded = max((complete.step for complete in earlier if complete.key), default=0)
+    for left in earlier:
+        if left.local and not left.key and left.step > uploaded:
+            own = sorted(left.files)[share::shares]
+            marker = (left.folder / MARKER).read_bytes() if share == 0 else None
+            uploader.submit(left.step, own, left.files, marker)
             if share == 0:
-                log.info("%s is not in %s yet; uploading it", one.folder, run.url)
+                log.info("%s is not in %s yet; uploading it", left.folder, run.url)
 
 
 def clear_bucket(run: Run, checkpoint: Checkpoint | None) -> None:
@@ -262,32 +227,11 @@ def clear_bucket(run: Run, checkpoint: Checkpoint | None) -> None:
     """
     assert run.store is not None
     last = checkpoint.step if checkpoint else 0
-    whole = {one.step for one in all_checkpoints(run) if one.local}
-    folders: dict[int, set[str]] = {}
-    for key in run.store.sizes("checkpoints/"):
-        _, name, *rest = key.split("/")
-        number = name.removeprefix("step-")
-        if rest and number.isdigit():
-            folders.setdefault(int(number), set()).add(rest[-1])
-    for step, names in folders.items():
-        if step > last or (MARKER not in names and step not in whole):
+    whole = {complete.step for complete in all_checkpoints(run) if complete.local}
+    for step, files in listed_files(run.store).items():
+        if step > last or (MARKER not in files and step not in whole):
             set_aside_in_bucket(run.store, step)
     try:
         abort_uploads(run.store, _ABANDONED)
     except InputError as error:  # it costs room, nothing else
         log.warning("cannot look for uploads that were cut short: %s", error)
-
-
-def abort_uploads(store: Store, age: timedelta) -> int:
-    """Abort uploads in parts below a store of s3:// that began longer ago than `age`; return how many."""
-    if not store.url.startswith("s3://"):
-        return 0
-    client, request = s3_client.connect(f"{store.url}/")
-    before, count = datetime.now(UTC) - age, 0
-    with s3_client.faults(store.url):
-        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=request["Bucket"], Prefix=request["Key"])
-        for entry in [entry for page in pages for entry in page.get("Uploads", ())]:
-            if entry["Initiated"] < before:
-                client.abort_multipart_upload(Bucket=request["Bucket"], Key=entry["Key"], UploadId=entry["UploadId"])
-                count += 1
-    return count

@@ -17,26 +17,25 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from dataengine.errors import DamagedError, InputError, MissingError, OutageError
+from dataengine.errors import DamagedError, InputError, MissingError
 from dataengine.mds.reader import map_shard, read_raw_shard
 from dataengine.mds.types import Stream, hash_bytes, token_dtype
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.local import LocalStore
-from dataengine.storage.s3_client import pause
+from dataengine.storage.retry import retry
 from dataengine.storage.store import Store
 from dataengine.tables import size_words
 
 log = logging.getLogger(__name__)
 _LOCKS = 256
 _SAY_S = 30.0  # between lines of a log that say the same
-_DAMAGED_ATTEMPTS = 4  # downloads of a shard that arrives damaged, until the one in the store is taken to be
 _SPARE = 1 << 30  # bytes of the disk that stay free where no limit is set
 _FETCHING = ".fetching-"
 _STALE_S = 3600
@@ -59,6 +58,7 @@ class ShardCache:
         self._in_place = store if isinstance(store, LocalStore) and not compressed else None
         self._folder, self._limit = folder, limit
         self._fetched: dict[tuple[int, int], int] = {}  # how often this process fetched each shard
+        self._said = -float("inf")  # when it was last said that the store fails
         if self._in_place is None and limit is not None and limit < cache_floor(manifest):
             raise InputError(
                 f"cache_limit is {size_words(limit)}, but the steps of this plan need "
@@ -85,7 +85,7 @@ class ShardCache:
                 if time.time() - left.stat().st_mtime > _STALE_S:
                     left.unlink(missing_ok=True)
             if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != stream.index_sha256:
-                _write(path, self._retry(lambda: _check_index(self._store, stream), str(path)))
+                _write(path, self._retry(lambda: _check_index(self._store, stream)))
         return folder
 
     def map(self, number: int, shard: int) -> NDArray[Any]:
@@ -121,7 +121,7 @@ class ShardCache:
         with self._lock(path):
             if _size(path) == raw.bytes:  # another process was faster
                 return
-            content = self._retry(lambda: read_raw_shard(self._store, stream, shard), f"{stream.remote}/{raw.basename}")
+            content = self._retry(lambda: read_raw_shard(self._store, stream, shard))
             self._make_room(len(content), path)
             _write(path, content)
         self._fetched[number, shard] = self._fetched.get((number, shard), 0) + 1
@@ -140,32 +140,14 @@ class ShardCache:
         path.unlink(missing_ok=True)
         return False
 
-    def _retry(self, action: Any, what: str) -> bytes:
+    def _retry(self, read: Callable[[], bytes]) -> bytes:
         """Read from the store; wait while it fails, and try again if what came is damaged."""
-        begun, said, attempt, damaged = time.monotonic(), 0.0, 0, 0
-        while True:
-            try:
-                content: bytes = action()
-            except FileNotFoundError as error:
-                raise MissingError(f"{error}. Build the streams again: dataengine build CONFIG") from None
-            except OutageError as error:
-                elapsed = time.monotonic() - begun
-                if elapsed > self._outage_limit:
-                    raise InputError(f"{error} It was tried for {elapsed:,.0f} s (train.outage_limit).") from None
-                if time.monotonic() - said > _SAY_S:
-                    said = time.monotonic()
-                    log.warning("waiting for %s: %s Trying since %.0f s.", what, error, elapsed)
-            except DamagedError as error:
-                damaged += 1
-                if damaged == _DAMAGED_ATTEMPTS:
-                    raise
-                log.warning("%s. Fetching it again.", error)
-            else:
-                if attempt > damaged:
-                    log.info("%s came after %.0f s", what, time.monotonic() - begun)
-                return content
-            pause(attempt + 3)
-            attempt += 1
+        return retry(read, outage_limit=self._outage_limit, doubted=(DamagedError,), on_failure=self._say)
+
+    def _say(self, error: BaseException, elapsed_s: float) -> None:
+        if time.monotonic() - self._said > _SAY_S:
+            self._said = time.monotonic()
+            log.warning("waiting for the store, %.0f s so far: %s", elapsed_s, error)
 
     @contextlib.contextmanager
     def _lock(self, path: Path) -> Iterator[None]:

@@ -13,11 +13,10 @@ from dataengine.errors import InputError
 from dataengine.schedule.slots import Schedule, Stage
 from dataengine.storage.store import Store
 from tests.object_store import ObjectStore, faulty_proxy, object_store
-from tests.trainer.fake_checkpoints import NAMES, save, write_files
+from tests.trainer.fake_checkpoints import NAMES, complete_checkpoints, save, write_files
 from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.find import (
     all_checkpoints,
-    complete_checkpoints,
     find_checkpoint,
     locate_checkpoint,
     newest_checkpoint,
@@ -38,6 +37,11 @@ from trainer.run.folder import Run, open_run
 __all__ = ["object_store"]
 
 SCHEDULE = Schedule(1, 1, (Stage("long", 12, {"x": 12}), Stage("short", 5, {"x": 5})))
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dataengine.storage.retry.pause_s", lambda state: 0.0)
 
 
 def test_intervals_count_from_each_stages_start() -> None:
@@ -263,8 +267,7 @@ def test_a_damaged_copy_is_fetched_again(run: Run, caplog: pytest.LogCaptureFixt
     assert fetch_checkpoint(Run(run.url, run.folder, None), checkpoint) == []
 
 
-def test_damage_in_the_bucket_is_told_and_the_one_before_is_taken(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataengine.storage.s3_client.pause", lambda attempt: None)
+def test_damage_in_the_bucket_is_told_and_the_one_before_is_taken(run: Run) -> None:
     upload(run, 5)
     upload(run, 10)
     content = bytearray(store_of(run).read("checkpoints/step-00000010/__0_0.distcp"))
@@ -284,7 +287,6 @@ def test_fetching_survives_a_store_that_fails_for_a_while(
     run: Run, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, fault: int | str
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr("dataengine.storage.s3_client.pause", lambda attempt: None)
     upload(run, 10)
     checkpoint = newest(run)
 
@@ -315,8 +317,7 @@ def test_one_answer_that_an_object_is_not_there_is_not_believed(
         assert fetch_checkpoint(run, checkpoint) == []
 
 
-def test_a_file_that_stays_away_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dataengine.storage.s3_client.pause", lambda attempt: None)
+def test_a_file_that_stays_away_is_told(run: Run) -> None:
     upload(run, 10)
     checkpoint = newest(run)
     store_of(run).remove("checkpoints/step-00000010/__0_0.distcp")
@@ -353,7 +354,6 @@ def test_a_store_that_cannot_be_read_is_no_fault_of_the_checkpoint(
     run: Run, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr("dataengine.storage.s3_client.pause", lambda attempt: None)
     upload(run, 10)
     checkpoint = newest(run)
     with faulty_proxy(object_store.endpoint, lambda *request: 503) as (endpoint, _):
@@ -363,6 +363,16 @@ def test_a_store_that_cannot_be_read_is_no_fault_of_the_checkpoint(
         with pytest.raises(InputError, match="failing or too busy"):
             fetch_checkpoint(run, checkpoint)
     assert not list(checkpoint.folder.iterdir())
+
+
+def test_a_refusal_is_not_tried_again(run: Run, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload(run, 10)
+    checkpoint = newest(run)
+    with faulty_proxy(object_store.endpoint, lambda *request: 403) as (endpoint, methods):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        with pytest.raises(InputError, match=r"access denied \(\w+[^)]*\)\. Check that these credentials may [^.]*\.$"):
+            fetch_checkpoint(run, checkpoint)
+    assert methods == ["GET"]
 
 
 def test_retention_in_a_bucket_and_of_copies(run: Run) -> None:

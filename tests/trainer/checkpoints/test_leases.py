@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dataengine.errors import InputError
-from tests.trainer.fake_checkpoints import save
+from tests.trainer.fake_checkpoints import complete_checkpoints, save
 from trainer.checkpoints.fetch import fetch_checkpoint
-from trainer.checkpoints.find import all_checkpoints, complete_checkpoints
+from trainer.checkpoints.find import all_checkpoints
 from trainer.checkpoints.marker import read_checkpoint
 from trainer.checkpoints.retention import lease, remove_copies, remove_old
 from trainer.run.folder import Run

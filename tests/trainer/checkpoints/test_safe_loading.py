@@ -12,8 +12,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from dataengine.errors import InputError
-from tests.trainer.fake_checkpoints import describe
-from trainer.checkpoints.find import complete_checkpoints
+from tests.trainer.fake_checkpoints import complete_checkpoints, describe
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.marker import Checkpoint, mark_complete
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from dataengine.errors import InputError
+from dataengine.storage.s3 import abort_uploads
 from dataengine.storage.store import Store
 from tests.object_store import ObjectStore, faulty_proxy, object_store
-from tests.trainer.fake_checkpoints import NAMES, describe, save, write_files
+from tests.trainer.fake_checkpoints import NAMES, complete_checkpoints, describe, save, write_files
 from trainer.checkpoints import uploads
 from trainer.checkpoints.fetch import fetch_checkpoint
-from trainer.checkpoints.find import all_checkpoints, complete_checkpoints, newest_checkpoint
+from trainer.checkpoints.find import all_checkpoints, newest_checkpoint
 from trainer.checkpoints.marker import MARKER, checkpoint_folder, checkpoint_key, mark_complete
-from trainer.checkpoints.uploads import Uploader, abort_uploads, clear_bucket, resume_uploads
+from trainer.checkpoints.uploads import Uploader, clear_bucket, resume_uploads
 from trainer.run.folder import Run, open_run
 
 __all__ = ["object_store"]
@@ -31,7 +32,7 @@ WAIT_S = 60
 def run(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run in a bucket; requests are not repeated by botocore, so that faults reach the code under test."""
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    monkeypatch.setattr(uploads, "_LONGEST_PAUSE_S", 0.5)
+    monkeypatch.setattr("dataengine.storage.retry.pause_s", lambda state: 0.1)
     monkeypatch.setattr(uploads, "_LOOK_S", 0.1)
     return open_run(f"{object_store.url}/deep/run", str(tmp_path / "cache"))
 
@@ -67,7 +68,7 @@ def test_what_is_uploaded_is_found_and_fetched_on_another_machine(run: Run, tmp_
     uploader = Uploader(run)
     submit(uploader, run, 5)
     uploader.wait(WAIT_S)
-    assert (uploader.pending, uploader.failure) == (0, None)
+    assert uploader.failure is None
     there = open_run(run.url, str(tmp_path / "there"))
     checkpoint = newest_checkpoint(there)
     assert checkpoint is not None
@@ -85,7 +86,8 @@ def test_the_marker_waits_for_the_files_of_all_ranks_and_a_newer_checkpoint_for_
     until(lambda: len(store_of(run).sizes("checkpoints/step-00000005")) == 2)
     time.sleep(0.5)
     assert marked(run) == []
-    assert uploader.pending == 2
+    with pytest.raises(InputError, match=r"^2 uploads to"):
+        uploader.wait(0)
     name = f"checkpoints/step-00000005/{NAMES[2]}"
     store_of(run).write(name, b"cut")
     time.sleep(0.5)
@@ -144,7 +146,9 @@ def test_an_outage_does_not_stop_training_and_is_got_over(
         for step in (5, 10, 15):
             submit(uploader, run, step)  # returns, though the store does not work
         until(lambda: len(methods) > 5)
-        assert (uploader.pending, uploader.failure) == (3, None)
+        with pytest.raises(InputError, match=r"^3 uploads to"):
+            uploader.wait(0)
+        assert uploader.failure is None
         assert [one.step for one in complete_checkpoints(run.folder)] == [5, 10, 15]  # none goes before it is there
         out_of_order = False
         uploader.wait(WAIT_S)
@@ -170,8 +174,17 @@ def test_a_store_that_never_works_is_given_up_and_said(
     assert "the store is failing or too busy" in str(raised.value)
     assert f"The checkpoints are in {run.folder}; the same command uploads them" in str(raised.value)
     uploader.submit(10, (), {}, b"")  # is kept on disk, and nothing hangs
-    assert uploader.pending == 2
     assert len(complete_checkpoints(run.folder)) == 1
+
+
+def test_a_refusal_is_given_up_at_once(run: Run, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with faulty_proxy(object_store.endpoint, lambda *request: 403) as (endpoint, methods):
+        monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
+        uploader = Uploader(run)
+        submit(uploader, run, 5)
+        with pytest.raises(InputError, match=r"step 5 could not be uploaded to .*access denied"):
+            uploader.wait(WAIT_S)
+    assert methods == ["PUT"]
 
 
 def test_files_of_another_rank_that_never_come_are_given_up(run: Run) -> None:
@@ -276,7 +289,7 @@ def test_a_killed_process_is_made_good_by_the_next(
         uploader.wait(WAIT_S)
     assert [(one.step, bool(one.key)) for one in all_checkpoints(run)] == [(1, True), (5, True), (10, True)]
     resume_uploads(run, ranks[0], newest)
-    assert ranks[0].pending == 0
+    ranks[0].wait(0)  # nothing was queued
 
 
 def test_what_is_later_than_the_resume_is_set_aside_and_what_is_unfinished_goes(

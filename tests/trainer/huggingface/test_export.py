@@ -25,8 +25,8 @@ from dataengine.text.tokenizers.load import load_tokenizer
 from dataengine.text.tokenizers.odd_texts import make_odd_texts
 from tests.conftest import DEMO, ConfigMaker
 from tests.trainer.evaluation.test_reasoning import OFFLINE, make_tasks
+from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.checkpoints.fetch import hash_file
-from trainer.checkpoints.find import complete_checkpoints
 from trainer.checkpoints.marker import Marker, checkpoint_folder, mark_complete
 from trainer.export import main
 from trainer.huggingface import export as export_module

@@ -1,0 +1,80 @@
+"""Try again what fails for a while: one policy for all requests to stores.
+
+- An outage (OutageError: a store fails, is too busy or cannot be reached) is tried again.
+- A refusal (any other InputError), a missing file and damaged content are not: the next answer would be the same.
+- An answer that contradicts what is known (a file is missing that was just listed, content has another hash than was
+  written) may be a fault on the way: the caller names its class as `doubted`, and the last of TRIES answers counts.
+
+Pauses double from 0.25 s to 20 s; each is drawn between nothing and that, so that ranks do not come back all at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from typing import NoReturn, TypeVar
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay
+from tenacity.wait import wait_exponential
+
+from dataengine.errors import InputError, OutageError
+
+TRIES = 4
+_LONGEST_PAUSES = wait_exponential(multiplier=0.25, max=20)  # seconds
+_CHANCE = random.SystemRandom()  # the state of Python's own generator is part of a run
+
+T = TypeVar("T")
+
+
+def retry(
+    action: Callable[[], T],
+    *,
+    tries: int = TRIES,
+    outage_limit: float | None = None,
+    doubted: tuple[type[InputError], ...] = (),
+    on_failure: Callable[[BaseException, float], None] = lambda error, elapsed_s: None,
+) -> T:
+    """Return what `action` returns, after further attempts if it fails.
+
+    An outage is given up after `tries` attempts or, where `outage_limit` is given, once it lasts for so many seconds;
+    its error then says so. `on_failure` takes an error that is followed by another attempt, and the seconds since the
+    first one.
+    """
+
+    def note(state: RetryCallState) -> None:
+        on_failure(_error_of(state), state.seconds_since_start or 0.0)
+
+    def give_up(state: RetryCallState) -> NoReturn:
+        error, number, elapsed_s = _error_of(state), state.attempt_number, state.seconds_since_start or 0.0
+        if number == 1:
+            raise error
+        limit = "" if outage_limit is None else " (train.outage_limit)"
+        raise OutageError(f"{error} It was tried {number:,} times in {elapsed_s:,.0f} s{limit}.") from None
+
+    again = partial(Retrying, wait=pause_s, after=_begin_at_first_failure, before_sleep=note)
+    outlast = again(
+        retry=retry_if_exception_type(OutageError),
+        stop=stop_after_attempt(tries) if outage_limit is None else stop_after_delay(outage_limit),
+        retry_error_callback=give_up,
+    )
+    ask_again = again(retry=retry_if_exception_type(doubted), stop=stop_after_attempt(TRIES), reraise=True)
+    return ask_again(lambda: outlast(action))
+
+
+def pause_s(state: RetryCallState) -> float:
+    """Seconds to wait after an attempt that failed."""
+    return _CHANCE.random() * _LONGEST_PAUSES(state)
+
+
+def _begin_at_first_failure(state: RetryCallState) -> None:
+    """Let tenacity count time from here: a large file that came slowly until then is no outage."""
+    if state.attempt_number == 1 and state.outcome_timestamp is not None:
+        state.start_time = state.outcome_timestamp
+
+
+def _error_of(state: RetryCallState) -> BaseException:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert error is not None
+    return error
