@@ -15,14 +15,13 @@ from trainer.checkpoints.marker import (
     Checkpoint,
     checkpoint_folder,
     read_checkpoint,
-    read_listed_marker,
+    read_listed_checkpoint,
     step_of_folder,
 )
 from trainer.run.folder import Run, open_run
 
 log = logging.getLogger(__name__)
 HOW_TO_TRAIN = "Train first: composer trainer/train.py CONFIG"
-_ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
 _TOLD: set[tuple[str, str]] = set()  # what this process has passed over, and why; it may look often
 
 
@@ -122,15 +121,13 @@ def bucket_checkpoints(store: Store, out: Path, faults: dict[str, str]) -> dict[
     for name, sizes in folders.items():
         key = f"checkpoints/{name}"
         try:
-            if MARKER not in sizes:
-                raise ValueError(f"the checkpoint was not finished (no {MARKER})")
-            marker = read_listed_marker(store, key, sizes)
+            checkpoint = read_listed_checkpoint(store, key, sizes, out)
         except (FileNotFoundError, ValueError) as error:
             if isinstance(error, InputError):  # the bucket, not the checkpoint
                 raise
             faults[f"{store.url}/{key}"] = str(error)
             continue
-        found[marker["step"]] = Checkpoint(**marker, folder=out / key, local=False, key=key)
+        found[checkpoint.step] = checkpoint
     return found
 
 

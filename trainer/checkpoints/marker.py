@@ -19,8 +19,9 @@ from dataengine.storage import s3_client
 from dataengine.storage.atomic import write_file
 from dataengine.storage.store import Store
 
-_ATTEMPTS = 4  # downloads of a file that arrives damaged, or rounds of requests to a store that fails
+_ATTEMPTS = 4  # looks at a marker that arrives damaged
 MARKER = "COMPLETE.json"
+_NOT_FINISHED = f"the checkpoint was not finished (no {MARKER})"
 
 
 class CheckpointError(InputError):
@@ -38,7 +39,7 @@ class Marker:
     files: dict[str, int]  # name -> bytes
     hashes: dict[str, str] = field(default_factory=dict)  # name -> xxh64, hexadecimal
     init: dict[str, Any] | None = None  # the checkpoint of another run that this run began with
-    digest: str = ""  # of all samples trained on (callbacks.SampleLedger)
+    digest: str = ""  # of all samples trained on (`SampleLedger`)
     finite: bool = False  # all weights and moments were seen to be finite before they were saved
 
 
@@ -88,23 +89,30 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         content = (folder / MARKER).read_bytes()
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     except OSError:  # also while it is being removed
-        raise InputError(f"{folder}: the checkpoint was not finished (no {MARKER})") from None
+        raise InputError(f"{folder}: {_NOT_FINISHED}") from None
     try:
         return Checkpoint(**_check(content, sizes, folder.name), folder=folder)
     except ValueError as error:
         raise InputError(f"{folder}: {error}") from None
 
 
-def read_listed_marker(store: Store, key: str, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The fields of a marker that was listed; what is wrong with it is believed at the last of a few looks only."""
-    for attempt in range(_ATTEMPTS - 1):
+def read_listed_checkpoint(store: Store, key: str, sizes: Mapping[str, int], out: Path) -> Checkpoint:
+    """Read a checkpoint of a bucket, whose files were listed. The run's folder on this disk is `out`.
+
+    Raises InputError if the bucket cannot be read, ValueError or FileNotFoundError if the checkpoint is not complete;
+    the latter is believed at the last of a few looks only.
+    """
+    if MARKER not in sizes:
+        raise ValueError(_NOT_FINISHED)
+    for attempt in range(_ATTEMPTS):
         try:
-            return _check(store.read(f"{key}/{MARKER}"), sizes, key.rpartition("/")[2])
+            marker = _check(store.read(f"{key}/{MARKER}"), sizes, key)
+            return Checkpoint(**marker, folder=out / key, local=False, key=key)
         except (FileNotFoundError, ValueError) as error:
-            if isinstance(error, InputError):  # the bucket, which was asked several times
+            if isinstance(error, InputError) or attempt == _ATTEMPTS - 1:  # the bucket was asked several times already
                 raise
             s3_client.pause(attempt)
-    return _check(store.read(f"{key}/{MARKER}"), sizes, key.rpartition("/")[2])
+    raise AssertionError("a marker is looked at once at least")
 
 
 def _check(content: bytes, sizes: Mapping[str, int], name: str) -> dict[str, Any]:
