@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import distributed
 
 from dataengine.config.schema import Config
 from dataengine.config.training import ModelConfig, TrainConfig
@@ -25,13 +24,12 @@ from dataengine.storage.atomic import write_file
 from dataengine.tables import size_words
 from trainer.model.memory import apart, largest_fitting, step_bytes
 from trainer.model.sizes import NO_GPU_TO_MEASURE, divisors
+from trainer.run.ranks import Collective
 
 log = logging.getLogger(__name__)
 
 _FREE = 0.1  # of the device's memory: CUDA's context, NCCL, fragments
 _LARGEST = 200 * 10**9  # bytes: no need to know how much more a step would take
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,46 +45,25 @@ class Device:
         return int(self.memory * (1 - _FREE))
 
 
-def choose_microbatch(config: Config, manifest: Manifest, folder: Path, world_size: int) -> int:
+def choose_microbatch(config: Config, manifest: Manifest, folder: Path, group: Collective) -> int:
     """Samples a rank computes at a time; what `auto` finds is kept in the run's folder. All ranks call it.
 
     Raises InputError on all ranks if `auto` is asked for without a GPU, or if not even one sample fits.
     """
-    wish = config.train.microbatch_size
+    wish, world_size = config.train.microbatch_size, group.ranks.world_size
     if wish != "auto":
         return min(wish, manifest.batch_size // world_size)
-    devices = _gather(_own_device())
+    devices = group.gather(_own_device())
     if None in devices:
         raise InputError(NO_GPU_TO_MEASURE)
     smallest = min((device for device in devices if device), key=lambda device: device.memory)
-    is_first = not distributed.is_initialized() or distributed.get_rank() == 0
-    size, error = _gather(_try(config, manifest, folder, world_size, smallest) if is_first else (0, ""))[0]
-    if error:
-        raise InputError(error)
-    return size
+    return group.run_on_rank0(lambda: find_microbatch(config, manifest, folder, world_size, smallest))
 
 
 def _own_device() -> Device | None:
     if not torch.cuda.is_available():
         return None
     return Device(torch.cuda.get_device_name(), torch.cuda.get_device_properties().total_memory)
-
-
-def _gather(value: T) -> list[T]:
-    """Of all ranks, in order."""
-    if not distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def _try(config: Config, manifest: Manifest, folder: Path, world_size: int, device: Device) -> tuple[int, str]:
-    """The size, or why there is none, to be sent to the other ranks."""
-    try:
-        return find_microbatch(config, manifest, folder, world_size, device), ""
-    except InputError as error:
-        return 0, str(error)
 
 
 def find_microbatch(config: Config, manifest: Manifest, folder: Path, world_size: int, device: Device) -> int:

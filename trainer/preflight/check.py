@@ -12,6 +12,7 @@ from dataengine.storage.paths import is_url
 from trainer.preflight.agreement import check_agreement, check_microbatch, check_sharding, check_world_size
 from trainer.preflight.init_checkpoint import check_init
 from trainer.preflight.node import (
+    check_auto,
     check_devices,
     check_memory,
     check_open_files,
@@ -41,6 +42,7 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
         of_node += [
             *check_devices(ranks.local_world_size),
             *check_packages(config.train),
+            *check_auto(config.train),
             *check_shared_memory(manifest, ranks.local_world_size),
             *check_memory(config.model, manifest, ranks.local_world_size),
             *check_folders(config),

@@ -182,10 +182,10 @@ def check_wandb_key(wandb: WandbConfig) -> list[Problem]:
     ]
 
 
-def check_auto(config: Config) -> list[Problem]:
+def check_auto(train: TrainConfig) -> list[Problem]:
     """`auto` has to know the memory of a GPU."""
     import torch
 
-    if config.train.microbatch_size != "auto":
+    if train.microbatch_size != "auto":
         return []
     return [] if torch.cuda.is_available() else [Problem(NO_GPU_TO_MEASURE)]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from composer import Callback, Logger, State
-from composer.utils import dist
 
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import write_file
+from trainer.run.ranks import Collective
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
@@ -33,6 +33,7 @@ class Watch(Callback):
 
     def __init__(
         self,
+        group: Collective,
         out: Path,
         manifest: Manifest,
         ledger: SampleLedger,
@@ -42,8 +43,9 @@ class Watch(Callback):
         newest: Callable[[], str],
         allowed: int | None,
     ) -> None:
-        """`newest`: which checkpoint training can go on from, in a sentence (saving.SaveCheckpoints)."""
-        self._out, self._manifest, self._newest, self._allowed = out, manifest, newest, allowed
+        """`newest`: which checkpoint training can go on from, in a sentence (`SaveCheckpoints.newest`)."""
+        self._group, self._out, self._manifest = group, out, manifest
+        self._newest, self._allowed = newest, allowed
         self._ledger, self._losses, self._clip, self._detector = ledger, losses, clip, detector
         self._skipped: list[int] = []  # steps
 
@@ -54,10 +56,10 @@ class Watch(Callback):
             return
         step = int(state.timestamp.batch)
         path = self._out / f"bad-step-{step:08d}.json"
-        parts = dist.all_gather_object([(ids.tolist(), losses.tolist()) for ids, losses in self._losses.samples])
-        if dist.get_global_rank() == 0:
+        parts = self._group.gather([(ids.tolist(), losses.tolist()) for ids, losses in self._losses.samples])
+        if self._group.ranks.rank == 0:
             write_file(path, json.dumps(self._describe(state, step, reason, parts), indent=1).encode())
-        damaged = not_finite(dict(state.model.named_parameters()))
+        damaged = not_finite(dict(state.model.named_parameters()), self._group)
         if self._allowed is None or damaged or len(self._skipped) >= self._allowed or not state.optimizers[0].state:
             raise BadStepError(
                 f"step {step:,}: {reason}. Training stopped before this step's update. {self._newest()} The samples "
