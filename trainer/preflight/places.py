@@ -195,16 +195,14 @@ def _folder_bytes(folder: Path) -> int:
 # Streams, buckets and run folders.
 
 
-def check_streams(config: Config, manifest: Manifest) -> list[Problem]:
+def check_streams(url: str, manifest: Manifest) -> list[Problem]:
     """Every stream's index must be the manifest's, and every shard must be there whole. One listing for each stream."""
     found: list[str] = []
     try:
-        store = open_store(config.store)
+        store = open_store(url)
         for stream in manifest.streams:
             found += _check_stream(store, stream)
-    except (
-        InputError
-    ) as error:  # the store cannot be reached, or this folder cannot be read: the next will be no better
+    except InputError as error:  # of the store or of this folder, which cannot be read: the next will be no better
         found.append(str(error))
     return [Problem(text) for text in found]
 
@@ -255,23 +253,16 @@ def check_bucket(url: str) -> list[Problem]:
     return []
 
 
-def check_owner(config: Config, manifest: Manifest) -> list[Problem]:
+def check_owner(out: str, name: str) -> list[Problem]:
     """A run folder belongs to one experiment."""
     try:
-        name = str(parse_json(open_store(config.out).read("manifest.json"))["name"])
+        owner = str(parse_json(open_store(out).read("manifest.json"))["name"])
     except FileNotFoundError:
         return []
     except (InputError, ValueError, KeyError, TypeError) as error:
-        return [
-            Problem(
-                f"{config.out}/manifest.json cannot be used: {str(error).rstrip('.')}. Give this run another `out`."
-            )
-        ]
-    if name == manifest.name:
+        return [Problem(f"{out}/manifest.json cannot be used: {str(error).rstrip('.')}. Give this run another `out`.")]
+    if owner == name:
         return []
     return [
-        Problem(
-            f"out {config.out} holds a run of experiment '{name}', and this is '{manifest.name}'. "
-            "Give this run another `out`."
-        )
+        Problem(f"out {out} holds a run of experiment '{owner}', and this is '{name}'. Give this run another `out`.")
     ]
