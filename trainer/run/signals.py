@@ -65,7 +65,7 @@ def _listen(reading: int, ask: Callable[[], None], stopping: Stopping) -> None:
     interrupts, launcher = 0, _Launcher.find()
     with open(reading, "rb", buffering=0) as signals:
         while True:
-            if not select.select([signals], [], [], launcher and launcher.wait_s())[0]:
+            if not select.select([signals], [], [], launcher.wait_s() if launcher else None)[0]:
                 assert launcher is not None
                 launcher.end(stopping)
                 continue
