@@ -148,7 +148,7 @@ def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dic
     run = open_run(config.out, config.cache)
     run.folder.mkdir()
     group = ProcessGroup(Ranks())
-    microbatch = choose_microbatch(config, manifest, run.folder, group)
+    microbatch = choose_microbatch(config.model, manifest, config.train, run.folder, group)
     trainer = make_trainer(
         config,
         manifest,

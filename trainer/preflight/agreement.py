@@ -1,4 +1,4 @@
-"""Checks of the config against the manifest and the number of ranks."""
+"""Checks of the config against the manifest and the number of ranks; every rank finds the same."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from trainer.model.sizes import divisors
 from trainer.preflight.problems import Problem
 from trainer.run.folder import Run, read_run_manifest
 from trainer.run.ranks import count_ranks
-
-# Config, manifest and ranks: every rank finds the same.
 
 
 def check_agreement(config: Config, manifest: Manifest) -> list[Problem]:

@@ -29,9 +29,6 @@ _PROCESS_BYTES = 700 << 20  # of a rank beside its model: libraries (docs/reliab
 _SHM_ADVISED = 1 << 30  # bytes of /dev/shm for several GPUs (NCCL's manual: docker run --shm-size=1g)
 
 
-# The node: its limits, devices, packages and disks.
-
-
 def check_open_files(manifest: Manifest, ranks: Ranks, loader_workers: int) -> list[Problem]:
     """Raise this process's limit of open files to what its loader workers, which inherit it, may need.
 

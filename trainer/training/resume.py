@@ -63,9 +63,6 @@ class Beginning:
         return self.init is not None and self.source is None
 
 
-# Where to begin.
-
-
 def find_beginning(config: Config, manifest: Manifest, run: Run, group: Collective) -> Beginning:
     """The newest checkpoint of the run that is whole for all ranks, or that of `init`; its files come to this node."""
     resume = agree_on_checkpoint(run, group)

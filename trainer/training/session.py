@@ -50,7 +50,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
     group = ProcessGroup(ranks)
     group.run_on_all(lambda: sweep() if ranks.local_rank == 0 else None)
     begin = find_beginning(config, manifest, run, group)
-    microbatch = choose_microbatch(config, manifest, run.folder, group)
+    microbatch = choose_microbatch(config.model, manifest, config.train, run.folder, group)
     settings = group.run_on_rank0(lambda: prepare_folder(config, manifest, run, begin))
     uploader = None
     if run.store is not None:

@@ -88,14 +88,14 @@ def raise_gathered(group: Collective, problems: list[Problem]) -> None:
 
 def describe_start(start: Start) -> None:
     """Print what a run will be."""
-    config, manifest, resume = start.config, start.manifest, start.resume
+    config, manifest, resume, world_size = start.config, start.manifest, start.resume, start.group.ranks.world_size
     from trainer.model.microbatch import describe_memory
 
     step = resume.step if resume else config.first_step
     settings = settings_ahead(history_so_far(config, start.run, resume), step, config, manifest.schedule)
     where = f"steps {step:,} to {start.last:,}, {f'from {resume.place}' if resume else 'a new run'}"
-    print(describe(config, manifest, start.group.ranks.world_size, settings=settings, first=step))
-    print(f"\n{describe_memory(config, manifest, start.group.ranks.world_size)}")
+    print(describe(config, manifest, world_size, settings=settings, first=step))
+    print(f"\n{describe_memory(config.model, manifest, config.train, world_size)}")
     print(f"to be trained: {where if step < start.last else 'nothing, all steps are trained'}")
 
 

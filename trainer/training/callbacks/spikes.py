@@ -23,6 +23,9 @@ from trainer.training.spikes import BadStepError, SpikeDetector
 log = logging.getLogger(__name__)
 
 
+_Losses = list[tuple[list[int], list[float]]]  # a rank's microbatches: sample ids and their losses
+
+
 class Watch(Callback):
     """Find steps whose loss or gradient is not finite, or whose loss is a spike, and stop before their update.
 
@@ -95,7 +98,7 @@ class Watch(Callback):
         if not self._ledger.skipped:
             self._detector.add(self._losses.losses, self._losses.counts)
 
-    def _describe(self, state: State, step: int, reason: str, parts: Sequence[Any]) -> dict[str, Any]:
+    def _describe(self, state: State, step: int, reason: str, parts: Sequence[_Losses]) -> dict[str, Any]:
         by_id = {k: loss for rank in parts for ids, losses in rank for k, loss in zip(ids, losses, strict=True)}
         ids = self._manifest.order.sample_ids(step)
         streams = self._manifest.order.stream_numbers(ids).tolist()
