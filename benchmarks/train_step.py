@@ -36,13 +36,14 @@ from dataengine.build.build import build  # noqa: E402
 from dataengine.config.load import load_config  # noqa: E402
 from dataengine.config.schema import Config  # noqa: E402
 from dataengine.schedule.manifest import Manifest  # noqa: E402
+from dataengine.schedule.rates import planned_settings  # noqa: E402
 from trainer.model.composer_model import TranslationModel, build_model  # noqa: E402
 from trainer.model.flops import device_peak, flops_per_token  # noqa: E402
 from trainer.model.microbatch import choose_microbatch  # noqa: E402
 from trainer.model.optimizer import OptimizerSettings, make_optimizer  # noqa: E402
 from trainer.model.sizes import num_parameters  # noqa: E402
 from trainer.run.folder import open_run  # noqa: E402
-from trainer.run.ranks import Ranks  # noqa: E402
+from trainer.run.ranks import ProcessGroup, Ranks  # noqa: E402
 from trainer.training.callbacks.gradients import ClipGradients  # noqa: E402
 from trainer.training.callbacks.stop import StopRequest  # noqa: E402
 from trainer.training.composer_trainer import make_trainer  # noqa: E402
@@ -146,13 +147,15 @@ def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dic
     manifest = build(config, workers=1).manifest
     run = open_run(config.out, config.cache)
     run.folder.mkdir()
-    microbatch = choose_microbatch(config, manifest, run.folder, 1)
+    group = ProcessGroup(Ranks())
+    microbatch = choose_microbatch(config.model, manifest, config.train, run.folder, group)
     trainer = make_trainer(
         config,
         manifest,
         run,
-        Ranks(),
+        group,
         Beginning(),
+        planned_settings(config, manifest.schedule),
         last=total,
         microbatch=microbatch,
         uploader=None,

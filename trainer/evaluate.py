@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.run.signals import end_on_interrupt
+    from trainer.run.interrupts import end_plainly
 
-    end_on_interrupt("stopped; the same command goes on with what is left")  # also during the imports below
+    end_plainly("stopped; the same command goes on with what is left")  # also during the imports below
 
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
@@ -25,10 +24,8 @@ from trainer.checkpoints.marker import Checkpoint
 from trainer.evaluation.candidates import evaluate_all, evaluate_one
 from trainer.evaluation.results import read_all_results
 from trainer.run.folder import open_run
+from trainer.run.ranks import Ranks, Rendezvous
 from trainer.run.signals import let_rank_0_end_first
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 _SETS = ("dev", "test", "reasoning")
@@ -58,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--sets", type=_sets, default=["dev"], metavar="A,B", help="of one checkpoint: some of dev,test,reasoning (dev)"
     )
     options = parser.parse_intermixed_args(arguments)
-    rank = int(os.environ.get("RANK", "0"))
-    logging.basicConfig(format="%(message)s", level=logging.INFO if rank == 0 else logging.ERROR)
+    ranks = Ranks.from_environment()
+    logging.basicConfig(format="%(message)s", level=logging.INFO if ranks.rank == 0 else logging.ERROR)
 
     def run() -> None:
         config = with_own_sets(load_config(options.config, options.overrides))
@@ -68,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         many = options.all or options.follow
         _check_sets(config, ["dev"] if many else options.sets)
         found = None
-        if rank == 0 and not options.follow:
+        if ranks.rank == 0 and not options.follow:
             run = open_run(config.out, config.cache)
             if not (options.all and read_all_results(run)):  # of checkpoints that may all be gone
                 found = find_checkpoint(run, options.step)
@@ -76,19 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from transformers.utils import logging as transformers_log
 
         from trainer.evaluation.evaluator import Evaluation
-        from trainer.run.ranks import Group
 
         transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context, which are counted
         transformers_log.disable_progress_bar()
-        with Group() as group:
+        with Rendezvous(ranks) as group:
             evaluation = Evaluation(config, group)
             if many:
                 evaluate_all(evaluation, every=options.every, follow=options.follow)
             else:
-                evaluate_one(evaluation, cast(Checkpoint, group.first(lambda: found)), options.sets)
+                evaluate_one(evaluation, cast(Checkpoint, group.run_on_rank0(lambda: found)), options.sets)
 
-    code = run_command(run, quiet=rank != 0)
-    if code and rank != 0:
+    code = run_command(run, quiet=ranks.rank != 0)
+    if code and ranks.rank != 0:
         let_rank_0_end_first()
     sys.exit(code)
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainer.run.interrupts import end_plainly
+
+    end_plainly("stopped; no part of the export is left")
 
 from dataengine.config.load import load_config
 from dataengine.errors import run_command
@@ -22,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, 2 for unusable input, or 130 after Ctrl-C."""
+    """Run the command line; exit with 0, or 2 for unusable input."""
     parser = argparse.ArgumentParser(
         prog="trainer/export.py",
         description="Write a checkpoint to OUT/exports/step-N as a folder that transformers loads; one that is there "
@@ -36,12 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        code = run_command(lambda: print(export(load_config(options.config, options.overrides), options.step)))
-    except KeyboardInterrupt:
-        print("stopped; no part of the export is left", file=sys.stderr, flush=True)
-        code = 130
-    sys.exit(code)
+    sys.exit(run_command(lambda: print(export(load_config(options.config, options.overrides), options.step))))
 
 
 if __name__ == "__main__":

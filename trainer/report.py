@@ -10,13 +10,16 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from trainer.run.interrupts import end_plainly
+
+    end_plainly("stopped before the report was whole; the same command makes it")
 
 from dataengine.errors import run_command
 from trainer.reporting.page import write_report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, 2 for unusable input, or 130 after Ctrl-C."""
+    """Run the command line; exit with 0, or 2 for unusable input."""
     parser = argparse.ArgumentParser(
         prog="trainer/report.py",
         description="Make one self-contained page of runs: the paper's tables with ours beside them, BLEU over steps, "
@@ -45,12 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(*made, sep="\n")
 
-    try:
-        code = run_command(report)
-    except KeyboardInterrupt:
-        print("stopped before the report was whole; the same command makes it", file=sys.stderr, flush=True)
-        code = 130
-    sys.exit(code)
+    sys.exit(run_command(report))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,6 +24,7 @@ from trainer.preflight.problems import Problem
 from trainer.run.folder import Run
 from trainer.run.interrupts import NOT_BEGUN, end_plainly
 from trainer.run.lock import hold, hold_bucket, holder_of
+from trainer.run.ranks import Ranks
 from trainer.run.settings import put_aside_damaged, tell_changes
 from trainer.run.signals import let_rank_0_end_first
 from trainer.run.step_log import gap_words, missing_steps, read_whole_rows
@@ -58,20 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     end_plainly(NOT_BEGUN)  # also where this is no script
+    rank = Ranks.from_environment().rank
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for name in ("trainer", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO if _rank() == 0 else logging.ERROR)
+        logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.ERROR)
 
     def load() -> Config:
         return load_config(options.config, options.overrides)
 
     try:
-        code = run_command(lambda: dry_run(load) if options.dry_run else train(load), quiet=_rank() != 0)
+        code = run_command(lambda: dry_run(load) if options.dry_run else train(load), quiet=rank != 0)
     except BadStepError as error:
         code = 3
-        if _rank() == 0:
+        if rank == 0:
             print(f"stopped: {error}", file=sys.stderr, flush=True)
-    if code and _rank() != 0:
+    if code and rank != 0:
         let_rank_0_end_first()
     sys.exit(code)
 
@@ -79,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def dry_run(load: Callable[[], Config]) -> None:
     """Look at all that the run needs, and print what it will be. Raises InputError with all that is wrong."""
     with looked_at(load) as start:
-        holder = holder_of(start.run) if start.ranks.rank == 0 else ""
+        holder = holder_of(start.run) if start.group.ranks.rank == 0 else ""
         raise_gathered(start.group, [Problem(holder)] if holder else [])
-        if start.ranks.rank == 0:
+        if start.group.ranks.rank == 0:
             describe_start(start)
 
 
@@ -92,19 +93,19 @@ def train(load: Callable[[], Config]) -> None:
     BadStepError if a step must not be trained on.
     """
     with looked_at(load) as start, ExitStack() as held:
-        config, resume, rank = start.config, start.resume, start.ranks.rank
+        config, resume, rank = start.config, start.resume, start.group.ranks.rank
         if all(start.group.gather(resume is not None and resume.step >= start.last)):
             assert resume is not None
             start.pulse.close()
             if rank == 0:
                 _tell_finished(start, resume)
             return
-        start.group.first(lambda: take_run(start.run, held))
+        start.group.run_on_rank0(lambda: take_run(start.run, held))
         start.pulse.at("importing Composer")
         log.info("%s: importing Composer, which takes a while", config.name)
         from trainer.training.session import run_session
 
-        run_session(config, start.manifest, start.run, start.ranks, start.pulse, last=start.last)
+        run_session(config, start.manifest, start.run, start.group.ranks, start.pulse, last=start.last)
 
 
 def take_run(run: Run, held: ExitStack) -> None:
@@ -138,10 +139,6 @@ def finish_uploads(config: Config, run: Run, resume: Checkpoint) -> None:
     uploader = Uploader(run, keep=config.train.keep_checkpoints, outage_limit_s=config.train.outage_limit)
     resume_uploads(run, uploader, resume)
     uploader.wait()
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,7 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
     os.dup2(descriptor, 2)
     import torch
 
+    import trainer.preflight.check
     import trainer.run.signals
     import trainer.train
     import trainer.training.composer_trainer
@@ -140,7 +141,7 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
     if probe == "cuda":
         _seem_to_have_cuda(trainer.training.composer_trainer)
     if probe == "memory of a GPU":
-        trainer.training.start.check_auto = lambda config: []
+        trainer.preflight.check.check_auto = lambda train: []
         import trainer.model.microbatch
 
         trainer.model.microbatch._own_device = lambda: trainer.model.microbatch.Device("Test", 10**9)

@@ -112,7 +112,7 @@ def test_a_bad_step_by_damaged_weights_is_not_skipped(experiment: Experiment) ->
 
 def make_watch() -> Watch:
     nothing: Any = None
-    return Watch(Path(), nothing, nothing, nothing, nothing, SpikeDetector(["a", "usual"], 2.0, 10), str, 3)
+    return Watch(nothing, Path(), nothing, nothing, nothing, nothing, SpikeDetector(["a", "usual"], 2.0, 10), str, 3)
 
 
 def test_what_the_watch_keeps_comes_back_also_from_an_older_version() -> None:

@@ -29,10 +29,8 @@ from dataengine.errors import InputError
 from dataengine.mds.writer import COLUMN
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.order import RunOrder
-from trainer.data.shard_cache import ShardCache
+from trainer.data.shard_cache import SHARDS_MAPPED, ShardCache
 from trainer.run.signals import leave_signals_to_parent
-
-_SHARDS_MAPPED = 256  # by each worker; a mapping costs an open file
 
 
 class ScheduledDataset(StreamingDataset):
@@ -94,7 +92,7 @@ class ScheduledDataset(StreamingDataset):
         if mapped is None:
             stream = int(self.stream_per_shard[shard])
             mapped = self._mapped[shard] = self._cache.map(stream, shard - int(self.shard_offset_per_stream[stream]))
-            if len(self._mapped) > _SHARDS_MAPPED:
+            if len(self._mapped) > SHARDS_MAPPED:
                 self._mapped.popitem(last=False)
         else:
             self._mapped.move_to_end(shard)

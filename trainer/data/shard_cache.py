@@ -40,6 +40,7 @@ _SPARE = 1 << 30  # bytes of the disk that stay free where no limit is set
 _FETCHING = ".fetching-"
 _STALE_S = 3600
 _THRASH = 3  # a shard that is fetched so often by one process is evicted too early
+SHARDS_MAPPED = 256  # by each loader worker; a mapping costs an open file
 
 
 class ShardCache:
@@ -252,6 +253,3 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-SHARDS_MAPPED = 256  # as in trainer.data.dataset: a loader worker keeps so many shards mapped, an open file each

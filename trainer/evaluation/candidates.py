@@ -50,7 +50,7 @@ def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False
     looked_at: set[str] = set()  # by identity: a step may be trained anew
     passed_over: dict[int, str] = {}
     while True:
-        found = group.first(lambda: all_checkpoints(run))
+        found = group.run_on_rank0(lambda: all_checkpoints(run))
         seen.update({checkpoint.step: checkpoint for checkpoint in found})
         ended = bool(found) and found[-1].step >= _last_step(evaluation)
         wanted = _every(list(seen.values()), every, with_last=ended or not follow)
@@ -63,13 +63,13 @@ def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False
         if ended or not follow:
             break
         time.sleep(_POLL_S)
-    results = group.first(evaluation.finished)
+    results = group.run_on_rank0(evaluation.finished)
     if not any(one["translation"] for one in results):
         raise InputError(_nothing_evaluated(run, passed_over))
     choice = _choose(evaluation, results)
     content = json.dumps(choice.describe(passed_over), indent=2).encode()
-    group.first(lambda: run.publish("chosen.json", content))
-    if group.rank == 0:
+    group.run_on_rank0(lambda: run.publish("chosen.json", content))
+    if group.ranks.rank == 0:
         print(describe_choice(choice), flush=True)
     for step, reason in sorted(passed_over.items()):
         log.warning("step %s was passed over: %s", f"{step:,}", reason)
@@ -94,7 +94,7 @@ def _evaluate_on_dev(evaluation: Evaluation, checkpoint: Checkpoint) -> str:
             log.warning("passing over step %s: %s", f"{step:,}", error)
             return str(error)
         if config.train.keep_checkpoints:
-            evaluation.group.first(lambda: _export_best(evaluation, checkpoint))
+            evaluation.group.run_on_rank0(lambda: _export_best(evaluation, checkpoint))
     return ""
 
 

@@ -50,7 +50,7 @@ class CheckpointEvaluation:
         self._place = results_folder(new["step"])
         self._name = self._place.rpartition("/")[2]
         self._folder = evaluation.run.folder / self._place
-        self.results = self._group.first(self._read_results)
+        self.results = self._group.run_on_rank0(self._read_results)
 
     def evaluate(self, sets: Sequence[str]) -> Results:
         """Do what is not done of `dev`, `test` and `reasoning`; results.json has it after every part.
@@ -61,7 +61,7 @@ class CheckpointEvaluation:
             if set_name == "reasoning":
                 self._reason()
             else:
-                for task in self._group.together(lambda name=set_name: self._of.tasks(name)):  # type: ignore[misc]
+                for task in self._group.run_on_all(lambda name=set_name: self._of.tasks(name)):  # type: ignore[misc]
                     self._translate(task)
         self._add(contamination=self._of.contamination)
         return self.results
@@ -79,15 +79,15 @@ class CheckpointEvaluation:
 
     def _add(self, **parts: Any) -> None:
         """Add parts to results.json, as `add_results` takes them."""
-        self.results = self._group.first(lambda: add_results(self._run, self._new, **parts))
+        self.results = self._group.run_on_rank0(lambda: add_results(self._run, self._new, **parts))
 
     # Translation.
 
     def _translate(self, task: Task) -> None:
         fingerprint = task.fingerprint(self._identity)
-        known = self._group.first(lambda: self._known(task, fingerprint))
+        known = self._group.run_on_rank0(lambda: self._known(task, fingerprint))
         completions = known or self._complete(task, fingerprint)
-        entry = self._group.first(lambda: self._score(task, completions, fingerprint))
+        entry = self._group.run_on_rank0(lambda: self._score(task, completions, fingerprint))
         self._add_comet(task, [one.text for one in completions], entry)
         rows = zip(task.texts.sources, task.texts.references, completions, strict=True)
         content = b"".join(
@@ -101,24 +101,24 @@ class CheckpointEvaluation:
         self._add(translation=[entry], files={} if known else {entry["translations"]: content})
         for path in self._folder.glob(self._partial(task, None).name):  # also of more ranks than there are now
             path.unlink(missing_ok=True)
-        if self._group.rank == 0:
+        if self._group.ranks.rank == 0:
             print(describe_entry(self._name, entry), flush=True)
 
     def _add_comet(self, task: Task, hypotheses: Sequence[str], entry: dict[str, Any]) -> None:
         """Scores of the config's COMET models, each sentence by one rank; what an earlier evaluation found is kept."""
         known = {one["translations"]: one for one in self.results["translation"]}.get(entry["translations"], {})
         for model in self._of.config.evaluate.comet:
-            sha256 = self._group.first(lambda name=model: self._of.comet_hash(name))  # type: ignore[misc]
+            sha256 = self._group.run_on_rank0(lambda name=model: self._of.comet_hash(name))  # type: ignore[misc]
             same = all(known.get(key) == entry[key] for key in ("fingerprint", "texts_sha256"))
             if same and known["comet"].get(model, {}).get("sha256") == sha256:
                 entry["comet"][model] = known["comet"][model]
                 continue
-            scorer = self._group.together(lambda name=model: self._of.scorer(name))  # type: ignore[misc]
-            mine = slice(self._group.rank, None, self._group.size)
+            scorer = self._group.run_on_all(lambda name=model: self._of.scorer(name))  # type: ignore[misc]
+            mine = slice(self._group.ranks.rank, None, self._group.ranks.world_size)
             part = scorer.score(task.texts.sources[mine], hypotheses[mine], task.texts.references[mine])
             scores = np.empty(len(hypotheses), np.float32)
             for rank, found in enumerate(self._group.gather(part)):
-                scores[rank :: self._group.size] = found
+                scores[rank :: self._group.ranks.world_size] = found
             entry["comet"][model] = summarize_comet(
                 scores,
                 sha256=sha256,
@@ -154,16 +154,16 @@ class CheckpointEvaluation:
         finished = {number: done for part in self._group.gather(here) for number, done in part.items()}
         missing = [number for number in range(len(batches)) if number not in finished]
         if missing:
-            translator = self._group.together(lambda: self._translator)
-            mine = missing[self._group.rank :: self._group.size]
-            keep = FinishedBatches(self._partial(task, self._group.rank), fingerprint)
+            translator = self._group.run_on_all(lambda: self._translator)
+            mine = missing[self._group.ranks.rank :: self._group.ranks.world_size]
+            keep = FinishedBatches(self._partial(task, self._group.ranks.rank), fingerprint)
             new = {}
-            of_ranks = f" (rank 0 of {self._group.size})" if self._group.size > 1 else ""
+            of_ranks = f" (rank 0 of {self._group.ranks.world_size})" if self._group.ranks.world_size > 1 else ""
             with tqdm(
                 total=sum(len(batches[number]) for number in mine),
                 desc=f"{self._name} {task.name}{of_ranks}",
                 unit="sentence",
-                disable=None if self._group.rank == 0 else True,
+                disable=None if self._group.ranks.rank == 0 else True,
             ) as bar:
                 target = self._of.config.languages[task.texts.direction.split("-")[1]]
                 for number in mine:
@@ -193,12 +193,12 @@ class CheckpointEvaluation:
         Raises CheckpointError if the checkpoint is gone or damaged and has no export, InputError for another config.
         """
         problem = self._fetch()
-        model = self._group.together(lambda: self._exported(problem) if problem else self._loaded())
-        if "cuda" in self._group.device:
+        model = self._group.run_on_all(lambda: self._exported(problem) if problem else self._loaded())
+        if "cuda" in self._group.ranks.device:
             for parameter in model.parameters():  # buffers, such as the frequencies of the rotary embedding, stay fp32
                 parameter.data = parameter.data.to(torch.bfloat16)
         placed: Any = model
-        return cast(LlamaForCausalLM, placed.to(self._group.device).eval())
+        return cast(LlamaForCausalLM, placed.to(self._group.ranks.device).eval())
 
     def _fetch(self) -> str:
         """Bring the checkpoint's files to this node; what is wrong with them, or nothing. The same on all ranks."""
@@ -206,7 +206,8 @@ class CheckpointEvaluation:
         if checkpoint is None:
             return f"{self._run.url} has no checkpoint of {self._new['step']} steps any more"
         check_model(self._of.config.model, checkpoint)
-        found = group.together(lambda: fetch_checkpoint(self._run, checkpoint, group.local_rank, group.local_size))
+        share, shares = group.ranks.local_rank, group.ranks.local_world_size
+        found = group.run_on_all(lambda: fetch_checkpoint(self._run, checkpoint, share, shares))
         return next((problem for part in group.gather(found) for problem in part), "")
 
     def _loaded(self) -> LlamaForCausalLM:
@@ -245,18 +246,18 @@ class CheckpointEvaluation:
     def _reason(self) -> None:
         """Run the tasks that have no result, each on one rank; results.json has every one as it is done."""
         group, names = self._group, self._of.task_names
-        now = group.first(lambda: {name: self._made_of(name) for name in names})
+        now = group.run_on_rank0(lambda: {name: self._made_of(name) for name in names})
         known: dict[str, Any] = self.results["reasoning"]
         missing = [name for name in names if known.get(name, {}).get("made_of") != now[name]]
         if missing:
-            group.together(lambda: self.model)  # on every rank, also where there are fewer tasks than ranks
-        for first in range(0, len(missing), group.size):
-            mine = missing[first + group.rank : first + group.rank + 1]
+            group.run_on_all(lambda: self.model)  # on every rank, also where there are fewer tasks than ranks
+        for first in range(0, len(missing), group.ranks.world_size):
+            mine = missing[first + group.ranks.rank : first + group.ranks.rank + 1]
             new: dict[str, Any] = {}
-            for found in group.gather(group.together(lambda names=mine: self._run_tasks(names))):  # type: ignore[misc]
+            for found in group.gather(group.run_on_all(lambda names=mine: self._run_tasks(names))):  # type: ignore[misc]
                 new.update(found)
             self._add(reasoning=new)
-            if group.rank == 0:
+            if group.ranks.rank == 0:
                 for name in new:
                     print(f"{self._name} {name}: {describe_task(new[name])}", flush=True)
 

@@ -27,7 +27,7 @@ from trainer.evaluation.reasoning import check_data, expand_tasks, find_tasks
 from trainer.evaluation.results import VERSION, Results, is_of_run, new_results, read_all_results, read_log_rows
 from trainer.evaluation.tasks import Task, content_sha256
 from trainer.run.folder import SMALL_FILES, check_config, open_run, read_run_manifest
-from trainer.run.ranks import Group
+from trainer.run.ranks import Collective
 
 log = logging.getLogger(__name__)
 _SEARCHED_BYTES = 10**9  # of a stream's sources, which take some minutes; more are left to `dataengine contamination`
@@ -36,7 +36,7 @@ _SEARCHED_BYTES = 10**9  # of a stream's sources, which take some minutes; more 
 class Evaluation:
     """What all checkpoints of a run are evaluated on, and with. All ranks make one, and call its methods together."""
 
-    def __init__(self, config: Config, group: Group) -> None:
+    def __init__(self, config: Config, group: Collective) -> None:
         """Raises InputError if the run or the tokenizer cannot be used."""
         settings = config.evaluate
         self.config, self.group = config, group
@@ -52,7 +52,7 @@ class Evaluation:
         self.tokenizer: Tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
         if bos and self.tokenizer.bos_id is None:
             raise InputError(f"`bos`: {config.tokenizer} has no token that begins a text. Set evaluate.bos to false.")
-        group.together(lambda: self.run.fetch(*SMALL_FILES) if group.local_rank == 0 else None)
+        group.run_on_all(lambda: self.run.fetch(*SMALL_FILES) if group.ranks.local_rank == 0 else None)
         self._texts: dict[tuple[str, str], EvaluationSet] = {}
         self._tasks: dict[tuple[str, str], list[Task]] = {}
         self._scorers: dict[str, CometScorer] = {}
@@ -69,12 +69,13 @@ class Evaluation:
     def of(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
         """That of one checkpoint."""
         tokens = checkpoint.step * self.manifest.batch_size * self.manifest.seq_len
-        new = self.group.first(lambda: new_results(self.config.name, checkpoint, read_log_rows(self.run), tokens))
+        name = self.config.name
+        new = self.group.run_on_rank0(lambda: new_results(name, checkpoint, read_log_rows(self.run), tokens))
         return CheckpointEvaluation(self, checkpoint, new)
 
     def of_results(self, results: Results) -> CheckpointEvaluation:
         """That of a checkpoint that was evaluated before, and may be gone; its export, if it has one, is not."""
-        found = self.group.first(lambda: all_checkpoints(self.run))
+        found = self.group.run_on_rank0(lambda: all_checkpoints(self.run))
         same = next((one for one in found if one.identity == results["checkpoint"]), None)
         return CheckpointEvaluation(self, same, results)
 
@@ -114,7 +115,7 @@ class Evaluation:
             if problems:
                 raise InputError(problems[0])
 
-        self.group.together(look)
+        self.group.run_on_all(look)
 
     def _checks(self, sets: Sequence[str]) -> Iterator[Callable[[], object]]:
         translated = [name for name in ("dev", "test") if name in sets]
@@ -123,7 +124,7 @@ class Evaluation:
                 yield lambda name=name, direction=direction: self._tasks_of(name, direction)  # type: ignore[misc]
         if translated and self.config.evaluate.comet and importlib.util.find_spec("comet") is None:
             yield lambda: _fail("`evaluate.comet` needs unbabel-comet. Install the extra: dataengine[comet].")
-        if translated and self.group.rank == 0:
+        if translated and self.group.ranks.rank == 0:
             for model in self.config.evaluate.comet:
                 yield lambda model=model: self.comet_hash(model)  # type: ignore[misc]
         if "reasoning" in sets:
@@ -199,7 +200,7 @@ class Evaluation:
         """A COMET model on this rank's device, loaded once."""
         if model not in self._scorers:
             log.info("loading %s", model)
-            self._scorers[model] = load_scorer(model, self.group.device, references=True)
+            self._scorers[model] = load_scorer(model, self.group.ranks.device, references=True)
         return self._scorers[model]
 
     @cached_property
@@ -215,7 +216,7 @@ class Evaluation:
             return check_contamination(self.config, sets, most_bytes=_SEARCHED_BYTES).describe()
 
         try:
-            return self.group.first(look)
+            return self.group.run_on_rank0(look)
         except InputError as error:
             log.warning("not checked whether sentences of the sets are in the training streams: %s", error)
             return None

@@ -11,9 +11,9 @@ from dataengine.config.training import ModelConfig
 from dataengine.schedule.manifest import Manifest
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.marker import Checkpoint
+from trainer.model.sizes import embedding_rows
 
-_PREFIX = "decoder.hf."  # of the weights' names in a checkpoint (trainer/model/composer_model.py)
-_VOCAB_MULTIPLE = 64  # as in TinyLlama (lit_gpt/config.py): rows of the embedding beyond the vocabulary stay unused
+_PREFIX = "decoder.hf."  # of the weights' names in a checkpoint: `TranslationModel.decoder`, `PackedDecoder.hf`
 
 
 def empty_model(config: ModelConfig, manifest: Manifest) -> LlamaForCausalLM:
@@ -40,7 +40,7 @@ def llama_config(config: ModelConfig, manifest: Manifest, attention: str) -> Lla
     sizes: dict[str, Any] = config.model_dump(exclude={"init_seed"})
     return LlamaConfig(
         **sizes,
-        vocab_size=-(-manifest.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE,
+        vocab_size=embedding_rows(manifest.vocab_size),
         max_position_embeddings=manifest.seq_len,
         attn_implementation=attention,
         bos_token_id=None,

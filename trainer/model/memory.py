@@ -95,7 +95,7 @@ def _ranks(number: int) -> Iterator[DeviceMesh]:
 
 
 def _shard(model: ModelConfig, manifest: Manifest, mesh: DeviceMesh, *, recompute: bool) -> nn.Module:
-    """The decoder as Composer shards it on CUDA (composer/distributed/fsdp2.py, and `sharding` in model.py)."""
+    """The decoder as Composer shards it on CUDA (composer/distributed/fsdp2.py, and `composer_model.sharding`)."""
     decoder = PackedDecoder(new_model(llama_config(model, manifest, _COUNTED)))
     sharded = [module for module in decoder.modules() if decoder.fsdp_wrap_fn(module)]
     if recompute:

@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import distributed
 
-from dataengine.config.schema import Config
 from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
@@ -25,13 +23,12 @@ from dataengine.storage.atomic import write_file
 from dataengine.tables import size_words
 from trainer.model.memory import apart, largest_fitting, step_bytes
 from trainer.model.sizes import NO_GPU_TO_MEASURE, divisors
+from trainer.run.ranks import Collective
 
 log = logging.getLogger(__name__)
 
 _FREE = 0.1  # of the device's memory: CUDA's context, NCCL, fragments
 _LARGEST = 200 * 10**9  # bytes: no need to know how much more a step would take
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,23 +44,21 @@ class Device:
         return int(self.memory * (1 - _FREE))
 
 
-def choose_microbatch(config: Config, manifest: Manifest, folder: Path, world_size: int) -> int:
+def choose_microbatch(
+    model: ModelConfig, manifest: Manifest, train: TrainConfig, folder: Path, group: Collective
+) -> int:
     """Samples a rank computes at a time; what `auto` finds is kept in the run's folder. All ranks call it.
 
     Raises InputError on all ranks if `auto` is asked for without a GPU, or if not even one sample fits.
     """
-    wish = config.train.microbatch_size
+    wish, world_size = train.microbatch_size, group.ranks.world_size
     if wish != "auto":
         return min(wish, manifest.batch_size // world_size)
-    devices = _gather(_own_device())
+    devices = group.gather(_own_device())
     if None in devices:
         raise InputError(NO_GPU_TO_MEASURE)
     smallest = min((device for device in devices if device), key=lambda device: device.memory)
-    is_first = not distributed.is_initialized() or distributed.get_rank() == 0
-    size, error = _gather(_try(config, manifest, folder, world_size, smallest) if is_first else (0, ""))[0]
-    if error:
-        raise InputError(error)
-    return size
+    return group.run_on_rank0(lambda: find_microbatch(model, manifest, train, folder, world_size, smallest))
 
 
 def _own_device() -> Device | None:
@@ -72,40 +67,25 @@ def _own_device() -> Device | None:
     return Device(torch.cuda.get_device_name(), torch.cuda.get_device_properties().total_memory)
 
 
-def _gather(value: T) -> list[T]:
-    """Of all ranks, in order."""
-    if not distributed.is_initialized():
-        return [value]
-    values: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(values, value)
-    return values
-
-
-def _try(config: Config, manifest: Manifest, folder: Path, world_size: int, device: Device) -> tuple[int, str]:
-    """The size, or why there is none, to be sent to the other ranks."""
-    try:
-        return find_microbatch(config, manifest, folder, world_size, device), ""
-    except InputError as error:
-        return 0, str(error)
-
-
-def find_microbatch(config: Config, manifest: Manifest, folder: Path, world_size: int, device: Device) -> int:
+def find_microbatch(
+    model: ModelConfig, manifest: Manifest, train: TrainConfig, folder: Path, world_size: int, device: Device
+) -> int:
     """The size that is kept in a run's folder if it was found for the same, else a new one, which is kept there.
 
     Raises InputError if not even one sample fits.
     """
-    path, terms = folder / "microbatch.json", _terms(config, manifest, world_size, device)
+    path, terms = folder / "microbatch.json", _terms(model, manifest, train, world_size, device)
     kept = _read(path)
     changes = _changes(kept, terms)
     if kept is not None and not changes:
         log.info("microbatches of %d, as found for this run on %s", kept["size"], device.name)
         return int(kept["size"])
-    size, needed = apart(largest_microbatch, config.model, manifest, config.train, world_size, device.room)
+    size, needed = apart(largest_microbatch, model, manifest, train, world_size, device.room)
     if size == 0:
         raise InputError(
             f"not one sample fits: a step of one takes {needed / 1e9:.1f} GB, and {device.name} has "
             f"{device.memory / 1e9:.1f} GB, of which a tenth stays free. "
-            + apart(_advise, config.model, manifest, config.train, world_size, device.room)
+            + apart(_advise, model, manifest, train, world_size, device.room)
         )
     write_file(path, json.dumps({"size": size, "step_bytes": needed, "terms": terms}, indent=2).encode())
     log.info("microbatches of %d: a step takes %.1f of %.1f GB", size, needed / 1e9, device.memory / 1e9)
@@ -121,10 +101,12 @@ def find_microbatch(config: Config, manifest: Manifest, folder: Path, world_size
     return size
 
 
-def _terms(config: Config, manifest: Manifest, world_size: int, device: Device) -> dict[str, Any]:
+def _terms(
+    model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, device: Device
+) -> dict[str, Any]:
     """What a size holds for."""
     settings = ("activation_checkpointing", "attention", "compile", "loss", "shard_ranks")
-    sizes = config.model.model_dump(mode="json", exclude={"init_seed"})
+    sizes = model.model_dump(mode="json", exclude={"init_seed"})
     return {
         "device": device.name,
         "device_bytes": device.memory,
@@ -133,7 +115,7 @@ def _terms(config: Config, manifest: Manifest, world_size: int, device: Device) 
         "seq_len": manifest.seq_len,
         "vocab_size": manifest.vocab_size,
         **{f"model.{key}": value for key, value in sizes.items()},
-        **{f"train.{key}": getattr(config.train, key) for key in settings},
+        **{f"train.{key}": getattr(train, key) for key in settings},
         "torch": torch.__version__,
     }
 
@@ -197,11 +179,11 @@ def _advise(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_si
     return f"To make it fit, {', or '.join(ways)}."
 
 
-def describe_memory(config: Config, manifest: Manifest, world_size: int) -> str:
+def describe_memory(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int) -> str:
     """What steps take on a GPU, by microbatch, and what this machine's GPU has, in a line."""
-    wish, of_rank = config.train.microbatch_size, manifest.batch_size // world_size
+    wish, of_rank = train.microbatch_size, manifest.batch_size // world_size
     sizes = divisors(of_rank) if wish == "auto" else [min(wish, of_rank)]
-    needed = apart(_of_sizes, config.model, manifest, config.train, world_size, sizes)
+    needed = apart(_of_sizes, model, manifest, train, world_size, sizes)
     figures = ", ".join(f"{size_words(count)} with microbatches of {size}" for size, count in needed.items())
     device = _own_device()
     here = f"; {device.name} has {size_words(device.memory)}, of which a tenth stays free" if device else ""

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataengine.config.training import ModelConfig
 
 NO_GPU_TO_MEASURE = "train.microbatch_size is auto, which needs a GPU's memory, and there is none. Set a number."
-VOCAB_MULTIPLE = 64  # as in trainer.model.composer_model: the embedding has so many rows, or a multiple
+_VOCAB_MULTIPLE = 64  # as in TinyLlama (lit_gpt/config.py)
 _CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and AdamW's two fp32 moments
 
 
 def divisors(number: int) -> list[int]:
     """All divisors of a positive number, in order."""
     return [n for n in range(1, number + 1) if number % n == 0]
-
-
-# Sizes, and the run in words.
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
@@ -31,8 +28,12 @@ def layer_parameters(model: ModelConfig) -> int:
 
 def outer_parameters(model: ModelConfig, vocab_size: int) -> int:
     """Parameters outside the layers."""
-    rows = -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    return rows * model.hidden_size * (1 if model.tie_word_embeddings else 2) + model.hidden_size
+    return embedding_rows(vocab_size) * model.hidden_size * (1 if model.tie_word_embeddings else 2) + model.hidden_size
+
+
+def embedding_rows(vocab_size: int) -> int:
+    """Rows of the embedding; those beyond the vocabulary stay unused."""
+    return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:

@@ -1,4 +1,4 @@
-"""Checks of the config against the manifest and the number of ranks."""
+"""Checks of the config against the manifest and the number of ranks; every rank finds the same."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from dataengine.text.tokenizers.load import load_tokenizer
 from trainer.model.sizes import divisors
 from trainer.preflight.problems import Problem
 from trainer.run.folder import Run, read_run_manifest
-
-# Config, manifest and ranks: every rank finds the same.
+from trainer.run.ranks import count_ranks
 
 
 def check_agreement(config: Config, manifest: Manifest) -> list[Problem]:
@@ -46,8 +45,8 @@ def check_sharding(train: TrainConfig, world_size: int) -> list[Problem]:
     fitting = ", ".join(map(str, divisors(world_size)))
     return [
         Problem(
-            f"train.shard_ranks is {train.shard_ranks}, which does not divide {world_size} ranks. Set it to one of "
-            f"{fitting}, the ranks of a node if you can, or leave it out."
+            f"train.shard_ranks is {train.shard_ranks}, which does not divide {count_ranks(world_size)}. Set it to one "
+            f"of {fitting}, the ranks of a node if you can, or leave it out."
         )
     ]
 
@@ -61,7 +60,8 @@ def check_microbatch(train: TrainConfig, manifest: Manifest, world_size: int) ->
     return [
         Problem(
             f"train.microbatch_size {size} does not divide the {of_rank} samples of a rank (batch_size "
-            f"{manifest.batch_size} on {world_size} ranks): the last microbatch is smaller. {near} would divide them.",
+            f"{manifest.batch_size} on {count_ranks(world_size)}): the last microbatch is smaller. {near} would divide "
+            "them.",
             fatal=False,
         )
     ]

@@ -12,6 +12,7 @@ from dataengine.storage.paths import is_url
 from trainer.preflight.agreement import check_agreement, check_microbatch, check_sharding, check_world_size
 from trainer.preflight.init_checkpoint import check_init
 from trainer.preflight.node import (
+    check_auto,
     check_devices,
     check_memory,
     check_open_files,
@@ -32,25 +33,26 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
         *check_agreement(config, manifest),
         *check_world_size(manifest, ranks.world_size),
         *check_sharding(config.train, ranks.world_size),
-        *check_init(config),
+        *check_init(config.init, config.parent),
     ]
     if not found:  # else it says nothing
         found += check_microbatch(config.train, manifest, ranks.world_size)
-    of_node = check_open_files(config, manifest, ranks)  # each process has its own limit
+    of_node = check_open_files(manifest, ranks, config.train.loader_workers)  # each process has its own limit
     if ranks.local_rank == 0:
         of_node += [
             *check_devices(ranks.local_world_size),
             *check_packages(config.train),
+            *check_auto(config.train),
             *check_shared_memory(manifest, ranks.local_world_size),
             *check_memory(config.model, manifest, ranks.local_world_size),
             *check_folders(config),
-            *([] if is_url(config.store) else check_streams(config, manifest)),
+            *([] if is_url(config.store) else check_streams(config.store, manifest)),
         ]
         of_node += check_space(config, manifest, ranks)
     if ranks.rank == 0:
         found += [
-            *((is_url(config.out) and check_bucket(config.out)) or check_owner(config, manifest)),
-            *(check_streams(config, manifest) if is_url(config.store) else []),
+            *((is_url(config.out) and check_bucket(config.out)) or check_owner(config.out, manifest.name)),
+            *(check_streams(config.store, manifest) if is_url(config.store) else []),
             *(check_wandb_key(config.train.wandb) if config.train.wandb else []),
         ]
     node = platform.node() if ranks.world_size > ranks.local_world_size else None

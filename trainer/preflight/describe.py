@@ -12,6 +12,7 @@ from dataengine.storage.paths import is_url
 from dataengine.tables import size_words, table
 from trainer.checkpoints.steps import kept_checkpoints, last_step
 from trainer.model.sizes import checkpoint_bytes, num_parameters
+from trainer.run.ranks import count_ranks
 
 
 def describe(
@@ -35,16 +36,16 @@ def describe(
         split = f"microbatches of {min(size, of_rank)}, {-(-of_rank // size)} a step"
     tokens = steps * manifest.batch_size * manifest.seq_len
     bytes_each, kept = checkpoint_bytes(config.model, manifest.vocab_size), kept_checkpoints(config, manifest)
+    batch = f"{manifest.batch_size:,} samples of {manifest.seq_len:,} tokens on {count_ranks(world_size)}"
     rows = [
         ("experiment", f"{config.name}, plan {manifest.plan_id[:12]}"),
         ("model", f"{num_parameters(config.model, manifest.vocab_size):,} parameters"),
         ("training", f"{steps:,} of {manifest.schedule.steps:,} steps, {tokens:,} tokens"),
-        ("batch", f"{manifest.batch_size:,} samples of {manifest.seq_len:,} tokens on {world_size} ranks: "
-                  f"{of_rank} a rank, {split}"),
+        ("batch", f"{batch}: {of_rank} a rank, {split}"),
         ("checkpoints", f"{size_words(bytes_each)} each, {kept} kept: {size_words(kept * bytes_each)}"),
         ("out", config.out),
         ("store", config.store + (f", cached in {config.cache}" if is_url(config.store) else "")),
-    ]  # fmt: skip
+    ]
     if config.init:
         rows.append(("begins with", f"{config.init.checkpoint} ({config.init.mode})"))
     stages = [("stage", "from step", "steps", "samples a stream", "learning rate")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dataengine.config.schema import Config
+from dataengine.config.schema import Config, ParentConfig
 from dataengine.config.training import InitConfig
 from dataengine.errors import InputError, OutageError
 from dataengine.schedule.manifest import Manifest
@@ -15,14 +15,14 @@ from trainer.preflight.problems import Problem
 from trainer.run.folder import Run
 
 
-def check_init(config: Config) -> list[Problem]:
+def check_init(init: InitConfig | None, parent: ParentConfig | None) -> list[Problem]:
     """`continue` goes on at the parent's step, so a checkpoint whose name tells another step is the wrong one."""
-    if config.init is None or config.init.mode != "continue" or config.parent is None:
+    if init is None or init.mode != "continue" or parent is None:
         return []
-    step = named_step(config.init.checkpoint)
-    if step is None or step == config.parent.step:
+    step = named_step(init.checkpoint)
+    if step is None or step == parent.step:
         return []
-    return [Problem(_other_step(config.init.checkpoint, step, config.parent.step))]
+    return [Problem(_other_step(init.checkpoint, step, parent.step))]
 
 
 def named_step(checkpoint: str) -> int | None:

@@ -14,14 +14,13 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from dataengine.config.schema import Config
 from dataengine.config.training import ModelConfig, TrainConfig, WandbConfig
 from dataengine.schedule.manifest import Manifest
 from dataengine.tables import size_words
 from trainer.data.shard_cache import SHARDS_MAPPED
 from trainer.model.sizes import NO_GPU_TO_MEASURE, num_parameters
 from trainer.preflight.problems import Problem
-from trainer.run.ranks import Ranks
+from trainer.run.ranks import Ranks, count_ranks
 
 log = logging.getLogger(__name__)
 _OTHER_FILES = 768  # files and sockets of a process beside its shards: libraries, NCCL, checkpoints, pipes
@@ -30,10 +29,7 @@ _PROCESS_BYTES = 700 << 20  # of a rank beside its model: libraries (docs/reliab
 _SHM_ADVISED = 1 << 30  # bytes of /dev/shm for several GPUs (NCCL's manual: docker run --shm-size=1g)
 
 
-# The node: its limits, devices, packages and disks.
-
-
-def check_open_files(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]:
+def check_open_files(manifest: Manifest, ranks: Ranks, loader_workers: int) -> list[Problem]:
     """Raise this process's limit of open files to what its loader workers, which inherit it, may need.
 
     The limit is of each process, and each worker maps up to SHARDS_MAPPED shards; the kernel has one for the machine.
@@ -52,7 +48,7 @@ def check_open_files(config: Config, manifest: Manifest, ranks: Ranks) -> list[P
             ]
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
         log.info("raised the limit of open files (ulimit -n) from %d to %d", soft, needed)
-    processes = ranks.local_world_size * max(1, config.train.loader_workers)
+    processes = ranks.local_world_size * max(1, loader_workers)
     used, _, most = map(int, Path("/proc/sys/fs/file-nr").read_text().split())
     if ranks.local_rank == 0 and processes * shards > most - used:
         return [
@@ -138,7 +134,7 @@ def check_memory(model: ModelConfig, manifest: Manifest, local_world_size: int) 
         return []
     return [
         Problem(
-            f"{local_world_size} ranks on this node take {size_words(needed)} while each builds the model "
+            f"{count_ranks(local_world_size)} on this node would take {size_words(needed)} while each builds the model "
             f"({size_words(of_rank)} in fp32, {size_words(_PROCESS_BYTES)} beside it), and {what} is "
             f"{size_words(limit)}. Raise it, or start fewer ranks on a node."
         )
@@ -182,10 +178,10 @@ def check_wandb_key(wandb: WandbConfig) -> list[Problem]:
     ]
 
 
-def check_auto(config: Config) -> list[Problem]:
+def check_auto(train: TrainConfig) -> list[Problem]:
     """`auto` has to know the memory of a GPU."""
     import torch
 
-    if config.train.microbatch_size != "auto":
+    if train.microbatch_size != "auto":
         return []
     return [] if torch.cuda.is_available() else [Problem(NO_GPU_TO_MEASURE)]

@@ -13,7 +13,6 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
@@ -27,36 +26,33 @@ from trainer.checkpoints.steps import kept_checkpoints
 from trainer.model.sizes import checkpoint_bytes
 from trainer.preflight.problems import Problem
 from trainer.run.folder import SMALL_FILES, parse_json, run_folder
-from trainer.run.ranks import Ranks
-
-if TYPE_CHECKING:
-    from trainer.run.ranks import Group
+from trainer.run.ranks import Collective, Ranks
 
 _LOOK_S = 15.0  # until what a node wrote to a shared disk is seen on another
 
 
-def check_one_folder(folder: Path, group: Group) -> None:
+def check_one_folder(folder: Path, group: Collective) -> None:
     """The run's folder must be the same one on all nodes: the first rank of each leaves a file, and looks for all.
 
     Each node else saves its part of every checkpoint for itself, and no resume can use them. Call it on all ranks.
     Raises InputError on all of them if a node does not see what another one wrote.
     """
-    if group.size == group.local_size:
+    if group.ranks.world_size == group.ranks.local_world_size:
         return
     probe = folder / f".probe-{uuid.uuid4().hex}"
     made = not folder.exists()
     unseen: list[str] = []
     try:
-        if group.local_rank == 0:
-            group.together(lambda: _write_probe(probe))
+        if group.ranks.local_rank == 0:
+            group.run_on_all(lambda: _write_probe(probe))
             names = [found for found in group.gather((probe.name, _this_node(group))) if found]
             unseen = _unseen(folder, dict(names))
         else:
-            group.together(lambda: None)
+            group.run_on_all(lambda: None)
             group.gather(None)
         gathered = [(node, blind) for node, blind in group.gather((_this_node(group), unseen)) if blind]
     finally:
-        if group.local_rank == 0:
+        if group.ranks.local_rank == 0:
             with contextlib.suppress(OSError):
                 probe.unlink(missing_ok=True)
             if made:
@@ -83,8 +79,8 @@ def _write_probe(path: Path) -> None:
         ) from None
 
 
-def _this_node(group: Group) -> str:
-    return f"{platform.node()} (rank {group.rank})"
+def _this_node(group: Collective) -> str:
+    return f"{platform.node()} (rank {group.ranks.rank})"
 
 
 def _unseen(folder: Path, probes: Mapping[str, str]) -> list[str]:
@@ -199,16 +195,14 @@ def _folder_bytes(folder: Path) -> int:
 # Streams, buckets and run folders.
 
 
-def check_streams(config: Config, manifest: Manifest) -> list[Problem]:
+def check_streams(url: str, manifest: Manifest) -> list[Problem]:
     """Every stream's index must be the manifest's, and every shard must be there whole. One listing for each stream."""
     found: list[str] = []
     try:
-        store = open_store(config.store)
+        store = open_store(url)
         for stream in manifest.streams:
             found += _check_stream(store, stream)
-    except (
-        InputError
-    ) as error:  # the store cannot be reached, or this folder cannot be read: the next will be no better
+    except InputError as error:  # of the store or of this folder, which cannot be read: the next will be no better
         found.append(str(error))
     return [Problem(text) for text in found]
 
@@ -259,23 +253,16 @@ def check_bucket(url: str) -> list[Problem]:
     return []
 
 
-def check_owner(config: Config, manifest: Manifest) -> list[Problem]:
+def check_owner(out: str, name: str) -> list[Problem]:
     """A run folder belongs to one experiment."""
     try:
-        name = str(parse_json(open_store(config.out).read("manifest.json"))["name"])
+        owner = str(parse_json(open_store(out).read("manifest.json"))["name"])
     except FileNotFoundError:
         return []
     except (InputError, ValueError, KeyError, TypeError) as error:
-        return [
-            Problem(
-                f"{config.out}/manifest.json cannot be used: {str(error).rstrip('.')}. Give this run another `out`."
-            )
-        ]
-    if name == manifest.name:
+        return [Problem(f"{out}/manifest.json cannot be used: {str(error).rstrip('.')}. Give this run another `out`.")]
+    if owner == name:
         return []
     return [
-        Problem(
-            f"out {config.out} holds a run of experiment '{name}', and this is '{manifest.name}'. "
-            "Give this run another `out`."
-        )
+        Problem(f"out {out} holds a run of experiment '{owner}', and this is '{name}'. Give this run another `out`.")
     ]

@@ -11,6 +11,8 @@ from contextlib import suppress
 from functools import cache
 from types import FrameType
 
+from trainer.run.ranks import Ranks
+
 NOT_BEGUN = "stopped before the first step; the same command begins again"
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
@@ -24,7 +26,7 @@ def end_plainly(words: str) -> None:
     soon, a thread does: compiled code may wait, or make an error of its own of the exception. It says the words, too,
     for Composer's import sets a handler that says nothing.
     """
-    told = threading.Event()
+    told, rank = threading.Event(), Ranks.from_environment().rank
 
     def handle(number: int, frame: FrameType | None) -> None:
         for each in _NUMBERS:
@@ -36,20 +38,20 @@ def end_plainly(words: str) -> None:
         while (number := os.read(reading, 1)[0]) not in _NUMBERS:
             pass
         sys.excepthook = lambda *error: os._exit(128 + number)
-        if os.environ.get("RANK", "0") == "0":
+        if rank == 0:
             line = f"{words}\n"
             os.write(2, (f"\n{line}" if os.isatty(2) else line).encode())
         told.set()
         time.sleep(_GRACE_S)
         os._exit(128 + number)
 
-    reading = signal_pipe()
+    reading = _signal_pipe()
     threading.Thread(target=listen, name="interrupts", daemon=True).start()
     for each in _NUMBERS:  # the last: from here on the words are said
         signal.signal(each, handle)
 
 
-def signal_pipe() -> int:
+def _signal_pipe() -> int:
     """Where a thread can read the numbers of signals that have a handler in Python, which writes them there."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)

@@ -42,8 +42,10 @@ def hold(folder: Path) -> Iterator[None]:
                 raise InputError(_words_of_holder(folder, file.read())) from None
             log.warning(
                 "%s is on a file system without locks (%s): nothing keeps a second training from this folder. Start "
-                "one at a time.", folder, error.strerror or error,
-            )  # fmt: skip
+                "one at a time.",
+                folder,
+                error.strerror or error,
+            )
         else:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")

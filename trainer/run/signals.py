@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ from types import FrameType
 
 import psutil
 
-from trainer.run.interrupts import signal_pipe
+from trainer.run.ranks import Ranks
 
 WAIT_FOR_RANK_0_S = 30.0
 END_LAUNCHER_S = 15.0  # after a SIGTERM; Composer's launcher sends SIGKILL after 30 s (CLEANUP_TIMEOUT)
@@ -61,14 +62,12 @@ def _noted(number: int, frame: FrameType | None) -> None:
 
 
 def _listen(reading: int, ask: Callable[[], None], stopping: Stopping) -> None:
-    interrupts, launcher, due = 0, _Launcher.find(), float("inf")
+    interrupts, launcher = 0, _Launcher.find()
     with open(reading, "rb", buffering=0) as signals:
         while True:
-            wait = max(0.0, due - time.monotonic())
-            if not select.select([signals], [], [], wait if wait < float("inf") else None)[0]:
-                due = float("inf")
-                if launcher is not None:
-                    launcher.end(stopping)
+            if not select.select([signals], [], [], launcher.wait_s() if launcher else None)[0]:
+                assert launcher is not None
+                launcher.end(stopping)
                 continue
             for number in signals.read(256):
                 if number == 0:
@@ -79,26 +78,34 @@ def _listen(reading: int, ask: Callable[[], None], stopping: Stopping) -> None:
                 if number in (signal.SIGTERM, signal.SIGINT):
                     ask()
                 if number == signal.SIGTERM and launcher is not None:
-                    # One rank is enough; the first to try has ended it when the next one looks.
-                    wait = END_LAUNCHER_S * (1 + 0.05 * int(os.environ.get("LOCAL_RANK", "0")))
-                    due = min(due, time.monotonic() + wait)  # a second one does not give more time
+                    launcher.end_soon()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Launcher:
     """Composer's launcher, this process's parent."""
 
     process: psutil.Process
     written: int | None  # bytes, while nobody has asked it to end; None: the system does not tell
+    due: float = math.inf  # time.monotonic() at which it is ended
 
     @classmethod
     def find(cls) -> _Launcher | None:
-        """The parent, if it is Composer's launcher."""
+        """Return the parent, if it is Composer's launcher."""
         with suppress(psutil.Error):
             parent = psutil.Process(os.getppid())
             if any(Path(part).name in ("composer", "composer.cli.launcher") for part in parent.cmdline()):
                 return cls(parent, _written(parent))
         return None
+
+    def end_soon(self) -> None:
+        """Let `end` be due, if it is not yet. One rank is enough: the first has ended it when the next one looks."""
+        wait_s = END_LAUNCHER_S * (1 + 0.05 * Ranks.from_environment().local_rank)
+        self.due = min(self.due, time.monotonic() + wait_s)
+
+    def wait_s(self) -> float | None:
+        """Return the seconds until `end` is due; None if it is not."""
+        return None if self.due == math.inf else max(0.0, self.due - time.monotonic())
 
     def end(self, stopping: Stopping) -> None:
         """End it before it kills the ranks that are not finished yet, if it is about to.
@@ -107,13 +114,14 @@ class _Launcher:
         ranks then: once it is asked, it says so before all else. It also stays if one of its ranks has gone while
         others may wait for that one: they would wait for nothing.
         """
+        self.due = math.inf
         if os.getppid() != self.process.pid:  # it has ended
             return
         with suppress(psutil.Error):
             if self.written is not None and _written(self.process) == self.written:
                 return
             ranks = [child for child in self.process.children() if child.status() != psutil.STATUS_ZOMBIE]
-            if stopping.alone or len(ranks) >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+            if stopping.alone or len(ranks) >= Ranks.from_environment().local_world_size:
                 self.process.terminate()
 
 
@@ -123,25 +131,6 @@ def _written(process: psutil.Process) -> int | None:
         return int(process.io_counters().write_chars)
     except (AttributeError, psutil.Error, OSError):  # not Linux, or not allowed
         return None
-
-
-def end_on_interrupt(words: str) -> None:
-    """From now on Ctrl-C ends the process at once with exit code 130, wherever it is; rank 0 says `words`.
-
-    A thread acts, woken by the interpreter's own handler: one in Python waits until a library has returned, and an
-    exception may be caught by one, or come up in the middle of an import. What is written is whole or not there.
-    """
-    read = signal_pipe()
-
-    def wait() -> None:
-        while signal.SIGINT not in os.read(read, 1):
-            pass
-        if os.environ.get("RANK", "0") == "0":
-            os.write(2, f"\n{words}\n".encode())  # past the lock of sys.stderr
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    threading.Thread(target=wait, name="interrupts", daemon=True).start()
 
 
 def end_at_once() -> None:

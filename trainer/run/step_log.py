@@ -1,4 +1,4 @@
-"""OUT/log.csv, the row a step that callbacks.StepLog writes, and the digest in it. Needs no Composer."""
+"""OUT/log.csv, the row a step that `StepLog` writes, and the digest in it. Needs no Composer."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from trainer.model.composer_model import build_model, is_sharded, sharding
 from trainer.model.flops import device_peak, flops_per_token
 from trainer.model.optimizer import OptimizerSettings, make_optimizer
 from trainer.run.folder import Run
-from trainer.run.ranks import Ranks
+from trainer.run.ranks import Collective
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
@@ -40,7 +40,7 @@ def make_trainer(
     config: Config,
     manifest: Manifest,
     run: Run,
-    ranks: Ranks,
+    group: Collective,
     begin: Beginning,
     settings: Settings,
     *,
@@ -50,7 +50,7 @@ def make_trainer(
     stop: StopRequest,
 ) -> Trainer:
     """Composer's Trainer for an experiment, loaded from the checkpoint that the run begins with."""
-    on_gpu = torch.cuda.is_available()
+    ranks, on_gpu = group.ranks, torch.cuda.is_available()
     cache = ShardCache(
         open_store(config.store),
         Path(config.cache),
@@ -60,13 +60,17 @@ def make_trainer(
     )
     dataset = ScheduledDataset(manifest, cache, world_size=ranks.world_size)
     model = build_model(config.model, manifest, config.train)
-    ledger, clip = SampleLedger(manifest), ClipGradients(config.train.clip_norm)
+    ledger, clip = SampleLedger(manifest, ranks.rank), ClipGradients(config.train.clip_norm)
     losses = StreamLosses(manifest, ledger, stop)
     names = [stream.name for stream in manifest.streams]
     detector = SpikeDetector(names, config.train.spike_factor, config.train.spike_window)
-    speed = Speed(flops_per_token(config.model, manifest.vocab_size, manifest.seq_len), device_peak())
+    peak = device_peak()
+    speed = Speed(
+        flops_per_token(config.model, manifest.vocab_size, manifest.seq_len), peak and peak * ranks.world_size
+    )
     step_log = StepLog(run.folder, manifest, ledger, clip, losses, speed, interval=config.train.log_interval, last=last)
     save = SaveCheckpoints(
+        group,
         run,
         manifest,
         config.model.model_dump(mode="json"),
@@ -77,7 +81,7 @@ def make_trainer(
         init=begin.lineage,
     )
     allowed = config.train.max_skipped_steps if config.train.on_bad_step == "skip" else None
-    watch = Watch(run.folder, manifest, ledger, losses, clip, detector, save.newest, allowed)
+    watch = Watch(group, run.folder, manifest, ledger, losses, clip, detector, save.newest, allowed)
     callbacks: list[Callback] = [
         OptimizerSettings(settings),
         RestoreRng(),
@@ -85,7 +89,7 @@ def make_trainer(
         clip,
         losses,
         watch,
-        step_log,
+        *([step_log] if ranks.rank == 0 else []),
         save,
         StopWhenAsked(stop, save),
     ]
@@ -105,7 +109,7 @@ def make_trainer(
         device_train_microbatch_size=microbatch,  # Composer's "auto" changes the sums, and so the floats
         parallelism_config={"fsdp": sharding(config.train)} if is_sharded(ranks.world_size) else None,
         callbacks=callbacks,
-        loggers=make_loggers(config, run.folder, begin.step),
+        loggers=make_loggers(config, run.folder, begin.step) if ranks.rank == 0 else [],
         seed=config.train.seed,
         run_name=config.name.replace("/", "-"),
         progress_bar=False,  # StepLog prints

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from composer.utils import dist
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
@@ -14,16 +13,17 @@ from torch.utils import _pytree
 
 from trainer.checkpoints.load import load_checkpoint, read_metadata
 from trainer.checkpoints.marker import Checkpoint
+from trainer.run.ranks import Collective
 
 
-def not_finite(state: Mapping[str, Any]) -> list[str]:
+def not_finite(state: Mapping[str, Any], group: Collective) -> list[str]:
     """Names of the tensors of a (nested) state dict that hold a NaN or an infinite value on any rank.
 
     Each rank looks at its own shards, in one pass over its memory. All ranks call it and get the same names.
     """
     leaves = _pytree.tree_leaves_with_path(dict(state))
     own = _not_finite_here({_name(path): value for path, value in leaves if isinstance(value, Tensor)})
-    return list(dict.fromkeys(name for names in dist.all_gather_object(own) for name in names))
+    return list(dict.fromkeys(name for names in group.gather(own) for name in names))
 
 
 def tell(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, as a config asks for them."""
+"""TensorBoard and Weights & Biases, as a config asks for them, on the first rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from composer.loggers import LoggerDestination
-from composer.utils import dist
 
 from dataengine.config.schema import Config
 from dataengine.config.training import WandbConfig
@@ -22,38 +21,34 @@ class TensorBoard(LoggerDestination):
     def __init__(self, folder: Path, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = None
-        if dist.get_global_rank() == 0:
-            self._writer = SummaryWriter(str(folder), purge_step=first + 1)  # rows are numbered by the steps done
+        # Rows are numbered by the steps done.
+        self._writer = SummaryWriter(str(folder), purge_step=first + 1)  # type: ignore[no-untyped-call]
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Write what is a number."""
-        if self._writer is not None:
-            for name, value in metrics.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, global_step=step)
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, global_step=step)  # type: ignore[no-untyped-call]
 
     def post_close(self) -> None:
         """Write what waits."""
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()  # type: ignore[no-untyped-call]
 
 
 class WeightsAndBiases(LoggerDestination):
     """A run of W&B. Composer's own logger needs a wandb from before 2025."""
 
     def __init__(self, config: Config, settings: WandbConfig, folder: Path, first: int) -> None:
-        self._run: Any = open_wandb(config, settings, folder, first) if dist.get_global_rank() == 0 else None
+        self._run: Any = open_wandb(config, settings, folder, first)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Send; W&B leaves out steps that it has already."""
-        if self._run is not None and step is not None:
+        if step is not None:
             self._run.log(metrics, step=step)
 
     def post_close(self) -> None:
         """Send what waits."""
-        if self._run is not None:
-            self._run.finish()
+        self._run.finish()
 
 
 def make_loggers(config: Config, folder: Path, first: int) -> list[LoggerDestination]:

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from dataengine.errors import InputError, describe_disk, message_of
-from trainer.run.ranks import Group
+from trainer.run.ranks import Rendezvous
 from trainer.training.spikes import BadStepError
 
 BEAT_S = 5.0
@@ -115,7 +115,7 @@ def _line() -> str:
 class Pulse:
     """The thread of this rank. Inside of the block an exception of one rank ends all; alone there is nobody to tell."""
 
-    def __init__(self, group: Group, outage_limit_s: float) -> None:
+    def __init__(self, group: Rendezvous, outage_limit_s: float) -> None:
         self._group, self._outage_limit_s = group, outage_limit_s
         self._now = _Place(0, "", 0.0, 0.0)
         self._ended = threading.Event()
@@ -134,7 +134,7 @@ class Pulse:
 
     def __enter__(self) -> Pulse:
         """Begin, on all ranks together."""
-        if self._group.size > 1:
+        if self._group.ranks.world_size > 1:
             self._store = self._group.connect(LOST_S)
             self._beat()
             self._group.gather(None)  # from here on all have a state
@@ -151,14 +151,14 @@ class Pulse:
 
     def fail(self, error: BaseException) -> None:
         """Tell the others why this rank ends, and end; what it still uploads is nothing that they wait for."""
-        if self._group.size > 1 and not self._ended.is_set():
+        if self._group.ranks.world_size > 1 and not self._ended.is_set():
             with suppress(RuntimeError):
-                self._store.compare_set(_VERDICT, "", pickle.dumps(_verdict(self._group.rank, error)).hex())
+                self._store.compare_set(_VERDICT, "", pickle.dumps(_verdict(self._group.ranks.rank, error)).hex())
         self.close()
 
     def close(self) -> None:
         """End: no rank waits for this one any more."""
-        if self._group.size > 1 and not self._ended.is_set():
+        if self._group.ranks.world_size > 1 and not self._ended.is_set():
             self._ended.set()
             with suppress(RuntimeError):
                 self._beat()
@@ -180,15 +180,14 @@ class Pulse:
                 self._awake = now
             self._beaten = now
             since_s = now - max(place.since, self._awake)
-            state = State(
-                place.number, place.doing, since_s, place.patience_s, os.getpid(), platform.node(), _line(),
-                self._ended.is_set(),
-            )  # fmt: skip
-            self._store.set(f"pulse/{self._group.rank}", pickle.dumps((now, state)))
+            ended = self._ended.is_set()
+            me = os.getpid(), platform.node(), _line()
+            state = State(place.number, place.doing, since_s, place.patience_s, *me, ended)
+            self._store.set(f"pulse/{self._group.ranks.rank}", pickle.dumps((now, state)))
 
     def _verdict(self) -> tuple[int, str] | None:
         """Exit code and words; rank 0 judges first."""
-        if self._group.rank == 0 and (words := self._judge()) is not None:
+        if self._group.ranks.rank == 0 and (words := self._judge()) is not None:
             self._store.compare_set(_VERDICT, "", pickle.dumps((1, words)).hex())
         if not self._store.check([_VERDICT]):
             return None
@@ -200,12 +199,12 @@ class Pulse:
         if now - self._judged > _PAUSES * BEAT_S:
             self._heard.clear()
         self._judged = now
-        beats = self._store.multi_get([f"pulse/{rank}" for rank in range(self._group.size)])
+        beats = self._store.multi_get([f"pulse/{rank}" for rank in range(self._group.ranks.world_size)])
         for rank, beat in enumerate(beats):
             if self._heard.get(rank, (b"", 0.0))[0] != beat:
                 self._heard[rank] = bytes(beat), now
         states = [pickle.loads(beat)[1] for beat in beats]
-        return judge(states, [now - self._heard[rank][1] for rank in range(self._group.size)])
+        return judge(states, [now - self._heard[rank][1] for rank in range(self._group.ranks.world_size)])
 
     def _end(self, code: int, words: str) -> None:
         """End this process, unless its main thread does so."""
@@ -214,7 +213,7 @@ class Pulse:
         print(f"error: {words}", file=sys.stderr, flush=True)
         for process in multiprocessing.active_children():
             process.kill()
-        time.sleep(2 * BEAT_S if self._group.rank == 0 else 0)  # the store must live until all have read
+        time.sleep(2 * BEAT_S if self._group.ranks.rank == 0 else 0)  # the store must live until all have read
         os._exit(code)
 
 

@@ -11,6 +11,7 @@ from composer.utils import reproducibility
 
 from trainer.checkpoints.load import load_checkpoint, saved_names
 from trainer.checkpoints.marker import Checkpoint
+from trainer.run.ranks import count_ranks
 from trainer.training.callbacks.rng import RestoreRng
 
 log = logging.getLogger(__name__)
@@ -56,9 +57,9 @@ def _tell_differences(checkpoint: Checkpoint, ranks: int, *, had_cuda: bool, has
         )
     if checkpoint.world_size != ranks:
         log.warning(
-            "%s was saved on %d ranks and training goes on with %d: sums over ranks are added in another order, so "
+            "%s was saved on %s and training goes on with %d: sums over ranks are added in another order, so "
             "losses change in their last digits from here on; samples stay the same",
             checkpoint.folder,
-            checkpoint.world_size,
+            count_ranks(checkpoint.world_size),
             ranks,
         )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from composer.utils import dist
 
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
@@ -21,8 +20,8 @@ from trainer.checkpoints.marker import Checkpoint
 from trainer.checkpoints.retention import set_aside_later
 from trainer.checkpoints.uploads import clear_bucket
 from trainer.preflight.init_checkpoint import find_init
-from trainer.run.folder import SMALL_FILES, Run, open_run
-from trainer.run.ranks import Ranks
+from trainer.run.folder import SMALL_FILES, Run
+from trainer.run.ranks import Collective
 from trainer.run.settings import (
     SETTINGS,
     History,
@@ -30,13 +29,11 @@ from trainer.run.settings import (
     history_before,
     put_aside_damaged,
     read_history,
-    settings_from,
-    tell_changes,
     with_settings,
 )
 from trainer.run.step_log import dump_rows, read_whole_rows
-from trainer.training.collective import together, together_all
 from trainer.training.finite import check_finite
+from trainer.training.start import settings_ahead
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +44,7 @@ class Beginning:
 
     resume: Checkpoint | None = None
     init: Checkpoint | None = None
-    restart: bool = False  # of `init`: take its weights and moments, and begin at step 0
+    source: Run | None = None  # the run of `init` if that is continued, not begun anew at step 0
     lineage: dict[str, Any] | None = None  # of `init`, also of a run that is resumed
 
     @property
@@ -60,20 +57,22 @@ class Beginning:
         """The first step that is trained."""
         return self.checkpoint.step if self.checkpoint and not self.restart else 0
 
+    @property
+    def restart(self) -> bool:
+        """Whether the weights and moments of `init` are taken, and step 0 is the first."""
+        return self.init is not None and self.source is None
 
-# Where to begin.
 
-
-def find_beginning(config: Config, manifest: Manifest, run: Run, ranks: Ranks) -> Beginning:
+def find_beginning(config: Config, manifest: Manifest, run: Run, group: Collective) -> Beginning:
     """The newest checkpoint of the run that is whole for all ranks, or that of `init`; its files come to this node."""
-    resume = agree_on_checkpoint(run, ranks)
+    resume = agree_on_checkpoint(run, group)
     if resume is not None:
         return Beginning(resume, lineage=resume.init)
     if config.init is None:
         return Beginning()
     init, mode = config.init, config.init.mode
-    source, found = together(lambda: find_init(config, init, manifest))
-    if damage := fetch_whole(source, found, ranks):
+    source, found = group.run_on_all(lambda: find_init(config, init, manifest))
+    if damage := fetch_whole(source, found, group):
         raise InputError(f"init.checkpoint cannot be used: {'; '.join(damage)}. Name another one.")
     lineage = {
         "checkpoint": f"{source.url}/checkpoints/{found.folder.name}",
@@ -83,18 +82,18 @@ def find_beginning(config: Config, manifest: Manifest, run: Run, ranks: Ranks) -
         "digest": found.digest,
         "init": found.init,  # what that run began with
     }
-    return Beginning(init=found, restart=mode == "restart", lineage=lineage)
+    return Beginning(init=found, source=source if mode == "continue" else None, lineage=lineage)
 
 
-def agree_on_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
+def agree_on_checkpoint(run: Run, group: Collective) -> Checkpoint | None:
     """The newest checkpoint that all ranks see, whole to the last bit and finite; None for a new run."""
-    seen = dist.all_gather_object({found.step for found in all_checkpoints(run)})
+    seen = group.gather({found.step for found in all_checkpoints(run)})
     steps = set.intersection(*seen)
     while True:
-        chosen = together(lambda: newest_checkpoint(run, among=steps))
+        chosen = group.run_on_all(lambda: newest_checkpoint(run, among=steps))
         if chosen is None:
             return None
-        damage = fetch_whole(run, chosen, ranks)
+        damage = fetch_whole(run, chosen, group)
         if not damage:
             return chosen
         for words in damage:
@@ -102,11 +101,15 @@ def agree_on_checkpoint(run: Run, ranks: Ranks) -> Checkpoint | None:
         steps.discard(chosen.step)
 
 
-def fetch_whole(run: Run, checkpoint: Checkpoint, ranks: Ranks) -> list[str]:
+def fetch_whole(run: Run, checkpoint: Checkpoint, group: Collective) -> list[str]:
     """Bring a checkpoint's files to each node; what any rank found wrong with them, or with the weights in them."""
-    share, shares = ranks.local_rank, ranks.local_world_size
-    damage = together_all(lambda: fetch_checkpoint(run, checkpoint, share, shares))
-    return damage or together_all(lambda: check_finite(checkpoint, share, shares))
+    share, shares = group.ranks.local_rank, group.ranks.local_world_size
+
+    def look(action: Callable[[], list[str]]) -> list[str]:
+        return list(dict.fromkeys(words for found in group.gather(group.run_on_all(action)) for words in found))
+
+    damage = look(lambda: fetch_checkpoint(run, checkpoint, share, shares))
+    return damage or look(lambda: check_finite(checkpoint, share, shares))
 
 
 def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginning) -> Settings:
@@ -116,14 +119,11 @@ def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginnin
     it goes on with.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    if begin.resume is None and begin.init is not None and not begin.restart:
-        assert begin.lineage is not None
-        source = open_run(begin.lineage["checkpoint"].rpartition("/checkpoints/")[0], config.cache)
-        history = take_over(source, run.folder, begin.step)
+    if begin.source is not None:
+        history = take_over(begin.source, run.folder, begin.step)
     else:  # by the manifest and the config of then, before they are replaced
         history = put_aside_damaged(run.folder) if begin.step else []
-    tell_changes(history, begin.step, config, manifest.schedule)
-    settings = settings_from(history, begin.step, config, manifest.schedule)
+    settings = settings_ahead(history, begin.step, config, manifest.schedule)
     run.publish(SETTINGS, dump_history(with_settings(history, begin.step, settings)))
     run.publish("manifest.json", manifest.content)
     run.publish("config.yaml", dump_config(config).encode())

@@ -12,17 +12,15 @@ from composer.utils import dist
 
 from dataengine.config.schema import Config
 from dataengine.schedule.manifest import Manifest
-from dataengine.schedule.rates import horizon_notes
 from trainer.checkpoints.uploads import Uploader, resume_uploads
 from trainer.data.shared_memory import sweep
 from trainer.model.microbatch import choose_microbatch
 from trainer.preflight.describe import describe
 from trainer.run.folder import Run
-from trainer.run.ranks import Ranks, cannot_meet
+from trainer.run.ranks import ProcessGroup, Ranks, cannot_meet, count_ranks
 from trainer.run.signals import asked_to_stop, end_at_once
 from trainer.training.callbacks.pulse import TellWhere
 from trainer.training.callbacks.stop import StopRequest
-from trainer.training.collective import together
 from trainer.training.composer_trainer import make_trainer
 from trainer.training.determinism import make_deterministic
 from trainer.training.pulse import Pulse
@@ -49,14 +47,11 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
     except torch.distributed.DistError as error:
         raise cannot_meet(error) from None
     pulse.at("finding the checkpoint, and loading it", may_wait=True)
-    if ranks.local_rank == 0:
-        sweep()
-    dist.barrier()
-    begin = find_beginning(config, manifest, run, ranks)
-    microbatch = choose_microbatch(config, manifest, run.folder, ranks.world_size)
-    prepared = together(lambda: prepare_folder(config, manifest, run, begin) if ranks.rank == 0 else None)
-    settings = dist.all_gather_object(prepared)[0]
-    assert settings is not None  # rank 0's
+    group = ProcessGroup(ranks)
+    group.run_on_all(lambda: sweep() if ranks.local_rank == 0 else None)
+    begin = find_beginning(config, manifest, run, group)
+    microbatch = choose_microbatch(config.model, manifest, config.train, run.folder, group)
+    settings = group.run_on_rank0(lambda: prepare_folder(config, manifest, run, begin))
     uploader = None
     if run.store is not None:
         uploader = Uploader(
@@ -68,16 +63,14 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
         resume_uploads(run, uploader, begin.resume, ranks.local_rank, ranks.local_world_size)
     stop = StopRequest()
     trainer = make_trainer(
-        config, manifest, run, ranks, begin, settings, last=last, microbatch=microbatch, uploader=uploader, stop=stop
+        config, manifest, run, group, begin, settings, last=last, microbatch=microbatch, uploader=uploader, stop=stop
     )
     trainer.state.callbacks.insert(0, TellWhere(pulse))
     log.info("%s", describe(config, manifest, ranks.world_size, microbatch, settings=settings, first=begin.step))
-    for words in horizon_notes(settings, manifest.schedule.steps, first=config.first_step, init=config.init):
-        log.warning("%s", words)
     log.info(
-        "%s: %d ranks, %s, steps %d to %d of plan %s",
+        "%s: %s, %s, steps %d to %d of plan %s",
         config.name,
-        ranks.world_size,
+        count_ranks(ranks.world_size),
         _words(begin),
         begin.step,
         last,
@@ -104,7 +97,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
 
 
 def end_workers() -> None:
-    """End the loader's workers, which take SIGTERM for one to the whole process group (signals.py)."""
+    """End the loader's workers, which take SIGTERM for one to the whole process group (`leave_signals_to_parent`)."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, wherever this process is by then
     for process in multiprocessing.active_children():
         process.kill()

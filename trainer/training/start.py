@@ -14,7 +14,8 @@ from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest, read_manifest
-from dataengine.schedule.rates import horizon_notes
+from dataengine.schedule.rates import Settings, horizon_notes
+from dataengine.schedule.slots import Schedule
 from dataengine.storage.paths import is_url
 from trainer.checkpoints.find import locate_checkpoint, newest_checkpoint
 from trainer.checkpoints.marker import Checkpoint, check_model
@@ -23,11 +24,10 @@ from trainer.preflight.agreement import past_differences
 from trainer.preflight.check import check_run
 from trainer.preflight.describe import describe
 from trainer.preflight.init_checkpoint import check_init_checkpoint
-from trainer.preflight.node import check_auto
 from trainer.preflight.places import check_one_folder
 from trainer.preflight.problems import Problem, raise_problems
 from trainer.run.folder import SMALL_FILES, Run, open_run
-from trainer.run.ranks import Group, Ranks
+from trainer.run.ranks import Collective, Ranks, Rendezvous
 from trainer.run.settings import History, history_before, read_history, settings_from, tell_changes
 from trainer.run.step_log import read_whole_rows
 from trainer.training.pulse import Pulse
@@ -42,8 +42,7 @@ class Start:
 
     config: Config
     manifest: Manifest
-    ranks: Ranks
-    group: Group
+    group: Rendezvous
     pulse: Pulse
     run: Run
     resume: Checkpoint | None  # None: a new run
@@ -61,52 +60,48 @@ def looked_at(load: Callable[[], Config]) -> Iterator[Start]:
     Raises InputError, on all ranks of all nodes, with what one of them has found.
     """
     ranks = Ranks.from_environment()
-    group = Group(_MEETING)
-    if group.size > 1:
-        log.info("%d ranks meet at %s", group.size, group.address)
+    group = Rendezvous(ranks, _MEETING)
+    if ranks.world_size > 1:
+        log.info("%d ranks meet at %s", ranks.world_size, group.address)
     with group:
-        config = group.together(load)
+        config = group.run_on_all(load)
         group.timeout += timedelta(seconds=config.train.outage_limit)
         with Pulse(group, config.train.outage_limit) as pulse:
-            manifest = group.together(lambda: read_manifest(experiment_url(config)))
+            manifest = group.run_on_all(lambda: read_manifest(experiment_url(config)))
             pulse.at("looking at what the run needs", may_wait=True)
             raise_gathered(group, check_run(config, manifest, ranks))
             if not is_url(config.out):
                 check_one_folder(Path(config.out), group)
             pulse.at("looking for checkpoints", may_wait=True)
-            run, resume = group.together(lambda: find_run(config, ranks))
-            found = group.together(
+            run, resume = group.run_on_all(lambda: find_run(config.out, config.cache, ranks))
+            found = group.run_on_all(
                 lambda: check_past(config, manifest, run, resume) if resume else check_new(config, manifest, run)
             )
-            raise_gathered(group, [*found, *check_auto(config)])
-            yield Start(config, manifest, ranks, group, pulse, run, resume)
+            raise_gathered(group, found)
+            yield Start(config, manifest, group, pulse, run, resume)
 
 
-def raise_gathered(group: Group, problems: list[Problem]) -> None:
+def raise_gathered(group: Collective, problems: list[Problem]) -> None:
     """Raise InputError on all ranks if one of them has found a problem."""
     raise_problems(problem for found in group.gather(problems) for problem in found)
 
 
 def describe_start(start: Start) -> None:
     """Print what a run will be."""
-    config, manifest, resume = start.config, start.manifest, start.resume
+    config, manifest, resume, world_size = start.config, start.manifest, start.resume, start.group.ranks.world_size
     from trainer.model.microbatch import describe_memory
 
     step = resume.step if resume else config.first_step
-    history = history_so_far(config, start.run, resume)
-    tell_changes(history, step, config, manifest.schedule)
-    settings = settings_from(history, step, config, manifest.schedule)
-    for words in horizon_notes(settings, manifest.schedule.steps, first=config.first_step, init=config.init):
-        log.warning("%s", words)
+    settings = settings_ahead(history_so_far(config, start.run, resume), step, config, manifest.schedule)
     where = f"steps {step:,} to {start.last:,}, {f'from {resume.place}' if resume else 'a new run'}"
-    print(describe(config, manifest, start.ranks.world_size, settings=settings, first=step))
-    print(f"\n{describe_memory(config, manifest, start.ranks.world_size)}")
+    print(describe(config, manifest, world_size, settings=settings, first=step))
+    print(f"\n{describe_memory(config.model, manifest, config.train, world_size)}")
     print(f"to be trained: {where if step < start.last else 'nothing, all steps are trained'}")
 
 
-def find_run(config: Config, ranks: Ranks) -> tuple[Run, Checkpoint | None]:
-    """The run at the config's `out`, and its newest checkpoint, None for a new run."""
-    run = open_run(config.out, config.cache)
+def find_run(out: str, cache: str, ranks: Ranks) -> tuple[Run, Checkpoint | None]:
+    """The run at `out`, and its newest checkpoint, None for a new run."""
+    run = open_run(out, cache)
     run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
     return run, newest_checkpoint(run)
 
@@ -146,6 +141,15 @@ def check_not_removed(run: Run, resume: Checkpoint) -> list[Problem]:
 def check_new(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
     """A run that begins must not be one that lost its checkpoints; what it begins with must be usable."""
     return [*check_not_lost(config, manifest, run), *check_init_checkpoint(config, manifest)]
+
+
+def settings_ahead(history: History, step: int, config: Config, schedule: Schedule) -> Settings:
+    """Return the settings that a run goes on with at a step; warn of what changes, and of a rate that hardly falls."""
+    tell_changes(history, step, config, schedule)
+    settings = settings_from(history, step, config, schedule)
+    for words in horizon_notes(settings, schedule.steps, first=config.first_step, init=config.init):
+        log.warning("%s", words)
+    return settings
 
 
 def history_so_far(config: Config, run: Run, resume: Checkpoint | None) -> History:

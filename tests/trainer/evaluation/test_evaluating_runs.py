@@ -29,7 +29,7 @@ from trainer.evaluation import checkpoint as checkpoint_module
 from trainer.evaluation.decode import Translator
 from trainer.evaluation.evaluator import Evaluation
 from trainer.run.folder import open_run
-from trainer.run.ranks import Group
+from trainer.run.ranks import Ranks, Rendezvous
 
 __all__ = ["experiment", "object_store"]
 
@@ -144,7 +144,7 @@ def test_following_evaluates_a_step_that_was_trained_anew_again(
 
     def retrain(seconds: float) -> None:
         shutil.rmtree(out / "checkpoints")
-        with Group() as group:
+        with Rendezvous(Ranks()) as group:
             evaluation = Evaluation(config, group)
             weights = evaluation.of(find_checkpoint(open_run(str(experiment.out), ""), 8)).model.state_dict()
         save(out, 8, {name: torch.zeros_like(tensor) for name, tensor in weights.items()}, config, manifest)
@@ -255,7 +255,7 @@ def test_a_flipped_bit_costs_one_checkpoint(
 
 def test_evaluations_of_one_checkpoint_at_once_keep_each_others_results(experiment: Experiment, tmp_path: Path) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])
-    with Group() as group:
+    with Rendezvous(Ranks()) as group:
         checkpoint = find_checkpoint(open_run(str(out), ""), 8)
         overrides = ([], ["evaluate.shots=[1]"], ["evaluate.beams=2"])
         begun = [Evaluation(experiment.load(f"out={out}", SHORT, *more), group).of(checkpoint) for more in overrides]
@@ -308,22 +308,17 @@ def test_another_experiments_config_is_refused(
 # Ctrl-C.
 
 
-@pytest.mark.parametrize("moment", ["the first imports", "the import of torch"])
-def test_ctrl_c_is_a_message_at_any_moment(experiment: Experiment, tmp_path: Path, moment: str) -> None:
+def test_ctrl_c_is_a_message_during_the_import_of_torch(experiment: Experiment, tmp_path: Path) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])
     command = [sys.executable, "trainer/evaluate.py", str(experiment.config), f"out={out}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "RANK": "0"})
     assert process.stderr is not None
-    if moment == "the first imports":
-        while len(os.listdir(f"/proc/{process.pid}/task")) == 1:  # the thread that waits for Ctrl-C
-            time.sleep(0.001)
-    else:
-        assert "importing transformers" in process.stderr.readline()
-        time.sleep(0.5)
+    assert "importing transformers" in process.stderr.readline()
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert words == "\nstopped; the same command goes on with what is left\n"
+    assert words == "stopped; the same command goes on with what is left\n"
 
 
 def test_errors_keep_their_kind_among_ranks() -> None:
@@ -333,5 +328,5 @@ def test_errors_keep_their_kind_among_ranks() -> None:
     def fail() -> None:
         raise SpecialError("words")
 
-    with Group() as group, pytest.raises(SpecialError, match="words"):
-        group.together(fail)
+    with Rendezvous(Ranks()) as group, pytest.raises(SpecialError, match="words"):
+        group.run_on_all(fail)

@@ -100,15 +100,16 @@ def test_a_size_that_was_found_is_kept(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("WARNING")
-    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Small", 140)) == 4  # 126 of 140: 80 + 40
+    # 126 of 140 bytes: 80 + 40.
+    assert find_microbatch(config.model, MANIFEST, config.train, tmp_path, 2, Device("Small", 140)) == 4
     monkeypatch.delattr(microbatch, "step_bytes")
-    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Small", 140)) == 4
+    assert find_microbatch(config.model, MANIFEST, config.train, tmp_path, 2, Device("Small", 140)) == 4
     assert caplog.messages == []
 
 
 def test_a_size_of_another_case_is_found_anew(config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Small", 140)) == 4
-    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Large", 180)) == 8
+    assert find_microbatch(config.model, MANIFEST, config.train, tmp_path, 2, Device("Small", 140)) == 4
+    assert find_microbatch(config.model, MANIFEST, config.train, tmp_path, 2, Device("Large", 180)) == 8
     assert caplog.messages == [
         "microbatch.json was of another case (device was Small and is Large; device_bytes was 140 and is 180), so the "
         "microbatch was found anew",
@@ -130,9 +131,9 @@ CHANGES: list[dict[str, object]] = [
 def test_a_size_holds_for_its_settings(
     changed: dict[str, object], config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    find_microbatch(config, MANIFEST, tmp_path, 4, Device("Large", 180))
+    find_microbatch(config.model, MANIFEST, config.train, tmp_path, 4, Device("Large", 180))
     train = config.train.model_copy(update=changed)
-    find_microbatch(config.model_copy(update={"train": train}), MANIFEST, tmp_path, 4, Device("Large", 180))
+    find_microbatch(config.model, MANIFEST, train, tmp_path, 4, Device("Large", 180))
     ((key, value),) = changed.items()
     now = getattr(config.train, key)
     assert caplog.messages[0].startswith(f"microbatch.json was of another case (train.{key} was {now} and is {value})")
@@ -151,7 +152,7 @@ def test_what_cannot_be_believed_is_found_anew(
 ) -> None:
     path = tmp_path / "microbatch.json"
     path.write_bytes(content)
-    assert find_microbatch(config, MANIFEST, tmp_path, 2, Device("Large", 180)) == 8
+    assert find_microbatch(config.model, MANIFEST, config.train, tmp_path, 2, Device("Large", 180)) == 8
     assert words in caplog.messages[0]
     assert json.loads(path.read_bytes())["size"] == 8
 
@@ -170,14 +171,14 @@ def test_what_cannot_be_believed_is_found_anew(
 )
 def test_advice_is_of_what_helps(memory: int, advice: str, config: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        find_microbatch(config, MANIFEST, tmp_path, 2, Device("Near", memory))
+        find_microbatch(config.model, MANIFEST, config.train, tmp_path, 2, Device("Near", memory))
     assert str(caught.value).startswith("not one sample fits: a step of one takes 0.0 GB, and Near has 0.0 GB")
     assert str(caught.value).endswith(advice)
     assert not (tmp_path / "microbatch.json").exists()
 
 
 def test_memory_is_told_without_a_gpu(config: Config) -> None:
-    assert describe_memory(config, MANIFEST, 2) == (
+    assert describe_memory(config.model, MANIFEST, config.train, 2) == (
         "memory of a step on a GPU: 90 B with microbatches of 1, 100 B with microbatches of 2, 120 B with microbatches "
         "of 4, 160 B with microbatches of 8"
     )

@@ -77,13 +77,13 @@ def test_streams_that_are_gone_or_other_ones(make_config: ConfigMaker, tmp_path:
     config, manifest = built(make_config())
     index = tmp_path / "store" / manifest.streams[1].remote / "index.json"
     index.write_text("{}")
-    (problem,) = check_streams(config, manifest)
+    (problem,) = check_streams(config.store, manifest)
     assert problem.text == (
         f"stream '{manifest.streams[1].name}': {index} is not the one that the manifest was made with. "
         f"Remove {index.parent} and build again: dataengine build CONFIG"
     )
     index.unlink()
-    (problem,) = check_streams(config, manifest)
+    (problem,) = check_streams(config.store, manifest)
     assert problem.text == (
         f"stream '{manifest.streams[1].name}': no index.json in {index.parent}. Build the streams first: dataengine "
         "build CONFIG"
@@ -131,10 +131,10 @@ def test_keys_that_may_not_write(object_store: ObjectStore, monkeypatch: pytest.
 
 def test_a_folder_of_another_experiment(make_config: ConfigMaker, tmp_path: Path) -> None:
     config, manifest = built(make_config())
-    assert check_owner(config, manifest) == []
+    assert check_owner(config.out, manifest.name) == []
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_bytes(manifest.content.replace(b'"small"', b'"other"'))
-    (problem,) = check_owner(config, manifest)
+    (problem,) = check_owner(config.out, manifest.name)
     assert problem.text == (
         f"out {tmp_path / 'run'} holds a run of experiment 'other', and this is 'small'. Give this run another `out`."
     )
@@ -172,7 +172,7 @@ def test_the_limit_of_open_files_is_raised(make_config: ConfigMaker, tmp_path: P
         config = load_config(sys.argv[1])
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
-        print(check_open_files(config, read_manifest(experiment_url(config)), Ranks()))
+        print(check_open_files(read_manifest(experiment_url(config)), Ranks(), config.train.loader_workers))
         print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 100)
     """
     command = [sys.executable, "-c", program, str(tmp_path / "experiment.yaml")]
@@ -228,7 +228,7 @@ def test_ranks_that_cannot_fit_in_the_container(make_config: ConfigMaker, monkey
     monkeypatch.setattr(node, "memory_limit", lambda: (16 << 30, "the limit in /sys/fs/cgroup/memory.max"))
     assert check_memory(ModelConfig(), manifest, 2) == []
     (problem,) = check_memory(ModelConfig(), manifest, 8)
-    assert problem.text.startswith("8 ranks on this node take ")
+    assert problem.text.startswith("8 ranks on this node would take ")
     assert "and the limit in /sys/fs/cgroup/memory.max is 17.2 GB. Raise it, or start fewer" in problem.text
 
 

@@ -33,18 +33,17 @@ from trainer.checkpoints.marker import Marker, mark_complete
 from trainer.preflight import node, places
 from trainer.run.folder import open_run, run_folder
 from trainer.run.lock import hold_bucket, holder_of
-from trainer.run.ranks import Group
+from trainer.run.ranks import Ranks, Rendezvous
 from trainer.train import dry_run, train
 
 __all__ = ["object_store"]
 
 
-class Alone(Group):
+class Alone(Rendezvous):
     """One rank that hears of no other, whatever the environment says of their number."""
 
-    def __init__(self, timeout: timedelta) -> None:
-        super().__init__(timeout)
-        self.size = 1
+    def __init__(self, ranks: Ranks, timeout: timedelta) -> None:
+        super().__init__(Ranks(), timeout)
 
 
 class ReachedComposerError(Exception):
@@ -93,7 +92,7 @@ def place(tmp_path: Path, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPa
 
     session.run_session = run_session  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trainer.training.session", session)
-    monkeypatch.setattr("trainer.training.start.Group", Alone)
+    monkeypatch.setattr("trainer.training.start.Rendezvous", Alone)
     monkeypatch.setattr("trainer.model.microbatch.describe_memory", lambda *_: "")  # which takes half a minute
     return Place(tmp_path, make_config, monkeypatch)
 

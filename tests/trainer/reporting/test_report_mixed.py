@@ -15,9 +15,7 @@ import pytest
 from dataengine.errors import InputError
 from tests.trainer.reporting import test_page as test_report
 from tests.trainer.reporting.test_page import Page, make_run
-from trainer.report import main
 from trainer.reporting import figures, highlights
-from trainer.reporting import page as page_module
 from trainer.reporting.figures import Curve
 from trainer.reporting.page import write_report
 from trainer.reporting.read import read_runs
@@ -211,19 +209,6 @@ def test_results_without_the_parts_of_a_table_are_damaged(runs: Path, capsys: py
         path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     write(runs)
     assert capsys.readouterr().err.count("results.json is damaged") == 3
-
-
-def test_ctrl_c_is_a_short_message(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(page_module, "read_usable_runs", interrupted)
-    with pytest.raises(SystemExit) as exit:
-        main([str(runs), "--out", str(runs / "report.html")])
-    assert exit.value.code == 130
-    assert capsys.readouterr().err == "stopped before the report was whole; the same command makes it\n"
 
 
 def test_thirty_runs_have_thirty_colours_and_no_warning(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

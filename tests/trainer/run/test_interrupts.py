@@ -18,6 +18,14 @@ from tests.trainer.test_audit import write_run
 from trainer.run.interrupts import NOT_BEGUN
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+WORDS = {
+    "train": NOT_BEGUN,
+    "evaluate": "stopped; the same command goes on with what is left",
+    "report": "stopped before the report was whole; the same command makes it",
+    "export": "stopped; no part of the export is left",
+    "replay": "stopped",
+    "audit": "stopped",
+}
 # Ctrl-C at a terminal: what a shell starts in the background would ignore it.
 START = """
 import os, signal, sys
@@ -68,17 +76,24 @@ def end(process: subprocess.Popen[str], number: int, *, after: str = "ready", de
         ("replay", signal.SIGTERM, 1.0),
         ("audit", signal.SIGINT, 1.0),
         ("audit", signal.SIGTERM, 0.2),
+        ("evaluate", signal.SIGINT, 0.0),
+        ("evaluate", signal.SIGTERM, 0.5),
+        ("report", signal.SIGINT, 0.0),
+        ("report", signal.SIGTERM, 0.0),
+        ("export", signal.SIGINT, 1.0),
+        ("export", signal.SIGTERM, 0.2),
     ],
 )
 def test_a_signal_before_a_program_has_read_all(
     program: str, number: signal.Signals, delay_s: float, make_config: ConfigMaker, tmp_path: Path
 ) -> None:
     write_run(make_config(), tmp_path / "run")
-    config = tmp_path / "run" / "config.yaml"  # which is read for as long as nobody writes into it
+    config = tmp_path / "run" / "config.yaml"  # which all but the report read for as long as nobody writes into it
     config.unlink()
     os.mkfifo(config)
     arguments = {
-        "train": [str(config)],
+        **{name: [str(config)] for name in ("train", "evaluate", "export")},
+        "report": [str(tmp_path / "run"), "--out", str(tmp_path / "out" / "report.html")],
         "replay": [str(tmp_path / "run"), "--step", "1", "--out", str(tmp_path / "out" / "replay.json")],
         "audit": [str(tmp_path / "run"), "--lines", str(tmp_path / "out" / "lines.jsonl")],
     }
@@ -86,7 +101,7 @@ def test_a_signal_before_a_program_has_read_all(
     said = end(process, number, delay_s=delay_s)
     assert list(tmp_path.glob("out/*")) == []
     assert process.returncode == CODES[number]
-    assert said == f"{NOT_BEGUN if program == 'train' else 'stopped'}\n"
+    assert said == f"{WORDS[program]}\n"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ import pytest
 from dataengine.errors import InputError, run_command
 from tests.end_to_end.ranks import free_port, rank_environment
 from trainer.preflight.places import check_one_folder
-from trainer.run.ranks import Group
+from trainer.run.ranks import Ranks, Rendezvous
 from trainer.training import pulse
 from trainer.training.pulse import LOST_S, STUCK_S, Pulse, State, judge
 
@@ -28,7 +28,7 @@ STATES = [
     State(place=7, doing="training step 6", pid=100 + rank, node="abc"[rank], line="x.py:1 (wait)") for rank in range(3)
 ]
 
-Course = Callable[[Group, Path], None]
+Course = Callable[[Rendezvous, Path], None]
 
 
 def test_all_is_well_while_ranks_go_on_or_may_wait() -> None:
@@ -84,59 +84,59 @@ def _rank(environment: dict[str, str], place: Path, printed: Path, course: Cours
     pulse.BEAT_S, pulse.LOST_S, pulse.STUCK_S, pulse.GRACE_S = 0.1, 5.0, 1.0, 0.5
 
     def command() -> None:
-        with Group(timedelta(seconds=60)) as group:
+        with Rendezvous(Ranks.from_environment(), timedelta(seconds=60)) as group:
             course(group, place)
 
     sys.exit(run_command(command))
 
 
-def hang(group: Group, place: Path) -> None:
+def hang(group: Rendezvous, place: Path) -> None:
     with Pulse(group, outage_limit_s=3600.0) as own:
         own.at("training step 0")
-        if group.rank == 1:
+        if group.ranks.rank == 1:
             time.sleep(600)
         own.at("training step 1")
         group.gather(None)  # as in a collective
         own.close()
 
 
-def wait_for_a_bucket(group: Group, place: Path) -> None:
+def wait_for_a_bucket(group: Rendezvous, place: Path) -> None:
     with Pulse(group, outage_limit_s=3600.0) as own:
         own.at("waiting for the batch of step 0", may_wait=True)
-        if group.rank == 1:
+        if group.ranks.rank == 1:
             time.sleep(3)
         own.at("training step 0")
         group.gather(None)
         own.close()
 
 
-def fail(group: Group, place: Path) -> None:
+def fail(group: Rendezvous, place: Path) -> None:
     with Pulse(group, outage_limit_s=0.0) as own:
         own.at("training step 0", may_wait=True)
-        if group.rank == 2:
+        if group.ranks.rank == 2:
             raise InputError("a shard is damaged")
         group.gather(None)
 
 
-def crash(group: Group, place: Path) -> None:
+def crash(group: Rendezvous, place: Path) -> None:
     with Pulse(group, outage_limit_s=0.0) as own:
         own.at("training step 0", may_wait=True)
-        if group.rank == 1:
+        if group.ranks.rank == 1:
             raise KeyError("a bug")
         group.gather(None)
 
 
-def die(group: Group, place: Path) -> None:
+def die(group: Rendezvous, place: Path) -> None:
     with Pulse(group, outage_limit_s=3600.0) as own:
         own.at("waiting for the batch of step 0", may_wait=True)
-        if group.rank == 2:
+        if group.ranks.rank == 2:
             os.kill(os.getpid(), signal.SIGKILL)
         group.gather(None)
 
 
-def lose_the_first(group: Group, place: Path) -> None:
+def lose_the_first(group: Rendezvous, place: Path) -> None:
     with Pulse(group, outage_limit_s=3600.0):
-        if group.rank == 0:
+        if group.ranks.rank == 0:
             time.sleep(1)  # all have met
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
@@ -162,10 +162,10 @@ def test_all_ranks_end_and_name_the_one(tmp_path: Path, course: Course, codes: l
     assert ("error: " in printed[speaker]) == bool(words)
 
 
-def take_steps(group: Group, place: Path) -> None:
+def take_steps(group: Rendezvous, place: Path) -> None:
     pulse.STUCK_S = 3.0
     with Pulse(group, outage_limit_s=3600.0) as own:
-        (place / f"{group.rank}.pid").write_text(str(os.getpid()))
+        (place / f"{group.ranks.rank}.pid").write_text(str(os.getpid()))
         for step in range(50):
             own.at(f"training step {step}")
             time.sleep(0.1)
@@ -199,7 +199,7 @@ def test_ranks_that_are_suspended_together_go_on(tmp_path: Path) -> None:
 
 def test_a_beat_in_the_middle_of_a_move_has_one_place() -> None:
     """A rank that has waited long for a bucket may have no state of the next place with the old one's time."""
-    own = Pulse(Group(), outage_limit_s=3600.0)
+    own = Pulse(Rendezvous(Ranks()), outage_limit_s=3600.0)
     seen = []
 
     def look(frame: FrameType, event: str, argument: object) -> object:
@@ -213,13 +213,13 @@ def test_a_beat_in_the_middle_of_a_move_has_one_place() -> None:
     assert set(seen) == {("waiting for a batch", STUCK_S + 3600.0), ("training", STUCK_S)}
 
 
-def config_of_one_node(group: Group, place: Path) -> None:
+def config_of_one_node(group: Rendezvous, place: Path) -> None:
     def load() -> str:
-        if group.rank == 1:
+        if group.ranks.rank == 1:
             raise InputError(f"cannot read config {place}/none.yaml")
         return "config"
 
-    group.together(load)
+    group.run_on_all(load)
 
 
 def test_an_error_of_one_node_before_all_else_ends_the_others_with_its_words(tmp_path: Path) -> None:
@@ -228,8 +228,8 @@ def test_an_error_of_one_node_before_all_else_ends_the_others_with_its_words(tmp
     assert printed == [f"error: cannot read config {tmp_path}/node1/none.yaml\n"] * 2
 
 
-def stay_away(group: Group, place: Path) -> None:
-    if group.rank == 1:
+def stay_away(group: Rendezvous, place: Path) -> None:
+    if group.ranks.rank == 1:
         time.sleep(10)
     group.timeout = timedelta(seconds=1)
     group.gather(None)
@@ -241,11 +241,11 @@ def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
     assert " within 1 s: 1. Start the same command on every node" in printed[0]
 
 
-def own_folder(group: Group, place: Path) -> None:
+def own_folder(group: Rendezvous, place: Path) -> None:
     check_one_folder(Path("runs/own"), group)  # relative: each node's own
 
 
-def shared_folder(group: Group, place: Path) -> None:
+def shared_folder(group: Rendezvous, place: Path) -> None:
     check_one_folder(place.parent / "shared", group)
 
 

@@ -66,6 +66,7 @@ def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment:
     from dataengine.errors import InputError
     from trainer.checkpoints import retention
     from trainer.checkpoints.uploads import Uploader
+    from trainer.run.ranks import ProcessGroup, Ranks
     from trainer.training.callbacks.save import SaveCheckpoints
 
     torch.distributed.init_process_group("gloo")
@@ -75,8 +76,9 @@ def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment:
     uploader = Uploader(run, keep=2, tidy=tidy) if run.store else None
     manifest: Any = SimpleNamespace(plan_id="plan")
     ledger = SimpleNamespace(digest="")
+    group = ProcessGroup(Ranks.from_environment())
     save = SaveCheckpoints(
-        run, manifest, {"hidden_size": 8}, [2, 4], 2, ledger=ledger, uploader=uploader, init={"a": 1}
+        group, run, manifest, {"hidden_size": 8}, [2, 4], 2, ledger=ledger, uploader=uploader, init={"a": 1}
     )
     state: Any = FakeState(rank)
     logger: Any = None

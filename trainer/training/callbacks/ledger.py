@@ -24,8 +24,8 @@ class SampleLedger(Callback):
     equal samples in equal order since step 0.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
+    def __init__(self, manifest: Manifest, rank: int) -> None:
+        self._manifest, self._rank = manifest, rank
         self.digest = ""
         self.strays = False  # whether this rank's part of the batch is not the plan's
         self.skipped = ""  # why this step is not trained on
@@ -37,8 +37,9 @@ class SampleLedger(Callback):
         self.skipped = ""
         self._own = state.batch["sample_id"]
         self._planned = self._manifest.order.sample_ids(int(state.timestamp.batch))
-        own, rank = self._own.cpu().numpy(), dist.get_global_rank()
-        self.strays = not np.array_equal(own, self._planned[rank * len(own) : (rank + 1) * len(own)])
+        own = self._own.cpu().numpy()
+        first = self._rank * len(own)
+        self.strays = not np.array_equal(own, self._planned[first : first + len(own)])
 
     def refuse(self, state: State) -> None:
         """Raise, on all ranks together, once one of them has found a difference."""

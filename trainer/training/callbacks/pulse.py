@@ -6,8 +6,6 @@ from composer import Callback, Logger, State
 
 from trainer.training.pulse import Pulse
 
-# Composer's Trainer.
-
 
 class TellWhere(Callback):
     """Tell the pulse where this rank stands, before other callbacks do their part."""

@@ -1,13 +1,24 @@
-"""Save checkpoints while training goes on."""
+"""Save checkpoints while training goes on. All ranks save together:
+
+step                           | rank 0           | first rank of a node | every rank
+set an unfinished folder aside |                  | yes                  |
+write tensors, hash the files  | also .metadata   |                      | its own
+write the marker               |                  | the same on all      |
+queue the upload               | also the marker  |                      | its own files
+remove older checkpoints       | without uploader |                      |
+
+With an uploader its threads remove: that of rank 0 in the bucket, that of a node's first rank the copies on its disk.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from composer import Callback, Logger, State
-from composer.utils import dist, reproducibility
+from composer.utils import reproducibility
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
@@ -18,6 +29,7 @@ from trainer.checkpoints.marker import Marker, checkpoint_folder, mark_complete
 from trainer.checkpoints.retention import remove_old, set_aside
 from trainer.checkpoints.uploads import Uploader
 from trainer.run.folder import Run
+from trainer.run.ranks import Collective
 from trainer.training.finite import not_finite, tell
 from trainer.training.spikes import BadStepError
 
@@ -25,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 class Ledger(Protocol):
-    """What knows the digest of all samples trained on (callbacks.SampleLedger)."""
+    """What knows the digest of all samples trained on (`SampleLedger`)."""
 
     digest: str
 
@@ -40,6 +52,7 @@ class SaveCheckpoints(Callback):
 
     def __init__(
         self,
+        group: Collective,
         run: Run,
         manifest: Manifest,
         model: dict[str, Any],
@@ -50,14 +63,15 @@ class SaveCheckpoints(Callback):
         uploader: Uploader | None = None,
         init: dict[str, Any] | None = None,
     ) -> None:
-        self._run, self._plan_id, self._model, self._init = run, manifest.plan_id, model, init
+        self._group, self._run, self._plan_id = group, run, manifest.plan_id
+        self._model, self._init = model, init
         self._steps, self._keep, self._ledger, self._uploader = frozenset(steps), keep, ledger, uploader
         self._saved = -1  # step of the newest checkpoint
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Take the step that training starts at as saved; bring the log, which was cut to it, to the bucket."""
         self._saved = int(state.timestamp.batch)
-        if self._uploader is not None and dist.get_global_rank() == 0:
+        if self._uploader is not None and self._group.ranks.rank == 0:
             self._uploader.publish()
 
     def newest(self) -> str:
@@ -82,31 +96,39 @@ class SaveCheckpoints(Callback):
             return
         # What composer.utils.checkpoint.save_checkpoint writes, into a folder that we name.
         content: dict[str, Any] = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
-        if damaged := not_finite(content["state"]):
+        self._check_finite(step, content["state"])
+        folder = checkpoint_folder(self._run.folder, step)
+        own = self._write(folder, content)
+        marker = self._describe(step, self._group.gather(own))
+        self._saved = step
+        self._group.run_on_all(lambda: self._complete(folder, marker, list(own)))
+
+    def _check_finite(self, step: int, state: Mapping[str, Any]) -> None:
+        if damaged := not_finite(state, self._group):
             raise BadStepError(
                 f"step {step - 1:,}: {tell(damaged)} after its update, so no checkpoint was saved. {self.newest()} "
                 "Run the same command again. If it stops here again, lower train.learning_rate; if not, a device or "
                 "its memory failed: have it checked."
             )
-        folder = checkpoint_folder(self._run.folder, step)
-        if dist.get_local_rank() == 0:
-            set_aside(folder)
-        dist.barrier()
-        if dist.get_global_rank() > 0:
-            content.pop("rng")  # it has the state of all ranks
+
+    def _write(self, folder: Path, content: dict[str, Any]) -> dict[str, tuple[int, str]]:
+        """Write the state, each rank its own part; return this rank's files: name -> bytes and hash."""
+        ranks = self._group.ranks
+        self._group.run_on_all(lambda: set_aside(folder) if ranks.local_rank == 0 else None)
+        if ranks.rank > 0:
+            content.pop("rng")  # the first rank's has the state of all
         with naming(folder):
             dcp.save(content, checkpoint_id=folder, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
-        own = sorted(folder.glob(f"__{dist.get_global_rank()}_*.distcp"))
-        if dist.get_global_rank() == 0:
-            own.append(folder / ".metadata")
-        described = {path.name: (path.stat().st_size, hash_file(path)) for path in own}
-        failure = self._uploader.failure if self._uploader else None
-        gathered = dist.all_gather_object((described, failure))
-        files = {name: found for part, _ in gathered for name, found in sorted(part.items())}
-        marker = Marker(
+        own = sorted(folder.glob(f"__{ranks.rank}_*.distcp")) + [folder / ".metadata"] * (ranks.rank == 0)
+        return {path.name: (path.stat().st_size, hash_file(path)) for path in own}
+
+    def _describe(self, step: int, gathered: Sequence[Mapping[str, tuple[int, str]]]) -> Marker:
+        """Return the marker of a checkpoint, from the files of all ranks."""
+        files = {name: found for own in gathered for name, found in sorted(own.items())}
+        return Marker(
             step=step,
             plan_id=self._plan_id,
-            world_size=dist.get_world_size(),
+            world_size=len(gathered),
             model=self._model,
             files={name: size for name, (size, _) in files.items()},
             hashes={name: digest for name, (_, digest) in files.items()},
@@ -114,18 +136,21 @@ class SaveCheckpoints(Callback):
             digest=self._ledger.digest,
             finite=True,
         )
-        written = mark_complete(folder, marker) if dist.get_local_rank() == 0 else None
-        if self._uploader is None:
-            if dist.get_global_rank() == 0:
-                self._remove_old()
-        else:
-            self._uploader.submit(step, list(described), marker.files, written if dist.get_global_rank() == 0 else None)
-        self._saved = step
+
+    def _complete(self, folder: Path, marker: Marker, own: Sequence[str]) -> None:
+        """Mark the checkpoint, then queue its upload or remove older ones.
+
+        Raises InputError if this rank's uploads were given up.
+        """
+        ranks = self._group.ranks
+        content = mark_complete(folder, marker) if ranks.local_rank == 0 else None
         log.info("saved %s", folder)
-        dist.barrier()
-        failures = [words for _, words in gathered if words]
-        if failures:
-            raise InputError(failures[0])
+        if self._uploader is not None:
+            self._uploader.submit(marker.step, own, marker.files, content if ranks.rank == 0 else None)
+            if self._uploader.failure is not None:
+                raise InputError(self._uploader.failure)
+        elif ranks.rank == 0:
+            self._remove_old()
 
     def _remove_old(self) -> None:
         """Let older checkpoints go; what cannot be removed costs room, and no training."""

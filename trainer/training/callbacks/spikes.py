@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from composer import Callback, Logger, State
-from composer.utils import dist
 
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import write_file
+from trainer.run.ranks import Collective
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
@@ -21,6 +21,9 @@ from trainer.training.finite import not_finite, tell
 from trainer.training.spikes import BadStepError, SpikeDetector
 
 log = logging.getLogger(__name__)
+
+
+_Losses = list[tuple[list[int], list[float]]]  # a rank's microbatches: sample ids and their losses
 
 
 class Watch(Callback):
@@ -33,6 +36,7 @@ class Watch(Callback):
 
     def __init__(
         self,
+        group: Collective,
         out: Path,
         manifest: Manifest,
         ledger: SampleLedger,
@@ -42,8 +46,9 @@ class Watch(Callback):
         newest: Callable[[], str],
         allowed: int | None,
     ) -> None:
-        """`newest`: which checkpoint training can go on from, in a sentence (saving.SaveCheckpoints)."""
-        self._out, self._manifest, self._newest, self._allowed = out, manifest, newest, allowed
+        """`newest`: which checkpoint training can go on from, in a sentence (`SaveCheckpoints.newest`)."""
+        self._group, self._out, self._manifest = group, out, manifest
+        self._newest, self._allowed = newest, allowed
         self._ledger, self._losses, self._clip, self._detector = ledger, losses, clip, detector
         self._skipped: list[int] = []  # steps
 
@@ -54,10 +59,10 @@ class Watch(Callback):
             return
         step = int(state.timestamp.batch)
         path = self._out / f"bad-step-{step:08d}.json"
-        parts = dist.all_gather_object([(ids.tolist(), losses.tolist()) for ids, losses in self._losses.samples])
-        if dist.get_global_rank() == 0:
+        parts = self._group.gather([(ids.tolist(), losses.tolist()) for ids, losses in self._losses.samples])
+        if self._group.ranks.rank == 0:
             write_file(path, json.dumps(self._describe(state, step, reason, parts), indent=1).encode())
-        damaged = not_finite(dict(state.model.named_parameters()))
+        damaged = not_finite(dict(state.model.named_parameters()), self._group)
         if self._allowed is None or damaged or len(self._skipped) >= self._allowed or not state.optimizers[0].state:
             raise BadStepError(
                 f"step {step:,}: {reason}. Training stopped before this step's update. {self._newest()} The samples "
@@ -93,7 +98,7 @@ class Watch(Callback):
         if not self._ledger.skipped:
             self._detector.add(self._losses.losses, self._losses.counts)
 
-    def _describe(self, state: State, step: int, reason: str, parts: Sequence[Any]) -> dict[str, Any]:
+    def _describe(self, state: State, step: int, reason: str, parts: Sequence[_Losses]) -> dict[str, Any]:
         by_id = {k: loss for rank in parts for ids, losses in rank for k, loss in zip(ids, losses, strict=True)}
         ids = self._manifest.order.sample_ids(step)
         streams = self._manifest.order.stream_numbers(ids).tolist()

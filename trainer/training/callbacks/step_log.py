@@ -12,7 +12,6 @@ from typing import Any, TextIO
 import psutil
 import torch
 from composer import Callback, Logger, State
-from composer.utils import dist
 
 from dataengine.errors import naming
 from dataengine.schedule.manifest import Manifest
@@ -30,7 +29,7 @@ class Speed:
     """What a step's work is measured by."""
 
     flops_per_token: float  # of training: forward and backward
-    peak_flops: float | None  # a second, of one rank's device; None: unknown
+    peak_flops: float | None  # a second, of the devices of all ranks; None: unknown
 
 
 class StepLog(Callback):
@@ -81,11 +80,9 @@ class StepLog(Callback):
         """Open the log; rows of steps after the checkpoint that this run resumes from go, for they come again."""
         self._first = int(state.timestamp.batch)
         self._begun = self._ended = time.monotonic()
-        if dist.get_global_rank() == 0:
-            rows = self._rows_so_far()
-            kept = [row for row in rows if int(row["step"]) < self._first]
-            write_file(self._path, dump_rows(kept, self._columns))
-            self._file = self._path.open("a", newline="", encoding="utf-8")
+        kept = [row for row in self._rows_so_far() if int(row["step"]) < self._first]
+        write_file(self._path, dump_rows(kept, self._columns))
+        self._file = self._path.open("a", newline="", encoding="utf-8")
 
     def _rows_so_far(self) -> list[dict[str, str]]:
         """Rows that are whole. No training is lost for its log: a damaged one is put aside, and gaps are told."""
@@ -110,8 +107,7 @@ class StepLog(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Write the row of the step that ended."""
-        if self._file is None:
-            return
+        assert self._file is not None  # opened by fit_start
         now = time.monotonic()
         whole, self._ended = now - self._ended, now
         done = int(state.timestamp.batch)  # steps trained
@@ -133,8 +129,7 @@ class StepLog(Callback):
             "digest": self._ledger.digest,
         }
         if self._speed.peak_flops:
-            peak = self._speed.peak_flops * dist.get_world_size()
-            row["mfu"] = round(rate * self._speed.flops_per_token / peak, 4)
+            row["mfu"] = round(rate * self._speed.flops_per_token / self._speed.peak_flops, 4)
         for name in self._names:
             row[f"loss/{name}"] = self._losses.losses.get(name, "")
             row[f"samples/{name}"] = cursors.get(name, 0)
