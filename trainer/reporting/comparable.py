@@ -23,7 +23,7 @@ def _way(one: SetResult) -> tuple[object, ...]:
 
 
 def _search(one: SetResult) -> _Search:
-    return one.set_name, json.dumps(one.decoding, sort_keys=True, default=str)
+    return one.set, json.dumps(one.decoding, sort_keys=True, default=str)
 
 
 class Comparable:
@@ -70,15 +70,15 @@ def _majority(runs: Sequence[Sequence[SetResult]], of: Callable[[SetResult], obj
     counts = Counter(value for results in runs for value, _ in {(of(one), _column(one)) for one in results})
     return max(
         (one for results in runs for one in results),
-        key=lambda one: (counts[of(one)], one.set_name == "test", -one.beams, one.sentences),
+        key=lambda one: (counts[of(one)], one.set == "test", -one.beams, one.sentences),
         default=None,
     )
 
 
 def _differences(one: SetResult, most: SetResult) -> Iterator[str]:
     """What of a result is another than of most."""
-    if one.set_name != most.set_name:
-        yield f"on {one.set_name}"
+    if one.set != most.set:
+        yield f"on {one.set}"
     elif one.sentences != most.sentences:
         yield f"{one.sentences:,} sentences"
     elif one.texts_sha256 != most.texts_sha256:
@@ -88,7 +88,7 @@ def _differences(one: SetResult, most: SetResult) -> Iterator[str]:
     for name in sorted({*one.decoding, *most.decoding} - {"beams", "method"}):
         if one.decoding.get(name) != most.decoding.get(name):
             yield f"{name.replace('_', ' ')} {one.decoding.get(name)}"
-    if one.prompt != most.prompt and one.set_name == most.set_name:
+    if one.prompt != most.prompt and one.set == most.set:
         yield "another prompt"
     for name, ours, theirs in (("BLEU", one.bleu, most.bleu), ("chrF", one.chrf, most.chrf)):
         if ours.signature != theirs.signature:

@@ -10,8 +10,9 @@ from typing import Any
 
 from trainer.evaluation import paper as paper_module
 from trainer.evaluation.paper import mean
+from trainer.evaluation.results import CometScore, Score
 from trainer.reporting.comparable import Comparable
-from trainer.reporting.runs import Score, SetResult, TrainedRun
+from trainer.reporting.runs import SetResult, TrainedRun
 from trainer.reporting.significance import LEVEL, Significance
 
 _OTHER = "≠: measured otherwise than most of the column, in the way that stands behind it; not to be compared."
@@ -199,7 +200,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _interval(score: Score, digits: int = 2) -> str:
+def _interval(score: Score | CometScore, digits: int = 2) -> str:
     return "" if score.low is None or score.high is None else f"{score.low:.{digits}f}–{score.high:.{digits}f}"
 
 
@@ -213,7 +214,8 @@ def other_metrics_table(runs: Sequence[TrainedRun], compared: Comparable) -> Tab
             model for run in runs if run.judged for one in run.judged.sets for model in one.comet
         )
     )  # fmt: skip
-    metrics: list[tuple[str, Callable[[SetResult], Score | None], int]] = [("chrF", lambda one: one.chrf, 2)]
+    metrics: list[tuple[str, Callable[[SetResult], Score | CometScore | None], int]]
+    metrics = [("chrF", lambda one: one.chrf, 2)]
     metrics += [(Path(model).name, lambda one, model=model: one.comet.get(model), 4) for model in models]  # type: ignore[misc]
     rows = []
     for run in runs:
@@ -247,13 +249,13 @@ def failures_table(runs: Sequence[TrainedRun]) -> Table | None:
     rows = []
     for run in runs:
         for one in run.judged.sets if run.judged else ():
-            if one.set_name != run.judged_on:
+            if one.set != run.judged_on:
                 continue
-            share, error = one.languages.get("off_target"), one.languages.get("references_off_target")
+            found = one.languages
+            shares = (found.off_target, found.references_off_target) if found else (None, None)
             cells = [
                 Cell(f"{one.sentences:,}"),
-                Cell("–" if share is None else f"{share:.1%}"),
-                Cell("–" if error is None else f"{error:.1%}"),
+                *(Cell("–" if share is None else f"{share:.1%}") for share in shares),
                 *(Cell(f"{one.counts.get(name, 0):,}") for name in counts),
             ]
             search = f", {one.beams} beams" if one.beams > 1 else ""
@@ -277,9 +279,9 @@ def contamination_table(runs: Sequence[TrainedRun]) -> Table | None:
     """Evaluation sentences in the training streams."""
     rows = []
     for run in runs:
-        for name, found in (run.judged.contamination if run.judged else {}).items():
-            streams = ", ".join(f"{stream} {count:,}" for stream, count in found["by_stream"].items()) or "none"
-            cells = [Cell(f"{found['sentences']:,}"), Cell(f"{found['contaminated']:,}"), Cell(streams)]
+        for name, found in ((run.judged and run.judged.contamination) or {}).items():
+            streams = ", ".join(f"{stream} {count:,}" for stream, count in found.by_stream.items()) or "none"
+            cells = [Cell(f"{found.sentences:,}"), Cell(f"{found.contaminated:,}"), Cell(streams)]
             rows.append(Row(f"{run.label}, {name}", cells, run=run.label))
     if not rows:
         return None
@@ -357,7 +359,7 @@ _TASK_WAY = ("shots", "samples", "bos", "version")  # what must be equal for acc
 
 def _task_way(run: TrainedRun, task: str) -> tuple[Any, ...] | None:
     found = run.judged.reasoning.get(task) if run.judged else None
-    return None if found is None else tuple(found.get(name) for name in _TASK_WAY)
+    return None if found is None else tuple(getattr(found, name) for name in _TASK_WAY)
 
 
 def _usual_way(runs: Sequence[TrainedRun], task: str) -> tuple[Any, ...] | None:
@@ -377,8 +379,9 @@ def _task_difference(run: TrainedRun, task: str, most: tuple[Any, ...] | None) -
 
 
 def _accuracy(run: TrainedRun, task: str, metric: str) -> float | None:
-    found: Mapping[str, Any] = (run.judged.reasoning if run.judged else {}).get(task, {})
-    return 100 * found[metric] if found.get(metric) is not None else None
+    found = run.judged.reasoning.get(task) if run.judged else None
+    value: float | None = None if found is None else getattr(found, metric)
+    return None if value is None else 100 * value
 
 
 def _both(run: TrainedRun, task: str) -> str:
