@@ -14,10 +14,11 @@ _Search = tuple[str, str]  # set and decoding
 
 def is_comparable(one: SetResult, other: SetResult) -> bool:
     """Whether the scores of two results differ by what the runs have made alone."""
-    return _way(one) == _way(other)
+    return way_of(one) == way_of(other)
 
 
-def _way(one: SetResult) -> tuple[object, ...]:
+def way_of(one: SetResult) -> tuple[object, ...]:
+    """What must be equal for two results to be compared."""
     texts = (one.texts_sha256, one.sentences, one.prompt)
     return (_search(one), one.direction, one.shots, *texts, one.bleu.signature, one.chrf.signature)
 
@@ -41,7 +42,7 @@ class Comparable:
         for column in dict.fromkeys(_column(one) for results in found for one in results):
             here = [[one for one in results if _column(one) == column] for results in found]
             alike = [[one for one in results if usual and _search(one) == _search(usual)] for results in here]
-            chosen = _majority(alike, _way) or _majority(here, _way)
+            chosen = _majority(alike, way_of) or _majority(here, way_of)
             assert chosen is not None
             self._chosen[column] = chosen
 

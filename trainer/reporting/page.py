@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -19,7 +18,7 @@ from dataengine.storage.paths import refuse_url
 from trainer.evaluation import paper
 from trainer.evaluation.results import CometScore, Score
 from trainer.reporting import figures, tables
-from trainer.reporting.comparable import Comparable
+from trainer.reporting.comparable import Comparable, way_of
 from trainer.reporting.figures import Curve
 from trainer.reporting.highlights import describe_highlights
 from trainer.reporting.read import read_usable_runs
@@ -106,7 +105,7 @@ def _page(runs: Sequence[TrainedRun], significance: Significance, samples: int, 
         "failures": tables.failures_table(runs),
         "contamination": tables.contamination_table(runs),
         "data": [(run, tables.data_table(run, number)) for number, run in enumerate(runs)],
-        "measured": list(_measured(runs)),
+        "measured": _measured(runs),
         "settings": [(run, _settings(run)) for run in runs],
         "title": _title(runs),
     }
@@ -161,19 +160,13 @@ def _means(
     return means
 
 
-def _measured(runs: Sequence[TrainedRun]) -> Iterator[dict[str, Any]]:
-    """How scores came about; equal ways once, with the runs that they hold for."""
-    ways: dict[tuple[Any, ...], list[str]] = {}
+def _measured(runs: Sequence[TrainedRun]) -> list[tuple[SetResult, list[str]]]:
+    """How scores came about: a result of each way, and the runs that have it."""
+    ways: dict[object, tuple[SetResult, list[str]]] = {}
     for run in runs:
-        for one in run.judged.sets if run.judged else ():
-            if one.set == run.judged_on:
-                decoding = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in one.decoding.items())
-                key = (one.set, one.direction, one.shots, one.bleu.signature, one.chrf.signature, decoding,
-                       one.prompt, one.files, one.texts_sha256, one.sentences)  # fmt: skip
-                ways.setdefault(key, []).append(run.label)
-    names = ("set", "direction", "shots", "bleu", "chrf", "decoding", "prompt", "files", "sha256", "sentences")
-    for key, labels in ways.items():
-        yield {**dict(zip(names, key, strict=True)), "runs": labels}
+        for one in run.results:
+            ways.setdefault((way_of(one), one.files), (one, []))[1].append(run.label)
+    return list(ways.values())
 
 
 def _settings(run: TrainedRun) -> list[tuple[str, str]]:

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
 from trainer.evaluation.choice import Choice
-from trainer.evaluation.results import Results, SetScores, Translation, damaged, read_translations
+from trainer.evaluation.results import (
+    Results,
+    SetContamination,
+    SetScores,
+    TaskScores,
+    Translation,
+    damaged,
+    read_translations,
+)
 from trainer.run.settings import History
 from trainer.run.step_log import gap_words, missing_steps, skipped_steps
 
@@ -168,9 +176,24 @@ class TrainedRun:
         return chosen or self.evaluations[-1]
 
     @property
+    def sets(self) -> tuple[SetResult, ...]:
+        """The results of the judged checkpoint on all sets."""
+        return self.judged.sets if self.judged else ()
+
+    @property
+    def reasoning(self) -> Mapping[str, TaskScores]:
+        """The accuracies of the judged checkpoint by task."""
+        return self.judged.reasoning if self.judged else {}
+
+    @property
+    def contamination(self) -> Mapping[str, SetContamination]:
+        """What was found for the judged checkpoint of each set in the training streams."""
+        return (self.judged and self.judged.contamination) or {}
+
+    @property
     def judged_on(self) -> str:
         """`test` if the judged checkpoint has been there, else `dev`; nothing if it has no translations."""
-        names = {one.set for one in self.judged.sets} if self.judged else set()
+        names = {one.set for one in self.sets}
         return "test" if "test" in names else "dev" if names else ""
 
     @property
