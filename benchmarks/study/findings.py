@@ -507,6 +507,6 @@ def _csv(study: Study) -> str:
     for one in study.runs:
         for evaluation in one.run.evaluations:
             for found in evaluation.sets:
-                writer.writerow((one.setting, one.seed, evaluation.step, evaluation.tokens, found.set_name,
+                writer.writerow((one.setting, one.seed, evaluation.step, evaluation.tokens, found.set,
                                  found.direction, found.shots, found.bleu.score, found.chrf.score))  # fmt: skip
     return content.getvalue()

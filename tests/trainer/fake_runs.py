@@ -12,6 +12,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from dataengine.text.pairs import translation_prompt
 from tests.conftest import DEMO, ROOT
 from trainer.evaluation.choice import choose
 from trainer.evaluation.metrics import score_translations
+from trainer.evaluation.results import read_any_results
 from trainer.run.settings import SETTINGS, dump_history
 
 STEPS = (40, 80, 120, 160, 200)
@@ -52,15 +54,16 @@ def _make_run(folder: Path, name: str, bootstrap: int) -> Path:
     _write_log(out / "log.csv", manifest)
     rows = [json.loads(line) for line in (DEMO / "en-zh.dev.jsonl").read_text(encoding="utf-8").splitlines()]
     results = {step: _evaluate(out, config, manifest, step, "dev", rows[:60], bootstrap) for step in STEPS}
-    choice = choose(list(results.values()), DIRECTIONS, 0, 1)
-    (out / "chosen.json").write_text(json.dumps(choice.describe()), encoding="utf-8")
+    places = {step: out / "evaluations" / f"step-{step:08d}" / "results.json" for step in STEPS}
+    for step, found in results.items():
+        places[step].write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    choice = choose([read_any_results(path) for path in places.values()], DIRECTIONS, 0, 1)
+    (out / "chosen.json").write_bytes(choice.encode())
     chosen = results[choice.step]
     chosen["translation"] += _evaluate(out, config, manifest, choice.step, "test", rows[60:], bootstrap)["translation"]
     chosen["reasoning"] = _reasoning(name)
     chosen["contamination"] = {"dev en-zh": {"sentences": 60, "contaminated": 2, "by_stream": {"zh-both": 2}}}
-    for step, found in results.items():
-        path = out / "evaluations" / f"step-{step:08d}" / "results.json"
-        path.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    places[choice.step].write_text(json.dumps(chosen, ensure_ascii=False), encoding="utf-8")
     return out
 
 
@@ -114,9 +117,9 @@ def _evaluate(
             quality = min(1.0, QUALITY[out.name](step) * (1.15 if shots else 1))
             draw = random.Random(f"{out.name} {step} {set_name} {direction} {shots}")
             hypotheses = [_translate(one, two, quality, draw) for one, two in zip(sources, references, strict=True)]
-            scores = score_translations(
-                sources, hypotheses, references, direction, tokenize={}, bootstrap=bootstrap
-            )  # fmt: skip
+            scores = asdict(
+                score_translations(sources, hypotheses, references, direction, tokenize={}, bootstrap=bootstrap)
+            )
             name = f"{set_name}.{direction}.{shots}-shot.jsonl"
             lines = [
                 json.dumps({"source": one, "reference": two, "hypothesis": three, "unfinished": False})

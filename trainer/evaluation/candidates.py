@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dataengine.errors import InputError
-from dataengine.tables import table
 from trainer.checkpoints.find import HOW_TO_TRAIN, all_checkpoints
 from trainer.checkpoints.marker import Checkpoint, CheckpointError
 from trainer.checkpoints.retention import lease
-from trainer.evaluation.choice import Choice, choose, mean
+from trainer.evaluation.choice import Choice, PassedOver, choose
 from trainer.evaluation.results import Results
 from trainer.huggingface.export import export_checkpoint
 from trainer.run.folder import Run
@@ -64,17 +63,17 @@ def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False
             break
         time.sleep(_POLL_S)
     results = group.run_on_rank0(evaluation.finished)
-    if not any(one["translation"] for one in results):
+    if not any(one.translation for one in results):
         raise InputError(_nothing_evaluated(run, passed_over))
-    choice = _choose(evaluation, results)
-    content = json.dumps(choice.describe(passed_over), indent=2).encode()
-    group.run_on_rank0(lambda: run.publish("chosen.json", content))
+    missed = tuple(PassedOver(*one) for one in sorted(passed_over.items()))
+    choice = replace(_choose(evaluation, results), passed_over=missed)
+    group.run_on_rank0(lambda: run.publish("chosen.json", choice.encode()))
     if group.ranks.rank == 0:
-        print(describe_choice(choice), flush=True)
+        print(choice.table(), flush=True)
     for step, reason in sorted(passed_over.items()):
         log.warning("step %s was passed over: %s", f"{step:,}", reason)
     if judged_on:
-        _judge(evaluation, next(one for one in results if one["step"] == choice.step), judged_on)
+        _judge(evaluation, next(one for one in results if one.step == choice.step), judged_on)
     return choice
 
 
@@ -100,7 +99,7 @@ def _evaluate_on_dev(evaluation: Evaluation, checkpoint: Checkpoint) -> str:
 
 def _export_best(evaluation: Evaluation, checkpoint: Checkpoint) -> None:
     """Export a checkpoint if it is the best so far: the training may remove it before it is judged. On one rank."""
-    if _choose(evaluation, evaluation.finished()).identity == checkpoint.identity:
+    if _choose(evaluation, evaluation.finished()).checkpoint == checkpoint.identity:
         try:
             export_checkpoint(evaluation.config, evaluation.run, checkpoint)
         except InputError as error:
@@ -120,7 +119,7 @@ def _judge(evaluation: Evaluation, results: Results, sets: Sequence[str]) -> Non
             chosen.evaluate(sets)
     except CheckpointError as error:
         raise InputError(
-            f"step {results['step']:,} was chosen and cannot be judged on {' and '.join(sets)}: {error}. Bring it back "
+            f"step {results.step:,} was chosen and cannot be judged on {' and '.join(sets)}: {error}. Bring it back "
             "from a copy; what was found on dev stays."
         ) from None
 
@@ -134,13 +133,3 @@ def _nothing_evaluated(run: Run, passed_over: Mapping[int, str]) -> str:
 
 def _last_step(evaluation: Evaluation) -> int:
     return min(evaluation.manifest.schedule.steps, evaluation.config.train.max_steps or sys.maxsize)
-
-
-def describe_choice(choice: Choice) -> str:
-    """A table of the candidates, the chosen one marked."""
-    rows = [("checkpoint", *choice.directions, "mean BLEU", "")]
-    for step, scores in sorted(choice.candidates.items()):
-        cells = [f"{scores[direction]:.2f}" for direction in choice.directions]
-        mark = "chosen" if step == choice.step else ""
-        rows.append((f"step {step:,}", *cells, f"{mean(scores, choice.directions):.2f}", mark))
-    return "\n".join(["", f"dev, {choice.shots}-shot", *table(rows, left=(0, len(rows[0]) - 1))])

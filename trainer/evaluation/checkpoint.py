@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import orjson
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from tqdm import tqdm
@@ -26,7 +26,19 @@ from trainer.evaluation.decode import Completion, Translator
 from trainer.evaluation.journal import FinishedBatches
 from trainer.evaluation.metrics import score_translations, summarize_comet
 from trainer.evaluation.reasoning import describe_task, made_of, run_tasks
-from trainer.evaluation.results import Results, add_results, read_results, results_folder
+from trainer.evaluation.results import (
+    CometScore,
+    Results,
+    Score,
+    SetScores,
+    TaskScores,
+    Translation,
+    add_results,
+    encode_translations,
+    read_translations,
+    results_folder,
+    with_earlier,
+)
 from trainer.evaluation.tasks import Task
 from trainer.huggingface.export import export_folder, save_tokenizer
 from trainer.model.decoder import empty_model, load_weights
@@ -46,11 +58,11 @@ class CheckpointEvaluation:
         self._of = evaluation
         self._group, self._run = evaluation.group, evaluation.run
         self._checkpoint, self._new = checkpoint, new
-        self._identity: str = new["checkpoint"]
-        self._place = results_folder(new["step"])
+        self._identity = new.checkpoint
+        self._place = results_folder(new.step)
         self._name = self._place.rpartition("/")[2]
         self._folder = evaluation.run.folder / self._place
-        self.results = self._group.run_on_rank0(self._read_results)
+        self.results = self._group.run_on_rank0(lambda: with_earlier(self._run, new))
 
     def evaluate(self, sets: Sequence[str]) -> Results:
         """Do what is not done of `dev`, `test` and `reasoning`; results.json has it after every part.
@@ -72,11 +84,6 @@ class CheckpointEvaluation:
 
     # Results.
 
-    def _read_results(self) -> Results:
-        """What earlier evaluations of this checkpoint left; nothing of another one that had the same step."""
-        found = read_results(self._run, self._new["step"])
-        return found if found is not None and found["checkpoint"] == self._identity else self._new
-
     def _add(self, **parts: Any) -> None:
         """Add parts to results.json, as `add_results` takes them."""
         self.results = self._group.run_on_rank0(lambda: add_results(self._run, self._new, **parts))
@@ -88,30 +95,27 @@ class CheckpointEvaluation:
         known = self._group.run_on_rank0(lambda: self._known(task, fingerprint))
         completions = known or self._complete(task, fingerprint)
         entry = self._group.run_on_rank0(lambda: self._score(task, completions, fingerprint))
-        self._add_comet(task, [one.text for one in completions], entry)
         rows = zip(task.texts.sources, task.texts.references, completions, strict=True)
-        content = b"".join(
-            orjson.dumps(
-                {"source": source, "reference": reference, "hypothesis": one.text, "unfinished": one.unfinished}
-            )
-            + b"\n"
-            for source, reference, one in rows
+        content = encode_translations(
+            [Translation(source, reference, one.text, one.unfinished) for source, reference, one in rows]
         )
-        entry["sha256"] = hashlib.sha256(content).hexdigest()
-        self._add(translation=[entry], files={} if known else {entry["translations"]: content})
+        comet = self._score_comet(task, [one.text for one in completions], entry)
+        entry = replace(entry, comet=comet, sha256=hashlib.sha256(content).hexdigest())
+        self._add(translation=[entry], files={} if known else {entry.translations: content})
         for path in self._folder.glob(self._partial(task, None).name):  # also of more ranks than there are now
             path.unlink(missing_ok=True)
         if self._group.ranks.rank == 0:
             print(describe_entry(self._name, entry), flush=True)
 
-    def _add_comet(self, task: Task, hypotheses: Sequence[str], entry: dict[str, Any]) -> None:
+    def _score_comet(self, task: Task, hypotheses: Sequence[str], entry: SetScores) -> dict[str, CometScore]:
         """Scores of the config's COMET models, each sentence by one rank; what an earlier evaluation found is kept."""
-        known = {one["translations"]: one for one in self.results["translation"]}.get(entry["translations"], {})
+        earlier = self.results.at(entry.translations)
+        known = earlier.comet if earlier and earlier.has_translations_of(entry) else {}
+        comet: dict[str, CometScore] = {}
         for model in self._of.config.evaluate.comet:
             sha256 = self._group.run_on_rank0(lambda name=model: self._of.comet_hash(name))  # type: ignore[misc]
-            same = all(known.get(key) == entry[key] for key in ("fingerprint", "texts_sha256"))
-            if same and known["comet"].get(model, {}).get("sha256") == sha256:
-                entry["comet"][model] = known["comet"][model]
+            if model in known and known[model].sha256 == sha256:
+                comet[model] = known[model]
                 continue
             scorer = self._group.run_on_all(lambda name=model: self._of.scorer(name))  # type: ignore[misc]
             mine = slice(self._group.ranks.rank, None, self._group.ranks.world_size)
@@ -119,30 +123,30 @@ class CheckpointEvaluation:
             scores = np.empty(len(hypotheses), np.float32)
             for rank, found in enumerate(self._group.gather(part)):
                 scores[rank :: self._group.ranks.world_size] = found
-            entry["comet"][model] = summarize_comet(
+            comet[model] = summarize_comet(
                 scores,
                 sha256=sha256,
                 needs_references=scorer.needs_references,
                 bootstrap=self._of.config.evaluate.bootstrap,
             )
+        return comet
 
     def _known(self, task: Task, fingerprint: str) -> list[Completion] | None:
         """Completions that an earlier evaluation finished."""
         name = f"{task.name}.jsonl"
-        entry = next((one for one in self.results["translation"] if one["translations"] == name), None)
-        if entry is None or entry["fingerprint"] != fingerprint:
+        entry = self.results.at(name)
+        if entry is None or entry.fingerprint != fingerprint:
             return None
         self._run.fetch(f"{self._place}/{name}")
+        path = self._folder / name
         try:
-            content = (self._folder / name).read_bytes()
-            if hashlib.sha256(content).hexdigest() != entry.get("sha256"):
+            if hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
                 raise ValueError("its content is not what was written")
-            rows = [orjson.loads(line) for line in content.splitlines()]
-            found = [Completion(row["hypothesis"], row["unfinished"]) for row in rows]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be used (%s): translating again", self._folder / name, error)
+            found = read_translations(path, len(task.texts.sources))
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be used (%s): translating again", path, error)
             return None
-        return found if len(found) == len(task.texts.sources) else None
+        return [Completion(one.hypothesis, one.unfinished) for one in found]
 
     def _complete(self, task: Task, fingerprint: str) -> list[Completion]:
         """Completions of all prompts: every rank does its part of the batches that are not finished."""
@@ -204,7 +208,7 @@ class CheckpointEvaluation:
         """Bring the checkpoint's files to this node; what is wrong with them, or nothing. The same on all ranks."""
         group, checkpoint = self._group, self._checkpoint
         if checkpoint is None:
-            return f"{self._run.url} has no checkpoint of {self._new['step']} steps any more"
+            return f"{self._run.url} has no checkpoint of {self._new.step} steps any more"
         check_model(self._of.config.model, checkpoint)
         share, shares = group.ranks.local_rank, group.ranks.local_world_size
         found = group.run_on_all(lambda: fetch_checkpoint(self._run, checkpoint, share, shares))
@@ -225,7 +229,7 @@ class CheckpointEvaluation:
 
     def _exported(self, problem: str) -> LlamaForCausalLM:
         """The model of the checkpoint's export. Raises CheckpointError, which says `problem`, if there is none."""
-        folder = export_folder(self._run, self._new["step"])
+        folder = export_folder(self._run, self._new.step)
         try:
             made_of = parse_json((folder / "export.json").read_bytes())["checkpoint"]
         except FileNotFoundError:  # nothing, or an export of an older version
@@ -247,13 +251,13 @@ class CheckpointEvaluation:
         """Run the tasks that have no result, each on one rank; results.json has every one as it is done."""
         group, names = self._group, self._of.task_names
         now = group.run_on_rank0(lambda: {name: self._made_of(name) for name in names})
-        known: dict[str, Any] = self.results["reasoning"]
-        missing = [name for name in names if known.get(name, {}).get("made_of") != now[name]]
+        known = self.results.reasoning
+        missing = [name for name in names if name not in known or known[name].made_of != now[name]]
         if missing:
             group.run_on_all(lambda: self.model)  # on every rank, also where there are fewer tasks than ranks
         for first in range(0, len(missing), group.ranks.world_size):
             mine = missing[first + group.ranks.rank : first + group.ranks.rank + 1]
-            new: dict[str, Any] = {}
+            new: dict[str, TaskScores] = {}
             for found in group.gather(group.run_on_all(lambda names=mine: self._run_tasks(names))):  # type: ignore[misc]
                 new.update(found)
             self._add(reasoning=new)
@@ -270,7 +274,7 @@ class CheckpointEvaluation:
             "tokenizer_sha256": self._of.tokenizer.sha256,
         }
 
-    def _run_tasks(self, names: Sequence[str]) -> dict[str, Any]:
+    def _run_tasks(self, names: Sequence[str]) -> dict[str, TaskScores]:
         if not names:
             return {}
         with TemporaryDirectory() as folder:
@@ -284,12 +288,12 @@ class CheckpointEvaluation:
                 batch_size=max(1, self._of.config.evaluate.batch_tokens // self._of.manifest.seq_len),
             )
         # Again: the data may have come from the hub meanwhile.
-        return {name: {**entry, "made_of": self._made_of(name)} for name, entry in found.items()}
+        return {name: replace(scores, made_of=self._made_of(name)) for name, scores in found.items()}
 
     # Scores.
 
-    def _score(self, task: Task, completions: Sequence[Completion], fingerprint: str) -> dict[str, Any]:
-        """An entry of results.json, but for COMET."""
+    def _score(self, task: Task, completions: Sequence[Completion], fingerprint: str) -> SetScores:
+        """An entry of results.json, but for COMET and the hash of the translations."""
         settings, decoding = self._of.config.evaluate, self._of.decoding
         texts = task.texts
         scores = score_translations(
@@ -302,41 +306,43 @@ class CheckpointEvaluation:
         )
         context = self._of.manifest.seq_len
         counts = {
-            **scores.pop("counts"),
+            **scores.counts,
             "source_cut": task.prompts.source_cut,
             "unfinished": sum(one.unfinished for one in completions),
             "longer_than_context": sum(len(ids) + decoding.max_new_tokens > context for ids in task.prompts.ids),
         }
-        return {
-            "set": task.set_name,
-            "direction": texts.direction,
-            "shots": task.shots,
-            "sentences": len(completions),
-            "files": list(texts.files),
-            "texts_sha256": texts.sha256,
-            "note": texts.note,
-            "decoding": decoding.describe(),
-            "prompt": task.shown,
-            "fingerprint": fingerprint,
-            **scores,
-            "comet": {},
-            "counts": counts,
-            "translations": f"{task.name}.jsonl",
-        }
+        return SetScores(
+            set=task.set_name,
+            direction=texts.direction,
+            shots=task.shots,
+            sentences=len(completions),
+            files=texts.files,
+            texts_sha256=texts.sha256,
+            note=texts.note,
+            decoding=decoding.describe(),
+            prompt=task.shown,
+            fingerprint=fingerprint,
+            bleu=scores.bleu,
+            chrf=scores.chrf,
+            languages=scores.languages,
+            languages_reason=scores.languages_reason,
+            comet={},
+            counts=counts,
+            translations=f"{task.name}.jsonl",
+        )
 
 
-def describe_entry(checkpoint: str, entry: Mapping[str, Any]) -> str:
+def describe_entry(checkpoint: str, entry: SetScores) -> str:
     """A line of results for people."""
-    bleu, chrf, languages, counts = entry["bleu"], entry["chrf"], entry["languages"], entry["counts"]
-    words = [f"{checkpoint} {entry['set']} {entry['direction']} {entry['shots']}-shot: BLEU {_interval(bleu)}"]
-    words.append(f"chrF {_interval(chrf)}")
-    words += [f"{Path(model).name} {score['score']:.4f}" for model, score in entry["comet"].items()]
-    if languages and languages["off_target"] is not None:
-        words.append(f"off-target {languages['off_target']:.1%}")
-    words += [f"{name.replace('_', ' ')} {count:,}" for name, count in counts.items() if count]
-    return ", ".join([*words, f"of {entry['sentences']:,}"])
+    words = [f"{checkpoint} {entry.set} {entry.direction} {entry.shots}-shot: BLEU {_interval(entry.bleu)}"]
+    words.append(f"chrF {_interval(entry.chrf)}")
+    words += [f"{Path(model).name} {score.score:.4f}" for model, score in entry.comet.items()]
+    if entry.languages and entry.languages.off_target is not None:
+        words.append(f"off-target {entry.languages.off_target:.1%}")
+    words += [f"{name.replace('_', ' ')} {count:,}" for name, count in entry.counts.items() if count]
+    return ", ".join([*words, f"of {entry.sentences:,}"])
 
 
-def _interval(score: Mapping[str, Any]) -> str:
-    around = "" if score["low"] is None else f" [{score['low']:.2f}, {score['high']:.2f}]"
-    return f"{score['score']:.2f}{around}"
+def _interval(score: Score) -> str:
+    around = "" if score.low is None else f" [{score.low:.2f}, {score.high:.2f}]"
+    return f"{score.score:.2f}{around}"

@@ -1,72 +1,103 @@
-"""Which checkpoint is best: the highest mean BLEU on the development sets over directions (paper, section 4)."""
+"""chosen.json: which checkpoint is best, by mean BLEU on the development sets over directions (paper, section 4)."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from dataengine.errors import InputError
+from dataengine.tables import table
+from trainer.evaluation.results import Results, read_versioned
+
+VERSION = 1  # of chosen.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """What a checkpoint is chosen by: the plain mean of a metric over directions."""
+
+    metric: str = "bleu"
+    set: str = "dev"
+    directions: tuple[str, ...]
+    shots: int
+    beams: int = 1
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The chosen checkpoint, and what it was chosen from."""
+class Candidate:
+    """A checkpoint that was evaluated in all directions."""
 
     step: int
-    identity: str  # Checkpoint.identity of the chosen one
-    directions: tuple[str, ...]
-    shots: int
-    beams: int
-    candidates: Mapping[int, Mapping[str, float]]  # step -> direction -> BLEU
-
-    def describe(self, passed_over: Mapping[int, str] | None = None) -> dict[str, Any]:
-        """As chosen.json has it; `passed_over` says by step why a checkpoint was not evaluated."""
-        return {
-            "version": 1,
-            "step": self.step,
-            "checkpoint": self.identity,
-            "by": {
-                "metric": "bleu",
-                "set": "dev",
-                "directions": list(self.directions),
-                "shots": self.shots,
-                "beams": self.beams,
-            },
-            "candidates": [
-                {"step": step, "mean": mean(scores, self.directions), "scores": dict(scores)}
-                for step, scores in sorted(self.candidates.items())
-            ],
-            "passed_over": [{"step": step, "reason": reason} for step, reason in sorted((passed_over or {}).items())],
-        }
+    mean: float
+    scores: Mapping[str, float]  # by direction
 
 
-def choose(results: Sequence[Mapping[str, Any]], directions: Sequence[str], shots: int, beams: int) -> Choice:
-    """The checkpoint of the highest mean BLEU on `dev`; of equals the one trained shortest.
+@dataclass(frozen=True)
+class PassedOver:
+    """A checkpoint that was not evaluated, and why."""
 
-    `results` are those of results.json, one a checkpoint. Raises InputError if none has all directions.
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """chosen.json: the chosen checkpoint, and what it was chosen from."""
+
+    version: int = VERSION
+    step: int
+    checkpoint: str = ""  # Checkpoint.identity; not in files of older versions
+    by: Criterion
+    candidates: tuple[Candidate, ...]  # by step
+    passed_over: tuple[PassedOver, ...] = ()  # by step
+
+    def encode(self) -> bytes:
+        """Write chosen.json."""
+        return json.dumps(asdict(self), indent=2).encode()
+
+    def table(self) -> str:
+        """A table of the candidates, the chosen one marked."""
+        rows = [("checkpoint", *self.by.directions, "mean BLEU", "")]
+        for one in self.candidates:
+            cells = [f"{one.scores[direction]:.2f}" for direction in self.by.directions]
+            mark = "chosen" if one.step == self.step else ""
+            rows.append((f"step {one.step:,}", *cells, f"{one.mean:.2f}", mark))
+        return "\n".join(["", f"dev, {self.by.shots}-shot", *table(rows, left=(0, len(rows[0]) - 1))])
+
+
+def read_choice(path: Path) -> Choice:
+    """Read chosen.json. Raises InputError if it is damaged or of another version."""
+    return read_versioned(path, Choice, (VERSION,))
+
+
+def choose(results: Sequence[Results], directions: Sequence[str], shots: int, beams: int) -> Choice:
+    """Choose the checkpoint of the highest mean BLEU on `dev`; of equals the one trained shortest.
+
+    `results` are of one checkpoint each. Raises InputError if none has all directions.
     """
-    candidates, identities = {}, {}
-    for result in results:
+    candidates, identities = [], {}
+    for result in sorted(results, key=lambda one: one.step):
         scores = {
-            entry["direction"]: float(entry["bleu"]["score"])
-            for entry in result["translation"]
-            if (entry["set"], entry["shots"], entry["decoding"]["beams"]) == ("dev", shots, beams)
-            and entry["direction"] in directions
+            entry.direction: entry.bleu.score
+            for entry in result.translation
+            if (entry.set, entry.shots, entry.beams) == ("dev", shots, beams) and entry.direction in directions
         }
         if len(scores) == len(set(directions)):
-            candidates[int(result["step"])] = scores
-            identities[int(result["step"])] = str(result.get("checkpoint", ""))
+            candidates.append(Candidate(result.step, _mean(scores, directions), scores))
+            identities[result.step] = result.checkpoint
     if not candidates:
         raise InputError(
             f"no checkpoint has been evaluated on dev with {shots} shots in {', '.join(directions)}: "
             "run trainer/evaluate.py CONFIG --all"
         )
-    best = max(candidates, key=lambda step: (mean(candidates[step], directions), -step))
-    return Choice(best, identities[best], tuple(directions), shots, beams, candidates)
+    best = max(candidates, key=lambda one: (one.mean, -one.step)).step
+    by = Criterion(directions=tuple(directions), shots=shots, beams=beams)
+    return Choice(step=best, checkpoint=identities[best], by=by, candidates=tuple(candidates))
 
 
-def mean(scores: Mapping[str, float], directions: Sequence[str]) -> float:
+def _mean(scores: Mapping[str, float], directions: Sequence[str]) -> float:
     """The plain mean over directions."""
     return math.fsum(scores[direction] for direction in directions) / len(directions)

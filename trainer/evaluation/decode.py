@@ -25,7 +25,7 @@ class Decoding:
     max_source_tokens: int | None  # longer sources are cut
     bos: bool
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, str | bool | int | float | None]:
         """As results.json has it."""
         return {"method": "greedy" if self.beams == 1 else "beam", **asdict(self)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +25,16 @@ from trainer.evaluation.decode import Decoding, plan_batches
 from trainer.evaluation.metrics import make_metrics
 from trainer.evaluation.prompts import choose_shots, make_prompts
 from trainer.evaluation.reasoning import check_data, expand_tasks, find_tasks
-from trainer.evaluation.results import VERSION, Results, is_of_run, new_results, read_all_results, read_log_rows
+from trainer.evaluation.results import (
+    VERSION,
+    Results,
+    SetContamination,
+    SetScores,
+    is_of_run,
+    new_results,
+    read_all_results,
+    read_log_rows,
+)
 from trainer.evaluation.tasks import Task, content_sha256
 from trainer.run.folder import SMALL_FILES, check_config, open_run, read_run_manifest
 from trainer.run.ranks import Collective
@@ -76,7 +86,7 @@ class Evaluation:
     def of_results(self, results: Results) -> CheckpointEvaluation:
         """That of a checkpoint that was evaluated before, and may be gone; its export, if it has one, is not."""
         found = self.group.run_on_rank0(lambda: all_checkpoints(self.run))
-        same = next((one for one in found if one.identity == results["checkpoint"]), None)
+        same = next((one for one in found if one.identity == results.checkpoint), None)
         return CheckpointEvaluation(self, same, results)
 
     def finished(self) -> list[Results]:
@@ -89,20 +99,20 @@ class Evaluation:
         found = []
         for results in read_all_results(self.run):
             if is_of_run(results, checkpoints, rows, self.manifest.plan_id):
-                entries = [one for one in results["translation"] if self._is_current(one, results["checkpoint"])]
-                found.append({**results, "translation": entries})
+                entries = [one for one in results.translation if self._is_current(one, results.checkpoint)]
+                found.append(replace(results, translation=tuple(entries)))
         return found
 
-    def _is_current(self, entry: Mapping[str, Any], checkpoint: str) -> bool:
+    def _is_current(self, entry: SetScores, checkpoint: str) -> bool:
         """Whether an entry on `dev` is what the checkpoint of an identity would get now."""
-        if entry["set"] != "dev" or entry["direction"] not in self.config.evaluate.dev:
+        if entry.set != "dev" or entry.direction not in self.config.evaluate.dev:
             return False
-        bleu, _ = make_metrics(entry["direction"], self.config.evaluate.bleu_tokenize)
+        bleu, _ = make_metrics(entry.direction, self.config.evaluate.bleu_tokenize)
         return any(
-            entry["fingerprint"] == task.fingerprint(checkpoint)
-            and entry["texts_sha256"] == task.texts.sha256
-            and f"|tok:{bleu.tokenizer_signature}|" in entry["bleu"]["signature"]
-            for task in self._tasks_of("dev", entry["direction"])
+            entry.fingerprint == task.fingerprint(checkpoint)
+            and entry.texts_sha256 == task.texts.sha256
+            and f"|tok:{bleu.tokenizer_signature}|" in entry.bleu.signature
+            for task in self._tasks_of("dev", entry.direction)
         )
 
     def check(self, sets: Sequence[str]) -> None:
@@ -204,16 +214,17 @@ class Evaluation:
         return self._scorers[model]
 
     @cached_property
-    def contamination(self) -> dict[str, Any] | None:
+    def contamination(self) -> Mapping[str, SetContamination] | None:
         """Which sentences of the sets stand in the training streams; None if these cannot be looked at here."""
 
-        def look() -> dict[str, Any]:
+        def look() -> dict[str, SetContamination]:
             sets = {
                 f"{name} {direction}": self.texts(name, direction)
                 for name in ("dev", "test")
                 for direction in getattr(self.config.evaluate, name)
             }
-            return check_contamination(self.config, sets, most_bytes=_SEARCHED_BYTES).describe()
+            found = check_contamination(self.config, sets, most_bytes=_SEARCHED_BYTES).describe()
+            return {name: SetContamination(**counts) for name, counts in found.items()}
 
         try:
             return self.group.run_on_rank0(look)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sacrebleu.utils import SACREBLEU_DIR
 
 from dataengine.cleaning.language import is_known, likeliest_languages, same_language
 from dataengine.errors import InputError
+from trainer.evaluation.results import CometScore, Languages, Score
 
 _SEED = 12345  # sacrebleu's own
 _TOKENIZERS = {
@@ -21,6 +23,17 @@ _TOKENIZERS = {
     **dict.fromkeys(("ja", "jpn"), "ja-mecab"),
     **dict.fromkeys(("ko", "kor"), "ko-mecab"),
 }
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of the translations of a set, and how many of them fail."""
+
+    bleu: Score
+    chrf: Score
+    languages: Languages | None
+    languages_reason: str | None  # why they are not known
+    counts: dict[str, int]
 
 
 def make_metrics(direction: str, tokenize: Mapping[str, str]) -> tuple[BLEU, CHRF]:
@@ -50,8 +63,8 @@ def score_translations(
     *,
     tokenize: Mapping[str, str],
     bootstrap: int,
-) -> dict[str, Any]:
-    """`bleu`, `chrf`, `languages` and `counts` of results.json; `languages_reason` if the languages are not told.
+) -> Scores:
+    """Score the translations of a set.
 
     Scores and signatures are those of the sacrebleu command; intervals are percentiles of `bootstrap` resamples of
     sentences (0: none), drawn as sacrebleu draws them. Needs one sentence at least. Raises InputError as
@@ -59,27 +72,26 @@ def score_translations(
     """
     bleu, chrf = make_metrics(direction, tokenize)
     outputs = [text.strip() for text in hypotheses]
-    scores: dict[str, Any] = {
-        "bleu": _score(bleu, hypotheses, references, bootstrap),
-        "chrf": _score(chrf, hypotheses, references, bootstrap),
-        "languages": count_languages(hypotheses, references, direction),
-        "counts": {
+    languages = count_languages(hypotheses, references, direction)
+    return Scores(
+        bleu=_score(bleu, hypotheses, references, bootstrap),
+        chrf=_score(chrf, hypotheses, references, bootstrap),
+        languages=languages,
+        languages_reason=None if languages else f"'{direction.split('-')[1]}' is no language that lid.176 knows",
+        counts={
             "empty": outputs.count(""),
             "copied": sum(text == source.strip() != "" for text, source in zip(outputs, sources, strict=True)),
         },
-    }
-    if scores["languages"] is None:
-        scores["languages_reason"] = f"'{direction.split('-')[1]}' is no language that lid.176 knows"
-    return scores
+    )
 
 
-def _score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str], bootstrap: int) -> dict[str, Any]:
+def _score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str], bootstrap: int) -> Score:
     # What the metric's `corpus_score` does, with the sentences' statistics kept: they are most of the work.
     statistics = metric._extract_corpus_statistics(hypotheses, [references])
     resampled = _resample(np.array(statistics, np.float64), bootstrap)
     low, high = _interval([metric._compute_score_from_stats(row).score for row in resampled])
     score = metric._aggregate_and_compute(statistics).score
-    return {"score": score, "signature": str(metric.get_signature()), "low": low, "high": high}
+    return Score(score, str(metric.get_signature()), low, high)
 
 
 def _resample(values: NDArray[np.float64], times: int) -> NDArray[np.float64]:
@@ -146,7 +158,7 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> list[
     ]
 
 
-def count_languages(hypotheses: Sequence[str], references: Sequence[str], direction: str) -> dict[str, Any] | None:
+def count_languages(hypotheses: Sequence[str], references: Sequence[str], direction: str) -> Languages | None:
     """In which language answers are, of those long enough to tell; None if the target is not known to lid.176.
 
     An answer counts as of the target, of the source (never, if that one is not known), or of another language; as of
@@ -161,28 +173,19 @@ def count_languages(hypotheses: Sequence[str], references: Sequence[str], direct
     others = [code for code in found if not same_language(code, target)]
     of_source = sum(same_language(code, source) for code in others) if is_known(source) else 0
     expected = [code for code in likeliest_languages(references) if code is not None]
-    return {
-        "judged": len(found),
-        "target": of_target,
-        "source": of_source,
-        "other": len(found) - of_target - of_source,
-        "off_target": 1 - of_target / len(found) if found else None,
-        "references_off_target": (
-            sum(not same_language(code, target) for code in expected) / len(expected) if expected else None
-        ),
-    }
+    astray = sum(not same_language(code, target) for code in expected)
+    return Languages(
+        judged=len(found),
+        target=of_target,
+        source=of_source,
+        other=len(found) - of_target - of_source,
+        off_target=1 - of_target / len(found) if found else None,
+        references_off_target=astray / len(expected) if expected else None,
+    )
 
 
-def summarize_comet(
-    scores: NDArray[np.float32], *, sha256: str, needs_references: bool, bootstrap: int
-) -> dict[str, Any]:
-    """A model's entry under `comet` of results.json from the scores of all sentences, shape (n,)."""
+def summarize_comet(scores: NDArray[np.float32], *, sha256: str, needs_references: bool, bootstrap: int) -> CometScore:
+    """A COMET model's score from those of all sentences, shape (n,)."""
     values = scores.astype(np.float64)[:, None]
     low, high = _interval((_resample(values, bootstrap)[:, 0] / len(values)).tolist())
-    return {
-        "score": float(values.mean()),
-        "low": low,
-        "high": high,
-        "sha256": sha256,
-        "needs_references": needs_references,
-    }
+    return CometScore(float(values.mean()), low, high, sha256, needs_references)

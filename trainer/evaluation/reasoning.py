@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from dataengine.errors import InputError
 from trainer.evaluation.paper import REASONING
+from trainer.evaluation.results import METRICS, TaskScores
 from trainer.huggingface.tokenizer import add_bos
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,6 @@ _FOLDERS = {
     "xstorycloze_id": "xstorycloze",
 }
 PAPER_TASKS = tuple(task.name for table in REASONING for task in table.tasks)
-_METRICS = ("acc", "acc_norm")
 
 
 def expand_tasks(names: Sequence[str]) -> list[str]:
@@ -58,8 +58,8 @@ def run_tasks(
     manager: Any,
     bos: bool,
     batch_size: int,
-) -> dict[str, dict[str, Any]]:
-    """Results of tasks by name, as results.json has them under `reasoning`.
+) -> dict[str, TaskScores]:
+    """Run tasks, and return their scores by name.
 
     `tokenizer` is a folder as trainer/export.py writes it, `manager` what `find_tasks` gives for these names. This
     process alone computes, whatever ranks there are. Raises InputError if a task's data cannot be had.
@@ -210,33 +210,36 @@ def _hash_files(paths: Iterable[Path]) -> str | None:
     return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
 
 
-def _read(name: str, found: Mapping[str, Any], bos: bool) -> dict[str, Any]:
-    """One task's entry from lm-eval's results; a name that stands for several tasks has the samples of all."""
+def _read(name: str, found: Mapping[str, Any], bos: bool) -> TaskScores:
+    """One task's scores from lm-eval's results; a name that stands for several tasks has the samples of all."""
     scores = found["results"][name]
-    entry: dict[str, Any] = {
-        "shots": 0,
-        "samples": sum(one["effective"] for one in found["n-samples"].values()),
-        "bos": bos,
-        "version": str(found["versions"].get(name, "")),
-    }
-    for metric in _METRICS:
-        if f"{metric},none" in scores:
-            entry[metric] = float(scores[f"{metric},none"])
-            error = scores.get(f"{metric}_stderr,none")
-            entry[f"{metric}_stderr"] = float(error) if isinstance(error, int | float) else None
-    if not any(metric in entry for metric in _METRICS):
+    if not any(f"{metric},none" in scores for metric in METRICS):
         raise InputError(f"task {name} gives no accuracy but {', '.join(scores)}. Name tasks with acc or acc_norm.")
-    return entry
+
+    def number(column: str) -> float | None:
+        value = scores.get(f"{column},none")
+        return float(value) if isinstance(value, int | float) else None
+
+    return TaskScores(
+        shots=0,
+        samples=sum(one["effective"] for one in found["n-samples"].values()),
+        bos=bos,
+        version=str(found["versions"].get(name, "")),
+        acc=number("acc"),
+        acc_stderr=number("acc_stderr"),
+        acc_norm=number("acc_norm"),
+        acc_norm_stderr=number("acc_norm_stderr"),
+    )
 
 
-def describe_task(entry: Mapping[str, Any]) -> str:
+def describe_task(scores: TaskScores) -> str:
     """A task's scores for people."""
     words = [
-        f"{metric} {entry[metric]:.2%}" + (f" (+- {error:.2%})" if (error := entry[f"{metric}_stderr"]) else "")
-        for metric in _METRICS
-        if metric in entry
+        f"{metric} {value:.2%}" + (f" (+- {error:.2%})" if (error := getattr(scores, f"{metric}_stderr")) else "")
+        for metric in METRICS
+        if (value := getattr(scores, metric)) is not None
     ]
-    return ", ".join(words) + f" of {entry['samples']:,}"
+    return ", ".join(words) + f" of {scores.samples:,}"
 
 
 def _first_line(error: Exception) -> str:

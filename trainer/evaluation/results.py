@@ -1,6 +1,4 @@
-"""What evaluations found of a run's checkpoints, on disk and in its bucket. Needs no torch.
-
-OUT/evaluations/step-00000040/   results.json, and the translations of each set as JSON lines
+"""OUT/evaluations/step-00000040/: results.json, and the translations of each set as JSON lines. Needs no torch.
 
 Several evaluations of one checkpoint may run at once, with other sets or settings: each adds its part to what is there.
 """
@@ -9,19 +7,159 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import orjson
 
 from dataengine.errors import InputError
+from dataengine.json_files import Versioned, decode, decode_lines
 from trainer.checkpoints.marker import Checkpoint
-from trainer.run.folder import Run, parse_json
+from trainer.run.folder import Run
 from trainer.run.lock import lock_folder
 from trainer.run.step_log import parse_rows
 
 VERSION = 2  # of results.json; raise when the same prompts would be completed otherwise
+_READABLE = (1, VERSION)  # 1: without checkpoint, log, and the hashes of translations
 _RESULTS = "results.json"
+METRICS = ("acc", "acc_norm")  # of reasoning tasks
 
-Results = dict[str, Any]  # the content of results.json
+T = TypeVar("T")
+Plain = str | bool | int | float | None
 LogRows = Mapping[int, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A corpus score; `low` and `high` bound its 95 % interval, None if it was not computed."""
+
+    score: float
+    signature: str
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class CometScore:
+    """The mean score of a COMET model, and which model it is."""
+
+    score: float
+    low: float | None
+    high: float | None
+    sha256: str
+    needs_references: bool
+
+    @property
+    def signature(self) -> str:
+        """What tells its scores from those of another model of the name."""
+        return self.sha256
+
+
+@dataclass(frozen=True)
+class Languages:
+    """In which language answers are, of those long enough to tell; shares are None without any."""
+
+    judged: int
+    target: int
+    source: int
+    other: int
+    off_target: float | None
+    references_off_target: float | None
+
+
+@dataclass(frozen=True)
+class Translation:
+    """One sentence of a set, and what a checkpoint made of it: a line of a file of translations."""
+
+    source: str
+    reference: str
+    hypothesis: str
+    unfinished: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetScores:
+    """One checkpoint on one set, direction and number of examples in the prompt, with one way of decoding."""
+
+    set: str
+    direction: str
+    shots: int
+    sentences: int
+    files: tuple[str, ...]
+    texts_sha256: str
+    note: str = ""
+    decoding: Mapping[str, Plain]
+    prompt: str
+    fingerprint: str = ""  # of all that decides the translations
+    bleu: Score
+    chrf: Score
+    languages: Languages | None
+    languages_reason: str | None = None  # why they are not known
+    comet: Mapping[str, CometScore]
+    counts: Mapping[str, int]
+    translations: str  # name of their file
+    sha256: str = ""  # of their file
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.decoding.get("beams"), int):
+            raise ValueError("decoding has no number of beams")
+
+    @property
+    def beams(self) -> int:
+        """Of the search; 1 is greedy."""
+        beams = self.decoding["beams"]
+        assert isinstance(beams, int)
+        return beams
+
+    def has_translations_of(self, other: SetScores, *keys: str) -> bool:
+        """Whether both are of the same translations and references."""
+        names = ("fingerprint", "texts_sha256", *keys)
+        return all(getattr(self, name) == getattr(other, name) for name in names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskScores:
+    """Accuracies of one reasoning task, None if lm-eval gives none of the kind, and what they depend on."""
+
+    shots: int
+    samples: int
+    bos: bool | None = None
+    version: str = ""
+    acc: float | None = None
+    acc_stderr: float | None = None
+    acc_norm: float | None = None
+    acc_norm_stderr: float | None = None
+    made_of: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class SetContamination:
+    """How many sentences of a set stand in the training streams."""
+
+    sentences: int
+    contaminated: int
+    by_stream: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """results.json: all that is known of one checkpoint."""
+
+    version: int = VERSION
+    run: str = ""
+    step: int
+    plan_id: str
+    checkpoint: str = ""  # Checkpoint.identity
+    log: Mapping[str, str] | None = None  # the row of its last step, which tells one training from another
+    tokens: int
+    translation: tuple[SetScores, ...]
+    reasoning: Mapping[str, TaskScores] = field(default_factory=dict)
+    contamination: Mapping[str, SetContamination] | None = None
+
+    def at(self, name: str) -> SetScores | None:
+        """The entry whose translations are in the file `name`."""
+        return next((one for one in self.translation if one.translations == name), None)
 
 
 def results_folder(step: int) -> str:
@@ -31,18 +169,15 @@ def results_folder(step: int) -> str:
 
 def new_results(name: str, checkpoint: Checkpoint, rows: LogRows, tokens: int) -> Results:
     """Those of a checkpoint of the run `name`, trained on `tokens`, before anything was evaluated."""
-    return {
-        "version": VERSION,
-        "run": name,
-        "step": checkpoint.step,
-        "plan_id": checkpoint.plan_id,
-        "checkpoint": checkpoint.identity,
-        "log": rows.get(checkpoint.step),
-        "tokens": tokens,
-        "translation": [],
-        "reasoning": {},
-        "contamination": None,
-    }
+    return Results(
+        run=name,
+        step=checkpoint.step,
+        plan_id=checkpoint.plan_id,
+        checkpoint=checkpoint.identity,
+        log=rows.get(checkpoint.step),
+        tokens=tokens,
+        translation=(),
+    )
 
 
 def read_log_rows(run: Run) -> LogRows:
@@ -61,13 +196,62 @@ def is_of_run(results: Results, checkpoints: Mapping[int, Checkpoint], rows: Log
     `checkpoints` are those that exist, by step. One that was removed is known by its row of the log; where a log has no
     such row, though later ones, or there is none, by its plan.
     """
-    step = results["step"]
+    step = results.step
     if step in checkpoints:
-        return bool(checkpoints[step].identity == results["checkpoint"])
+        return checkpoints[step].identity == results.checkpoint
     lost = not rows or (step not in rows and max(rows) > step)
-    if results["log"] is None or lost:
-        return bool(results["plan_id"] == plan_id)
-    return bool(results["log"] == rows.get(step))
+    if results.log is None or lost:
+        return results.plan_id == plan_id
+    return results.log == rows.get(step)
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """For a file of an evaluation that cannot be read."""
+    return InputError(f"{path} is damaged ({error}). Remove it, and evaluate again.")
+
+
+def read_any_results(path: Path) -> Results:
+    """Read results.json of this version or an older one. Raises InputError if it is damaged or of another version."""
+    return read_versioned(path, Results, _READABLE)
+
+
+def read_versioned(path: Path, kind: type[T], versions: Sequence[int]) -> T:
+    """Read a file of an evaluation. Raises InputError if it is damaged or of another version than these."""
+    content = path.read_bytes()
+    try:
+        version = decode(Versioned, content).version
+        if version in versions:
+            return decode(kind, content)
+    except ValueError as error:
+        raise damaged(path, error) from None
+    known = " and ".join(map(str, versions))
+    raise InputError(f"{path} has version {version}, this program reads {known}. Evaluate again with it.")
+
+
+def read_translations(path: Path, sentences: int) -> list[Translation]:
+    """Read the translations of a set. Raises OSError or ValueError if they are not so many, or damaged."""
+    found = decode_lines(Translation, path.read_bytes())
+    if len(found) != sentences:
+        raise ValueError(f"{len(found):,} sentences, not {sentences:,}")
+    return found
+
+
+def encode_translations(translations: Sequence[Translation]) -> bytes:
+    """Write translations as JSON lines."""
+    return b"".join(orjson.dumps(one) + b"\n" for one in translations)
+
+
+def encode_results(results: Results) -> bytes:
+    """Write results.json."""
+    content = asdict(results)
+    for entry in content["translation"]:
+        if entry["languages_reason"] is None:
+            del entry["languages_reason"]
+    for task in content["reasoning"].values():
+        for metric in METRICS:
+            if task[metric] is None:
+                del task[metric], task[f"{metric}_stderr"]
+    return json.dumps(content, indent=2, ensure_ascii=False).encode()
 
 
 def read_results(run: Run, step: int) -> Results | None:
@@ -76,16 +260,16 @@ def read_results(run: Run, step: int) -> Results | None:
     run.fetch(key)
     path = run.folder / key
     try:
-        found = dict(parse_json(path.read_bytes()))
-        names = [entry["translations"] for entry in found["translation"]]
-        if found.get("version") != VERSION:
+        content = path.read_bytes()
+        if decode(Versioned, content).version != VERSION:
             return None
-        if not (all(names) and isinstance(found["checkpoint"], str) and found["step"] == step):
+        found = decode(Results, content)
+        if found.step != step or not found.checkpoint or not all(one.translations for one in found.translation):
             raise ValueError("it does not say what it is of")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error}). Remove it, and evaluate again.") from None
+    except ValueError as error:
+        raise damaged(path, error) from None
     return found
 
 
@@ -99,13 +283,19 @@ def read_all_results(run: Run) -> list[Results]:
     return [found for step in steps if (found := read_results(run, step)) is not None]
 
 
+def with_earlier(run: Run, new: Results) -> Results:
+    """What earlier evaluations left of the checkpoint of `new`; `new` if they are of another one of its step."""
+    found = read_results(run, new.step)
+    return found if found is not None and found.checkpoint == new.checkpoint else new
+
+
 def add_results(
     run: Run,
     new: Results,
     *,
-    translation: Sequence[Mapping[str, Any]] = (),
-    reasoning: Mapping[str, Any] | None = None,
-    contamination: Any = None,
+    translation: Sequence[SetScores] = (),
+    reasoning: Mapping[str, TaskScores] | None = None,
+    contamination: Mapping[str, SetContamination] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Results:
     """Add to the results of a checkpoint what an evaluation found, beside what others found meanwhile; return them all.
@@ -114,31 +304,28 @@ def add_results(
     translations by their names. In a bucket, what another machine adds in the same moment may be lost; it is made again
     when it is asked for.
     """
-    place = results_folder(new["step"])
+    place = results_folder(new.step)
     folder = run.folder / place
     folder.mkdir(parents=True, exist_ok=True)
     with lock_folder(folder):
-        found = read_results(run, new["step"])
-        results = found if found is not None and found["checkpoint"] == new["checkpoint"] else new
-        entries = {entry["translations"]: entry for entry in results["translation"]}
+        results = with_earlier(run, new)
+        entries = {entry.translations: entry for entry in results.translation}
         for entry in translation:
-            entries[entry["translations"]] = _with_comet(entry, entries.get(entry["translations"]))
-        tasks = {**results["reasoning"], **(reasoning or {})}
-        results = {
-            **results,
-            "translation": [entries[name] for name in sorted(entries)],
-            "reasoning": {name: tasks[name] for name in sorted(tasks)},
-            "contamination": results["contamination"] if contamination is None else contamination,
-        }
+            entries[entry.translations] = _with_comet(entry, entries.get(entry.translations))
+        results = replace(
+            results,
+            translation=tuple(entries[name] for name in sorted(entries)),
+            reasoning=dict(sorted({**results.reasoning, **(reasoning or {})}.items())),
+            contamination=results.contamination if contamination is None else contamination,
+        )
         for name, content in (files or {}).items():
             run.publish(f"{place}/{name}", content)
-        run.publish(f"{place}/{_RESULTS}", json.dumps(results, indent=2, ensure_ascii=False).encode())
+        run.publish(f"{place}/{_RESULTS}", encode_results(results))
     return results
 
 
-def _with_comet(entry: Mapping[str, Any], known: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _with_comet(entry: SetScores, known: SetScores | None) -> SetScores:
     """An entry with the scores that COMET models of another evaluation gave the same translations and references."""
-    keys = ("fingerprint", "texts_sha256", "sha256")
-    if known is None or any(known.get(key) != entry[key] for key in keys):
+    if known is None or not entry.has_translations_of(known, "sha256"):
         return entry
-    return {**entry, "comet": {**known["comet"], **entry["comet"]}}
+    return replace(entry, comet={**known.comet, **entry.comet})

@@ -14,16 +14,17 @@ _Search = tuple[str, str]  # set and decoding
 
 def is_comparable(one: SetResult, other: SetResult) -> bool:
     """Whether the scores of two results differ by what the runs have made alone."""
-    return _way(one) == _way(other)
+    return way_of(one) == way_of(other)
 
 
-def _way(one: SetResult) -> tuple[object, ...]:
+def way_of(one: SetResult) -> tuple[object, ...]:
+    """What must be equal for two results to be compared."""
     texts = (one.texts_sha256, one.sentences, one.prompt)
     return (_search(one), one.direction, one.shots, *texts, one.bleu.signature, one.chrf.signature)
 
 
 def _search(one: SetResult) -> _Search:
-    return one.set_name, json.dumps(one.decoding, sort_keys=True, default=str)
+    return one.set, json.dumps(one.decoding, sort_keys=True, default=str)
 
 
 class Comparable:
@@ -41,7 +42,7 @@ class Comparable:
         for column in dict.fromkeys(_column(one) for results in found for one in results):
             here = [[one for one in results if _column(one) == column] for results in found]
             alike = [[one for one in results if usual and _search(one) == _search(usual)] for results in here]
-            chosen = _majority(alike, _way) or _majority(here, _way)
+            chosen = _majority(alike, way_of) or _majority(here, way_of)
             assert chosen is not None
             self._chosen[column] = chosen
 
@@ -70,15 +71,15 @@ def _majority(runs: Sequence[Sequence[SetResult]], of: Callable[[SetResult], obj
     counts = Counter(value for results in runs for value, _ in {(of(one), _column(one)) for one in results})
     return max(
         (one for results in runs for one in results),
-        key=lambda one: (counts[of(one)], one.set_name == "test", -one.beams, one.sentences),
+        key=lambda one: (counts[of(one)], one.set == "test", -one.beams, one.sentences),
         default=None,
     )
 
 
 def _differences(one: SetResult, most: SetResult) -> Iterator[str]:
     """What of a result is another than of most."""
-    if one.set_name != most.set_name:
-        yield f"on {one.set_name}"
+    if one.set != most.set:
+        yield f"on {one.set}"
     elif one.sentences != most.sentences:
         yield f"{one.sentences:,} sentences"
     elif one.texts_sha256 != most.texts_sha256:
@@ -88,7 +89,7 @@ def _differences(one: SetResult, most: SetResult) -> Iterator[str]:
     for name in sorted({*one.decoding, *most.decoding} - {"beams", "method"}):
         if one.decoding.get(name) != most.decoding.get(name):
             yield f"{name.replace('_', ' ')} {one.decoding.get(name)}"
-    if one.prompt != most.prompt and one.set_name == most.set_name:
+    if one.prompt != most.prompt and one.set == most.set:
         yield "another prompt"
     for name, ours, theirs in (("BLEU", one.bleu, most.bleu), ("chrF", one.chrf, most.chrf)):
         if ours.signature != theirs.signature:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from dataengine.schedule.plot import mix_shares
 from dataengine.schedule.stages import stage_rows
+from trainer.evaluation.results import Score
 from trainer.reporting.line_charts import Panel, limits, picture, stack
-from trainer.reporting.runs import Floats, Score, TrainedRun
+from trainer.reporting.runs import Floats, TrainedRun
 
 # Okabe and Ito's colours, told apart by colour-blind readers; the yellow one is too light for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47", "#7A5195", "#6B6B6B")
@@ -135,7 +136,7 @@ def bleu_curves(runs: Sequence[TrainedRun], curves: Sequence[Curve], shots: int)
     """
     colours, directions = run_colours(runs), list(dict.fromkeys(one.direction for one in curves))
     signs = {run.label: _MARKERS[number % len(_MARKERS)] for number, run in enumerate(runs)}
-    chosen = {run.label: run.chosen["step"] for run in runs if run.chosen}
+    chosen = {run.label: run.chosen.step for run in runs if run.chosen}
     columns = min(2, len(directions))
     lines = -(-len(directions) // columns)
     with style():

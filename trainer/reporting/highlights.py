@@ -49,8 +49,9 @@ def describe_highlights(
             f"{direction} {share:.0%}"
             for direction in directions
             if (found := significance.compared.pick(run.results, direction, shots[0]))
-            and (share := found.languages.get("off_target")) is not None
-            and share - (found.languages.get("references_off_target") or 0) >= _OFF_TARGET
+            and found.languages
+            and (share := found.languages.off_target) is not None
+            and share - (found.languages.references_off_target or 0) >= _OFF_TARGET
         ]
         if astray:
             yield f"{run.label} answers in a wrong language: {', '.join(astray)}."

@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -17,12 +16,13 @@ from dataengine.schedule.stages import stage_rows
 from dataengine.storage.atomic import write_file
 from dataengine.storage.paths import refuse_url
 from trainer.evaluation import paper
+from trainer.evaluation.results import CometScore, Score
 from trainer.reporting import figures, tables
-from trainer.reporting.comparable import Comparable
+from trainer.reporting.comparable import Comparable, way_of
 from trainer.reporting.figures import Curve
 from trainer.reporting.highlights import describe_highlights
 from trainer.reporting.read import read_usable_runs
-from trainer.reporting.runs import Score, SetResult, TrainedRun
+from trainer.reporting.runs import SetResult, TrainedRun
 from trainer.reporting.samples import choose_samples
 from trainer.reporting.significance import Significance
 from trainer.run.settings import differences
@@ -105,7 +105,7 @@ def _page(runs: Sequence[TrainedRun], significance: Significance, samples: int, 
         "failures": tables.failures_table(runs),
         "contamination": tables.contamination_table(runs),
         "data": [(run, tables.data_table(run, number)) for number, run in enumerate(runs)],
-        "measured": list(_measured(runs)),
+        "measured": _measured(runs),
         "settings": [(run, _settings(run)) for run in runs],
         "title": _title(runs),
     }
@@ -160,19 +160,13 @@ def _means(
     return means
 
 
-def _measured(runs: Sequence[TrainedRun]) -> Iterator[dict[str, Any]]:
-    """How scores came about; equal ways once, with the runs that they hold for."""
-    ways: dict[tuple[Any, ...], list[str]] = {}
+def _measured(runs: Sequence[TrainedRun]) -> list[tuple[SetResult, list[str]]]:
+    """How scores came about: a result of each way, and the runs that have it."""
+    ways: dict[object, tuple[SetResult, list[str]]] = {}
     for run in runs:
-        for one in run.judged.sets if run.judged else ():
-            if one.set_name == run.judged_on:
-                decoding = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in one.decoding.items())
-                key = (one.set_name, one.direction, one.shots, one.bleu.signature, one.chrf.signature, decoding,
-                       one.prompt, one.files, one.texts_sha256, one.sentences)  # fmt: skip
-                ways.setdefault(key, []).append(run.label)
-    names = ("set", "direction", "shots", "bleu", "chrf", "decoding", "prompt", "files", "sha256", "sentences")
-    for key, labels in ways.items():
-        yield {**dict(zip(names, key, strict=True)), "runs": labels}
+        for one in run.results:
+            ways.setdefault((way_of(one), one.files), (one, []))[1].append(run.label)
+    return list(ways.values())
 
 
 def _settings(run: TrainedRun) -> list[tuple[str, str]]:
@@ -212,7 +206,7 @@ def _csv(runs: Sequence[TrainedRun], significance: Significance) -> str:
         for one in run.evaluations:
             head = (run.label, run.setting, one.step, one.tokens)
             for found in one.sets:
-                place = (found.set_name, found.direction, found.shots, found.decoding["beams"])
+                place = (found.set, found.direction, found.shots, found.beams)
                 of = (found.sentences, found.texts_sha256)
                 for metric, score in _scores(found):
                     writer.writerow((*head, *place, metric, score.score, score.low, score.high, score.signature, *of))
@@ -223,16 +217,17 @@ def _csv(runs: Sequence[TrainedRun], significance: Significance) -> str:
                 )
                 if p is not None and significance.baseline is not None:
                     writer.writerow((*head, *place, "bleu_p_value", p, None, None, significance.baseline.label, *of))
-                for name, value in {**found.counts, "off_target": found.languages.get("off_target")}.items():
+                off_target = found.languages.off_target if found.languages else None
+                for name, value in {**found.counts, "off_target": off_target}.items():
                     writer.writerow((*head, *place, name, value, None, None, None, *of))
             for task, scores in one.reasoning.items():
                 for metric in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr"):
-                    if metric in scores:
-                        writer.writerow((*head, task, None, 0, None, metric, scores[metric], *[None] * 5))
+                    if (value := getattr(scores, metric)) is not None:
+                        writer.writerow((*head, task, None, 0, None, metric, value, *[None] * 5))
     return content.getvalue()
 
 
-def _scores(found: SetResult) -> Iterator[tuple[str, Score]]:
+def _scores(found: SetResult) -> Iterator[tuple[str, Score | CometScore]]:
     yield "bleu", found.bleu
     yield "chrf", found.chrf
     yield from found.comet.items()

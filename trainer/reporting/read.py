@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,12 +18,12 @@ from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url
 from trainer.checkpoints.find import all_checkpoints
 from trainer.checkpoints.marker import checkpoint_folder, read_checkpoint
-from trainer.reporting.runs import MEASURES, BuiltStream, Evaluation, Score, SetResult, TrainedRun, damaged_results
-from trainer.run.folder import Run, local_folder, open_run, parse_json, read_run_manifest
+from trainer.evaluation.choice import read_choice
+from trainer.evaluation.results import read_any_results
+from trainer.reporting.runs import MEASURES, BuiltStream, Evaluation, TrainedRun
+from trainer.run.folder import Run, local_folder, open_run, read_run_manifest
 from trainer.run.settings import SETTINGS, History, parse_history
 from trainer.run.step_log import read_log
-
-_VERSIONS = (1, 2)  # of results.json and chosen.json
 
 
 def read_runs(runs: Sequence[str], cache: str) -> list[TrainedRun]:
@@ -85,10 +84,9 @@ def _read_run(url: str, cache: str) -> TrainedRun:
     if run.store is not None:
         results = [name for name in run.store.sizes("evaluations/") if name.endswith("/results.json")]
         run.fetch("chosen.json", *sorted(results))
-    chosen = _read_json(folder / "chosen.json") if (folder / "chosen.json").is_file() else None
-    if chosen is not None and not isinstance(chosen.get("step"), int):
-        raise damaged_results(folder / "chosen.json", KeyError("step"))
-    evaluations = [_read_evaluation(path) for path in sorted(folder.glob("evaluations/*/results.json"))]
+    chosen = read_choice(folder / "chosen.json") if (folder / "chosen.json").is_file() else None
+    places = sorted(folder.glob("evaluations/*/results.json"))
+    evaluations = [Evaluation(**vars(read_any_results(path)), path=path) for path in places]
     anew = _trained_anew(run, evaluations)
     evaluations = [one for one in evaluations if one not in anew]
     built, note = _read_build(config, manifest)
@@ -162,73 +160,6 @@ def _load_quickly(path: Path) -> dict[str, Any] | None:
 
 def _fetch_translations(run: Run, evaluation: Evaluation) -> None:
     run.fetch(*(one.path.relative_to(run.folder).as_posix() for one in evaluation.sets))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A file of results. Raises InputError if it is damaged or of another version."""
-    try:
-        found = parse_json(path.read_bytes())
-        version = found["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise damaged_results(path, error) from None
-    if version not in _VERSIONS:
-        known = " and ".join(map(str, _VERSIONS))
-        raise InputError(f"{path} has version {version}, this program reads {known}. Evaluate again with it.")
-    return dict(found)
-
-
-def _read_evaluation(path: Path) -> Evaluation:
-    found = _read_json(path)
-    try:
-        return Evaluation(
-            step=int(found["step"]),
-            plan_id=found["plan_id"],
-            checkpoint=found.get("checkpoint"),
-            tokens=int(found["tokens"]),
-            sets=tuple(_read_set(entry, path.parent) for entry in found["translation"]),
-            reasoning={
-                task: {**_numbers(scores), "version": str(scores.get("version", ""))}
-                for task, scores in (found.get("reasoning") or {}).items()
-            },
-            contamination={
-                name: {**_numbers(one), "by_stream": _numbers(one["by_stream"])}
-                for name, one in (found.get("contamination") or {}).items()
-            },
-            path=path,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise damaged_results(path, error) from None
-
-
-def _numbers(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of an object. Raises TypeError or AttributeError if it is none."""
-    return {name: value for name, value in found.items() if isinstance(value, int | float)}
-
-
-def _read_set(entry: Mapping[str, Any], folder: Path) -> SetResult:
-    comet = {
-        model: Score(one["score"], one["low"], one["high"], one["sha256"]) for model, one in entry["comet"].items()
-    }
-    bleu, chrf = (
-        Score(one["score"], one["low"], one["high"], one["signature"]) for one in (entry["bleu"], entry["chrf"])
-    )
-    return SetResult(
-        set_name=entry["set"],
-        direction=entry["direction"],
-        shots=int(entry["shots"]),
-        sentences=int(entry["sentences"]),
-        files=tuple(entry["files"]),
-        texts_sha256=entry["texts_sha256"],
-        decoding={**entry["decoding"], "beams": int(entry["decoding"]["beams"])},
-        prompt=entry["prompt"],
-        bleu=bleu,
-        chrf=chrf,
-        comet=comet,
-        languages=_numbers(entry["languages"] or {}),
-        counts=_numbers(entry["counts"]),
-        path=folder / Path(entry["translations"]).name,
-    )
 
 
 def _read_build(config: Mapping[str, Any], manifest: Manifest) -> tuple[tuple[BuiltStream, ...], str]:

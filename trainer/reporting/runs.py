@@ -9,64 +9,35 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
+from trainer.evaluation.choice import Choice
+from trainer.evaluation.results import (
+    Results,
+    SetContamination,
+    SetScores,
+    TaskScores,
+    Translation,
+    damaged,
+    read_translations,
+)
 from trainer.run.settings import History
 from trainer.run.step_log import gap_words, missing_steps, skipped_steps
 
 MEASURES = ("learning_rate", "grad_norm", "tokens_per_second", "memory_gb")  # columns of the log that are drawn
-_TEXTS = ("source", "reference", "hypothesis")
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Score:
-    """A corpus score; `low` and `high` bound its 95 % interval, None if it was not computed."""
+@dataclass(frozen=True, kw_only=True)
+class SetResult(SetScores):
+    """One checkpoint on one set, direction and number of examples in the prompt, and where its translations are."""
 
-    score: float
-    low: float | None
-    high: float | None
-    signature: str
-
-
-@dataclass(frozen=True)
-class Translation:
-    """One sentence of a set, and what a run made of it."""
-
-    source: str
-    reference: str
-    hypothesis: str
-
-
-@dataclass(frozen=True)
-class SetResult:
-    """One checkpoint on one set, direction and number of examples in the prompt."""
-
-    set_name: str
-    direction: str
-    shots: int
-    sentences: int
-    files: tuple[str, ...]
-    texts_sha256: str
-    decoding: Mapping[str, Any]
-    prompt: str
-    bleu: Score
-    chrf: Score
-    comet: Mapping[str, Score]
-    languages: Mapping[str, Any]  # empty: none judged
-    counts: Mapping[str, int]
-    path: Path  # of the translations
+    path: Path
 
     @property
-    def beams(self) -> int:
-        """Of the search; 1 is greedy."""
-        return int(self.decoding["beams"])
-
-    @property
-    def translations(self) -> tuple[Translation, ...]:
+    def rows(self) -> Sequence[Translation]:
         """The stored translations, in the order of the set; empty if the file is not here or is damaged."""
         return self._stored[0]
 
@@ -76,32 +47,26 @@ class SetResult:
         return self._stored[1]
 
     @cached_property
-    def _stored(self) -> tuple[tuple[Translation, ...], str]:
+    def _stored(self) -> tuple[Sequence[Translation], str]:
         if not self.path.is_file():
             return (), ""
         try:
-            rows = [orjson.loads(line) for line in self.path.read_bytes().splitlines()]
-            found = tuple(Translation(*(_text(row[key]) for key in _TEXTS)) for row in rows)
-            if len(found) != self.sentences:
-                raise ValueError(f"{len(found):,} sentences, not {self.sentences:,}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return (), str(damaged_results(self.path, error))
-        return found, ""
+            return read_translations(self.path, self.sentences), ""
+        except (OSError, ValueError) as error:
+            return (), str(damaged(self.path, error))
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of one checkpoint."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Results):
+    """The results of one checkpoint, and the file that they are in."""
 
-    step: int
-    plan_id: str
-    checkpoint: str | None  # its identity; None of an older version
-    tokens: int
-    sets: tuple[SetResult, ...]
-    reasoning: Mapping[str, Mapping[str, Any]]
-    contamination: Mapping[str, Mapping[str, Any]]
     path: Path
-    sha256: str
+
+    @cached_property
+    def sets(self) -> tuple[SetResult, ...]:
+        """One for each set, direction, number of examples and way of decoding."""
+        folder = self.path.parent
+        return tuple(SetResult(**vars(one), path=folder / Path(one.translations).name) for one in self.translation)
 
     def find(self, set_name: str, direction: str, shots: int) -> SetResult | None:
         """The result of a set; of several ways of decoding the first."""
@@ -109,7 +74,7 @@ class Evaluation:
 
     def on(self, set_name: str) -> tuple[SetResult, ...]:
         """The results of a set, in all directions, numbers of examples and ways of decoding."""
-        return tuple(one for one in self.sets if one.set_name == set_name)
+        return tuple(one for one in self.sets if one.set == set_name)
 
 
 @dataclass(frozen=True)
@@ -137,7 +102,7 @@ class TrainedRun:
     history: History  # of its `train` settings
     rows: Sequence[Mapping[str, str]]  # of log.csv
     evaluations: tuple[Evaluation, ...]  # by step
-    chosen: Mapping[str, Any] | None  # chosen.json
+    chosen: Choice | None
     built: tuple[BuiltStream, ...]
     built_note: str  # why `built` is empty
     problems: tuple[str, ...] = ()  # what is left out, and why
@@ -207,19 +172,34 @@ class TrainedRun:
         """The evaluation of the chosen checkpoint; else that of the last one evaluated."""
         if not self.evaluations:
             return None
-        chosen = self.chosen and next((one for one in self.evaluations if one.step == self.chosen["step"]), None)
+        chosen = self.chosen and next((one for one in self.evaluations if one.step == self.chosen.step), None)
         return chosen or self.evaluations[-1]
+
+    @property
+    def sets(self) -> tuple[SetResult, ...]:
+        """The results of the judged checkpoint on all sets."""
+        return self.judged.sets if self.judged else ()
+
+    @property
+    def reasoning(self) -> Mapping[str, TaskScores]:
+        """The accuracies of the judged checkpoint by task."""
+        return self.judged.reasoning if self.judged else {}
+
+    @property
+    def contamination(self) -> Mapping[str, SetContamination]:
+        """What was found for the judged checkpoint of each set in the training streams."""
+        return (self.judged and self.judged.contamination) or {}
 
     @property
     def judged_on(self) -> str:
         """`test` if the judged checkpoint has been there, else `dev`; nothing if it has no translations."""
-        names = {one.set_name for one in self.judged.sets} if self.judged else set()
+        names = {one.set for one in self.sets}
         return "test" if "test" in names else "dev" if names else ""
 
     @property
     def is_chosen(self) -> bool:
         """Whether `judged` is the choice of chosen.json."""
-        return bool(self.chosen and self.judged and self.judged.step == self.chosen["step"])
+        return bool(self.chosen and self.judged and self.judged.step == self.chosen.step)
 
     @property
     def judged_because(self) -> str:
@@ -247,14 +227,3 @@ class TrainedRun:
     def language(self, code: str) -> str:
         """The full name of a language."""
         return str((self.config.get("languages") or {}).get(code, code))
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} where a text is expected")
-    return value
-
-
-def damaged_results(path: Path, error: Exception) -> InputError:
-    what = f"no {error}" if isinstance(error, KeyError) else str(error)
-    return InputError(f"{path} is damaged ({what}). Remove it, and evaluate again.")

@@ -41,13 +41,13 @@ def choose_samples(
     """Sentences for each direction: half spread over the set, half those that the runs differ most in."""
     for direction in directions:
         picked = [(run, one) for run in runs if (one := compared.pick(run.results, direction, shots[0]))]
-        found = [(run, one) for run, one in picked if one.translations]
+        found = [(run, one) for run, one in picked if one.rows]
         if not found or not count:
             continue
         texts = Counter(one.texts_sha256 for _, one in found)
         first = max((one for _, one in found), key=lambda one: texts[one.texts_sha256])
         found = [(run, one) for run, one in found if one.texts_sha256 == first.texts_sha256]
-        total = len(first.translations)
+        total = len(first.rows)
         looked_at = _spread(total, max(count, _LOOKED_AT // len(found)))
         scores = {run.label: _sentence_scores(one, looked_at) for run, one in found}
         spread = np.ptp(np.array(list(scores.values())), axis=0)  # (sentences looked at,)
@@ -59,16 +59,16 @@ def choose_samples(
         yield Samples(
             direction,
             (source, target),
-            f"{first.set_name}, {tables.shots_words(first.shots)}, {total:,} sentences",
+            f"{first.set}, {tables.shots_words(first.shots)}, {total:,} sentences",
             [
                 Sample(
-                    first.translations[looked_at[place]].source,
-                    first.translations[looked_at[place]].reference,
+                    first.rows[looked_at[place]].source,
+                    first.rows[looked_at[place]].reference,
                     [
                         (
                             run.label,
                             compared.difference(one),
-                            one.translations[looked_at[place]].hypothesis,
+                            one.rows[looked_at[place]].hypothesis,
                             scores[run.label][place],
                         )
                         for run, one in found
@@ -85,5 +85,5 @@ def _spread(total: int, count: int) -> list[int]:
 
 
 def _sentence_scores(one: SetResult, numbers: Sequence[int]) -> list[float]:
-    rows = [one.translations[number] for number in numbers]
+    rows = [one.rows[number] for number in numbers]
     return sentence_chrf([row.hypothesis for row in rows], [row.reference for row in rows])

@@ -36,8 +36,8 @@ class Significance:
         ours, theirs = self._both(run, direction, shots)
         if run is self.baseline or ours is None or theirs is None or not is_comparable(ours, theirs):
             return None
-        before, after = ([row.hypothesis for row in one.translations] for one in (theirs, ours))
-        references = [row.reference for row in ours.translations]
+        before, after = ([row.hypothesis for row in one.rows] for one in (theirs, ours))
+        references = [row.reference for row in ours.rows]
         if not references or len(before) != len(after):
             return None
         tokenize = dict((run.config.get("evaluate") or {}).get("bleu_tokenize") or {})

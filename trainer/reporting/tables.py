@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 from trainer.evaluation import paper as paper_module
 from trainer.evaluation.paper import mean
+from trainer.evaluation.results import CometScore, Score
 from trainer.reporting.comparable import Comparable
-from trainer.reporting.runs import Score, SetResult, TrainedRun
+from trainer.reporting.runs import SetResult, TrainedRun
 from trainer.reporting.significance import LEVEL, Significance
 
 _OTHER = "≠: measured otherwise than most of the column, in the way that stands behind it; not to be compared."
@@ -54,13 +56,13 @@ class Table:
 
 def all_directions(runs: Sequence[TrainedRun]) -> list[str]:
     """Directions of the judged checkpoints, in the paper's order, others behind."""
-    found = {one.direction for run in runs if run.judged for one in run.judged.sets}
+    found = {one.direction for run in runs for one in run.sets}
     return sorted(found, key=paper_module.place_of)
 
 
 def all_shots(runs: Sequence[TrainedRun]) -> list[int]:
     """Numbers of examples of the judged checkpoints."""
-    return sorted({one.shots for run in runs if run.judged for one in run.judged.sets})
+    return sorted({one.shots for run in runs for one in run.sets})
 
 
 def shots_words(shots: int) -> str:
@@ -74,43 +76,32 @@ def is_of_paper(runs: Sequence[TrainedRun]) -> bool:
     return settings and bool(set(all_directions(runs)) & set(paper_module.DIRECTIONS))
 
 
+@dataclass(frozen=True)
+class _Bleu:
+    """BLEU of one direction and number of examples, and the paper's: the table of translations in long form."""
+
+    label: str  # of its row
+    shots: int
+    direction: str
+    found: SetResult | None
+    paper: float | None
+    run: TrainedRun | None  # if its row is of one run
+    quiet: bool  # of a model of the paper
+
+    @property
+    def score(self) -> float | None:
+        """Ours."""
+        return self.found.bleu.score if self.found else None
+
+
 def translation_table(runs: Sequence[TrainedRun], significance: Significance) -> Table | None:
     """BLEU in the form of the paper's table 3, also of the settings in its tables 5 and 7."""
     directions, shots = all_directions(runs), all_shots(runs)
     if not directions:
         return None
-    compared, with_paper = significance.compared, is_of_paper(runs)
-    best = {
-        (number, direction): _best_bleu([compared.pick_alike(run.results, direction, number) for run in runs])
-        for number in shots
-        for direction in directions
-    }
-    rows = []
-    for run in runs:
-        paper = paper_module.BLEU.get(run.setting)
-        cells: list[Cell] = []
-        for number in shots:
-            found = [compared.pick(run.results, direction, number) for direction in directions]
-            theirs = [paper_module.bleu_of(paper, direction, number) for direction in directions]
-            for direction, one, value in zip(directions, found, theirs, strict=True):
-                other = compared.difference(one) if one else ""
-                is_best = one is not None and one.bleu.score == best[number, direction] and not other
-                cell = _bleu_cell(one, value, significance.mark(run, direction, number), best=is_best)
-                cells.append(replace(cell, other=other))
-            ours = mean([one.bleu.score if one else None for one in found])
-            cells.append(replace(_cell(ours, mean(theirs)), other=_joined(cells[-len(directions) :])))
-        rows.append(Row(run.label, cells, run=run.label))
-    own = {paper_module.UNI[run.setting]: run for run in runs if run.setting in paper_module.UNI}
-    if len(own) > 1 and with_paper:
-        rows.append(Row("each uni run in its own direction", _uni_cells(own, directions, shots, compared)))
-    if with_paper:
-        for name, paper in paper_module.OTHER_MODELS.items():
-            cells = []
-            for number in shots:
-                theirs = [paper_module.bleu_of(paper, direction, number) for direction in directions]
-                cells += [Cell(paper=_number(value)) for value in [*theirs, mean(theirs)]]
-            if any(cell.paper for cell in cells):
-                rows.append(Row(f"{name} (paper)", cells, quiet=True))
+    with_paper = is_of_paper(runs)
+    values = list(_bleu_values(runs, significance.compared, with_paper=with_paper))
+    rows = list(_pivot(values, significance))
     judged = {run.judged_on for run in runs if run.judged_on}
     return Table(
         "translation",
@@ -119,6 +110,69 @@ def translation_table(runs: Sequence[TrainedRun], significance: Significance) ->
         rows,
         groups=[(shots_words(number), len(directions) + 1) for number in shots],
         note=" ".join(_explain(runs, rows, significance, with_paper=with_paper)),
+    )
+
+
+def _bleu_values(runs: Sequence[TrainedRun], compared: Comparable, *, with_paper: bool) -> Iterator[_Bleu]:
+    """The runs' BLEU; beside the paper's also last (uni), a run for each direction, and the paper's other models."""
+    directions, shots = all_directions(runs), all_shots(runs)
+
+    def row(
+        label: str, paper: paper_module.PaperBleu | None, by_direction: Mapping[str, TrainedRun],
+        run: TrainedRun | None = None,
+    ) -> Iterator[_Bleu]:  # fmt: skip
+        for number, direction in product(shots, directions):
+            one = by_direction.get(direction)
+            found = compared.pick(one.results, direction, number) if one else None
+            theirs = paper_module.bleu_of(paper, direction, number)
+            yield _Bleu(label, number, direction, found, theirs, run, quiet=not by_direction)
+
+    for run in runs:
+        yield from row(run.label, paper_module.BLEU.get(run.setting), dict.fromkeys(directions, run), run)
+    own = {paper_module.UNI[run.setting]: run for run in runs if run.setting in paper_module.UNI}
+    if len(own) > 1 and with_paper:
+        yield from row("each uni run in its own direction", paper_module.BLEU[paper_module.LAST_UNI], own)
+    for name, paper in paper_module.OTHER_MODELS.items() if with_paper else ():
+        yield from row(f"{name} (paper)", paper, {})
+
+
+def _pivot(values: Sequence[_Bleu], significance: Significance) -> Iterator[Row]:
+    """Rows of values, with a mean for each number of examples; rows of the paper only if they have a value."""
+    best = _best_bleu(values, significance.compared)
+    for label, part in groupby(values, key=lambda value: value.label):
+        line, cells = list(part), list[Cell]()
+        for _, group in groupby(line, key=lambda value: value.shots):
+            block = list(group)
+            found = [_bleu_cell(value, best, significance) for value in block]
+            average = _cell(mean([value.score for value in block]), mean([value.paper for value in block]))
+            cells += [*found, replace(average, other=_joined(found))]
+        run, quiet = line[0].run, line[0].quiet
+        if quiet:
+            cells = [Cell(paper=cell.paper) for cell in cells]
+        if not quiet or any(cell.paper for cell in cells):
+            yield Row(label, cells, run=run.label if run else None, quiet=quiet)
+
+
+def _best_bleu(values: Sequence[_Bleu], compared: Comparable) -> dict[tuple[int, str], float]:
+    """The highest BLEU of the runs in each column, of those measured as most are; only where there are several."""
+    scores: dict[tuple[int, str], list[float]] = {}
+    for value in values:
+        if value.run and value.found and not compared.difference(value.found):
+            scores.setdefault((value.shots, value.direction), []).append(value.found.bleu.score)
+    return {column: max(found) for column, found in scores.items() if len(found) > 1}
+
+
+def _bleu_cell(value: _Bleu, best: Mapping[tuple[int, str], float], significance: Significance) -> Cell:
+    cell = _cell(value.score, value.paper)
+    if value.found is None:
+        return cell
+    other = significance.compared.difference(value.found)
+    return replace(
+        cell,
+        detail=_interval(value.found.bleu),
+        mark=significance.mark(value.run, value.direction, value.shots) if value.run else "",
+        best=bool(value.run) and not other and value.score == best.get((value.shots, value.direction)),
+        other=other,
     )
 
 
@@ -147,51 +201,12 @@ def _explain(
         )
     if any(cell.best for cell in cells):
         yield "Bold: the best run of a column."
-    if any(cell.other for cell in cells):
-        yield _OTHER
+    if note := _note_others(rows):
+        yield note
 
 
-def _uni_cells(
-    own: Mapping[str, TrainedRun], directions: Sequence[str], shots: Sequence[int], compared: Comparable
-) -> list[Cell]:
-    """Last (uni) of the paper: `own` has the run that was trained on a direction."""
-    paper = paper_module.BLEU[paper_module.LAST_UNI]
-    cells: list[Cell] = []
-    for number in shots:
-        found = [
-            compared.pick(own[direction].results, direction, number) if direction in own else None
-            for direction in directions
-        ]
-        theirs = [paper_module.bleu_of(paper, direction, number) for direction in directions]
-        for one, value in zip(found, theirs, strict=True):
-            cell = _bleu_cell(one, value, "", best=False)
-            cells.append(replace(cell, other=compared.difference(one) if one else ""))
-        ours = mean([one.bleu.score if one else None for one in found])
-        cells.append(replace(_cell(ours, mean(theirs)), other=_joined(cells[-len(directions) :])))
-    return cells
-
-
-def _best_bleu(found: Sequence[SetResult | None]) -> float | None:
-    """The highest BLEU of several results; None if fewer than two are there to compare."""
-    scores = [one.bleu.score for one in found if one]
-    return max(scores) if len(scores) > 1 else None
-
-
-def _bleu_cell(found: SetResult | None, paper: float | None, mark: str, *, best: bool) -> Cell:
-    if found is None:
-        return Cell(value="–", paper=_number(paper))
-    return Cell(
-        value=f"{found.bleu.score:.2f}",
-        detail=_interval(found.bleu),
-        mark=mark,
-        paper=_number(paper),
-        delta="" if paper is None else f"{found.bleu.score - paper:+.2f}",
-        best=best,
-    )
-
-
-def _cell(value: float | None, paper: float | None, digits: int = 2) -> Cell:
-    delta = "" if value is None or paper is None else f"{value - paper:+.{digits}f}"
+def _cell(value: float | None, paper: float | None) -> Cell:
+    delta = "" if value is None or paper is None else f"{value - paper:+.2f}"
     return Cell(value=_number(value) or "–", paper=_number(paper), delta=delta)
 
 
@@ -199,7 +214,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _interval(score: Score, digits: int = 2) -> str:
+def _interval(score: Score | CometScore, digits: int = 2) -> str:
     return "" if score.low is None or score.high is None else f"{score.low:.{digits}f}–{score.high:.{digits}f}"
 
 
@@ -208,37 +223,32 @@ def other_metrics_table(runs: Sequence[TrainedRun], compared: Comparable) -> Tab
     directions, shots = all_directions(runs), all_shots(runs)
     if not directions:
         return None
-    models = list(
-        dict.fromkeys(
-            model for run in runs if run.judged for one in run.judged.sets for model in one.comet
-        )
-    )  # fmt: skip
-    metrics: list[tuple[str, Callable[[SetResult], Score | None], int]] = [("chrF", lambda one: one.chrf, 2)]
-    metrics += [(Path(model).name, lambda one, model=model: one.comet.get(model), 4) for model in models]  # type: ignore[misc]
-    rows = []
-    for run in runs:
-        cells = []
-        for _, read, digits in metrics:
-            for number in shots:
-                for direction in directions:
-                    found = compared.pick(run.results, direction, number)
-                    score = read(found) if found else None
-                    if found is None or score is None:
-                        cells.append(Cell("–"))
-                        continue
-                    value, other = f"{score.score:.{digits}f}", compared.difference(found)
-                    cells.append(Cell(value, _interval(score, digits), other=other))
-        rows.append(Row(run.label, cells, run=run.label))
+    models = dict.fromkeys(model for run in runs for one in run.sets for model in one.comet)
+    metrics = [("chrF", 2), *((model, 4) for model in models)]
+
+    def cell(run: TrainedRun, metric: str, digits: int, number: int, direction: str) -> Cell:
+        found = compared.pick(run.results, direction, number)
+        scores: dict[str, Score | CometScore] = {"chrF": found.chrf, **found.comet} if found else {}
+        if found is None or metric not in scores:
+            return Cell("–")
+        score = scores[metric]
+        return Cell(f"{score.score:.{digits}f}", _interval(score, digits), other=compared.difference(found))
+
+    columns = list(product(metrics, shots, directions))
+    rows = [
+        Row(run.label, [cell(run, *metric, number, direction) for metric, number, direction in columns], run=run.label)
+        for run in runs
+    ]
     return Table(
         "metrics",
         "Other scores of the same translations",
-        [f"{direction}" for _ in metrics for number in shots for direction in directions],
+        [direction for _, _, direction in columns],
         rows,
         groups=[
-            (f"{name}, {shots_words(number)}", len(directions)) for name, _, _ in metrics for number in shots
+            (f"{Path(name).name}, {shots_words(number)}", len(directions)) for name, _ in metrics for number in shots
         ],
-        note=_OTHER * any(cell.other for row in rows for cell in row.cells),
-    )  # fmt: skip
+        note=_note_others(rows),
+    )
 
 
 def failures_table(runs: Sequence[TrainedRun]) -> Table | None:
@@ -246,14 +256,12 @@ def failures_table(runs: Sequence[TrainedRun]) -> Table | None:
     counts = ("empty", "copied", "unfinished", "source_cut", "longer_than_context")
     rows = []
     for run in runs:
-        for one in run.judged.sets if run.judged else ():
-            if one.set_name != run.judged_on:
-                continue
-            share, error = one.languages.get("off_target"), one.languages.get("references_off_target")
+        for one in run.results:
+            found = one.languages
+            shares = (found.off_target, found.references_off_target) if found else (None, None)
             cells = [
                 Cell(f"{one.sentences:,}"),
-                Cell("–" if share is None else f"{share:.1%}"),
-                Cell("–" if error is None else f"{error:.1%}"),
+                *(Cell("–" if share is None else f"{share:.1%}") for share in shares),
                 *(Cell(f"{one.counts.get(name, 0):,}") for name in counts),
             ]
             search = f", {one.beams} beams" if one.beams > 1 else ""
@@ -277,9 +285,9 @@ def contamination_table(runs: Sequence[TrainedRun]) -> Table | None:
     """Evaluation sentences in the training streams."""
     rows = []
     for run in runs:
-        for name, found in (run.judged.contamination if run.judged else {}).items():
-            streams = ", ".join(f"{stream} {count:,}" for stream, count in found["by_stream"].items()) or "none"
-            cells = [Cell(f"{found['sentences']:,}"), Cell(f"{found['contaminated']:,}"), Cell(streams)]
+        for name, found in run.contamination.items():
+            streams = ", ".join(f"{stream} {count:,}" for stream, count in found.by_stream.items()) or "none"
+            cells = [Cell(f"{found.sentences:,}"), Cell(f"{found.contaminated:,}"), Cell(streams)]
             rows.append(Row(f"{run.label}, {name}", cells, run=run.label))
     if not rows:
         return None
@@ -298,66 +306,67 @@ def reasoning_tables(runs: Sequence[TrainedRun]) -> list[Table]:
     The paper's models stand beside ours if a run has a setting of the paper's.
     """
     with_paper = any(run.setting in paper_module.SETTINGS for run in runs)
-    with_results = [run for run in runs if run.judged and run.judged.reasoning]
-    if not with_results:
-        return []
-    tables = []
-    known: set[str] = set()
-    for paper in paper_module.REASONING:
-        names = [task.name for task in paper.tasks]
-        known |= set(names)
-        if not any(name in run.judged.reasoning for run in with_results for name in names if run.judged):
-            continue
-        rows = []
-        most = {name: _usual_way(with_results, name) for name in names}
-        for run in with_results:
-            cells, values = [], []
-            for task in paper.tasks:
-                value = _accuracy(run, task.name, task.metric)
-                values.append(value)
-                error = _accuracy(run, task.name, f"{task.metric}_stderr")
-                cell = _cell(value, paper.score(run.setting, task.name))
-                detail = "" if error is None else f"± {error:.2f}"
-                cells.append(replace(cell, detail=detail, other=_task_difference(run, task.name, most[task.name])))
-            average = _cell(mean(values), paper_module.reasoning_mean(run.setting, paper.language))
-            rows.append(Row(run.label, [*cells, replace(average, other=_joined(cells))], run=run.label))
-        for name in paper_module.OTHER_MODELS:
-            if name in paper.scores and with_paper:
-                cells = [Cell(paper=_number(score)) for score in paper.scores[name]]
-                rows.append(Row(f"{name} (paper)", cells, quiet=True))
-        tables.append(
-            Table(
-                f"reasoning-{paper.table}",
-                f"Reasoning, {paper.language}" + f" (the paper's table {paper.table})" * with_paper,
-                [*(f"{task.label} ({task.metric})" for task in paper.tasks), "mean"],
-                rows,
-                note="Zero-shot accuracy in percent and its standard error"
-                + ("; acc_norm where the paper's level says so. " if with_paper else ". ")
-                + _OTHER * any(cell.other for row in rows for cell in row.cells),
+    judged = [run for run in runs if run.reasoning]
+    found = {name for run in judged for name in run.reasoning}
+    papers = [paper for paper in paper_module.REASONING if found & {task.name for task in paper.tasks}]
+    others = sorted(found - {task.name for paper in papers for task in paper.tasks})
+    tables = [_reasoning_table(judged, paper, with_paper=with_paper) for paper in papers]
+    return [*tables, _other_tasks_table(judged, others)] if others else tables
+
+
+def _reasoning_table(runs: Sequence[TrainedRun], paper: paper_module.ReasoningTable, *, with_paper: bool) -> Table:
+    most = {task.name: _usual_way(runs, task.name) for task in paper.tasks}
+    rows = []
+    for run in runs:
+        values = [_accuracy(run, task.name, task.metric) for task in paper.tasks]
+        cells = []
+        for task, value in zip(paper.tasks, values, strict=True):
+            error = _accuracy(run, task.name, f"{task.metric}_stderr")
+            detail, other = "" if error is None else f"± {error:.2f}", _task_difference(run, task.name, most[task.name])
+            cells.append(replace(_cell(value, paper.score(run.setting, task.name)), detail=detail, other=other))
+        average = _cell(mean(values), paper_module.reasoning_mean(run.setting, paper.language))
+        rows.append(Row(run.label, [*cells, replace(average, other=_joined(cells))], run=run.label))
+    for name in paper_module.OTHER_MODELS if with_paper else ():
+        if name in paper.scores:
+            rows.append(
+                Row(f"{name} (paper)", [Cell(paper=_number(score)) for score in paper.scores[name]], quiet=True)
             )
+    return Table(
+        f"reasoning-{paper.table}",
+        f"Reasoning, {paper.language}" + f" (the paper's table {paper.table})" * with_paper,
+        [*(f"{task.label} ({task.metric})" for task in paper.tasks), "mean"],
+        rows,
+        note="Zero-shot accuracy in percent and its standard error"
+        + ("; acc_norm where the paper's level says so. " if with_paper else ". ")
+        + _note_others(rows),
+    )
+
+
+def _other_tasks_table(runs: Sequence[TrainedRun], names: Sequence[str]) -> Table:
+    """Tasks that the paper has not."""
+    most = {name: _usual_way(runs, name) for name in names}
+    rows = [
+        Row(
+            run.label,
+            [Cell(_both(run, name), other=_task_difference(run, name, most[name])) for name in names],
+            run=run.label,
         )
-    others = sorted({name for run in with_results if run.judged for name in run.judged.reasoning} - known)
-    if others:
-        most = {name: _usual_way(with_results, name) for name in others}
-        rows = [
-            Row(
-                run.label,
-                [Cell(_both(run, name), other=_task_difference(run, name, most[name])) for name in others],
-                run=run.label,
-            )
-            for run in with_results
-        ]
-        note = _OTHER * any(cell.other for row in rows for cell in row.cells)
-        tables.append(Table("reasoning-others", "Other tasks (acc / acc_norm, percent)", others, rows, note=note))
-    return tables
+        for run in runs
+    ]
+    title = "Other tasks (acc / acc_norm, percent)"
+    return Table("reasoning-others", title, names, rows, note=_note_others(rows))
+
+
+def _note_others(rows: Sequence[Row]) -> str:
+    return _OTHER * any(cell.other for row in rows for cell in row.cells)
 
 
 _TASK_WAY = ("shots", "samples", "bos", "version")  # what must be equal for accuracies of a task to be compared
 
 
 def _task_way(run: TrainedRun, task: str) -> tuple[Any, ...] | None:
-    found = run.judged.reasoning.get(task) if run.judged else None
-    return None if found is None else tuple(found.get(name) for name in _TASK_WAY)
+    found = run.reasoning.get(task)
+    return None if found is None else tuple(getattr(found, name) for name in _TASK_WAY)
 
 
 def _usual_way(runs: Sequence[TrainedRun], task: str) -> tuple[Any, ...] | None:
@@ -377,8 +386,9 @@ def _task_difference(run: TrainedRun, task: str, most: tuple[Any, ...] | None) -
 
 
 def _accuracy(run: TrainedRun, task: str, metric: str) -> float | None:
-    found: Mapping[str, Any] = (run.judged.reasoning if run.judged else {}).get(task, {})
-    return 100 * found[metric] if found.get(metric) is not None else None
+    found = run.reasoning.get(task)
+    value: float | None = None if found is None else getattr(found, metric)
+    return None if value is None else 100 * value
 
 
 def _both(run: TrainedRun, task: str) -> str:

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import orjson
-from pydantic import ValidationError
+from pydantic import Field, PlainValidator
 
 from dataengine.config.fields import decision_of
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.config.training import TrainConfig
 from dataengine.errors import InputError
+from dataengine.json_files import decode
 from dataengine.schedule.manifest import read_manifest
 from dataengine.schedule.rates import Settings, planned_settings
 from dataengine.schedule.slots import Schedule
@@ -31,6 +33,25 @@ log = logging.getLogger(__name__)
 SETTINGS = "settings.jsonl"
 
 _DECIDE = {name for name in TrainConfig.model_fields if decision_of(TrainConfig, name) != "nothing"}
+
+_Step = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A line of the file: what steps are trained with from one on."""
+
+    from_step: _Step
+    train: Annotated[TrainConfig, PlainValidator(TrainConfig.model_validate)]
+    restarts: tuple[_Step, ...] | None = None  # not stated by earlier versions
+    end: Annotated[int, Field(ge=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.train.decay_steps == "end" and self.end is None:
+            raise ValueError("end is missing")
+        if any(a >= b for a, b in pairwise(self.restarts or ())):
+            raise ValueError(f"restarts {list(self.restarts or ())} do not ascend")
+
 
 History = list[tuple[int, Settings]]  # first step of each, ascending
 
@@ -80,30 +101,16 @@ def parse_history(content: bytes, place: str, unstated: Callable[[], tuple[int, 
     history: History = []
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            entry = orjson.loads(line)
-            step, train = entry["from_step"], TrainConfig.model_validate(entry["train"])
-            if not isinstance(step, int) or step < 0 or (history and step <= history[-1][0]):
-                raise ValueError(f"from_step {step} is none after the line before")
-            restarts = _steps(entry["restarts"]) if "restarts" in entry else unstated()
-            end = entry["end"] if train.decay_steps == "end" else None
-            if end is not None and (type(end) is not int or end < 1):
-                raise ValueError(f"end {end} is not a number of steps")
-        except (ValueError, KeyError, TypeError, ValidationError) as error:
-            reason = " ".join(str(error).split())
+            change = decode(_Change, line)
+            if history and change.from_step <= history[-1][0]:
+                raise ValueError(f"from_step {change.from_step} is none after the line before")
+        except ValueError as error:
             raise InputError(
-                f"{place} is damaged, line {number}: {reason}. Mend or remove it; without it config.yaml counts."
+                f"{place} is damaged, line {number}: {error}. Mend or remove it; without it config.yaml counts."
             ) from None
-        history.append((step, Settings(train, restarts, end)))
+        restarts = unstated() if change.restarts is None else change.restarts
+        history.append((change.from_step, Settings(change.train, restarts, change.end)))
     return history
-
-
-def _steps(value: object) -> tuple[int, ...]:
-    """Ascending steps. Raises ValueError for anything else."""
-    if not isinstance(value, list) or not all(type(step) is int and step >= 0 for step in value):
-        raise ValueError(f"restarts {value} are no steps")
-    if any(a >= b for a, b in pairwise(value)):
-        raise ValueError(f"restarts {value} do not ascend")
-    return tuple(value)
 
 
 def settings_at(history: History, step: int) -> Settings | None:

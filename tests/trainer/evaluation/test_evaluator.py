@@ -30,10 +30,12 @@ from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ROOT, small_experiment
 from tests.tiny_comet import make_tiny_comet
 from tests.trainer.evaluation.test_reasoning import make_tasks
+from tests.trainer.evaluation.test_results import entry
 from trainer.checkpoints.fetch import hash_file
 from trainer.checkpoints.marker import Marker, checkpoint_folder, mark_complete
 from trainer.evaluate import main
 from trainer.evaluation.choice import choose
+from trainer.evaluation.results import Results, Score
 from trainer.model.decoder import empty_model
 
 STEPS = {4: 26, 6: 32, 8: 60, 12: 29, 16: 0}  # checkpoint -> updates that its model has had: step 8 knows most
@@ -336,19 +338,19 @@ def test_results_of_another_checkpoint_of_the_same_step_are_left_behind(experime
 
 
 def test_of_equal_checkpoints_the_one_trained_shortest_is_chosen() -> None:
-    def result(step: int, **scores: float) -> dict[str, Any]:
+    def result(step: int, **scores: float) -> Results:
         entries = [
-            {
-                "set": "dev",
-                "direction": direction.replace("_", "-"),
-                "shots": 0,
-                "decoding": {"beams": beams},
-                "bleu": {"score": score if beams == 1 else 50 - score},
-            }
+            entry(
+                f"dev.{direction}.{beams}",
+                direction=direction.replace("_", "-"),
+                decoding={"beams": beams},
+                bleu=Score(score if beams == 1 else 50 - score, "", None, None),
+            )
             for direction, score in scores.items()
             for beams in (5, 1)
         ]
-        return {"step": step, "checkpoint": f"identity of {step}", "translation": entries}
+        identity = f"identity of {step}"
+        return Results(step=step, plan_id="plan", checkpoint=identity, tokens=9, translation=tuple(entries))
 
     found = [
         result(10, en_zh=3, zh_en=1),
@@ -357,8 +359,8 @@ def test_of_equal_checkpoints_the_one_trained_shortest_is_chosen() -> None:
         result(40, en_zh=9),
     ]
     both = choose(found, ["en-zh", "zh-en"], 0, 1)
-    assert (both.step, sorted(both.candidates)) == (20, [10, 20, 30])  # step 40 lacks a direction
-    assert both.describe({})["checkpoint"] == "identity of 20"
+    assert (both.step, [one.step for one in both.candidates]) == (20, [10, 20, 30])  # step 40 lacks a direction
+    assert both.checkpoint == "identity of 20"
     assert choose(found, ["en-zh"], 0, 1).step == 40
     assert choose(found, ["en-zh"], 0, 5).step == 20  # other searches of the same checkpoints do not count
     assert choose(list(reversed(found)), ["en-zh", "zh-en"], 0, 1).step == 20

@@ -26,6 +26,7 @@ from trainer.evaluation.metrics import (
     sentence_chrf,
     summarize_comet,
 )
+from trainer.evaluation.results import Languages
 
 
 def spoil(text: str, number: int) -> str:
@@ -77,12 +78,12 @@ def test_scores_and_signatures_are_those_of_the_command(
     output, truth = write(tmp_path / "output", hypotheses), write(tmp_path / "truth", references)
     theirs = command(truth, "-i", output, "-m", "bleu", "chrf", "--tokenize", tokenize)
     for metric, expected in zip(("bleu", "chrf"), theirs, strict=True):
-        assert ours[metric]["signature"] == expected["signature"]
-        assert ours[metric]["score"] == expected["score"]
-    assert 10 < ours["bleu"]["score"] < 90
-    assert ours["counts"]["empty"] == 10
+        assert getattr(ours, metric).signature == expected["signature"]
+        assert getattr(ours, metric).score == expected["score"]
+    assert 10 < ours.bleu.score < 90
+    assert ours.counts["empty"] == 10
     for metric in ("bleu", "chrf"):
-        assert ours[metric]["low"] < ours[metric]["score"] < ours[metric]["high"]
+        assert getattr(ours, metric).low < getattr(ours, metric).score < getattr(ours, metric).high
 
 
 @pytest.mark.parametrize("hypotheses", [[""], ["", "", ""], ["One sentence of some words."]])
@@ -91,7 +92,8 @@ def test_few_and_empty_answers_score_as_in_the_command(tmp_path: Path, hypothese
     ours = score_translations(references, hypotheses, references, "zh-en", tokenize={}, bootstrap=5)
     output, truth = write(tmp_path / "output", hypotheses), write(tmp_path / "truth", references)
     for metric, expected in zip(("bleu", "chrf"), command(truth, "-i", output, "-m", "bleu", "chrf"), strict=True):
-        assert (ours[metric]["score"], ours[metric]["signature"]) == (expected["score"], expected["signature"])
+        found = getattr(ours, metric)
+        assert (found.score, found.signature) == (expected["score"], expected["signature"])
 
 
 def test_another_tokenizer_may_be_named_for_a_language(
@@ -105,29 +107,29 @@ def test_another_tokenizer_may_be_named_for_a_language(
     ours = score_translations(sources, hypotheses, references, "en-zh", tokenize={"zh": "flores200"}, bootstrap=0)
     output, truth = write(tmp_path / "output", hypotheses), write(tmp_path / "truth", references)
     theirs = command(truth, "-i", output, "-m", "bleu", "--tokenize", "flores200", SACREBLEU=str(tmp_path))
-    assert "tok:flores200" in ours["bleu"]["signature"]
-    assert (ours["bleu"]["score"], ours["bleu"]["signature"]) == (theirs["score"], theirs["signature"])
+    assert "tok:flores200" in ours.bleu.signature
+    assert (ours.bleu.score, ours.bleu.signature) == (theirs["score"], theirs["signature"])
 
 
 def test_bleu_and_chrf_by_hand() -> None:
     # 1- to 4-grams: 4 of 4, 3 of 3, 2 of 2, 1 of 1 match; the brevity penalty is exp(1 - 5/4).
     reference = ["a b c d e"]
     found = score_translations(["x"], ["a b c d"], reference, "xx-en", tokenize={}, bootstrap=0)
-    assert found["bleu"]["score"] == pytest.approx(100 * math.exp(-1 / 4))
+    assert found.bleu.score == pytest.approx(100 * math.exp(-1 / 4))
     # Characters without spaces, n = 1 to 4: 4/4, 3/3, 2/2, 1/1 precise, of 5, 4, 3, 2; 5-grams: no precision.
     recall = (4 / 5 + 3 / 4 + 2 / 3 + 1 / 2) / 4
-    assert found["chrf"]["score"] == pytest.approx(100 * 5 * recall / (4 + recall))
+    assert found.chrf.score == pytest.approx(100 * 5 * recall / (4 + recall))
 
 
 @pytest.mark.parametrize(("name", "metric"), [("bleu", BLEU()), ("chrf", CHRF())])
 def test_intervals_are_those_that_sacrebleu_draws(demo_pairs: list[dict[str, str]], name: str, metric: Any) -> None:
     sources, hypotheses, references = columns(demo_pairs, "zh-en")
-    ours = score_translations(sources, hypotheses, references, "zh-en", tokenize={}, bootstrap=200)[name]
+    ours = getattr(score_translations(sources, hypotheses, references, "zh-en", tokenize={}, bootstrap=200), name)
     theirs = metric.corpus_score(hypotheses, [references], n_bootstrap=200)
-    assert (ours["high"] - ours["low"]) / 2 == pytest.approx(theirs._ci, rel=1e-5)
-    assert ours["low"] < theirs._mean < ours["high"]
-    none = score_translations(sources, hypotheses, references, "zh-en", tokenize={}, bootstrap=0)[name]
-    assert (none["low"], none["high"], none["score"]) == (None, None, ours["score"])
+    assert (ours.high - ours.low) / 2 == pytest.approx(theirs._ci, rel=1e-5)
+    assert ours.low < theirs._mean < ours.high
+    none = getattr(score_translations(sources, hypotheses, references, "zh-en", tokenize={}, bootstrap=0), name)
+    assert (none.low, none.high, none.score) == (None, None, ours.score)
 
 
 @pytest.mark.parametrize("seed", [None, "7"])
@@ -171,26 +173,26 @@ def test_two_systems_that_score_nothing_do_not_differ() -> None:
 def test_scores_of_nothing_and_of_everything() -> None:
     references = ["A sentence with five words here.", "Another one of some words."]
     nothing = score_translations(references, ["", ""], references, "id-en", tokenize={}, bootstrap=10)
-    assert nothing["bleu"]["score"] == nothing["bleu"]["high"] == 0
-    assert nothing["counts"] == {"empty": 2, "copied": 0}
-    assert nothing["languages"]["off_target"] is None
+    assert nothing.bleu.score == nothing.bleu.high == 0
+    assert nothing.counts == {"empty": 2, "copied": 0}
+    assert nothing.languages == Languages(0, 0, 0, 0, None, 0)
     all_of_it = score_translations(references, references, references, "id-en", tokenize={}, bootstrap=10)
-    assert all_of_it["bleu"]["low"] == pytest.approx(100)
-    assert all_of_it["chrf"]["score"] == 100
-    assert all_of_it["counts"] == {"empty": 0, "copied": 2}
+    assert all_of_it.bleu.low == pytest.approx(100)
+    assert all_of_it.chrf.score == 100
+    assert all_of_it.counts == {"empty": 0, "copied": 2}
 
 
 def test_answers_of_spaces_are_empty_and_copies_are_told_without_spaces() -> None:
     sources, hypotheses = ["", " ", "a b", " a b", "a"], ["", " ", "a b ", "a b\u3000", "A"]
     found = score_translations(sources, hypotheses, ["a b"] * 5, "id-en", tokenize={}, bootstrap=0)
-    assert found["counts"] == {"empty": 2, "copied": 2}
+    assert found.counts == {"empty": 2, "copied": 2}
 
 
 def test_an_unknown_target_language_leaves_the_languages_out_with_a_reason() -> None:
     found = score_translations(["a"], ["b"], ["c"], "en-xx", tokenize={}, bootstrap=0)
-    assert found["languages"] is None
-    assert found["languages_reason"] == "'xx' is no language that lid.176 knows"
-    assert "languages_reason" not in score_translations(["a"], ["b"], ["c"], "xx-en", tokenize={}, bootstrap=0)
+    assert found.languages is None
+    assert found.languages_reason == "'xx' is no language that lid.176 knows"
+    assert score_translations(["a"], ["b"], ["c"], "xx-en", tokenize={}, bootstrap=0).languages_reason is None
 
 
 def test_languages_of_answers() -> None:
@@ -199,19 +201,17 @@ def test_languages_of_answers() -> None:
     indonesian = "Ini adalah kalimat yang akan dianggap siapa saja sebagai bahasa Indonesia."
     german = "Das ist ein Satz, den jeder für Deutsch halten würde."
     found = count_languages([english, chinese, german, indonesian, "Ja", ""], [chinese, english], "en-zh")
-    assert found == {
-        "judged": 4, "target": 1, "source": 1, "other": 2, "off_target": 0.75, "references_off_target": 0.5,
-    }  # fmt: skip
+    assert found == Languages(judged=4, target=1, source=1, other=2, off_target=0.75, references_off_target=0.5)
     back = count_languages([english, indonesian], [english], "id-en")
     assert back is not None
-    assert (back["target"], back["source"], back["references_off_target"]) == (1, 1, 0)
+    assert (back.target, back.source, back.references_off_target) == (1, 1, 0)
     assert count_languages([english], [english], "en-xx") is None
     unknown = count_languages([english, chinese], [english], "xx-en")
     assert unknown is not None
-    assert (unknown["target"], unknown["source"], unknown["other"], unknown["off_target"]) == (1, 0, 1, 0.5)
+    assert (unknown.target, unknown.source, unknown.other, unknown.off_target) == (1, 0, 1, 0.5)
     close = count_languages(["Sila pilih salah satu daripada pilihan yang disenaraikan di bawah."], [], "en-id")
     assert close is not None
-    assert (close["target"], close["references_off_target"]) == (1, None)  # Malay
+    assert (close.target, close.references_off_target) == (1, None)  # Malay
 
 
 def test_tokenizers_by_target_language() -> None:
@@ -264,11 +264,11 @@ def test_chrf_of_sentences() -> None:
 def test_comet_scores_are_averaged_with_an_interval() -> None:
     scores = np.array([0.25, 0.5, 0.75, 1.0] * 50, np.float32)
     found = summarize_comet(scores, sha256="x", needs_references=True, bootstrap=500)
-    assert found["score"] == 0.625
+    assert found.score == 0.625
     spread = 1.96 * scores.std() / np.sqrt(len(scores))
-    assert found["low"] == pytest.approx(0.625 - spread, abs=0.01)
-    assert found["high"] == pytest.approx(0.625 + spread, abs=0.01)
-    assert summarize_comet(scores, sha256="x", needs_references=True, bootstrap=0)["low"] is None
+    assert found.low == pytest.approx(0.625 - spread, abs=0.01)
+    assert found.high == pytest.approx(0.625 + spread, abs=0.01)
+    assert summarize_comet(scores, sha256="x", needs_references=True, bootstrap=0).low is None
 
 
 def test_neither_torch_nor_composer_is_imported() -> None:

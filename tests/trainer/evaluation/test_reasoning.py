@@ -117,11 +117,11 @@ def test_results_are_those_of_lm_evals_own_command(exported: Path, task_folder: 
         theirs = json.loads(path.read_text())
         ours = run(exported, task_folder, "questions", bos=bos)["questions"]
         for metric in METRICS:
-            assert ours[metric] == theirs["results"]["questions"][f"{metric},none"]
-            assert ours[f"{metric}_stderr"] == theirs["results"]["questions"][f"{metric}_stderr,none"]
-        assert ours["samples"] == theirs["n-samples"]["questions"]["effective"] == 21
-        assert ours["version"] == str(theirs["versions"]["questions"])
-        assert ours["acc"] != ours["acc_norm"]
+            assert getattr(ours, metric) == theirs["results"]["questions"][f"{metric},none"]
+            assert getattr(ours, f"{metric}_stderr") == theirs["results"]["questions"][f"{metric}_stderr,none"]
+        assert ours.samples == theirs["n-samples"]["questions"]["effective"] == 21
+        assert ours.version == str(theirs["versions"]["questions"])
+        assert ours.acc != ours.acc_norm
 
 
 def test_ranks_in_the_environment_change_nothing(

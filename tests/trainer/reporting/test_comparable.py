@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from trainer.evaluation.results import Score
 from trainer.reporting.comparable import Comparable, is_comparable
-from trainer.reporting.runs import Score, SetResult
+from trainer.reporting.runs import SetResult
 
 DECODING = {"method": "greedy", "beams": 1, "length_penalty": 1.0, "max_new_tokens": 48, "bos": False}
 BEAM = {**DECODING, "method": "beam", "beams": 5}
@@ -16,9 +17,10 @@ BEAM = {**DECODING, "method": "beam", "beams": 5}
 
 def result(score: float = 10.0, **changes: Any) -> SetResult:
     values = {
-        "set_name": "test", "direction": "en-de", "shots": 0, "sentences": 1000, "files": (), "texts_sha256": "t",
-        "decoding": DECODING, "prompt": "p", "bleu": Score(score, None, None, "tok:13a|version:2"),
-        "chrf": Score(score, None, None, "nc:6"), "comet": {}, "languages": {}, "counts": {}, "path": Path("none"),
+        "set": "test", "direction": "en-de", "shots": 0, "sentences": 1000, "files": (), "texts_sha256": "t",
+        "decoding": DECODING, "prompt": "p", "bleu": Score(score, "tok:13a|version:2", None, None),
+        "chrf": Score(score, "nc:6", None, None), "comet": {}, "languages": None, "counts": {},
+        "translations": "a.jsonl", "path": Path("none"),
     }  # fmt: skip
     return SetResult(**{**values, **changes})
 
@@ -30,10 +32,10 @@ def result(score: float = 10.0, **changes: Any) -> SetResult:
         ({"decoding": {**DECODING, "max_new_tokens": 96}}, "max new tokens 96"),
         ({"sentences": 20, "texts_sha256": "u"}, "20 sentences"),
         ({"texts_sha256": "u"}, "other texts"),
-        ({"set_name": "dev", "texts_sha256": "u", "sentences": 30}, "on dev"),
+        ({"set": "dev", "texts_sha256": "u", "sentences": 30}, "on dev"),
         ({"prompt": "q"}, "another prompt"),
-        ({"bleu": Score(1, None, None, "tok:intl|version:2")}, "BLEU tok:intl"),
-        ({"set_name": "dev", "decoding": BEAM}, "on dev, 5 beams"),
+        ({"bleu": Score(1, "tok:intl|version:2", None, None)}, "BLEU tok:intl"),
+        ({"set": "dev", "decoding": BEAM}, "on dev, 5 beams"),
     ],
 )
 def test_what_is_measured_otherwise_is_said(changes: dict[str, Any], words: str) -> None:

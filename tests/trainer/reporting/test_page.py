@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def make_entry(place: Path, pairs: list[dict[str, str]], set_name: str, directio
     name = f"{set_name}.{direction}.0-shot.jsonl"
     (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     columns = [[row[key] for row in rows] for key in ("source", "hypothesis", "reference")]
-    scores = score_translations(*columns, direction, tokenize={}, bootstrap=100)
+    scores = asdict(score_translations(*columns, direction, tokenize={}, bootstrap=100))
     counts = {**scores.pop("counts"), "source_cut": 0, "unfinished": 3, "longer_than_context": 1}
     decoding = {"method": "greedy", "beams": 1, "length_penalty": 1.0, "max_new_tokens": 48, "max_source_tokens": None,
                 "bos": False}  # fmt: skip
@@ -237,7 +238,7 @@ def test_csv_has_every_score(written: Path, runs: Path) -> None:
                 (row,) = (
                     row for row in rows
                     if (row["run"], row["step"], row["set"], row["direction"], row["metric"])
-                    == (run.label, str(evaluation.step), one.set_name, one.direction, "bleu")
+                    == (run.label, str(evaluation.step), one.set, one.direction, "bleu")
                 )  # fmt: skip
                 assert (float(row["value"]), float(row["low"]), row["signature"]) == (
                     one.bleu.score, one.bleu.low, one.bleu.signature,

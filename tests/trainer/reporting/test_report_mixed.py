@@ -15,11 +15,11 @@ import pytest
 from dataengine.errors import InputError
 from tests.trainer.reporting import test_page as test_report
 from tests.trainer.reporting.test_page import Page, make_run
+from trainer.evaluation.results import Score
 from trainer.reporting import figures, highlights
 from trainer.reporting.figures import Curve
 from trainer.reporting.page import write_report
 from trainer.reporting.read import read_runs
-from trainer.reporting.runs import Score
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_the_paper_has_no_place_beside_other_settings(runs: Path) -> None:
 
 
 def score(value: float, spread: float | None) -> Score:
-    return Score(value, *((None, None) if spread is None else (value - spread, value + spread)), "signature")
+    return Score(value, "signature", *((None, None) if spread is None else (value - spread, value + spread)))
 
 
 @pytest.mark.parametrize(

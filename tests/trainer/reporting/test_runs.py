@@ -48,7 +48,7 @@ def test_a_run_is_read_as_it_was_written(made: list[Path]) -> None:
         assert (found.bleu.score, found.bleu.low) == (entry["bleu"]["score"], entry["bleu"]["low"])
         assert (found.chrf.score, found.bleu.signature) == (entry["chrf"]["score"], entry["bleu"]["signature"])
         rows = [json.loads(line) for line in found.path.read_text().splitlines()]
-        assert [one.hypothesis for one in found.translations] == [row["hypothesis"] for row in rows]
+        assert [one.hypothesis for one in found.rows] == [row["hypothesis"] for row in rows]
         assert len(rows) == found.sentences
 
 
@@ -142,8 +142,8 @@ def test_damaged_translations_are_named(folder: Path) -> None:
     found.path.write_text('{"source": "a"}\n')
     again = read(folder)
     (problem,) = again.problems
-    assert problem.startswith(f"{found.path} is damaged (no 'reference'). Remove it")
-    assert [one.translations == () for one in again.results] == [one.path == found.path for one in again.results]
+    assert problem.startswith(f"{found.path} is damaged (reference: Field required). Remove it")
+    assert [one.rows == () for one in again.results] == [one.path == found.path for one in again.results]
 
 
 def test_translations_that_were_cut_short_are_named(folder: Path) -> None:
@@ -214,11 +214,11 @@ def test_a_run_in_a_bucket_comes_with_its_evaluations(
             object_store.client.put_object(Bucket=object_store.bucket, Key=key, Body=path.read_bytes())
     there, here = read_runs([f"{object_store.url}/run"], str(tmp_path))[0], read(made[1])
     assert there.chosen == here.chosen
-    assert [one.sha256 for one in there.evaluations] == [one.sha256 for one in here.evaluations]
+    assert [one.translation for one in there.evaluations] == [one.translation for one in here.evaluations]
     assert there.judged is not None
     assert here.judged is not None
     for one, other in zip(there.judged.sets, here.judged.sets, strict=True):
-        assert one.translations == other.translations != ()
+        assert one.rows == other.rows != ()
 
 
 def test_steps_that_were_not_trained_on_are_told_and_in_no_curve(folder: Path) -> None:
