@@ -33,7 +33,7 @@ DEMO = ROOT / "demo" / "data"
 @pytest.fixture(autouse=True)
 def _log_levels() -> Iterator[None]:
     """Programs called within a test set the levels of their loggers; the next test finds them as they were."""
-    loggers = [logging.getLogger(name) for name in (None, "dataengine", "trainer", "__main__")]
+    loggers = [logging.getLogger(name) for name in (None, "dataengine", "trainer")]
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels, strict=True):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":  # by path: what `python -m trainer export` does, in the copy that this file is of
+    sys.argv.insert(1, "export")
+    runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 from dataengine.config.load import load_config
 from dataengine.errors import run_command
@@ -42,7 +44,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("stopped; no part of the export is left", file=sys.stderr, flush=True)
         code = 130
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()
