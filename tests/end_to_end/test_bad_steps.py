@@ -12,7 +12,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import Experiment, exact, experiment
+from tests.end_to_end.straight import Experiment, exact
 from trainer.audit import audit
 from trainer.checkpoints.fetch import hash_file
 from trainer.checkpoints.find import complete_checkpoints
@@ -22,8 +22,6 @@ from trainer.run.folder import open_run
 from trainer.training.callbacks.spikes import Watch
 from trainer.training.replay import replay
 from trainer.training.spikes import SpikeDetector
-
-__all__ = ["experiment"]
 
 WEIGHT = "state.model.decoder.hf.model.embed_tokens.weight"
 

@@ -10,11 +10,9 @@ import torch
 from dataengine.config.training import TrainConfig
 from dataengine.schedule.rates import Settings
 from tests.end_to_end import ranks
+from tests.end_to_end.straight import Experiment, exact
 from tests.end_to_end.test_options import assert_close
-from tests.end_to_end.test_training import Experiment, exact, experiment
 from trainer.model.optimizer import apply_settings, make_optimizer
-
-__all__ = ["experiment"]
 
 
 @pytest.mark.parametrize(("first", "then", "words"), [("cuda", "", "with CUDA"), ("", "cuda", "without CUDA")])

@@ -16,7 +16,7 @@ from dataengine.config.load import load_config
 from dataengine.schedule.rates import learning_rate
 from tests.conftest import small_experiment
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import exact
+from tests.end_to_end.straight import exact
 from trainer.audit import audit
 from trainer.checkpoints.find import complete_checkpoints
 from trainer.run.folder import open_run

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import Experiment, exact, experiment
+from tests.end_to_end.straight import Experiment, exact
 from trainer.checkpoints.find import complete_checkpoints
 from trainer.run.step_log import read_log
-
-__all__ = ["experiment"]
 
 
 def assert_close(log: list[dict[str, str]], expected: list[dict[str, str]], rtol: float = 1e-4) -> None:

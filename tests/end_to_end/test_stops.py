@@ -10,11 +10,9 @@ import signal
 import pytest
 
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import Experiment, exact, experiment
+from tests.end_to_end.straight import Experiment, exact
 from trainer.checkpoints.find import complete_checkpoints
 from trainer.run.step_log import read_log
-
-__all__ = ["experiment"]
 
 
 @pytest.mark.parametrize(("number", "asked"), [(signal.SIGTERM, [0, 1]), (signal.SIGTERM, [1]), (signal.SIGINT, [0])])
