@@ -30,6 +30,8 @@ from trainer.checkpoints.marker import MARKER
 from trainer.huggingface.export import export
 from trainer.run.folder import Run, open_run
 
+pytestmark = pytest.mark.slow
+
 DOWN_S = 25  # many attempts, with longer and longer pauses
 
 

@@ -25,6 +25,8 @@ from trainer.run.step_log import read_log
 from trainer.train import dry_run
 from trainer.training.replay import replay
 
+pytestmark = pytest.mark.slow
+
 STAGES = [
     {"name": "monolingual", "steps": 6, "mix": {"mono": 1}},
     {"name": "mixed", "steps": 8, "mix": {"mono": 1, "en-zh": 1}, "restart_learning_rate": True},

@@ -32,6 +32,7 @@ def test_every_mini_experiment_draws_what_its_plan_says(path: Path, mini_store: 
         assert drawn == {name: count for name, count in manifest.schedule.counts(step).items() if count}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["multilingual", "parallel_distributed"])
 def test_a_mini_experiment_is_trained_on_what_its_plan_says(name: str, mini_store: Path) -> None:
     """The trainer itself stops at a batch that is not the plan's."""

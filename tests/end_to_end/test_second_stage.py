@@ -84,6 +84,7 @@ def test_restart_takes_weights_and_moments_and_begins_its_own_plan(
         torch.testing.assert_close(squared, gradient**2, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -> None:
     straight, out = experiment.folder / "straight", experiment.folder / "second_killed"
     init = f"init={{checkpoint: {straight}, mode: restart}}"  # its newest
@@ -105,6 +106,7 @@ def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -
     }
 
 
+@pytest.mark.slow
 def test_continue_goes_on_with_everything_and_repeats_nothing(
     experiment: Experiment,
     capsys: pytest.CaptureFixture[str],
@@ -140,6 +142,7 @@ def test_a_checkpoint_of_another_step_does_not_continue(experiment: Experiment) 
     )
 
 
+@pytest.mark.slow
 def test_a_changed_rate_counts_from_the_next_step(experiment: Experiment) -> None:
     out = experiment.folder / "other_rate"
     ranks.train(experiment.config, out, "train.max_steps=8")

@@ -21,6 +21,7 @@ from dataengine.config.schema import ParentConfig
 from dataengine.config.training import InitConfig, TrainConfig
 from dataengine.errors import InputError
 from dataengine.text.tokenizers.load import load_tokenizer
+from tests.conftest import slow_but
 from tests.end_to_end import ranks
 from tests.end_to_end.straight import Experiment, copy_run, exact, open_dataset, refusal
 from trainer.audit import audit
@@ -63,7 +64,7 @@ def test_checkpoints_fall_on_intervals_stage_ends_and_the_end(experiment: Experi
     assert all(len([name for name in c.files if name.endswith(".distcp")]) == 2 for c in found)
 
 
-@pytest.mark.parametrize("rows", [5, 9, 13])
+@pytest.mark.parametrize("rows", slow_but([5, 9, 13], [9]))
 def test_a_killed_run_goes_on_bit_for_bit(experiment: Experiment, rows: int) -> None:
     out = experiment.folder / f"killed{rows}"
     ranks.kill_at(ranks.start(experiment.config, out), out, rows)
@@ -82,6 +83,7 @@ def test_a_finished_run_has_nothing_to_do(experiment: Experiment) -> None:
     assert (experiment.folder / "straight" / "log.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (4, 2)])
 def test_sample_ids_do_not_depend_on_the_number_of_ranks(experiment: Experiment, first: int, second: int) -> None:
     out = experiment.folder / f"ranks{first}to{second}"
@@ -93,6 +95,7 @@ def test_sample_ids_do_not_depend_on_the_number_of_ranks(experiment: Experiment,
         assert np.allclose(values[0], values[1], rtol=1e-4), column
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 3])
 def test_nothing_depends_on_loader_workers(experiment: Experiment, workers: int) -> None:
     out = experiment.folder / f"workers{workers}"
@@ -101,6 +104,7 @@ def test_nothing_depends_on_loader_workers(experiment: Experiment, workers: int)
     assert exact(log) == exact(experiment.straight)
 
 
+@pytest.mark.slow
 def test_random_state_comes_back(experiment: Experiment) -> None:
     whole, parts = experiment.folder / "random", experiment.folder / "random_parts"
     ranks.train(experiment.config, whole, "train.max_steps=8", probe="random")
@@ -113,7 +117,7 @@ def test_random_state_comes_back(experiment: Experiment) -> None:
     assert (whole / "random.0.txt").read_text() != (whole / "random.1.txt").read_text()
 
 
-@pytest.mark.parametrize("fault", ["no marker", "file cut short", "file missing"])
+@pytest.mark.parametrize("fault", slow_but(["no marker", "file cut short", "file missing"], ["file cut short"]))
 def test_a_checkpoint_that_is_not_whole_is_passed_over(experiment: Experiment, fault: str) -> None:
     out = copy_run(experiment, fault.replace(" ", "_"))
     newest = out / "checkpoints" / "step-00000016"
@@ -140,6 +144,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(experiment:
     )
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_gone_does_not_start_over(experiment: Experiment) -> None:
     out = copy_run(experiment, "gone")
     shutil.rmtree(out / "checkpoints")
@@ -168,6 +173,7 @@ def test_steps_of_a_parent_are_none_of_a_lost_checkpoint(experiment: Experiment,
     assert check_not_lost(config, experiment.manifest, run)
 
 
+@pytest.mark.slow
 def test_a_folder_is_trained_by_one_at_a_time(experiment: Experiment) -> None:
     out = experiment.folder / "held"
     with hold(out):
@@ -178,6 +184,7 @@ def test_a_folder_is_trained_by_one_at_a_time(experiment: Experiment) -> None:
     ranks.train(experiment.config, out, "train.max_steps=1")
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_are_kept_if_asked(experiment: Experiment) -> None:
     out = experiment.folder / "retention"
     ranks.train(experiment.config, out, "train.keep_checkpoints=2", "train.max_steps=10")
@@ -207,6 +214,7 @@ def test_the_dataset_refuses_a_state_of_other_data_itself(experiment: Experiment
         dataset.load_state_dict({**state, "prefix_sha256": "0" * 64})
 
 
+@pytest.mark.slow
 def test_a_schedule_can_grow_after_the_steps_that_are_trained(experiment: Experiment) -> None:
     out = copy_run(experiment, "longer")
     stages = [*load_config(experiment.config).model_dump(mode="json")["stages"]]
@@ -232,6 +240,7 @@ def test_a_batch_that_is_not_the_plans_stops_every_rank(experiment: Experiment) 
     assert len(read_log(out / "log.csv")) == 3
 
 
+@pytest.mark.slow
 def test_a_fork_keeps_its_parents_steps_and_draws_nothing_twice(experiment: Experiment) -> None:
     """From step 9, in the middle of the mixed stage, to another mix."""
     store = load_config(experiment.config).store
@@ -297,6 +306,7 @@ def test_the_audit_proves_a_run_and_finds_its_documents(
     assert capsys.readouterr().out.startswith("DIFFERENT at step 5: the log has 0000000000000000, the manifest gives ")
 
 
+@pytest.mark.slow
 def test_the_last_stage_of_one_stream_can_be_made_longer(experiment: Experiment) -> None:
     out = copy_run(experiment, "longer_stage")
     changes = [f"store={experiment.folder / 'longer_stage_store'}", "stages.2.steps=6", "train.learning_rate=0.02"]
@@ -379,6 +389,7 @@ def assert_next_loss(experiment: Experiment, log: list[dict[str, str]], model: A
     assert math.isclose(loss, float(log[step]["loss"]), rel_tol=1e-5)
 
 
+@pytest.mark.slow
 def test_tied_embeddings_train_resume_and_export(experiment: Experiment) -> None:
     out = experiment.folder / "tied"
     changes = ["model.tie_word_embeddings=true", "train.max_steps=5"]
@@ -388,6 +399,7 @@ def test_tied_embeddings_train_resume_and_export(experiment: Experiment) -> None
     assert_next_loss(experiment, log, LlamaForCausalLM.from_pretrained(export(config, 4)), 4)
 
 
+@pytest.mark.slow
 def test_export_is_the_same_from_other_numbers_of_ranks(experiment: Experiment) -> None:
     out = experiment.folder / "one_rank"
     ranks.train(experiment.config, out, "train.max_steps=4", ranks=1)
