@@ -4,18 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test study chaos lint bench audit lock clean
+.PHONY: help install demo test test-all study chaos lint bench audit lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
 install: $(INSTALLED) ## set up .venv, which all targets do
 
 demo: $(INSTALLED) ## build, train, kill, resume, evaluate on real text (5 minutes on 2 cores)
 	$(BIN)/python demo/demo.py
 
-test: $(INSTALLED) ## run all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## run the quick tests: what an hour's work can break (8 minutes on 2 cores)
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --ignore tests/end_to_end
+	$(BIN)/python -m pytest -m 'not slow' tests/end_to_end
+
+test-all: $(INSTALLED) ## run the rest of the tests: kills, launches, clusters (30 minutes)
+	$(BIN)/python -m pytest -m slow
 
 study: $(INSTALLED) ## all settings and open questions in miniature, with a report (70 minutes on 2 cores; FAST=1: 15)
 	$(BIN)/python benchmarks/study/study.py $(if $(FAST),--fast) $(if $(TEXT),--text $(TEXT))

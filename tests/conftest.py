@@ -6,13 +6,14 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from _pytest.mark import ParameterSet
 from hypothesis import HealthCheck, settings
 
 from dataengine.config.load import load_config
@@ -33,7 +34,7 @@ DEMO = ROOT / "demo" / "data"
 @pytest.fixture(autouse=True)
 def _log_levels() -> Iterator[None]:
     """Programs called within a test set the levels of their loggers; the next test finds them as they were."""
-    loggers = [logging.getLogger(name) for name in (None, "dataengine", "trainer", "__main__")]
+    loggers = [logging.getLogger(name) for name in (None, "dataengine", "trainer")]
     levels = [logger.level for logger in loggers]
     yield
     for logger, level in zip(loggers, levels, strict=True):
@@ -82,6 +83,12 @@ def write_corpora(folder: Path) -> Path:
     ):
         (folder / name).write_bytes(b"\n".join(lines) + b"\n")
     return folder
+
+
+def slow_but(values: Iterable[Any], quick: Container[Any]) -> list[ParameterSet]:
+    """Values of a test's parameter, or tuples of several ones, of which only some are in the quick tier."""
+    rows = [(value, value if isinstance(value, tuple) else (value,)) for value in values]
+    return [pytest.param(*row, marks=[] if value in quick else [pytest.mark.slow]) for value, row in rows]
 
 
 ConfigMaker = Callable[..., Config]

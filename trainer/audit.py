@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections import Counter
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.run.interrupts import end_plainly
-
-    end_plainly("stopped")
+if __name__ == "__main__":  # by path: what `python -m trainer audit` does, in the copy that this file is of
+    sys.argv.insert(1, "audit")
+    runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 import numpy as np
 import orjson
@@ -175,7 +174,3 @@ def _find_line(
     if not len(ids):
         print("`dataengine inspect CONFIG --line FILE:LINE` says why: no such line, unusable, or dropped by cleaning")
     print("\n".join(seen))
-
-
-if __name__ == "__main__":
-    main()

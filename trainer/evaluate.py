@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.run.interrupts import end_plainly
-
-    end_plainly("stopped; the same command goes on with what is left")  # also during the imports below
+if __name__ == "__main__":  # by path: what `python -m trainer evaluate` does, in the copy that this file is of
+    sys.argv.insert(1, "evaluate")
+    runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
@@ -122,7 +121,3 @@ def with_own_sets(config: Config) -> Config:
             log.warning("evaluate.%s.%s is left out: no stream of this run has text in %s", name, direction, missing)
     kept["choose_by"] = tuple(direction for direction in settings.choose_by if direction in kept["dev"])
     return config.model_copy(update={"evaluate": settings.model_copy(update=kept)})
-
-
-if __name__ == "__main__":
-    main()

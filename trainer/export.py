@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.run.interrupts import end_plainly
-
-    end_plainly("stopped; no part of the export is left")
+if __name__ == "__main__":  # by path: what `python -m trainer export` does, in the copy that this file is of
+    sys.argv.insert(1, "export")
+    runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 from dataengine.config.load import load_config
 from dataengine.errors import run_command
@@ -40,7 +39,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     sys.exit(run_command(lambda: print(export(load_config(options.config, options.overrides), options.step))))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import runpy
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.run.interrupts import end_plainly
-
-    end_plainly("stopped")
+if __name__ == "__main__":  # by path: what `python -m trainer replay` does, in the copy that this file is of
+    sys.argv.insert(1, "replay")
+    runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 import orjson
 
@@ -49,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where files of a URL go (%(default)s)")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for name in ("trainer", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO)
+    logging.getLogger("trainer").setLevel(logging.INFO)
 
     def run() -> None:
         with output_file(options.out) if options.out else nullcontext() as file:
@@ -81,7 +79,3 @@ def describe(made: Replay, top: int) -> list[str]:
         text = " ".join(sample.text.split())[:_TEXT]
         rows.append((str(sample.slot), sample.stream, f"{sample.sample_id}", loss, f"{sample.sources[0]}{more}", text))
     return [head, *table(rows, left=(1, 4, 5))]
-
-
-if __name__ == "__main__":
-    main()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.run.interrupts import end_plainly
-
-    end_plainly("stopped before the report was whole; the same command makes it")
+if __name__ == "__main__":  # by path: what `python -m trainer report` does, in the copy that this file is of
+    sys.argv.insert(1, "report")
+    runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 from dataengine.errors import run_command
 from trainer.reporting.page import write_report
@@ -49,7 +48,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(*made, sep="\n")
 
     sys.exit(run_command(report))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-if __name__ == "__main__":  # as a script: find packages beside this folder, not modules of other names inside it
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from trainer.run.interrupts import NOT_BEGUN, end_plainly
-
-    end_plainly(NOT_BEGUN)
+if __name__ == "__main__":  # by path: what `python -m trainer train` does, in the copy that this file is of
+    sys.argv.insert(1, "train")
+    runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
@@ -57,11 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--dry-run", action="store_true", help="check all that a run needs and describe it; train nothing"
     )
     options = parser.parse_intermixed_args(arguments)
-    end_plainly(NOT_BEGUN)  # also where this is no script
+    end_plainly(NOT_BEGUN)  # also where `main` is called
     rank = Ranks.from_environment().rank
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for name in ("trainer", "__main__"):
-        logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    logging.getLogger("trainer").setLevel(logging.INFO if rank == 0 else logging.ERROR)
 
     def load() -> Config:
         return load_config(options.config, options.overrides)
@@ -139,7 +137,3 @@ def finish_uploads(config: Config, run: Run, resume: Checkpoint) -> None:
     uploader = Uploader(run, keep=config.train.keep_checkpoints, outage_limit_s=config.train.outage_limit)
     resume_uploads(run, uploader, resume)
     uploader.wait()
-
-
-if __name__ == "__main__":
-    main()

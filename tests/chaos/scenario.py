@@ -32,7 +32,7 @@ from dataengine.storage.store import Store
 from tests.chaos.results import Event, Scenario
 from tests.conftest import DEMO, small_experiment, write_corpora
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import exact
+from tests.end_to_end.straight import exact
 from tests.object_store import ACCESS_KEY, SECRET_KEY, ObjectStore, faulty_proxy, new_bucket, server
 from trainer.run.step_log import read_log
 

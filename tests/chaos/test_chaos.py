@@ -1,4 +1,4 @@
-"""A few seeds of chaos; `make chaos SEEDS=100` runs more."""
+"""One seed of chaos, in a bucket; `make chaos SEEDS=100` runs more."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 from tests.chaos.scenario import Lab
 
 pytestmark = pytest.mark.slow
+SEED = 2
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +15,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return Lab(tmp_path_factory.mktemp("chaos"))
 
 
-@pytest.mark.parametrize("seed", [1, 2, 5])
-def test_disturbed_as_undisturbed(lab: Lab, seed: int) -> None:
-    found = lab.scenario(seed)
+def test_disturbed_as_undisturbed(lab: Lab) -> None:
+    found = lab.scenario(SEED)
     assert found.verdict == "equal", found.words
     assert found.events
 

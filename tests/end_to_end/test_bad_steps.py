@@ -12,7 +12,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import Experiment, exact, experiment
+from tests.end_to_end.straight import Experiment, exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.audit import audit
 from trainer.checkpoints.fetch import hash_file
@@ -22,8 +22,6 @@ from trainer.run.folder import open_run
 from trainer.training.callbacks.spikes import Watch
 from trainer.training.replay import replay
 from trainer.training.spikes import SpikeDetector
-
-__all__ = ["experiment"]
 
 WEIGHT = "state.model.decoder.hf.model.embed_tokens.weight"
 
@@ -58,6 +56,7 @@ def save_as_before(checkpoint: Checkpoint, content: dict[str, Any]) -> None:
     mark_complete(folder, marker)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [0, -1])
 def test_a_checkpoint_that_is_not_finite_is_passed_over_with_the_name_of_the_weight(
     experiment: Experiment, row: int
@@ -79,6 +78,7 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over_with_the_name_of_the_wei
     assert [found.step for found in complete_checkpoints(out)] == [4, 6, 10, 12, 16]
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_not_saved(experiment: Experiment) -> None:
     out = experiment.folder / "lost_weight"
     codes = ranks.finish(ranks.start(experiment.config, out, probe="weight:9"))
@@ -95,6 +95,7 @@ def test_weights_that_are_not_finite_are_not_saved(experiment: Experiment) -> No
     assert exact(ranks.train(experiment.config, out)) == exact(experiment.straight)  # the advice helps
 
 
+@pytest.mark.slow
 def test_a_bad_step_by_damaged_weights_is_not_skipped(experiment: Experiment) -> None:
     out = experiment.folder / "lost_weights"
     skip = "train.on_bad_step=skip"
@@ -146,6 +147,7 @@ def skipping(request: pytest.FixtureRequest, experiment: Experiment) -> tuple[in
     return request.param, out, log
 
 
+@pytest.mark.slow
 def test_a_skipped_step_changes_neither_weights_nor_moments(
     experiment: Experiment, skipping: tuple[int, Path, list[dict[str, str]]]
 ) -> None:
@@ -164,6 +166,7 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(
     assert "(skipped steps: 1 of at most 10)" in ranks.printed(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [7, 9, 11])  # resumed from 6, 6 and 10 steps
 def test_a_killed_run_repeats_the_decision(
     experiment: Experiment, skipping: tuple[int, Path, list[dict[str, str]]], rows: int
@@ -177,6 +180,7 @@ def test_a_killed_run_repeats_the_decision(
     assert with_skips(log) == with_skips(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", ["inf", "1e30"])  # of which the norm is nan, inf
 def test_no_gradient_that_is_not_finite_reaches_the_weights(experiment: Experiment, factor: str) -> None:
     out = experiment.folder / f"infinite{factor}"
@@ -187,6 +191,7 @@ def test_no_gradient_that_is_not_finite_reaches_the_weights(experiment: Experime
     assert all(torch.equal(seven[name], eight[name]) for name in seven if name.startswith("state.model."))
 
 
+@pytest.mark.slow
 def test_so_many_steps_are_skipped_and_no_more_also_over_a_resume(experiment: Experiment) -> None:
     out = experiment.folder / "skips_too_often"
     settings = ("train.on_bad_step=skip", "train.max_skipped_steps=2")
@@ -200,6 +205,7 @@ def test_so_many_steps_are_skipped_and_no_more_also_over_a_resume(experiment: Ex
     assert [row["step"] for row in log if row["skipped"]] == ["7", "8", "13"]
 
 
+@pytest.mark.slow
 def test_a_first_step_that_is_bad_is_not_skipped(experiment: Experiment) -> None:
     out = experiment.folder / "first_is_bad"
     start = ranks.start(experiment.config, out, "train.on_bad_step=skip", probe=poison(experiment, 0))
@@ -207,6 +213,7 @@ def test_a_first_step_that_is_bad_is_not_skipped(experiment: Experiment) -> None
     assert "No checkpoint was saved yet." in ranks.printed(out)
 
 
+@pytest.mark.slow
 def test_audit_and_replay_know_skipped_steps(
     experiment: Experiment,
     skipping: tuple[int, Path, list[dict[str, str]]],

@@ -22,13 +22,15 @@ from dataengine.config.load import load_config
 from dataengine.schedule.manifest import Manifest
 from tests.conftest import small_experiment
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import exact
+from tests.end_to_end.straight import Experiment, exact
 from tests.object_store import ObjectStore, faulty_proxy, new_bucket
 from trainer.audit import audit
 from trainer.checkpoints.find import all_checkpoints
 from trainer.checkpoints.marker import MARKER
 from trainer.huggingface.export import export
 from trainer.run.folder import Run, open_run
+
+pytestmark = pytest.mark.slow
 
 DOWN_S = 25  # many attempts, with longer and longer pauses
 
@@ -73,9 +75,8 @@ def train(bucket: Bucket, name: str, *overrides: str, number: int = 2, probe: st
     return ranks.train(bucket.config, run.folder, *bucket.changes(run), *overrides, ranks=number, probe=probe)
 
 
-def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket: Bucket) -> None:
-    local = ranks.train(bucket.config, bucket.folder / "local", f"out={bucket.folder / 'local'}")
-    assert exact(local) == exact(bucket.straight)
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(bucket: Bucket, experiment: Experiment) -> None:
+    assert exact(bucket.straight) == exact(experiment.straight)
     run = bucket.run("straight")
     assert run.store is not None
     assert run.store.read("log.csv") == (run.folder / "log.csv").read_bytes()

@@ -10,13 +10,12 @@ import torch
 from dataengine.config.training import TrainConfig
 from dataengine.schedule.rates import Settings
 from tests.end_to_end import ranks
+from tests.end_to_end.straight import Experiment, exact
 from tests.end_to_end.test_options import assert_close
-from tests.end_to_end.test_training import Experiment, exact, experiment
 from trainer.model.optimizer import apply_settings, make_optimizer
 
-__all__ = ["experiment"]
 
-
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "then", "words"), [("cuda", "", "with CUDA"), ("", "cuda", "without CUDA")])
 def test_a_run_goes_on_without_cuda_and_with_it(first: str, then: str, words: str, experiment: Experiment) -> None:
     out = experiment.folder / f"from {first or 'cpu'}"
@@ -30,6 +29,7 @@ def test_a_run_goes_on_without_cuda_and_with_it(first: str, then: str, words: st
     assert "was saved" not in ranks.printed(out)
 
 
+@pytest.mark.slow
 def test_one_rank_that_shards_gives_the_same_to_the_last_bit(experiment: Experiment) -> None:
     """As one rank does on CUDA; its checkpoints go on in a run that does not shard, and the other way round."""
     plain, mesh = experiment.folder / "plain", experiment.folder / "mesh"
@@ -40,6 +40,7 @@ def test_one_rank_that_shards_gives_the_same_to_the_last_bit(experiment: Experim
     assert_close(first, experiment.straight[:12])
 
 
+@pytest.mark.slow
 def test_the_microbatch_is_found_once_for_as_many_ranks(experiment: Experiment) -> None:
     out, auto = experiment.folder / "auto", "train.microbatch_size=auto"
     probe = "memory of a GPU"
@@ -55,6 +56,7 @@ def test_the_microbatch_is_found_once_for_as_many_ranks(experiment: Experiment) 
     assert "microbatches are of 8 from here on and were of 4: sums are added in another order" in printed
 
 
+@pytest.mark.slow
 def test_deterministic_changes_no_bit_on_cpu(experiment: Experiment) -> None:
     log = ranks.train(experiment.config, experiment.folder / "fixed", "train.deterministic=true", "train.max_steps=7")
     assert exact(log) == exact(experiment.straight[:7])

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dataengine.build.build import build
 from dataengine.config.load import load_config
 from dataengine.schedule.manifest import Manifest
-from tests.conftest import small_experiment
+from tests.conftest import slow_but, small_experiment
 from tests.end_to_end import ranks
 
 STEPS, STOPPED_AT, RESTARTED_AT = 40, 20, 14
@@ -127,8 +127,8 @@ def rate(step: int) -> float:
     return float(low + (high - low) * 0.5 * (1 + math.cos(math.pi * min((step - 4) / 16, 1))))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("microbatch", [2, 3])  # 3 divides the samples of no rank
+@pytest.mark.parametrize("world_size", slow_but([1, 2], [2]))
+@pytest.mark.parametrize("microbatch", slow_but([2, 3], [3]))  # 3 divides the samples of no rank
 def test_the_trainer_has_the_losses_of_a_loop_that_shares_no_code(
     loop: Loop, world_size: int, microbatch: int, tmp_path: Path
 ) -> None:

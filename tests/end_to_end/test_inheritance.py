@@ -16,7 +16,7 @@ from dataengine.config.load import load_config
 from dataengine.schedule.rates import learning_rate
 from tests.conftest import small_experiment
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import exact
+from tests.end_to_end.straight import exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.audit import audit
 from trainer.run.folder import open_run
@@ -24,6 +24,8 @@ from trainer.run.settings import SETTINGS, read_history
 from trainer.run.step_log import read_log
 from trainer.train import dry_run
 from trainer.training.replay import replay
+
+pytestmark = pytest.mark.slow
 
 STAGES = [
     {"name": "monolingual", "steps": 6, "mix": {"mono": 1}},

@@ -7,16 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import yaml
 
-from dataengine.build.build import build
-from dataengine.config.load import load_config
-from tests.conftest import ROOT, small_experiment
+from tests.conftest import ROOT
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import exact
+from tests.end_to_end.straight import Experiment, exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.run.step_log import read_log
 
@@ -24,8 +22,8 @@ pytestmark = pytest.mark.slow
 COMPOSER = Path(sys.executable).parent / "composer"
 
 
-def launch(*arguments: str) -> subprocess.Popen[str]:
-    command = [str(COMPOSER), "-n", "2", "trainer/train.py", *arguments]
+def launch(*arguments: str, program: Sequence[str] = ("trainer/train.py",)) -> subprocess.Popen[str]:
+    command = [str(COMPOSER), "-n", "2", *program, *arguments]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -37,34 +35,23 @@ def launch(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path) -> Path:
-    """An experiment, built and trained without a launcher, whose log is in `straight`."""
-    folder = tmp_path_factory.mktemp("launched")
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(small_experiment(corpora, tokenizer_path, folder), sort_keys=False))
-    build(load_config(path), workers=1)
-    ranks.train(path, folder / "straight")
-    return path
-
-
-def test_killed_with_its_launcher_and_started_again(config: Path) -> None:
-    killed = config.parent / "killed"
-    process = launch(str(config), f"out={killed}")
+def test_killed_with_its_launcher_and_started_again(experiment: Experiment) -> None:
+    killed = experiment.folder / "killed_with_launcher"
+    process = launch(str(experiment.config), f"out={killed}")
     log = killed / "log.csv"
     while not (log.is_file() and len(read_log(log)) > 8):
         assert process.poll() is None
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    process = launch(str(config), f"out={killed}")
+    process = launch(str(experiment.config), f"out={killed}", program=("-m", "trainer", "train"))
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert "resuming from" in printed
-    assert exact(read_log(log)) == exact(read_log(config.parent / "straight" / "log.csv"))
+    assert exact(read_log(log)) == exact(experiment.straight)
 
 
-def test_a_tokenizer_that_is_not_the_manifests_is_refused(config: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_not_the_manifests_is_refused(experiment: Experiment, tmp_path: Path) -> None:
     from sentencepiece import SentencePieceTrainer
 
     text = tmp_path / "text.txt"
@@ -72,7 +59,7 @@ def test_a_tokenizer_that_is_not_the_manifests_is_refused(config: Path, tmp_path
     SentencePieceTrainer.train(
         input=str(text), model_prefix=str(tmp_path / "other"), vocab_size=60, model_type="bpe", minloglevel=2
     )
-    process = launch(str(config), f"tokenizer={tmp_path / 'other.model'}", f"out={tmp_path / 'run'}")
+    process = launch(str(experiment.config), f"tokenizer={tmp_path / 'other.model'}", f"out={tmp_path / 'run'}")
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "error: tokenizer mismatch: the streams of manifest " in printed
@@ -82,10 +69,10 @@ def test_a_tokenizer_that_is_not_the_manifests_is_refused(config: Path, tmp_path
 
 
 @pytest.mark.parametrize("whole_group", [True, False])
-def test_sigterm_to_the_launcher_lets_its_ranks_save(config: Path, whole_group: bool) -> None:
+def test_sigterm_to_the_launcher_lets_its_ranks_save(experiment: Experiment, whole_group: bool) -> None:
     """As a scheduler sends it, to all processes or to the first one, which does not pass it on."""
-    out = config.parent / f"terminated{whole_group}"
-    process = launch(str(config), f"out={out}", "train.checkpoint_interval=1000")
+    out = experiment.folder / f"terminated{whole_group}"
+    process = launch(str(experiment.config), f"out={out}", "train.checkpoint_interval=1000")
     log = out / "log.csv"
     while not (log.is_file() and len(read_log(log)) > 4):
         assert process.poll() is None
@@ -97,6 +84,6 @@ def test_sigterm_to_the_launcher_lets_its_ranks_save(config: Path, whole_group: 
     printed, _ = process.communicate(timeout=300)  # until the last rank has closed it
     steps = complete_checkpoints(out)[-1].step
     assert f"stopped as asked after {steps} steps" in printed
-    resumed = ranks.train(config, out)
+    resumed = ranks.train(experiment.config, out)
     assert f"steps {steps} to 16" in ranks.printed(out)
-    assert exact(resumed) == exact(read_log(config.parent / "straight" / "log.csv"))
+    assert exact(resumed) == exact(experiment.straight)

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import Experiment, exact, experiment
+from tests.end_to_end.straight import Experiment, exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.run.step_log import read_log
-
-__all__ = ["experiment"]
 
 
 def assert_close(log: list[dict[str, str]], expected: list[dict[str, str]], rtol: float = 1e-4) -> None:
@@ -25,6 +23,7 @@ def assert_close(log: list[dict[str, str]], expected: list[dict[str, str]], rtol
         assert np.allclose(values[0], values[1], rtol=rtol), column
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_activation_checkpointing_gives_the_same_run(count: int, experiment: Experiment) -> None:
     out = experiment.folder / f"recomputed{count}"
@@ -41,6 +40,7 @@ def test_compiled_layers_give_the_same_run(experiment: Experiment) -> None:
     assert_close(ranks.train(experiment.config, out, ranks=1), experiment.straight, rtol=1e-3)  # its weights load
 
 
+@pytest.mark.slow
 def test_tensorboard_and_wandb_offline_show_the_log(experiment: Experiment) -> None:
     """Also of a run that is resumed: each step once, and another W&B run if steps are trained anew."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -63,6 +63,7 @@ def test_tensorboard_and_wandb_offline_show_the_log(experiment: Experiment) -> N
     assert any(list(path.glob("*.wandb")) for path in folders)
 
 
+@pytest.mark.slow
 def test_a_dry_run_describes_and_trains_nothing(experiment: Experiment) -> None:
     out = experiment.folder / "dry"
     processes = ranks.start(experiment.config, out, "--dry-run")

@@ -9,12 +9,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests.end_to_end.test_training import Experiment, experiment
+from tests.end_to_end.straight import Experiment
 from trainer.replay import main
 from trainer.run.folder import open_run
 from trainer.training.replay import replay
-
-__all__ = ["experiment"]
 
 
 @pytest.mark.parametrize(

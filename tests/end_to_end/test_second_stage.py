@@ -16,15 +16,13 @@ from dataengine.config.load import load_config
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import learning_rate
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import Experiment, exact, experiment, open_dataset
+from tests.end_to_end.straight import Experiment, exact, open_dataset, refusal
 from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.audit import audit
 from trainer.checkpoints.marker import checkpoint_folder
 from trainer.model.composer_model import build_model
 from trainer.model.decoder import load_weights
 from trainer.run.step_log import next_digest
-
-__all__ = ["experiment"]
 
 STAGES = "stages=[{name: second, steps: 6, mix: {both: 1}}]"
 SETTINGS = ["train.learning_rate=0.02", "train.warmup_steps=3", "train.betas=[0.8, 0.9]", "train.weight_decay=0.0"]
@@ -86,6 +84,7 @@ def test_restart_takes_weights_and_moments_and_begins_its_own_plan(
         torch.testing.assert_close(squared, gradient**2, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -> None:
     straight, out = experiment.folder / "straight", experiment.folder / "second_killed"
     init = f"init={{checkpoint: {straight}, mode: restart}}"  # its newest
@@ -107,6 +106,7 @@ def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -
     }
 
 
+@pytest.mark.slow
 def test_continue_goes_on_with_everything_and_repeats_nothing(
     experiment: Experiment,
     capsys: pytest.CaptureFixture[str],
@@ -136,12 +136,13 @@ def test_a_checkpoint_of_another_step_does_not_continue(experiment: Experiment) 
     init = f"init={{checkpoint: {straight}/checkpoints/step-00000012, mode: continue}}"
     changes = ["name=wrong", parent, "stages=[{name: other, steps: 4, mix: {mono: 1, both: 3}}]", init]
     build(load_config(experiment.config, changes), workers=1)
-    assert ranks.refuse(experiment.config, out, *changes) == (
-        f"error: init.checkpoint {straight}/checkpoints/step-00000012 is of step 12, but with init.mode `continue` "
+    assert refusal(experiment, out, *changes) == (
+        f"init.checkpoint {straight}/checkpoints/step-00000012 is of step 12, but with init.mode `continue` "
         "training goes on at parent.step, 10. Name the checkpoint of that step, or build with parent.step=12."
     )
 
 
+@pytest.mark.slow
 def test_a_changed_rate_counts_from_the_next_step(experiment: Experiment) -> None:
     out = experiment.folder / "other_rate"
     ranks.train(experiment.config, out, "train.max_steps=8")

@@ -13,12 +13,9 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.end_to_end import ranks
-from tests.end_to_end.test_launcher import config
-from tests.end_to_end.test_training import exact
+from tests.end_to_end.straight import Experiment, exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.run.step_log import read_log
-
-__all__ = ["config"]
 
 pytestmark = pytest.mark.slow
 
@@ -55,12 +52,12 @@ trainer.train.main()
 
 @pytest.mark.parametrize("how", ["SIGTERM to the launcher", "Ctrl-C to all"])
 def test_a_step_that_takes_longer_than_the_launcher_waits_is_finished_and_saved(
-    config: Path, tmp_path: Path, how: str
+    experiment: Experiment, tmp_path: Path, how: str
 ) -> None:
     (tmp_path / "composer").write_text(LAUNCHER)
     (tmp_path / "train.py").write_text(RANK)
     out, slow = tmp_path / "run", tmp_path / "slow"
-    arguments = [str(tmp_path / "train.py"), str(config), f"out={out}", "train.checkpoint_interval=1000"]
+    arguments = [str(tmp_path / "train.py"), str(experiment.config), f"out={out}", "train.checkpoint_interval=1000"]
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "composer"), "-n", "2", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "SLOW": str(slow)},
@@ -81,6 +78,6 @@ def test_a_step_that_takes_longer_than_the_launcher_waits_is_finished_and_saved(
     assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM), printed  # sent away, it killed nobody
     assert complete_checkpoints(out)[-1].step == len(read_log(out / "log.csv")) == 7, printed
     assert "stopped as asked after 7 steps, with a checkpoint" in printed
-    log = ranks.train(config, out)
+    log = ranks.train(experiment.config, out)
     assert "steps 7 to 16" in ranks.printed(out)
-    assert exact(log) == exact(read_log(config.parent / "straight" / "log.csv"))
+    assert exact(log) == exact(experiment.straight)

@@ -9,15 +9,16 @@ import signal
 
 import pytest
 
+from tests.conftest import slow_but
 from tests.end_to_end import ranks
-from tests.end_to_end.test_training import Experiment, exact, experiment
+from tests.end_to_end.straight import Experiment, exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.run.step_log import read_log
 
-__all__ = ["experiment"]
+SIGNALS = [(signal.SIGTERM, [0, 1]), (signal.SIGTERM, [1]), (signal.SIGINT, [0])]  # to which ranks
 
 
-@pytest.mark.parametrize(("number", "asked"), [(signal.SIGTERM, [0, 1]), (signal.SIGTERM, [1]), (signal.SIGINT, [0])])
+@pytest.mark.parametrize(("number", "asked"), slow_but(SIGNALS, SIGNALS[:1]))
 def test_a_signal_to_any_rank_saves_and_ends_all_with_0(
     experiment: Experiment,
     number: signal.Signals,
@@ -58,6 +59,7 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(experiment: 
     assert exact(log) == exact(experiment.straight)
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_for_another_ends_when_asked(experiment: Experiment) -> None:
     """The other one never comes: nothing is to be saved, and nobody is waited for."""
     out = experiment.folder / "alone"
@@ -71,6 +73,7 @@ def test_a_rank_that_waits_for_another_ends_when_asked(experiment: Experiment) -
     assert first.exitcode == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_all_by_name(experiment: Experiment) -> None:
     out = experiment.folder / "hangs"
     codes = ranks.finish(ranks.start(experiment.config, out, probe="hang"))

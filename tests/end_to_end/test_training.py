@@ -7,14 +7,12 @@ import math
 import os
 import platform
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import LlamaForCausalLM
 
 from dataengine.build.build import build
@@ -22,17 +20,14 @@ from dataengine.config.load import load_config
 from dataengine.config.schema import ParentConfig
 from dataengine.config.training import InitConfig, TrainConfig
 from dataengine.errors import InputError
-from dataengine.schedule.manifest import Manifest
-from dataengine.storage.open import open_store
 from dataengine.text.tokenizers.load import load_tokenizer
-from tests.conftest import ROOT, small_experiment
+from tests.conftest import slow_but
 from tests.end_to_end import ranks
+from tests.end_to_end.straight import Experiment, copy_run, exact, open_dataset, refusal
 from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.audit import audit
 from trainer.checkpoints.find import newest_checkpoint
 from trainer.checkpoints.marker import MARKER
-from trainer.data.dataset import ScheduledDataset
-from trainer.data.shard_cache import ShardCache
 from trainer.evaluate import main as evaluate
 from trainer.huggingface.export import export
 from trainer.model.composer_model import build_model
@@ -45,36 +40,6 @@ from trainer.run.settings import read_history
 from trainer.run.step_log import next_digest, read_log
 from trainer.training.replay import replay
 from trainer.training.start import check_not_lost
-
-
-@dataclass(frozen=True)
-class Experiment:
-    config: Path
-    folder: Path
-    manifest: Manifest
-    straight: list[dict[str, str]]  # the log of an uninterrupted run on 2 ranks, in folder / "straight"
-
-
-EXACT = ("step", "stage", "loss", "loss/mono", "loss/en-zh", "loss/both", "learning_rate", "grad_norm", "digest")
-
-
-def exact(log: list[dict[str, str]]) -> list[tuple[str, ...]]:
-    """What must be equal to the last bit; a log holds shortest decimals, which read back as the same floats."""
-    return [tuple(row.get(column, "") for column in EXACT) for row in log]
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path) -> Experiment:
-    folder = tmp_path_factory.mktemp("experiment")
-    path = folder / "small.yaml"
-    path.write_text(yaml.safe_dump(small_experiment(corpora, tokenizer_path, folder), sort_keys=False))
-    manifest = build(load_config(path), workers=1).manifest
-    return Experiment(path, folder, manifest, ranks.train(path, folder / "straight"))
-
-
-def open_dataset(manifest: Manifest, store: str) -> ScheduledDataset:
-    cache = ShardCache(open_store(store), Path("unused"), manifest, limit=None, outage_limit=1)
-    return ScheduledDataset(manifest, cache, world_size=1)
 
 
 def test_the_log_is_the_plan(experiment: Experiment) -> None:
@@ -100,7 +65,7 @@ def test_checkpoints_fall_on_intervals_stage_ends_and_the_end(experiment: Experi
     assert all(len([name for name in c.files if name.endswith(".distcp")]) == 2 for c in found)
 
 
-@pytest.mark.parametrize("rows", [5, 9, 13])
+@pytest.mark.parametrize("rows", slow_but([5, 9, 13], [9]))
 def test_a_killed_run_goes_on_bit_for_bit(experiment: Experiment, rows: int) -> None:
     out = experiment.folder / f"killed{rows}"
     ranks.kill_at(ranks.start(experiment.config, out), out, rows)
@@ -119,6 +84,7 @@ def test_a_finished_run_has_nothing_to_do(experiment: Experiment) -> None:
     assert (experiment.folder / "straight" / "log.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1), (4, 2)])
 def test_sample_ids_do_not_depend_on_the_number_of_ranks(experiment: Experiment, first: int, second: int) -> None:
     out = experiment.folder / f"ranks{first}to{second}"
@@ -130,6 +96,7 @@ def test_sample_ids_do_not_depend_on_the_number_of_ranks(experiment: Experiment,
         assert np.allclose(values[0], values[1], rtol=1e-4), column
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 3])
 def test_nothing_depends_on_loader_workers(experiment: Experiment, workers: int) -> None:
     out = experiment.folder / f"workers{workers}"
@@ -138,6 +105,7 @@ def test_nothing_depends_on_loader_workers(experiment: Experiment, workers: int)
     assert exact(log) == exact(experiment.straight)
 
 
+@pytest.mark.slow
 def test_random_state_comes_back(experiment: Experiment) -> None:
     whole, parts = experiment.folder / "random", experiment.folder / "random_parts"
     ranks.train(experiment.config, whole, "train.max_steps=8", probe="random")
@@ -150,13 +118,7 @@ def test_random_state_comes_back(experiment: Experiment) -> None:
     assert (whole / "random.0.txt").read_text() != (whole / "random.1.txt").read_text()
 
 
-def copy_run(experiment: Experiment, name: str) -> Path:
-    out = experiment.folder / name
-    shutil.copytree(experiment.folder / "straight", out)
-    return out
-
-
-@pytest.mark.parametrize("fault", ["no marker", "file cut short", "file missing"])
+@pytest.mark.parametrize("fault", slow_but(["no marker", "file cut short", "file missing"], ["file cut short"]))
 def test_a_checkpoint_that_is_not_whole_is_passed_over(experiment: Experiment, fault: str) -> None:
     out = copy_run(experiment, fault.replace(" ", "_"))
     newest = out / "checkpoints" / "step-00000016"
@@ -177,18 +139,19 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(experiment:
     out = copy_run(experiment, "all_damaged")
     for path in out.glob("checkpoints/*/.metadata"):
         path.unlink()
-    assert ranks.refuse(experiment.config, out) == (
-        f"error: no checkpoint under {out}/checkpoints is usable, though 5 were finished once (the newest is "
+    assert refusal(experiment, out) == (
+        f"no checkpoint under {out}/checkpoints is usable, though 5 were finished once (the newest is "
         f"step-00000016). Restore them, or move {out} away to start at step 0."
     )
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_gone_does_not_start_over(experiment: Experiment) -> None:
     out = copy_run(experiment, "gone")
     shutil.rmtree(out / "checkpoints")
     log = (out / "log.csv").read_bytes()
-    assert ranks.refuse(experiment.config, out) == (
-        f"error: {out} has no checkpoint, though its log.csv has steps up to 15 and the first was due after 4. "
+    assert refusal(experiment, out) == (
+        f"{out} has no checkpoint, though its log.csv has steps up to 15 and the first was due after 4. "
         f"Restore {out}/checkpoints, or remove log.csv to begin at step 0."
     )
     assert (out / "log.csv").read_bytes() == log
@@ -211,6 +174,7 @@ def test_steps_of_a_parent_are_none_of_a_lost_checkpoint(experiment: Experiment,
     assert check_not_lost(config, experiment.manifest, run)
 
 
+@pytest.mark.slow
 def test_a_folder_is_trained_by_one_at_a_time(experiment: Experiment) -> None:
     out = experiment.folder / "held"
     with hold(out):
@@ -221,6 +185,7 @@ def test_a_folder_is_trained_by_one_at_a_time(experiment: Experiment) -> None:
     ranks.train(experiment.config, out, "train.max_steps=1")
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_are_kept_if_asked(experiment: Experiment) -> None:
     out = experiment.folder / "retention"
     ranks.train(experiment.config, out, "train.keep_checkpoints=2", "train.max_steps=10")
@@ -235,9 +200,8 @@ def test_a_resume_on_other_data_is_refused(experiment: Experiment) -> None:
     store = f"store={experiment.folder / 'other_store'}"
     changes = [store, "stages.1.mix.mono=1", f"out={out}"]
     build(load_config(experiment.config, changes), workers=1)
-    message = ranks.refuse(experiment.config, out, *changes)
-    assert message == (
-        f"error: the 12 steps that {out} has trained would change: stage 'mixed' was 6 steps of 8 both, 16 en-zh, "
+    assert refusal(experiment, out, *changes) == (
+        f"the 12 steps that {out} has trained would change: stage 'mixed' was 6 steps of 8 both, 16 en-zh, "
         f"24 mono and is 6 steps of 12 both, 24 en-zh, 12 mono. Build with {out}/config.yaml and the sources of "
         "then, change only what comes after these steps (stages can be added), or give this run another `out`."
     )
@@ -251,6 +215,7 @@ def test_the_dataset_refuses_a_state_of_other_data_itself(experiment: Experiment
         dataset.load_state_dict({**state, "prefix_sha256": "0" * 64})
 
 
+@pytest.mark.slow
 def test_a_schedule_can_grow_after_the_steps_that_are_trained(experiment: Experiment) -> None:
     out = copy_run(experiment, "longer")
     stages = [*load_config(experiment.config).model_dump(mode="json")["stages"]]
@@ -276,6 +241,7 @@ def test_a_batch_that_is_not_the_plans_stops_every_rank(experiment: Experiment) 
     assert len(read_log(out / "log.csv")) == 3
 
 
+@pytest.mark.slow
 def test_a_fork_keeps_its_parents_steps_and_draws_nothing_twice(experiment: Experiment) -> None:
     """From step 9, in the middle of the mixed stage, to another mix."""
     store = load_config(experiment.config).store
@@ -296,7 +262,7 @@ def test_a_fork_keeps_its_parents_steps_and_draws_nothing_twice(experiment: Expe
     assert [row["stage"] for row in log[8:]] == ["mixed", *["other"] * 5]
     too_late = experiment.folder / "fork_too_late"
     shutil.copytree(experiment.folder / "straight", too_late)
-    assert "holds a run of experiment 'small'" in ranks.refuse(experiment.config, too_late, *changes)
+    assert "holds a run of experiment 'small'" in refusal(experiment, too_late, *changes)
 
 
 def test_a_child_that_would_change_the_past_is_refused(experiment: Experiment) -> None:
@@ -341,23 +307,7 @@ def test_the_audit_proves_a_run_and_finds_its_documents(
     assert capsys.readouterr().out.startswith("DIFFERENT at step 5: the log has 0000000000000000, the manifest gives ")
 
 
-@pytest.fixture(scope="module")
-def mini_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mini") / "store"
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "yamls" / "mini").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_mini_experiment_draws_what_its_plan_says(path: Path, mini_store: Path) -> None:
-    """The first steps of each setting; the trainer itself stops at a batch that is not the plan's."""
-    config = load_config(path, [f"store={mini_store}"])
-    manifest = build(config, workers=1).manifest
-    assert manifest.schedule.steps == 200
-    out = mini_store.parent / path.stem
-    log = ranks.train(path, out, f"store={mini_store}", "train.max_steps=3", "train.log_interval=1")
-    for name, drawn in manifest.schedule.cursors(3).items():
-        assert int(log[-1][f"samples/{name}"]) == drawn
-
-
+@pytest.mark.slow
 def test_the_last_stage_of_one_stream_can_be_made_longer(experiment: Experiment) -> None:
     out = copy_run(experiment, "longer_stage")
     changes = [f"store={experiment.folder / 'longer_stage_store'}", "stages.2.steps=6", "train.learning_rate=0.02"]
@@ -385,8 +335,8 @@ def test_a_checkpoint_that_is_not_there_is_named(experiment: Experiment) -> None
 
 def test_another_model_is_refused(experiment: Experiment) -> None:
     out = copy_run(experiment, "other_model")
-    assert ranks.refuse(experiment.config, out, "model.hidden_size=64", "train.max_steps=20") == (
-        f"error: {out}/checkpoints/step-00000016 holds another model: hidden_size was 32 and is 64. Restore these "
+    assert refusal(experiment, out, "model.hidden_size=64", "train.max_steps=20") == (
+        f"{out}/checkpoints/step-00000016 holds another model: hidden_size was 32 and is 64. Restore these "
         "settings under `model`, or give this run another `out`."
     )
 
@@ -440,6 +390,7 @@ def assert_next_loss(experiment: Experiment, log: list[dict[str, str]], model: A
     assert math.isclose(loss, float(log[step]["loss"]), rel_tol=1e-5)
 
 
+@pytest.mark.slow
 def test_tied_embeddings_train_resume_and_export(experiment: Experiment) -> None:
     out = experiment.folder / "tied"
     changes = ["model.tie_word_embeddings=true", "train.max_steps=5"]
@@ -449,6 +400,7 @@ def test_tied_embeddings_train_resume_and_export(experiment: Experiment) -> None
     assert_next_loss(experiment, log, LlamaForCausalLM.from_pretrained(export(config, 4)), 4)
 
 
+@pytest.mark.slow
 def test_export_is_the_same_from_other_numbers_of_ranks(experiment: Experiment) -> None:
     out = experiment.folder / "one_rank"
     ranks.train(experiment.config, out, "train.max_steps=4", ranks=1)

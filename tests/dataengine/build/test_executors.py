@@ -24,7 +24,7 @@ from dataengine.errors import InputError
 from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
-from tests.conftest import ROOT, ConfigMaker, write_jsonl
+from tests.conftest import ROOT, ConfigMaker, slow_but, write_jsonl
 from tests.crashing_store import MOMENTS, CrashingStore
 from tests.object_store import ObjectStore, object_store  # noqa: F401
 
@@ -99,8 +99,8 @@ def in_child(run: Callable[[], object]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("workers", slow_but([1, 2], [1]))
+@pytest.mark.parametrize("moment", slow_but(MOMENTS, ["before a receipt", "before a decision", "before index.json"]))
 def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], moment: str, workers: int
 ) -> None:
@@ -115,7 +115,7 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
     assert not list(Path(store.url).rglob(".writing-*"))
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", slow_but(MOMENTS, ["before index.json"]))
 def test_a_build_in_a_bucket_that_was_killed_goes_on_to_the_same_bytes(
     make_config: ConfigMaker,
     corpora: Path,
@@ -155,7 +155,7 @@ def test_sources_in_a_bucket_give_the_same_streams(
     assert not build(config).new
 
 
-@pytest.mark.parametrize("slices", [2, 3])
+@pytest.mark.parametrize("slices", slow_but([2, 3], [2]))
 def test_slices_give_the_same_bytes(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], slices: int
 ) -> None:
@@ -180,6 +180,7 @@ def test_slices_give_the_same_bytes(
     assert tree(open_store(config.store)) == undisturbed
 
 
+@pytest.mark.slow
 def test_slices_that_run_together_wait_for_each_other(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -284,6 +285,7 @@ def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp
         build(config, workers=2, store=crash(store, "before a receipt", tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wanted", "undone"),
     [

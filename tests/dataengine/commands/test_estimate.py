@@ -22,7 +22,7 @@ from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.records.lines import read_lines
 from dataengine.storage.open import open_store
-from tests.conftest import DEMO, ConfigMaker
+from tests.conftest import DEMO, ConfigMaker, slow_but
 
 
 def prepared(config: Config) -> Preparation:
@@ -90,8 +90,8 @@ FORMS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("suffix", FORMS)
-@pytest.mark.parametrize("words", [15, 300, 3000])
-@pytest.mark.parametrize("part_bytes", [10**9, 400_000])
+@pytest.mark.parametrize("words", slow_but([15, 300, 3000], [300]))
+@pytest.mark.parametrize("part_bytes", slow_but([10**9, 400_000], [400_000]))
 def test_a_stream_that_is_sampled_in_part_has_about_the_tokens_of_its_build(
     make_config: ConfigMaker, tmp_path: Path, suffix: str, words: int, part_bytes: int
 ) -> None:
