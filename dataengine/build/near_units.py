@@ -184,7 +184,7 @@ class Members(Named):
 
     def read(self, store: Store) -> NDArray[Any]:
         """The members, of dtype MEMBER, shape (n,). Raises InputError if they are damaged."""
-        return decode_npy(self.read_bytes(store), store, self.key)
+        return decode_npy(self.read_bytes(store))
 
 
 @dataclass(frozen=True)

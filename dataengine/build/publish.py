@@ -17,7 +17,7 @@ from dataengine.errors import InputError
 from dataengine.mds import summary
 from dataengine.mds.types import Shard, Stream, shard_name, token_dtype
 from dataengine.mds.writer import ShardWriter, encode_index
-from dataengine.storage.arrays import check_npy, encode_npy, read_all_npy, read_whole
+from dataengine.storage.arrays import damaged_unit, encode_npy, is_intact_npy, read_all_npy, read_whole
 from dataengine.storage.store import Store
 from dataengine.text.packing import Packer, Tokens
 
@@ -132,8 +132,8 @@ def _link_checked(store: Store, source: str, key: str) -> None:
 
     The sizes of shards were compared with the receipts already, and their hashes are in the index.
     """
-    if source.endswith(".npy"):
-        check_npy(read_whole(store, source), store, source)
+    if source.endswith(".npy") and not is_intact_npy(read_whole(store, source)):
+        raise damaged_unit(store, source)
     store.link(source, key)
 
 

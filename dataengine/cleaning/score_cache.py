@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import compress, islice
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
-from dataengine.storage.arrays import encode_npy, is_intact_npy
+from dataengine.storage.arrays import decode_npy, encode_npy
 from dataengine.storage.store import Store
 
 KEY = np.dtype([("high", "<u8"), ("low", "<u8")])  # xxh3-128 of a pair
@@ -124,17 +124,18 @@ class ScoreCache:
         files = sorted(self.store.sizes(prefix))
         with ThreadPoolExecutor(_READERS) as readers:
             contents = list(readers.map(self.store.read, files))
-        tables = map(self._decode_chunk, files, contents)  # here: see runs.decode_npy
+        tables = map(self._decode_chunk, files, contents)  # here: see `decode_npy`
         return _sort_scores(np.concatenate([np.empty(0, SCORE), *tables]))
 
     def _decode_chunk(self, file: str, content: bytes) -> NDArray[Any]:
-        table = np.load(io.BytesIO(content)) if is_intact_npy(content) else None
-        if table is None or table.dtype != SCORE or table.ndim != 1:
-            raise InputError(
-                f"{self.store.url}/{file} is no file of scores, or is damaged. Remove it and run `dataengine score` "
-                "again: it scores what is missing."
-            )
-        return table  # type: ignore[no-any-return]
+        with suppress(ValueError):
+            table = decode_npy(content)
+            if table.dtype == SCORE and table.ndim == 1:
+                return table
+        raise InputError(
+            f"{self.store.url}/{file} is no file of scores, or is damaged. Remove it and run `dataengine score` again: "
+            "it scores what is missing."
+        )
 
 
 def score_part(

@@ -22,17 +22,6 @@ def damaged_unit(store: Store, key: str) -> DamagedError:
     return DamagedError(f"{store.url}/{key} is missing or damaged. Remove the folder {folder} and build again.")
 
 
-def read_npy(store: Store, key: str) -> NDArray[Any]:
-    """An array that a unit left as an .npy file, as `decode_npy`: not for threads."""
-    return decode_npy(read_whole(store, key), store, key)
-
-
-def read_all_npy(store: Store, keys: Sequence[str], pool: Executor) -> Iterator[NDArray[Any]]:
-    """Many such arrays in order, fetched by `pool` and decoded here."""
-    for key, content in zip(keys, pool.map(partial(read_whole, store), keys), strict=True):
-        yield decode_npy(content, store, key)
-
-
 def read_whole(store: Store, key: str) -> bytes:
     """A file that a unit left. Raises DamagedError if it is missing."""
     try:
@@ -41,26 +30,22 @@ def read_whole(store: Store, key: str) -> bytes:
         raise damaged_unit(store, key) from None
 
 
-def is_intact_npy(content: bytes) -> bool:
-    """Whether the hash behind an .npy file (`encode_npy`) is that of its content."""
-    return content[-8:] == xxhash.xxh3_64_digest(content[:-8])
+def read_npy(store: Store, key: str) -> NDArray[Any]:
+    """An array that a unit left as an .npy file: not for threads, see `decode_npy`. Raises InputError if the file is
+    missing or damaged."""
+    return _decode(store, key, read_whole(store, key))
 
 
-def check_npy(content: bytes, store: Store, key: str) -> None:
-    """Raise DamagedError if an .npy file of a store is not as it was written."""
-    if not is_intact_npy(content):
-        raise damaged_unit(store, key)
+def read_all_npy(store: Store, keys: Sequence[str], pool: Executor) -> Iterator[NDArray[Any]]:
+    """Many such arrays in order, fetched by `pool` and decoded here."""
+    return map(partial(_decode, store), keys, pool.map(partial(read_whole, store), keys))
 
 
-def decode_npy(content: bytes, store: Store, key: str) -> NDArray[Any]:
-    """An array from the content of an .npy file of a store and the hash that follows it. Raises DamagedError if
-    it is not as it was written.
-
-    One thread at a time: numpy reads the header by `ast.literal_eval`, of which two in a process at once can fail in
-    Python 3.11 (SystemError: AST constructor recursion depth mismatch; seen once, in a build).
-    """
-    check_npy(content, store, key)
-    return np.load(io.BytesIO(content))  # type: ignore[no-any-return]
+def _decode(store: Store, key: str, content: bytes) -> NDArray[Any]:
+    try:
+        return decode_npy(content)
+    except ValueError:
+        raise damaged_unit(store, key) from None
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
@@ -68,3 +53,19 @@ def encode_npy(array: NDArray[Any]) -> bytes:
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue() + xxhash.xxh3_64_digest(file.getvalue())
+
+
+def is_intact_npy(content: bytes) -> bool:
+    """Whether the hash behind an .npy file (`encode_npy`) is that of its content."""
+    return content[-8:] == xxhash.xxh3_64_digest(content[:-8])
+
+
+def decode_npy(content: bytes) -> NDArray[Any]:
+    """The array of `encode_npy`. Raises ValueError if the content is not as it was written.
+
+    One thread at a time: numpy reads the header by `ast.literal_eval`, of which two in a process at once can fail in
+    Python 3.11 (SystemError: AST constructor recursion depth mismatch; seen once, in a build).
+    """
+    if not is_intact_npy(content):
+        raise ValueError("the hash behind it is another")
+    return np.load(io.BytesIO(content))  # type: ignore[no-any-return]
