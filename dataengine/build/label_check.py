@@ -16,7 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from os.path import dirname
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def check_labels(
     parts: Sequence[SourcePart],
     form: RecordFormat,
     languages: Sequence[str],
-    rules: dict[str, Any] | None,
+    rules: Mapping[str, object] | None,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
     """What is to be said about the languages of a stream, `languages` being the codes of a record's texts
@@ -177,7 +177,7 @@ def _unknown_languages(name: str, languages: Sequence[str], names: Mapping[str, 
 
 
 def _rules_without_language(
-    name: str, languages: Sequence[str], rules: dict[str, Any] | None, *, documents: bool
+    name: str, languages: Sequence[str], rules: Mapping[str, object] | None, *, documents: bool
 ) -> list[str]:
     """A note for each language of which nothing is known, though a rule goes by it."""
     if rules is None:

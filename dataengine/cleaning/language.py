@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dataengine.characters import without_invisible
 from dataengine.cleaning.rules.scripts import scripts_of
 from dataengine.errors import InputError, did_you_mean
-from dataengine.text.language_codes import base_language
+from dataengine.text.language_codes import base_language, meant_code
 
 SHORTEST = 20  # letters; a text with fewer says too little, and a Chinese or Japanese character says as much as two
 
@@ -50,12 +50,7 @@ _CLOSE = {
     "zh": ("zh", "wuu", "yue"),
 }
 
-# Codes of countries, and names, that are taken for codes of languages.
-_MISTAKEN = {
-    "cn": "zh", "ch": "zh", "tw": "zh", "chinese": "zh", "mandarin": "zh", "jp": "ja", "japanese": "ja", "kr": "ko",
-    "korean": "ko", "cz": "cs", "dk": "da", "gr": "el", "ua": "uk", "vn": "vi", "us": "en", "gb": "en",
-    "english": "en", "indonesian": "id", "german": "de", "french": "fr", "spanish": "es", "russian": "ru",
-}  # fmt: skip
+_MISTAKEN = {"ch": "zh", "tw": "zh", "mandarin": "zh", "kr": "ko"}  # codes that the model does not know
 
 # Everything in ASCII, Latin-1, general, CJK and full-width punctuation that is no letter, no mark and no joiner.
 _NO_LETTERS = re.compile(
@@ -146,7 +141,7 @@ def _labels(language: str) -> frozenset[str]:
     codes = _codes(language)
     if codes is None:
         names = {code for code in _known_languages() | _CLOSE.keys() if base_language(code) == code}
-        near = _MISTAKEN.get(language.lower())
+        near = _MISTAKEN.get(language.lower()) or meant_code(language)
         hint = f" (did you mean '{near}'?)" if near else did_you_mean(language, names)
         raise InputError(
             f"language '{language}' is not among the {len(names)} that language identification knows{hint}. Use the "

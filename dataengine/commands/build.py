@@ -5,35 +5,31 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from dataengine.build.build import BuildResult, build, work
+from dataengine.build.executors import Engine, FinishedEngine, LocalEngine, OthersNotDoneError, RayEngine, SliceEngine
+from dataengine.build.prepare import prepare
 from dataengine.commands.common import command_again, load_experiment, parse_slice, show
+from dataengine.commands.estimate import describe_estimate
+from dataengine.config.fields import parse_count
+from dataengine.config.training import EvaluateConfig
 from dataengine.errors import InputError, note
+from dataengine.schedule.stages import budget_steps, idle_streams, stage_rows
+from dataengine.storage.open import open_store
+from dataengine.storage.paths import is_url
 from dataengine.tables import table
 
-if TYPE_CHECKING:
-    from dataengine.build.build import BuildResult
-    from dataengine.build.executors import Engine, OthersNotDoneError
-    from dataengine.config.schema import Config
 
-
-def build_command(options: argparse.Namespace) -> None:
-    from dataengine.build.build import build
-    from dataengine.build.executors import LocalEngine, RayEngine
-    from dataengine.build.prepare import prepare
-    from dataengine.config.fields import parse_count
-    from dataengine.schedule.stages import budget_steps, idle_streams
-    from dataengine.storage.open import open_store
-
+def run_build(options: argparse.Namespace) -> None:
+    """Build, or with --dry-run estimate what a build would give."""
     config, workers = load_experiment(options)
     if options.dry_run:
-        from dataengine.commands.estimate import describe_estimate
-
         sample = parse_count(options.sample_bytes or "4M")
         if not isinstance(sample, int) or sample < 1:
             raise InputError(f"--sample {options.sample_bytes} is not a number of bytes, such as 4M")
         show(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
-        _note_missing_sets(config)
+        _note_missing_sets(config.evaluate)
         return
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
     result = build(config, workers=workers, engine=engine)
@@ -43,26 +39,20 @@ def build_command(options: argparse.Namespace) -> None:
     steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
     if total is not None and steps < total:
         note(f"the stages take {steps:,} of the budget's {total:,} steps")
-    _note_missing_sets(config)
+    _note_missing_sets(config.evaluate)
 
 
-def _note_missing_sets(config: Config) -> None:
+def _note_missing_sets(evaluate: EvaluateConfig) -> None:
     """Say which evaluation sets do not exist yet."""
-    from pathlib import Path
-
-    from dataengine.storage.paths import is_url
-
-    for name, sets in (("dev", config.evaluate.dev), ("test", config.evaluate.test)):
+    for name, sets in (("dev", evaluate.dev), ("test", evaluate.test)):
         for direction, place in sets.items():
             for path in [place] if isinstance(place, str) else place.values():
                 if not is_url(path) and not Path(path).exists():
                     note(f"evaluate.{name}.{direction} is {path}, which does not exist yet")
 
 
-def worker_command(options: argparse.Namespace) -> None:
-    from dataengine.build.build import work
-    from dataengine.build.executors import OthersNotDoneError, SliceEngine
-
+def run_worker(options: argparse.Namespace) -> None:
+    """Run one slice of a build; exit with 3 while others have to go on first."""
     config, workers = load_experiment(options)
     number, slices = parse_slice(options.slice)
     try:
@@ -75,14 +65,12 @@ def worker_command(options: argparse.Namespace) -> None:
             file=sys.stderr,
         )
         sys.exit(3)
-    print(f"slice {options.slice} is done with all its units. When all slices are: "
-          f"{command_again(options, 'finalize', '--slices', str(slices))}")  # fmt: skip
+    again = command_again(options, "finalize", "--slices", str(slices))
+    print(f"slice {options.slice} is done with all its units. When all slices are: {again}")
 
 
-def finalize_command(options: argparse.Namespace) -> None:
-    from dataengine.build.build import build
-    from dataengine.build.executors import FinishedEngine, OthersNotDoneError
-
+def run_finalize(options: argparse.Namespace) -> None:
+    """Publish what the slices of a build made."""
     config, _ = load_experiment(options)
     try:
         show(describe_build(build(config, engine=FinishedEngine(options.slices or 1))))
@@ -105,7 +93,6 @@ def _units(count: int) -> str:
 
 def describe_build(result: BuildResult) -> str:
     """A build's streams and stages as text tables."""
-    from dataengine.schedule.stages import stage_rows
 
     manifest = result.manifest
     if not result.new:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from dataengine.build.agreement import build_differences, read_built_config
+from dataengine.build.executors import default_workers
+from dataengine.build.experiment import experiment_url
 from dataengine.characters import escape_controls
+from dataengine.config.load import load_config
+from dataengine.config.schema import Config
 from dataengine.errors import InputError
-
-if TYPE_CHECKING:
-    from dataengine.config.schema import Config
-    from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.manifest import Manifest, read_manifest
+from dataengine.storage.open import open_store
 
 
 def show(text: str) -> None:
@@ -19,14 +22,8 @@ def show(text: str) -> None:
     print(escape_controls(text))
 
 
-# The commands import what they need themselves, so that --help answers at once.
-
-
 def load_experiment(options: argparse.Namespace) -> tuple[Config, int]:
     """The config, and the number of workers."""
-    from dataengine.build.executors import default_workers
-    from dataengine.config.load import load_config
-
     config = load_config(options.config, options.overrides)
     return config, getattr(options, "workers", None) or default_workers()
 
@@ -38,10 +35,6 @@ def command_again(options: argparse.Namespace, command: str, *more: str) -> str:
 
 def read_experiment_manifest(options: argparse.Namespace, config: Config) -> Manifest:
     """The manifest of an experiment that is built."""
-    from dataengine.build.experiment import experiment_url
-    from dataengine.schedule.manifest import read_manifest
-    from dataengine.storage.open import open_store
-
     if open_store(config.store).size(f"experiments/{config.name}/manifest.json") is None:
         raise InputError(
             f"'{config.name}' is not built in {config.store}. Build it first: {command_again(options, 'build')}"
@@ -51,9 +44,6 @@ def read_experiment_manifest(options: argparse.Namespace, config: Config) -> Man
 
 def read_built_manifest(options: argparse.Namespace, config: Config) -> Manifest:
     """The manifest of an experiment that is built as its config stands now."""
-    from dataengine.build.agreement import build_differences, read_built_config
-    from dataengine.storage.open import open_store
-
     manifest = read_experiment_manifest(options, config)
     built = read_built_config(open_store(config.store), config.name)
     if changed := build_differences(config, built, manifest):
@@ -83,9 +73,9 @@ def parse_steps(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-def choose_streams(config: Config, chosen: list[str] | None, usual: list[str]) -> list[str]:
-    """The streams that a command is about."""
+def choose_streams(in_use: Sequence[str], chosen: list[str] | None, usual: list[str]) -> list[str]:
+    """The streams that a command is about. Raises InputError for one that the stages do not use."""
     for name in chosen or ():
-        if name not in config.streams_in_use:
-            raise InputError(f"--stream {name}: the stages use {', '.join(config.streams_in_use)}")
+        if name not in in_use:
+            raise InputError(f"--stream {name}: the stages use {', '.join(in_use)}")
     return chosen or usual

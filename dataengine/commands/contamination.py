@@ -7,6 +7,7 @@ stream from which these very sentences were removed is known to be clean without
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit, fin
 from dataengine.characters import escape_controls
 from dataengine.cleaning.decontaminate import NGRAM_WORDS, SHORTEST_WORDS, EvaluationTexts
 from dataengine.cleaning.dedup import WORD_WEIGHT, hash_grams, normalize
+from dataengine.commands.common import load_experiment, show
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.records.evaluation_sets import EvaluationSet, read_set
@@ -37,6 +39,12 @@ from dataengine.tables import size_words, table
 _BATCH = 4096  # records
 _SHOWN = 200  # characters of a text
 _EXAMPLES = 1000  # records of a part that are written down; all are counted
+
+
+def run(options: argparse.Namespace) -> None:
+    """Say which evaluation sentences stand in the streams."""
+    config, workers = load_experiment(options)
+    show(run_contamination(config, workers, options.count))
 
 
 @dataclass(frozen=True)

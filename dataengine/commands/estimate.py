@@ -79,8 +79,8 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
     keys = [np.empty(0, dedup.KEY)]
     notes: Notes = {}  # with the place of the first before its excerpt
     begun = time.perf_counter()
-    with tqdm(total=min(sample_bytes, made.bytes), desc=f"sampling {plan.name}", unit="B", unit_scale=True,
-              file=sys.stderr, disable=None) as bar:  # fmt: skip
+    total = min(sample_bytes, made.bytes)
+    with tqdm(None, f"sampling {plan.name}", total, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
         for place in places:
             part = plan.parts[place]
             wanted = sample_bytes // len(places) if made.bytes > sample_bytes else part.size

@@ -6,6 +6,7 @@ is, as JSON; `merge_index` of mosaicml-streaming takes every name that ends with
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,15 +16,27 @@ import orjson
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dataengine.commands.common import load_experiment, parse_steps, read_built_manifest
 from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
 from dataengine.mds.types import Shard, token_dtype
 from dataengine.mds.writer import ShardFormat, encode_index, write_shards
 from dataengine.schedule.manifest import Manifest
+from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 
 _NAME = "export.summary"
 _BEFORE = "export.json"  # its name in exports of earlier versions
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the samples in the order of training."""
+    config, _ = load_experiment(options)
+    manifest = read_built_manifest(options, config)
+    first, last = parse_steps(options.steps) if options.steps else (0, manifest.schedule.steps)
+    form = ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression)
+    count = export(manifest, open_store(config.store), form, open_store(options.to), first, last)
+    print(f"{count:,} samples of steps {first:,} to {last - 1:,} in {options.to} (plan {manifest.plan_id[:12]})")
 
 
 def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, first: int, last: int) -> int:

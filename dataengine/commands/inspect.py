@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,21 +10,69 @@ from typing import Any
 
 import numpy as np
 
-from dataengine.build.executors import Engine
-from dataengine.build.prepare import Preparation, StreamPlan
+from dataengine.build.executors import Engine, LocalEngine
+from dataengine.build.prepare import Preparation, StreamPlan, prepare, stream_notes
 from dataengine.build.rejects import gather_rejects, source_lines
 from dataengine.build.rounds import Round, Rounds, run_rounds
 from dataengine.build.stream import Cleaned, clean_stream
 from dataengine.build.units import Reading, Unit
+from dataengine.commands import inspect_samples
+from dataengine.commands.common import choose_streams, command_again, load_experiment, read_built_manifest, show
 from dataengine.config.schema import Config
-from dataengine.errors import InputError, did_you_mean
+from dataengine.errors import InputError, did_you_mean, note
 from dataengine.mds.summary import SourceReject, read_rejects, read_summary
 from dataengine.records.types import SourcePart
+from dataengine.schedule.manifest import Manifest
+from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 from dataengine.tables import table
+from dataengine.text.tokenizers.load import load_tokenizer
 
 _EXCERPT = 160  # characters of a text
 _BATCH = 1000
+
+
+def run(options: argparse.Namespace) -> None:
+    """Show what cleaning drops, a sample, or where a line is."""
+    config, workers = load_experiment(options)
+    if options.line is not None:
+        manifest = read_built_manifest(options, config)
+        prepared = _prepare_sources(options, config, manifest)
+        store, engine = open_store(config.store), LocalEngine(workers)
+        show(inspect_samples.describe_line(manifest, store, options.line, prepared, engine))
+        return
+    names = choose_streams(config.streams_in_use, options.stream, list(config.streams_in_use))
+    if options.sample is not None:
+        if len(names) != 1:
+            raise InputError(f"--sample needs the --stream whose sample it is, one of {', '.join(names)}")
+        manifest = read_built_manifest(options, config)
+        prepared = _prepare_sources(options, config, manifest)
+        current = inspect_samples.current_names(prepared) if prepared else {}
+        store, tokenizer = open_store(config.store), load_tokenizer(config.tokenizer, config.eos_token)
+        show(inspect_samples.describe_sample(manifest, store, tokenizer, names[0], options.sample, current))
+        return
+    prepared, engine = prepare(config, open_store(config.store)), LocalEngine(workers)
+    show(describe_cleaning(prepared, engine, names=names, reason=options.reason, count=options.count))
+    for words in stream_notes(prepared, names):
+        note(words)
+
+
+def _prepare_sources(options: argparse.Namespace, config: Config, manifest: Manifest) -> Preparation | None:
+    """The sources of built streams as they are now; None, with a note, if they cannot be listed.
+
+    Says which streams were built of other sources.
+    """
+    try:
+        prepared = prepare(config, open_store(config.store))
+    except InputError as error:
+        note(f"files are named as they were when the streams were built, for the sources cannot be listed: {error}")
+        return None
+    if changed := inspect_samples.changed_streams(manifest, prepared):
+        note(
+            f"the sources of {', '.join(changed)} changed since the build, and what is shown is as they were then. "
+            f"Build again: {command_again(options, 'build')}"
+        )
+    return prepared
 
 
 @dataclass(frozen=True)

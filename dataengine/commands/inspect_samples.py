@@ -9,7 +9,6 @@ from dataengine.build.executors import Engine
 from dataengine.build.prepare import Preparation, StreamPlan
 from dataengine.build.rounds import run_rounds
 from dataengine.build.stream import clean_stream
-from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
 from dataengine.mds.reader import StreamReader
@@ -19,10 +18,9 @@ from dataengine.records.formats import FORMATS
 from dataengine.records.read import read_records
 from dataengine.records.types import SourcePart
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url
 from dataengine.storage.store import Store
-from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.tokenizers.base import Tokenizer
 
 _SOURCES = 10  # files named in a message
 Names = Mapping[str, Sequence[tuple[str, ...]]]  # folder of a stream -> the files of each part, as they are named now
@@ -33,9 +31,10 @@ def current_names(prepared: Preparation) -> Names:
     return {plan.folder: [part.paths for part in plan.parts] for plan in prepared.streams.values()}
 
 
-def describe_sample(manifest: Manifest, config: Config, name: str, sample: int, names: Names | None = None) -> str:
+def describe_sample(
+    manifest: Manifest, store: Store, tokenizer: Tokenizer, name: str, sample: int, names: Names | None = None
+) -> str:
     """A sample of a built stream as text, and the documents in it with their files and lines."""
-    store = open_store(config.store)
     stream = next((stream for stream in manifest.streams if stream.name == name), None)
     if stream is None:
         raise InputError(f"no stream '{name}' in the manifest; it has {', '.join(s.name for s in manifest.streams)}")
@@ -43,7 +42,6 @@ def describe_sample(manifest: Manifest, config: Config, name: str, sample: int, 
         raise InputError(f"stream '{name}' has samples 0 to {stream.samples - 1:,}, and not {sample:,}")
     width = manifest.seq_len + 1
     (tokens,) = StreamReader(store, stream, width, token_dtype(manifest.vocab_size)).read([sample])
-    tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
     provenance = StreamProvenance(store, stream.remote, width, (names or {}).get(stream.remote, ()))
     lines, at = [f"stream {name}, sample {sample}: {width:,} tokens"], 0
     for origin in provenance.origins(sample):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import numpy as np
 
 from dataengine.build.agreement import build_differences, read_built_config
 from dataengine.build.experiment import experiment_url, make_manifest
+from dataengine.commands.common import parse_steps, show
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
-from dataengine.config.streams import StreamConfig
+from dataengine.config.streams import AssumeConfig
 from dataengine.errors import InputError
 from dataengine.mds.reader import StreamReader
 from dataengine.mds.types import Shard, StoredFile, Stream, token_dtype
@@ -30,6 +32,25 @@ from dataengine.text.tokenizers.load import load_tokenizer
 _MOST_SHARDS = 1 << 18  # of a stream that is not built; larger ones stand for more
 _MOST_LISTED = 100_000  # samples of a step whose ids are shown
 _UNKNOWN = "assumed"  # stands for the hashes of what is not built
+
+
+def run(options: argparse.Namespace) -> None:
+    """Show a plan, some of its steps, or where two plans part."""
+    plan = load_plan(options.config, options.overrides)
+    if options.diff:
+        show(describe_difference(plan, load_plan(options.diff)))
+    elif options.steps:
+        first, last = parse_steps(options.steps)
+        for line in describe_steps(plan, first, last, options.text or 0):
+            show(line)
+    else:
+        show(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
+    if options.plot:
+        from dataengine.schedule.plot import plot_plan  # which imports matplotlib
+
+        settings, _ = settings_and_notes(plan)
+        plot_plan(plan.manifest, Path(options.plot), settings, plan.config.first_step if plan.config else 0)
+        print(f"picture {options.plot}")
 
 
 @dataclass(frozen=True)
@@ -68,16 +89,18 @@ def _assume(config: Config, reason: str) -> Plan:
             f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
             f"{elsewhere}"
         )
-    streams = {name: _assumed_stream(name, config.streams[name], config) for name in config.streams_in_use}
+    width, in_shard = config.seq_len + 1, config.samples_per_shard
+    sizes = {name: config.streams[name].assume for name in config.streams_in_use}
+    streams = {name: _assumed_stream(name, size, width, in_shard) for name, size in sizes.items()}
     manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
     return Plan(manifest, tuple(streams), None, config)
 
 
-def _assumed_stream(name: str, stream: StreamConfig, config: Config) -> Stream:
-    assert stream.assume is not None
-    width = config.seq_len + 1
-    samples = stream.assume.samples or (stream.assume.tokens or 0) // width
-    in_shard = max(config.samples_per_shard, -(-samples // _MOST_SHARDS))
+def _assumed_stream(name: str, assume: AssumeConfig | None, width: int, samples_per_shard: int) -> Stream:
+    """A stream of the assumed size whose samples have `width` tokens."""
+    assert assume is not None
+    samples = assume.samples or (assume.tokens or 0) // width
+    in_shard = max(samples_per_shard, -(-samples // _MOST_SHARDS))
     full, rest = divmod(samples, in_shard)
     size = in_shard * (width * 2 + 4)  # uint16 tokens and their offsets
     shards = [Shard(in_shard, StoredFile("", size, {}))] * full

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from dataengine.build.rounds import run_rounds
 from dataengine.build.stream import clean_stream
 from dataengine.build.units import Reading
 from dataengine.cleaning.score_cache import ScoreCache, score_part
+from dataengine.commands.common import choose_streams, load_experiment, parse_slice, show
 from dataengine.config.schema import Config
 from dataengine.config.streams import DocumentStream
 from dataengine.errors import InputError
@@ -53,6 +55,16 @@ class _LateScorer:
         if loaded.sha256 != self.sha256:
             raise InputError(f"model {self.model} changed while its scores were looked up. Score again.")
         return loaded
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score the pairs of a config."""
+    config, workers = load_experiment(options)
+    number, slices = parse_slice(options.slice)
+    scored = [name for name in config.streams_in_use if name in config.scores]
+    names = choose_streams(config.streams_in_use, options.stream, scored)
+    how = {"device": options.device, "batch_size": options.batch_size, "workers": workers}
+    show(score_streams(config, names, number=number, slices=slices, **how))
 
 
 def score_streams(

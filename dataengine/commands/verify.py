@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,8 @@ from functools import partial
 from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 
-from dataengine.errors import InputError
+from dataengine.commands.common import command_again, load_experiment, read_experiment_manifest
+from dataengine.errors import InputError, note
 from dataengine.mds.reader import read_raw_shard
 from dataengine.mds.summary import NAMES, DamagedStreamError, read_rejects, read_summary
 from dataengine.mds.types import Shard, StoredFile, Stream, is_hash, shard_name
@@ -21,6 +23,30 @@ from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 
 _THREADS = 8  # shards fetched and hashed at a time; a shard is about 16 MB
+
+
+def run(options: argparse.Namespace) -> None:
+    """Hash the streams of a config or of a folder, and say what is wrong."""
+    if options.config.endswith((".yaml", ".yml")):
+        config, _ = load_experiment(options)
+        store, streams = open_store(config.store), read_experiment_manifest(options, config).streams
+        remedy = (
+            f"Remove the folders of the streams named here, and {store.url}/units (on a disk its files are the same "
+            f"ones), then build again: {command_again(options, 'build')}"
+        )
+    elif options.overrides:
+        raise InputError(f"settings ({' '.join(options.overrides)}) go with a config; {options.config} is a folder")
+    else:
+        store, stream = open_stream(options.config)
+        streams, remedy = (stream,), "Fetch or build this stream again."
+    problems, shards, size = verify(store, streams)
+    if problems:
+        count, of = (f"{n:,} {word}{'s' * (n != 1)}" for n, word in ((len(problems), "problem"), (shards, "shard")))
+        found = f"{count} in {of}. {remedy}"
+        raise InputError("\n".join([*problems, found]))
+    print(f"{shards:,} shards, {size:,} bytes: all as they were written")
+    if bare := sum(not shard.stored.hashes for stream in streams for shard in stream.shards):
+        note(f"{bare:,} of these shards were written without hashes (shard_hashes): only their sizes were compared")
 
 
 def verify(store: Store, streams: Sequence[Stream]) -> tuple[list[str], int, int]:

@@ -47,6 +47,11 @@ _FLORES_CODES = """
     uz:uzn_Latn vi:vie_Latn xh:xho_Latn yo:yor_Latn yue:yue_Hant zh:zho_Hans zu:zul_Latn
 """
 _FLORES = dict(pair.split(":") for pair in _FLORES_CODES.split())
+_DOCUMENT = re.compile(r"<doc\b[^>]*?\bdocid\s*=\s*\"([^\"]*)\"", re.IGNORECASE)
+_SEGMENT = re.compile(r"<seg\b[^>]*?\bid\s*=\s*\"?([^\s\">]+)\"?[^>]*>(.*?)</seg>", re.IGNORECASE | re.DOTALL)
+_MARKUP = re.compile(r"\s*<(\?xml|!doctype|html|tmx|dataset|mteval|doc|(src|ref|tst)set)\b", re.IGNORECASE)
+
+_Columns = tuple[list[str], list[str]]  # sources, references
 
 
 @dataclass(frozen=True)
@@ -182,9 +187,6 @@ def _strings(value: Any) -> Iterator[str]:
             waiting += one.values() if isinstance(one, dict) else one
 
 
-_Columns = tuple[list[str], list[str]]
-
-
 def _read_jsonl(path: str, source: str, target: str) -> _Columns:
     columns: _Columns = [], []
     form = RecordFormat((source, target), (source, target), one_line=True)
@@ -234,10 +236,6 @@ def _read_files(source: str, target: str) -> _Columns:
             f"{source} has {len(columns[0]):,} lines and {target} {len(columns[1]):,}. Line n of each must be a pair."
         )
     return columns[0], columns[1]
-
-
-_DOCUMENT = re.compile(r"<doc\b[^>]*?\bdocid\s*=\s*\"([^\"]*)\"", re.IGNORECASE)
-_SEGMENT = re.compile(r"<seg\b[^>]*?\bid\s*=\s*\"?([^\s\">]+)\"?[^>]*>(.*?)</seg>", re.IGNORECASE | re.DOTALL)
 
 
 def _read_sgm(path: str) -> dict[tuple[str, str], str]:
@@ -340,9 +338,6 @@ def _flores_files(folder: Path) -> list[Path]:
         )
         raise InputError(f"evaluation set {folder}: no files such as eng_Latn.dev. {hint}")
     return files
-
-
-_MARKUP = re.compile(r"\s*<(\?xml|!doctype|html|tmx|dataset|mteval|doc|(src|ref|tst)set)\b", re.IGNORECASE)
 
 
 def _plain_lines(path: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
@@ -33,7 +32,7 @@ def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iter
     for lines in line_blocks(part, 0, on_bytes):
         for line in lines:
             if line is None:
-                raise InputError(f"{path}: a line is longer than {LONGEST_LINE >> 20} MiB. Mend the file.")
+                raise InputError(f"{path}: a line is longer than {LONGEST_LINE >> 20} MiB. Fix the file.")
             yield line
 
 
@@ -44,7 +43,7 @@ def read_content(path: str | Path) -> bytes:
 
 
 def line_blocks(
-    part: SourcePart, number: int, on_bytes: OnBytes, *, one_text: bool = False, hashing: Any = None
+    part: SourcePart, number: int, on_bytes: OnBytes, *, one_text: bool = False, hashing: xxhash.xxh3_128 | None = None
 ) -> Iterator[list[bytes | None]]:
     """Lists of lines of one of a part's files, without their ends; None for a line that is too long.
 
@@ -133,7 +132,9 @@ def _read_bytes(part: SourcePart, size: int) -> bytes:
         return file.read()
 
 
-def content_chunks(part: SourcePart, number: int, on_bytes: OnBytes, hashing: Any = None) -> Iterator[bytes]:
+def content_chunks(
+    part: SourcePart, number: int, on_bytes: OnBytes, hashing: xxhash.xxh3_128 | None = None
+) -> Iterator[bytes]:
     """The content of one of a part's files, decompressed; what is stored also goes into `hashing`, if given.
 
     Raises InputError at the end if a local file is not the one that was identified.
@@ -146,7 +147,7 @@ def content_chunks(part: SourcePart, number: int, on_bytes: OnBytes, hashing: An
     return stored if part.start else archives.unpack(path, stored)  # what is cut is plain
 
 
-def _hashed(stored: Iterator[bytes], hashing: Any, part: SourcePart, *, check: bool) -> Iterator[bytes]:
+def _hashed(stored: Iterator[bytes], hashing: xxhash.xxh3_128, part: SourcePart, *, check: bool) -> Iterator[bytes]:
     for chunk in stored:
         hashing.update(chunk)
         yield chunk

@@ -35,10 +35,10 @@ def plan_parts(
     `hashes` by path and version; a remote one's its ETag and place. The parts of a TSV have the columns that its
     heading names. Returns the parts, and what to remember.
     """
-    groups = [group for path in paths for group in _find(path, stream, form)]
-    kinds = [
-        MOSES if len(files) > 1 or isinstance(path, Mapping) else format or _format_of(files[0].path, stream)
-        for path, files in groups
+    groups = [
+        (MOSES if isinstance(path, Mapping) else format or _format_of(files[0].path, stream), files)
+        for path in paths
+        for files in _find(path, stream, form)
     ]
     found: dict[str, Any] = {}
 
@@ -57,11 +57,8 @@ def plan_parts(
 
     parts: list[SourcePart] = []
     with ThreadPoolExecutor(threads) as pool:
-        jobs = [
-            [pool.submit(identify, file, kind) for file in files]
-            for (_, files), kind in zip(groups, kinds, strict=True)
-        ]
-        for (_, files), kind, job in zip(groups, kinds, jobs, strict=True):
+        jobs = [[pool.submit(identify, file, kind) for file in files] for kind, files in groups]
+        for (kind, files), job in zip(groups, jobs, strict=True):
             names = tuple(file.path for file in files)
             versions = tuple(file.version if is_url(file.path) else "" for file in files)
             (spans, columns), *others = [one.result() for one in job]
@@ -87,10 +84,10 @@ def lines_before(part: SourcePart) -> int | None:
     return (FORMATS[part.format].splitter or LINES).lines_before(part)
 
 
-def _find(path: str | Mapping[str, str], stream: str, form: RecordFormat) -> list[tuple[Any, list[FoundFile]]]:
+def _find(path: str | Mapping[str, str], stream: str, form: RecordFormat) -> list[list[FoundFile]]:
     """The files of a pattern, one by one; or the files of a Moses corpus, those of one name together."""
     if isinstance(path, str):
-        return [(path, [file]) for file in _find_pattern(path, stream)]
+        return [[file] for file in _find_pattern(path, stream)]
     unknown = sorted(set(path) - set(form.keys))
     if unknown or not all(path.get(key) for key in form.keys):
         raise InputError(
@@ -101,7 +98,7 @@ def _find(path: str | Mapping[str, str], stream: str, form: RecordFormat) -> lis
     if len({len(column) for column in columns}) > 1:
         counts = ", ".join(f"{len(files)} {path[key]}" for key, files in zip(form.keys, columns, strict=True))
         raise InputError(f"stream '{stream}': unequal numbers of files: {counts}. Name as many for each language.")
-    return [(path, list(files)) for files in zip(*columns, strict=True)]
+    return [list(files) for files in zip(*columns, strict=True)]
 
 
 def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:

@@ -13,6 +13,9 @@ from dataengine.records.lines import line_blocks
 from dataengine.records.types import Blocks, OnBytes, RecordFormat, Records, SourcePart, add_notes
 from dataengine.records.usable import RecordBlock, all_usable, excerpt_of
 
+HEADING_OBEYED = "a heading names other columns than `columns`, or in another order: the heading is obeyed"
+_HEADING_ROWS = 200  # below a line that may be a heading are looked at
+
 
 def name_columns(path: str, first_line: str, form: RecordFormat) -> tuple[str, ...]:
     """The names of the columns of a TSV with this first line."""
@@ -78,9 +81,6 @@ def _decode_heading(line: bytes | None) -> str:
         return ""
 
 
-_HEADING_ROWS = 200  # below a line that may be a heading are looked at
-
-
 def _heading_unread(lines: Sequence[bytes | None], form: RecordFormat, names: Sequence[str]) -> str:
     """What to say of the first of these lines if it looks like a heading but is read as a record; "" if it does not."""
     first, *rows = map(_decode_heading, lines)
@@ -90,9 +90,6 @@ def _heading_unread(lines: Sequence[bytes | None], form: RecordFormat, names: Se
     pairs = ", ".join(f"{code}: {cell}" for code, cell in zip(form.languages, called, strict=False))
     keys = f"keys: {{{pairs}}}" if form.languages else f"text_key: {called[0]}"
     return f"a first line looks like a heading and is read as a record; if it is one, set {keys}, and no `columns`"
-
-
-HEADING_OBEYED = "a heading names other columns than `columns`, or in another order: the heading is obeyed"
 
 
 class _Rows:

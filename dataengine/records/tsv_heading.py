@@ -25,6 +25,7 @@ _WORDS = (
     "score label lang language url domain simplified traditional"
 )
 _USUAL = frozenset(_WORDS.split())
+_LANGUAGES = frozenset(name.casefold() for name in NAMES.values())
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,6 @@ def _names_column(cell: str) -> bool:
     """Whether a cell is the name or the code of a language, or another word that usually names a column."""
     words = re.split(r"[\W_]+", cell.casefold().strip(" ()"))
     return cell in NAMES or all(word in _LANGUAGES or word in _USUAL for word in words)
-
-
-_LANGUAGES = frozenset(name.casefold() for name in NAMES.values())
 
 
 def is_other_heading(line: str, names: Sequence[str]) -> bool:

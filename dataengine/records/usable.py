@@ -12,6 +12,9 @@ from dataengine.characters import is_blank, one_line
 from dataengine.records.lines import LONGEST_LINE
 from dataengine.records.types import RecordFormat, Records, Reject
 
+MISSING = object()
+Shown = bytes | str | Mapping[str, Any] | Callable[[], Mapping[str, Any]]  # what an excerpt is made of
+
 
 def all_usable(columns: Sequence[list[Any]], labels: list[Any], before: int, form: RecordFormat) -> Records | None:
     """Records of which each is usable, after `before` lines; None if one is not. Equal to a RecordBlock of each."""
@@ -43,10 +46,6 @@ def _all_show(texts: list[str]) -> bool:
 
 def label_text(value: Any) -> str:
     return "" if value is None else str(value)
-
-
-MISSING = object()
-Shown = bytes | str | Mapping[str, Any] | Callable[[], Mapping[str, Any]]  # what an excerpt is made of
 
 
 class RecordBlock:

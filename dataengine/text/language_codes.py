@@ -44,10 +44,8 @@ _CHECKED = (
 NAMES = {code: ENGLISH_NAMES[code] for code in _CHECKED.split()}
 
 # Codes of countries that are taken for codes of languages, and mean no language themselves.
-_COUNTRIES = {
-    "cn": "zh", "hk": "zh", "jp": "ja", "kp": "ko", "cz": "cs", "dk": "da", "gr": "el", "vn": "vi",
-    "ua": "uk", "us": "en", "gb": "en", "rs": "sr", "ir": "fa", "kh": "km", "ge": "ka", "il": "he",
-}  # fmt: skip
+_COUNTRY_CODES = "cn:zh hk:zh jp:ja kp:ko cz:cs dk:da gr:el vn:vi ua:uk us:en gb:en rs:sr ir:fa kh:km ge:ka il:he"
+_COUNTRIES = dict(pair.split(":") for pair in _COUNTRY_CODES.split())
 
 
 @lru_cache
@@ -71,7 +69,13 @@ def script_subtag(code: str | None) -> str:
 
 
 def meant_language(code: str, name: str = "") -> str:
-    """What a code that is none may stand for, such as "Chinese is zh"; "" if that is not clear.
+    """What a code that is none may stand for, such as "Chinese is zh"; "" if that is not clear."""
+    known = meant_code(code, name)
+    return known and f"{NAMES[known]} is {known}"
+
+
+def meant_code(code: str, name: str = "") -> str:
+    """The code that may be meant by one that is none; "" if that is not clear.
 
     Goes by the English name that the user gives to the language, else by the code as a name or as that of a country.
     """
@@ -79,8 +83,8 @@ def meant_language(code: str, name: str = "") -> str:
     for word in (name, code):
         first = re.split(r"[^\w ]", word.strip().casefold())[0].strip()
         if close := difflib.get_close_matches(first, codes, n=1, cutoff=0.85):
-            return f"{NAMES[codes[close[0]]]} is {codes[close[0]]}"
+            return codes[close[0]]
         first = re.split("[-_]", first)[0]
         if known := _COUNTRIES.get(first):
-            return f"{NAMES[known]} is {known}"
+            return known
     return ""

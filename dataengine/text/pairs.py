@@ -8,13 +8,12 @@ import numpy as np
 
 from dataengine.permutation import hash_numbers
 
+LINES = 3  # of a completion in which a translation is looked for
+
 
 def format_pair(source_language: str, source: str, target_language: str, target: str) -> str:
     """One pair as one document; languages by their full names (paper, section 4)."""
     return f"{source_language}: {source}\n{target_language}: {target}"
-
-
-LINES = 3  # of a completion in which a translation is looked for
 
 
 def translation_prompt(

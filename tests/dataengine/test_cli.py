@@ -318,7 +318,7 @@ def test_what_data_hold_cannot_command_the_terminal(
 
 def test_a_broken_pipe_that_is_not_the_reader_is_not_silent(config_path: str) -> None:
     code = (
-        "import sys; from dataengine import cli; from dataengine.build import build\n"
+        "import sys; from dataengine import cli\nfrom dataengine.commands import build\n"
         "def fail(*args, **kwargs): raise BrokenPipeError(32, 'of a worker')\n"
         "build.build = fail; cli.main(sys.argv[1:])"
     )

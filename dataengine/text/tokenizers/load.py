@@ -70,9 +70,8 @@ def _load_fast(
     """Gigatoken, or the reference with the reason why it has to do."""
     reference = load_reference(path, content, beside, eos_token)
     # Converting and comparing take 0.4 s, so what was found equal is remembered for other processes.
-    decides = (
-        reference.sha256, version("gigatoken"), reference.library, _CHECK_VERSION, sorted(reference.controls)
-    )  # fmt: skip
+    controls = sorted(reference.controls)
+    decides = (reference.sha256, version("gigatoken"), reference.library, _CHECK_VERSION, controls)
     known = _cache_folder() / f"{hashlib.sha256(repr(decides).encode()).hexdigest()}.json"
     with suppress(OSError, RuntimeError, ValueError):
         spec = known.read_bytes()

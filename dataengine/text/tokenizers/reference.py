@@ -31,6 +31,20 @@ from dataengine.text.tokenizers.control_tokens import (
 _USUAL_EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
 _ROLES = ("eos_token", "bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_CONFIG = "tokenizer_config.json"
+_CONFIG_ADVICE = "Correct it; or remove it, and name the end-of-sentence token as `eos_token` in the experiment's YAML."
+_KEEPS_TEXT = {  # parts of a tokenizer.json that take away no more than white space
+    "normalizer": ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Strip", "ByteLevel"),
+    "pre_tokenizer": (
+        "ByteLevel",
+        "Metaspace",
+        "Digits",
+        "UnicodeScripts",
+        "Whitespace",
+        "WhitespaceSplit",
+        "BertPreTokenizer",
+    ),
+}
 
 
 def read_tokenizer_config(path: Path) -> bytes | None:
@@ -95,10 +109,6 @@ def _listed(tokens: Any) -> list[Any]:
 def _excerpt(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:60]}..."
-
-
-_CONFIG = "tokenizer_config.json"
-_CONFIG_ADVICE = "Correct it; or remove it, and name the end-of-sentence token as `eos_token` in the experiment's YAML."
 
 
 class _SentencePiece:
@@ -317,14 +327,6 @@ def _unknown_token(model: Mapping[str, Any]) -> str | None:
     if model["type"] == "Unigram":
         return None if model["unk_id"] is None else str(model["vocab"][model["unk_id"]][0])
     return model.get("unk_token") or None
-
-
-_KEEPS_TEXT = {  # parts of a tokenizer.json that take away no more than white space
-    "normalizer": ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Strip", "ByteLevel"),
-    "pre_tokenizer": (
-        "ByteLevel", "Metaspace", "Digits", "UnicodeScripts", "Whitespace", "WhitespaceSplit", "BertPreTokenizer"
-    ),
-}  # fmt: skip
 
 
 def _falls_back_on_bytes(spec: Mapping[str, Any]) -> bool:

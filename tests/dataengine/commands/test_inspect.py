@@ -218,10 +218,10 @@ def test_a_sample_is_shown_as_its_text_with_the_lines_that_it_comes_from(
     config = make_config(**dirty)
     manifest = build(config).manifest
     stream = next(stream for stream in manifest.streams if stream.name == name)
-    tokenizer = load_tokenizer(config.tokenizer)
-    reader = StreamReader(open_store(config.store), stream, 33, token_dtype(manifest.vocab_size))
+    store, tokenizer = open_store(config.store), load_tokenizer(config.tokenizer)
+    reader = StreamReader(store, stream, 33, token_dtype(manifest.vocab_size))
     for sample in (0, 5, stream.samples - 1):
-        head, *lines = inspect_samples.describe_sample(manifest, config, name, sample).split("\n")
+        head, *lines = inspect_samples.describe_sample(manifest, store, tokenizer, name, sample).split("\n")
         assert head == f"stream {name}, sample {sample}: 33 tokens"
         tokens, at = reader.read([sample])[0].tolist(), 0
         parts = re.split(r"\n(?=/\S+, line \d+: )", "\n" + "\n".join(lines))[1:]
@@ -237,7 +237,7 @@ def test_a_sample_is_shown_as_its_text_with_the_lines_that_it_comes_from(
             assert ids[int(first) : int(first) + int(count)] == tokens[at - int(count) : at]
         assert at == 33
     with pytest.raises(InputError, match=rf"stream '{name}' has samples 0 to {stream.samples - 1:,}"):
-        inspect_samples.describe_sample(manifest, config, name, stream.samples)
+        inspect_samples.describe_sample(manifest, store, tokenizer, name, stream.samples)
 
 
 def test_a_line_is_found_in_the_samples_that_show_it(
@@ -248,8 +248,9 @@ def test_a_line_is_found_in_the_samples_that_show_it(
     shown = inspect_samples.describe_line(manifest, store, f"{path}:33")
     samples = [int(number) for number in shown.removeprefix("mono: samples ").split(", ")]
     stream = next(stream for stream in manifest.streams if stream.name == "mono")
+    tokenizer = load_tokenizer(config.tokenizer)
     for sample in range(stream.samples):
-        text = inspect_samples.describe_sample(manifest, config, "mono", sample)
+        text = inspect_samples.describe_sample(manifest, store, tokenizer, "mono", sample)
         assert (f"{path}, line 33: " in text) == (sample in samples)
     monkeypatch.chdir(corpora)
     assert inspect_samples.describe_line(manifest, store, "./mono.1.jsonl:33") == shown

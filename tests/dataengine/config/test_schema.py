@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from dataengine.commands.arguments import COMMANDS
 from dataengine.config.errors import sections_of
 from dataengine.config.fields import parse_count
 from dataengine.config.load import dump_config, load_config
@@ -40,11 +41,7 @@ def test_languages_have_their_names_of_cldr_unless_the_config_gives_others(tmp_p
     assert Config.model_fields["languages"].default == usual
 
 
-EXAMPLES = re.findall(
-    r"^ *\"(?P<words>(?:build|worker|finalize|score|inspect|plan|contamination|export) yamls/[^\"]*)\"",
-    (ROOT / "dataengine/cli.py").read_text(encoding="utf-8"),
-    re.MULTILINE,
-)
+EXAMPLES = [command.example for command in COMMANDS if " yamls/" in command.example]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
