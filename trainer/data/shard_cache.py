@@ -10,22 +10,20 @@ All processes of a node share the folder: ranks, their loader workers, prefetche
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
-from numpy.typing import NDArray
 
+from dataengine.arrays import Tokens
 from dataengine.errors import DamagedError, InputError, MissingError, OutageError
-from dataengine.mds.reader import map_shard, read_raw_shard
+from dataengine.mds.reader import is_index_of, map_shard, read_index, read_raw_shard
 from dataengine.mds.types import Stream, hash_bytes, token_dtype
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.local import LocalStore
@@ -76,7 +74,7 @@ class ShardCache:
         stream = self._manifest.streams[number]
         if self._in_place is not None:
             folder = self._in_place.path(stream.remote)
-            _check_index(self._store, stream)
+            read_index(self._store, stream)
             return folder
         folder = self._folder / stream.remote
         path = folder / "index.json"
@@ -84,11 +82,11 @@ class ShardCache:
             for left in folder.glob(f"{_FETCHING}*"):  # by a process that was killed
                 if time.time() - left.stat().st_mtime > _STALE_S:
                     left.unlink(missing_ok=True)
-            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != stream.index_sha256:
-                _write(path, self._retry(lambda: _check_index(self._store, stream), str(path)))
+            if not path.is_file() or not is_index_of(stream, path.read_bytes()):
+                _write(path, self._retry(lambda: read_index(self._store, stream), str(path)))
         return folder
 
-    def map(self, number: int, shard: int) -> NDArray[Any]:
+    def map(self, number: int, shard: int) -> Tokens:
         """The samples of a shard of stream `number`, shape (samples, seq_len + 1), fetched first if need be.
 
         It is hashed, in the cache or in place: 16 MB take 2 ms, and are read anyway. Raises InputError if one in place
@@ -140,12 +138,12 @@ class ShardCache:
         path.unlink(missing_ok=True)
         return False
 
-    def _retry(self, action: Any, what: str) -> bytes:
+    def _retry(self, action: Callable[[], bytes], what: str) -> bytes:
         """Read from the store; wait while it fails, and try again if what came is damaged."""
         begun, said, attempt, damaged = time.monotonic(), 0.0, 0, 0
         while True:
             try:
-                content: bytes = action()
+                content = action()
             except FileNotFoundError as error:
                 raise MissingError(f"{error}. Build the streams again: dataengine build CONFIG") from None
             except OutageError as error:
@@ -222,23 +220,6 @@ def cache_floor(manifest: Manifest) -> int:
     )
 
 
-def _check_index(store: Store, stream: Stream) -> bytes:
-    """The content of a stream's index.json. Raises InputError if it is not the manifest's."""
-    place = f"{store.url}/{stream.remote}"
-    try:
-        content = store.read(f"{stream.remote}/index.json")
-    except FileNotFoundError:
-        raise InputError(
-            f"stream '{stream.name}': no index.json in {place}. Build the streams first: dataengine build CONFIG"
-        ) from None
-    if hashlib.sha256(content).hexdigest() != stream.index_sha256:
-        raise InputError(
-            f"stream '{stream.name}': {place}/index.json is not the one that the manifest was made with. "
-            f"Remove {place} and build again: dataengine build CONFIG"
-        )
-    return content
-
-
 def _damage(path: Path, stream: Stream, shard: int) -> str | None:
     """What is wrong with a raw shard's content, by the fastest of its hashes; None if it is whole."""
     raw = stream.shards[shard].raw
@@ -270,6 +251,3 @@ def _write(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-SHARDS_MAPPED = 256  # as in trainer.data.dataset: a loader worker keeps so many shards mapped, an open file each

@@ -16,9 +16,9 @@ import psutil
 
 from dataengine.config.schema import Config
 from dataengine.config.training import ModelConfig, TrainConfig, WandbConfig
+from dataengine.mds.reader import SHARDS_MAPPED
 from dataengine.schedule.manifest import Manifest
 from dataengine.tables import size_words
-from trainer.data.shard_cache import SHARDS_MAPPED
 from trainer.model.sizes import NO_GPU_TO_MEASURE, num_parameters
 from trainer.preflight.problems import Problem
 from trainer.run.ranks import Ranks
