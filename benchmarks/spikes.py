@@ -127,9 +127,10 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
     from dataengine.config.load import load_config
     from dataengine.mds.writer import COLUMN
     from dataengine.schedule.rates import planned_settings
+    from dataengine.schedule.reader import PlanReader
+    from dataengine.storage.open import open_store
     from trainer.model.composer_model import build_model
     from trainer.model.optimizer import apply_settings, make_optimizer
-    from trainer.training.replay import Batches
 
     torch.set_num_threads(1)
     config = load_config(path, [f"seed={seed}"])
@@ -138,7 +139,8 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
     model = build_model(config.model, manifest, config.train)
     optimizer = make_optimizer(model, config.train, fused=False)
     settings = planned_settings(config, manifest.schedule)
-    batches, names = Batches(config, manifest), [stream.name for stream in manifest.streams]
+    reader = PlanReader.of_store(manifest, open_store(config.store))
+    names = [stream.name for stream in manifest.streams]
     generator = np.random.default_rng(seed)
 
     def losses(tokens: Any, streams: Any) -> tuple[Any, dict[str, float]]:
@@ -147,8 +149,8 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
 
     for step in range(manifest.schedule.steps):
         apply_settings(optimizer, settings, step)
-        tokens = batches.read(step)
-        streams = manifest.order.stream_numbers(manifest.order.sample_ids(step))
+        tokens, _, streams = reader.read(step)
+        tokens = tokens.astype(np.int64)
         optimizer.zero_grad()
         mean, found = losses(tokens, streams)
         mean.backward()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,3 +11,4 @@ Bools = NDArray[np.bool_]
 Int64s = NDArray[np.int64]
 UInt32s = NDArray[np.uint32]
 UInt64s = NDArray[np.uint64]
+Tokens = NDArray[np.unsignedinteger[Any]]  # ids as shards hold them: uint16 or uint32

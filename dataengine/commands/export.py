@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from dataengine.commands.common import load_experiment, parse_steps, read_built_manifest
 from dataengine.errors import InputError
-from dataengine.mds.reader import StreamReader
 from dataengine.mds.types import Shard, token_dtype
 from dataengine.mds.writer import ShardFormat, encode_index, write_shards
 from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.reader import PlanReader
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 
@@ -56,23 +56,17 @@ def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, f
     _claim(target, about)
     target.remove_leftovers("")
     width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
-    readers = [StreamReader(store, stream, width, dtype, check=True) for stream in manifest.streams]
-    there = target.sizes("")
+    reader, there = PlanReader.of_store(manifest, store), target.sizes("")
     total = (last - first) * manifest.batch_size
     shards: list[Shard] = []
     with tqdm(total=total, desc="exporting", unit="sample", unit_scale=True, file=sys.stderr, disable=None) as bar:
         for ids in _shards_of(manifest, first, last, form.samples_per_shard):
-            numbers = manifest.order.stream_numbers(ids)
-            rows = np.empty((len(ids), width), dtype)
-            for number, reader in enumerate(readers):
-                places = np.flatnonzero(numbers == number)
-                rows[places] = reader.read(ids[places] - manifest.order.first_ids[number])
 
             def add(name: str, content: bytes) -> None:
                 if there.get(name) != len(content):
                     target.write(name, content)
 
-            shards += write_shards(rows, add, len(shards), form)
+            shards += write_shards(reader.read_ids(ids).tokens, add, len(shards), form)
             bar.update(len(ids))
     target.write("index.json", encode_index(shards, form.config(width, dtype)))
     return total

@@ -11,7 +11,7 @@ from dataengine.build.rounds import run_rounds
 from dataengine.build.stream import clean_stream
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
-from dataengine.mds.reader import StreamReader
+from dataengine.mds.reader import SampleReader
 from dataengine.mds.summary import read_summary
 from dataengine.mds.types import token_dtype
 from dataengine.records.formats import FORMATS
@@ -41,7 +41,7 @@ def describe_sample(
     if not 0 <= sample < stream.samples:
         raise InputError(f"stream '{name}' has samples 0 to {stream.samples - 1:,}, and not {sample:,}")
     width = manifest.seq_len + 1
-    (tokens,) = StreamReader(store, stream, width, token_dtype(manifest.vocab_size)).read([sample])
+    (tokens,) = SampleReader.of_store(store, [stream], width, token_dtype(manifest.vocab_size)).read([sample])
     provenance = StreamProvenance(store, stream.remote, width, (names or {}).get(stream.remote, ()))
     lines, at = [f"stream {name}, sample {sample}: {width:,} tokens"], 0
     for origin in provenance.origins(sample):

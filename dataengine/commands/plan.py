@@ -16,11 +16,11 @@ from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import AssumeConfig
 from dataengine.errors import InputError
-from dataengine.mds.reader import StreamReader
-from dataengine.mds.types import Shard, StoredFile, Stream, token_dtype
+from dataengine.mds.types import Shard, StoredFile, Stream
 from dataengine.schedule.fork import inherited_restarts
 from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
 from dataengine.schedule.rates import Settings, horizon_notes, planned_settings
+from dataengine.schedule.reader import PlanReader
 from dataengine.schedule.slots import Stage, count_drawn
 from dataengine.schedule.stages import idle_streams, stage_rows
 from dataengine.storage.open import open_store
@@ -309,7 +309,6 @@ def _sample_text(plan: Plan, number: int, sample_id: int, slot: int) -> list[str
     if plan.store is None or plan.config is None:
         raise InputError("the text of samples needs a config whose streams are built: dataengine build CONFIG")
     position = sample_id - int(plan.manifest.order.first_ids[number])
-    dtype = token_dtype(plan.manifest.vocab_size)
-    (tokens,) = StreamReader(plan.store, stream, plan.manifest.seq_len + 1, dtype).read([position])
+    (tokens,) = PlanReader.of_store(plan.manifest, plan.store).read_ids(np.array([sample_id])).tokens
     text = load_tokenizer(plan.config.tokenizer, plan.config.eos_token).decode(tokens.tolist())
     return [f"  slot {slot}, {stream.name} {position}:", *[f"    | {line}" for line in text.split("\n")]]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dataengine.commands.common import command_again, load_experiment, read_experiment_manifest
 from dataengine.errors import InputError, note
-from dataengine.mds.reader import read_raw_shard
+from dataengine.mds.reader import is_index_of, read_raw_shard
 from dataengine.mds.summary import NAMES, DamagedStreamError, read_rejects, read_summary
 from dataengine.mds.types import Shard, StoredFile, Stream, is_hash, shard_name
 from dataengine.storage.arrays import is_intact_npy
@@ -93,8 +93,7 @@ def _check_file(store: Store, key: str, judge: Callable[[bytes], str]) -> Iterat
 
 def _check_index(store: Store, stream: Stream) -> Iterator[str]:
     def judge(content: bytes) -> str:
-        same = hashlib.sha256(content).hexdigest() == stream.index_sha256
-        return "" if same else "is not the one that the manifest was made with"
+        return "" if is_index_of(stream, content) else "is not the one that the manifest was made with"
 
     return _check_file(store, f"{stream.remote}/index.json", judge)
 

@@ -1,68 +1,115 @@
-"""Read the samples of built streams, from any store: to look at them, to check them, to write them out again."""
+"""Read samples, shards and indexes of built streams, from any store, as they were written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property, lru_cache
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zstandard
-from numpy.typing import NDArray
 
+from dataengine.arrays import Int64s, Tokens
 from dataengine.errors import DamagedError, InputError, MissingError
+from dataengine.mds.shard_map import ShardMap
 from dataengine.mds.types import Stream, hash_bytes
 from dataengine.storage.local import LocalStore
 from dataengine.storage.store import Store
 
-_SHARDS = 32  # kept in memory, about 16 MB each, where they cannot be mapped
+SHARDS_MAPPED = 256  # by each reader; a mapping costs an open file
+_SHARDS_IN_MEMORY = 32  # of each stream, about 16 MB each, where they cannot be mapped
+
+OpenShard = Callable[[int, int], Tokens]  # (stream, its shard) -> samples, shape (shard's samples, width)
 
 
-class StreamReader:
-    """The samples of a stream by their numbers. `width` is tokens a sample, `dtype` their type in the shards.
+class SampleReader:
+    """Samples of streams by their ids (see `ShardMap`). Shards stay open; beyond `kept`, the one used longest ago goes.
 
-    With `check`, every shard is hashed when it is opened; else those that are mapped are not.
+    `width` is tokens a sample, `dtype` their type in the shards.
     """
 
-    def __init__(self, store: Store, stream: Stream, width: int, dtype: np.dtype[Any], *, check: bool = False) -> None:
-        self._check = check
-        self._store, self._stream, self._width, self._dtype = store, stream, width, dtype
-        self._shard = lru_cache(maxsize=_SHARDS)(self._open_shard)
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        open_shard: OpenShard,
+        width: int,
+        dtype: np.dtype[Any],
+        *,
+        kept: int = SHARDS_MAPPED,
+    ) -> None:
+        self._map, self._width, self._dtype = ShardMap(streams), width, dtype
+        self._shard = lru_cache(kept)(lambda shard: open_shard(*self._map.places[shard]))
 
-    @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        return np.cumsum([shard.samples for shard in self._stream.shards], dtype=np.int64)
+    @classmethod
+    def of_store(cls, store: Store, streams: Sequence[Stream], width: int, dtype: np.dtype[Any]) -> SampleReader:
+        """Read from a store."""
 
-    def read(self, samples: Sequence[int] | NDArray[np.int64]) -> NDArray[Any]:
+        def open_shard(number: int, shard: int) -> Tokens:
+            return read_shard(store, streams[number], shard, width, dtype)
+
+        kept = SHARDS_MAPPED if _can_be_mapped(store, streams) else _SHARDS_IN_MEMORY * len(streams)
+        return cls(streams, open_shard, width, dtype, kept=kept)
+
+    def read(self, sample_ids: Sequence[int] | Int64s) -> Tokens:
         """Samples, shape (n,), as tokens, shape (n, width)."""
-        rows = np.empty((len(samples), self._width), self._dtype)
-        shards = np.searchsorted(self._ends, samples, side="right")
-        for place, (sample, shard) in enumerate(zip(samples, shards.tolist(), strict=True)):
-            rows[place] = self._shard(shard)[int(sample) - (int(self._ends[shard - 1]) if shard else 0)]
-        return rows
+        tokens = np.empty((len(sample_ids), self._width), self._dtype)
+        shards, rows = self._map.find(sample_ids)
+        for place, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+            tokens[place] = self._shard(shard)[row]
+        return tokens
 
-    def _open_shard(self, number: int) -> NDArray[Any]:
-        shard = self._stream.shards[number]
-        key = f"{self._stream.remote}/{shard.raw.basename}"
-        try:
-            if isinstance(self._store, LocalStore) and shard.zip is None and not self._check:
-                size = self._store.size(key)
-                if size != shard.raw.bytes:
-                    raise _another_size(f"{self._store.url}/{key}", size, shard.raw.bytes)
-                rows = map_shard(self._store.path(key), self._width, self._dtype)
-            else:
-                rows = view_shard(read_raw_shard(self._store, self._stream, number), self._width, self._dtype)
-        except InputError as error:
-            raise type(error)(f"{error}. See all that is damaged, and what to do: dataengine verify CONFIG") from None
-        except ValueError:  # no such number of samples fits in the file
-            rows = np.empty((0, self._width), self._dtype)
-        if len(rows) != shard.samples:
-            raise DamagedError(
-                f"{self._store.url}/{key} is damaged: it does not hold {shard.samples:,} samples of {self._width:,} "
-                "tokens. See all that is damaged, and what to do: dataengine verify CONFIG"
-            )
-        return rows
+
+def _can_be_mapped(store: Store, streams: Sequence[Stream]) -> bool:
+    return isinstance(store, LocalStore) and not any(shard.zip for stream in streams for shard in stream.shards)
+
+
+def read_shard(store: Store, stream: Stream, number: int, width: int, dtype: np.dtype[Any]) -> Tokens:
+    """The samples of a shard, hashed, shape (samples, width): mapped where it lies if it can be, else in memory."""
+    shard = stream.shards[number]
+    try:
+        content = read_raw_shard(store, stream, number)
+    except InputError as error:
+        raise type(error)(f"{error}. {_SEE_ALL}") from None
+    try:
+        if isinstance(store, LocalStore) and shard.zip is None:
+            rows = map_shard(store.path(f"{stream.remote}/{shard.raw.basename}"), width, dtype)
+        else:
+            rows = view_shard(content, width, dtype)
+    except ValueError:  # no such number of samples fits in the file
+        rows = np.empty((0, width), dtype)
+    if len(rows) != shard.samples:
+        raise DamagedError(
+            f"{store.url}/{stream.remote}/{shard.raw.basename} is damaged: it does not hold {shard.samples:,} samples "
+            f"of {width:,} tokens. {_SEE_ALL}"
+        )
+    return rows
+
+
+_SEE_ALL = "See all that is damaged, and what to do: dataengine verify CONFIG"
+
+
+def is_index_of(stream: Stream, content: bytes) -> bool:
+    """Whether the content of an index.json is what the manifest was made with."""
+    return hashlib.sha256(content).hexdigest() == stream.index_sha256
+
+
+def read_index(store: Store, stream: Stream) -> bytes:
+    """The content of a stream's index.json. Raises MissingError, or DamagedError if it is not the manifest's."""
+    folder = f"{store.url.rstrip('/')}/{stream.remote}"
+    try:
+        content = store.read(f"{stream.remote}/index.json")
+    except FileNotFoundError:
+        raise MissingError(
+            f"stream '{stream.name}': no index.json in {folder}. Build the streams first: dataengine build CONFIG"
+        ) from None
+    if not is_index_of(stream, content):
+        raise DamagedError(
+            f"stream '{stream.name}': {folder}/index.json is not the one that the manifest was made with. "
+            f"Remove {folder} and build again: dataengine build CONFIG"
+        )
+    return content
 
 
 def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
@@ -74,7 +121,9 @@ def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
     except FileNotFoundError:
         raise MissingError(f"{store.url}/{key} is missing") from None
     if len(content) != shard.stored.bytes:
-        raise _another_size(f"{store.url}/{key}", len(content), shard.stored.bytes)
+        raise DamagedError(
+            f"{store.url}/{key} is damaged: it has {len(content):,} bytes, and {shard.stored.bytes:,} were written"
+        )
     for algorithm, expected in shard.stored.hashes.items():
         if (found := hash_bytes(content, algorithm)) != expected:
             raise DamagedError(f"{store.url}/{key} is damaged: its {algorithm} is {found}, and {expected} was written")
@@ -90,20 +139,14 @@ def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
     return raw
 
 
-def _another_size(place: str, size: int | None, expected: int) -> InputError:
-    if size is None:
-        return MissingError(f"{place} is missing")
-    return DamagedError(f"{place} is damaged: it has {size:,} bytes, and {expected:,} were written")
-
-
-def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> Tokens:
     """The samples of a shard, shape (num_samples, width), mapped: a row is read when it is used."""
     with path.open("rb") as file:
         count, first = np.frombuffer(file.read(8), "<u4").tolist()  # number of samples, offset of the first
     return np.memmap(path, dtype.newbyteorder("<"), "r", first, (count, width))
 
 
-def view_shard(content: bytes, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+def view_shard(content: bytes, width: int, dtype: np.dtype[Any]) -> Tokens:
     """The samples of a shard that is in memory, shape (num_samples, width), without a copy."""
     count, first = np.frombuffer(content, "<u4", 2).tolist()  # number of samples, offset of the first
     return np.frombuffer(content, dtype.newbyteorder("<"), count * width, first).reshape(count, width)

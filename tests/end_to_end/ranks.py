@@ -234,14 +234,15 @@ def _hang(this_rank: bool) -> None:
 
 def _stray_from_the_plan() -> None:
     """Let this rank's loader give two samples of step 3 in each other's place."""
-    import trainer.data.dataset
+    from dataengine.schedule.reader import PlannedSamples, PlanReader
 
-    own = trainer.data.dataset.LazyOrder.__getitem__
+    own = PlanReader.read
 
-    def exchanged(order: Any, index: int) -> int:
-        return own(order, {12: 13, 13: 12}.get(index, index))  # 4 samples a step on each of 2 ranks
+    def exchanged(reader: PlanReader, step: int, start: int = 0, stop: int | None = None) -> PlannedSamples:
+        found = own(reader, step, start, stop)
+        return reader.read_ids(found.sample_ids[[1, 0, 2, 3]]) if step == 3 else found  # 4 of 2 ranks each
 
-    trainer.data.dataset.LazyOrder.__getitem__ = exchanged  # type: ignore[method-assign]
+    PlanReader.read = exchanged  # type: ignore[method-assign]
 
 
 def _die_before_the_first_step(module: Any) -> None:

@@ -6,9 +6,8 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-
 from dataengine.errors import InputError
+from dataengine.mds.shard_map import ShardMap
 from dataengine.schedule.manifest import Manifest
 from trainer.data.shard_cache import ShardCache
 
@@ -25,9 +24,7 @@ class Prefetcher:
     def __init__(self, cache: ShardCache, manifest: Manifest, first_step: int = 0) -> None:
         self._cache, self._manifest = cache, manifest
         self._ahead = max(1, manifest.shuffle_block // manifest.batch_size)  # steps
-        counts = [shard.samples for stream in manifest.streams for shard in stream.shards]
-        self._ends = np.cumsum(counts, dtype=np.int64)
-        self._places = [(n, k) for n, stream in enumerate(manifest.streams) for k in range(len(stream.shards))]
+        self._map = ShardMap(manifest.streams)
         self._wanted = threading.Condition()
         self._step = self._done = first_step  # where the run stands; the first step not looked at
         self._ended = not cache.remote
@@ -63,7 +60,7 @@ class Prefetcher:
 
     def _new_shards(self, step: int) -> list[int]:
         """Shards of a step that were not asked for of late."""
-        found = np.unique(np.searchsorted(self._ends, self._manifest.order.sample_ids(step), side="right")).tolist()
+        found = sorted(set(self._map.find(self._manifest.order.sample_ids(step))[0].tolist()))
         new = [shard for shard in found if shard not in self._recent]
         for shard in found:
             self._recent.pop(shard, None)
@@ -75,6 +72,6 @@ class Prefetcher:
     def _fetch(self, shard: int) -> None:
         if not self._ended:
             try:
-                self._cache.fetch(*self._places[shard])
+                self._cache.fetch(*self._map.places[shard])
             except InputError as error:
                 log.warning("cannot fetch ahead: %s", error)

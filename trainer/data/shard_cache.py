@@ -10,7 +10,6 @@ All processes of a node share the folder: ranks, their loader workers, prefetche
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import shutil
@@ -19,13 +18,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
-from numpy.typing import NDArray
 
+from dataengine.arrays import Tokens
 from dataengine.errors import DamagedError, InputError, MissingError
-from dataengine.mds.reader import map_shard, read_raw_shard
+from dataengine.mds.reader import is_index_of, map_shard, read_index, read_raw_shard
 from dataengine.mds.types import Stream, hash_bytes, token_dtype
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.local import LocalStore
@@ -77,7 +75,7 @@ class ShardCache:
         stream = self._manifest.streams[number]
         if self._in_place is not None:
             folder = self._in_place.path(stream.remote)
-            _check_index(self._store, stream)
+            read_index(self._store, stream)
             return folder
         folder = self._folder / stream.remote
         path = folder / "index.json"
@@ -85,11 +83,11 @@ class ShardCache:
             for left in folder.glob(f"{_FETCHING}*"):  # by a process that was killed
                 if time.time() - left.stat().st_mtime > _STALE_S:
                     left.unlink(missing_ok=True)
-            if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != stream.index_sha256:
-                _write(path, self._retry(lambda: _check_index(self._store, stream)))
+            if not path.is_file() or not is_index_of(stream, path.read_bytes()):
+                _write(path, self._retry(lambda: read_index(self._store, stream)))
         return folder
 
-    def map(self, number: int, shard: int) -> NDArray[Any]:
+    def map(self, number: int, shard: int) -> Tokens:
         """The samples of a shard of stream `number`, shape (samples, seq_len + 1), fetched first if need be.
 
         It is hashed, in the cache or in place: 16 MB take 2 ms, and are read anyway. Raises InputError if one in place
@@ -203,23 +201,6 @@ def cache_floor(manifest: Manifest) -> int:
     return max(
         sum(needs[name] for name in names | after) for names, after in zip(stages, [*stages[1:], set()], strict=True)
     )
-
-
-def _check_index(store: Store, stream: Stream) -> bytes:
-    """The content of a stream's index.json. Raises InputError if it is not the manifest's."""
-    place = f"{store.url}/{stream.remote}"
-    try:
-        content = store.read(f"{stream.remote}/index.json")
-    except FileNotFoundError:
-        raise InputError(
-            f"stream '{stream.name}': no index.json in {place}. Build the streams first: dataengine build CONFIG"
-        ) from None
-    if hashlib.sha256(content).hexdigest() != stream.index_sha256:
-        raise InputError(
-            f"stream '{stream.name}': {place}/index.json is not the one that the manifest was made with. "
-            f"Remove {place} and build again: dataengine build CONFIG"
-        )
-    return content
 
 
 def _damage(path: Path, stream: Stream, shard: int) -> str | None:

@@ -47,19 +47,11 @@ class _Found:
     inode: _Inode
 
 
-def stale_blocks(shm: Path = _SHM, temp: Path | None = None) -> list[Path]:
-    """Blocks and lock files of this user whose number no live process uses, in order. Changes nothing.
-
-    None if a process of this user cannot be looked into.
-    """
-    return [found.path for found in _find_stale(shm, temp or Path(tempfile.gettempdir()))]
-
-
 def sweep(shm: Path = _SHM, temp: Path | None = None) -> list[Path]:
-    """Remove what `stale_blocks` finds; return what was removed.
+    """Remove the blocks and lock files of this user whose number no live process uses; return what was removed.
 
-    For the first rank of a node, before any dataset exists on it; the node's other ranks wait until it is done. Two
-    sweeps on one machine follow each other.
+    Nothing is removed if a process of this user cannot be looked into. Call it on the first rank of a node, before any
+    dataset exists on it, while the node's other ranks wait. Two sweeps on one machine follow each other.
     """
     temp = temp or Path(tempfile.gettempdir())
     removed = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import platform
 import shutil
@@ -15,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dataengine.config.schema import Config
-from dataengine.errors import InputError
+from dataengine.errors import DamagedError, InputError, MissingError
+from dataengine.mds.reader import read_index
 from dataengine.mds.types import Stream
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.open import open_store
@@ -209,17 +209,10 @@ def check_streams(url: str, manifest: Manifest) -> list[Problem]:
 
 def _check_stream(store: Store, stream: Stream) -> Iterator[str]:
     """Problems of a stream in words. Raises InputError if the store does not answer."""
-    folder, key = f"{store.url.rstrip('/')}/{stream.remote}", f"{stream.remote}/index.json"
     try:
-        index = store.read(key)
-    except FileNotFoundError:
-        yield f"stream '{stream.name}': no index.json in {folder}. Build the streams first: dataengine build CONFIG"
-        return
-    if hashlib.sha256(index).hexdigest() != stream.index_sha256:
-        yield (
-            f"stream '{stream.name}': {folder}/index.json is not the one that the manifest was made with. "
-            f"Remove {folder} and build again: dataengine build CONFIG"
-        )
+        read_index(store, stream)
+    except (MissingError, DamagedError) as error:
+        yield str(error)
         return
     sizes = store.sizes(stream.remote)
     wrong = []
@@ -231,8 +224,9 @@ def _check_stream(store: Store, stream: Stream) -> Iterator[str]:
     if wrong:
         named = f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
         yield (
-            f"stream '{stream.name}': {len(wrong)} of {len(stream.shards)} shards in {folder} are not whole: {named}. "
-            "Copy them again, or remove the folder and build again: dataengine build CONFIG"
+            f"stream '{stream.name}': {len(wrong)} of {len(stream.shards)} shards in "
+            f"{store.url.rstrip('/')}/{stream.remote} are not whole: {named}. Copy them again, or remove the folder "
+            "and build again: dataengine build CONFIG"
         )
 
 

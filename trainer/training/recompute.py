@@ -7,7 +7,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -16,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from dataengine.arrays import Tokens
 from dataengine.config.schema import Config
 from dataengine.mds.writer import COLUMN
 from dataengine.schedule.manifest import Manifest
@@ -49,7 +49,7 @@ class Recomputation:
         set_model_state_dict(self._model, weights)
         set_optimizer_state_dict(self._model, self._optimizer, moments)
 
-    def train(self, tokens: NDArray[np.int64], settings: Settings) -> None:
+    def train(self, tokens: Tokens, settings: Settings) -> None:
         """Train on the batch of the next step, shape (batch_size, seq_len + 1)."""
         apply_settings(self._optimizer, settings, self._step)
         self.measure(tokens)
@@ -61,13 +61,13 @@ class Recomputation:
         """Pass over the next step, which was not trained on."""
         self._step += 1
 
-    def measure(self, tokens: NDArray[np.int64]) -> tuple[Sequence[float], float]:
+    def measure(self, tokens: Tokens) -> tuple[Sequence[float], float]:
         """The loss of each sample of a batch, and the norm of the batch's gradient, which is left in the model."""
         self._model.zero_grad()
         device = next(self._model.parameters()).device
         microbatch = 1 if self._config.microbatch_size == "auto" else self._config.microbatch_size
         losses: list[float] = []
-        for part in torch.from_numpy(tokens).to(device).split(microbatch):
+        for part in torch.from_numpy(tokens.astype(np.int64)).to(device).split(microbatch):
             share, on_gpu = len(part) / len(tokens), device.type == "cuda"
             with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
                 each = pass_in_bf16(self._model, part, share) if on_gpu else _Pass(self._model)(part, share)

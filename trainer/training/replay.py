@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
-from dataengine.mds.reader import StreamReader
-from dataengine.mds.types import token_dtype
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import planned_settings
+from dataengine.schedule.reader import PlannedSamples, PlanReader
 from dataengine.storage.open import open_store
 from dataengine.text.tokenizers.load import load_tokenizer
 from trainer.checkpoints.fetch import fetch_checkpoint
@@ -66,11 +64,12 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
     step = newest_bad_step(run.folder) if step is None else step
     if not 0 <= step < manifest.schedule.steps:
         raise InputError(f"step {step} is none of the run's {manifest.schedule.steps:,}, which count from 0")
-    batches = Batches(config, manifest)
-    tokens = batches.read(step)
+    reader = PlanReader.of_store(manifest, open_store(config.store))
+    batch = reader.read(step)
+    samples = list(describe(config, manifest, batch))
     of_run, checkpoint, reached = find_weights(run, config, step)
     if reached > step:
-        return Replay(step, None, None, None, list(batches.describe(step, tokens, None)))
+        return Replay(step, None, None, None, samples)
     with lease(checkpoint) if checkpoint else nullcontext():
         if checkpoint and (problems := fetch_checkpoint(of_run, checkpoint)):
             raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
@@ -85,10 +84,11 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
             if number in skipped:
                 trained.skip()
             else:
-                trained.train(batches.read(number), settings_at(history, number) or planned)
+                trained.train(reader.read(number).tokens, settings_at(history, number) or planned)
         reached = step
-    losses, norm = trained.measure(tokens)
-    return Replay(step, reached, float(np.mean(losses)), norm, list(batches.describe(step, tokens, losses)))
+    losses, norm = trained.measure(batch.tokens)
+    samples = [replace(sample, loss=loss) for sample, loss in zip(samples, losses, strict=True)]
+    return Replay(step, reached, float(np.mean(losses)), norm, samples)
 
 
 def find_weights(run: Run, config: Config, step: int) -> tuple[Run, Checkpoint | None, int]:
@@ -116,37 +116,14 @@ def newest_bad_step(folder: Path) -> int:
         raise InputError(f"{found[-1]} is damaged ({error}). Remove it, or name a step with --step") from None
 
 
-class Batches:
-    """The batches of a run's plan, from its store."""
-
-    def __init__(self, config: Config, manifest: Manifest) -> None:
-        store = open_store(config.store)
-        width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
-        self._manifest, self._tokenizer = manifest, load_tokenizer(config.tokenizer, config.eos_token)
-        self._readers = [StreamReader(store, stream, width, dtype) for stream in manifest.streams]
-        self._provenance = [StreamProvenance(store, stream.remote, width) for stream in manifest.streams]
-
-    def read(self, step: int) -> NDArray[np.int64]:
-        """The tokens of a step, shape (batch_size, seq_len + 1), in slot order."""
-        ids = self._manifest.order.sample_ids(step)
-        numbers = self._manifest.order.stream_numbers(ids)
-        rows = np.empty((len(ids), self._manifest.seq_len + 1), np.int64)
-        for number in np.unique(numbers).tolist():
-            slots = numbers == number
-            rows[slots] = self._readers[number].read(ids[slots] - self._manifest.order.first_ids[number])
-        return rows
-
-    def describe(self, step: int, tokens: NDArray[np.int64], losses: Sequence[float] | None) -> Iterator[Sample]:
-        """The samples of a step with where they come from."""
-        ids = self._manifest.order.sample_ids(step)
-        numbers = self._manifest.order.stream_numbers(ids).tolist()
-        for slot, (sample_id, number) in enumerate(zip(ids.tolist(), numbers, strict=True)):
-            origins = self._provenance[number].origins(sample_id - int(self._manifest.order.first_ids[number]))
-            yield Sample(
-                slot,
-                self._manifest.streams[number].name,
-                sample_id,
-                None if losses is None else losses[slot],
-                [f"{origin.path}:{origin.line}" for origin in origins],
-                self._tokenizer.decode(tokens[slot].tolist()),
-            )
+def describe(config: Config, manifest: Manifest, batch: PlannedSamples) -> Iterator[Sample]:
+    """The samples of a batch with where they come from, in slot order."""
+    store, tokenizer = open_store(config.store), load_tokenizer(config.tokenizer, config.eos_token)
+    provenance = [StreamProvenance(store, stream.remote, manifest.seq_len + 1) for stream in manifest.streams]
+    first_ids = manifest.order.first_ids.tolist()
+    rows = zip(batch.tokens.tolist(), batch.sample_ids.tolist(), batch.streams.tolist(), strict=True)
+    for slot, (tokens, sample_id, number) in enumerate(rows):
+        sources = [
+            f"{origin.path}:{origin.line}" for origin in provenance[number].origins(sample_id - first_ids[number])
+        ]
+        yield Sample(slot, manifest.streams[number].name, sample_id, None, sources, tokenizer.decode(tokens))

@@ -31,7 +31,7 @@ from dataengine.config.schema import Config
 from dataengine.config.streams import DocumentStream, PairStream, Stream
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
-from dataengine.mds.reader import StreamReader
+from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import token_dtype
 from dataengine.storage.open import open_store
 from dataengine.text.pairs import write_pairs
@@ -81,7 +81,7 @@ def build_stream(config: Config, **settings: Any) -> BuiltStream:
 def documents_of(config: Config, built: BuiltStream) -> dict[Place, list[tuple[int, ...]]]:
     """The ids, without EOS, of all documents of a stream, those in the remainder too, by their file and line."""
     store, folder = open_store(config.store), Path(config.store, built.stream.remote)
-    reader = StreamReader(store, built.stream, WIDTH, token_dtype(TOKENIZER.vocab_size))
+    reader = SampleReader.of_store(store, [built.stream], WIDTH, token_dtype(TOKENIZER.vocab_size))
     tokens = np.concatenate([reader.read(range(built.stream.samples)).ravel(), np.load(folder / "remainder.npy")])
     summary = orjson.loads((folder / "stream.summary").read_bytes())
     flows: dict[int, list[int]] = {}
@@ -607,7 +607,7 @@ def test_samples_of_a_cleaned_stream_name_their_lines(
     assert len(built.dropped) > 1
     expected = expected_documents(clean_plainly(sorted(tmp_path.glob("*.jsonl")), config.streams["s"]).kept, config)
     store = open_store(config.store)
-    reader = StreamReader(store, built.stream, WIDTH, token_dtype(TOKENIZER.vocab_size))
+    reader = SampleReader.of_store(store, [built.stream], WIDTH, token_dtype(TOKENIZER.vocab_size))
     provenance = StreamProvenance(store, built.stream.remote, WIDTH)
     samples = reader.read(range(built.stream.samples)).tolist()
     places = set()

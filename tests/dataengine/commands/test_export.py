@@ -15,7 +15,7 @@ from dataengine.commands.export import export
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from dataengine.mds.reader import StreamReader
+from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import ShardFormat
 from dataengine.schedule.manifest import Manifest
@@ -32,7 +32,7 @@ PLAIN = ShardFormat(20)
 def expected(manifest: Manifest, store: Store, first: int, last: int) -> list[list[int]]:
     """The samples of the steps, each read by itself from its stream."""
     width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
-    readers = [StreamReader(store, stream, width, dtype) for stream in manifest.streams]
+    readers = [SampleReader.of_store(store, [stream], width, dtype) for stream in manifest.streams]
     samples = []
     for step in range(first, last):
         for sample in manifest.order.sample_ids(step).tolist():

@@ -21,7 +21,7 @@ from dataengine.commands.inspect import Example
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from dataengine.mds.reader import StreamReader
+from dataengine.mds.reader import SampleReader
 from dataengine.mds.summary import read_rejects
 from dataengine.mds.types import token_dtype
 from dataengine.storage.open import open_store
@@ -219,7 +219,7 @@ def test_a_sample_is_shown_as_its_text_with_the_lines_that_it_comes_from(
     manifest = build(config).manifest
     stream = next(stream for stream in manifest.streams if stream.name == name)
     store, tokenizer = open_store(config.store), load_tokenizer(config.tokenizer)
-    reader = StreamReader(store, stream, 33, token_dtype(manifest.vocab_size))
+    reader = SampleReader.of_store(store, [stream], 33, token_dtype(manifest.vocab_size))
     for sample in (0, 5, stream.samples - 1):
         head, *lines = inspect_samples.describe_sample(manifest, store, tokenizer, name, sample).split("\n")
         assert head == f"stream {name}, sample {sample}: 33 tokens"

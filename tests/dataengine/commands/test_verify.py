@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -12,7 +12,7 @@ from dataengine.cli import main
 from dataengine.commands.verify import open_stream, verify
 from dataengine.config.load import dump_config, load_config
 from dataengine.errors import InputError
-from dataengine.mds.reader import StreamReader
+from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import token_dtype
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
@@ -247,8 +247,9 @@ def test_a_damaged_shard_that_is_looked_at_is_named(make_config: ConfigMaker, da
         path.mkdir()
     elif damage != "removed":
         path.write_bytes(content[:1000] if damage == "cut" else b"\xff" * 8 + content[8:])
-    for check in (False, True):
-        reader = StreamReader(open_store(config.store), stream, 33, token_dtype(manifest.vocab_size), check=check)
+    unhashed = [replace(shard, raw=replace(shard.raw, hashes={})) for shard in stream.shards]
+    for known in (stream, replace(stream, shards=tuple(unhashed))):
+        reader = SampleReader.of_store(open_store(config.store), [known], 33, token_dtype(manifest.vocab_size))
         with pytest.raises(InputError) as error:
             reader.read([0])
         assert str(path) in str(error.value)

@@ -19,7 +19,7 @@ from dataengine.commands.export import export
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
-from dataengine.mds.reader import StreamReader
+from dataengine.mds.reader import SampleReader
 from dataengine.mds.summary import Summary, encode_summary, read_rejects, read_summary
 from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import ShardFormat
@@ -55,7 +55,7 @@ def own_samples(config: Config, result: BuildResult) -> dict[str, list[list[int]
     """All samples of each stream."""
     manifest, store = result.manifest, open_store(config.store)
     return {
-        stream.name: StreamReader(store, stream, manifest.seq_len + 1, token_dtype(manifest.vocab_size))
+        stream.name: SampleReader.of_store(store, [stream], manifest.seq_len + 1, token_dtype(manifest.vocab_size))
         .read(range(stream.samples))
         .tolist()
         for stream in manifest.streams

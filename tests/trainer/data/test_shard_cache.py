@@ -15,7 +15,7 @@ import pytest
 
 from dataengine.build.build import build
 from dataengine.errors import InputError
-from dataengine.mds.reader import StreamReader
+from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import Shard, StoredFile, Stream, token_dtype
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage
@@ -51,7 +51,7 @@ def open_cache(
 def all_rows(store: ObjectStore, manifest: Manifest) -> list[np.ndarray]:
     """Every sample in id order, as another reader of the store gives them."""
     width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
-    readers = [StreamReader(open_store(f"{store.url}/store"), s, width, dtype) for s in manifest.streams]
+    readers = [SampleReader.of_store(open_store(f"{store.url}/store"), [s], width, dtype) for s in manifest.streams]
     return [row for s, reader in zip(manifest.streams, readers, strict=True) for row in reader.read(range(s.samples))]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.shared_memory import stale_blocks, sweep
+from trainer.data.shared_memory import sweep
 
 _FORK = multiprocessing.get_context("fork")
 
@@ -45,7 +45,6 @@ def test_blocks_of_the_dead_go_and_those_of_the_living_stay(folders: tuple[Path,
     process = _FORK.Process(target=hold, args=(live[0], held), daemon=True)
     process.start()
     assert held.wait(30)
-    assert stale_blocks(shm, temp) == dead
     assert sweep(shm, temp) == dead
     assert all(path.exists() for path in live)
     assert (shm / "000002_other").exists()
@@ -62,6 +61,6 @@ def test_a_block_that_is_mapped_counts_as_used(folders: tuple[Path, Path]) -> No
     paths = leave(shm, temp, 7)
     with paths[0].open("r+b") as file:
         mapped = mmap.mmap(file.fileno(), 8)
-    assert stale_blocks(shm, temp) == []
+    assert sweep(shm, temp) == []
     mapped.close()
-    assert stale_blocks(shm, temp) == paths
+    assert sweep(shm, temp) == paths
