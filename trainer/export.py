@@ -5,7 +5,6 @@ OUT/exports/step-00000040/   what transformers loads, and export.json, which say
 
 from __future__ import annotations
 
-import argparse
 import logging
 import runpy
 import sys
@@ -19,23 +18,20 @@ if __name__ == "__main__":  # by path: what `python -m trainer export` does, in 
 from dataengine.config.load import load_config
 from dataengine.errors import run_command
 from trainer.huggingface.export import export
+from trainer.run.arguments import config_parser, parse
 
 log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or 2 for unusable input."""
-    parser = argparse.ArgumentParser(
+    parser = config_parser(
         prog="trainer/export.py",
         description="Write a checkpoint to OUT/exports/step-N as a folder that transformers loads; one that is there "
         "is kept if it is of this checkpoint. If OUT is in a bucket, the checkpoint is fetched to the folder of the "
         "run below `cache`, where the export lies then.",
     )
-    parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings that replace the file's"
-    )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
-    options = parser.parse_intermixed_args(arguments)
+    options = parse(parser, arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     sys.exit(run_command(lambda: print(export(load_config(options.config, options.overrides), options.step))))

@@ -9,7 +9,7 @@ import pytest
 
 from dataengine.config.load import load_config
 from tests.conftest import DEMO, ROOT, ConfigMaker
-from trainer.evaluate import with_own_sets
+from trainer.evaluation.own_sets import with_own_sets
 
 DEV = str(DEMO / "en-zh.dev.jsonl")
 EXPERIMENTS = [path for path in sorted(ROOT.glob("yamls/**/*.yaml")) if path.parent.name != "base"]

@@ -1,0 +1,44 @@
+"""The sets of a config that its run can be evaluated on."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from dataengine.config.schema import Config
+from dataengine.config.training import EvaluateConfig
+from dataengine.errors import InputError
+
+log = logging.getLogger(__name__)
+SETS = ("dev", "test", "reasoning")
+
+
+def check_sets(settings: EvaluateConfig, names: Sequence[str]) -> None:
+    """Raise InputError unless the settings name something for each of `SETS` that is asked for."""
+    for name in names:
+        if not getattr(settings, name):
+            example = "task, such as [arc_easy]" if name == "reasoning" else "set, such as {en-zh: a.jsonl}"
+            raise InputError(f"nothing to evaluate: `evaluate.{name}` names no {example}")
+
+
+def with_own_sets(config: Config) -> Config:
+    """A config without the sets, of a base perhaps, in languages that are in no text that the run trains on.
+
+    All stay if that cannot be told: where documents do not state their `language`, or the weights come from another
+    run.
+    """
+    streams = [config.streams[name] for name in config.streams_in_use]
+    if config.init or config.parent or not all(stream.languages for stream in streams):
+        return config
+    codes = {re.split("[-_]", code)[0] for stream in streams for code in stream.languages}
+    settings, kept = config.evaluate, dict[str, Any]()
+    for name in ("dev", "test"):
+        sets = getattr(settings, name)
+        kept[name] = {direction: place for direction, place in sets.items() if codes.issuperset(direction.split("-"))}
+        for direction in [direction for direction in sets if direction not in kept[name]]:
+            missing = next(code for code in direction.split("-") if code not in codes)
+            log.warning("evaluate.%s.%s is left out: no stream of this run has text in %s", name, direction, missing)
+    kept["choose_by"] = tuple(direction for direction in settings.choose_by if direction in kept["dev"])
+    return config.model_copy(update={"evaluate": settings.model_copy(update=kept)})
