@@ -20,7 +20,7 @@ from dataengine.build.label_check import check_labels
 from dataengine.build.tokenize import TokenFormat, TokenizeDocuments, TokenizePairs, written_columns
 from dataengine.build.units import SCHEMA, Keep, fingerprint_of, identity_of
 from dataengine.config.schema import Config
-from dataengine.config.streams import PairStream, ScoresConfig, Stream
+from dataengine.config.streams import PairClean, PairStream, ScoresConfig, Stream
 from dataengine.errors import InputError, note
 from dataengine.mds import summary
 from dataengine.mds.types import token_dtype
@@ -193,13 +193,14 @@ def record_format(stream: Stream) -> RecordFormat:
 def _plan_cleaning(name: str, stream: Stream, scores: ScoresConfig | None) -> Cleaning | None:
     """What a stream drops; None if nothing."""
     clean = stream.clean
+    rules = clean.pair_rules if isinstance(clean, PairClean) else clean.document_rules
     found = {pattern: find_text_files(pattern) for pattern in clean.decontaminate}
     if missing := [pattern for pattern, files in found.items() if not files]:
         raise InputError(f"`decontaminate` of stream '{name}': no file {', '.join(missing)}. Correct the paths.")
     evaluation = tuple(path for paths in found.values() for path in paths)
     made = Cleaning(
         languages=stream.codes,
-        rules=clean.rules.model_dump(mode="json") if clean.rules else None,
+        rules=rules.model_dump(mode="json") if rules else None,
         min_language_score=clean.min_language_score,
         subsets=clean.subsets.drop if clean.subsets else (),
         dedup=clean.dedup,

@@ -35,9 +35,8 @@ class Problem:
     error: ErrorDetails
     loc: Loc  # without pydantic's words for one of several types
     kind: str | None  # of the stream that it lies in, if that is known
-    others: list[Problem] = dataclasses.field(
-        default_factory=list
-    )  # the same value as another of the types that it may have
+    # What is wrong with the value as one of the other types that it may have
+    others: list[Problem] = dataclasses.field(default_factory=list)
 
 
 def find_problems(errors: Sequence[ErrorDetails]) -> list[Problem]:

@@ -78,21 +78,11 @@ class DocumentClean(CleanConfig):
 
     document_rules: DocumentRules | None = None  # {} takes the defaults
 
-    @property
-    def rules(self) -> DocumentRules | None:
-        """What each document must keep."""
-        return self.document_rules
-
 
 class PairClean(CleanConfig):
     """What is dropped of pairs."""
 
     pair_rules: PairRules | None = None  # {} takes the defaults
-
-    @property
-    def rules(self) -> PairRules | None:
-        """What each pair must keep."""
-        return self.pair_rules
 
 
 class ScoresConfig(Section):

@@ -57,6 +57,7 @@ def test_what_decides_nothing() -> None:
         ("seq_len=16", "bytes", "seq_len"),
         ("streams.both.directions=[zh-en]", "bytes", "streams.both.directions"),
         ("streams.mono.clean={document_rules: {}}", "bytes", "streams.mono.clean.document_rules"),
+        ("streams.mono={pairs: [a.jsonl], directions: [en-zh]}", "bytes", "streams.mono"),
         ("streams.mono.passes=2", "plan", "streams.mono.passes"),
         ("seed=3", "plan", "seed"),
         ("stages.1.steps=7", "plan", "stages.1.steps"),
@@ -108,7 +109,8 @@ def _settings(value: object, loc: Loc = (), decision: Decision | None = None) ->
         for name in type(value).model_fields:
             yield from _settings(getattr(value, name), (*loc, name), decision_of(type(value), name) or decision)
     elif loc in (("streams",), ("stages",)):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):  # type: ignore[arg-type, var-annotated]
+        assert isinstance(value, dict | tuple)
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _settings(inner, (*loc, key), decision)
     else:
         yield loc, decision
