@@ -12,16 +12,15 @@ A stream goes through rounds of units (clean, compare, tokenize, shuffle); the r
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
-
-import orjson
 
 from dataengine.build.agreement import differences, read_built_config
 from dataengine.build.executors import Engine, LocalEngine
 from dataengine.build.experiment import experiment_url, make_manifest
 from dataengine.build.prepare import label_notes, missing_streams, prepare, read_if_there, try_write
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
+from dataengine.build.report import BuildReport, StreamReport, report_key
 from dataengine.build.rounds import run_rounds
 from dataengine.build.stream import make_stream
 from dataengine.config.load import dump_config
@@ -106,12 +105,12 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         note(f"{config.name} was built before with another plan, which this one replaces")
     result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
     if new:
-        store.write(f"{folder}/build_report.json", _report(result))
+        store.write(report_key(config.name), _report(result).content)
         store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)
     elif recorded is None or differences(recorded, config, of=("bytes", "plan", "training")):  # places do not count
         if relabelled:
-            try_write(store, f"{folder}/build_report.json", _report(result))
+            try_write(store, report_key(config.name), _report(result).content)
         try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
 
@@ -141,30 +140,25 @@ def work(config: Config, engine: Engine) -> None:
     )
 
 
-def _report(result: BuildResult) -> bytes:
-    """The content of build_report.json."""
+def _report(result: BuildResult) -> BuildReport:
     manifest = result.manifest
-    report = {
-        "plan_id": manifest.plan_id,
-        "seconds": round(result.seconds, 3),
-        "streams": [
-            {
-                "name": built.stream.name,
-                "folder": built.stream.remote,
-                "records": built.records,
-                "rejected": built.rejected,
-                "dropped": built.dropped,
-                "kept": built.kept,
-                "tokens": built.tokens,
-                "samples": built.stream.samples,
-                "remainder_tokens": built.remainder,
-                "rejects": built.rejects,
-                "unknown_tokens": built.unknown,
-                "vanished_characters": built.vanished,
-                "notes": built.notes,
-            }
-            for built in result.streams
-        ],
-        "stages": [asdict(stage) for stage in manifest.stages],
-    }
-    return orjson.dumps(report, option=orjson.OPT_INDENT_2)
+    streams = [
+        StreamReport(
+            name=built.stream.name,
+            folder=built.stream.remote,
+            records=built.records,
+            rejected=built.rejected,
+            dropped=built.dropped,
+            kept=built.kept,
+            tokens=built.tokens,
+            samples=built.stream.samples,
+            remainder_tokens=built.remainder,
+            rejects=built.rejects,
+            unknown_tokens=built.unknown,
+            vanished_characters=built.vanished,
+            notes=built.notes,
+        )
+        for built in result.streams
+    ]
+    seconds = round(result.seconds, 3)
+    return BuildReport(plan_id=manifest.plan_id, seconds=seconds, streams=tuple(streams), stages=manifest.stages)
