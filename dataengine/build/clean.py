@@ -24,10 +24,9 @@ from dataengine.build.tokenize import TokenFormat, find_lost
 from dataengine.build.units import SCHEMA, OnProgress, Reading, Receipt, Unit, fingerprint_of, identity_of, select
 from dataengine.cleaning import dedup, score_cache
 from dataengine.errors import InputError
-from dataengine.mds.types import Add
 from dataengine.records.types import RecordFormat, Records, SourcePart
 from dataengine.storage.arrays import encode_npy, read_npy
-from dataengine.storage.store import Store
+from dataengine.storage.store import AddFile, Store
 from dataengine.text.tokenizers.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -193,7 +192,7 @@ class CleanRecords(Unit):
     def input_bytes(self) -> int:
         return self.part.size
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         reading = Reading(self.part, self.records, on_progress)
         keys = key_runs(add, "run", "high", dedup.sort_keys)
         near = None if self.cleaning.near_dedup is None else NearRuns(add, self.cleaning.near_dedup)
@@ -242,7 +241,7 @@ class FindDuplicates(Unit):
     def input_bytes(self) -> int:
         return self.keys * dedup.KEY.itemsize
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         buckets = buckets_of(self.number, self.ranges)
         parts = (read_runs(store, unit, "run", runs, {"keys": dedup.KEY}, buckets) for unit, runs in self.runs)
         groups = dedup.find_groups([dedup.sort_keys(keys) for (keys,) in parts])

@@ -24,10 +24,9 @@ from dataengine.build.units import Keep, Named, OnProgress, Reading, Receipt, Un
 from dataengine.cleaning import minhash, near_duplicates
 from dataengine.cleaning.minhash import NEAR_KEY, SKETCH_KEY, Shingles, sort_near_keys
 from dataengine.cleaning.near_duplicates import Texts, record_ids
-from dataengine.mds.types import Add
 from dataengine.records.types import RecordFormat, SourcePart
 from dataengine.storage.arrays import decode_npy, encode_npy, read_npy
-from dataengine.storage.store import Store
+from dataengine.storage.store import AddFile, Store
 
 _BATCH = 4096
 _RUN_SHINGLES = 1 << 23  # shingles of a run that are held for its twins (64 MiB); the texts of the rest are read again
@@ -44,7 +43,7 @@ class NearRuns:
     not be read again; as many as _RUN_SHINGLES allow.
     """
 
-    def __init__(self, add: Add, threshold: float) -> None:
+    def __init__(self, add: AddFile, threshold: float) -> None:
         self._add, self._threshold = add, threshold
         self._keys = key_runs(add, "near", "hash", self._sort)
         self._held: list[tuple[Int64s, Shingles]] = []
@@ -141,7 +140,7 @@ class FindLinks(_ReadsKeys):
     def _dtype(self) -> np.dtype[Any]:
         return NEAR_KEY
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         links = near_duplicates.link_records(self._keys(store, on_progress))
         add("pairs.npy", encode_npy(links.pairs))
         add("crowded.npy", encode_npy(links.crowded))
@@ -160,7 +159,7 @@ class FindAlike(_ReadsKeys):
     def _dtype(self) -> np.dtype[Any]:
         return SKETCH_KEY
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         add("pairs.npy", encode_npy(near_duplicates.link_alike(self._keys(store, on_progress), self.threshold)))
         return Receipt()
 
@@ -235,7 +234,7 @@ class _MakesKeys(_ReadsMembers):
     def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
         """Keys of some members."""
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         runs, keys = key_runs(add, "near", "hash", sort_near_keys), 0
         for records, shingles in self._shingles(store, self.members.read(store), on_progress):
             made = self._keys(shingles, records)
@@ -274,7 +273,7 @@ class GatherShingles(_ReadsMembers):
     kind: ClassVar[str] = "shingles"
     groups: int
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         members = self.members.read(store)
         found = list(self._shingles(store, members, on_progress))
         records = np.concatenate([np.empty(0, np.int64), *(records for records, _ in found)])
@@ -305,7 +304,7 @@ class CompareTexts(Unit):
     def input_bytes(self) -> int:
         return self.members
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         first = self._read(store, 0)
         texts = self._read(store, self.number) if self.number else first.none()
         found, overfull = near_duplicates.compare(texts, first, self.threshold)

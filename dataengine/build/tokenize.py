@@ -25,11 +25,11 @@ from dataengine.arrays import Int64s
 from dataengine.build.external_sort import Bucketed, SortedRuns, bucket_bounds, buckets_of, read_runs
 from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit
 from dataengine.errors import InputError
-from dataengine.mds.types import Add, token_dtype
+from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import ShardFormat, ShardWriter
 from dataengine.records.types import RecordFormat, Records, SourcePart
 from dataengine.storage.arrays import encode_npy, read_all_npy
-from dataengine.storage.store import Store
+from dataengine.storage.store import AddFile, Store
 from dataengine.text import pairs
 from dataengine.text.packing import Packer, Tokens, join_documents
 from dataengine.text.tokenizers.base import Tokenizer
@@ -105,7 +105,7 @@ class TokenizeDocuments(Unit):
     def input_bytes(self) -> int:
         return self.part.size
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
         packer = Packer(self.format.width, dtype)
         writer = ShardWriter(add, self.format.shards)
@@ -159,7 +159,7 @@ class TokenizePairs(Unit):
     def input_bytes(self) -> int:
         return self.part.size
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
         runs = SortedRuns(add, "run", _RUN_TOKENS, _sort_documents)
         key, number = permutation.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)), 0
@@ -245,7 +245,7 @@ class MergeRuns(Unit):
     def input_bytes(self) -> int:
         return self.tokens
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
         buckets = buckets_of(self.number, self.ranges)
         dtypes = {"documents": _DOCUMENT, "tokens": dtype}
@@ -277,7 +277,7 @@ class PackTails(Unit):
     def input_bytes(self) -> int:
         return self.tokens
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
         packer = Packer(self.format.width, dtype)
         writer = ShardWriter(add, self.format.shards)
@@ -338,7 +338,7 @@ def _open(part: SourcePart, form: RecordFormat, keep: Keep | None, store: Store,
     return Reading(part, form, on_progress, keep.read(store) if keep else None)
 
 
-def _add_tail(add: Add, writer: ShardWriter, packer: Packer) -> int:
+def _add_tail(add: AddFile, writer: ShardWriter, packer: Packer) -> int:
     """Publish the tokens that fill no shard; return how many they are."""
     tail = np.concatenate([*(samples.ravel() for samples in writer.rest), packer.tail])
     add("tail.npy", encode_npy(tail))

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 from dataengine.json_files import decode_hashed, encode_hashed
-from dataengine.mds.types import Add, Shard
+from dataengine.mds.types import Shard
 from dataengine.records.parts import lines_before
 from dataengine.records.read import read_records
 from dataengine.records.types import Notes, RecordFormat, Records, Reject, SourcePart, add_notes
 from dataengine.storage.arrays import damaged_unit
-from dataengine.storage.store import Store
+from dataengine.storage.store import AddFile, Store
 
 SCHEMA = 5  # raise when the same input would give other bytes
 
@@ -87,7 +87,7 @@ class Unit(ABC):
         """Size of the input, for progress."""
 
     @abstractmethod
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         """Do the work: read from the store and the sources, hand the files of the unit's folder to `add`."""
 
 
@@ -262,7 +262,7 @@ class Reading:
                 self._note(Reject(line, reason, "\t".join(texts)[:_EXCERPT]), [])
         return select(batch, np.array([reason is None for reason in reasons], bool))
 
-    def finish(self, add: Add) -> dict[str, Any]:
+    def finish(self, add: AddFile) -> dict[str, Any]:
         """Publish the unusable records; return the counts that a receipt takes."""
         if self._written:
             add("rejects.jsonl", b"".join(self._written))

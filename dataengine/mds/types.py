@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,6 @@ class Stream:
     samples: int
     tokens: int
     shards: tuple[Shard, ...]
-
-
-Add = Callable[[str, bytes], None]  # takes the name and the content of a file to keep
 
 
 @dataclass(frozen=True)

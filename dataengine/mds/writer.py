@@ -15,7 +15,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from dataengine.mds.types import Add, Shard, StoredFile, hash_bytes, shard_name
+from dataengine.mds.types import Shard, StoredFile, hash_bytes, shard_name
+from dataengine.storage.store import AddFile
 
 COLUMN = "tokens"
 
@@ -57,7 +58,7 @@ def encode_shard(samples: NDArray[Any], config: dict[str, Any]) -> bytes:
     return b"".join([np.uint32(count).tobytes(), offsets.astype("<u4").tobytes(), header, little_endian.data.cast("B")])
 
 
-def write_shards(samples: NDArray[Any], add: Add, first: int, form: ShardFormat) -> list[Shard]:
+def write_shards(samples: NDArray[Any], add: AddFile, first: int, form: ShardFormat) -> list[Shard]:
     """Write samples, shape (num_samples, width), as shards numbered from `first`; the last may be short."""
     config = form.config(samples.shape[1], samples.dtype)
     shards: list[Shard] = []
@@ -87,7 +88,7 @@ def describe_file(basename: str, content: bytes, algorithms: Sequence[str]) -> S
 class ShardWriter:
     """Gather samples and hand each full shard to `add`; `rest` are those that do not fill one."""
 
-    def __init__(self, add: Add, form: ShardFormat, first: int = 0) -> None:
+    def __init__(self, add: AddFile, form: ShardFormat, first: int = 0) -> None:
         self._add, self._format, self._first = add, form, first  # the first shard's number
         self._waiting: list[NDArray[Any]] = []
         self._count = 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILES_IN_FLIGHT = 4  # files of a folder that are uploaded at a time
-AddFile = Callable[[str, bytes], None]
+AddFile = Callable[[str, bytes], None]  # takes the name and the content of a file to keep
 
 
 @dataclass(frozen=True)

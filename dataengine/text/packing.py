@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,6 @@ class Packer:
         whole = len(joined) // self.width * self.width
         self.tail = joined[whole:].copy()
         return joined[:whole].reshape(-1, self.width)
-
-
-def pack_all(parts: Iterable[Tokens], width: int, dtype: np.dtype[Any]) -> tuple[Tokens, Tokens]:
-    """Pack parts in order; return the samples, shape (num_samples, width), and the tail."""
-    packer = Packer(width, dtype)
-    samples = [packer.add(part) for part in parts]
-    return np.concatenate(samples) if samples else np.empty((0, width), dtype), packer.tail
 
 
 def join_documents(

@@ -26,10 +26,9 @@ from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import CleanConfig, StreamConfig
 from dataengine.errors import InputError
-from dataengine.mds.types import Add
 from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
-from dataengine.storage.store import Store
+from dataengine.storage.store import AddFile, Store
 from dataengine.text.tokenizers import load, reference
 from tests.conftest import set_everywhere, write_jsonl
 
@@ -392,7 +391,7 @@ def changed_at(value: Any, place: tuple[str, ...], change: Callable[[Any], Any])
 
 def work(unit: Unit, store: Store) -> tuple[Receipt, dict[str, bytes]]:
     files: dict[str, bytes] = {}
-    add: Add = files.__setitem__
+    add: AddFile = files.__setitem__
     return unit.work(store, add, lambda count: None), files
 
 

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from dataengine.build.rounds import Round, Rounds, run_rounds
 from dataengine.build.units import OnProgress, Receipt, Unit
-from dataengine.mds.types import Add
 from dataengine.storage.open import open_store
-from dataengine.storage.store import Store
+from dataengine.storage.store import AddFile, Store
 
 STORE = open_store("unused")
 
@@ -27,7 +26,7 @@ class Count(Unit):
     def input_bytes(self) -> int:
         return 1
 
-    def work(self, store: Store, add: Add, on_progress: OnProgress) -> Receipt:
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         raise NotImplementedError
 
 

@@ -10,11 +10,12 @@ from streaming import MDSWriter, StreamingDataset
 
 from dataengine.json_files import decode_hashed, encode_hashed
 from dataengine.mds.reader import view_shard
-from dataengine.mds.types import Add, Shard
+from dataengine.mds.types import Shard
 from dataengine.mds.writer import ShardFormat, ShardWriter, encode_index
+from dataengine.storage.store import AddFile
 
 
-def add_to(folder: Path) -> Add:
+def add_to(folder: Path) -> AddFile:
     folder.mkdir(exist_ok=True)
 
     def add(name: str, content: bytes) -> None:

@@ -4,15 +4,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.text.packing import Packer, pack_all
+from dataengine.text.packing import Packer
 
 UINT16 = np.dtype(np.uint16)
 
 
 def test_a_flow_is_cut_by_hand() -> None:
-    samples, tail = pack_all([np.array([5, 6, 2], UINT16), np.array([2, 7, 2], UINT16)], 4, UINT16)
-    assert samples.tolist() == [[5, 6, 2, 2]]
-    assert tail.tolist() == [7, 2]
+    packer = Packer(4, UINT16)
+    assert packer.add(np.array([5, 6, 2], UINT16)).tolist() == []
+    assert packer.add(np.array([2, 7, 2], UINT16)).tolist() == [[5, 6, 2, 2]]
+    assert packer.tail.tolist() == [7, 2]
 
 
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=30), max_size=20), st.integers(1, 17))
@@ -27,7 +28,8 @@ def test_no_token_is_lost_or_moved(parts: list[list[int]], width: int) -> None:
 @given(st.lists(st.integers(0, 100), max_size=200), st.lists(st.integers(0, 200), max_size=5), st.integers(1, 9))
 def test_cuts_do_not_depend_on_how_the_flow_arrives(tokens: list[int], cuts: list[int], width: int) -> None:
     flow = np.array(tokens, UINT16)
-    whole = pack_all([flow], width, UINT16)
-    split = pack_all(np.split(flow, sorted(cut for cut in cuts if cut < len(flow))), width, UINT16)
-    assert whole[0].tolist() == split[0].tolist()
-    assert whole[1].tolist() == split[1].tolist()
+    at_once, in_pieces = Packer(width, UINT16), Packer(width, UINT16)
+    samples = at_once.add(flow).tolist()
+    pieces = np.split(flow, sorted(cut for cut in cuts if cut < len(flow)))
+    assert [sample for piece in pieces for sample in in_pieces.add(piece).tolist()] == samples
+    assert in_pieces.tail.tolist() == at_once.tail.tolist()
