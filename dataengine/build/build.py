@@ -3,7 +3,7 @@
 store/units/FINGERPRINT/            what one unit of work made: the memory of earlier builds, safe to remove
 store/keeps/                        which records of a part cleaning keeps; safe to remove as well
 store/streams/NAME-FINGERPRINT/     shards and index.json, shared by all experiments that define this stream so;
-                                    stream.summary and rejects.jsonl: how it was made (see summary.py)
+                                    stream.summary and rejects.jsonl: how it was made (`mds.summary`)
 store/experiments/NAME/             manifest.json, config.yaml, build_report.json
 
 A stream goes through rounds of units (clean, compare, tokenize, shuffle); the rounds of all streams run side by side.
@@ -72,13 +72,10 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     labels = label_notes(missing, config)
     for words in chain.from_iterable(labels.values()):
         note(words)
-    made = run_rounds(
-        {name: make_stream(plan, config, store) for name, plan in missing.items()},
-        engine or LocalEngine(workers),
-        store,
-    )
+    rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
+    packed = run_rounds(rounds, engine or LocalEngine(workers), store)
     for name, plan in missing.items():
-        publish_stream(plan, made[name], store)
+        publish_stream(plan, packed[name], store)
     built = {name: read_built_stream(plan, store, new=name in missing) for name, plan in prepared.streams.items()}
     manifest = make_manifest(
         config,
@@ -134,10 +131,8 @@ def _changed_languages(built: Config, config: Config) -> bool:
 def work(config: Config, engine: Engine) -> None:
     """Run the units of a build by an engine that has a part of them, and publish nothing."""
     prepared = prepare(config, open_store(config.store))
-    missing = missing_streams(prepared)
-    run_rounds(
-        {name: make_stream(plan, config, prepared.store) for name, plan in missing.items()}, engine, prepared.store
-    )
+    rounds = {name: make_stream(plan, config, prepared.store) for name, plan in missing_streams(prepared).items()}
+    run_rounds(rounds, engine, prepared.store)
 
 
 def _report(result: BuildResult) -> BuildReport:
