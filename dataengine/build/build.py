@@ -3,7 +3,7 @@
 store/units/FINGERPRINT/            what one unit of work made: the memory of earlier builds, safe to remove
 store/keeps/                        which records of a part cleaning keeps; safe to remove as well
 store/streams/NAME-FINGERPRINT/     shards and index.json, shared by all experiments that define this stream so;
-                                    stream.summary and rejects.jsonl: how it was made (see summary.py)
+                                    stream.summary and rejects.jsonl: how it was made (`mds.summary`)
 store/experiments/NAME/             manifest.json, config.yaml, build_report.json
 
 A stream goes through rounds of units (clean, compare, tokenize, shuffle); the rounds of all streams run side by side.
@@ -12,16 +12,15 @@ A stream goes through rounds of units (clean, compare, tokenize, shuffle); the r
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
-
-import orjson
 
 from dataengine.build.agreement import differences, read_built_config
 from dataengine.build.executors import Engine, LocalEngine
 from dataengine.build.experiment import experiment_url, make_manifest
 from dataengine.build.prepare import label_notes, missing_streams, prepare, read_if_there, try_write
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
+from dataengine.build.report import BuildReport, StreamReport, report_key
 from dataengine.build.rounds import run_rounds
 from dataengine.build.stream import make_stream
 from dataengine.config.load import dump_config
@@ -76,13 +75,10 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     labels = label_notes(missing, config)
     for words in chain.from_iterable(labels.values()):
         note(words)
-    made = run_rounds(
-        {name: make_stream(plan, config, store) for name, plan in missing.items()},
-        engine or LocalEngine(workers),
-        store,
-    )
+    rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
+    packed = run_rounds(rounds, engine or LocalEngine(workers), store)
     for name, plan in missing.items():
-        publish_stream(plan, made[name], store)
+        publish_stream(plan, packed[name], store)
     built = {name: read_built_stream(plan, store, new=name in missing) for name, plan in prepared.streams.items()}
     manifest = make_manifest(
         config,
@@ -109,12 +105,12 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         note(f"{config.name} was built before with another plan, which this one replaces")
     result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
     if new:
-        store.write(f"{folder}/build_report.json", _report(result))
+        store.write(report_key(config.name), _report(result).content)
         store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)
     elif recorded is None or differences(recorded, config, of=("bytes", "plan", "training")):  # places do not count
         if relabelled:
-            try_write(store, f"{folder}/build_report.json", _report(result))
+            try_write(store, report_key(config.name), _report(result).content)
         try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
 
@@ -138,36 +134,29 @@ def _changed_languages(built: Config, config: Config) -> bool:
 def work(config: Config, engine: Engine) -> None:
     """Run the units of a build by an engine that has a part of them, and publish nothing."""
     prepared = prepare(config, open_store(config.store))
-    missing = missing_streams(prepared)
-    run_rounds(
-        {name: make_stream(plan, config, prepared.store) for name, plan in missing.items()}, engine, prepared.store
-    )
+    rounds = {name: make_stream(plan, config, prepared.store) for name, plan in missing_streams(prepared).items()}
+    run_rounds(rounds, engine, prepared.store)
 
 
-def _report(result: BuildResult) -> bytes:
-    """The content of build_report.json."""
+def _report(result: BuildResult) -> BuildReport:
     manifest = result.manifest
-    report = {
-        "plan_id": manifest.plan_id,
-        "seconds": round(result.seconds, 3),
-        "streams": [
-            {
-                "name": built.stream.name,
-                "folder": built.stream.remote,
-                "records": built.records,
-                "rejected": built.rejected,
-                "dropped": built.dropped,
-                "kept": built.kept,
-                "tokens": built.tokens,
-                "samples": built.stream.samples,
-                "remainder_tokens": built.remainder,
-                "rejects": built.rejects,
-                "unknown_tokens": built.unknown,
-                "vanished_characters": built.vanished,
-                "notes": built.notes,
-            }
-            for built in result.streams
-        ],
-        "stages": [asdict(stage) for stage in manifest.stages],
-    }
-    return orjson.dumps(report, option=orjson.OPT_INDENT_2)
+    streams = [
+        StreamReport(
+            name=built.stream.name,
+            folder=built.stream.remote,
+            records=built.records,
+            rejected=built.rejected,
+            dropped=built.dropped,
+            kept=built.kept,
+            tokens=built.tokens,
+            samples=built.stream.samples,
+            remainder_tokens=built.remainder,
+            rejects=built.rejects,
+            unknown_tokens=built.unknown,
+            vanished_characters=built.vanished,
+            notes=built.notes,
+        )
+        for built in result.streams
+    ]
+    seconds = round(result.seconds, 3)
+    return BuildReport(plan_id=manifest.plan_id, seconds=seconds, streams=tuple(streams), stages=manifest.stages)

@@ -45,7 +45,7 @@ class Cleaning:
     """What a stream drops. All of it decides bytes."""
 
     languages: tuple[str, ...]  # codes of a record's texts, "" where none is stated; one text: documents
-    rules: dict[str, Any] | None  # fields of rules.PairRules or rules.DocumentRules
+    rules: dict[str, Any] | None  # fields of rules.settings.PairRules or DocumentRules
     min_language_score: float | None
     subsets: tuple[str, ...]  # labels to drop
     dedup: tuple[str, ...]  # "text", "pair" or codes of languages
@@ -184,7 +184,7 @@ class CleanRecords(Unit):
 
     @property
     def fingerprint(self) -> str:
-        """As of any unit, but for what counts only in `decide`: a new threshold or model reads no text again."""
+        """As of any unit, but for what only `mark_low_scores` uses: a new threshold or model reads no text again."""
         cleaning = replace(self.cleaning, scores=dict.fromkeys(self.cleaning.scores, 0.0), score_model=None)
         return fingerprint_of({"schema": SCHEMA, "kind": self.kind, **identity_of(replace(self, cleaning=cleaning))})
 

@@ -54,10 +54,17 @@ class _Progress:
     def __init__(self, units: Sequence[Unit], done: dict[int, Receipt], title: str) -> None:
         self._bytes = [unit.input_bytes for unit in units]
         self._tokens = 0
+        total, before = sum(self._bytes), sum(self._bytes[k] for k in done)
         self._bar = tqdm(
-            total=sum(self._bytes), desc=title, unit="B", unit_scale=True, file=sys.stderr, disable=None,
-            initial=sum(self._bytes[k] for k in done), smoothing=0.05,
-        )  # fmt: skip
+            desc=title,
+            total=total,
+            initial=before,
+            unit="B",
+            unit_scale=True,
+            smoothing=0.05,
+            file=sys.stderr,
+            disable=None,
+        )
 
     def __enter__(self) -> _Progress:
         return self

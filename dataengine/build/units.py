@@ -1,7 +1,7 @@
 """Work units of a build. A unit is a pure function of what its fingerprint covers, and publishes its folder whole.
 
-Cleaning reads a source part and says which records to keep (cleaning.py); tokenizing reads it again and writes samples
-(tokenizing.py). Units of one round do not depend on each other and may run anywhere that sees the store.
+Cleaning reads a source part and says which records to keep (`clean`); tokenizing reads it again and writes samples
+(`tokenize`). Units of one round do not depend on each other and may run anywhere that sees the store.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the
 _REJECTS = 10_000  # so many of a unit are written down; all are counted
 _EXCERPT = 200  # characters of a record that is written down
 
-OnProgress = Callable[[int], None]  # hears of input bytes read
+OnProgress = Callable[[int], None]  # called with numbers of input bytes read
 
 
 @dataclass(frozen=True)

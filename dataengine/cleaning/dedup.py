@@ -38,8 +38,29 @@ _SEED = 17
 _NO_KIND = np.uint32(0xFFFFFFFF)
 _ROUNDS = 64  # of the reduce in which many records are decided at once, before the rest is one by one
 _GROUP = 1 << 17  # characters worked on at a time: what fits the processor's cache
+_USUAL_SIZE = 2 * _GROUP
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 # Forms that NFKC replaces and that are in nearly every Chinese text.
 _FULL_WIDTH = (*zip("，：；！？（）\u3000", ",:;!?() ", strict=True), ("…", "..."))
+WORD_WEIGHT = 4
+# What a token weighs, by class: a word; a Chinese or Japanese character, of which about two translate an English word
+# (2.2 in pairs of documentation); a letter of the scripts of South-East Asia that write no spaces.
+_WEIGHTS = np.array([0, WORD_WEIGHT, 2, 1])
+_WORD, _WIDE, _NARROW = 1, 2, 3
+_UNSPACED = (
+    (0x0E00, 0x0EFF, _NARROW),  # Thai, Lao
+    (0x1000, 0x109F, _NARROW),  # Burmese
+    (0x1780, 0x17FF, _NARROW),  # Khmer
+    (0x3005, 0x3007, _WIDE),
+    (0x3040, 0x312F, _WIDE),  # kana, bopomofo
+    (0x31F0, 0x31FF, _WIDE),
+    (0x3400, 0x9FFF, _WIDE),  # Han
+    (0xF900, 0xFAFF, _WIDE),
+    (0x20000, 0x3FFFF, _WIDE),
+)
+_SYMBOLS = "#%&*@‰\\"  # punctuation by category
+_HYPHEN = ord("-")
+_SIGN_VALUE = np.uint64(0x2545F4914F6CDD1D)
 
 
 def normalize(text: str) -> str:
@@ -134,24 +155,6 @@ class Grams:
     rows: NDArray[np.int64]  # (m,): the text that each n-gram is in
 
 
-WORD_WEIGHT = 4
-# What a token weighs, by class: a word; a Chinese or Japanese character, of which about two translate an English word
-# (2.2 in pairs of documentation); a letter of the scripts of South-East Asia that write no spaces.
-_WEIGHTS = np.array([0, WORD_WEIGHT, 2, 1])
-_WORD, _WIDE, _NARROW = 1, 2, 3
-_UNSPACED = (
-    (0x0E00, 0x0EFF, _NARROW),  # Thai, Lao
-    (0x1000, 0x109F, _NARROW),  # Burmese
-    (0x1780, 0x17FF, _NARROW),  # Khmer
-    (0x3005, 0x3007, _WIDE),
-    (0x3040, 0x312F, _WIDE),  # kana, bopomofo
-    (0x31F0, 0x31FF, _WIDE),
-    (0x3400, 0x9FFF, _WIDE),  # Han
-    (0xF900, 0xFAFF, _WIDE),
-    (0x20000, 0x3FFFF, _WIDE),
-)
-
-
 def hash_grams(texts: Sequence[str], words: int, *, symbols: bool = False) -> Iterator[Grams]:
     """Hashes of normalised texts and of their n-grams of `words` words; a Grams for each run of consecutive texts.
 
@@ -208,17 +211,8 @@ def _hash_group(texts: Sequence[str], words: int, symbols: bool) -> Grams:
     )
 
 
-_USUAL_SIZE = 2 * _GROUP
-_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-
-
 def _mix(values: UInt64s) -> UInt64s:
     return hash_numbers(values.view(np.int64), _SEED)
-
-
-_SYMBOLS = "#%&*@‰\\"  # punctuation by category
-_HYPHEN = ord("-")
-_SIGN_VALUE = np.uint64(0x2545F4914F6CDD1D)
 
 
 @lru_cache(maxsize=1)

@@ -40,7 +40,7 @@ class Shingles:
         return np.cumsum(self.sizes)
 
     def distinct(self) -> Shingles:
-        """The same as sets: of each text sorted, none twice."""
+        """The same as sets: those of each text sorted, none twice."""
         hashes, ends = self.hashes.copy(), self.ends
         for start, end in zip((ends - self.sizes).tolist(), ends.tolist(), strict=True):
             hashes[start:end].sort()
@@ -132,9 +132,11 @@ def choose_bands(threshold: float) -> tuple[int, int]:
     """
     if not 0 < threshold < 1:
         raise InputError(f"near-duplicate threshold {threshold:g} is not between 0 and 1. Give one such as 0.8.")
-    cuts = [(PERMUTATIONS // rows, rows) for rows in range(1, PERMUTATIONS + 1)]
-    return max((cut for cut in cuts if 1 - (1 - threshold ** cut[1]) ** cut[0] >= _RECALL), key=lambda cut: cut[1],
-               default=cuts[0])  # fmt: skip
+    for rows in range(PERMUTATIONS, 1, -1):
+        bands = PERMUTATIONS // rows
+        if 1 - (1 - threshold**rows) ** bands >= _RECALL:
+            return bands, rows
+    return PERMUTATIONS, 1
 
 
 def band_hashes(signatures: UInt32s, threshold: float) -> UInt64s:

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import orjson
 import yaml
 
+from dataengine.build.report import StreamReport, read_report, report_key
 from dataengine.config.layers import read_layers
-from dataengine.errors import InputError
+from dataengine.errors import DamagedError, InputError
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url
@@ -20,7 +20,7 @@ from trainer.checkpoints.find import all_checkpoints
 from trainer.checkpoints.marker import checkpoint_folder, read_checkpoint
 from trainer.evaluation.choice import read_choice
 from trainer.evaluation.results import read_any_results
-from trainer.reporting.runs import MEASURES, BuiltStream, Evaluation, TrainedRun
+from trainer.reporting.runs import MEASURES, Evaluation, TrainedRun
 from trainer.run.folder import Run, local_folder, open_run, read_run_manifest
 from trainer.run.settings import SETTINGS, History, parse_history
 from trainer.run.step_log import read_log
@@ -162,31 +162,18 @@ def _fetch_translations(run: Run, evaluation: Evaluation) -> None:
     run.fetch(*(one.path.relative_to(run.folder).as_posix() for one in evaluation.sets))
 
 
-def _read_build(config: Mapping[str, Any], manifest: Manifest) -> tuple[tuple[BuiltStream, ...], str]:
+def _read_build(config: Mapping[str, Any], manifest: Manifest) -> tuple[tuple[StreamReport, ...], str]:
     """The report of the build that made a run's plan; nothing, and why, if it is not there."""
     store = config.get("store")
     if not store:
         return (), "config.yaml names no store"
-    place = f"experiments/{manifest.name}/build_report.json"
+    place = f"{store}/{report_key(manifest.name)}"
     try:
-        found = orjson.loads(open_store(str(store)).read(place))
-        if found["plan_id"] != manifest.plan_id:
-            return (), f"{store}/{place} is of another build"
-        streams = [
-            BuiltStream(
-                name=one["name"],
-                records=one["records"],
-                unusable=sum(one["rejected"].values()),
-                dropped=one["dropped"],
-                kept=one["kept"],
-                tokens=one["tokens"],
-                samples=one["samples"],
-                remainder=one["remainder_tokens"],
-            )
-            for one in found["streams"]
-        ]
+        report = read_report(open_store(str(store)), manifest.name)
+    except DamagedError:
+        return (), f"{place} cannot be read"
     except (OSError, InputError):
-        return (), f"{store}/{place} is not there"
-    except (ValueError, KeyError, TypeError):
-        return (), f"{store}/{place} cannot be read"
-    return tuple(streams), ""
+        return (), f"{place} is not there"
+    if report.plan_id != manifest.plan_id:
+        return (), f"{place} is of another build"
+    return report.streams, ""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataengine.build.report import StreamReport
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
 from trainer.evaluation.choice import Choice
@@ -78,20 +79,6 @@ class Evaluation(Results):
 
 
 @dataclass(frozen=True)
-class BuiltStream:
-    """What the build made of one stream."""
-
-    name: str
-    records: int
-    unusable: int
-    dropped: Mapping[str, int]  # reason -> records
-    kept: int
-    tokens: int
-    samples: int
-    remainder: int  # tokens
-
-
-@dataclass(frozen=True)
 class TrainedRun:
     """A run and all that is known of it."""
 
@@ -103,7 +90,7 @@ class TrainedRun:
     rows: Sequence[Mapping[str, str]]  # of log.csv
     evaluations: tuple[Evaluation, ...]  # by step
     chosen: Choice | None
-    built: tuple[BuiltStream, ...]
+    built: tuple[StreamReport, ...]
     built_note: str  # why `built` is empty
     problems: tuple[str, ...] = ()  # what is left out, and why
     _columns: dict[str, tuple[Floats, Floats]] = field(default_factory=dict, repr=False, compare=False)

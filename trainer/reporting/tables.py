@@ -406,7 +406,7 @@ def data_table(run: TrainedRun, number: int) -> Table | None:
         numbers = (one.records, one.unusable, one.kept, one.tokens, one.samples)
         cells = [Cell(f"{number:,}") for number in numbers]
         cells.insert(2, Cell(dropped))
-        rows.append(Row(one.name, [*cells, Cell(f"{one.remainder:,} tokens")]))
+        rows.append(Row(one.name, [*cells, Cell(f"{one.remainder_tokens:,} tokens")]))
     return Table(
         f"data-{number}",
         f"Data of {run.label}",

@@ -25,11 +25,12 @@ from dataengine.build import rejects as rejects_module
 from dataengine.build import tokenize
 from dataengine.build.build import build
 from dataengine.build.prepare import prepare, stream_notes
+from dataengine.build.report import read_report, report_key
 from dataengine.commands.build import describe_build
 from dataengine.commands.estimate import describe_estimate, estimate
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
-from dataengine.errors import InputError
+from dataengine.errors import DamagedError, InputError
 from dataengine.mds.summary import read_summary
 from dataengine.records.rows import HEADING_OBEYED
 from dataengine.storage.open import open_store
@@ -678,10 +679,33 @@ def test_damaged_index_is_noticed(make_config: ConfigMaker) -> None:
 def test_report_counts_every_record(make_config: ConfigMaker) -> None:
     config = make_config()
     result = build(config, workers=1)
-    report = orjson.loads(Path(result.path).with_name("build_report.json").read_bytes())
-    for stream in report["streams"]:
-        assert stream["records"] == stream["kept"] + sum(stream["rejected"].values()) + sum(stream["dropped"].values())
-        assert stream["tokens"] == stream["samples"] * 33 + stream["remainder_tokens"]
+    report = read_report(open_store(config.store), config.name)
+    assert (report.plan_id, report.stages) == (result.manifest.plan_id, result.manifest.stages)
+    assert report.content == Path(result.path).with_name("build_report.json").read_bytes()
+    for stream in report.streams:
+        assert stream.records == stream.kept + stream.unusable + sum(stream.dropped.values())
+        assert stream.tokens == stream.samples * 33 + stream.remainder_tokens
+
+
+def test_a_report_of_an_earlier_version_is_read(make_config: ConfigMaker) -> None:
+    config = make_config()
+    build(config)
+    store = open_store(config.store)
+    report = read_report(store, config.name)
+    fields = orjson.loads(report.content)
+    for stream in fields["streams"]:
+        stream["rejects"] = {"docs.jsonl": "units/0123/rejects.jsonl"}
+        del stream["notes"], stream["unknown_tokens"], stream["vanished_characters"]
+    store.write(report_key(config.name), orjson.dumps(fields))
+    assert [s.unusable for s in read_report(store, config.name).streams] == [s.unusable for s in report.streams]
+
+
+def test_a_damaged_report_is_named_with_its_key(tmp_path: Path) -> None:
+    path = tmp_path / report_key("a/b")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"plan_id": "1", "streams": [{"name": "s", "folder": "streams/s-1", "records": "3"}]}')
+    with pytest.raises(DamagedError, match=r"/a/b/build_report\.json is damaged: streams\.0\.records: .*build again\."):
+        read_report(open_store(str(tmp_path)), "a/b")
 
 
 def test_what_was_said_of_the_records_of_a_stream_is_kept_with_it(

@@ -75,7 +75,8 @@ def test_the_build_of_a_run(made: list[Path]) -> None:
     assert [one.name for one in run.built] == list(run.streams)
     for one in run.built:
         assert one.records == one.kept + one.unusable + sum(one.dropped.values())
-        assert one.tokens == one.samples * run.manifest.seq_len + one.samples + one.remainder  # a label more a sample
+        width = run.manifest.seq_len + 1  # a label more a sample
+        assert one.tokens == one.samples * width + one.remainder_tokens
 
 
 def test_a_build_that_is_gone_or_another_is_said(folder: Path) -> None:
