@@ -242,13 +242,13 @@ def test_in_a_pid_namespace_the_dead_are_told_from_the_living(tmp_path: Path) ->
     code = f"""
 import os, sys, subprocess
 from pathlib import Path
-from dataengine import storage
+from dataengine.storage import atomic
 child = subprocess.Popen([sys.executable, "-c", ""])
 child.wait()
 for pid in (os.getpid(), child.pid):
-    name = storage._temporary(Path({str(tmp_path)!r}, "x")).name.replace(f"~{{os.getpid()}}~", f"~{{pid}}~")
+    name = atomic.temporary_path(Path({str(tmp_path)!r}, "x")).name.replace(f"~{{os.getpid()}}~", f"~{{pid}}~")
     Path({str(tmp_path)!r}, name).touch()
-storage.remove_leftovers(Path({str(tmp_path)!r}))
+atomic.remove_leftovers(Path({str(tmp_path)!r}))
 [left] = Path({str(tmp_path)!r}).iterdir()
 assert f"~{{os.getpid()}}~" in left.name
 """
