@@ -16,7 +16,7 @@ from trainer.checkpoints.marker import (
     checkpoint_folder,
     checkpoint_key,
     read_checkpoint,
-    read_listed_marker,
+    read_listed_checkpoint,
     step_of_folder,
 )
 from trainer.run.folder import Run, open_run
@@ -109,13 +109,9 @@ def bucket_checkpoints(store: Store, out: Path, faults: dict[str, str]) -> dict[
     for step, sizes in listed_files(store).items():
         key = checkpoint_key(step)
         try:
-            if MARKER not in sizes:
-                raise MissingError(f"the checkpoint was not finished (no {MARKER})")
-            marker = read_listed_marker(store, key, sizes)
+            found[step] = read_listed_checkpoint(store, key, sizes, out)
         except (DamagedError, MissingError) as error:  # others are of the bucket, not of the checkpoint
             faults[f"{store.url}/{key}"] = str(error)
-            continue
-        found[step] = Checkpoint(**marker, folder=out / key, local=False, key=key)
     return found
 
 

@@ -20,6 +20,7 @@ from dataengine.storage.retry import retry
 from dataengine.storage.store import Store
 
 MARKER = "COMPLETE.json"
+_NOT_FINISHED = f"the checkpoint was not finished (no {MARKER})"
 
 
 class CheckpointError(InputError):
@@ -37,7 +38,7 @@ class Marker:
     files: dict[str, int]  # name -> bytes
     hashes: dict[str, str] = field(default_factory=dict)  # name -> xxh64, hexadecimal
     init: dict[str, Any] | None = None  # the checkpoint of another run that this run began with
-    digest: str = ""  # of all samples trained on (training.callbacks.ledger)
+    digest: str = ""  # of all samples trained on (`SampleLedger`)
     finite: bool = False  # all weights and moments were seen to be finite before they were saved
 
 
@@ -87,23 +88,29 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         content = (folder / MARKER).read_bytes()
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     except OSError:  # also while it is being removed
-        raise MissingError(f"{folder}: the checkpoint was not finished (no {MARKER})") from None
+        raise MissingError(f"{folder}: {_NOT_FINISHED}") from None
     try:
         return Checkpoint(**_check(content, sizes, folder.name), folder=folder)
     except DamagedError as error:
         raise DamagedError(f"{folder}: {error}") from None
 
 
-def read_listed_marker(store: Store, key: str, sizes: Mapping[str, int]) -> dict[str, Any]:
-    """The fields of a marker that was listed. Raises DamagedError or MissingError at the last of a few looks."""
+def read_listed_checkpoint(store: Store, key: str, sizes: Mapping[str, int], out: Path) -> Checkpoint:
+    """Read a checkpoint of a bucket, whose files were listed. The run's folder on this disk is `out`.
+
+    Raises InputError if the bucket cannot be read, DamagedError or MissingError if the checkpoint is not complete; the
+    latter two at the last of a few looks.
+    """
+    if MARKER not in sizes:
+        raise MissingError(_NOT_FINISHED)
 
     def look() -> dict[str, Any]:
         try:
-            return _check(store.read(f"{key}/{MARKER}"), sizes, key.rpartition("/")[2])
+            return _check(store.read(f"{key}/{MARKER}"), sizes, key)
         except FileNotFoundError as error:
             raise MissingError(str(error)) from None
 
-    return retry(look, doubted=(DamagedError, MissingError))
+    return Checkpoint(**retry(look, doubted=(DamagedError, MissingError)), folder=out / key, local=False, key=key)
 
 
 def _check(content: bytes, sizes: Mapping[str, int], name: str) -> dict[str, Any]:
