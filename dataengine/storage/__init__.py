@@ -1,5 +1,5 @@
 """Files and folders that are published whole or not at all, on local disk or in an object store.
 
 Names and bytes come in and go out, by one interface (`store`) with two implementations (`local`, `s3`); `open`
-chooses. It may not know what the files mean.
+chooses, and `retry` says what is tried again. The package may not know what the files mean.
 """

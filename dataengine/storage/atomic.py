@@ -42,7 +42,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    _sync(path.parent)
 
 
 @contextmanager
@@ -76,11 +76,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         with naming(path):
             yield temporary
         for file in temporary.iterdir():
-            descriptor = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _sync(file)
         publish_folder(temporary, path, replace=replace)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,7 +84,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 def publish_folder(temporary: Path, path: Path, *, replace: bool = False) -> None:
     """Make a filled folder, its files on the disk, appear at `path`, unless there is one that is not to be replaced."""
-    sync_folder(temporary)
+    _sync(temporary)
     try:
         os.rename(temporary, path)
     except OSError:
@@ -96,7 +92,7 @@ def publish_folder(temporary: Path, path: Path, *, replace: bool = False) -> Non
             raise
         if replace:
             _exchange(temporary, path)
-    sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -175,8 +171,9 @@ def _last_write(path: Path) -> float:
         return time.time()
 
 
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

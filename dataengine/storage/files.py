@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from dataengine.errors import InputError
 from dataengine.storage.paths import cannot_read, check_file_kind, is_url
 from dataengine.storage.s3_client import get_bytes, identify_object
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _BLOCK = 8 << 20  # bytes of a ranged GET
 _BUFFER = 1 << 20  # bytes
@@ -76,7 +79,7 @@ class _FileRange(_Range):
         self._path = path
         self._file = file
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
         try:
             self._file.seek(self._start + self._position)
@@ -101,7 +104,7 @@ class _ObjectRange(_Range):
         self._block = b""
         self._ahead: tuple[int, Future[bytes]] | None = None
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")
         wanted = self._left(len(view))
         if wanted == 0:

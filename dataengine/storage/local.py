@@ -13,9 +13,9 @@ from dataengine.errors import InputError
 from dataengine.storage.atomic import (
     WRITING_PREFIX,
     link_file,
+    new_file,
     publish_folder,
     remove_leftovers,
-    sync_folder,
     temporary_path,
     write_file,
 )
@@ -64,18 +64,8 @@ class LocalStore(Store):
 
     def write_from(self, key: str, path: Path) -> None:
         target = self.path(key)
-        with path.open("rb") as source, _writing(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = temporary_path(target)
-            try:
-                with temporary.open("wb") as file:
-                    shutil.copyfileobj(source, file, _BUFFER)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
-            sync_folder(target.parent)
+        with path.open("rb") as source, _writing(target), new_file(target) as file:
+            shutil.copyfileobj(source, file, _BUFFER)
 
     def link(self, source: str, key: str) -> None:
         """As stated; the name is safe from power loss once a file was written into the same folder afterwards."""

@@ -33,7 +33,7 @@ class FoundFile:
 
     path: str  # local path or URL
     size: int  # bytes
-    version: str  # of an object: its ETag, without quotes ("": it has none); of a file: see `_version`
+    version: str  # of an object: its ETag, without quotes ("": it has none); of a file: see `find`
 
 
 def is_url(path: str) -> bool:

@@ -184,7 +184,7 @@ def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
     made = client.create_multipart_upload(**request, **({} if plain else {"ChecksumAlgorithm": "SHA256"}))
     request["UploadId"] = made["UploadId"]
     try:
-        uploaded: list[dict[str, Any]] = []
+        uploaded: list[dict[str, object]] = []
         for number, part in enumerate(_parts(content), start=1):
             digest = _digest(part, plain)
             answer = client.upload_part(**request, PartNumber=number, Body=bytes(part), **digest)

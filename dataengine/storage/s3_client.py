@@ -42,6 +42,17 @@ _MEANINGS = {
     "PermanentRedirect": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
     "AuthorizationHeaderMalformed": ("the bucket is in another region", "Set AWS_REGION to the bucket's"),
 }
+# Of what was lost or damaged on the way to the store, or was done by a request whose answer was lost.
+_LOST = frozenset(
+    {
+        "BadDigest",
+        "IncompleteBody",
+        "NoSuchUpload",
+        "RequestTimeout",
+        "XAmzContentChecksumMismatch",
+        "XAmzContentSHA256Mismatch",
+    }
+)
 _STATUS_CODES = {
     "301": "PermanentRedirect",
     "403": "AccessDenied",
@@ -231,7 +242,7 @@ def explain(error: Exception, url: str) -> Exception:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         if code in ("NoSuchKey", "NotFound", "404"):
             return FileNotFoundError(f"{url}: there is no such object")
-        outage = status >= 500 or status in (408, 429) or code == "RequestTimeout"
+        outage = status >= 500 or status in (408, 429) or code in _LOST
         unknown = (
             ("the store is failing or too busy, also after all attempts", "Run again later")
             if outage

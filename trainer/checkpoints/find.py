@@ -109,11 +109,9 @@ def bucket_checkpoints(store: Store, out: Path, faults: dict[str, str]) -> dict[
     for step, sizes in listed_files(store).items():
         key = checkpoint_key(step)
         try:
-            checkpoint = read_listed_checkpoint(store, key, sizes, out)
+            found[step] = read_listed_checkpoint(store, key, sizes, out)
         except (DamagedError, MissingError) as error:  # others are of the bucket, not of the checkpoint
             faults[f"{store.url}/{key}"] = str(error)
-            continue
-        found[checkpoint.step] = checkpoint
     return found
 
 

@@ -98,7 +98,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 def read_listed_checkpoint(store: Store, key: str, sizes: Mapping[str, int], out: Path) -> Checkpoint:
     """Read a checkpoint of a bucket, whose files were listed. The run's folder on this disk is `out`.
 
-    Raises DamagedError or MissingError if it is not complete, at the last of a few looks.
+    Raises InputError if the bucket cannot be read, DamagedError or MissingError if the checkpoint is not complete; the
+    latter two at the last of a few looks.
     """
     if MARKER not in sizes:
         raise MissingError(_NOT_FINISHED)

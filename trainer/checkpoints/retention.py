@@ -18,9 +18,6 @@ from trainer.run.lock import lock_folder
 log = logging.getLogger(__name__)
 
 
-# Retention.
-
-
 @contextmanager
 def lease(checkpoint: Checkpoint) -> Iterator[None]:
     """Inside the block no training of this machine removes the checkpoint's folder; one of another machine may."""

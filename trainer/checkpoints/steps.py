@@ -23,17 +23,16 @@ def checkpoint_steps(schedule: Schedule, intervals: Mapping[str, int], default: 
     return sorted({step for step in steps if 0 < step < last} | {last})
 
 
-def last_step(config: Config, manifest: Manifest) -> int:
+def last_step(max_steps: int | None, schedule: Schedule) -> int:
     """Where training ends."""
-    return min(config.train.max_steps or manifest.schedule.steps, manifest.schedule.steps)
+    return min(max_steps or schedule.steps, schedule.steps)
 
 
 def planned_checkpoints(config: Config, manifest: Manifest) -> list[int]:
     """The steps after which checkpoints are saved, in order."""
     intervals = {stage.name: stage.checkpoint_interval for stage in config.stages if stage.checkpoint_interval}
-    steps = checkpoint_steps(
-        manifest.schedule, intervals, config.train.checkpoint_interval, last_step(config, manifest)
-    )
+    last = last_step(config.train.max_steps, manifest.schedule)
+    steps = checkpoint_steps(manifest.schedule, intervals, config.train.checkpoint_interval, last)
     return [step for step in steps if step > config.first_step]
 
 

@@ -28,7 +28,7 @@ def describe(
 
     `microbatch`: what `auto` found.
     """
-    steps, of_rank = last_step(config, manifest), manifest.batch_size // world_size
+    steps, of_rank = last_step(config.train.max_steps, manifest.schedule), manifest.batch_size // world_size
     size: int | Literal["auto"] = microbatch or config.train.microbatch_size
     if size == "auto":
         split = "microbatches as large as fit"

@@ -50,7 +50,7 @@ class Start:
     @property
     def last(self) -> int:
         """Where training ends."""
-        return last_step(self.config, self.manifest)
+        return last_step(self.config.train.max_steps, self.manifest.schedule)
 
 
 @contextmanager

@@ -16,9 +16,10 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from botocore.httpsession import URLLib3Session
 
-from dataengine.errors import InputError
+from dataengine.errors import InputError, OutageError
 from dataengine.storage import files, find, paths, s3_client
 from dataengine.storage.files import open_file
 from dataengine.storage.find import find_files
@@ -475,6 +476,26 @@ def test_an_endpoint_where_nobody_listens_is_an_error_after_all_attempts(
         with pytest.raises(InputError, match=r"the store cannot be reached.*Check S3_ENDPOINT_URL"):
             reach(f"{object_store.url}/k")
         assert len(tried) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (500, "InternalError", OutageError),
+        (503, "SlowDown", OutageError),
+        (429, "TooManyRequests", OutageError),
+        (400, "RequestTimeout", OutageError),
+        (400, "BadDigest", OutageError),
+        (404, "NoSuchUpload", OutageError),
+        (404, "NoSuchKey", FileNotFoundError),
+        (404, "NoSuchBucket", InputError),
+        (403, "AccessDenied", InputError),
+        (400, "InvalidArgument", InputError),
+    ],
+)
+def test_an_outage_is_told_from_a_refusal(status: int, code: str, kind: type[Exception]) -> None:
+    answer = {"Error": {"Code": code, "Message": "words"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    assert type(s3_client.explain(ClientError(answer, "PutObject"), "s3://b/k")) is kind
 
 
 def test_a_store_that_fails_twice_is_asked_again(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
