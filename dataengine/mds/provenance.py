@@ -77,7 +77,7 @@ class StreamProvenance:
         return lru_cache(maxsize=64)(self._load_documents)
 
     def _load_documents(self, unit: int) -> tuple[NDArray[Any], Int64s]:
-        """The documents of a unit, in its order (see units.PROVENANCE), and where each ends in its flow of tokens."""
+        """A unit's documents, in its order (type: dataengine.build.tokenize.PROVENANCE), and their ends in tokens."""
         key = f"{self.folder}/documents.{unit:05d}.npy"
         try:
             found = read_npy(self.store, key)

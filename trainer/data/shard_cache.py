@@ -23,10 +23,9 @@ from filelock import FileLock
 
 from dataengine.arrays import Tokens
 from dataengine.errors import DamagedError, InputError, MissingError
-from dataengine.mds.reader import is_index_of, map_shard, read_index, read_raw_shard
+from dataengine.mds.reader import can_be_mapped, is_index_of, map_shard, read_index, read_raw_shard
 from dataengine.mds.types import Stream, hash_bytes, token_dtype
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.local import LocalStore
 from dataengine.storage.retry import retry
 from dataengine.storage.store import Store
 from dataengine.tables import size_words
@@ -53,8 +52,7 @@ class ShardCache:
     ) -> None:
         self._store, self._manifest, self._outage_limit = store, manifest, outage_limit
         self._width, self._dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
-        compressed = any(shard.zip for stream in manifest.streams for shard in stream.shards)
-        self._in_place = store if isinstance(store, LocalStore) and not compressed else None
+        self._in_place = store if can_be_mapped(store, manifest.streams) else None
         self._folder, self._limit = folder, limit
         self._fetched: dict[tuple[int, int], int] = {}  # how often this process fetched each shard
         self._said = -float("inf")  # when it was last said that the store fails
