@@ -104,10 +104,8 @@ def by_rendezvous(ranks: Ranks) -> list[object]:
 def by_process_group(ranks: Ranks) -> list[object]:
     from torch import distributed
 
-    distributed.init_process_group("gloo")
-    found = course(ProcessGroup(ranks))
-    distributed.destroy_process_group()
-    return found
+    distributed.init_process_group("gloo")  # left as it is: torch 2.7 may hang where it destroys a group of gloo
+    return course(ProcessGroup(ranks))
 
 
 @pytest.mark.parametrize("run", [by_rendezvous, by_process_group])
