@@ -35,7 +35,7 @@ def evaluate_one(evaluation: Evaluation, checkpoint: Checkpoint, sets: Sequence[
 
 
 def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False) -> Choice:
-    """Every `every`-th checkpoint on dev, the choice, and the chosen one on test and reasoning tasks.
+    """Evaluate every `every`-th checkpoint on dev, choose one, and judge it on test and reasoning tasks.
 
     `evaluate.dev` names a set. With `follow`, wait for new checkpoints until the run is at its end. What cannot be read
     is passed over. The choice is among all that was ever evaluated with these settings, whether it still exists. Raises
@@ -89,13 +89,13 @@ def each_checkpoint(
 
 
 def _every(checkpoints: Sequence[Checkpoint], every: int, *, with_last: bool) -> list[Checkpoint]:
-    """Each `every`-th of checkpoints, oldest first, and, if asked for, the last one."""
+    """Return each `every`-th of checkpoints, oldest first, and, if asked for, the last one."""
     wanted = list(checkpoints[every - 1 :: every])
     return [*wanted, *checkpoints[-1:]] if with_last and checkpoints[-1:] != wanted[-1:] else wanted
 
 
 def _evaluate_on_dev(evaluation: Evaluation, checkpoint: Checkpoint) -> str:
-    """Evaluate a checkpoint, and export it if it is the best so far and may be removed. Why it could not be read."""
+    """Evaluate a checkpoint, export it if it is the best and may be removed; return why it cannot be read, if so."""
     config, step = evaluation.config, checkpoint.step
     with lease(checkpoint):
         try:
@@ -123,7 +123,7 @@ def _choose(evaluation: Evaluation, results: Sequence[Results]) -> Choice:
 
 
 def _judge(evaluation: Evaluation, results: Results, sets: Sequence[str]) -> None:
-    """The chosen checkpoint on test and reasoning tasks. Raises InputError if neither it nor its export can be read."""
+    """Evaluate the chosen checkpoint on more sets. Raises InputError if neither it nor its export can be read."""
     chosen = CheckpointEvaluation.of_results(evaluation, results)
     try:
         with chosen.lease():

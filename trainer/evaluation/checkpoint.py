@@ -1,4 +1,4 @@
-"""One checkpoint's evaluation: translate, score, run reasoning tasks, keep what is finished."""
+"""Evaluate one checkpoint: translate, score, run reasoning tasks, and keep what is finished."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ from trainer.evaluation.results import (
     results_folder,
     with_earlier,
 )
-from trainer.evaluation.scoring import describe_entry, score_task
 from trainer.evaluation.tasks import Task
 from trainer.evaluation.weights import Weights
 from trainer.huggingface.export import save_tokenizer
@@ -50,7 +49,7 @@ class CheckpointEvaluation:
 
     @classmethod
     def of(cls, evaluation: Evaluation, checkpoint: Checkpoint) -> CheckpointEvaluation:
-        """That of a checkpoint."""
+        """Return the evaluation of a checkpoint."""
         run, manifest = evaluation.run, evaluation.manifest
         tokens = checkpoint.step * manifest.batch_size * manifest.seq_len
         new = evaluation.group.first(
@@ -60,7 +59,7 @@ class CheckpointEvaluation:
 
     @classmethod
     def of_results(cls, evaluation: Evaluation, results: Results) -> CheckpointEvaluation:
-        """That of a checkpoint that was evaluated before, and may be gone; its export, if it has one, is not."""
+        """Return the evaluation of a checkpoint that has results; where it is gone, its export stands for it."""
         found = evaluation.group.first(lambda: all_checkpoints(evaluation.run))
         same = next((one for one in found if one.identity == results.checkpoint), None)
         return cls(evaluation, same, results)
@@ -91,7 +90,7 @@ class CheckpointEvaluation:
         return self.results
 
     def lease(self) -> AbstractContextManager[None]:
-        """Inside the block no training of this machine removes the checkpoint, if it exists."""
+        """Keep the checkpoint, if it exists, from removal by a training on this machine inside the block."""
         return nullcontext() if self._checkpoint is None else lease(self._checkpoint)
 
     # Results.
@@ -110,7 +109,7 @@ class CheckpointEvaluation:
         completions = known or complete_task(task, lambda: self._translator, target, self._group, journal)
         settings, decoding, context = self._of.config.evaluate, self._of.decoding, self._of.manifest.seq_len
         entry = self._group.first(
-            lambda: score_task(task, completions, fingerprint, settings=settings, decoding=decoding, context=context)
+            lambda: task.score(completions, fingerprint, settings=settings, decoding=decoding, context=context)
         )
         rows = zip(task.texts.sources, task.texts.references, completions, strict=True)
         content = encode_translations(
@@ -121,10 +120,10 @@ class CheckpointEvaluation:
         self._add(translation=[entry], files={} if known else {entry.translations: content})
         journal.remove()
         if self._group.rank == 0:
-            print(describe_entry(self._name, entry), flush=True)
+            print(entry.line(self._name), flush=True)
 
     def _score_comet(self, task: Task, hypotheses: Sequence[str], entry: SetScores) -> dict[str, CometScore]:
-        """Scores of the config's COMET models, each sentence by one rank; what an earlier evaluation found is kept."""
+        """Score with the config's COMET models, each sentence on one rank; keep what an earlier evaluation found."""
         earlier = self.results.at(entry.translations)
         known = earlier.comet if earlier and earlier.has_translations_of(entry) else {}
         comet: dict[str, CometScore] = {}
@@ -148,7 +147,7 @@ class CheckpointEvaluation:
         return comet
 
     def _known(self, task: Task, fingerprint: str) -> list[Completion] | None:
-        """Completions that an earlier evaluation finished."""
+        """Return the completions that an earlier evaluation finished; None if there are none, or they are damaged."""
         name = f"{task.name}.jsonl"
         entry = self.results.at(name)
         if entry is None or entry.fingerprint != fingerprint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from dataengine.errors import InputError
 from dataengine.records.evaluation_sets import EvaluationSet, read_set
 from dataengine.text.pairs import translation_prompt
 from dataengine.text.tokenizers.base import Tokenizer
-from trainer.evaluation.decode import Decoding, plan_batches
-from trainer.evaluation.metrics import make_metrics
+from trainer.evaluation.decode import Completion, Decoding, plan_batches
+from trainer.evaluation.metrics import make_metrics, score_translations
 from trainer.evaluation.prompts import Prompts, choose_shots, make_prompts
-from trainer.evaluation.results import VERSION
+from trainer.evaluation.results import VERSION, SetScores
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,51 @@ class Task:
     def fingerprint(self, checkpoint: str) -> str:
         """Of the completions of the checkpoint of an identity."""
         return _content_sha256([self.completed_by, checkpoint])
+
+    def score(
+        self,
+        completions: Sequence[Completion],
+        fingerprint: str,
+        *,
+        settings: EvaluateConfig,
+        decoding: Decoding,
+        context: int,
+    ) -> SetScores:
+        """Score completions, but for COMET and the hash of the translations; `context` is the model's, in tokens."""
+        texts = self.texts
+        scores = score_translations(
+            texts.sources,
+            [one.text for one in completions],
+            texts.references,
+            texts.direction,
+            tokenize=settings.bleu_tokenize,
+            bootstrap=settings.bootstrap,
+        )
+        counts = {
+            **scores.counts,
+            "source_cut": self.prompts.source_cut,
+            "unfinished": sum(one.unfinished for one in completions),
+            "longer_than_context": sum(len(ids) + decoding.max_new_tokens > context for ids in self.prompts.ids),
+        }
+        return SetScores(
+            set=self.set_name,
+            direction=texts.direction,
+            shots=self.shots,
+            sentences=len(completions),
+            files=texts.files,
+            texts_sha256=texts.sha256,
+            note=texts.note,
+            decoding=decoding.describe(),
+            prompt=self.shown,
+            fingerprint=fingerprint,
+            bleu=scores.bleu,
+            chrf=scores.chrf,
+            languages=scores.languages,
+            languages_reason=scores.languages_reason,
+            comet={},
+            counts=counts,
+            translations=f"{self.name}.jsonl",
+        )
 
 
 def _content_sha256(content: Any) -> str:

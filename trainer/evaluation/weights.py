@@ -49,7 +49,7 @@ class Weights:
         return cast(LlamaForCausalLM, placed.to(self.group.device).eval())
 
     def _fetch(self) -> str:
-        """Bring the checkpoint's files to this node; what is wrong with them, or nothing. The same on all ranks."""
+        """Bring the checkpoint's files to this node; return what is wrong with them on any rank, or nothing."""
         group, checkpoint = self.group, self.checkpoint
         if checkpoint is None:
             return f"{self.run.url} has no checkpoint of {self.step} steps any more"
@@ -71,7 +71,7 @@ class Weights:
         return model
 
     def _exported(self, problem: str) -> LlamaForCausalLM:
-        """The model of the checkpoint's export. Raises CheckpointError, which says `problem`, if there is none."""
+        """Load the checkpoint's export. Raises CheckpointError, which says `problem`, if there is none."""
         folder = export_folder(self.run, self.step)
         try:
             exported = read_identity(folder)
