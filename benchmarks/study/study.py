@@ -1,9 +1,9 @@
 """The study in miniature: `make study`, or `python benchmarks/study/study.py [--fast] [--seeds 3] [--text FOLDER]`.
 
 Builds the streams of three made-up languages (world.py) once, trains every setting of the paper for several seeds and
-the open questions for the first one, evaluates along the checkpoints, and writes study.html with what was expected
-and what was measured (findings.py), all under runs/study. The same command goes on after an interruption, and repeats
-nothing.
+the open questions for the first one, evaluates along the checkpoints, and writes study.html (page.py) with what was
+expected and what was measured (findings.py), all under runs/study. The same command goes on after an interruption, and
+repeats nothing.
 
 Each run is what its YAML under yamls/study says, by the commands that are noted in commands.txt. Only one thing is
 saved: a run whose first steps are another run's, to the sample, begins with that run's checkpoint. The trainer proves
@@ -36,7 +36,7 @@ if __name__ == "__main__":  # as a script: find packages beside benchmarks, not 
 
 from tqdm import tqdm
 
-from benchmarks.study import findings, world
+from benchmarks.study import findings, page, world
 from dataengine.build.experiment import experiment_url
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
@@ -168,7 +168,7 @@ def study(options: argparse.Namespace) -> None:
     failed = run_all(todo, jobs, shared, first, options.jobs) if todo else []
     note_time(time.monotonic() - begun, bool(todo))
     done = [job for job in jobs if job.is_done]
-    findings.write(done_runs(done), Path("runs/study"))
+    page.write(done_runs(done), Path("runs/study"))
     mains = [str(job.out) for job in done if job.seed == 1 and "/" not in job.setting]
     if mains:
         command = [

@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
 
 from dataengine.errors import InputError
 from trainer.checkpoints.find import HOW_TO_TRAIN, all_checkpoints
 from trainer.checkpoints.marker import Checkpoint, CheckpointError
 from trainer.checkpoints.retention import lease
+from trainer.evaluation.checkpoint import CheckpointEvaluation
 from trainer.evaluation.choice import Choice, PassedOver, choose
+from trainer.evaluation.evaluator import Evaluation
 from trainer.evaluation.results import Results
 from trainer.huggingface.export import export_checkpoint
 from trainer.run.folder import Run
-
-if TYPE_CHECKING:
-    from trainer.evaluation.evaluator import Evaluation
 
 log = logging.getLogger(__name__)
 _POLL_S = 30  # between looks for a new checkpoint
@@ -30,13 +29,13 @@ def evaluate_one(evaluation: Evaluation, checkpoint: Checkpoint, sets: Sequence[
     evaluation.check(sets)
     try:
         with lease(checkpoint):
-            evaluation.of(checkpoint).evaluate(sets)
+            CheckpointEvaluation.of(evaluation, checkpoint).evaluate(sets)
     except CheckpointError as error:
         raise InputError(f"{error}. Restore this checkpoint or remove it, or take another one with --step") from None
 
 
 def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False) -> Choice:
-    """Every `every`-th checkpoint on dev, the choice, and the chosen one on test and reasoning tasks.
+    """Evaluate every `every`-th checkpoint on dev, choose one, and judge it on test and reasoning tasks.
 
     `evaluate.dev` names a set. With `follow`, wait for new checkpoints until the run is at its end. What cannot be read
     is passed over. The choice is among all that was ever evaluated with these settings, whether it still exists. Raises
@@ -45,23 +44,12 @@ def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False
     config, group, run = evaluation.config, evaluation.group, evaluation.run
     judged_on = [name for name in ("test", "reasoning") if getattr(config.evaluate, name)]
     evaluation.check(["dev", *judged_on])
-    seen: dict[int, Checkpoint] = {}  # older ones may be removed meanwhile
-    looked_at: set[str] = set()  # by identity: a step may be trained anew
+    find, until = partial(group.run_on_rank0, partial(all_checkpoints, run)), partial(_last_step, evaluation)
     passed_over: dict[int, str] = {}
-    while True:
-        found = group.run_on_rank0(lambda: all_checkpoints(run))
-        seen.update({checkpoint.step: checkpoint for checkpoint in found})
-        ended = bool(found) and found[-1].step >= _last_step(evaluation)
-        wanted = _every(list(seen.values()), every, with_last=ended or not follow)
-        for checkpoint in wanted:
-            if checkpoint.identity not in looked_at:
-                looked_at.add(checkpoint.identity)
-                passed_over.pop(checkpoint.step, None)
-                if reason := _evaluate_on_dev(evaluation, checkpoint):
-                    passed_over[checkpoint.step] = reason
-        if ended or not follow:
-            break
-        time.sleep(_POLL_S)
+    for checkpoint in each_checkpoint(find, every, until if follow else None):
+        passed_over.pop(checkpoint.step, None)
+        if reason := _evaluate_on_dev(evaluation, checkpoint):
+            passed_over[checkpoint.step] = reason
     results = group.run_on_rank0(evaluation.finished)
     if not any(one.translation for one in results):
         raise InputError(_nothing_evaluated(run, passed_over))
@@ -77,18 +65,41 @@ def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False
     return choice
 
 
+def each_checkpoint(
+    find: Callable[[], Sequence[Checkpoint]], every: int, until: Callable[[], int] | None
+) -> Iterator[Checkpoint]:
+    """Yield each `every`-th of the checkpoints that are found, oldest first, and the last one.
+
+    With `until`, which is asked once there is one, wait for new ones up to that step. A step that is trained anew comes
+    again. Those removed while others are looked at come, too.
+    """
+    seen: dict[int, Checkpoint] = {}
+    given: set[str] = set()  # by identity
+    ended = False
+    while not ended:
+        found = find()
+        seen.update({checkpoint.step: checkpoint for checkpoint in found})
+        ended = until is None or (bool(found) and found[-1].step >= until())
+        for checkpoint in _every(list(seen.values()), every, with_last=ended):
+            if checkpoint.identity not in given:
+                given.add(checkpoint.identity)
+                yield checkpoint
+        if not ended:
+            time.sleep(_POLL_S)
+
+
 def _every(checkpoints: Sequence[Checkpoint], every: int, *, with_last: bool) -> list[Checkpoint]:
-    """Each `every`-th of checkpoints, oldest first, and, if asked for, the last one."""
+    """Return each `every`-th of checkpoints, oldest first, and, if asked for, the last one."""
     wanted = list(checkpoints[every - 1 :: every])
     return [*wanted, *checkpoints[-1:]] if with_last and checkpoints[-1:] != wanted[-1:] else wanted
 
 
 def _evaluate_on_dev(evaluation: Evaluation, checkpoint: Checkpoint) -> str:
-    """Evaluate a checkpoint, and export it if it is the best so far and may be removed. Why it could not be read."""
+    """Evaluate a checkpoint, export it if it is the best and may be removed; return why it cannot be read, if so."""
     config, step = evaluation.config, checkpoint.step
     with lease(checkpoint):
         try:
-            evaluation.of(checkpoint).evaluate(["dev"])
+            CheckpointEvaluation.of(evaluation, checkpoint).evaluate(["dev"])
         except CheckpointError as error:
             log.warning("passing over step %s: %s", f"{step:,}", error)
             return str(error)
@@ -112,8 +123,8 @@ def _choose(evaluation: Evaluation, results: Sequence[Results]) -> Choice:
 
 
 def _judge(evaluation: Evaluation, results: Results, sets: Sequence[str]) -> None:
-    """The chosen checkpoint on test and reasoning tasks. Raises InputError if neither it nor its export can be read."""
-    chosen = evaluation.of_results(results)
+    """Evaluate the chosen checkpoint on more sets. Raises InputError if neither it nor its export can be read."""
+    chosen = CheckpointEvaluation.of_results(evaluation, results)
     try:
         with chosen.lease():
             chosen.evaluate(sets)

@@ -6,36 +6,29 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from dataengine.cleaning.comet import CometScorer, hash_model, load_scorer
 from dataengine.commands.contamination import check_contamination
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from dataengine.records.evaluation_sets import EvaluationSet, read_set
 from dataengine.schedule.manifest import Manifest
-from dataengine.text.pairs import translation_prompt
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
 from trainer.checkpoints.find import all_checkpoints
-from trainer.checkpoints.marker import Checkpoint
-from trainer.evaluation.checkpoint import CheckpointEvaluation
-from trainer.evaluation.decode import Decoding, plan_batches
+from trainer.evaluation.decode import Decoding
 from trainer.evaluation.metrics import make_metrics
-from trainer.evaluation.prompts import choose_shots, make_prompts
 from trainer.evaluation.reasoning import check_data, expand_tasks, find_tasks
 from trainer.evaluation.results import (
-    VERSION,
     Results,
     SetContamination,
     SetScores,
     is_of_run,
-    new_results,
     read_all_results,
     read_log_rows,
 )
-from trainer.evaluation.tasks import Task, content_sha256
+from trainer.evaluation.tasks import Tasks
 from trainer.run.folder import SMALL_FILES, check_config, open_run, read_run_manifest
 from trainer.run.ranks import Collective
 
@@ -63,8 +56,7 @@ class Evaluation:
         if bos and self.tokenizer.bos_id is None:
             raise InputError(f"`bos`: {config.tokenizer} has no token that begins a text. Set evaluate.bos to false.")
         group.run_on_all(lambda: self.run.fetch(*SMALL_FILES) if group.ranks.local_rank == 0 else None)
-        self._texts: dict[tuple[str, str], EvaluationSet] = {}
-        self._tasks: dict[tuple[str, str], list[Task]] = {}
+        self.tasks = Tasks(settings, config.languages, self.tokenizer, self.decoding)
         self._scorers: dict[str, CometScorer] = {}
         self._comet_hashes: dict[str, str] = {}
 
@@ -75,19 +67,6 @@ class Evaluation:
         manifest = read_run_manifest(self.run.folder, self.run.url)
         check_config(self.config, self.run, manifest, self.tokenizer)
         return manifest
-
-    def of(self, checkpoint: Checkpoint) -> CheckpointEvaluation:
-        """That of one checkpoint."""
-        tokens = checkpoint.step * self.manifest.batch_size * self.manifest.seq_len
-        name = self.config.name
-        new = self.group.run_on_rank0(lambda: new_results(name, checkpoint, read_log_rows(self.run), tokens))
-        return CheckpointEvaluation(self, checkpoint, new)
-
-    def of_results(self, results: Results) -> CheckpointEvaluation:
-        """That of a checkpoint that was evaluated before, and may be gone; its export, if it has one, is not."""
-        found = self.group.run_on_rank0(lambda: all_checkpoints(self.run))
-        same = next((one for one in found if one.identity == results.checkpoint), None)
-        return CheckpointEvaluation(self, same, results)
 
     def finished(self) -> list[Results]:
         """Results of all checkpoints of this run, gone ones too, with what was made on `dev` as it is set now.
@@ -112,7 +91,7 @@ class Evaluation:
             entry.fingerprint == task.fingerprint(checkpoint)
             and entry.texts_sha256 == task.texts.sha256
             and f"|tok:{bleu.tokenizer_signature}|" in entry.bleu.signature
-            for task in self._tasks_of("dev", entry.direction)
+            for task in self.tasks.of("dev", entry.direction)
         )
 
     def check(self, sets: Sequence[str]) -> None:
@@ -131,64 +110,14 @@ class Evaluation:
         translated = [name for name in ("dev", "test") if name in sets]
         for name in translated:
             for direction in getattr(self.config.evaluate, name):
-                yield lambda name=name, direction=direction: self._tasks_of(name, direction)  # type: ignore[misc]
+                yield partial(self.tasks.of, name, direction)
         if translated and self.config.evaluate.comet and importlib.util.find_spec("comet") is None:
-            yield lambda: _fail("`evaluate.comet` needs unbabel-comet. Install the extra: dataengine[comet].")
+            yield partial(_fail, "`evaluate.comet` needs unbabel-comet. Install the extra: dataengine[comet].")
         if translated and self.group.ranks.rank == 0:
             for model in self.config.evaluate.comet:
-                yield lambda model=model: self.comet_hash(model)  # type: ignore[misc]
+                yield partial(self.comet_hash, model)
         if "reasoning" in sets:
             yield lambda: check_data(self.task_manager, self.task_names)
-
-    def texts(self, set_name: str, direction: str) -> EvaluationSet:
-        """`dev`, `test` or `examples` of the config in one direction, read once."""
-        if (set_name, direction) not in self._texts:
-            place = getattr(self.config.evaluate, set_name)[direction]
-            limit = None if set_name == "examples" else self.config.evaluate.max_sentences
-            self._texts[set_name, direction] = read_set(place, direction, limit)
-        return self._texts[set_name, direction]
-
-    def tasks(self, set_name: str) -> list[Task]:
-        """All directions and numbers of examples of `dev` or `test`, made once. Raises InputError for unusable sets."""
-        directions = getattr(self.config.evaluate, set_name)
-        return [task for direction in directions for task in self._tasks_of(set_name, direction)]
-
-    def _tasks_of(self, set_name: str, direction: str) -> list[Task]:
-        if (set_name, direction) not in self._tasks:
-            make_metrics(direction, self.config.evaluate.bleu_tokenize)  # before hours of translation
-            made = [self._task(set_name, direction, shots) for shots in self.config.evaluate.shots]
-            self._tasks[set_name, direction] = made
-        return self._tasks[set_name, direction]
-
-    def _task(self, set_name: str, direction: str, number: int) -> Task:
-        settings, texts = self.config.evaluate, self.texts(set_name, direction)
-        source, target = (self.config.languages[code] for code in direction.split("-"))
-        pool: list[tuple[str, str]] = []
-        if number:
-            where = "examples" if direction in settings.examples else "dev"
-            if where == "dev" and direction not in settings.dev:
-                raise InputError(
-                    f"`evaluate.shots` {number}: no examples for {direction}. Name them under evaluate.examples or dev."
-                )
-            taken = self.texts(where, direction)
-            pool = list(zip(taken.sources, taken.references, strict=True))
-        try:
-            *shots, shown = choose_shots(pool, [*texts.sources, "{source}"], number)
-        except ValueError as error:
-            raise InputError(f"`evaluate.shots`, {direction}: {error}. Give more under evaluate.examples.") from None
-        beams = self.decoding.beams
-        prompts = make_prompts(texts.sources, shots, (source, target), self.tokenizer, self.decoding)
-        batches = plan_batches([len(ids) for ids in prompts.ids], self.decoding, settings.batch_tokens)
-        return Task(
-            set_name,
-            texts,
-            number,
-            prompts,
-            translation_prompt(source, "{source}", target, shown),
-            f"{set_name}.{direction}.{number}-shot" + (f".beam{beams}" if beams > 1 else ""),
-            batches,
-            content_sha256([VERSION, self.tokenizer.sha256, target, prompts.ids, self.decoding.describe(), batches]),
-        )
 
     @cached_property
     def task_names(self) -> list[str]:
@@ -219,7 +148,7 @@ class Evaluation:
 
         def look() -> dict[str, SetContamination]:
             sets = {
-                f"{name} {direction}": self.texts(name, direction)
+                f"{name} {direction}": self.tasks.texts(name, direction)
                 for name in ("dev", "test")
                 for direction in getattr(self.config.evaluate, name)
             }

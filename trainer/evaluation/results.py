@@ -39,6 +39,10 @@ class Score:
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        around = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.score:.2f}{around}"
+
 
 @dataclass(frozen=True)
 class CometScore:
@@ -111,6 +115,15 @@ class SetScores:
         beams = self.decoding["beams"]
         assert isinstance(beams, int)
         return beams
+
+    def line(self, checkpoint: str) -> str:
+        """All of it for people, after the name of the checkpoint."""
+        words = [f"{checkpoint} {self.set} {self.direction} {self.shots}-shot: BLEU {self.bleu}", f"chrF {self.chrf}"]
+        words += [f"{Path(model).name} {score.score:.4f}" for model, score in self.comet.items()]
+        if self.languages and self.languages.off_target is not None:
+            words.append(f"off-target {self.languages.off_target:.1%}")
+        words += [f"{name.replace('_', ' ')} {count:,}" for name, count in self.counts.items() if count]
+        return ", ".join([*words, f"of {self.sentences:,}"])
 
     def has_translations_of(self, other: SetScores, *keys: str) -> bool:
         """Whether both are of the same translations and references."""

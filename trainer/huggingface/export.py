@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dataengine.build.agreement import check_tokenizer
 from dataengine.config.schema import Config
 from dataengine.errors import InputError, OutageError, note
+from dataengine.json_files import decode
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import new_folder, remove_leftovers
+from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
 from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.find import find_checkpoint
@@ -22,6 +26,17 @@ from trainer.run.folder import Run, check_config, open_run, read_run_manifest
 log = logging.getLogger(__name__)
 _VERSION = 1  # of export.json; raise when the same checkpoint makes another folder
 _SHOWN = 3  # texts that are encoded otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """export.json: which checkpoint a folder was made of."""
+
+    version: int = _VERSION
+    checkpoint: str  # Checkpoint.identity
+    step: int
+    plan_id: str = ""
+    tokenizer_sha256: str = ""
 
 
 def export(config: Config, step: int | None = None) -> Path:
@@ -50,9 +65,16 @@ def export_checkpoint(config: Config, run: Run, checkpoint: Checkpoint) -> Path:
     run.fetch("manifest.json", "config.yaml")
     manifest = read_run_manifest(run.folder, run.url)
     check_config(config, run, manifest)
-    folder, identity = export_folder(run, checkpoint.step), _describe(checkpoint, manifest)
-    if folder.is_dir() and read_identity(folder) == identity:
-        return folder
+    folder = export_folder(run, checkpoint.step)
+    identity = Identity(
+        checkpoint=checkpoint.identity,
+        step=checkpoint.step,
+        plan_id=checkpoint.plan_id,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+    )
+    with suppress(InputError):  # a damaged one is replaced
+        if read_identity(folder) == identity:
+            return folder
     if folder.is_dir():
         log.info("%s is not of the checkpoint that is there now: it is replaced", folder)
     if problems := fetch_checkpoint(run, checkpoint):
@@ -61,7 +83,7 @@ def export_checkpoint(config: Config, run: Run, checkpoint: Checkpoint) -> Path:
     remove_leftovers(folder.parent)
     with new_folder(folder, replace=True) as temporary:
         _fill(temporary, config, manifest, checkpoint)
-        (temporary / "export.json").write_text(json.dumps(identity, indent=2), encoding="utf-8")
+        (temporary / "export.json").write_text(json.dumps(asdict(identity), indent=2), encoding="utf-8")
     return folder
 
 
@@ -70,23 +92,18 @@ def export_folder(run: Run, step: int) -> Path:
     return run.folder / "exports" / checkpoint_folder(run.folder, step).name
 
 
-def read_identity(folder: Path) -> dict[str, Any] | None:
-    """What an export says of itself; None if it does not, as those of older versions."""
+def read_identity(folder: Path) -> Identity | None:
+    """Read what an export says of itself; None if it says nothing, as those of older versions.
+
+    Raises InputError if it is damaged.
+    """
+    path = folder / "export.json"
     try:
-        return dict(json.loads((folder / "export.json").read_bytes()))
-    except (OSError, ValueError, TypeError):
+        return decode(Identity, path.read_bytes())
+    except FileNotFoundError:
         return None
-
-
-def _describe(checkpoint: Checkpoint, manifest: Manifest) -> dict[str, Any]:
-    """What export.json says."""
-    return {
-        "version": _VERSION,
-        "checkpoint": checkpoint.identity,
-        "step": checkpoint.step,
-        "plan_id": checkpoint.plan_id,
-        "tokenizer_sha256": manifest.tokenizer_sha256,
-    }
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error})") from None
 
 
 def _fill(folder: Path, config: Config, manifest: Manifest, checkpoint: Checkpoint) -> None:
@@ -95,7 +112,8 @@ def _fill(folder: Path, config: Config, manifest: Manifest, checkpoint: Checkpoi
 
     model = empty_model(config.model, manifest)
     load_weights(model, checkpoint)
-    tokenizer = save_tokenizer(config, manifest, folder)
+    ours = load_tokenizer(config.tokenizer, config.eos_token)
+    tokenizer = save_tokenizer(config.tokenizer, ours, manifest, folder, bos=config.bos)
     settings = model.generation_config
     assert settings is not None
     settings.pad_token_id = tokenizer.pad_token_id
@@ -107,8 +125,8 @@ def _fill(folder: Path, config: Config, manifest: Manifest, checkpoint: Checkpoi
         path.chmod(usual)  # safetensors lets nobody else read its files
 
 
-def save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> Any:
-    """Put a tokenizer beside the weights, and return it as AutoTokenizer loads it.
+def save_tokenizer(place: str, ours: Tokenizer, manifest: Manifest, folder: Path, *, bos: bool) -> Any:
+    """Put the tokenizer `ours` from `place` beside the weights, and return it as AutoTokenizer loads it.
 
     Warns of texts that it encodes otherwise than training did.
     """
@@ -116,9 +134,8 @@ def save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> Any:
 
     from trainer.huggingface.tokenizer import differing_texts, write_tokenizer
 
-    ours = load_tokenizer(config.tokenizer, config.eos_token)
-    check_tokenizer(config.tokenizer, ours, manifest)
-    write_tokenizer(Path(config.tokenizer), ours, folder, bos=config.bos, max_length=manifest.seq_len)
+    check_tokenizer(place, ours, manifest)
+    write_tokenizer(Path(place), ours, folder, bos=bos, max_length=manifest.seq_len)
     loaded = AutoTokenizer.from_pretrained(folder)
     tried, differing = differing_texts(ours, loaded)
     if differing:
@@ -129,6 +146,8 @@ def save_tokenizer(config: Config, manifest: Manifest, folder: Path) -> Any:
         log.warning(
             "WARNING: the exported tokenizer encodes %d of %d odd texts otherwise than training did, such as\n%s\n"
             "Encode texts like these with the tokenizer of the training: dataengine.text.tokenizers.load.",
-            len(differing), tried, shown,
-        )  # fmt: skip
+            len(differing),
+            tried,
+            shown,
+        )
     return loaded

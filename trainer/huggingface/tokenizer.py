@@ -147,8 +147,11 @@ def _of_sentencepiece(path: Path, controls: Collection[int]) -> dict[str, Any]:
         if piece.type == _USER_DEFINED and number not in controls
     ]
     prefix = proto.normalizer_spec.add_dummy_prefix and {
-        "type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False
-    }  # fmt: skip
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": "first",
+        "split": False,
+    }
     return {
         "version": "1.0",
         "truncation": None,

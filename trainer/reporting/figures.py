@@ -168,10 +168,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, sign: str, chosen: int | 
     axes.plot(steps, scores, color=colour, linewidth=1.6, marker=sign, markersize=4)
     if chosen is not None and chosen in steps:
         at = int(np.flatnonzero(steps == chosen)[0])
-        axes.plot(
-            [chosen], [scores[at]], "o", markersize=11, markerfacecolor="none", markeredgecolor=colour,
-            markeredgewidth=1.4,
-        )  # fmt: skip
+        axes.plot([chosen], [scores[at]], "o", ms=11, mfc="none", mec=colour, mew=1.4)
 
 
 def _draw_boundaries(panels: Sequence[Axes], runs: Sequence[TrainedRun], colours: Mapping[str, str]) -> None:
@@ -179,8 +176,10 @@ def _draw_boundaries(panels: Sequence[Axes], runs: Sequence[TrainedRun], colours
     for axes in panels:
         for run in runs:
             for start in [row.start for row in stage_rows(run.manifest.schedule)[1:]]:
-                axes.plot([start, start], [0.95, 1.0], color=colours[run.label], transform=axes.get_xaxis_transform(),
-                          linewidth=2.2, clip_on=False)  # fmt: skip
+                place = axes.get_xaxis_transform()
+                axes.plot(
+                    [start] * 2, [0.95, 1.0], color=colours[run.label], transform=place, linewidth=2.2, clip_on=False
+                )
 
 
 def mix_strip(run: TrainedRun, colours: Mapping[str, str]) -> str:

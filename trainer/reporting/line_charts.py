@@ -43,8 +43,8 @@ class Panel:
 
     def bands(self, edges: NDArray[np.int64], shares: Floats, colours: Sequence[str]) -> None:
         """Stack shares, shape (bands, steps), between edges, shape (steps + 1,)."""
-        self.shapes += stack(self._x(edges), self._y(np.vstack([np.zeros(shares.shape[1]), np.cumsum(shares, axis=0)])),
-                             colours)  # fmt: skip
+        tops = np.vstack([np.zeros(shares.shape[1]), np.cumsum(shares, axis=0)])
+        self.shapes += stack(self._x(edges), self._y(tops), colours)
 
     def rule(self, step: float) -> None:
         """Draw a dotted line at a step."""
@@ -89,9 +89,8 @@ class Panel:
 
     def _y(self, values: Floats) -> Floats:
         _, top, _, bottom = self._edges
-        low, high, at = (np.log(one) for one in (self.low, self.high, values)) if self.log else (
-            self.low, self.high, values
-        )  # fmt: skip
+        scale = np.log if self.log else np.asarray
+        low, high, at = scale(self.low), scale(self.high), scale(values)
         return np.asarray(bottom - (at - low) / ((high - low) or 1) * (bottom - top), np.float64)
 
 

@@ -27,13 +27,22 @@ from trainer.reporting.samples import choose_samples
 from trainer.reporting.significance import Significance
 from trainer.run.settings import differences
 
+_COLUMNS = (
+    *("run", "setting", "step", "tokens", "set", "direction", "shots", "beams", "metric", "value"),
+    *("low", "high", "signature", "sentences", "texts_sha256"),
+)
 _TRAIN = ("learning_rate", "min_learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm", "seed")
 
 
 def write_report(
-    places: Sequence[str], out: Path, *, baseline: str | None = None, cache: str = "cache", trials: int = 10_000,
+    places: Sequence[str],
+    out: Path,
+    *,
+    baseline: str | None = None,
+    cache: str = "cache",
+    trials: int = 10_000,
     samples: int = 8,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Write a report on runs; return the paths of its page, its CSV and its Markdown.
 
     Runs and results that cannot be used are left out, with a note, also on the page. Raises InputError if no run is
@@ -197,34 +206,35 @@ def _settings(run: TrainedRun) -> list[tuple[str, str]]:
 def _csv(runs: Sequence[TrainedRun], significance: Significance) -> str:
     """Every score of every evaluated checkpoint, a row each; p-values of the judged ones."""
     content = io.StringIO()
-    writer = csv.writer(content, lineterminator="\n")
-    writer.writerow(("run", "setting", "step", "tokens", "set", "direction", "shots", "beams", "metric", "value",
-                     "low", "high", "signature", "sentences", "texts_sha256"))  # fmt: skip
+    writer = csv.DictWriter(content, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
     for run in runs:
-        columns = {(one.direction, one.shots) for one in run.results}
-        picked = [significance.compared.pick(run.results, *column) for column in columns]
-        for one in run.evaluations:
-            head = (run.label, run.setting, one.step, one.tokens)
-            for found in one.sets:
-                place = (found.set, found.direction, found.shots, found.beams)
-                of = (found.sentences, found.texts_sha256)
-                for metric, score in _scores(found):
-                    writer.writerow((*head, *place, metric, score.score, score.low, score.high, score.signature, *of))
-                p = (
-                    significance.p_value(run, found.direction, found.shots)
-                    if any(found is one for one in picked)
-                    else None
-                )
-                if p is not None and significance.baseline is not None:
-                    writer.writerow((*head, *place, "bleu_p_value", p, None, None, significance.baseline.label, *of))
-                off_target = found.languages.off_target if found.languages else None
-                for name, value in {**found.counts, "off_target": off_target}.items():
-                    writer.writerow((*head, *place, name, value, None, None, None, *of))
-            for task, scores in one.reasoning.items():
-                for metric in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr"):
-                    if (value := getattr(scores, metric)) is not None:
-                        writer.writerow((*head, task, None, 0, None, metric, value, *[None] * 5))
+        writer.writerows(_csv_rows(run, significance))
     return content.getvalue()
+
+
+def _csv_rows(run: TrainedRun, significance: Significance) -> Iterator[dict[str, object]]:
+    columns = {(one.direction, one.shots) for one in run.results}
+    picked = [significance.compared.pick(run.results, *column) for column in columns]
+    for one in run.evaluations:
+        head = {"run": run.label, "setting": run.setting, "step": one.step, "tokens": one.tokens}
+        for found in one.sets:
+            of = {"set": found.set, "direction": found.direction, "shots": found.shots, "beams": found.beams}
+            row = {**head, **of, "sentences": found.sentences, "texts_sha256": found.texts_sha256}
+            for metric, score in _scores(found):
+                bounds = {"low": score.low, "high": score.high, "signature": score.signature}
+                yield {**row, "metric": metric, "value": score.score, **bounds}
+            if significance.baseline and any(found is one for one in picked):
+                p = significance.p_value(run, found.direction, found.shots)
+                if p is not None:
+                    yield {**row, "metric": "bleu_p_value", "value": p, "signature": significance.baseline.label}
+            off_target = found.languages.off_target if found.languages else None
+            for name, value in {**found.counts, "off_target": off_target}.items():
+                yield {**row, "metric": name, "value": value}
+        for task, scores in one.reasoning.items():
+            for metric in ("acc", "acc_stderr", "acc_norm", "acc_norm_stderr"):
+                if (value := getattr(scores, metric)) is not None:
+                    yield {**head, "set": task, "shots": 0, "metric": metric, "value": value}
 
 
 def _scores(found: SetResult) -> Iterator[tuple[str, Score | CometScore]]:

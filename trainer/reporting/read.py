@@ -36,7 +36,7 @@ def read_runs(runs: Sequence[str], cache: str) -> list[TrainedRun]:
 
 
 def read_usable_runs(runs: Sequence[str], cache: str) -> tuple[list[TrainedRun], list[str]]:
-    """The same, but without the runs that cannot be read; and what is wrong with those.
+    """Read the runs that can be read; return them, and what is wrong with the others.
 
     Raises InputError if none can be read.
     """
@@ -132,7 +132,7 @@ def _read_history(path: Path) -> History:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """What the file says, also that of an older version. Raises InputError if it is damaged."""
+    """Read a config.yaml, also of an older version. Raises InputError if it is damaged."""
     values = _load_quickly(path) or read_layers(path, ())[0]
     streams = values["streams"] if isinstance(values.get("streams"), dict) else {}
     places: list[tuple[str, ...]] = [(key,) for key in ("train", "model", "streams", "languages", "evaluate")]

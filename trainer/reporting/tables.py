@@ -118,9 +118,11 @@ def _bleu_values(runs: Sequence[TrainedRun], compared: Comparable, *, with_paper
     directions, shots = all_directions(runs), all_shots(runs)
 
     def row(
-        label: str, paper: paper_module.PaperBleu | None, by_direction: Mapping[str, TrainedRun],
+        label: str,
+        paper: paper_module.PaperBleu | None,
+        by_direction: Mapping[str, TrainedRun],
         run: TrainedRun | None = None,
-    ) -> Iterator[_Bleu]:  # fmt: skip
+    ) -> Iterator[_Bleu]:
         for number, direction in product(shots, directions):
             one = by_direction.get(direction)
             found = compared.pick(one.results, direction, number) if one else None

@@ -57,7 +57,7 @@ History = list[tuple[int, Settings]]  # first step of each, ascending
 
 
 def read_history(folder: Path) -> History:
-    """The settings of a run's steps; of a run without the file, those of its config.yaml; empty without either.
+    """Read the settings of a run's steps; without the file, those of its config.yaml; empty without either.
 
     Raises InputError if the file is damaged.
     """
@@ -94,7 +94,7 @@ def put_aside_damaged(folder: Path) -> History:
 
 
 def parse_history(content: bytes, place: str, unstated: Callable[[], tuple[int, ...]] = tuple) -> History:
-    """The settings that a file states; `unstated` gives the restarts for lines of earlier versions, without them.
+    """Read the settings that a file states; `unstated` gives the restarts for lines of earlier versions, without them.
 
     Raises InputError if the file is damaged.
     """

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO
 from trainer.evaluation.decode import Completion, Decoding, EndOfLine, Translator, plan_batches
-from trainer.evaluation.journal import FinishedBatches
 from trainer.evaluation.prompts import choose_shots, make_prompts
 
 TOKENIZER = load_tokenizer(DEMO / "tokenizer.model")
@@ -212,16 +210,3 @@ def test_batches_hold_every_prompt_once_within_the_tokens_allowed(
         longest = max(lengths[k] for k in batch)
         assert len(batch) == 1 or len(batch) * beams * (longest + 10) <= batch_tokens
     assert [lengths[k] for batch in batches for k in batch] == sorted(lengths, reverse=True)
-
-
-def test_finished_batches_survive_a_line_that_was_cut_and_belong_to_their_settings(tmp_path: Path) -> None:
-    path = tmp_path / "finished"
-    finished = FinishedBatches(path, "these")
-    assert finished.read() == {}
-    first, second = [Completion("一", unfinished=False)], [Completion("", unfinished=True), Completion("\u2028", False)]
-    finished.add(3, first)
-    path.write_bytes(path.read_bytes()[:-9])  # killed while it wrote
-    finished.add(4, second)
-    assert FinishedBatches(path, "these").read() == {4: second}
-    FinishedBatches(path, "others").add(3, first)
-    assert FinishedBatches(path, "these").read() == {4: second}

@@ -25,7 +25,8 @@ from trainer.checkpoints.find import find_checkpoint
 from trainer.checkpoints.marker import Checkpoint, checkpoint_folder, read_checkpoint
 from trainer.checkpoints.retention import remove_copies, remove_in_bucket, remove_old
 from trainer.evaluation import candidates as candidates_module
-from trainer.evaluation import checkpoint as checkpoint_module
+from trainer.evaluation import weights as weights_module
+from trainer.evaluation.checkpoint import CheckpointEvaluation
 from trainer.evaluation.decode import Translator
 from trainer.evaluation.evaluator import Evaluation
 from trainer.run.folder import open_run
@@ -146,7 +147,9 @@ def test_following_evaluates_a_step_that_was_trained_anew_again(
         shutil.rmtree(out / "checkpoints")
         with Rendezvous(Ranks()) as group:
             evaluation = Evaluation(config, group)
-            weights = evaluation.of(find_checkpoint(open_run(str(experiment.out), ""), 8)).model.state_dict()
+            weights = CheckpointEvaluation.of(
+                evaluation, find_checkpoint(open_run(str(experiment.out), ""), 8)
+            ).model.state_dict()
         save(out, 8, {name: torch.zeros_like(tensor) for name, tensor in weights.items()}, config, manifest)
         shutil.copytree(checkpoint_folder(experiment.out, 16), checkpoint_folder(out, 16))
 
@@ -204,7 +207,7 @@ def test_a_checkpoint_that_loses_a_file_while_it_is_loaded_is_passed_over(
 ) -> None:
     """As by a training on another machine, whose removal has not come to all files yet."""
     out = copy_run(experiment, tmp_path / "run", steps=[8, 16])
-    load = checkpoint_module.load_weights
+    load = weights_module.load_weights
 
     def then(model: Any, checkpoint: Checkpoint) -> None:
         if checkpoint.step == 16:
@@ -212,7 +215,7 @@ def test_a_checkpoint_that_loses_a_file_while_it_is_loaded_is_passed_over(
                 path.unlink()
         load(model, checkpoint)
 
-    monkeypatch.setattr(checkpoint_module, "load_weights", then)
+    monkeypatch.setattr(weights_module, "load_weights", then)
     assert evaluate(experiment.config, f"out={out}", "--all", SHORT, NO_TEST) == 0
     (passed,) = chosen(out)["passed_over"]
     assert (passed["step"], "was removed while it was read" in passed["reason"]) == (16, True)
@@ -258,7 +261,10 @@ def test_evaluations_of_one_checkpoint_at_once_keep_each_others_results(experime
     with Rendezvous(Ranks()) as group:
         checkpoint = find_checkpoint(open_run(str(out), ""), 8)
         overrides = ([], ["evaluate.shots=[1]"], ["evaluate.beams=2"])
-        begun = [Evaluation(experiment.load(f"out={out}", SHORT, *more), group).of(checkpoint) for more in overrides]
+        begun = [
+            CheckpointEvaluation.of(Evaluation(experiment.load(f"out={out}", SHORT, *more), group), checkpoint)
+            for more in overrides
+        ]
         for one, sets in zip(begun, (["test"], ["dev"], ["dev"]), strict=True):
             one.evaluate(sets)
     assert [entry["translations"] for entry in results(out, 8)["translation"]] == [

@@ -176,7 +176,7 @@ def test_the_same_command_again_translates_nothing(experiment: Experiment, monke
     def no_model(*arguments: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("trainer.evaluation.checkpoint.empty_model", no_model)
+    monkeypatch.setattr("trainer.evaluation.weights.empty_model", no_model)
     assert evaluate(experiment.config, "--all") == 0
     assert results(experiment.out, 8) == before
     assert evaluate(experiment.config, "--step", 8, "evaluate.bootstrap=0") == 0  # scores anew
@@ -288,7 +288,8 @@ def test_errors_say_what_to_do(experiment: Experiment, capsys: pytest.CaptureFix
         (["evaluate.dev=null"], "evaluate.dev"),
         (["--sets", "reasoning"], "`evaluate.reasoning` names no task"),
         (["--sets", "test", "evaluate.test={}"], "`evaluate.test` names no set"),
-        (["--sets", "dev,tests"], "'tests' is none of dev, test, reasoning"),
+        (["--sets", "dev,tests"], "'tests' is none of dev, test, reasoning (did you mean 'test'?)"),
+        (["--stp", 4], "unknown option --stp (did you mean '--step'?)"),
         (["--all", "--every", 0], "--every 0: expected 1 or more"),
     ):
         assert evaluate(experiment.config, *arguments) == 2, arguments

@@ -244,3 +244,13 @@ def test_a_choice_is_read_as_it_was_written(tmp_path: Path) -> None:
     path.write_text('{"version": 1, "step": "4"}')
     with pytest.raises(InputError, match=rf"^{path} is damaged \(step: Input should be a valid integer\)\. Remove it"):
         read_choice(path)
+
+
+def test_a_line_for_people_has_what_is_known() -> None:
+    counts = {"empty": 0, "longer_than_context": 1200}
+    scored = entry("a", comet={"Unbabel/m": COMET}, counts=counts, sentences=2000)
+    assert scored.line("step-8") == (
+        "step-8 dev en-zh 0-shot: BLEU 1.00, chrF 2.00 [1.50, 2.50], m 0.5000, off-target 0.0%, "
+        "longer than context 1,200, of 2,000"
+    )
+    assert "off-target" not in entry("a", languages=None).line("step-8")

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import stat
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from trainer.checkpoints.fetch import hash_file
 from trainer.checkpoints.marker import Marker, checkpoint_folder, mark_complete
 from trainer.export import main
 from trainer.huggingface import export as export_module
-from trainer.huggingface.export import export, read_identity
+from trainer.huggingface.export import Identity, export, read_identity
 from trainer.huggingface.tokenizer import differing_texts, write_tokenizer
 from trainer.model.decoder import empty_model
 
@@ -255,11 +256,11 @@ def test_an_export_is_made_anew_for_another_checkpoint_only(config: Config) -> N
     folder = export(config, 4)
     (checkpoint,) = complete_checkpoints(Path(config.out))
     manifest = export_module.read_run_manifest(Path(config.out))
-    identity = {
-        "version": 1, "checkpoint": checkpoint.identity, "step": 4, "plan_id": manifest.plan_id,
-        "tokenizer_sha256": manifest.tokenizer_sha256,
-    }  # fmt: skip
+    identity = Identity(
+        checkpoint=checkpoint.identity, step=4, plan_id=manifest.plan_id, tokenizer_sha256=manifest.tokenizer_sha256
+    )
     assert read_identity(folder) == identity
+    assert json.loads((folder / "export.json").read_bytes()) == {**asdict(identity), "version": 1}
     assert torch.equal(first_weight(folder), before.model.embed_tokens.weight)
     made = (folder / "model.safetensors").stat()
     assert export(config, 4) == folder
@@ -269,12 +270,18 @@ def test_an_export_is_made_anew_for_another_checkpoint_only(config: Config) -> N
     assert export(config) == folder
     assert torch.equal(first_weight(folder), now.model.embed_tokens.weight)
     (checkpoint,) = complete_checkpoints(Path(config.out))
-    assert read_identity(folder) == {**identity, "checkpoint": checkpoint.identity}
+    assert read_identity(folder) == replace(identity, checkpoint=checkpoint.identity)
 
     (folder / "export.json").unlink()  # as of an older version: nobody knows what it is of
+    assert read_identity(folder) is None
     (folder / "config.json").write_text("{}")
     assert torch.equal(first_weight(export(config)), now.model.embed_tokens.weight)
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+    (folder / "export.json").write_text('{"step": 4}')
+    with pytest.raises(InputError, match=r"export\.json is damaged \(checkpoint: Field required\)"):
+        read_identity(folder)
+    assert read_identity(export(config)) == replace(identity, checkpoint=checkpoint.identity)
 
 
 def test_the_export_of_a_checkpoint_that_is_gone_is_returned(
@@ -299,7 +306,8 @@ def test_texts_that_transformers_encodes_otherwise_are_named(
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = make_config(tokenizer=str(tmp_path / "tokenizer.json"), max_bad_fraction=0.9)
     with caplog.at_level(logging.WARNING):
-        export_module.save_tokenizer(config, build(config, workers=1).manifest, tmp_path / "hf")
+        ours, manifest = load_tokenizer(config.tokenizer), build(config, workers=1).manifest
+        export_module.save_tokenizer(config.tokenizer, ours, manifest, tmp_path / "hf", bos=config.bos)
     assert "odd texts otherwise than training did, such as\n  '<s>': here [3, 1], in training [3, 0" in caplog.text
 
 

@@ -1,0 +1,89 @@
+"""The weights of a checkpoint, or of its export if the checkpoint is gone."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from transformers import LlamaForCausalLM
+
+from dataengine.config.training import ModelConfig
+from dataengine.errors import InputError
+from dataengine.schedule.manifest import Manifest
+from trainer.checkpoints.fetch import fetch_checkpoint
+from trainer.checkpoints.marker import Checkpoint, CheckpointError, check_model
+from trainer.huggingface.export import export_folder, read_identity
+from trainer.model.decoder import empty_model, load_weights
+from trainer.run.folder import Run
+from trainer.run.ranks import Collective
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where the weights of one checkpoint are, for all ranks."""
+
+    run: Run
+    group: Collective
+    sizes: ModelConfig
+    manifest: Manifest
+    step: int
+    identity: str  # Checkpoint.identity
+    checkpoint: Checkpoint | None  # None if it is gone
+
+    def load(self) -> LlamaForCausalLM:
+        """Load the checkpoint's model, or that of its export, to this rank's device.
+
+        Raises CheckpointError if the checkpoint is gone or damaged and has no export, InputError for another config.
+        """
+        problem = self._fetch()
+        model = self.group.run_on_all(lambda: self._exported(problem) if problem else self._loaded())
+        if "cuda" in self.group.ranks.device:
+            for parameter in model.parameters():  # buffers, such as the frequencies of the rotary embedding, stay fp32
+                parameter.data = parameter.data.to(torch.bfloat16)
+        placed: Any = model
+        return cast(LlamaForCausalLM, placed.to(self.group.ranks.device).eval())
+
+    def _fetch(self) -> str:
+        """Bring the checkpoint's files to this node; return what is wrong with them on any rank, or nothing."""
+        group, checkpoint = self.group, self.checkpoint
+        if checkpoint is None:
+            return f"{self.run.url} has no checkpoint of {self.step} steps any more"
+        check_model(self.sizes, checkpoint)
+        found = group.run_on_all(
+            lambda: fetch_checkpoint(self.run, checkpoint, group.ranks.local_rank, group.ranks.local_world_size)
+        )
+        return next((problem for part in group.gather(found) for problem in part), "")
+
+    def _loaded(self) -> LlamaForCausalLM:
+        assert self.checkpoint is not None
+        model = empty_model(self.sizes, self.manifest)
+        try:
+            load_weights(model, self.checkpoint)
+        except InputError as error:
+            raise CheckpointError(str(error)) from None
+        except CheckpointException:
+            if all((self.checkpoint.folder / name).is_file() for name in self.checkpoint.files):
+                raise
+            raise CheckpointError(f"{self.checkpoint.place} was removed while it was read") from None
+        return model
+
+    def _exported(self, problem: str) -> LlamaForCausalLM:
+        """Load the checkpoint's export. Raises CheckpointError, which says `problem`, if there is none."""
+        folder = export_folder(self.run, self.step)
+        try:
+            exported = read_identity(folder)
+        except InputError as error:
+            raise CheckpointError(f"{problem}, and {error}") from None
+        if exported is None:  # no export, or one of an older version
+            gone = self.checkpoint is None or not self.checkpoint.folder.is_dir()
+            if not gone or not folder.is_dir():
+                raise CheckpointError(problem)
+            log.warning("%s; its export %s does not say what it was made of, and is used", problem, folder)
+        elif exported.checkpoint != self.identity:
+            raise CheckpointError(f"{problem}, and the export {folder} is of another checkpoint")
+        return cast(LlamaForCausalLM, LlamaForCausalLM.from_pretrained(folder))
