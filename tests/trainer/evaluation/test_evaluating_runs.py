@@ -18,7 +18,7 @@ import torch
 
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import read_manifest
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slow_but
 from tests.object_store import ObjectStore, object_store
 from tests.trainer.evaluation.test_evaluator import Experiment, copy_run, evaluate, experiment, results, save
 from trainer.checkpoints.find import find_checkpoint
@@ -308,7 +308,7 @@ def test_another_experiments_config_is_refused(
 # Ctrl-C.
 
 
-@pytest.mark.parametrize("moment", ["the first imports", "the import of torch"])
+@pytest.mark.parametrize("moment", slow_but(["the first imports", "the import of torch"], ["the first imports"]))
 def test_ctrl_c_is_a_message_at_any_moment(experiment: Experiment, tmp_path: Path, moment: str) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])
     command = [sys.executable, "trainer/evaluate.py", str(experiment.config), f"out={out}"]
