@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -68,22 +69,27 @@ def test_a_tokenizer_that_is_not_the_manifests_is_refused(experiment: Experiment
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("whole_group", [True, False])
-def test_sigterm_to_the_launcher_lets_its_ranks_save(experiment: Experiment, whole_group: bool) -> None:
+def test_sigterm_to_the_launcher_lets_its_ranks_save(experiment: Experiment) -> None:
     """As a scheduler sends it, to all processes or to the first one, which does not pass it on."""
-    out = experiment.folder / f"terminated{whole_group}"
-    process = launch(str(experiment.config), f"out={out}", "train.checkpoint_interval=1000")
-    log = out / "log.csv"
-    while not (log.is_file() and len(read_log(log)) > 4):
-        assert process.poll() is None
-        time.sleep(0.01)
-    if whole_group:
-        os.killpg(process.pid, signal.SIGTERM)
-    else:
-        process.terminate()
-    printed, _ = process.communicate(timeout=300)  # until the last rank has closed it
-    steps = complete_checkpoints(out)[-1].step
-    assert f"stopped as asked after {steps} steps" in printed
-    resumed = ranks.train(experiment.config, out)
-    assert f"steps {steps} to 16" in ranks.printed(out)
-    assert exact(resumed) == exact(experiment.straight)
+
+    def terminate(out: Path) -> str:
+        process = launch(str(experiment.config), f"out={out}", "train.checkpoint_interval=1000")
+        log = out / "log.csv"
+        while not (log.is_file() and len(read_log(log)) > 4):
+            assert process.poll() is None
+            time.sleep(0.01)
+        if out.name == "terminated_group":
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.terminate()
+        return process.communicate(timeout=300)[0]  # until the last rank has closed it
+
+    outs = [experiment.folder / name for name in ("terminated_group", "terminated_launcher")]
+    with ThreadPoolExecutor(2) as pool:  # they wait for imports most of the time
+        ends = list(pool.map(terminate, outs))
+    for out, printed in zip(outs, ends, strict=True):
+        steps = complete_checkpoints(out)[-1].step
+        assert f"stopped as asked after {steps} steps" in printed
+        resumed = ranks.train(experiment.config, out)
+        assert f"steps {steps} to 16" in ranks.printed(out)
+        assert exact(resumed) == exact(experiment.straight)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slow_but
 from trainer.__main__ import main
 
 PROGRAMS = ["train", "evaluate", "report", "audit", "replay", "export"]
@@ -60,9 +60,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("program", "within"), [*((program, "trainer") for program in PROGRAMS), ("train", "."), ("audit", "elsewhere")]
-)
+BY_PATH = [*((program, "trainer") for program in PROGRAMS), ("train", "."), ("audit", "elsewhere")]
+
+
+@pytest.mark.parametrize(("program", "within"), slow_but(BY_PATH, [("evaluate", "trainer"), ("audit", "elsewhere")]))
 def test_a_program_by_its_path_imports_what_is_beside_it(program: str, within: str, copy: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WHERE)
     cwd = tmp_path if within == "elsewhere" else copy / within

@@ -120,6 +120,7 @@ def start_rank(run: Run, rank: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", RANK, run.url, cache, str(rank)], stdout=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_two_ranks_in_two_processes_complete_one_checkpoint(run: Run) -> None:
     for step in (5, 10):
         save(run.folder, step)

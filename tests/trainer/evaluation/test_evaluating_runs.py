@@ -314,6 +314,7 @@ def test_another_experiments_config_is_refused(
 # Ctrl-C.
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_a_message_during_the_import_of_torch(experiment: Experiment, tmp_path: Path) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])
     command = [sys.executable, "trainer/evaluate.py", str(experiment.config), f"out={out}"]

@@ -220,6 +220,7 @@ def test_a_pipeline_completes_as_the_model_does(config: Config) -> None:
         assert answer["generated_text"] == whole[len(given) :]
 
 
+@pytest.mark.slow
 def test_lm_eval_loads_an_export_by_its_name(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dataengine.build.build import build
-from tests.conftest import ROOT, ConfigMaker
+from tests.conftest import ROOT, ConfigMaker, slow_but
 from tests.trainer.test_audit import write_run
 from trainer.run.interrupts import NOT_BEGUN
 
@@ -66,24 +66,24 @@ def end(process: subprocess.Popen[str], number: int, *, after: str = "ready", de
     return process.communicate(timeout=120)[1].replace("ready\n", "")  # main sets the handler once more
 
 
-@pytest.mark.parametrize(
-    ("program", "number", "delay_s"),
-    [
-        ("train", signal.SIGINT, 0.0),
-        ("train", signal.SIGINT, 0.2),
-        ("train", signal.SIGTERM, 1.0),
-        ("replay", signal.SIGINT, 0.2),
-        ("replay", signal.SIGTERM, 1.0),
-        ("audit", signal.SIGINT, 1.0),
-        ("audit", signal.SIGTERM, 0.2),
-        ("evaluate", signal.SIGINT, 0.0),
-        ("evaluate", signal.SIGTERM, 0.5),
-        ("report", signal.SIGINT, 0.0),
-        ("report", signal.SIGTERM, 0.0),
-        ("export", signal.SIGINT, 1.0),
-        ("export", signal.SIGTERM, 0.2),
-    ],
-)
+EARLY = [
+    ("train", signal.SIGINT, 0.0),
+    ("replay", signal.SIGTERM, 1.0),
+    ("evaluate", signal.SIGINT, 0.0),
+    ("report", signal.SIGTERM, 0.0),
+    ("export", signal.SIGINT, 1.0),
+    ("train", signal.SIGINT, 0.2),
+    ("train", signal.SIGTERM, 1.0),
+    ("replay", signal.SIGINT, 0.2),
+    ("audit", signal.SIGINT, 1.0),
+    ("audit", signal.SIGTERM, 0.2),
+    ("evaluate", signal.SIGTERM, 0.5),
+    ("report", signal.SIGINT, 0.0),
+    ("export", signal.SIGTERM, 0.2),
+]
+
+
+@pytest.mark.parametrize(("program", "number", "delay_s"), slow_but(EARLY, EARLY[:5]))
 def test_a_signal_before_a_program_has_read_all(
     program: str, number: signal.Signals, delay_s: float, make_config: ConfigMaker, tmp_path: Path
 ) -> None:
@@ -115,7 +115,7 @@ def test_ctrl_c_while_composer_is_imported(make_config: ConfigMaker, tmp_path: P
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize("number", slow_but(CODES, [signal.SIGTERM]))
 def test_an_audit_that_is_stopped_leaves_no_part_of_a_file(
     make_config: ConfigMaker, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -17,6 +17,7 @@ from types import FrameType
 import pytest
 
 from dataengine.errors import InputError, run_command
+from tests.conftest import slow_but
 from tests.end_to_end.ranks import free_port, rank_environment
 from trainer.preflight.places import check_one_folder
 from trainer.run.ranks import Ranks, Rendezvous
@@ -142,16 +143,19 @@ def lose_the_first(group: Rendezvous, place: Path) -> None:
         time.sleep(600)
 
 
+COURSES = [
+    (hang, [1, 1, 1], "rank 1 (process "),
+    (fail, [2, 2, 2], ": a shard is damaged\n"),
+    (wait_for_a_bucket, [0, 0, 0], ""),
+    (crash, [1, 1, 1], " failed: KeyError: 'a bug'\n"),
+    (die, [1, 1, -9], "nothing was heard of rank 2 (process "),
+    (lose_the_first, [-9, 1, 1], "rank 0, which the others meet at (127.0.0.1:"),
+]
+
+
 @pytest.mark.parametrize(
     ("course", "codes", "words"),
-    [
-        (hang, [1, 1, 1], "rank 1 (process "),
-        (wait_for_a_bucket, [0, 0, 0], ""),
-        (fail, [2, 2, 2], ": a shard is damaged\n"),
-        (crash, [1, 1, 1], " failed: KeyError: 'a bug'\n"),
-        (die, [1, 1, -9], "nothing was heard of rank 2 (process "),
-        (lose_the_first, [-9, 1, 1], "rank 0, which the others meet at (127.0.0.1:"),
-    ],
+    slow_but(COURSES, COURSES[:2]),
     ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_all_ranks_end_and_name_the_one(tmp_path: Path, course: Course, codes: list[int], words: str) -> None:
@@ -173,6 +177,7 @@ def take_steps(group: Rendezvous, place: Path) -> None:
         own.close()
 
 
+@pytest.mark.slow
 def test_ranks_that_are_suspended_together_go_on(tmp_path: Path) -> None:
     """As by Ctrl-Z and `fg`, by a scheduler that suspends jobs, or in a machine that is paused."""
 

@@ -104,6 +104,7 @@ def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "bucket", "bucket, two nodes"])
 def test_two_ranks_save_what_reads_back(place: str, object_store: ObjectStore, tmp_path: Path) -> None:
     url = str(tmp_path / "run") if place == "folder" else f"{object_store.url}/run"
