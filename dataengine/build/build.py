@@ -12,20 +12,20 @@ A stream goes through rounds of units (clean, compare, tokenize, shuffle); the r
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import chain
 
 from dataengine.build.agreement import differences, read_built_config
 from dataengine.build.executors import Engine, LocalEngine
 from dataengine.build.experiment import experiment_url, make_manifest
-from dataengine.build.prepare import label_notes, missing_streams, prepare, read_if_there, try_write
+from dataengine.build.prepare import Preparation, label_notes, missing_streams, prepare, read_if_there, try_write
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
 from dataengine.build.report import BuildReport, StreamReport, report_key
 from dataengine.build.rounds import run_rounds
 from dataengine.build.stream import make_stream
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
-from dataengine.config.streams import DocumentStream
 from dataengine.errors import InputError, note
 from dataengine.schedule.fork import read_parent
 from dataengine.schedule.manifest import Manifest
@@ -56,22 +56,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     prepared = prepare(config, store or open_store(config.store), threads=max(workers, 4))
     store = prepared.store
     missing = missing_streams(prepared)
-    if missing and not keeps_line_breaks(prepared.tokenizer):
-        note(
-            f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides "
-            "of a pair, run together"
-        )
-    if any(isinstance(config.streams[name], DocumentStream) for name in missing) and not keeps_spaces(
-        prepared.tokenizer
-    ):
-        note(
-            f"tokenizer {config.tokenizer} makes one space, or less, of several spaces or of a tab: the indentation of "
-            "code and the columns of tables in documents are lost"
-        )
-    if missing and config.tokenizer_engine == "auto":
-        fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
-        if fast.fallback_reason:
-            note(f"tokenizing by {fast.engine}, which takes longer: {fast.fallback_reason}")
+    if missing:
+        _note_losses(prepared, missing)
     labels = label_notes(missing, config)
     for words in chain.from_iterable(labels.values()):
         note(words)
@@ -113,6 +99,25 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
             try_write(store, report_key(config.name), _report(result).content)
         try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
+
+
+def _note_losses(prepared: Preparation, missing: Collection[str]) -> None:
+    """Say what the tokenizer loses of the texts of missing streams, and why it is slow if it is."""
+    config, tokenizer = prepared.config, prepared.tokenizer
+    if not keeps_line_breaks(tokenizer):
+        note(
+            f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides "
+            "of a pair, run together"
+        )
+    if any(config.streams[name].documents for name in missing) and not keeps_spaces(tokenizer):
+        note(
+            f"tokenizer {config.tokenizer} makes one space, or less, of several spaces or of a tab: the indentation of "
+            "code and the columns of tables in documents are lost"
+        )
+    if config.tokenizer_engine == "auto":
+        fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
+        if fast.fallback_reason:
+            note(f"tokenizing by {fast.engine}, which takes longer: {fast.fallback_reason}")
 
 
 def _recorded_config(config: Config, store: Store) -> Config | None:
