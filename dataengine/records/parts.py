@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dataengine.characters import is_blank
 from dataengine.errors import InputError
@@ -40,34 +41,50 @@ def plan_parts(
         for path in paths
         for files in _find(path, stream, form)
     ]
-    found: dict[str, Any] = {}
-
-    def identify(file: FoundFile, kind: str) -> tuple[list[Span], tuple[str, ...]]:
-        row = format_of(kind, form)
-        cut = part_bytes if row.splitter and not file.path.lower().endswith(archives.SUFFIXES) else 0
-        place = f"{file.path if is_url(file.path) else Path(file.path).resolve()}|{file.version}|{kind}"
-        known = hashes.get(f"{place}|{cut}")
-        spans = [Span(*one) for one in known] if known else (row.splitter or LINES).split(file, cut)
-        found[f"{place}|{cut}"] = list(map(list, spans))
-        if row.columns is None:
-            return spans, ()
-        known = hashes.get(f"{place}|first line")
-        found[f"{place}|first line"] = line = _first_line(file) if known is None else known
-        return spans, row.columns(file.path, line, form) if line or form.columns else ()  # it may be empty
-
     parts: list[SourcePart] = []
+    remembered: dict[str, Any] = {}
     with ThreadPoolExecutor(threads) as pool:
-        jobs = [[pool.submit(identify, file, kind) for file in files] for kind, files in groups]
+        look = partial(_identify, form=form, part_bytes=part_bytes, hashes=hashes)
+        jobs = [[pool.submit(look, file, kind) for file in files] for kind, files in groups]
         for (kind, files), job in zip(groups, jobs, strict=True):
             names = tuple(file.path for file in files)
             versions = tuple(file.version if is_url(file.path) else "" for file in files)
-            (spans, columns), *others = [one.result() for one in job]
+            identified = [one.result() for one in job]
+            spans = identified[0].spans
             if kind == MOSES:
-                digest = join_digests(whole.digest for whole in (spans[0], *(whole for (whole,), _ in others)))
                 size = sum(file.size for file in files)
-                spans = [Span(0, size, size, digest)]
-            parts += [SourcePart(names, versions, kind, *span, columns) for span in spans]
-    return parts, dict(sorted(found.items()))
+                spans = [Span(0, size, size, join_digests(one.spans[0].digest for one in identified))]
+            parts += [SourcePart(names, versions, kind, *span, identified[0].columns) for span in spans]
+            for one in identified:
+                remembered |= one.remembered
+    return parts, dict(sorted(remembered.items()))
+
+
+class _Identified(NamedTuple):
+    """A file: its parts, the columns that its heading names, and what to remember of it."""
+
+    spans: list[Span]
+    columns: tuple[str, ...]
+    remembered: dict[str, Any]
+
+
+def _identify(
+    file: FoundFile, kind: str, form: RecordFormat, part_bytes: int, hashes: Mapping[str, Any]
+) -> _Identified:
+    row = format_of(kind, form)
+    cut = part_bytes if row.splitter and not file.path.lower().endswith(archives.SUFFIXES) else 0
+    place = f"{file.path if is_url(file.path) else Path(file.path).resolve()}|{file.version}|{kind}"
+    known = hashes.get(f"{place}|{cut}")
+    spans = [Span(*one) for one in known] if known else (row.splitter or LINES).split(file, cut)
+    remembered: dict[str, Any] = {f"{place}|{cut}": [list(span) for span in spans]}
+    if row.columns is None:
+        return _Identified(spans, (), remembered)
+    line = hashes.get(f"{place}|first line")
+    if line is None:
+        line = _first_line(file)
+    remembered[f"{place}|first line"] = line
+    columns = row.columns(file.path, line, form) if line or form.columns else ()  # the file may be empty
+    return _Identified(spans, columns, remembered)
 
 
 def whole_file(path: str | Path, format: str | None = None) -> SourcePart:
