@@ -26,6 +26,7 @@ from dataengine.build.rounds import run_rounds
 from dataengine.build.stream import make_stream
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
+from dataengine.config.streams import DocumentStream
 from dataengine.errors import InputError, note
 from dataengine.schedule.fork import read_parent
 from dataengine.schedule.manifest import Manifest
@@ -109,7 +110,7 @@ def _note_losses(prepared: Preparation, missing: Collection[str]) -> None:
             f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides "
             "of a pair, run together"
         )
-    if any(config.streams[name].documents for name in missing) and not keeps_spaces(tokenizer):
+    if any(isinstance(config.streams[name], DocumentStream) for name in missing) and not keeps_spaces(tokenizer):
         note(
             f"tokenizer {config.tokenizer} makes one space, or less, of several spaces or of a tab: the indentation of "
             "code and the columns of tables in documents are lost"

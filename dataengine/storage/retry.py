@@ -32,14 +32,16 @@ def retry(
     *,
     tries: int = TRIES,
     outage_limit: float | None = None,
+    outages: tuple[type[Exception], ...] = (OutageError,),
     doubted: tuple[type[InputError], ...] = (),
     on_failure: Callable[[BaseException, float], None] = lambda error, elapsed_s: None,
 ) -> T:
     """Return what `action` returns, after further attempts if it fails.
 
-    An outage is given up after `tries` attempts or, where `outage_limit` is given, once it lasts for so many seconds;
-    its error then says so. `on_failure` takes an error that is followed by another attempt, and the seconds since the
-    first one.
+    Errors of the classes `outages` are outages: uploads while training goes on count refusals among them, for a key may
+    be renewed or a bucket be made meanwhile. An outage is given up after `tries` attempts or, where `outage_limit` is
+    given, once it lasts for so many seconds; its error then says so. `on_failure` takes an error that is followed by
+    another attempt, and the seconds since the first one.
     """
 
     def note(state: RetryCallState) -> None:
@@ -54,7 +56,7 @@ def retry(
 
     again = partial(Retrying, wait=pause_s, after=_begin_at_first_failure, before_sleep=note)
     outlast = again(
-        retry=retry_if_exception_type(OutageError),
+        retry=retry_if_exception_type(outages),
         stop=stop_after_attempt(tries) if outage_limit is None else stop_after_delay(outage_limit),
         retry_error_callback=give_up,
     )

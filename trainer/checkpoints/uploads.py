@@ -164,14 +164,14 @@ class Uploader:
             time.sleep(_LOOK_S)
 
     def _attempt(self, action: Callable[[], T]) -> T:
-        """Do something with the bucket; an outage is tried again for as long as the limit allows."""
+        """Do something with the bucket; while that fails, also by a refusal, try again as long as the limit allows."""
         failed: list[float] = []
 
         def wait(error: BaseException, elapsed_s: float) -> None:
             failed.append(time.monotonic())
             self._say("%s Trying again for %.0f s; training goes on.", error, self._limit_s - elapsed_s)
 
-        done = retry(action, outage_limit=self._limit_s, on_failure=wait)
+        done = retry(action, outage_limit=self._limit_s, outages=(InputError, OSError), on_failure=wait)
         if failed:
             log.info("%s works again after %.0f s", self._run.url, time.monotonic() - failed[0])
         return done
