@@ -100,8 +100,7 @@ def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment:
             save.save_now(state)
         uploader.failure = None
         uploader.wait(60)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    torch.distributed.barrier()  # the group is left as it is: torch 2.7 may hang where it destroys one of gloo
 
 
 @pytest.mark.slow
