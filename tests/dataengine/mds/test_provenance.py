@@ -45,7 +45,7 @@ def expected_ids(config: Config, name: str) -> dict[tuple[str, int], list[list[i
     """The ids, with EOS, of the documents of each source line."""
     tokenizer = load_tokenizer(config.tokenizer)
     found: dict[tuple[str, int], list[list[int]]] = defaultdict(list)
-    for pattern in config.streams[name].documents or config.streams[name].pairs:
+    for pattern in config.streams[name].paths:
         for path in sorted(Path(pattern).parent.glob(Path(pattern).name)):
             keys = ("text",) if name == "mono" else ("en", "zh")
             for number, (line, record) in enumerate(read_texts(path, *keys)):
