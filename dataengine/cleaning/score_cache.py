@@ -153,38 +153,62 @@ def score_part(
     `records` are batches of (sources, targets). A pair that the part has twice is scored once and counted among the
     already scored the second time. Scores in `known`, such as `cache.load_all()`, are copied to the part. Each
     `chunk` of new pairs is published as soon as it has its scores: a process that dies loses one chunk at most.
-    `on_progress` hears of pairs done. Raises ValueError if the scorer is not the model of the cache, and as `load`
-    and `add`.
+    `on_progress` takes the number of pairs done. Raises ValueError if the scorer is not the model of the cache, and as
+    `load` and `add`.
     """
-    if scorer.sha256 != cache.model_sha256:
-        raise ValueError(f"the cache is of model {cache.model_sha256[:16]}, the scorer of {scorer.sha256[:16]}")
-    known = np.empty(0, SCORE) if known is None else known
-    cache.store.remove_leftovers(f"{cache.prefix}{part_digest}")
-    table, scored, total = cache.load(part_digest), 0, 0
-    waiting: dict[bytes, tuple[str, str]] = {}  # pairs without a score, by key
+    part = _PartScores(scorer, cache, part_digest, np.empty(0, SCORE) if known is None else known, chunk, on_progress)
+    for sources, targets in records:
+        part.add(sources, targets)
+    part.finish()
+    return part.scored, part.total - part.scored
 
-    def publish(count: int) -> None:
-        nonlocal table, scored
-        pairs = {key: waiting.pop(key) for key in list(islice(waiting, count))}
+
+class _PartScores:
+    """A part's scores as they grow. Pairs without one wait until they fill a chunk."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        cache: ScoreCache,
+        part_digest: str,
+        known: NDArray[Any],
+        chunk: int,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        if scorer.sha256 != cache.model_sha256:
+            raise ValueError(f"the cache is of model {cache.model_sha256[:16]}, the scorer of {scorer.sha256[:16]}")
+        cache.store.remove_leftovers(f"{cache.prefix}{part_digest}")
+        self._scorer, self._cache, self._digest, self._known = scorer, cache, part_digest, known
+        self._chunk, self._on_progress = chunk, on_progress
+        self._table = cache.load(part_digest)  # sorted by key
+        self._waiting: dict[bytes, tuple[str, str]] = {}  # key -> pair
+        self.scored = self.total = 0  # pairs
+
+    def add(self, sources: Sequence[str], targets: Sequence[str]) -> None:
+        """Take a batch of pairs; score and publish once a chunk of them waits."""
+        keys, waited = hash_pairs(sources, targets), len(self._waiting)
+        for k in np.flatnonzero(np.isnan(lookup(self._table, keys))).tolist():
+            self._waiting[keys[k].tobytes()] = (sources[k], targets[k])
+        self._on_progress(len(keys) - (len(self._waiting) - waited))
+        self.total += len(keys)
+        while len(self._waiting) >= self._chunk:
+            self._publish()
+
+    def finish(self) -> None:
+        """Score and publish what waits."""
+        if self._waiting:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Give the oldest chunk its scores: known ones, else the model's."""
+        pairs = {key: self._waiting.pop(key) for key in list(islice(self._waiting, self._chunk))}
         keys = np.frombuffer(b"".join(pairs), KEY)
-        scores = lookup(known, keys)
+        scores = lookup(self._known, keys)
         new = np.isnan(scores)
         if new.any():
             sources, targets = zip(*compress(pairs.values(), new), strict=True)
-            scores[new] = scorer.score(sources, targets)
-        fresh = cache.add(part_digest, keys, scores)
-        table = np.insert(table, _find_places(table, fresh), fresh)
-        scored += int(new.sum())
-        on_progress(len(pairs))
-
-    for sources, targets in records:
-        keys, waited = hash_pairs(sources, targets), len(waiting)
-        for k in np.flatnonzero(np.isnan(lookup(table, keys))).tolist():
-            waiting[keys[k].tobytes()] = (sources[k], targets[k])
-        on_progress(len(keys) - (len(waiting) - waited))
-        total += len(keys)
-        while len(waiting) >= chunk:
-            publish(chunk)
-    if waiting:
-        publish(chunk)
-    return scored, total - scored
+            scores[new] = self._scorer.score(sources, targets)
+        fresh = self._cache.add(self._digest, keys, scores)
+        self._table = np.insert(self._table, _find_places(self._table, fresh), fresh)
+        self.scored += int(new.sum())
+        self._on_progress(len(pairs))

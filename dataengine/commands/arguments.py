@@ -61,27 +61,44 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         metavar="BYTES",
         help="with --dry-run: read about so much of each stream (default: 4M)",
     )
+    _add_slice(parser, required=False)
+    parser.add_argument(
+        "--finalize", action="store_true", help="publish what slices built; run no unit, and name what is not done"
+    )
+    _add_slices(parser)
 
 
 def _misuse_of_build(options: argparse.Namespace) -> str:
-    if options.sample_bytes and not options.dry_run:
-        return "--sample goes with --dry-run"
-    return "--ray-address goes with --engine ray" if options.ray_address and options.engine != "ray" else ""
+    ways = (options.dry_run, options.engine == "ray", options.slice is not None, options.finalize)
+    if sum(ways) > 1:
+        return "only one of --dry-run, --engine ray, --slice and --finalize"
+    rules = (
+        ("--sample", options.sample_bytes, "--dry-run", options.dry_run),
+        ("--ray-address", options.ray_address, "--engine ray", options.engine == "ray"),
+        ("--wait", options.wait is not None, "--slice", options.slice is not None),
+        ("--slices", options.slices, "--finalize", options.finalize),
+    )
+    return next((f"{key} goes with {other}" for key, given, other, stated in rules if given and not stated), "")
 
 
 def _add_worker(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--slice", required=True, metavar="I/N", help="slice I of N, from 1/N to N/N")
+    _add_slice(parser, required=True)
+    _add_workers(parser)
+
+
+def _add_slice(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "--slice", required=required, metavar="I/N", help="run slice I of N, from 1/N to N/N, for a job array"
+    )
     parser.add_argument(
         "--wait",
         type=float,
         metavar="SECONDS",
-        default=86_400.0,
-        help="wait so long for other slices (default: a day), then end with exit code 3, to be started again",
+        help="with --slice: wait so long for others (default: a day), then end with exit code 3, to be started again",
     )
-    _add_workers(parser)
 
 
-def _add_finalize(parser: argparse.ArgumentParser) -> None:
+def _add_slices(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slices", type=positive, metavar="N", help="the number of slices, to name those left")
 
 
@@ -139,7 +156,10 @@ COMMANDS = (
         "sources -> streams of MDS shards -> manifest",
         "Build the streams that an experiment's stages draw from, and its manifest. What is already built is taken up "
         "as it is: a killed build goes on where it stopped, a second build does nothing, and experiments that define a "
-        f"stream alike share it. The bytes do not depend on the engine or the number of workers. {_STORES}",
+        "stream alike share it. The bytes do not depend on the engine or the number of workers. In a job array (Slurm, "
+        "Kubernetes indexed job, spark foreach), give each machine another --slice of one store; between rounds a "
+        "slice waits for the others. Then --finalize publishes the streams and the manifest. "
+        f"{_STORES}",
         "build yamls/mini/uni_en_zh.yaml --workers 8 store=/data/store",
         _add_build,
         _misuse_of_build,
@@ -147,21 +167,18 @@ COMMANDS = (
     Command(
         "worker",
         "build.run_worker",
-        "one slice of a build, for a job array",
-        "Run one slice of a build's units of work: the same command with another --slice on each machine (Slurm array, "
-        "Kubernetes indexed job, spark foreach), all on one store. Between rounds a worker waits for the other slices. "
-        "Then `dataengine finalize` publishes the streams and the manifest.",
+        "the earlier name of build --slice",
+        "Run one slice of a build's units of work, as `dataengine build CONFIG --slice I/N` does.",
         "worker yamls/uni_en_zh.yaml --slice $((SLURM_ARRAY_TASK_ID + 1))/64 store=s3://bucket/store",
         _add_worker,
     ),
     Command(
         "finalize",
         "build.run_finalize",
-        "publish what workers built",
-        "Publish the streams and the manifest once every unit is done; runs none itself, and names the slices that "
-        "are not done.",
+        "the earlier name of build --finalize",
+        "Publish what the slices of a build made, as `dataengine build CONFIG --finalize` does.",
         "finalize yamls/uni_en_zh.yaml --slices 64 store=s3://bucket/store",
-        _add_finalize,
+        _add_slices,
     ),
     Command(
         "score",

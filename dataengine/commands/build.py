@@ -20,9 +20,15 @@ from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url
 from dataengine.tables import table
 
+_DAY_S = 86_400.0
+
 
 def run_build(options: argparse.Namespace) -> None:
-    """Build, or with --dry-run estimate what a build would give."""
+    """Build: all of it, a slice, or its end; with --dry-run estimate what a build would give."""
+    if options.slice is not None:
+        return run_worker(options)
+    if options.finalize:
+        return run_finalize(options)
     config, workers = load_experiment(options)
     if options.dry_run:
         sample = parse_count(options.sample_bytes or "4M")
@@ -56,16 +62,16 @@ def run_worker(options: argparse.Namespace) -> None:
     config, workers = load_experiment(options)
     number, slices = parse_slice(options.slice)
     try:
-        work(config, SliceEngine(number, slices, workers, options.wait))
+        work(config, SliceEngine(number, slices, workers, _DAY_S if options.wait is None else options.wait))
     except OthersNotDoneError as waits:
-        again = command_again(options, "worker", "--slice", options.slice)
+        again = command_again(options, "build", "--slice", options.slice)
         print(
             f"slice {options.slice} has done its part of {waits.title} and waits for {_left(waits, slices)}. "
             f"When they are done, start this one again: {again}",
             file=sys.stderr,
         )
         sys.exit(3)
-    again = command_again(options, "finalize", "--slices", str(slices))
+    again = command_again(options, "build", "--finalize", "--slices", str(slices))
     print(f"slice {options.slice} is done with all its units. When all slices are: {again}")
 
 

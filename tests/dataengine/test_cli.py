@@ -79,6 +79,9 @@ def test_unusable_input_is_one_paragraph_and_exit_code_2(tmp_path: Path, capsys:
         (["plan", "x", "--gpus", "8"], "--gpus goes with --tokens-per-second"),
         (["plan", "x", "--tokens-per-second", "0"], "must be a number from 1 on, got 0"),
         (["worker", "x"], "the following arguments are required: --slice"),
+        (["build", "x", "--slice", "1/2", "--finalize"], "only one of --dry-run, --engine ray, --slice and --finalize"),
+        (["build", "x", "--wait", "0"], "--wait goes with --slice"),
+        (["build", "x", "--slices", "3"], "--slices goes with --finalize"),
         (["export", "x"], "the following arguments are required: --to"),
     ],
 )
@@ -206,22 +209,25 @@ def test_a_dry_run_says_what_the_build_then_counts(config_path: str, capsys: pyt
         assert tables[0][name][4:7] == [tables[1][name][k] for k in (1, 4, 5)]
 
 
-def test_workers_and_finalize(config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("verbs", [(["build"], ["build", "--finalize"]), (["worker"], ["finalize"])])
+def test_slices_and_finalize(
+    config_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], verbs: tuple[list[str], list[str]]
+) -> None:
     store = f"store={tmp_path / 'sliced store'}"
     whole = tmp_path / "whole"
     assert exit_code(["build", config_path, f"store={whole}"]) == 0
     capsys.readouterr()
 
     def worker(number: int) -> tuple[int, str, str]:
-        code = exit_code(["worker", config_path, "--slice", f"{number}/3", "--wait", "0", "--workers", "1", store])
+        code = exit_code([*verbs[0], config_path, "--slice", f"{number}/3", "--wait", "0", "--workers", "1", store])
         return code, *capsys.readouterr()
 
     def finalize(*more: str) -> tuple[int, str, str]:
-        code = exit_code(["finalize", config_path, *more, store])
+        code = exit_code([*verbs[1], config_path, *more, store])
         return code, *capsys.readouterr()
 
     # The first round tokenizes six files, two a slice.
-    again = f"dataengine worker {config_path} --slice 1/3 'store={tmp_path}/sliced store'"
+    again = f"dataengine build {config_path} --slice 1/3 'store={tmp_path}/sliced store'"
     assert worker(1) == (
         3,
         "",
@@ -240,8 +246,8 @@ def test_workers_and_finalize(config_path: str, tmp_path: Path, capsys: pytest.C
     )
     codes = [worker(number)[0] for _ in range(3) for number in (1, 2, 3)]
     assert codes[-3:] == [0, 0, 0]
-    done = f"slice 3/3 is done with all its units. When all slices are: dataengine finalize {config_path} --slices 3 "
-    assert worker(3) == (0, f"{done}'store={tmp_path}/sliced store'\n", "")
+    done = f"dataengine build {config_path} --finalize --slices 3 'store={tmp_path}/sliced store'"
+    assert worker(3) == (0, f"slice 3/3 is done with all its units. When all slices are: {done}\n", "")
     assert not (tmp_path / "sliced store" / "experiments").exists()
     code, printed, _ = finalize("--slices", "3")
     assert (code, "24 samples (50.0%)" in printed) == (0, True)
