@@ -248,7 +248,7 @@ class Config(Section):
         """The languages of pairs and of evaluation sets, and where the config has them."""
         for name, stream in self.streams.items():
             if isinstance(stream, PairStream):
-                yield from ((code, ("streams", name)) for code in stream.languages)
+                yield from ((code, ("streams", name)) for code in stream.codes)
         for key, sets in (("dev", self.evaluate.dev), ("test", self.evaluate.test)):
             for direction in sets:
                 yield from ((code, ("evaluate", key, direction)) for code in direction.split("-"))

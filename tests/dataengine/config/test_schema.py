@@ -226,6 +226,9 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
         (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en-xx]"),
          "{path}, line 4: no name for language 'xx': "
          "add `languages: {xx: ...}`, the full name that prompts and training text use."),
+        (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en-zh]\n    keys: {xx: foo}"),
+         "{path}, line 4: no name for language 'xx': "
+         "add `languages: {xx: ...}`, the full name that prompts and training text use."),
         (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en-cn]"),
          "{path}, line 4: no name for language 'cn': Chinese is zh; if that is not meant, "
          "add `languages: {cn: ...}`, the full name that prompts and training text use."),
