@@ -1,4 +1,8 @@
-"""The table of formats: how the files of each are named, cut into parts and read. A new format is one row here."""
+"""The table of formats: how the files of each are named, cut into parts and read.
+
+A new format is a reader in a module of its own and a row here; its name also goes into `StreamConfig.format` (a test
+compares them) and into the README's table.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,12 @@ from dataengine.records.types import Blocks, OnBytes, RecordFormat, SourcePart
 
 
 class Format(NamedTuple):
-    """One format of files of records."""
+    """One format of files of records.
+
+    `read` yields blocks of records, and all of one chunk of the file before it reads on (a dry run's estimate counts on
+    it); it returns the number of lines. A record that cannot be used is a reject in its block; InputError is for a file
+    of which the rest cannot be read.
+    """
 
     read: Callable[[SourcePart, RecordFormat, OnBytes], Blocks]
     suffixes: tuple[str, ...] = ()  # of names, in small letters, before that of an archive
