@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dataengine.config.load import load_config
 from dataengine.schedule.manifest import read_manifest
-from trainer.run.step_log import read_log
+from trainer.run.log_csv import read_log
 
 CONFIG = "yamls/mini/uni_en_zh.yaml"
 ROOT = Path(__file__).resolve().parent.parent

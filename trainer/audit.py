@@ -27,7 +27,7 @@ from dataengine.storage.open import open_store
 from dataengine.tables import table
 from trainer.checkpoints.find import local_checkpoints
 from trainer.run.folder import local_folder, read_run_manifest
-from trainer.run.step_log import gap_words, missing_steps, next_digest, read_log, skipped_steps
+from trainer.run.log_csv import gap_words, missing_steps, next_digest, read_log, skipped_steps
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,10 +23,10 @@ from trainer.preflight.problems import Problem
 from trainer.run.folder import Run
 from trainer.run.interrupts import NOT_BEGUN, end_plainly
 from trainer.run.lock import hold, hold_bucket, holder_of
+from trainer.run.log_csv import gap_words, missing_steps, read_whole_rows
 from trainer.run.ranks import Ranks
 from trainer.run.settings import put_aside_damaged, tell_changes
 from trainer.run.signals import let_rank_0_end_first
-from trainer.run.step_log import gap_words, missing_steps, read_whole_rows
 from trainer.training.spikes import BadStepError
 from trainer.training.start import Start, describe_start, looked_at, raise_gathered
 

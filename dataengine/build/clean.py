@@ -45,8 +45,8 @@ class Cleaning:
     """What a stream drops. All of it decides bytes."""
 
     languages: tuple[str, ...]  # codes of a record's texts, "" where none is stated; one text: documents
-    # All fields of rules.settings.PairRules or DocumentRules, also those that are off: a new rule changes the identity of
-    # each stream with rules, for the codes of dropped records are places among all rules
+    # All fields of rules.settings.PairRules or DocumentRules, also those that are off: a new rule changes the identity
+    # of each stream with rules, for the codes of dropped records are places among all rules
     rules: dict[str, Any] | None
     min_language_score: float | None
     subsets: tuple[str, ...]  # labels to drop

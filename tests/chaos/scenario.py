@@ -34,7 +34,7 @@ from tests.conftest import DEMO, small_experiment, write_corpora
 from tests.end_to_end import ranks
 from tests.end_to_end.straight import exact
 from tests.object_store import ACCESS_KEY, SECRET_KEY, ObjectStore, faulty_proxy, new_bucket, server
-from trainer.run.step_log import read_log
+from trainer.run.log_csv import read_log
 
 DEADLINE_S = 180  # of a command; one that takes longer hangs
 _GRACE_S = 10  # for the other ranks once one has failed; then they get SIGTERM, as from Composer's launcher

@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from trainer.run.step_log import read_log
+from trainer.run.log_csv import read_log
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["trainer.train", "trainer.training.session", "composer.utils.parallelism"])

@@ -20,8 +20,8 @@ from tests.end_to_end.straight import exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
 from trainer.audit import audit
 from trainer.run.folder import open_run
+from trainer.run.log_csv import read_log
 from trainer.run.settings import SETTINGS, read_history
-from trainer.run.step_log import read_log
 from trainer.train import dry_run
 from trainer.training.replay import replay
 

@@ -12,7 +12,7 @@ import pytest
 from tests.end_to_end import ranks
 from tests.end_to_end.straight import Experiment, exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
-from trainer.run.step_log import read_log
+from trainer.run.log_csv import read_log
 
 
 def assert_close(log: list[dict[str, str]], expected: list[dict[str, str]], rtol: float = 1e-4) -> None:

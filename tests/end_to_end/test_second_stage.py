@@ -22,7 +22,7 @@ from trainer.audit import audit
 from trainer.checkpoints.marker import checkpoint_folder
 from trainer.model.composer_model import build_model
 from trainer.model.decoder import load_weights
-from trainer.run.step_log import next_digest
+from trainer.run.log_csv import next_digest
 
 STAGES = "stages=[{name: second, steps: 6, mix: {both: 1}}]"
 SETTINGS = ["train.learning_rate=0.02", "train.warmup_steps=3", "train.betas=[0.8, 0.9]", "train.weight_decay=0.0"]

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tests.end_to_end import ranks
 from tests.end_to_end.straight import Experiment, exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
-from trainer.run.step_log import read_log
+from trainer.run.log_csv import read_log
 
 pytestmark = pytest.mark.slow
 

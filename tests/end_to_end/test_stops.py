@@ -13,7 +13,7 @@ from tests.conftest import slow_but
 from tests.end_to_end import ranks
 from tests.end_to_end.straight import Experiment, exact
 from tests.trainer.fake_checkpoints import complete_checkpoints
-from trainer.run.step_log import read_log
+from trainer.run.log_csv import read_log
 
 SIGNALS = [(signal.SIGTERM, [0, 1]), (signal.SIGTERM, [1]), (signal.SIGINT, [0])]  # to which ranks
 

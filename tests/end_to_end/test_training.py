@@ -36,8 +36,8 @@ from trainer.preflight.agreement import check_agreement
 from trainer.reporting.page import write_report
 from trainer.run.folder import open_run
 from trainer.run.lock import hold
+from trainer.run.log_csv import next_digest, read_log
 from trainer.run.settings import read_history
-from trainer.run.step_log import next_digest, read_log
 from trainer.training.replay import replay
 from trainer.training.start import check_not_lost
 

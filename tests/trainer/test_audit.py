@@ -14,7 +14,7 @@ from dataengine.schedule.manifest import Manifest
 from tests.conftest import ConfigMaker
 from tests.trainer.fake_checkpoints import save
 from trainer.audit import audit
-from trainer.run.step_log import next_digest
+from trainer.run.log_csv import next_digest
 
 
 def write_run(config: Config, out: Path) -> Manifest:

@@ -18,7 +18,7 @@ from dataengine.json_files import Versioned, decode, decode_lines
 from trainer.checkpoints.marker import Checkpoint
 from trainer.run.folder import Run
 from trainer.run.lock import lock_folder
-from trainer.run.step_log import parse_rows
+from trainer.run.log_csv import parse_rows
 
 VERSION = 2  # of results.json; raise when the same prompts would be completed otherwise
 _READABLE = (1, VERSION)  # 1: without checkpoint, log, and the hashes of translations

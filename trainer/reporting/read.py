@@ -22,8 +22,8 @@ from trainer.evaluation.choice import read_choice
 from trainer.evaluation.results import read_any_results
 from trainer.reporting.runs import MEASURES, Evaluation, TrainedRun
 from trainer.run.folder import Run, local_folder, open_run, read_run_manifest
+from trainer.run.log_csv import read_log
 from trainer.run.settings import SETTINGS, History, parse_history
-from trainer.run.step_log import read_log
 
 
 def read_runs(runs: Sequence[str], cache: str) -> list[TrainedRun]:

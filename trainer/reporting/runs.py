@@ -24,8 +24,8 @@ from trainer.evaluation.results import (
     damaged,
     read_translations,
 )
+from trainer.run.log_csv import gap_words, missing_steps, skipped_steps
 from trainer.run.settings import History
-from trainer.run.step_log import gap_words, missing_steps, skipped_steps
 
 MEASURES = ("learning_rate", "grad_norm", "tokens_per_second", "memory_gb")  # columns of the log that are drawn
 Floats = NDArray[np.float64]

@@ -25,8 +25,8 @@ from trainer.checkpoints.find import all_checkpoints, locate_checkpoint
 from trainer.checkpoints.marker import Checkpoint
 from trainer.checkpoints.retention import lease
 from trainer.run.folder import SMALL_FILES, Run, check_config, parse_json, read_run_manifest
+from trainer.run.log_csv import read_log, skipped_steps
 from trainer.run.settings import read_history, settings_at
-from trainer.run.step_log import read_log, skipped_steps
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from trainer.checkpoints.retention import set_aside_later
 from trainer.checkpoints.uploads import clear_bucket
 from trainer.preflight.init_checkpoint import find_init
 from trainer.run.folder import SMALL_FILES, Run
+from trainer.run.log_csv import dump_rows, read_whole_rows
 from trainer.run.ranks import Collective
 from trainer.run.settings import (
     SETTINGS,
@@ -31,7 +32,6 @@ from trainer.run.settings import (
     read_history,
     with_settings,
 )
-from trainer.run.step_log import dump_rows, read_whole_rows
 from trainer.training.finite import check_finite
 from trainer.training.start import settings_ahead
 

@@ -27,9 +27,9 @@ from trainer.preflight.init_checkpoint import check_init_checkpoint
 from trainer.preflight.places import check_one_folder
 from trainer.preflight.problems import Problem, raise_problems
 from trainer.run.folder import SMALL_FILES, Run, open_run
+from trainer.run.log_csv import read_whole_rows
 from trainer.run.ranks import Collective, Ranks, Rendezvous
 from trainer.run.settings import History, history_before, read_history, settings_from, tell_changes
-from trainer.run.step_log import read_whole_rows
 from trainer.training.pulse import Pulse
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 from dataengine.config.schema import Config
 from dataengine.config.training import WandbConfig
 from dataengine.storage.atomic import write_file
-from trainer.run.step_log import read_whole_rows
+from trainer.run.log_csv import read_whole_rows
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from tests.trainer.fake_runs import STEPS, make_runs
 from trainer.checkpoints.marker import read_checkpoint
 from trainer.reporting.read import read_runs, read_usable_runs
 from trainer.reporting.runs import TrainedRun
-from trainer.run.step_log import dump_rows, read_log
+from trainer.run.log_csv import dump_rows, read_log
 
 __all__ = ["object_store"]
 

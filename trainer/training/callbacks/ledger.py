@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dataengine.schedule.manifest import Manifest
-from trainer.run.step_log import next_digest
+from trainer.run.log_csv import next_digest
 
 
 class SampleLedger(Callback):

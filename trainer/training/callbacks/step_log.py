@@ -1,4 +1,4 @@
-"""Write a row for each step to OUT/log.csv and to the loggers."""
+"""Write a row for each step to OUT/log.csv (run.log_csv reads it) and to the loggers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from composer import Callback, Logger, State
 from dataengine.errors import naming
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import write_file
-from trainer.run.step_log import dump_rows, gap_words, missing_steps, read_whole_rows
+from trainer.run.log_csv import dump_rows, gap_words, missing_steps, read_whole_rows
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses

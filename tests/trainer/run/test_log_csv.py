@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dataengine.errors import InputError
-from trainer.run.step_log import next_digest, read_log, read_whole_rows, skipped_steps
+from trainer.run.log_csv import next_digest, read_log, read_whole_rows, skipped_steps
 
 HEAD = "step,stage,loss,digest\n"
 
