@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +23,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Checkpoint]:
 def looks(monkeypatch: pytest.MonkeyPatch, found: Sequence[Sequence[Checkpoint]], every: int, until: int) -> list[int]:
     """The steps that are given while `found` is what one look after the other finds."""
     waits: list[float] = []
-    monkeypatch.setattr(candidates.time, "sleep", waits.append)
+    monkeypatch.setattr(candidates, "time", SimpleNamespace(sleep=waits.append))
     given = [one.step for one in each_checkpoint(lambda: found[len(waits)], every, lambda: until)]
     assert len(waits) == len(found) - 1
     return given

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -153,7 +154,7 @@ def test_following_evaluates_a_step_that_was_trained_anew_again(
         save(out, 8, {name: torch.zeros_like(tensor) for name, tensor in weights.items()}, config, manifest)
         shutil.copytree(checkpoint_folder(experiment.out, 16), checkpoint_folder(out, 16))
 
-    monkeypatch.setattr(candidates_module.time, "sleep", retrain)
+    monkeypatch.setattr(candidates_module, "time", SimpleNamespace(sleep=retrain))  # other threads sleep, too
     assert evaluate(experiment.config, f"out={out}", "--follow", SHORT, NO_TEST) == 0
     assert results(out, 8)["checkpoint"] == read_checkpoint(checkpoint_folder(out, 8)).identity != first
     assert candidates(out)[8] == 0
