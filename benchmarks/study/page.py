@@ -18,6 +18,7 @@ from markupsafe import Markup
 from matplotlib import pyplot as plt
 
 from benchmarks.study.findings import MAINS, PAIR_DIRECTIONS, Finding, Study, StudyRun, findings
+from benchmarks.study.picture import draw_placements
 from dataengine.storage.atomic import write_file
 from trainer.reporting import figures
 from trainer.reporting.tables import Cell, Row, Table, markdown
@@ -306,6 +307,7 @@ def write(runs: Sequence[StudyRun], folder: Path) -> None:
     write_file(folder / "study.csv", _csv(study).encode())
     if settings:
         write_file(folder / "curves.svg", standalone(settings.pictures[0]).encode())
+        write_file(folder / "placements.svg", standalone(draw_placements(study)).encode())
     for one in found:
         print(f"{one.verdict:22} {one.expected}: {one.measure} {one.measured}")
     print(f"tables sha256 {digest}\n{folder / 'study.html'}\n{folder / 'study.md'}\n{folder / 'study.csv'}", flush=True)
