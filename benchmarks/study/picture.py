@@ -1,4 +1,4 @@
-"""The study in one picture: BLEU over tokens for each placement of the parallel text, and below it where that text is."""
+"""The study in one picture: BLEU over tokens for each placement of parallel text, above a strip that shows the placement."""
 
 from __future__ import annotations
 
