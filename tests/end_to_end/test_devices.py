@@ -49,11 +49,11 @@ def test_the_microbatch_is_found_once_for_as_many_ranks(experiment: Experiment) 
     assert kept["size"] == 4  # of 8 samples on 2 ranks
     assert 10**5 < kept["step_bytes"] < 10**8
     ranks.train(experiment.config, out, auto, "train.max_steps=5", probe=probe)
-    assert "microbatches of 4, as found for this run on Test" in ranks.printed(out)
+    assert "microbatches of 4, chosen earlier for this run on Test" in ranks.printed(out)
     ranks.train(experiment.config, out, auto, "train.max_steps=6", probe=probe, ranks=1)
     printed = ranks.printed(out)
-    assert "microbatch.json was of another case (ranks was 2 and is 1), so the microbatch was found anew" in printed
-    assert "microbatches are of 8 from here on and were of 4: sums are added in another order" in printed
+    assert "conditions of microbatch.json changed (ranks was 2 and is 1): chose the microbatch size again" in printed
+    assert "microbatches have 8 samples from here on, before 4: gradients are summed in another order" in printed
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-"""The decoder, its loss, its size, its optimizer and what a step of it needs in memory.
+"""The decoder, its loss, size and optimizer, and the memory of a step.
 
-The `model` section of a config comes in; modules, losses and figures go out. Only `composer_model` knows Composer;
-none knows streams or checkpoints' folders.
+Input: the `model` section of a config. Output: modules, losses and figures. Only `composer_model` imports Composer.
+No module here knows streams or checkpoint folders.
 """

@@ -1,4 +1,4 @@
-"""What Composer trains, and how its parameters lie on the ranks."""
+"""The model that Composer trains, and how its parameters are sharded over ranks."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from trainer.model.packed import PackedDecoder, build_decoder
 
 
 class TranslationModel(ComposerModel):
-    """What Composer trains: a batch in, the mean loss and the losses of the samples out."""
+    """The model that Composer trains: takes a batch, returns the mean loss and the loss of each sample."""
 
     def __init__(self, decoder: PackedDecoder) -> None:
         super().__init__()
         self.decoder = decoder
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The mean loss, shape (), and that of each sample, shape (b,), without gradient."""
+        """Return the mean loss, shape (), and the loss of each sample, shape (b,), without gradient."""
         return cast(tuple[Tensor, Tensor], self.decoder(batch[COLUMN]))
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: dict[str, Tensor]) -> Tensor:
-        """All samples have as many targets, so the mean over samples is the mean over tokens."""
+        """Return the mean loss. All samples have equally many targets, so it is also the mean over tokens."""
         return outputs[0]
 
 
 def build_model(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> TranslationModel:
-    """A new model; see `build_decoder`."""
+    """Return a new model; see `build_decoder`."""
     return TranslationModel(build_decoder(config, manifest, train))
 
 
 class _Sharding(FSDP2Config):
-    """Composer makes the mesh of ranks from these two; its FSDP2Config has no setting for them."""
+    """Composer builds the device mesh from these two properties; its FSDP2Config has no setting for them."""
 
     shard_ranks: int = -1  # all
 
@@ -51,18 +51,19 @@ class _Sharding(FSDP2Config):
 
 
 def is_sharded(world_size: int) -> bool:
-    """Whether FSDP2 holds the parameters. On CUDA it does so on one rank too, so that the precision is that of many.
+    """Return whether FSDP2 shards the parameters.
 
-    There it keeps bf16 between the layers, where autocast alone would keep fp32. On one CPU it would only cost time.
+    On CUDA this includes a single rank, for the same precision as on many: FSDP2 keeps bf16 between layers, autocast
+    alone keeps fp32. On a single CPU rank FSDP2 would only cost time.
     """
     return world_size > 1 or torch.cuda.is_available()
 
 
 def sharding(train: TrainConfig) -> FSDP2Config:
-    """How parameters lie on the ranks: FSDP over all, or hybrid (HSDP), sharded in groups of `shard_ranks`.
+    """Return the sharding: FSDP over all ranks, or hybrid (HSDP) in groups of `shard_ranks`.
 
-    On CUDA parameters are gathered as bf16 and gradients reduced as fp32; buffers, such as the frequencies of the
-    rotary embedding, stay fp32 (composer/distributed/fsdp2.py). Hybrid sharding has not been run: it needs CUDA.
+    On CUDA, parameters are gathered in bf16 and gradients are reduced in fp32. Buffers, such as the rotary
+    frequencies, stay fp32 (composer/distributed/fsdp2.py). Hybrid sharding needs CUDA and has not been run.
     """
     made = _Sharding()
     made.shard_ranks = train.shard_ranks or -1

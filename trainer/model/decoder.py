@@ -1,4 +1,4 @@
-"""The decoder alone, without loss and trainer. Needs no Composer."""
+"""The decoder without its loss. Needs no Composer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _PREFIX = "decoder.hf."  # of the weights' names in a checkpoint: `TranslationMo
 
 
 def empty_model(config: ModelConfig, manifest: Manifest) -> LlamaForCausalLM:
-    """A model without meaningful weights, to load a checkpoint into."""
+    """Return a model with uninitialized weights, to load a checkpoint into."""
     return new_model(llama_config(config, manifest, "sdpa"))
 
 
 def load_weights(model: LlamaForCausalLM, checkpoint: Checkpoint) -> None:
-    """Read a sharded checkpoint's weights, whatever number of ranks wrote it, into a model on one process."""
+    """Read the weights of a sharded checkpoint, written by any number of ranks, into a model on one process."""
     weights = {_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     load_checkpoint({"state": {"model": weights}}, checkpoint, no_dist=True)
 
 
 def new_model(config: LlamaConfig) -> LlamaForCausalLM:
-    """A model whose weights are yet to be set; tied ones are tied."""
+    """Return a model with uninitialized weights; tied weights are tied."""
     with no_init_weights():
         hf = LlamaForCausalLM(config)
     hf.tie_weights()  # no_init_weights leaves this out too
@@ -36,7 +36,7 @@ def new_model(config: LlamaConfig) -> LlamaForCausalLM:
 
 
 def llama_config(config: ModelConfig, manifest: Manifest, attention: str) -> LlamaConfig:
-    """The config in the words of transformers; `attention` is its implementation there."""
+    """Return the config of transformers; `attention` names the attention implementation."""
     sizes: dict[str, Any] = config.model_dump(exclude={"init_seed"})
     return LlamaConfig(
         **sizes,

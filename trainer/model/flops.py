@@ -1,8 +1,8 @@
-"""How much arithmetic a training step is, and how much a device can do: model FLOPs utilization (MFU).
+"""Operations of a training step and of a device: the two sides of model FLOPs utilization (MFU).
 
-Palm (arXiv 2204.02311, appendix B): 6 N + 12 L d T operations a token, forward and backward, for N parameters that are
-multiplied with (all but the input embedding), L layers of width d and T tokens of context. Work that is done twice to
-save memory does not count.
+PaLM (arXiv 2204.02311, appendix B): 6 N + 12 L d T operations per token, forward and backward, for N parameters in
+matrix products (all but the input embedding), L layers of width d and T tokens of context. Recomputation does not
+count.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from dataengine.config.training import ModelConfig
 from trainer.model.sizes import layer_parameters, outer_parameters
 
-# bf16, dense, operations a second, from the makers' data sheets; the first name that the device's contains.
+# Dense bf16 operations per second, from the vendors' data sheets. The first name found in the device's name counts.
 _PEAKS = (
     ("B200", 2250e12),
     ("H200", 989e12),
@@ -34,18 +34,18 @@ _PEAKS = (
 
 
 def flops_per_token(model: ModelConfig, vocab_size: int, seq_len: int) -> float:
-    """Operations that training on one token takes, at full context."""
+    """Return the operations of training on one token, at full context."""
     embedding = 0 if model.tie_word_embeddings else outer_parameters(model, vocab_size) - model.hidden_size
     multiplied = model.num_hidden_layers * layer_parameters(model) + outer_parameters(model, vocab_size)
-    multiplied -= embedding // 2  # one of the two tables; a tied one is multiplied with as the output layer
+    multiplied -= embedding // 2  # the input table only; a tied table counts as the output layer
     return 6.0 * multiplied + 12.0 * model.num_hidden_layers * model.hidden_size * seq_len
 
 
 def peak_flops(device_name: str) -> float | None:
-    """What a device can do in bf16; None if it is not known here."""
+    """Return a device's bf16 operations per second; None if unknown."""
     return next((peak for name, peak in _PEAKS if name.lower() in device_name.lower()), None)
 
 
 def device_peak() -> float | None:
-    """The same of this process's device; None on CPU."""
+    """Return the bf16 operations per second of this process's device; None on CPU."""
     return peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None

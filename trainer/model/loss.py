@@ -1,4 +1,4 @@
-"""Mean cross-entropy over an output layer, in chunks: the logits of a microbatch are never all in memory."""
+"""Mean cross-entropy over an output layer, in chunks: full logits are never materialized."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK_TOKENS = 4096  # logits of so many positions are in memory at a time
+_CHUNK_TOKENS = 4096  # positions whose logits are in memory at a time
 
 
 class MeanCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of states (n, d) against labels (n,) by an output layer (vocab, d), and every single one.
+    """Mean cross-entropy of states (n, d) with labels (n,) over an output layer (vocab, d), and the loss per position.
 
-    Gradients are made in the forward pass while a part's logits are there, so that logits are neither kept nor made
-    twice; that is exact for the mean only, so the single losses, shape (n,), carry no gradient. (Wijmans et al. 2024,
-    Cut Your Losses; liger-kernel does likewise.)
+    The forward pass also computes the gradients, chunk by chunk, so that logits are neither stored nor recomputed.
+    This is exact for the mean only: the losses per position, shape (n,), carry no gradient. (Wijmans et al. 2024,
+    Cut Your Losses; liger-kernel does the same.)
     """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Go through the positions a part at a time."""
+        """Compute losses and gradients chunk by chunk."""
         needs = any(ctx.needs_input_grad)
         losses = states.new_empty(len(states), dtype=torch.float32)
         grad_states = torch.empty_like(states) if needs else None
@@ -44,6 +44,6 @@ class MeanCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        """Scale what the forward pass made."""
+        """Scale the gradients of the forward pass."""
         grad_states, grad_weight = ctx.saved_tensors
         return grad_states * scale, grad_weight * scale, None

@@ -1,8 +1,9 @@
-"""What a training step holds in a GPU's memory at its peak, found without a GPU.
+"""The peak GPU memory of a training step, computed without a GPU.
 
-PyTorch runs the step on tensors without content, sharded over ranks that are not there, and counts. A whole model of
-1.1B takes a minute so; two models of few layers take seconds and give the same, for each layer adds alike. Not in it:
-CUDA's context, NCCL, fragments. `compile` and liger's loss are counted as what they replace, which holds no less.
+PyTorch runs the step on fake tensors, sharded over fake ranks, and counts bytes. A whole 1.1B model takes a minute
+this way. Two models with few layers take seconds and give the same figure, since each layer adds the same amount. Not
+included: the CUDA context, NCCL, fragmentation. `compile` and liger's loss are counted as the code that they replace,
+which needs at least as much.
 """
 
 from __future__ import annotations
@@ -29,17 +30,16 @@ from dataengine.schedule.manifest import Manifest
 from trainer.model.decoder import llama_config, new_model
 from trainer.model.packed import PackedDecoder, recompute_layers
 
-_FEW_LAYERS = 3  # from here on the step's peak is in the same place, whatever the number of layers
+_FEW_LAYERS = 3  # from here on, the peak falls at the same point of the step for any number of layers
 _COUNTED = "counted"
 
 T = TypeVar("T")
 
 
 def step_bytes(model: ModelConfig, manifest: Manifest, microbatch: int, *, shard_ranks: int, recompute: bool) -> int:
-    """Most bytes that a rank holds in a step of several microbatches, parameters and AdamW's moments included.
+    """Return the peak bytes of a rank in a step of several microbatches, parameters and AdamW's moments included.
 
-    Takes the ranks that the parameters are sharded over, and whether layers are computed again (activation
-    checkpointing).
+    `shard_ranks` is the number of ranks that parameters are sharded over; `recompute` is activation checkpointing.
     """
 
     def of_layers(layers: int) -> int:
@@ -52,13 +52,13 @@ def step_bytes(model: ModelConfig, manifest: Manifest, microbatch: int, *, shard
 
 
 def largest_fitting(sizes: Sequence[int], needed: Callable[[int], int], room: int) -> int:
-    """The largest of ascending sizes that needs no more than there is room for; 0 if none does."""
+    """Return the largest of ascending sizes whose need is at most `room`; 0 if none fits."""
     number = bisect_right(sizes, room, key=needed)
     return sizes[number - 1] if number else 0
 
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function of this module in a process of its own: it draws random numbers and has ranks of its own."""
+    """Call a function in a separate process, since it draws random numbers and creates a process group."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_hide_devices) as process:
         return process.submit(function, *arguments).result()
 
@@ -70,7 +70,7 @@ def _hide_devices() -> None:
 def fake_step_bytes(
     model: ModelConfig, manifest: Manifest, microbatch: int, *, shard_ranks: int, recompute: bool
 ) -> int:
-    """The same for the model as it is, which takes a minute for 22 layers."""
+    """Return the peak bytes of the model with all of its layers. Takes a minute for 22 layers."""
     with _ranks(shard_ranks) as mesh, FakeTensorMode():
         decoder = _shard(model, manifest, mesh, recompute=recompute)
         optimizer = torch.optim.AdamW(decoder.parameters(), foreach=False)
@@ -79,14 +79,14 @@ def fake_step_bytes(
         with tracker:
             decoder(tokens)[0].backward()
             tracker.reset_mod_stats()
-            optimizer.step()  # makes its moments
+            optimizer.step()  # allocates the moments
             decoder(tokens)[0].backward()  # adds to gradients, as the last microbatch of a later step does
         return int(tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"])
 
 
 @contextmanager
 def _ranks(number: int) -> Iterator[DeviceMesh]:
-    """This process as the first of so many ranks, whose collectives do nothing."""
+    """Make this process rank 0 of `number` ranks whose collectives do nothing."""
     distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=number)
     try:
         yield init_device_mesh("cpu", (number,))
@@ -95,7 +95,7 @@ def _ranks(number: int) -> Iterator[DeviceMesh]:
 
 
 def _shard(model: ModelConfig, manifest: Manifest, mesh: DeviceMesh, *, recompute: bool) -> nn.Module:
-    """The decoder as Composer shards it on CUDA (composer/distributed/fsdp2.py, and `composer_model.sharding`)."""
+    """Return the decoder, sharded as Composer does on CUDA (composer/distributed/fsdp2.py and `sharding`)."""
     decoder = PackedDecoder(new_model(llama_config(model, manifest, _COUNTED)))
     sharded = [module for module in decoder.modules() if decoder.fsdp_wrap_fn(module)]
     if recompute:
@@ -107,11 +107,11 @@ def _shard(model: ModelConfig, manifest: Manifest, mesh: DeviceMesh, *, recomput
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps what attention keeps on CUDA (flash-attn's, and PyTorch's own): its inputs, its output and a sum a row."""
+    """Saves what attention on CUDA saves (flash-attn's and PyTorch's): inputs, output and a sum per row."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(b, heads, s, d) -> the same, in memory as (b, s, heads, d)."""
+        """Map (b, heads, s, d) to the same shape, stored as (b, s, heads, d)."""
         out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
         sums = query.new_empty(query.shape[:-1], dtype=torch.float32)
         ctx.save_for_backward(query, key, value, out, sums)
@@ -119,7 +119,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """A gradient of each input."""
+        """Return a gradient for each input."""
         return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
 
 

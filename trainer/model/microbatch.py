@@ -1,7 +1,7 @@
-"""`train.microbatch_size: auto`: the most samples that a GPU can compute at a time, found once for a run.
+"""`train.microbatch_size: auto`: the largest microbatch that fits a GPU, chosen once per run.
 
-The memory that a step takes is counted without a GPU (memory.py) and compared with the smallest device of the run. The
-size is kept in the run's folder with all that it was found for, so that a resume adds sums alike.
+The memory of a step is computed without a GPU (memory.py) and compared with the smallest device of the run. The run's
+folder keeps the size and the conditions it was chosen for, so that a resume sums gradients in the same order.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from trainer.run.ranks import Collective
 
 log = logging.getLogger(__name__)
 
-_FREE = 0.1  # of the device's memory: CUDA's context, NCCL, fragments
-_LARGEST = 200 * 10**9  # bytes: no need to know how much more a step would take
+_FREE = 0.1  # share of the device's memory left for the CUDA context, NCCL and fragmentation
+_LARGEST = 200 * 10**9  # bytes; larger steps need no exact figure
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Device:
 
     @property
     def room(self) -> int:
-        """Bytes that a step may take."""
+        """Bytes available to a step."""
         return int(self.memory * (1 - _FREE))
 
 
 def choose_microbatch(
     model: ModelConfig, manifest: Manifest, train: TrainConfig, folder: Path, group: Collective
 ) -> int:
-    """Samples a rank computes at a time; what `auto` finds is kept in the run's folder. All ranks call it.
+    """Return the microbatch size; the choice of `auto` is kept in the run's folder. All ranks call this.
 
-    Raises InputError on all ranks if `auto` is asked for without a GPU, or if not even one sample fits.
+    Raises InputError on all ranks for `auto` without a GPU, or if not even one sample fits.
     """
     wish, world_size = train.microbatch_size, group.ranks.world_size
     if wish != "auto":
@@ -70,7 +70,7 @@ def _own_device() -> Device | None:
 def find_microbatch(
     model: ModelConfig, manifest: Manifest, train: TrainConfig, folder: Path, world_size: int, device: Device
 ) -> int:
-    """The size that is kept in a run's folder if it was found for the same, else a new one, which is kept there.
+    """Return the size kept in the run's folder if its conditions are the same; else choose a new one and keep it.
 
     Raises InputError if not even one sample fits.
     """
@@ -78,23 +78,23 @@ def find_microbatch(
     kept = _read(path)
     changes = _changes(kept, terms)
     if kept is not None and not changes:
-        log.info("microbatches of %d, as found for this run on %s", kept["size"], device.name)
+        log.info("microbatches of %d, chosen earlier for this run on %s", kept["size"], device.name)
         return int(kept["size"])
     size, needed = apart(largest_microbatch, model, manifest, train, world_size, device.room)
     if size == 0:
         raise InputError(
-            f"not one sample fits: a step of one takes {needed / 1e9:.1f} GB, and {device.name} has "
+            f"not even one sample fits: a step with one sample takes {needed / 1e9:.1f} GB, and {device.name} has "
             f"{device.memory / 1e9:.1f} GB, of which a tenth stays free. "
             + apart(_advise, model, manifest, train, world_size, device.room)
         )
     write_file(path, json.dumps({"size": size, "step_bytes": needed, "terms": terms}, indent=2).encode())
     log.info("microbatches of %d: a step takes %.1f of %.1f GB", size, needed / 1e9, device.memory / 1e9)
     if kept is not None:
-        log.warning("microbatch.json was of another case (%s), so the microbatch was found anew", "; ".join(changes))
+        log.warning("conditions of microbatch.json changed (%s): chose the microbatch size again", "; ".join(changes))
         if kept["size"] != size:
             log.warning(
-                "microbatches are of %d from here on and were of %s: sums are added in another order, so losses differ "
-                "in their last bits from those of a run that stayed where it was",
+                "microbatches have %d samples from here on, before %s: gradients are summed in another order, so losses "
+                "differ in their last bits from those of an unchanged run",
                 size,
                 kept["size"],
             )
@@ -104,7 +104,7 @@ def find_microbatch(
 def _terms(
     model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, device: Device
 ) -> dict[str, Any]:
-    """What a size holds for."""
+    """Return the conditions that a size is valid for."""
     settings = ("activation_checkpointing", "attention", "compile", "loss", "shard_ranks")
     sizes = model.model_dump(mode="json", exclude={"init_seed"})
     return {
@@ -121,7 +121,7 @@ def _terms(
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What is kept; None if there is nothing, or nothing that can be read."""
+    """Read microbatch.json; return None if it is missing or unreadable."""
     try:
         kept = json.loads(path.read_bytes())
         return {"size": int(kept["size"]), "terms": dict(kept.get("terms", {}))}
@@ -144,7 +144,7 @@ def _changes(kept: Mapping[str, Any] | None, terms: Mapping[str, Any]) -> list[s
 def largest_microbatch(
     model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, room: int
 ) -> tuple[int, int]:
-    """The largest divisor of a rank's samples whose step fits, and its bytes; 0 and the bytes of one if none does."""
+    """Return the largest divisor of a rank's samples that fits, and its bytes; 0 and the bytes of 1 if none fits."""
 
     @cache
     def needed(size: int) -> int:
@@ -155,13 +155,13 @@ def largest_microbatch(
 
 
 def planned_bytes(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, size: int) -> int:
-    """What a step takes with microbatches of a size, on a GPU."""
+    """Return the bytes of a step on a GPU with microbatches of a size."""
     ranks, recompute = train.shard_ranks or world_size, train.activation_checkpointing
     return step_bytes(model, manifest, size, shard_ranks=ranks, recompute=recompute)
 
 
 def _advise(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, room: int) -> str:
-    """Changes with which one sample would fit, each for itself."""
+    """Return advice: changes that would each make one sample fit."""
 
     def fits(ranks: int, *, recompute: bool) -> bool:
         return step_bytes(model, manifest, 1, shard_ranks=ranks, recompute=recompute) <= room
@@ -175,12 +175,12 @@ def _advise(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_si
     if enough := next((n for n in groups or more if fits(n, recompute=recompute)), None):
         ways.append(f"set train.shard_ranks={enough}" if groups else f"start {enough} ranks")
     if not ways:
-        return "Neither more ranks nor train.activation_checkpointing would help: take a smaller model or a larger GPU."
+        return "Neither more ranks nor train.activation_checkpointing would help: use a smaller model or a larger GPU."
     return f"To make it fit, {', or '.join(ways)}."
 
 
 def describe_memory(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int) -> str:
-    """What steps take on a GPU, by microbatch, and what this machine's GPU has, in a line."""
+    """Return one line: the memory of a step by microbatch size, and the memory of this machine's GPU."""
     wish, of_rank = train.microbatch_size, manifest.batch_size // world_size
     sizes = divisors(of_rank) if wish == "auto" else [min(wish, of_rank)]
     needed = apart(_of_sizes, model, manifest, train, world_size, sizes)
@@ -193,7 +193,7 @@ def describe_memory(model: ModelConfig, manifest: Manifest, train: TrainConfig, 
 def _of_sizes(
     model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, sizes: Sequence[int]
 ) -> dict[int, int]:
-    """The bytes of steps of ascending sizes, up to the first that no GPU has."""
+    """Return the bytes of steps of ascending sizes, up to the first that exceeds every GPU."""
     needed: dict[int, int] = {}
     for size in sizes:
         needed[size] = planned_bytes(model, manifest, train, world_size, size)

@@ -1,4 +1,4 @@
-"""AdamW whose settings are the run's at every step, whatever a checkpoint says."""
+"""AdamW with the run's own settings at every step, whatever settings a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataengine.schedule.rates import Settings
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, *, fused: bool) -> torch.optim.AdamW:
-    """The paper's AdamW (table 10). Composer's DecoupledAdamW does not multiply the decay by the rate."""
+    """Return the paper's AdamW (table 10). Composer's DecoupledAdamW does not multiply the decay by the rate."""
     return torch.optim.AdamW(
         model.parameters(),
         lr=config.learning_rate,
@@ -23,24 +23,24 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *, fused: bool) -> tor
 
 
 class OptimizerSettings(Callback):
-    """Set the learning rate of each step, and the other settings.
+    """Set the learning rate and the other settings before each step.
 
-    A checkpoint brings the settings of its own run along: a scheduler that multiplies a base rate goes on with the old
-    base, and the first step of a second stage would be made at the first stage's last rate.
+    A checkpoint holds the settings of its own run. A scheduler that multiplies a base rate would keep the old base,
+    and the first step of a second stage would use the last rate of the first stage.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Before anything of the step reads the settings."""
+        """Set the settings before anything reads them."""
         apply_settings(state.optimizers[0], self._settings, int(state.timestamp.batch))
 
 
 def apply_settings(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:
-    """Give an optimizer the settings of a step."""
+    """Apply the settings of a step to an optimizer."""
     train = settings.train
     for group in optimizer.param_groups:
         group["lr"] = settings.rate(step)
         group["betas"], group["eps"], group["weight_decay"] = train.betas, train.eps, train.weight_decay
-        group["fused"] = optimizer.defaults["fused"]  # as this device has it, not the one of the checkpoint
+        group["fused"] = optimizer.defaults["fused"]  # from this device, not from the checkpoint

@@ -1,4 +1,4 @@
-"""The decoder as training uses it: without a mask, with its loss, its layers wrapped. Needs no Composer."""
+"""The decoder for training: no attention mask, with its loss, layers wrapped. Needs no Composer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class PackedDecoder(nn.Module):
-    """A Hugging Face decoder and its loss in one module, so that FSDP gathers the output layer for both."""
+    """A Hugging Face decoder and its loss in one module, so that FSDP gathers the output layer once for both."""
 
     def __init__(self, hf: LlamaForCausalLM, loss: Literal["chunked", "liger"] = "chunked") -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class PackedDecoder(nn.Module):
         self._loss = loss
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
-        """Shard each decoder layer for itself, the rest with the root (paper: per block)."""
+        """Shard each decoder layer separately and the rest with the root (paper: per block)."""
         return isinstance(module, LlamaDecoderLayer)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of every next token: (b, seq_len + 1) -> its mean, and that of each sample, shape (b,).
+        """Return the mean next-token cross-entropy of tokens (b, seq_len + 1), and that of each sample, shape (b,).
 
-        Documents in a sample see each other, and every token counts (paper: no mask). The logits of a microbatch are
-        never all in memory.
+        Documents in a sample attend to each other, and every token counts (paper: no mask). Full logits are never
+        materialized.
         """
         states, labels = self._decode(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].reshape(-1)
         if self._loss == "liger":
@@ -55,10 +55,10 @@ class PackedDecoder(nn.Module):
         return mean, losses.view(len(tokens), -1).mean(dim=1)
 
     def _decode(self, tokens: Tensor) -> Tensor:
-        """Last hidden states, (b, seq_len) -> (b, seq_len, d), as LlamaModel.forward of transformers makes them.
+        """Return the last hidden states, (b, seq_len) -> (b, seq_len, d), equal to those of LlamaModel.forward.
 
-        That one builds a mask of (seq_len, seq_len) for each microbatch, which takes an eighth of a step on CPU, and on
-        CUDA keeps PyTorch from its fastest attention. Without a mask attention is causal.
+        LlamaModel.forward builds a (seq_len, seq_len) mask per microbatch. The mask costs an eighth of a step on CPU
+        and excludes PyTorch's fastest attention on CUDA. Without a mask, attention is causal.
         """
         model = self.hf.model
         hidden = model.embed_tokens(tokens)
@@ -70,22 +70,22 @@ class PackedDecoder(nn.Module):
 
 
 def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
-    """A new decoder with the paper's initial weights (normal, std sqrt(2/5/d); outputs 1/(sqrt(d) layers)).
+    """Return a new decoder with the paper's initial weights (normal, std sqrt(2/5/d); outputs 1/(sqrt(d) layers)).
 
-    They depend on `init_seed` alone: the same on every rank.
+    The weights depend on `init_seed` alone, so they are the same on every rank.
     """
     hf = new_model(llama_config(config, manifest, _choose_attention(train.attention)))
     generator = torch.Generator().manual_seed(config.init_seed)
     std = math.sqrt(2 / 5 / config.hidden_size)
     output_std = 1 / math.sqrt(config.hidden_size) / config.num_hidden_layers
-    for name, parameter in hf.named_parameters():  # a tied output layer is not listed a second time
+    for name, parameter in hf.named_parameters():  # lists a tied output layer once
         if parameter.dim() == 1:
             nn.init.ones_(parameter)  # norms
         else:
             is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(parameter, std=output_std if is_output else std, generator=generator)
     if train.compile:
-        for layer in hf.model.layers:  # each for itself, inside of what FSDP wraps, whose hooks cannot be compiled
+        for layer in hf.model.layers:  # one by one, inside the FSDP wrappers: FSDP's hooks cannot be compiled
             layer.forward = torch.compile(layer.forward)
     if train.activation_checkpointing:
         recompute_layers(hf)
@@ -93,10 +93,9 @@ def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -
 
 
 def recompute_layers(hf: LlamaForCausalLM) -> None:
-    """Let each layer keep its input alone, and compute the rest again in the backward pass.
+    """Let each layer store only its input, and recompute the rest in the backward pass.
 
-    The names of the weights in checkpoints stay the same. Done here and not by Composer, which does it only for a
-    model that FSDP shards.
+    Weight names in checkpoints stay the same. Composer would do this only for models that FSDP shards.
     """
     for number, layer in enumerate(hf.model.layers):
         hf.model.layers[number] = checkpoint_wrapper(layer, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
@@ -105,10 +104,10 @@ def recompute_layers(hf: LlamaForCausalLM) -> None:
 def _attend_on_cpu(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """SDPA of transformers, with keys and values repeated where they have fewer heads than queries.
+    """Call transformers' SDPA, with keys and values repeated where they have fewer heads than queries.
 
-    Transformers leaves that to PyTorch (enable_gqa) unless there is a mask. That suits CUDA; on CPU PyTorch then takes
-    its plain kernel instead of the flash one.
+    Without a mask, transformers leaves the repetition to PyTorch (enable_gqa). On CPU, PyTorch then uses its plain
+    kernel instead of its flash kernel.
     """
     if mask is None:
         groups = cast(int, module.num_key_value_groups)
@@ -122,7 +121,7 @@ AttentionMaskInterface.register(_ON_CPU, sdpa_mask)  # for transformers' own for
 
 
 def _choose_attention(wish: str) -> str:
-    """flash_attention_2 on CUDA where flash-attn can be imported, else SDPA; says which. Its name for transformers."""
+    """Choose flash_attention_2 on CUDA if flash-attn can be imported, else SDPA; log the choice, return its name."""
     if wish != "auto":
         chosen, reason = wish, "as configured"
     elif not torch.cuda.is_available():

@@ -1,41 +1,41 @@
-"""Arithmetic on a model's size: parameters, bytes of a checkpoint, divisors of a batch. Imports nothing slow."""
+"""Sizes of a model: parameters, bytes of a checkpoint, divisors of a batch. Imports nothing slow."""
 
 from __future__ import annotations
 
 from dataengine.config.training import ModelConfig
 
-NO_GPU_TO_MEASURE = "train.microbatch_size is auto, which needs a GPU's memory, and there is none. Set a number."
+NO_GPU_TO_MEASURE = "train.microbatch_size is auto, which needs a GPU, and this machine has none. Set a number."
 _VOCAB_MULTIPLE = 64  # as in TinyLlama (lit_gpt/config.py)
-_CHECKPOINT_BYTES = 12  # a parameter: fp32 weight and AdamW's two fp32 moments
+_CHECKPOINT_BYTES = 12  # per parameter: an fp32 weight and AdamW's two fp32 moments
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors of a positive number, in order."""
+    """Return all divisors of a positive number, in ascending order."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Parameters of the decoder: layers, last norm, embedding and, unless tied, output layer."""
+    """Return the parameters of the decoder: layers, last norm, embedding and, unless tied, output layer."""
     return model.num_hidden_layers * layer_parameters(model) + outer_parameters(model, vocab_size)
 
 
 def layer_parameters(model: ModelConfig) -> int:
-    """Parameters of one decoder layer: q and o, k and v, gate, up and down, two norms."""
+    """Return the parameters of one decoder layer: q and o, k and v, gate, up and down, two norms."""
     d = model.hidden_size
     kv = d // model.num_attention_heads * model.num_key_value_heads
     return 2 * d * d + 2 * d * kv + 3 * d * model.intermediate_size + 2 * d
 
 
 def outer_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Parameters outside the layers."""
+    """Return the parameters outside the layers."""
     return embedding_rows(vocab_size) * model.hidden_size * (1 if model.tie_word_embeddings else 2) + model.hidden_size
 
 
 def embedding_rows(vocab_size: int) -> int:
-    """Rows of the embedding; those beyond the vocabulary stay unused."""
+    """Return the rows of the embedding; rows beyond the vocabulary stay unused."""
     return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
 
 
 def checkpoint_bytes(model: ModelConfig, vocab_size: int) -> int:
-    """About what a checkpoint takes, over all ranks."""
+    """Return the approximate bytes of a checkpoint, over all ranks."""
     return num_parameters(model, vocab_size) * _CHECKPOINT_BYTES

@@ -107,14 +107,16 @@ def test_a_size_that_was_found_is_kept(
     assert caplog.messages == []
 
 
-def test_a_size_of_another_case_is_found_anew(config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_under_other_conditions_a_size_is_chosen_again(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert find_microbatch(config.model, MANIFEST, config.train, tmp_path, 2, Device("Small", 140)) == 4
     assert find_microbatch(config.model, MANIFEST, config.train, tmp_path, 2, Device("Large", 180)) == 8
     assert caplog.messages == [
-        "microbatch.json was of another case (device was Small and is Large; device_bytes was 140 and is 180), so the "
-        "microbatch was found anew",
-        "microbatches are of 8 from here on and were of 4: sums are added in another order, so losses differ in their "
-        "last bits from those of a run that stayed where it was",
+        "conditions of microbatch.json changed (device was Small and is Large; device_bytes was 140 and is 180): chose "
+        "the microbatch size again",
+        "microbatches have 8 samples from here on, before 4: gradients are summed in another order, so losses differ in "
+        "their last bits from those of an unchanged run",
     ]
 
 
@@ -136,7 +138,9 @@ def test_a_size_holds_for_its_settings(
     find_microbatch(config.model, MANIFEST, train, tmp_path, 4, Device("Large", 180))
     ((key, value),) = changed.items()
     now = getattr(config.train, key)
-    assert caplog.messages[0].startswith(f"microbatch.json was of another case (train.{key} was {now} and is {value})")
+    assert caplog.messages[0].startswith(
+        f"conditions of microbatch.json changed (train.{key} was {now} and is {value})"
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_a_size_holds_for_its_settings(
         (b"[]", "is damaged"),
     ],
 )
-def test_what_cannot_be_believed_is_found_anew(
+def test_a_file_without_valid_conditions_is_replaced(
     content: bytes, words: str, config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "microbatch.json"
@@ -165,19 +169,21 @@ def test_what_cannot_be_believed_is_found_anew(
         (30, "To make it fit, start 16 ranks."),  # 27: 20
         (
             13,
-            "Neither more ranks nor train.activation_checkpointing would help: take a smaller model or a larger GPU.",
+            "Neither more ranks nor train.activation_checkpointing would help: use a smaller model or a larger GPU.",
         ),
     ],
 )
 def test_advice_is_of_what_helps(memory: int, advice: str, config: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         find_microbatch(config.model, MANIFEST, config.train, tmp_path, 2, Device("Near", memory))
-    assert str(caught.value).startswith("not one sample fits: a step of one takes 0.0 GB, and Near has 0.0 GB")
+    assert str(caught.value).startswith(
+        "not even one sample fits: a step with one sample takes 0.0 GB, and Near has 0.0 GB"
+    )
     assert str(caught.value).endswith(advice)
     assert not (tmp_path / "microbatch.json").exists()
 
 
-def test_memory_is_told_without_a_gpu(config: Config) -> None:
+def test_memory_is_reported_without_a_gpu(config: Config) -> None:
     assert describe_memory(config.model, MANIFEST, config.train, 2) == (
         "memory of a step on a GPU: 90 B with microbatches of 1, 100 B with microbatches of 2, 120 B with microbatches "
         "of 4, 160 B with microbatches of 8"

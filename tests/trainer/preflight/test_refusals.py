@@ -277,7 +277,7 @@ CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (out_is_a_file, "/run: it is a file. Check the path and its permissions, or set another out."),
     (checkpoints_cannot_be_written, "out: cannot write in {folder}/run/checkpoints: "),
     (tensorboard_is_a_file, "out: cannot write in {folder}/run/tensorboard: it is a file."),
-    (no_gpu_to_measure, "train.microbatch_size is auto, which needs a GPU's memory, and there is none. Set a "),
+    (no_gpu_to_measure, "train.microbatch_size is auto, which needs a GPU, and this machine has none. Set a "),
     (log_is_a_folder, "out: {folder}/run/log.csv is a folder, and a file is to be written there. Move it away."),
     (no_usable_checkpoint, "is usable, though 1 were finished once"),
     (no_checkpoints_any_more, "has no checkpoint, though its log.csv has steps up to 7 and the first was due after 4."),
