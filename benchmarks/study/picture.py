@@ -1,4 +1,4 @@
-"""The study in one picture: BLEU over tokens for each placement of parallel text, above a strip that shows the placement."""
+"""The study in one picture: BLEU over tokens for each placement of parallel text, and the placements."""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ def find_microbatch(
         log.warning("conditions of microbatch.json changed (%s): chose the microbatch size again", "; ".join(changes))
         if kept["size"] != size:
             log.warning(
-                "microbatches have %d samples from here on, before %s: gradients are summed in another order, so losses "
-                "differ in their last bits from those of an unchanged run",
+                "microbatches have %d samples from here on, before %s: gradients are summed in another order, so "
+                "losses differ in their last bits from those of an unchanged run",
                 size,
                 kept["size"],
             )
