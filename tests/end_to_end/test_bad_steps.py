@@ -88,7 +88,7 @@ def test_weights_that_are_not_finite_are_not_saved(experiment: Experiment) -> No
     assert message in (  # the row may be of a token of the next step
         f"stopped: step 9: {name} holds a NaN or an infinite value after its update, so no checkpoint was saved. All "
         "weights and moments of the last checkpoint, of step 6, are finite. Run the same command again. If it stops "
-        "here again, lower train.learning_rate; if not, a device or its memory failed: have it checked.",
+        "here again, lower train.learning_rate. If not, a device or its memory failed: have it checked.",
     )
     assert [found.step for found in complete_checkpoints(out)] == [4, 6]
     assert not (out / "checkpoints" / "step-00000010").exists()
@@ -104,7 +104,7 @@ def test_a_bad_step_by_damaged_weights_is_not_skipped(experiment: Experiment) ->
     message = next(line for line in ranks.printed(out).splitlines() if line.startswith("stopped: step 8: "))
     assert "All weights and moments of the last checkpoint, of step 6, are finite." in message
     assert f"The weights were damaged before this step: {WEIGHT.removeprefix('state.model.')} holds a NaN" in message
-    assert message.endswith("lower train.learning_rate; if not, a device or its memory failed: have it checked.")
+    assert message.endswith("lower train.learning_rate. If not, a device or its memory failed: have it checked.")
     assert exact(ranks.train(experiment.config, out, skip)) == exact(experiment.straight)
 
 

@@ -22,8 +22,8 @@ def test_a_run_goes_on_without_cuda_and_with_it(first: str, then: str, words: st
     ranks.train(experiment.config, out, "train.max_steps=6", ranks=1, probe=first)
     log = ranks.train(experiment.config, out, "train.max_steps=12", probe=then)
     printed = ranks.printed(out)
-    assert f"step-00000006 was saved {words} and training goes on with" in printed
-    assert "step-00000006 was saved on 1 rank and training goes on with 2: sums over ranks" in printed
+    assert f"step-00000006 was saved {words} and training continues with" in printed
+    assert "step-00000006 was saved on 1 rank and training continues on 2: the order of sums over ranks" in printed
     assert_close(log, experiment.straight[:12])
     ranks.train(experiment.config, out, "train.max_steps=14", probe=then)
     assert "was saved" not in ranks.printed(out)

@@ -89,7 +89,7 @@ def test_sigterm_to_the_launcher_lets_its_ranks_save(experiment: Experiment) -> 
         ends = list(pool.map(terminate, outs))
     for out, printed in zip(outs, ends, strict=True):
         steps = complete_checkpoints(out)[-1].step
-        assert f"stopped as asked after {steps} steps" in printed
+        assert f"stopped as requested after {steps} steps" in printed
         resumed = ranks.train(experiment.config, out)
         assert f"steps {steps} to 16" in ranks.printed(out)
         assert exact(resumed) == exact(experiment.straight)

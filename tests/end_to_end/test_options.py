@@ -72,11 +72,11 @@ def test_a_dry_run_describes_and_trains_nothing(experiment: Experiment) -> None:
     assert "training     16 of 16 steps, 4,096 tokens" in printed
     assert "8 samples of 32 tokens on 2 ranks: 4 a rank, microbatches of 2, 2 a step" in printed
     assert re.search(r"memory of a step on a GPU: \d+\.\d MB with microbatches of 2\n", printed)
-    assert "to be trained: steps 0 to 16, a new run" in printed
+    assert "to train: steps 0 to 16, a new run" in printed
     assert not Path(out).exists()
     ranks.train(experiment.config, out, "train.max_steps=4")
     assert ranks.finish(ranks.start(experiment.config, out, "--dry-run")) == [0, 0]
-    assert f"to be trained: steps 4 to 16, from {out}/checkpoints/step-00000004" in ranks.printed(out)
+    assert f"to train: steps 4 to 16, from {out}/checkpoints/step-00000004" in ranks.printed(out)
     changed = ranks.start(experiment.config, out, "--dry-run", "model.hidden_size=64")
     assert ranks.finish(changed) == [2, 2]
     assert "holds another model: hidden_size was 32 and is 64" in ranks.printed(out)

@@ -57,8 +57,8 @@ def test_the_newest_bad_step_is_shown_with_its_sources(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "has no bad-step file: no step of this run was refused. Name one with --step"),
-        (["--step", "16"], "step 16 is none of the run's 16, which count from 0"),
+        ([], "has no bad-step file: every step of this run was trained. Name a step with --step"),
+        (["--step", "16"], "step 16 is not a step of this run: give 0 to 15"),
     ],
 )
 def test_a_step_that_is_not_there(

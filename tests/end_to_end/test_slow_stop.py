@@ -77,7 +77,7 @@ def test_a_step_that_takes_longer_than_the_launcher_waits_is_finished_and_saved(
     printed, _ = process.communicate(timeout=300)  # until the last rank has closed it
     assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM), printed  # sent away, it killed nobody
     assert complete_checkpoints(out)[-1].step == len(read_log(out / "log.csv")) == 7, printed
-    assert "stopped as asked after 7 steps, with a checkpoint" in printed
+    assert "stopped as requested after 7 steps, with a checkpoint" in printed
     log = ranks.train(experiment.config, out)
     assert "steps 7 to 16" in ranks.printed(out)
     assert exact(log) == exact(experiment.straight)

@@ -32,7 +32,7 @@ def test_a_signal_to_any_rank_saves_and_ends_all_with_0(
     assert ranks.finish(processes) == [0, 0], ranks.printed(out)
     step = len(read_log(out / "log.csv"))
     assert 8 <= step <= 10
-    assert f"stopped as asked after {step} steps, with a checkpoint; the same command goes on" in ranks.printed(out)
+    assert f"stopped as requested after {step} steps, with a checkpoint; the same command resumes" in ranks.printed(out)
     assert complete_checkpoints(out)[-1].step == step
     log = ranks.train(experiment.config, out)
     assert f"steps {step} to 16" in ranks.printed(out)
@@ -78,8 +78,7 @@ def test_a_rank_that_hangs_ends_all_by_name(experiment: Experiment) -> None:
     out = experiment.folder / "hangs"
     codes = ranks.finish(ranks.start(experiment.config, out, probe="hang"))
     assert codes == [1, 1], ranks.printed(out)
-    words = (
-        r"error: rank 1 \(process \d+ on .*\) did not go on for \d+ s while training step 6, at ranks.py:\d+ \(loss\)"
-    )
+    place = r"training step 6, at ranks.py:\d+ \(loss\)"
+    words = rf"error: rank 1 \(process \d+ on .*\) made no progress for \d+ s while {place}"
     assert re.search(words, ranks.printed(out)), ranks.printed(out)
     assert exact(ranks.train(experiment.config, out)) == exact(experiment.straight)

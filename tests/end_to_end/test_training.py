@@ -151,8 +151,8 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(experiment: Experi
     shutil.rmtree(out / "checkpoints")
     log = (out / "log.csv").read_bytes()
     assert refusal(experiment, out) == (
-        f"{out} has no checkpoint, though its log.csv has steps up to 15 and the first was due after 4. "
-        f"Restore {out}/checkpoints, or remove log.csv to begin at step 0."
+        f"{out} has no checkpoint, although its log.csv has steps up to 15 and the first checkpoint was due after 4 "
+        f"steps. Restore {out}/checkpoints, or remove log.csv to start at step 0."
     )
     assert (out / "log.csv").read_bytes() == log
     (out / "log.csv").write_bytes(b"".join(log.splitlines(keepends=True)[:5]))  # killed before the first was saved
@@ -201,9 +201,9 @@ def test_a_resume_on_other_data_is_refused(experiment: Experiment) -> None:
     changes = [store, "stages.1.mix.mono=1", f"out={out}"]
     build(load_config(experiment.config, changes), workers=1)
     assert refusal(experiment, out, *changes) == (
-        f"the 12 steps that {out} has trained would change: stage 'mixed' was 6 steps of 8 both, 16 en-zh, "
-        f"24 mono and is 6 steps of 12 both, 24 en-zh, 12 mono. Build with {out}/config.yaml and the sources of "
-        "then, change only what comes after these steps (stages can be added), or give this run another `out`."
+        f"the 12 trained steps of {out} would change: stage 'mixed' was 6 steps of 8 both, 16 en-zh, "
+        f"24 mono and is 6 steps of 12 both, 24 en-zh, 12 mono. Build with {out}/config.yaml and its sources, change "
+        "only what comes after these steps (you can add stages), or give this run another `out`."
     )
 
 
@@ -236,7 +236,7 @@ def test_a_batch_that_is_not_the_plans_stops_every_rank(experiment: Experiment) 
     for rank in range(2):
         assert (
             f"step 3: the loader gave 8 samples that differ from the plan's 8 from slot 4 on: {given[4:]} for "
-            f"{planned[4:]}. Nothing of this batch was trained on; the last checkpoint is good."
+            f"{planned[4:]}. This batch was not trained on; the last checkpoint is good."
         ) in out.with_name(f"stray.rank{rank}.txt").read_text()
     assert len(read_log(out / "log.csv")) == 3
 

@@ -1,5 +1,5 @@
-"""One run of training: `start` looks at everything, `session` runs Composer's Trainer from where the run stands.
+"""One run of training: `start` checks everything, `session` runs Composer's Trainer from the run's current step.
 
-A config, a manifest and a run folder come in; checkpoints, a step log and a trained model go out. It uses every
-other package of the trainer but evaluation and reporting, and may not know those.
+Input: a config, a manifest and a run folder. Output: checkpoints, a step log and a trained model. Uses every other
+package of the trainer except evaluation and reporting.
 """

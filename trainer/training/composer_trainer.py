@@ -49,7 +49,7 @@ def make_trainer(
     uploader: Uploader | None,
     stop: StopRequest,
 ) -> Trainer:
-    """Composer's Trainer for an experiment, loaded from the checkpoint that the run begins with."""
+    """Return Composer's Trainer for an experiment, with the checkpoint loaded that the run begins with."""
     ranks, on_gpu = group.ranks, torch.cuda.is_available()
     cache = ShardCache(
         open_store(config.store),
@@ -106,7 +106,7 @@ def make_trainer(
         max_duration=f"{last}ba",
         device="gpu" if on_gpu else "cpu",
         precision="amp_bf16" if on_gpu else "fp32",  # Composer has no bf16 on CPU
-        device_train_microbatch_size=microbatch,  # Composer's "auto" changes the sums, and so the floats
+        device_train_microbatch_size=microbatch,  # Composer's "auto" would change the order of sums
         parallelism_config={"fsdp": sharding(config.train)} if is_sharded(ranks.world_size) else None,
         callbacks=callbacks,
         loggers=make_loggers(config, run.folder, begin.step) if ranks.rank == 0 else [],

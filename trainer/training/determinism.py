@@ -1,4 +1,4 @@
-"""`train.deterministic`: the same floats whenever the same GPUs compute the same. Needs no Composer."""
+"""`train.deterministic`: equal floats for equal computations on equal GPUs. Needs no Composer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def make_deterministic() -> None:
-    """Let this process compute without atomic additions and with fixed kernels; to be called before CUDA starts.
+    """Make this process use fixed kernels without atomic additions. Call this before CUDA starts.
 
-    The backward passes of attention (PyTorch's and flash-attn's), `index_add_` and `scatter_add_` change on CUDA; on
-    CPU nothing does. PyTorch raises RuntimeError for an operation that has no such form; the trainer uses none.
+    On CUDA this changes the backward passes of attention (PyTorch's and flash-attn's), `index_add_` and
+    `scatter_add_`; on CPU it changes nothing. PyTorch raises RuntimeError for operations without a deterministic form;
+    the trainer uses none of them.
     """
     if os.environ.get(_CUBLAS) not in (":4096:8", ":16:8"):
         os.environ[_CUBLAS] = ":4096:8"
     os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers passes it to flash-attn
     torch.use_deterministic_algorithms(True)
-    # Costs a write of each new tensor, and nothing here reads memory that it has not written.
+    # Filling would write each new tensor twice; no code here reads memory before it is written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False

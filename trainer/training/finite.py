@@ -1,4 +1,4 @@
-"""Whether all weights and moments are finite: a checkpoint with a NaN stops every run that begins with it."""
+"""Check that all weights and moments are finite: a checkpoint with a NaN would stop every run that begins with it."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from trainer.run.ranks import Collective
 
 
 def not_finite(state: Mapping[str, Any], group: Collective) -> list[str]:
-    """Names of the tensors of a (nested) state dict that hold a NaN or an infinite value on any rank.
+    """Return the names of tensors in a nested state dict that hold a NaN or an infinite value on any rank.
 
-    Each rank looks at its own shards, in one pass over its memory. All ranks call it and get the same names.
+    Each rank checks its own shards, in one pass over its memory. All ranks call this and get the same names.
     """
     leaves = _pytree.tree_leaves_with_path(dict(state))
     own = _not_finite_here({_name(path): value for path, value in leaves if isinstance(value, Tensor)})
     return list(dict.fromkeys(name for names in group.gather(own) for name in names))
 
 
-def tell(names: Sequence[str]) -> str:
-    """What `not_finite` found, in words."""
-    more = f", and {len(names) - 1:,} more do" if len(names) > 1 else ""
+def describe_not_finite(names: Sequence[str]) -> str:
+    """Return a phrase for the result of `not_finite`."""
+    more = f", as do {len(names) - 1:,} more tensors" if len(names) > 1 else ""
     return f"{names[0]} holds a NaN or an infinite value{more}"
 
 
 def check_finite(checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> list[str]:
-    """The same of tensors number `share`, `share + shares` ... of a checkpoint whose files are here, in words.
+    """Return a phrase per tensor of a local checkpoint that is not finite, of tensors `share`, `share + shares` ...
 
-    Nothing is read of a checkpoint that was looked at before it was saved; those of older versions were not.
+    Checkpoints that were checked before the save are not read again. Those of older versions were not checked.
     """
     if checkpoint.finite:
         return []
@@ -54,7 +54,7 @@ def check_finite(checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> lis
 def _not_finite_here(tensors: Mapping[str, Tensor]) -> list[str]:
     parts = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
     parts = {name: part for name, part in parts.items() if part.is_floating_point() and part.numel()}
-    # One at a time: they may be on several devices, as the steps of moments are.
+    # One at a time: tensors may be on different devices (AdamW's step counts are).
     largest = {name: torch.linalg.vector_norm(part, float("inf")) for name, part in parts.items()}
     return [name for name, norm in largest.items() if not norm.isfinite()]
 

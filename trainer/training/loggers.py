@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, as a config asks for them, on the first rank."""
+"""TensorBoard and Weights & Biases, as configured, on rank 0."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from trainer.training.wandb_run import open_wandb
 
 
 class TensorBoard(LoggerDestination):
-    """Event files in a folder; what an earlier process wrote of more than `first` steps is shown no more.
+    """Event files in a folder; events of earlier processes after step `first` are hidden.
 
-    Composer's own logger cannot leave those out, so a curve goes back and forth after each resume.
+    Composer's own logger keeps them, so that curves jump back after each resume.
     """
 
     def __init__(self, folder: Path, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Rows are numbered by the steps done.
+        # Events are numbered by completed steps.
         self._writer = SummaryWriter(str(folder), purge_step=first + 1)  # type: ignore[no-untyped-call]
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Write what is a number."""
+        """Write the numeric metrics."""
         for name, value in metrics.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, global_step=step)  # type: ignore[no-untyped-call]
 
     def post_close(self) -> None:
-        """Write what waits."""
+        """Flush and close."""
         self._writer.close()  # type: ignore[no-untyped-call]
 
 
@@ -42,17 +42,17 @@ class WeightsAndBiases(LoggerDestination):
         self._run: Any = open_wandb(config, settings, folder, first)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Send; W&B leaves out steps that it has already."""
+        """Send metrics; W&B ignores steps that it already has."""
         if step is not None:
             self._run.log(metrics, step=step)
 
     def post_close(self) -> None:
-        """Send what waits."""
+        """Send everything that is queued."""
         self._run.finish()
 
 
 def make_loggers(config: Config, folder: Path, first: int) -> list[LoggerDestination]:
-    """The loggers of a run that has trained `first` steps, with their files in its folder."""
+    """Return the loggers of a run that has trained `first` steps; their files are in its folder."""
     loggers: list[LoggerDestination] = []
     if config.train.tensorboard:
         loggers.append(TensorBoard(folder / "tensorboard", first))

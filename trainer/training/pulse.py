@@ -1,10 +1,10 @@
-"""Each rank says over the rendezvous store where it stands, so that one that hangs, fails or dies ends the others soon.
+"""A heartbeat of each rank over the rendezvous store, so that one rank that hangs, fails or dies soon ends all ranks.
 
-A collective cannot say who is missing, and its timeout must outlast an outage of a bucket, which one rank may wait for
-while the others wait for it. Here a rank that waits for its batch has that long, and one that computes has STUCK_S. A
-thread of each rank writes its state every BEAT_S; that of rank 0 judges all of them. Every rank ends by the verdict,
-whatever its main thread waits for. Time in which a process is suspended (Ctrl-Z, a scheduler, a machine that is paused)
-does not count. Needs no Composer.
+A collective cannot name the missing rank, and its timeout must be longer than a bucket outage that one rank may wait
+for. Here, a rank that waits for its batch has the time of an outage, and a rank that computes has STUCK_S. A thread in
+each rank writes its state every BEAT_S; the thread of rank 0 judges all states. On a verdict every rank ends, whatever
+its main thread waits for. Time in which a process is suspended (Ctrl-Z, a scheduler, a paused machine) does not count.
+Needs no Composer.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from trainer.run.ranks import Rendezvous
 from trainer.training.spikes import BadStepError
 
 BEAT_S = 5.0
-LOST_S = 120.0  # without a beat: the process, its machine or the network is gone, or stands still
+LOST_S = 120.0  # without a heartbeat: the process, its machine or the network is gone or frozen
 STUCK_S = 600.0  # at one place of a step, such as a microbatch
-GRACE_S = 5.0  # for a rank that has heard of a failure by itself, and for rank 0 to speak first
+GRACE_S = 5.0  # for ranks that notice the failure themselves, and for rank 0 to print first
 
 _VERDICT = "pulse/verdict"
-_PAUSES = 6  # beats that are missing: this process was suspended, perhaps with all others, and judges anew
-_PLACES = 4  # and ranks of each, that a message names
+_PAUSES = 6  # missing heartbeats of its own: this process was suspended, perhaps with all others, and starts over
+_PLACES = 4  # places, and ranks per place, that a message names
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a rank stands."""
+    """The state of a rank."""
 
-    place: int = 0  # how many places it has passed; equal numbers on two ranks are the same place
+    place: int = 0  # number of places passed; equal numbers on two ranks mean the same place
     doing: str = "starting"
     since_s: float = 0.0
     patience_s: float = STUCK_S
     pid: int = 0
     node: str = ""
-    line: str = ""  # of Python, where its main thread is
+    line: str = ""  # Python line of the main thread
     ended: bool = False
 
 
 class _Place(NamedTuple):
-    """Where this rank stands, and since when."""
+    """The place of this rank, and its time."""
 
     number: int
     doing: str
@@ -61,17 +61,17 @@ class _Place(NamedTuple):
 
 
 def judge(states: Sequence[State], silent_s: Sequence[float]) -> str | None:
-    """Which ranks the others wait for in vain, and what to do; None while all is well.
+    """Return which ranks the others wait for in vain, and what to do; None while all ranks make progress.
 
-    `silent_s`: seconds since each rank's last beat.
+    `silent_s`: seconds since each rank's last heartbeat.
     """
     running = {rank: state for rank, state in enumerate(states) if not state.ended}
     lost = {rank: state for rank, state in running.items() if silent_s[rank] > LOST_S}
     if lost:
         seconds = max(silent_s[rank] for rank in lost)
         return (
-            f"nothing was heard of {_names(lost)} for {seconds:.0f} s. The process was killed (look for the kernel's "
-            "out-of-memory killer: dmesg), or its machine or the network is down. The same command resumes."
+            f"no sign of life from {_names(lost)} for {seconds:.0f} s. The process was killed (check dmesg for the "
+            "kernel's out-of-memory killer), or its machine or the network is down. The same command resumes."
         )
     last = min((state.place for state in running.values()), default=0)
     behind = {rank: state for rank, state in running.items() if state.place == last}
@@ -81,12 +81,12 @@ def judge(states: Sequence[State], silent_s: Sequence[float]) -> str | None:
     first = next(iter(stuck.values()))
     if len(behind) == len(running):
         return (
-            f"no rank has gone on for {first.since_s:.0f} s, all are {first.doing}, at {_lines(running)}. If these are "
-            "one line, check the network between the nodes and the GPUs (nvidia-smi). The same command resumes."
+            f"no rank made progress for {first.since_s:.0f} s, all are {first.doing}, at {_lines(running)}. If all are "
+            "at one line, check the network between the nodes and the GPUs (nvidia-smi). The same command resumes."
         )
     return (
-        f"{_names(stuck)} did not go on for {first.since_s:.0f} s while {first.doing}, at {first.line}, and the other "
-        "ranks wait. The same command resumes; if it hangs there again, look at that process (py-spy dump --pid "
+        f"{_names(stuck)} made no progress for {first.since_s:.0f} s while {first.doing}, at {first.line}, and the "
+        "other ranks wait. The same command resumes. If it hangs there again, look at that process (py-spy dump --pid "
         "PID), its GPU and its disk."
     )
 
@@ -96,7 +96,7 @@ def _names(ranks: Mapping[int, State]) -> str:
 
 
 def _lines(ranks: Mapping[int, State]) -> str:
-    """Where ranks are, the rarest place first: the others may wait for those there."""
+    """Return the places of ranks, the rarest first, since the others may wait for those ranks."""
     places: dict[str, list[str]] = {}
     for rank, state in ranks.items():
         places.setdefault(state.line, []).append(f"{rank} on {state.node}")
@@ -107,13 +107,13 @@ def _lines(ranks: Mapping[int, State]) -> str:
 
 
 def _line() -> str:
-    """Where the main thread is, in Python."""
+    """Return the Python line of the main thread."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})" if frame else "?"
 
 
 class Pulse:
-    """The thread of this rank. Inside of the block an exception of one rank ends all; alone there is nobody to tell."""
+    """The heartbeat of this rank. In the `with` block, an exception on one rank ends all; a single rank has none."""
 
     def __init__(self, group: Rendezvous, outage_limit_s: float) -> None:
         self._group, self._outage_limit_s = group, outage_limit_s
@@ -125,39 +125,39 @@ class Pulse:
         self.at("starting", may_wait=True)
 
     def at(self, doing: str, *, may_wait: bool = False) -> None:
-        """Say that this rank has come to the next place, the same one on all ranks.
+        """Move to the next place, the same one on all ranks.
 
-        `may_wait`: whether it may wait for a bucket or a slow disk there.
+        `may_wait`: whether the rank may wait for a bucket or a slow disk there.
         """
         patience_s = STUCK_S + (self._outage_limit_s if may_wait else 0.0)
-        self._now = _Place(self._now.number + 1, doing, time.monotonic(), patience_s)  # at once: the thread reads it
+        self._now = _Place(self._now.number + 1, doing, time.monotonic(), patience_s)  # the thread reads it
 
     def __enter__(self) -> Pulse:
-        """Begin, on all ranks together."""
+        """Start, on all ranks together."""
         if self._group.ranks.world_size > 1:
             self._store = self._group.connect(LOST_S)
             self._beat()
-            self._group.gather(None)  # from here on all have a state
+            self._group.gather(None)  # from here on every rank has a state
             threading.Thread(target=self._work, name="pulse", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End; tell the others why, if it is for an error."""
+        """Stop; report the error to the other ranks, if any."""
         if error is not None:
             self.fail(error)
         self.close()
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others why this rank ends, and end; what it still uploads is nothing that they wait for."""
+        """Report to the other ranks why this rank ends, and stop. They do not wait for its remaining uploads."""
         if self._group.ranks.world_size > 1 and not self._ended.is_set():
             with suppress(RuntimeError):
                 self._store.compare_set(_VERDICT, "", pickle.dumps(_verdict(self._group.ranks.rank, error)).hex())
         self.close()
 
     def close(self) -> None:
-        """End: no rank waits for this one any more."""
+        """Stop: other ranks no longer wait for this one."""
         if self._group.ranks.world_size > 1 and not self._ended.is_set():
             self._ended.set()
             with suppress(RuntimeError):
@@ -168,13 +168,13 @@ class Pulse:
             try:
                 self._beat()
                 verdict = self._verdict()
-            except RuntimeError:  # of the store, which rank 0 holds
-                verdict = 1, f"rank 0, which the others meet at ({self._group.address}), is gone or does not answer"
+            except RuntimeError:  # from the store, which rank 0 serves
+                verdict = 1, f"rank 0, where the ranks meet ({self._group.address}), is gone or does not answer"
             if verdict is not None:
                 self._end(*verdict)
 
     def _beat(self) -> None:
-        with self._beating:  # the beat that says that this rank has ended is the last one
+        with self._beating:  # the heartbeat that reports the end is the last one
             now, place = time.monotonic(), self._now
             if now - self._beaten > _PAUSES * BEAT_S:
                 self._awake = now
@@ -186,7 +186,7 @@ class Pulse:
             self._store.set(f"pulse/{self._group.ranks.rank}", pickle.dumps((now, state)))
 
     def _verdict(self) -> tuple[int, str] | None:
-        """Exit code and words; rank 0 judges first."""
+        """Return exit code and message, None so far; rank 0 judges first."""
         if self._group.ranks.rank == 0 and (words := self._judge()) is not None:
             self._store.compare_set(_VERDICT, "", pickle.dumps((1, words)).hex())
         if not self._store.check([_VERDICT]):
@@ -207,7 +207,7 @@ class Pulse:
         return judge(states, [now - self._heard[rank][1] for rank in range(self._group.ranks.world_size)])
 
     def _end(self, code: int, words: str) -> None:
-        """End this process, unless its main thread does so."""
+        """End this process, unless its main thread ends it first."""
         if self._ended.wait(GRACE_S):
             return
         print(f"error: {words}", file=sys.stderr, flush=True)
@@ -218,12 +218,12 @@ class Pulse:
 
 
 def _verdict(rank: int, error: BaseException) -> tuple[int, str]:
-    """Exit code and words for an error that a rank ends with."""
+    """Return exit code and message for the error that ends a rank."""
     name = f"rank {rank} on {platform.node()}"
     if isinstance(error, InputError):
         return 2, f"{name}: {message_of(error)}"
     if isinstance(error, SystemExit) and isinstance(error.code, int):
-        return error.code, f"{name} was asked to end"
+        return error.code, f"{name} was asked to stop"
     if isinstance(error, BadStepError):
         return 3, f"{name}: {error}"
     if (words := describe_disk(error)) is not None:

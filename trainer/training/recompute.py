@@ -1,4 +1,4 @@
-"""Losses and gradients of a step once more, on one process and without Composer's loop."""
+"""Recompute losses and gradients of a step, on one process and without Composer's loop."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from trainer.training.determinism import make_deterministic
 
 
 class Recomputation:
-    """The model and the optimizer of a checkpoint, or new ones."""
+    """The model and the optimizer of a checkpoint, or new ones without a checkpoint."""
 
     def __init__(self, config: Config, manifest: Manifest, checkpoint: Checkpoint | None, step: int) -> None:
-        """The checkpoint's files are in its folder; any number of ranks wrote them. Its names are Composer's.
+        """Load a checkpoint whose files are local, written by any number of ranks. `step` is the first step to train.
 
-        `step` is the first one to be trained.
+        The names in a checkpoint are Composer's.
         """
         if config.train.deterministic:
             make_deterministic()
@@ -58,11 +58,11 @@ class Recomputation:
         self._step += 1
 
     def skip(self) -> None:
-        """Pass over the next step, which was not trained on."""
+        """Skip the next step, which was not trained on."""
         self._step += 1
 
     def measure(self, tokens: Tokens) -> tuple[Sequence[float], float]:
-        """The loss of each sample of a batch, and the norm of the batch's gradient, which is left in the model."""
+        """Return the loss of each sample of a batch and the norm of its gradient; the gradient stays in the model."""
         self._model.zero_grad()
         device = next(self._model.parameters()).device
         microbatch = 1 if self._config.microbatch_size == "auto" else self._config.microbatch_size
@@ -91,6 +91,6 @@ class _Pass(nn.Module):
 
 
 def pass_in_bf16(model: TranslationModel, part: Tensor, share: float) -> Tensor:
-    """The same with weights, and what lies between layers, in bf16, as FSDP has them on CUDA; gradients are fp32."""
+    """Run `_Pass` with weights and activations in bf16, as FSDP does on CUDA; gradients are fp32."""
     weights = {f"model.{name}": parameter.bfloat16() for name, parameter in model.named_parameters()}
     return cast(Tensor, torch.func.functional_call(_Pass(model), weights, (part, share)))

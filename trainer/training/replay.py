@@ -1,4 +1,4 @@
-"""Rebuild a step of a run: its samples, and their losses with the nearest weights."""
+"""Rebuild a step of a run: its samples, and their losses under the nearest weights."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ class Sample:
     slot: int
     stream: str
     sample_id: int
-    loss: float | None  # by the weights of `Replay.weights_of`
+    loss: float | None  # under the weights of `Replay.weights_of`
     sources: list[str]  # FILE:LINE of each document in it
     text: str
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A step as it was, or would have been, trained."""
+    """A step as it was trained, or would have been."""
 
     step: int
-    weights_of: int | None  # steps that the weights had been trained for; None: there is no such checkpoint
+    weights_of: int | None  # number of steps that the weights were trained for; None: no checkpoint
     loss: float | None
     grad_norm: float | None  # before clipping
     samples: list[Sample]  # in slot order
 
 
 def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Replay:
-    """Rebuild a step of a run. Raises InputError if the run, its streams or the step are not there."""
+    """Rebuild a step of a run. Raises InputError if the run, its streams or the step do not exist."""
     run.check_there()
     run.fetch(*SMALL_FILES)
     manifest = read_run_manifest(run.folder, run.url)
@@ -63,7 +63,7 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
     check_config(config, run, manifest)
     step = newest_bad_step(run.folder) if step is None else step
     if not 0 <= step < manifest.schedule.steps:
-        raise InputError(f"step {step} is none of the run's {manifest.schedule.steps:,}, which count from 0")
+        raise InputError(f"step {step} is not a step of this run: give 0 to {manifest.schedule.steps - 1:,}")
     reader = PlanReader.of_store(manifest, open_store(config.store))
     batch = reader.read(step)
     samples = list(describe(config, manifest, batch))
@@ -92,9 +92,9 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
 
 
 def find_weights(run: Run, config: Config, step: int) -> tuple[Run, Checkpoint | None, int]:
-    """The newest weights at or before a step: a run, its checkpoint, and the step that this run trained with them.
+    """Find the newest weights at or before a step. Return their run, the checkpoint, and the step they were used for.
 
-    Before a run's first checkpoint they are those that it began with, of `init`, or new ones (None).
+    Before the first checkpoint, these are the weights that the run began with: those of `init`, or new ones (None).
     """
     older = [checkpoint for checkpoint in all_checkpoints(run) if checkpoint.step <= step]
     if older:
@@ -106,18 +106,18 @@ def find_weights(run: Run, config: Config, step: int) -> tuple[Run, Checkpoint |
 
 
 def newest_bad_step(folder: Path) -> int:
-    """The step of the newest bad-step file. Raises InputError if there is none."""
+    """Return the step of the newest bad-step file. Raises InputError if there is none."""
     found = sorted(folder.glob("bad-step-*.json"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise InputError(f"{folder} has no bad-step file: no step of this run was refused. Name one with --step")
+        raise InputError(f"{folder} has no bad-step file: every step of this run was trained. Name a step with --step")
     try:
-        return int(parse_json(found[-1].read_bytes())["step"])  # of a bad loss, NaN, which orjson does not know
+        return int(parse_json(found[-1].read_bytes())["step"])  # may hold NaN, which orjson does not read
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{found[-1]} is damaged ({error}). Remove it, or name a step with --step") from None
 
 
 def describe(config: Config, manifest: Manifest, batch: PlannedSamples) -> Iterator[Sample]:
-    """The samples of a batch with where they come from, in slot order."""
+    """Yield the samples of a batch with their source lines, in slot order."""
     store, tokenizer = open_store(config.store), load_tokenizer(config.tokenizer, config.eos_token)
     provenance = [StreamProvenance(store, stream.remote, manifest.seq_len + 1) for stream in manifest.streams]
     first_ids = manifest.order.first_ids.tolist()

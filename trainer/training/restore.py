@@ -15,17 +15,17 @@ from trainer.run.ranks import count_ranks
 from trainer.training.callbacks.rng import RestoreRng
 
 log = logging.getLogger(__name__)
-# What a second stage that begins at its step 0 does not take from the checkpoint that it begins with.
+# Parts of a checkpoint that a second stage with its own step 0 does not load.
 _OF_THE_PLAN = ("timestamp", "schedulers", "dataset_state", "callbacks")
 _CUDA_STATE = "rng.0.cuda"  # name of the first rank's, in checkpoints that were made on CUDA
 
 
 def load_state(trainer: Trainer, checkpoint: Checkpoint, *, restart: bool) -> None:
-    """Load a checkpoint of any number of ranks into a trainer that has not begun; `restart` leaves out its plan.
+    """Load a checkpoint, written by any number of ranks, into a new trainer; `restart` leaves out its plan.
 
-    As composer.utils.checkpoint.load_sharded_checkpoint does, which refuses a model that is not sharded: that of a run
-    on one rank. The random states of the ranks come back at the first step, as far as the checkpoint has them: one made
-    without CUDA has none of a GPU.
+    Same as composer.utils.checkpoint.load_sharded_checkpoint, which refuses the unsharded model of a run on one rank.
+    Random states are restored at the first step, as far as the checkpoint has them: one made without CUDA has no
+    state of a GPU.
     """
     state = trainer.state
     content: dict[str, Any] = {"state": state.state_dict()}
@@ -47,18 +47,18 @@ def load_state(trainer: Trainer, checkpoint: Checkpoint, *, restart: bool) -> No
 
 
 def _tell_differences(checkpoint: Checkpoint, ranks: int, *, had_cuda: bool, has_cuda: bool) -> None:
-    """Warn of what makes this run go on with other floats than the one that saved the checkpoint would have."""
+    """Warn about differences that change this run's floats, compared with the run that saved the checkpoint."""
     if had_cuda != has_cuda:
         log.warning(
-            "%s was saved %s CUDA and training goes on %s: the precision is another (bf16 on CUDA, fp32 without), so "
+            "%s was saved %s CUDA and training continues %s: the precision differs (bf16 on CUDA, fp32 without), so "
             "losses change slightly from here on; samples stay the same",
             checkpoint.folder,
             *(("with", "without") if had_cuda else ("without", "with")),
         )
     if checkpoint.world_size != ranks:
         log.warning(
-            "%s was saved on %s and training goes on with %d: sums over ranks are added in another order, so "
-            "losses change in their last digits from here on; samples stay the same",
+            "%s was saved on %s and training continues on %d: the order of sums over ranks differs, so losses change "
+            "in their last digits from here on; samples stay the same",
             checkpoint.folder,
             count_ranks(checkpoint.world_size),
             ranks,

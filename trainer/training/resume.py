@@ -1,4 +1,4 @@
-"""Where a run begins: the checkpoint that all ranks agree on, and the folder that is prepared for it."""
+"""Where a run begins: all ranks agree on a checkpoint, and its folder is prepared."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a run begins: at the checkpoint of `resume`, or of another run (`init`), or with new weights (neither)."""
+    """Where a run begins: its own checkpoint (`resume`), another run's (`init`), or new weights (neither)."""
 
     resume: Checkpoint | None = None
     init: Checkpoint | None = None
-    source: Run | None = None  # the run of `init` if that is continued, not begun anew at step 0
-    lineage: dict[str, Any] | None = None  # of `init`, also of a run that is resumed
+    source: Run | None = None  # the run of `init`, if continued rather than restarted at step 0
+    lineage: dict[str, Any] | None = None  # of `init`, also in a resumed run
 
     @property
     def checkpoint(self) -> Checkpoint | None:
-        """What is loaded."""
+        """The checkpoint to load."""
         return self.resume or self.init
 
     @property
     def step(self) -> int:
-        """The first step that is trained."""
+        """The first step to train."""
         return self.checkpoint.step if self.checkpoint and not self.restart else 0
 
     @property
     def restart(self) -> bool:
-        """Whether the weights and moments of `init` are taken, and step 0 is the first."""
+        """Whether training starts at step 0 with the weights and moments of `init`."""
         return self.init is not None and self.source is None
 
 
 def find_beginning(config: Config, manifest: Manifest, run: Run, group: Collective) -> Beginning:
-    """The newest checkpoint of the run that is whole for all ranks, or that of `init`; its files come to this node."""
+    """Find the run's newest checkpoint that is complete on all ranks, or that of `init`; fetch its files."""
     resume = agree_on_checkpoint(run, group)
     if resume is not None:
         return Beginning(resume, lineage=resume.init)
@@ -73,20 +73,20 @@ def find_beginning(config: Config, manifest: Manifest, run: Run, group: Collecti
     init, mode = config.init, config.init.mode
     source, found = group.run_on_all(lambda: find_init(config, init, manifest))
     if damage := fetch_whole(source, found, group):
-        raise InputError(f"init.checkpoint cannot be used: {'; '.join(damage)}. Name another one.")
+        raise InputError(f"init.checkpoint cannot be used: {'; '.join(damage)}. Name another checkpoint.")
     lineage = {
         "checkpoint": f"{source.url}/checkpoints/{found.folder.name}",
         "mode": mode,
         "step": found.step,
         "plan_id": found.plan_id,
         "digest": found.digest,
-        "init": found.init,  # what that run began with
+        "init": found.init,  # the checkpoint that run began with
     }
     return Beginning(init=found, source=source if mode == "continue" else None, lineage=lineage)
 
 
 def agree_on_checkpoint(run: Run, group: Collective) -> Checkpoint | None:
-    """The newest checkpoint that all ranks see, whole to the last bit and finite; None for a new run."""
+    """Return the newest checkpoint that all ranks see, complete, undamaged and finite; None for a new run."""
     seen = group.gather({found.step for found in all_checkpoints(run)})
     steps = set.intersection(*seen)
     while True:
@@ -102,7 +102,7 @@ def agree_on_checkpoint(run: Run, group: Collective) -> Checkpoint | None:
 
 
 def fetch_whole(run: Run, checkpoint: Checkpoint, group: Collective) -> list[str]:
-    """Bring a checkpoint's files to each node; what any rank found wrong with them, or with the weights in them."""
+    """Fetch a checkpoint's files to each node; return what any rank found wrong with the files or the weights."""
     share, shares = group.ranks.local_rank, group.ranks.local_world_size
 
     def look(action: Callable[[], list[str]]) -> list[str]:
@@ -113,15 +113,15 @@ def fetch_whole(run: Run, checkpoint: Checkpoint, group: Collective) -> list[str
 
 
 def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginning) -> Settings:
-    """Write the run's manifest, config and settings, and clear its bucket of what it will write anew.
+    """Write the run's manifest, config and settings; remove from its bucket what it will write again.
 
-    A run that continues another one also gets the log and the settings of the steps before. Returns the settings that
-    it goes on with.
+    A run that continues another one also gets the log and the settings of the earlier steps. Returns the settings from
+    here on.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
     if begin.source is not None:
         history = take_over(begin.source, run.folder, begin.step)
-    else:  # by the manifest and the config of then, before they are replaced
+    else:  # reads the earlier manifest and config, before they are replaced
         history = put_aside_damaged(run.folder) if begin.step else []
     settings = settings_ahead(history, begin.step, config, manifest.schedule)
     run.publish(SETTINGS, dump_history(with_settings(history, begin.step, settings)))
@@ -140,12 +140,12 @@ def take_over(source: Run, folder: Path, step: int) -> History:
     path = source.folder / "log.csv"
     rows, problem = read_whole_rows(path) if path.is_file() else ([], "")
     if problem:
-        log.warning("%s is damaged: %s. What is whole before that is taken over", path, problem)
+        log.warning("%s is damaged: %s. Its complete rows before that are used", path, problem)
     if rows:
         write_file(folder / "log.csv", dump_rows((row for row in rows if int(row["step"]) < step), list(rows[0])))
     else:
-        log.warning("%s has no log.csv: this run's begins at step %d", source.url, step)
+        log.warning("%s has no log.csv: the log of this run begins at step %d", source.url, step)
     history = history_before(read_history(source.folder), step)
     if not history:
-        log.warning("%s has no %s: this run's begins at step %d", source.url, SETTINGS, step)
+        log.warning("%s has no %s: the settings of this run begin at step %d", source.url, SETTINGS, step)
     return history

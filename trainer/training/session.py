@@ -1,4 +1,4 @@
-"""One process group's training: run Composer's Trainer from where the run begins, and bring everything home."""
+"""Train in one process group: run Composer's Trainer from the run's first open step, and finish all uploads."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from trainer.training.pulse import Pulse
 from trainer.training.resume import Beginning, find_beginning, prepare_folder
 
 log = logging.getLogger(__name__)
-_GROUP_TIMEOUT_S = 900.0  # beside an outage; the pulse is faster (STUCK_S)
+_GROUP_TIMEOUT_S = 900.0  # in addition to an outage; the pulse ends a hang sooner (STUCK_S)
 
 
 def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, pulse: Pulse, *, last: int) -> None:
-    """Train from where the run stands to step `last`, or until a signal asks to stop. Closes the pulse then."""
+    """Train from the run's current step to step `last`, or until a signal asks to stop. Closes the pulse at the end."""
     warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
-    warnings.filterwarnings("ignore", message=r"\s*The current world size")  # of random states, on a resume
+    warnings.filterwarnings("ignore", message=r"\s*The current world size")  # about random states, on a resume
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch's own checkpoint writer
     warnings.filterwarnings("ignore", message="No scheduler")  # OptimizerSettings sets the rate
     end_at_once()
     if config.train.deterministic:
         make_deterministic()
-    # Before streaming, which would make a group of its own. The pulse ends a run that hangs long before the timeout,
-    # which must be longer than a rank may wait for a bucket.
+    # Before streaming, which would create its own group. The timeout must exceed the time a rank may wait for a bucket;
+    # the pulse ends a run that hangs long before it.
     timeout_s = config.train.outage_limit + _GROUP_TIMEOUT_S
     try:
         dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout_s)
@@ -83,7 +83,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
             stopping.alone = True
             trainer.close()
         except BaseException as error:
-            pulse.fail(error)  # before this rank's uploads, which may take long
+            pulse.fail(error)  # before this rank's uploads, which may take a while
             raise
         finally:
             end_workers()
@@ -91,14 +91,14 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
                 uploader.wait()
     if stop.agreed:
         step = int(trainer.state.timestamp.batch)
-        log.info("stopped as asked after %d steps, with a checkpoint; the same command goes on", step)
+        log.info("stopped as requested after %d steps, with a checkpoint; the same command resumes", step)
     else:
         log.info("trained %d steps; log %s, checkpoints %s", last, run.folder / "log.csv", f"{run.url}/checkpoints")
 
 
 def end_workers() -> None:
-    """End the loader's workers, which take SIGTERM for one to the whole process group (`leave_signals_to_parent`)."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises, wherever this process is by then
+    """Kill the loader's workers: they ignore SIGTERM, as if sent to the process group (`leave_signals_to_parent`)."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at any point of this process
     for process in multiprocessing.active_children():
         process.kill()
 

@@ -1,4 +1,4 @@
-"""When a step must not be trained on: its loss or gradient is not finite, or its loss is far above the usual."""
+"""Detect steps that must not be trained on: a loss or gradient that is not finite, or a loss far above the usual."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-_ENOUGH = 50  # losses of a stream that make the next one comparable, or the window if that is shorter
-_ABSENT = 10  # steps without a stream after which what its loss was says nothing: it is soon forgotten
-_FLOOR = 0.3  # nats; what is known by heart has losses of hundredths, which double by chance (benchmarks/spikes.py)
+_ENOUGH = 50  # losses of a stream needed for a comparison, or the window if that is shorter
+_ABSENT = 10  # steps without a stream after which its losses are dropped: models forget quickly
+_FLOOR = 0.3  # nats; memorized text has losses of hundredths, which double by chance (benchmarks/spikes.py)
 
 
 class BadStepError(Exception):
-    """Training stopped before a step's update; the message says what was seen, and what to do."""
+    """Training stopped before a step's update; the message says why, and what to do."""
 
 
 class SpikeDetector:
-    """Compare a step's loss with what its streams usually have.
+    """Compare a step's loss with the usual loss of its streams.
 
-    The usual loss of a stream is the median of its last `window` steps; that of a step weighs its streams' by their
-    samples, so that another mix is no spike. A stream that has few losses yet is left out, and one that was not drawn
-    for long begins anew; a step is judged if the others have half of its samples. Their loss is a spike if it is more
-    than `factor` times the usual (None: never), and by more than `floor` nats.
+    The usual loss of a stream is the median of its last `window` steps. The usual loss of a step weighs its streams by
+    their samples, so that a new mix is not a spike. A stream with few losses is left out; a stream that was not drawn
+    for a while starts over. A step is judged if the other streams have at least half of its samples. Their loss is a
+    spike if it exceeds the usual by more than `floor` nats and by a factor of more than `factor` (None: never).
     """
 
     def __init__(self, names: Sequence[str], factor: float | None, window: int, floor: float = _FLOOR) -> None:
@@ -32,9 +32,9 @@ class SpikeDetector:
         self._absent = dict.fromkeys(names, 0)  # steps since a stream was drawn
 
     def compare(self, losses: Mapping[str, float], counts: Mapping[str, int]) -> tuple[float, float] | None:
-        """The mean loss of a step's samples of known streams, and what is usual; None if too few are known.
+        """Return the mean loss over samples of known streams, and the usual one; None if too few are known.
 
-        `counts`: the samples of each stream; `losses`: their means.
+        `counts`: samples of each stream; `losses`: their mean losses.
         """
         enough = min(_ENOUGH, self._window)
         known = {name: count for name, count in counts.items() if count and len(self._losses[name]) >= enough}
@@ -45,9 +45,9 @@ class SpikeDetector:
         return found / samples, math.fsum(count * median(self._losses[name]) for name, count in known.items()) / samples
 
     def judge(self, losses: Mapping[str, float], counts: Mapping[str, int], norm: float) -> str | None:
-        """What is wrong with a step, in words; None if nothing is. `losses`: the mean of each stream that has samples.
+        """Return what is wrong with a step, or None. `losses`: the mean of each stream that has samples.
 
-        `norm` is that of the gradient.
+        `norm` is the gradient's norm.
         """
         loss = math.fsum(losses[name] * count for name, count in counts.items() if count) / sum(counts.values())
         if not math.isfinite(loss):
@@ -62,7 +62,7 @@ class SpikeDetector:
         return None
 
     def add(self, losses: Mapping[str, float], counts: Mapping[str, int]) -> None:
-        """Take the losses of a step that was trained on."""
+        """Add the losses of a step that was trained on."""
         for name, seen in self._losses.items():
             self._absent[name] = 0 if counts.get(name) else self._absent[name] + 1
             if counts.get(name):
@@ -71,13 +71,13 @@ class SpikeDetector:
                 seen.clear()
 
     def dump(self) -> str:
-        """All that is remembered, as JSON; floats come back exactly."""
+        """Return the state as JSON; floats are kept exactly."""
         return json.dumps({"losses": {name: list(seen) for name, seen in self._losses.items()}, "absent": self._absent})
 
     def load(self, content: str) -> None:
-        """Take up what `dump` gave, or that of an older version; streams that are unknown here are left out."""
+        """Load the output of `dump`, also of older versions; unknown streams are left out."""
         found = json.loads(content)
-        if not isinstance(found.get("absent"), dict):  # the losses alone, which a stream's name leads to
+        if not isinstance(found.get("absent"), dict):  # an older version: losses by stream name
             found = {"losses": found, "absent": {}}
         for name in self._losses.keys() & found["losses"].keys():
             self._losses[name] = deque(found["losses"][name], maxlen=self._window)

@@ -1,4 +1,4 @@
-"""All that a run needs, looked at before Composer is imported."""
+"""Check everything that a run needs, before Composer is imported."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from trainer.run.settings import History, history_before, read_history, settings
 from trainer.training.pulse import Pulse
 
 log = logging.getLogger(__name__)
-_MEETING = timedelta(minutes=10)  # for which nodes may start one after the other, or be late beside an outage
+_MEETING = timedelta(minutes=10)  # allowed between the starts of nodes, in addition to an outage
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a run begins with, on each of its ranks."""
+    """The start of a run, on each of its ranks."""
 
     config: Config
     manifest: Manifest
@@ -49,15 +49,15 @@ class Start:
 
     @property
     def last(self) -> int:
-        """Where training ends."""
+        """The step at which training ends."""
         return last_step(self.config.train.max_steps, self.manifest.schedule)
 
 
 @contextmanager
 def looked_at(load: Callable[[], Config]) -> Iterator[Start]:
-    """All that a run needs, looked at before Composer is imported, which takes 20 s; a dry run looks at the same.
+    """Check everything that a run needs before the import of Composer, which takes 20 s; a dry run checks the same.
 
-    Raises InputError, on all ranks of all nodes, with what one of them has found.
+    Raises InputError on all ranks of all nodes, with the problems that any of them found.
     """
     ranks = Ranks.from_environment()
     group = Rendezvous(ranks, _MEETING)
@@ -68,7 +68,7 @@ def looked_at(load: Callable[[], Config]) -> Iterator[Start]:
         group.timeout += timedelta(seconds=config.train.outage_limit)
         with Pulse(group, config.train.outage_limit) as pulse:
             manifest = group.run_on_all(lambda: read_manifest(experiment_url(config)))
-            pulse.at("looking at what the run needs", may_wait=True)
+            pulse.at("checking what the run needs", may_wait=True)
             raise_gathered(group, check_run(config, manifest, ranks))
             if not is_url(config.out):
                 check_one_folder(Path(config.out), group)
@@ -87,7 +87,7 @@ def raise_gathered(group: Collective, problems: list[Problem]) -> None:
 
 
 def describe_start(start: Start) -> None:
-    """Print what a run will be."""
+    """Print a description of the run."""
     config, manifest, resume, world_size = start.config, start.manifest, start.resume, start.group.ranks.world_size
     from trainer.model.microbatch import describe_memory
 
@@ -96,18 +96,18 @@ def describe_start(start: Start) -> None:
     where = f"steps {step:,} to {start.last:,}, {f'from {resume.place}' if resume else 'a new run'}"
     print(describe(config, manifest, world_size, settings=settings, first=step))
     print(f"\n{describe_memory(config.model, manifest, config.train, world_size)}")
-    print(f"to be trained: {where if step < start.last else 'nothing, all steps are trained'}")
+    print(f"to train: {where if step < start.last else 'nothing, all steps are trained'}")
 
 
 def find_run(out: str, cache: str, ranks: Ranks) -> tuple[Run, Checkpoint | None]:
-    """The run at `out`, and its newest checkpoint, None for a new run."""
+    """Return the run at `out`, and its newest checkpoint, None for a new run."""
     run = open_run(out, cache)
     run.fetch(*SMALL_FILES) if ranks.rank == 0 else run.fetch("manifest.json", "config.yaml")
     return run, newest_checkpoint(run)
 
 
 def check_past(config: Config, manifest: Manifest, run: Run, resume: Checkpoint) -> list[Problem]:
-    """A run that goes on keeps its model, and the samples that it was trained on."""
+    """Return problems of a resumed run: its model, and the samples that it was trained on, must not change."""
     found = [problem.text for problem in check_not_removed(run, resume)]
     try:
         check_model(config.model, resume, resume=True)
@@ -115,36 +115,36 @@ def check_past(config: Config, manifest: Manifest, run: Run, resume: Checkpoint)
         found.append(str(error))
     if changed := past_differences(manifest, run, resume.step):
         found.append(
-            f"the {resume.step:,} steps that {run.url} has trained would change: {', '.join(changed)}. Build with "
-            f"{run.url}/config.yaml and the sources of then, change only what comes after these steps (stages can be "
-            "added), or give this run another `out`."
+            f"the {resume.step:,} trained steps of {run.url} would change: {', '.join(changed)}. Build with "
+            f"{run.url}/config.yaml and its sources, change only what comes after these steps (you can add stages), "
+            "or give this run another `out`."
         )
     return [Problem(text) for text in found]
 
 
 def check_not_removed(run: Run, resume: Checkpoint) -> list[Problem]:
-    """A run that was removed from its bucket must not go on, or come back, by the copy that is left on this disk.
+    """Return the problem of a run that was removed from its bucket but has a copy on this disk: it must not come back.
 
-    Before its first step a run puts its manifest there, so a checkpoint that no upload has reached yet tells nothing.
+    A run uploads its manifest before its first step, so the manifest decides, not the uploaded checkpoints.
     """
     if run.store is None or resume.key or run.store.size("manifest.json") is not None:
         return []
     return [
         Problem(
-            f"{run.url} has no manifest.json, though {resume.folder} is a checkpoint of this run: it was removed from "
-            f"the bucket, and this disk has a copy. To begin anew, remove {run.folder}. To go on with the copy, put "
-            f"{run.folder}/manifest.json there again; its checkpoints are uploaded then."
+            f"{run.url} has no manifest.json, although {resume.folder} is a checkpoint of this run: the run was "
+            f"removed from the bucket, and this disk has a copy. To start over, remove {run.folder}. To continue with "
+            f"the copy, upload {run.folder}/manifest.json again; its checkpoints are then uploaded, too."
         )
     ]
 
 
 def check_new(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
-    """A run that begins must not be one that lost its checkpoints; what it begins with must be usable."""
+    """Return problems of a new run: lost checkpoints, or an unusable `init`."""
     return [*check_not_lost(config, manifest, run), *check_init_checkpoint(config, manifest)]
 
 
 def settings_ahead(history: History, step: int, config: Config, schedule: Schedule) -> Settings:
-    """Return the settings that a run goes on with at a step; warn of what changes, and of a rate that hardly falls."""
+    """Return a run's settings from a step on; warn of changes, and of a learning rate that hardly falls."""
     tell_changes(history, step, config, schedule)
     settings = settings_from(history, step, config, schedule)
     for words in horizon_notes(settings, schedule.steps, first=config.first_step, init=config.init):
@@ -153,7 +153,7 @@ def settings_ahead(history: History, step: int, config: Config, schedule: Schedu
 
 
 def history_so_far(config: Config, run: Run, resume: Checkpoint | None) -> History:
-    """The settings of the steps that a run has behind it: its own, or those of the run that it continues."""
+    """Return the settings of the steps so far: the run's own, or those of the run that it continues."""
     if resume is None and config.init is not None and config.first_step:
         run, _ = locate_checkpoint(config.init.checkpoint, config.cache)
         run.fetch(*SMALL_FILES)
@@ -161,29 +161,29 @@ def history_so_far(config: Config, run: Run, resume: Checkpoint | None) -> Histo
         return []
     try:
         return history_before(read_history(run.folder), resume.step if resume else config.first_step)
-    except InputError as error:  # a training goes on without it
+    except InputError as error:  # training continues without it
         log.warning("%s", error)
         return []
 
 
 def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
-    """A run that has no checkpoint must not have logged steps beyond its first one: then its checkpoints were removed.
+    """Return the problem of a run with logged steps beyond its first checkpoint, but without checkpoints.
 
-    In a bucket, checkpoints may arrive later than the log.
+    Not for buckets: there, checkpoints may arrive later than the log.
     """
     if run.store is not None or not (run.folder / "log.csv").is_file():
         return []
     rows, _ = read_whole_rows(run.folder / "log.csv")
     before = config
-    with suppress(InputError):  # the intervals may have been others; a damaged copy is written anew
+    with suppress(InputError):  # the intervals may have been different; a damaged copy is replaced
         before = load_config(run.folder / "config.yaml")
     first = next(iter(planned_checkpoints(before, manifest)), manifest.schedule.steps)
     if not rows or int(rows[-1]["step"]) < first:
         return []
     return [
         Problem(
-            f"{run.folder} has no checkpoint, though its log.csv has steps up to {int(rows[-1]['step']):,} and the "
-            f"first was due after {first:,}. Restore {run.folder}/checkpoints, or remove log.csv to begin at step "
-            f"{config.first_step:,}."
+            f"{run.folder} has no checkpoint, although its log.csv has steps up to {int(rows[-1]['step']):,} and the "
+            f"first checkpoint was due after {first:,} steps. Restore {run.folder}/checkpoints, or remove log.csv to "
+            f"start at step {config.first_step:,}."
         )
     ]

@@ -1,4 +1,4 @@
-"""A run of Weights & Biases: the same one after each resume, unless steps are trained anew. Needs no Composer."""
+"""A run of Weights & Biases: the same one after each resume, unless steps are trained again. Needs no Composer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ log = logging.getLogger(__name__)
 
 
 def open_wandb(config: Config, settings: WandbConfig, folder: Path, first: int) -> Any:
-    """The run of W&B for a training that has trained `first` steps; offline if W&B cannot be reached.
+    """Open the W&B run of a training that has trained `first` steps; offline if W&B cannot be reached.
 
-    No training ends for its W&B: what is written offline lies in the folder, for `wandb sync`.
+    A problem with W&B never ends a training: offline data stay in the folder, for `wandb sync`.
     """
     import wandb
 
@@ -30,7 +30,7 @@ def open_wandb(config: Config, settings: WandbConfig, folder: Path, first: int) 
         "entity": settings.entity,
         "name": config.name,
         "group": config.name,
-        "notes": f"goes on from step {first} of run {before}, whose later steps are trained anew here"
+        "notes": f"continues from step {first} of run {before}; the later steps of that run are trained again here"
         if before
         else None,
         "id": number,
@@ -41,15 +41,16 @@ def open_wandb(config: Config, settings: WandbConfig, folder: Path, first: int) 
     try:
         return wandb.init(mode=settings.mode, **named)
     except (wandb.Error, OSError) as error:
-        log.warning("W&B cannot be used (%s): going on offline. Send it later: wandb sync %s", error, folder / "wandb")
-        wandb.teardown()  # its service, with what failed
+        log.warning("W&B is not available (%s): logging offline. Send it later: wandb sync %s", error, folder / "wandb")
+        wandb.teardown()  # stops its service, including the failed run
         return wandb.init(mode="offline", **named)
 
 
 def wandb_id(place: Path, log_csv: Path, first: int) -> tuple[str, str | None]:
-    """The id under which W&B knows the run, kept at `place`, and the one it goes on from, if that is another.
+    """Return the W&B id of the run, kept at `place`, and the id that it continues, if that is another.
 
-    W&B keeps what it has of a step. Where the log has steps from `first` on, which are trained anew, it gets a new run.
+    W&B never replaces the data of a step. If the log has steps from `first` on, which are trained again, W&B gets a new
+    run.
     """
     before = str(json.loads(place.read_bytes())["id"]) if place.is_file() else None
     rows = read_whole_rows(log_csv)[0] if log_csv.is_file() else []

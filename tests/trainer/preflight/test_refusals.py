@@ -280,14 +280,14 @@ CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (no_gpu_to_measure, "train.microbatch_size is auto, which needs a GPU, and this machine has none. Set a "),
     (log_is_a_folder, "out: {folder}/run/log.csv is a folder, and a file is to be written there. Move it away."),
     (no_usable_checkpoint, "is usable, though 1 were finished once"),
-    (no_checkpoints_any_more, "has no checkpoint, though its log.csv has steps up to 7 and the first was due after 4."),
+    (no_checkpoints_any_more, "has no checkpoint, although its log.csv has steps up to 7 and the first checkpoint was"),
     (other_model, "/checkpoints/step-00000004 holds another model: hidden_size was 64 and is 32. Restore these "),
     (
         other_seed,
         "model.init_seed is 4, but the run of {folder}/run/checkpoints/step-00000004 began with the weights of seed "
         "3407. Set model.init_seed=3407 to go on with it, or give this run another `out`.",
     ),
-    (other_past, "the 4 steps that {folder}/run has trained would change: stage 'first' was 6 steps of 48 mono and "),
+    (other_past, "the 4 trained steps of {folder}/run would change: stage 'first' was 6 steps of 48 mono and "),
     (
         no_init,
         "init.checkpoint {folder}/none cannot be used: no checkpoint under {folder}/none/checkpoints. Name a run "
@@ -388,9 +388,9 @@ def test_a_run_that_was_removed_from_its_bucket_does_not_come_back(place: Place,
     folder = place.save(4)
     copy = folder.parent.parent
     assert both_refuse(place.config) == (
-        f"{object_store.url}/run has no manifest.json, though {folder} is a checkpoint of this run: it was removed "
-        f"from the bucket, and this disk has a copy. To begin anew, remove {copy}. To go on with the copy, put "
-        f"{copy}/manifest.json there again; its checkpoints are uploaded then."
+        f"{object_store.url}/run has no manifest.json, although {folder} is a checkpoint of this run: the run was "
+        f"removed from the bucket, and this disk has a copy. To start over, remove {copy}. To continue with the copy, "
+        f"upload {copy}/manifest.json again; its checkpoints are then uploaded, too."
     )
     assert object_store.keys() == []
     content = (copy / "manifest.json").read_bytes()

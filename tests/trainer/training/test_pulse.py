@@ -46,15 +46,15 @@ def test_the_rank_that_others_wait_for_is_named() -> None:
     words = judge([old[0], replace(old[1], place=6), old[2]], [0.0] * 3)
     assert words is not None
     assert words.startswith(
-        "rank 1 (process 101 on b) did not go on for 601 s while training step 6, at x.py:1 (wait), and"
+        "rank 1 (process 101 on b) made no progress for 601 s while training step 6, at x.py:1 (wait), and"
     )
     words = judge([old[0], replace(old[1], line="y.py:2 (read)"), old[2]], [0.0] * 3)
     assert str(words).startswith(
-        "no rank has gone on for 601 s, all are training step 6, at y.py:2 (read) (rank 1 on b); x.py:1 (wait) (rank 0 "
-        "on a, 2 on c). If these are one line, check"
+        "no rank made progress for 601 s, all are training step 6, at y.py:2 (read) (rank 1 on b); x.py:1 (wait) (rank "
+        "0 on a, 2 on c). If all are at one line, check"
     )
     words = judge(STATES, [0.0, 0.0, LOST_S + 1])
-    assert str(words).startswith("nothing was heard of rank 2 (process 102 on c) for 121 s.")
+    assert str(words).startswith("no sign of life from rank 2 (process 102 on c) for 121 s.")
 
 
 def run(course: Course, folder: Path, ranks: int = 3, nodes: int = 1) -> tuple[list[int | None], list[str]]:
@@ -148,8 +148,8 @@ COURSES = [
     (fail, [2, 2, 2], ": a shard is damaged\n"),
     (wait_for_a_bucket, [0, 0, 0], ""),
     (crash, [1, 1, 1], " failed: KeyError: 'a bug'\n"),
-    (die, [1, 1, -9], "nothing was heard of rank 2 (process "),
-    (lose_the_first, [-9, 1, 1], "rank 0, which the others meet at (127.0.0.1:"),
+    (die, [1, 1, -9], "no sign of life from rank 2 (process "),
+    (lose_the_first, [-9, 1, 1], "rank 0, where the ranks meet (127.0.0.1:"),
 ]
 
 

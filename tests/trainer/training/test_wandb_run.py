@@ -49,7 +49,7 @@ def test_without_a_network_a_run_goes_on_offline(
     run.log({"loss": 1.0}, step=1)
     run.finish()
     assert caplog.messages[0].startswith(
-        "W&B cannot be used (no route to host): going on offline. Send it later: wandb"
+        "W&B is not available (no route to host): logging offline. Send it later: wandb"
     )
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     assert list(folder.glob("*.wandb"))

@@ -1,5 +1,5 @@
-"""What happens around each step, one callback in each module: clipping, ledger, losses, spikes, log, checkpoints, stop.
+"""The work around each step, one callback per module: clipping, ledger, losses, spikes, log, checkpoints, stop.
 
-Composer's events come in; rows of the step log, checkpoints and an earlier end go out. A callback may not know how
-the Trainer is built.
+Input: Composer's events. Output: rows of the step log, checkpoints and, if requested, an early end. A callback does
+not know how the Trainer is built.
 """

@@ -1,4 +1,4 @@
-"""Clip the gradients by their norm over all ranks."""
+"""Clip gradients by their norm over all ranks."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.distributed.tensor import DTensor
 
 
 class ClipGradients(Callback):
-    """Scale the gradients so that their norm over all ranks is at most `max_norm`; keep the norm before that.
+    """Scale the gradients so that their norm over all ranks is at most `max_norm`; keep the norm before scaling.
 
-    FSDP2 averages gradients by reduce-scatter with ReduceOp.AVG, which gloo of torch 2.7 takes for a sum
-    (pytorch/pytorch#162338). So what it does is measured once, and mended here, before anything uses the gradients.
+    FSDP2 averages gradients by reduce-scatter with ReduceOp.AVG, which gloo of torch 2.7 treats as a sum
+    (pytorch/pytorch#162338). `fit_start` measures the backend's behavior, and the gradients are corrected here before
+    anything uses them.
     """
 
     def __init__(self, max_norm: float) -> None:
@@ -23,7 +24,7 @@ class ClipGradients(Callback):
         self.norm = float("nan")
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Average ones over the ranks: 1 where averages are averages, the number of ranks where they are sums."""
+        """Average ones over the ranks: the result is 1 if the backend averages, the number of ranks if it sums."""
         ones = state.device.tensor_to_device(torch.ones(dist.get_world_size()))
         average = torch.empty_like(ones[:1])
         torch.distributed.reduce_scatter_tensor(average, ones, op=torch.distributed.ReduceOp.AVG)
@@ -34,13 +35,13 @@ class ClipGradients(Callback):
         gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
         parts = [
             g.to_local() if isinstance(g, DTensor) else g for g in gradients
-        ]  # without DTensor's cost an operation
+        ]  # avoids DTensor's cost per operation
         squared = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(parts))).square()
         if isinstance(gradients[0], DTensor):  # sharded over the last dimension of the mesh, replicated over others
             mesh = gradients[0].device_mesh
             torch.distributed.all_reduce(squared, group=mesh.get_group(mesh.ndim - 1))
         self.norm = math.sqrt(squared.item()) / self._excess
-        # As torch.nn.utils.clip_grad_norm_ scales; a norm that is not finite is for Watch to find.
+        # Scales as torch.nn.utils.clip_grad_norm_ does; Watch handles a norm that is not finite.
         scale = min(1.0, self._max_norm / (self.norm + 1e-6)) / self._excess
         if scale != 1.0:
             torch._foreach_mul_(parts, scale)

@@ -19,21 +19,21 @@ from trainer.run.log_csv import next_digest
 class SampleLedger(Callback):
     """Check every batch against the plan, and keep a digest of all samples seen.
 
-    The digest after a step is sha256(digest before + step + the batch's sample ids in slot order), little-endian
-    int64, and b"skipped" behind that if the step was not trained on. It is in each checkpoint, so equal digests mean
-    equal samples in equal order since step 0.
+    The digest after a step is sha256(previous digest + step + the batch's sample ids in slot order), as little-endian
+    int64, followed by b"skipped" if the step was not trained on. Each checkpoint holds it: equal digests mean equal
+    samples in equal order since step 0.
     """
 
     def __init__(self, manifest: Manifest, rank: int) -> None:
         self._manifest, self._rank = manifest, rank
         self.digest = ""
-        self.strays = False  # whether this rank's part of the batch is not the plan's
-        self.skipped = ""  # why this step is not trained on
+        self.strays = False  # whether this rank's part of the batch differs from the plan
+        self.skipped = ""  # the reason if this step is not trained on
         self._own = torch.empty(0, dtype=torch.int64)
         self._planned: NDArray[np.int64] = np.empty(0, np.int64)
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Compare this rank's part of the batch; the ranks hear of a difference before the optimizer's step."""
+        """Compare this rank's part of the batch; all ranks learn of a difference before the optimizer's step."""
         self.skipped = ""
         self._own = state.batch["sample_id"]
         self._planned = self._manifest.order.sample_ids(int(state.timestamp.batch))
@@ -42,7 +42,7 @@ class SampleLedger(Callback):
         self.strays = not np.array_equal(own, self._planned[first : first + len(own)])
 
     def refuse(self, state: State) -> None:
-        """Raise, on all ranks together, once one of them has found a difference."""
+        """Raise on all ranks if one of them has found a difference."""
         parts: Sequence[Tensor] = dist.all_gather(state.device.tensor_to_device(self._own))
         found, planned = torch.cat(list(parts)).cpu().numpy(), self._planned
         shared = min(len(found), len(planned))
@@ -51,18 +51,18 @@ class SampleLedger(Callback):
         raise RuntimeError(
             f"step {int(state.timestamp.batch)}: the loader gave {len(found)} samples that differ from the plan's "
             f"{len(planned)} from slot {slot} on: {found[slot : slot + 4].tolist()} for "
-            f"{planned[slot : slot + 4].tolist()}. Nothing of this batch was trained on; the last checkpoint is good."
+            f"{planned[slot : slot + 4].tolist()}. This batch was not trained on; the last checkpoint is good."
         )
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Enter the batch that was seen."""
+        """Add the batch to the digest."""
         step = int(state.timestamp.batch) - 1
         self.digest = next_digest(self.digest, step, self._planned, skipped=bool(self.skipped))
 
     def state_dict(self) -> dict[str, Any]:
-        """Kept in checkpoints."""
+        """Return the state for a checkpoint."""
         return {"digest": self.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Taken from a checkpoint."""
+        """Load the state of a checkpoint."""
         self.digest = state["digest"]

@@ -17,31 +17,31 @@ from trainer.training.callbacks.stop import StopRequest
 class StreamLosses(Callback):
     """The mean loss of each stream over all ranks, known before the optimizer's step.
 
-    One sum over the ranks serves them, `stop`, which any rank may be asked for, and the ledger.
+    One all-reduce serves the losses, a stop request on any rank, and the ledger's check.
     """
 
     def __init__(self, manifest: Manifest, ledger: SampleLedger, stop: StopRequest) -> None:
         self._names = [stream.name for stream in manifest.streams]
         self._ledger, self._stop = ledger, stop
         self._sums = torch.zeros(0)
-        self.losses: dict[str, float] = {}  # of the streams that this step has samples of
+        self.losses: dict[str, float] = {}  # of the streams in this step
         self.counts: dict[str, int] = {}  # samples of each stream
         self.samples: list[tuple[Tensor, Tensor]] = []  # ids and losses of this rank's microbatches
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Begin to add up."""
+        """Reset the sums."""
         self._sums = state.device.tensor_to_device(torch.zeros(2, len(self._names) + 1, dtype=torch.float64))
         self.samples = []
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        """Add up a microbatch's losses by stream, without waiting for the device."""
+        """Add a microbatch's losses by stream, without waiting for the device."""
         losses = cast(tuple[Tensor, Tensor], state.outputs)[1].double()  # (microbatch,)
         self._sums[0].index_add_(0, state.batch["stream"], losses)
         self._sums[1].index_add_(0, state.batch["stream"], torch.ones_like(losses))
         self.samples.append((state.batch["sample_id"], losses))
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        """Add up over the ranks."""
+        """Sum over the ranks."""
         self._sums[:, -1] = self._sums.new_tensor([self._ledger.strays, self._stop.asked])
         dist.all_reduce(self._sums)
         losses, counts = self._sums.tolist()

@@ -1,4 +1,4 @@
-"""Tell the prefetcher of the node where the run stands."""
+"""Pass the current step to the node's prefetcher."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from trainer.data.prefetch import Prefetcher
 
 
 class Prefetch(Callback):
-    """Tell the prefetcher of the node where the run stands."""
+    """Pass the current step to the node's prefetcher."""
 
     def __init__(self, prefetcher: Prefetcher) -> None:
         self._prefetcher = prefetcher
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Shards of the steps from here on are wanted."""
+        """Request the shards of the steps from here on."""
         self._prefetcher.advance(int(state.timestamp.batch))
 
     def close(self, state: State, logger: Logger) -> None:
-        """End its thread."""
+        """Stop its thread."""
         self._prefetcher.close()

@@ -1,4 +1,4 @@
-"""Tell the pulse what this rank is doing."""
+"""Report the activity of this rank to the pulse."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from trainer.training.pulse import Pulse
 
 
 class TellWhere(Callback):
-    """Tell the pulse where this rank stands, before other callbacks do their part."""
+    """Report the place of this rank to the pulse, before other callbacks run."""
 
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
-        self._trained = False  # the first step may compile, and tune itself
+        self._trained = False  # the first step may compile and autotune
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        """The loader waits for a bucket as long as train.outage_limit allows."""
+        """Report the wait for a batch, which may last up to train.outage_limit."""
         self._pulse.at(f"waiting for the batch of step {int(state.timestamp.batch):,}", may_wait=True)
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """The loader has given a batch."""
+        """Report that the loader returned a batch."""
         self._pulse.at(f"training step {int(state.timestamp.batch):,}", may_wait=not self._trained)
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        """A half of a microbatch is done."""
+        """Report the forward pass of a microbatch."""
         self.batch_start(state, logger)
 
     def after_backward(self, state: State, logger: Logger) -> None:
-        """The other half is done."""
+        """Report the backward pass of a microbatch."""
         self.batch_start(state, logger)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """A checkpoint may be saved now, on a slow disk."""
+        """Report that a checkpoint may be saved now, perhaps on a slow disk."""
         self._trained = True
         self._pulse.at(f"saving step {int(state.timestamp.batch):,}", may_wait=True)

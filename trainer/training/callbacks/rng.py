@@ -9,9 +9,9 @@ from composer.utils import reproducibility
 
 
 class RestoreRng(Callback):
-    """Give each rank its random state back at the first step after a resume.
+    """Restore the random state of each rank at the first step after a resume.
 
-    Composer 0.32 does so only at the start of an epoch or when it winds a loader forward, not for a dataset that
+    Composer 0.32 does so only at the start of an epoch or when it fast-forwards a loader, not for a dataset that
     resumes by itself.
     """
 

@@ -1,4 +1,4 @@
-"""Save checkpoints while training goes on. All ranks save together:
+"""Save checkpoints during training. All ranks save together:
 
 step                           | rank 0           | first rank of a node | every rank
 set an unfinished folder aside |                  | yes                  |
@@ -7,7 +7,7 @@ write the marker               |                  | the same on all      |
 queue the upload               | also the marker  |                      | its own files
 remove older checkpoints       | without uploader |                      |
 
-With an uploader its threads remove: that of rank 0 in the bucket, that of a node's first rank the copies on its disk.
+With an uploader, its threads remove: rank 0 in the bucket, the first rank of a node the copies on its disk.
 """
 
 from __future__ import annotations
@@ -30,24 +30,23 @@ from trainer.checkpoints.retention import remove_old, set_aside
 from trainer.checkpoints.uploads import Uploader
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
-from trainer.training.finite import not_finite, tell
+from trainer.training.finite import describe_not_finite, not_finite
 from trainer.training.spikes import BadStepError
 
 log = logging.getLogger(__name__)
 
 
 class Ledger(Protocol):
-    """What knows the digest of all samples trained on (`SampleLedger`)."""
+    """An object with the digest of all samples trained on (`SampleLedger`)."""
 
     digest: str
 
 
 class SaveCheckpoints(Callback):
-    """Save after the given steps, mark each checkpoint complete, and let old ones go or leave that to the uploader.
+    """Save after the given steps, mark each checkpoint complete, and remove old ones or leave that to the uploader.
 
-    `init` is the checkpoint of another run that this one began with; it goes into the markers. The run's folder is
-    shared by all nodes, or, if an uploader brings it to a bucket, may be each node's own: a node then has only the
-    files of its own ranks.
+    `init` is the checkpoint of another run that this one began with; markers record it. All nodes share the run's
+    folder. With an uploader, each node may have its own folder, with only the files of its own ranks.
     """
 
     def __init__(
@@ -69,32 +68,32 @@ class SaveCheckpoints(Callback):
         self._saved = -1  # step of the newest checkpoint
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Take the step that training starts at as saved; bring the log, which was cut to it, to the bucket."""
+        """Count the first step as saved; upload the log, which was cut to it."""
         self._saved = int(state.timestamp.batch)
         if self._uploader is not None and self._group.ranks.rank == 0:
             self._uploader.publish()
 
     def newest(self) -> str:
-        """What training can go on from, in a sentence; its weights and moments were looked at before it was saved."""
+        """Return a sentence on the newest checkpoint; its weights and moments were checked before the save."""
         if self._saved <= 0:
             return "No checkpoint was saved yet."
         return f"All weights and moments of the last checkpoint, of step {self._saved:,}, are finite."
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Runs after all of a step's events, so the state that is saved is that of the step's end."""
+        """Save if planned. This is a step's last event, so the saved state is that of the step's end."""
         if int(state.timestamp.batch) in self._steps:
             self.save_now(state)
 
     def save_now(self, state: State) -> None:
-        """Save between two steps, on all ranks together; does nothing if this step is saved already.
+        """Save between two steps, on all ranks together; do nothing if this step is already saved.
 
-        Raises InputError on all ranks if the uploads of one of them were given up; the checkpoint is on disk then.
+        Raises InputError on all ranks if one of them gave up its uploads; the checkpoint is then on disk.
         Raises BadStepError on all ranks, before anything is written, if a weight or a moment is not finite.
         """
         step = int(state.timestamp.batch)
         if step == self._saved:
             return
-        # What composer.utils.checkpoint.save_checkpoint writes, into a folder that we name.
+        # The content of composer.utils.checkpoint.save_checkpoint, in a folder of our own.
         content: dict[str, Any] = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
         self._check_finite(step, content["state"])
         folder = checkpoint_folder(self._run.folder, step)
@@ -106,17 +105,17 @@ class SaveCheckpoints(Callback):
     def _check_finite(self, step: int, state: Mapping[str, Any]) -> None:
         if damaged := not_finite(state, self._group):
             raise BadStepError(
-                f"step {step - 1:,}: {tell(damaged)} after its update, so no checkpoint was saved. {self.newest()} "
-                "Run the same command again. If it stops here again, lower train.learning_rate; if not, a device or "
-                "its memory failed: have it checked."
+                f"step {step - 1:,}: {describe_not_finite(damaged)} after its update, so no checkpoint was saved. "
+                f"{self.newest()} Run the same command again. If it stops here again, lower train.learning_rate. If "
+                "not, a device or its memory failed: have it checked."
             )
 
     def _write(self, folder: Path, content: dict[str, Any]) -> dict[str, tuple[int, str]]:
-        """Write the state, each rank its own part; return this rank's files: name -> bytes and hash."""
+        """Write this rank's part of the state; return its files: name -> bytes and hash."""
         ranks = self._group.ranks
         self._group.run_on_all(lambda: set_aside(folder) if ranks.local_rank == 0 else None)
         if ranks.rank > 0:
-            content.pop("rng")  # the first rank's has the state of all
+            content.pop("rng")  # rank 0 writes the states of all ranks
         with naming(folder):
             dcp.save(content, checkpoint_id=folder, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
         own = sorted(folder.glob(f"__{ranks.rank}_*.distcp")) + [folder / ".metadata"] * (ranks.rank == 0)
@@ -140,7 +139,7 @@ class SaveCheckpoints(Callback):
     def _complete(self, folder: Path, marker: Marker, own: Sequence[str]) -> None:
         """Mark the checkpoint, then queue its upload or remove older ones.
 
-        Raises InputError if this rank's uploads were given up.
+        Raises InputError if this rank gave up its uploads.
         """
         ranks = self._group.ranks
         content = mark_complete(folder, marker) if ranks.local_rank == 0 else None
@@ -153,8 +152,8 @@ class SaveCheckpoints(Callback):
             self._remove_old()
 
     def _remove_old(self) -> None:
-        """Let older checkpoints go; what cannot be removed costs room, and no training."""
+        """Remove older checkpoints; a failure costs disk space but no training."""
         try:
             remove_old(self._run, self._keep)
-        except OSError as error:  # as of files that a process on another machine has open, on a shared disk
+        except OSError as error:  # such as files on a shared disk that a process on another machine has open
             log.warning("cannot remove old checkpoints of %s now: %s", self._run.url, error)

@@ -1,4 +1,4 @@
-"""Stop before the update of a step whose loss or gradient is not finite, or whose loss is a spike."""
+"""Stop before the update of a step with a loss or gradient that is not finite, or with a loss spike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.run.ranks import Collective
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
-from trainer.training.finite import not_finite, tell
+from trainer.training.finite import describe_not_finite, not_finite
 from trainer.training.spikes import BadStepError, SpikeDetector
 
 log = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ _Losses = list[tuple[list[int], list[float]]]  # a rank's microbatches: sample i
 
 
 class Watch(Callback):
-    """Find steps whose loss or gradient is not finite, or whose loss is a spike, and stop before their update.
+    """Detect steps with a loss or gradient that is not finite, or with a loss spike, and stop before their update.
 
-    If `allowed` is not None, go on without the update of such a step, for so many steps of a run in all: weights,
-    moments and their count of steps stay as they are, the rate goes on by the number of the step. What is compared is
-    equal on all ranks, so they decide alike. OUT/bad-step-N.json says what the step was.
+    If `allowed` is not None, training continues without the update, for at most `allowed` steps of a run. Weights,
+    moments and their step count stay unchanged; the learning rate follows the step number. All ranks compare equal
+    values, so they decide alike. OUT/bad-step-N.json describes the step.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Watch(Callback):
         newest: Callable[[], str],
         allowed: int | None,
     ) -> None:
-        """`newest`: which checkpoint training can go on from, in a sentence (`SaveCheckpoints.newest`)."""
+        """`newest` returns a sentence on the newest checkpoint (`SaveCheckpoints.newest`)."""
         self._group, self._out, self._manifest = group, out, manifest
         self._newest, self._allowed = newest, allowed
         self._ledger, self._losses, self._clip, self._detector = ledger, losses, clip, detector
@@ -71,24 +71,24 @@ class Watch(Callback):
         self._skipped.append(step)
         self._ledger.skipped = reason
         for parameter in state.model.parameters():
-            parameter.grad = None  # the optimizer leaves alone what has no gradient
+            parameter.grad = None  # the optimizer skips parameters without a gradient
         log.warning(
-            "step %d: %s. It is not trained on (skipped steps: %d of at most %d); its samples are in %s",
+            "step %d: %s. Its update is skipped (skipped steps: %d of at most %d); its samples are in %s",
             *(step, reason, len(self._skipped), self._allowed, path),
         )
 
     def _remedy(self, damaged: Sequence[str]) -> str:
-        """What helps against this step: other things if it is a spike, a loss that is not finite, or the weights."""
+        """Return advice for this step, by cause: a spike, a loss that is not finite, or damaged weights."""
         if damaged:
             return (
-                f"The weights were damaged before this step: {tell(damaged)}. Run the same command again. If it stops "
-                "here again, lower train.learning_rate; if not, a device or its memory failed: have it checked."
+                f"The weights were damaged before this step: {describe_not_finite(damaged)}. Run the same command "
+                "again. If it stops here again, lower train.learning_rate. If not, a device or its memory failed: have it checked."
             )
-        again = "To go on, run the same command again with a lower train.learning_rate"
+        again = "To continue, run the same command again with a lower train.learning_rate"
         if all(map(math.isfinite, (*self._losses.losses.values(), self._clip.norm))):
-            again += ", or with train.spike_factor=null if the data are as they should be"
+            again += ", or with train.spike_factor=null if the data are correct"
         if self._allowed is None:
-            again += ", or with train.on_bad_step=skip to go on without this step's update"
+            again += ", or with train.on_bad_step=skip to continue without this step's update"
         elif self._skipped:
             again += f", or with a higher train.max_skipped_steps ({len(self._skipped)} were skipped before this one)"
         return f"{again}; or build a child plan (`parent`) that leaves these samples out."
@@ -116,11 +116,11 @@ class Watch(Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Kept in checkpoints, as one text: its length may differ, and older checkpoints have no other key."""
+        """Return the state for a checkpoint: one text under the one key that older checkpoints have."""
         return {"losses": json.dumps({"usual": self._detector.dump(), "skipped": self._skipped})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Taken from a checkpoint; those of older versions hold the losses of each stream alone."""
+        """Load the state of a checkpoint; those of older versions hold only the losses of each stream."""
         found = json.loads(state["losses"])
         if isinstance(found.get("usual"), str):
             self._detector.load(found["usual"])

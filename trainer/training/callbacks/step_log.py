@@ -1,4 +1,4 @@
-"""Write a row for each step to OUT/log.csv (run.log_csv reads it) and to the loggers."""
+"""Write a row per step to OUT/log.csv (read by run/log_csv) and to the loggers."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Speed:
-    """What a step's work is measured by."""
+    """The figures behind MFU."""
 
     flops_per_token: float  # of training: forward and backward
-    peak_flops: float | None  # a second, of the devices of all ranks; None: unknown
+    peak_flops: float | None  # per second, of the devices of all ranks; None: unknown
 
 
 class StepLog(Callback):
-    """Write one row a step to OUT/log.csv and to the loggers, and a line every `interval` steps to the console.
+    """Write one row per step to OUT/log.csv and to the loggers, and a line every `interval` steps to the console.
 
-    Losses are means over all ranks; `samples/STREAM` counts what has been drawn since step 0. `data_wait` is the share
-    of the step that the rank waited for its batch; `memory_gb` the most that the GPU held, on CPU what the process has;
-    `skipped` says why a step was not trained on.
+    Losses are means over all ranks; `samples/STREAM` counts the samples drawn since step 0. `data_wait` is the share of
+    the step that rank 0 waited for its batch; `memory_gb` is the peak memory of its GPU, or on CPU the memory of its
+    process; `skipped` is the reason why a step was not trained on.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class StepLog(Callback):
             "memory_gb",
             "mfu",
             "skipped",
-            "digest",  # the last: a row that was cut short shows
+            "digest",  # last, so that a truncated row is recognized
         ]
         self._file: TextIO | None = None
         self._learning_rate = self._wait = 0.0
         self._process = psutil.Process()
-        self._begun = self._ended = self._asked = time.monotonic()  # training; the last step; the wait for a batch
+        self._begun = self._ended = self._asked = time.monotonic()  # of training, the last step, the wait for a batch
         self._first = 0
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Open the log; rows of steps after the checkpoint that this run resumes from go, for they come again."""
+        """Open the log; remove the rows after the checkpoint that this run resumes from, since they come again."""
         self._first = int(state.timestamp.batch)
         self._begun = self._ended = time.monotonic()
         kept = [row for row in self._rows_so_far() if int(row["step"]) < self._first]
@@ -85,28 +85,28 @@ class StepLog(Callback):
         self._file = self._path.open("a", newline="", encoding="utf-8")
 
     def _rows_so_far(self) -> list[dict[str, str]]:
-        """Rows that are whole. No training is lost for its log: a damaged one is put aside, and gaps are told."""
+        """Return the complete rows. A damaged log never ends a training: it is renamed, and gaps are reported."""
         rows, problem = read_whole_rows(self._path) if self._path.is_file() else ([], "")
         if problem:
             aside = self._path.with_name("log.damaged.csv")
             self._path.replace(aside)
-            log.warning("log.csv is damaged: %s. It is now %s; what is whole before that is kept", problem, aside)
+            log.warning("log.csv is damaged: %s. It is now %s; its complete rows before that are kept", problem, aside)
         if gaps := missing_steps(rows, 0, self._first):
             log.warning("log.csv has no rows of these steps: %s", gap_words(gaps))
         return rows
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        """The wait for a batch begins."""
+        """Note the time at which the wait for a batch begins."""
         self._asked = time.monotonic()
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Note when and with which rate the step begins."""
+        """Note the time and the learning rate at the step's start."""
         self._started = time.monotonic()
         self._wait = self._started - self._asked
         self._learning_rate = state.optimizers[0].param_groups[0]["lr"]
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Write the row of the step that ended."""
+        """Write the row of the finished step."""
         assert self._file is not None  # opened by fit_start
         now = time.monotonic()
         whole, self._ended = now - self._ended, now
@@ -146,7 +146,7 @@ class StepLog(Callback):
         return int(self._process.memory_info().rss)
 
     def _line(self, row: dict[str, Any], done: int) -> str:
-        rate = (done - self._first) / (time.monotonic() - self._begun)  # steps a second since the start
+        rate = (done - self._first) / (time.monotonic() - self._begun)  # steps per second since the start
         by_stream = ", ".join(f"{n} {row[f'loss/{n}']:.3f}" for n in self._names if row[f"loss/{n}"] != "")
         tokens = rate * self._manifest.batch_size * self._manifest.seq_len
         mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] != "" else ""
