@@ -82,8 +82,8 @@ class Watch(Callback):
         if damaged:
             return (
                 f"The weights were damaged before this step: {describe_not_finite(damaged)}. Run the same command "
-                "again. If it stops here again, lower train.learning_rate. If not, a device or its memory failed: have it "
-                "checked."
+                "again. If it stops here again, lower train.learning_rate. If not, a device or its memory failed: have "
+                "it checked."
             )
         again = "To continue, run the same command again with a lower train.learning_rate"
         if all(map(math.isfinite, (*self._losses.losses.values(), self._clip.norm))):
