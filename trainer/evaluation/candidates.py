@@ -31,7 +31,7 @@ def evaluate_one(evaluation: Evaluation, checkpoint: Checkpoint, sets: Sequence[
         with lease(checkpoint):
             CheckpointEvaluation.of(evaluation, checkpoint).evaluate(sets)
     except CheckpointError as error:
-        raise InputError(f"{error}. Restore this checkpoint or remove it, or take another one with --step") from None
+        raise InputError(f"{error}. Restore this checkpoint or remove it, or choose another one with --step") from None
 
 
 def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False) -> Choice:

@@ -1,5 +1,5 @@
 """A checkpoint as a Hugging Face folder: weights, config, generation settings and a tokenizer with equal ids.
 
-A checkpoint and the tokenizer of its training come in; a folder that transformers' default classes load goes out.
-It may not know evaluation.
+Input: a checkpoint and its tokenizer. Output: a folder that the default classes of transformers load. No module here
+knows evaluation.
 """

@@ -1,4 +1,4 @@
-"""Write a checkpoint as a folder that transformers loads: its weights, tokenizer and export.json."""
+"""Write a checkpoint as a folder that transformers loads: weights, tokenizer and export.json."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Identity:
 def export(config: Config, step: int | None = None) -> Path:
     """Export the checkpoint of `step`, or the newest; return the folder.
 
-    A folder that is there stays if it is of this checkpoint, and is replaced if it is of another one that had the same
-    step. Where the checkpoint of `step` is gone, its export stays, with a note.
+    An existing export of this checkpoint stays; an export of another checkpoint with the same step is replaced. If the
+    checkpoint of `step` no longer exists, its export stays, with a note.
     """
     run = open_run(config.out, config.cache)
     try:
@@ -53,14 +53,14 @@ def export(config: Config, step: int | None = None) -> Path:
     except InputError as error:
         if step is None or not export_folder(run, step).is_dir():
             raise
-        note(f"{error}. {export_folder(run, step)} was made before")
+        note(f"{error}. {export_folder(run, step)} is an earlier export of it")
         return export_folder(run, step)
     with lease(checkpoint):
         return export_checkpoint(config, run, checkpoint)
 
 
 def export_checkpoint(config: Config, run: Run, checkpoint: Checkpoint) -> Path:
-    """The same of a checkpoint that was found, and may have left its bucket once its files were fetched."""
+    """Export a checkpoint; return the folder. It may have left its bucket after its files were fetched."""
     check_model(config.model, checkpoint)
     run.fetch("manifest.json", "config.yaml")
     manifest = read_run_manifest(run.folder, run.url)
@@ -76,9 +76,9 @@ def export_checkpoint(config: Config, run: Run, checkpoint: Checkpoint) -> Path:
         if read_identity(folder) == identity:
             return folder
     if folder.is_dir():
-        log.info("%s is not of the checkpoint that is there now: it is replaced", folder)
+        log.info("%s is an export of an earlier checkpoint with this step: replacing it", folder)
     if problems := fetch_checkpoint(run, checkpoint):
-        raise InputError(f"{problems[0]}. Restore this checkpoint or remove it, or take another one with --step")
+        raise InputError(f"{problems[0]}. Restore or remove this checkpoint, or choose another one with --step")
     log.info("exporting to %s", folder)
     remove_leftovers(folder.parent)
     with new_folder(folder, replace=True) as temporary:
@@ -88,12 +88,12 @@ def export_checkpoint(config: Config, run: Run, checkpoint: Checkpoint) -> Path:
 
 
 def export_folder(run: Run, step: int) -> Path:
-    """Where the export of a step lies."""
+    """Return the folder for the export of a step."""
     return run.folder / "exports" / checkpoint_folder(run.folder, step).name
 
 
 def read_identity(folder: Path) -> Identity | None:
-    """Read what an export says of itself; None if it says nothing, as those of older versions.
+    """Read export.json; return None if there is none, as in exports of older versions.
 
     Raises InputError if it is damaged.
     """
@@ -122,13 +122,13 @@ def _fill(folder: Path, config: Config, manifest: Manifest, checkpoint: Checkpoi
     model.save_pretrained(folder)
     usual = (folder / "config.json").stat().st_mode
     for path in folder.iterdir():
-        path.chmod(usual)  # safetensors lets nobody else read its files
+        path.chmod(usual)  # safetensors makes its files readable by the owner only
 
 
 def save_tokenizer(place: str, ours: Tokenizer, manifest: Manifest, folder: Path, *, bos: bool) -> Any:
-    """Put the tokenizer `ours` from `place` beside the weights, and return it as AutoTokenizer loads it.
+    """Write the tokenizer `ours`, loaded from `place`, beside the weights; return it as AutoTokenizer loads it.
 
-    Warns of texts that it encodes otherwise than training did.
+    Warns of texts with other ids than in training.
     """
     from transformers import AutoTokenizer
 
@@ -144,8 +144,8 @@ def save_tokenizer(place: str, ours: Tokenizer, manifest: Manifest, folder: Path
             for text, ids, theirs in sorted(differing, key=lambda one: len(one[0]))[:_SHOWN]
         )
         log.warning(
-            "WARNING: the exported tokenizer encodes %d of %d odd texts otherwise than training did, such as\n%s\n"
-            "Encode texts like these with the tokenizer of the training: dataengine.text.tokenizers.load.",
+            "WARNING: the exported tokenizer gives other ids than training for %d of %d odd texts, such as\n%s\n"
+            "Encode texts like these with the training's tokenizer: dataengine.text.tokenizers.load.",
             len(differing),
             tried,
             shown,

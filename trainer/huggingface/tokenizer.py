@@ -1,7 +1,6 @@
-"""The tokenizer of an export: a tokenizer.json that gives the ids of training, by transformers' default class.
+"""The tokenizer of an export: a tokenizer.json that gives the ids of training in transformers' default class.
 
-Texts stay texts: control tokens that are written in a text are encoded as its other words are (`split_special_tokens`),
-as in training.
+Text stays text: control tokens written in a text are encoded like other words (`split_special_tokens`), as in training.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from dataengine.text.tokenizers.odd_texts import make_odd_texts
 
 _UNIGRAM, _BPE, _CHARACTERS = 1, 2, 4  # model types of a SentencePiece model
 _NORMAL, _UNKNOWN, _USER_DEFINED = 1, 2, 4  # types of its pieces
-_NEVER = 1000.0  # below the least score of a Unigram vocabulary: a piece that no text is cut into
+_NEVER = 1000.0  # below the lowest score of a Unigram vocabulary: no text is split into such a piece
 _PROBES = (
     "", " ", "   ", "▁", "▁▁a ▁b▁", "\n", "\t", "a\n\nb\n", "Hello, world!", " leading", "   leading", "trailing  ",
     "English: A pair.\nChinese: 一对。", "  two  spaces, 3.14 and\ttabs", "👩‍👩‍👧 e\u0301 ﬁ Ａ\u3000b\u00a0c",
@@ -35,16 +34,16 @@ _ODD_TEXTS = 1000
 
 
 def write_tokenizer(path: Path, tokenizer: Tokenizer, folder: Path, *, bos: bool, max_length: int) -> None:
-    """Write tokenizer.json and what transformers keeps beside it, of the tokenizer that was loaded from `path`.
+    """Write tokenizer.json and transformers' files beside it, for the tokenizer loaded from `path`.
 
-    It pads on the left, as generation needs it, by the unknown token or else EOS. `bos`: texts begin with BOS, which
-    `tokenizer` has. Raises InputError for SentencePiece models of words, which have no such form.
+    It pads on the left, as generation needs, with the unknown token, or EOS without one. With `bos`, texts begin with
+    BOS, which `tokenizer` must have. Raises InputError for SentencePiece models of words, which have no such form.
     """
     of = _of_sentencepiece if path.suffix == ".model" else _of_json
     spec = of(path, tokenizer.controls)
     encoder = Encoder.from_str(json.dumps(spec, ensure_ascii=False))
     unknown = _unknown_token(spec["model"])
-    unknown = unknown if encoder.token_to_id(unknown or "") is not None else None  # it may be named and not be there
+    unknown = unknown if encoder.token_to_id(unknown or "") is not None else None  # it may be named but missing
     names = {"unk_token": unknown, "eos_token": encoder.id_to_token(tokenizer.eos_id)}
     if tokenizer.bos_id is not None:
         names["bos_token"] = encoder.id_to_token(tokenizer.bos_id)
@@ -62,11 +61,11 @@ def write_tokenizer(path: Path, tokenizer: Tokenizer, folder: Path, *, bos: bool
         add_bos(fast)
     fast.save_pretrained(folder)
     if path.suffix == ".model":
-        shutil.copyfile(path, folder / "tokenizer.model")  # for programs that read no other form
+        shutil.copyfile(path, folder / "tokenizer.model")  # for programs that only read this form
 
 
 def add_bos(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Let texts begin with BOS unless `add_special_tokens` is false."""
+    """Make texts begin with BOS unless `add_special_tokens` is false."""
     name = str(tokenizer.bos_token)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{name} $A", pair=f"{name} $A $B", special_tokens=[(name, tokenizer.bos_token_id)]
@@ -76,7 +75,7 @@ def add_bos(tokenizer: PreTrainedTokenizerFast) -> None:
 def differing_texts(
     ours: Tokenizer, theirs: PreTrainedTokenizerFast
 ) -> tuple[int, list[tuple[str, list[int], list[int]]]]:
-    """Try texts that tokenizers are apt to differ in: how many, and those that do with our ids and theirs."""
+    """Encode texts that tokenizers often disagree on; return their number, and those that differ with both ids."""
     controls = [str(theirs.convert_ids_to_tokens(token)) for token in sorted(ours.controls)[:50]]
     tokens = [*controls, *filter(None, [theirs.unk_token])]
     step = ours.vocab_size // 256 + 1
@@ -87,7 +86,7 @@ def differing_texts(
     for text in dict.fromkeys(texts):
         try:
             (expected,) = ours.encode([text])
-        except InputError:  # training takes no such text
+        except InputError:  # training refuses this text
             continue
         ids = theirs.encode(text, add_special_tokens=False, verbose=False)
         if ids != expected:
@@ -105,7 +104,7 @@ def _unknown_token(model: Mapping[str, Any]) -> str | None:
 
 
 def _of_json(path: Path, controls: Collection[int]) -> dict[str, Any]:
-    """The content of a tokenizer.json whose control tokens are special, and are not made of texts where that can be."""
+    """Return a tokenizer.json whose control tokens are special; text does not become one where that can be avoided."""
     encoder = Encoder.from_file(str(path))
     spec: dict[str, Any] = json.loads(encoder.to_str())
     model = spec["model"]
@@ -125,7 +124,7 @@ def _of_json(path: Path, controls: Collection[int]) -> dict[str, Any]:
 
 
 def _hide(vocab: Sequence[tuple[str, float]], hidden: Collection[str]) -> list[tuple[str, float]]:
-    """A Unigram vocabulary in which some pieces are worth less than any other way to cut a text."""
+    """Return a Unigram vocabulary in which some pieces score lower than any other split of a text."""
     least = min((score for piece, score in vocab if piece not in hidden), default=0.0)
     return [(piece, least - _NEVER if piece in hidden else score) for piece, score in vocab]
 
@@ -134,7 +133,7 @@ def _hide(vocab: Sequence[tuple[str, float]], hidden: Collection[str]) -> list[t
 
 
 def _of_sentencepiece(path: Path, controls: Collection[int]) -> dict[str, Any]:
-    """The content of a tokenizer.json that does as a SentencePiece model. Raises InputError for models of words.
+    """Return a tokenizer.json that encodes like a SentencePiece model. Raises InputError for models of words.
 
     The converters of transformers add a space before each piece of text that follows a token, or none before a text
     that begins with one; that of gigatoken takes BPE with byte fallback alone.
@@ -171,7 +170,7 @@ def _added_token(number: int, piece: str) -> dict[str, Any]:
 
 
 def _normalizer(spec: Any, *, in_parts: bool) -> dict[str, Any]:
-    """What sentencepiece does to a text before it is cut: `normalizer.cc`.
+    """Return the normalization of sentencepiece before it splits a text (`normalizer.cc`).
 
     `in_parts`: tokenizers hands over what stands between user-defined symbols, a part at a time, so that nothing can be
     done here at the ends of the text.

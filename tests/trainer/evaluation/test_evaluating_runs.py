@@ -251,7 +251,7 @@ def test_a_flipped_bit_costs_one_checkpoint(
     assert f"none of 3 checkpoints under {out}/checkpoints could be evaluated: step 4: " in words
     assert "--step" not in words
     assert evaluate(experiment.config, f"out={out}", "--step", 8, SHORT) == 2
-    assert "or take another one with --step" in capsys.readouterr().err
+    assert "or choose another one with --step" in capsys.readouterr().err
 
 
 # Two at once.

@@ -293,7 +293,7 @@ def test_the_export_of_a_checkpoint_that_is_gone_is_returned(
     save_checkpoint(config, seed=1, step=8)
     assert export(config, 4) == folder
     printed = capsys.readouterr().err
-    assert f"has no checkpoint of 4 steps; it has those of 8. {folder} was made before" in printed
+    assert f"has no checkpoint of 4 steps; it has those of 8. {folder} is an earlier export of it" in printed
     with pytest.raises(InputError, match="has no checkpoint of 5 steps"):
         export(config, 5)
 
@@ -309,7 +309,7 @@ def test_texts_that_transformers_encodes_otherwise_are_named(
     with caplog.at_level(logging.WARNING):
         ours, manifest = load_tokenizer(config.tokenizer), build(config, workers=1).manifest
         export_module.save_tokenizer(config.tokenizer, ours, manifest, tmp_path / "hf", bos=config.bos)
-    assert "odd texts otherwise than training did, such as\n  '<s>': here [3, 1], in training [3, 0" in caplog.text
+    assert "odd texts, such as\n  '<s>': here [3, 1], in training [3, 0" in caplog.text
 
 
 @pytest.mark.parametrize("there", [False, True])
