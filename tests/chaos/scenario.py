@@ -652,7 +652,7 @@ def _faults() -> dict[str, list[Fault]]:
 
 
 def _damage_log(experiment: Experiment) -> bool:
-    """The log loses its end, or all; a changed digit in it is not seen (docs/reliability.md)."""
+    """The log loses its end, or all; a changed digit in it is not seen (docs/internals/reliability.md)."""
     if "log.csv" not in experiment.files(experiment.out, ""):
         return False
     experiment.damage(experiment.out, "log.csv", experiment.chance.choice(_DAMAGES[1:]))
