@@ -30,7 +30,7 @@ Made = Callable[[], object]
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the sizes of docs/internals/reliability.md (quick: a tenth)")
+    parser.add_argument("--full", action="store_true", help="the sizes in docs/internals/reliability.md (quick: 10 %%)")
     parser.add_argument("--only", metavar="NAME", help="one row")
     options = parser.parse_args()
     part = 1 if options.full else 10
