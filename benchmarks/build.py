@@ -1,19 +1,18 @@
 """How fast text becomes token shards, against datatrove and llm-foundry: `python benchmarks/build.py [--full]`.
 
 The same JSON Lines, the same tokenizer (ours reads the SentencePiece model, the others the tokenizer.json made from it)
-and the same number of workers, each with one processor; it stops unless all count the same tokens. Each run is a
-process of its own: the clock starts when its modules are imported, with the input in the page cache, and stops when all
-files are written; starting workers counts. Contenders take turns; Mtok/s of the median of the rounds. A ratio above 1
-is ours.
+and the same number of workers, each with one processor. The program stops unless all count the same tokens. Each run is
+a separate process: the clock starts when its modules are imported, with the input in the page cache, and stops when all
+files are written. Starting workers counts. Contenders take turns; the figure is Mtok/s of the median round. A ratio
+above 1 means that ours is faster.
 
-build_en, build_zh, build_pairs   a stream of documents or pairs, also against the tokenizer alone, over texts in memory
+build_en, build_zh, build_pairs   a stream of documents or pairs; also against the tokenizer alone on texts in memory
 build_scaling                     two workers against one, both over the same two files
 build_checksums                   with SHA-256 and zstd on against without
 
-Short data are repeated, and it says so, English with every third word changed; else it flatters ours, whose tokenizer
-remembers words. Short input flatters the
-others, which start faster. For figures, give `--full` and a folder of real text.
-The first run makes an environment for datatrove and a folder for llm-foundry under .bench/, with uv.
+Short data are repeated, with a note, and in English every third word is changed: otherwise they favour ours, whose
+tokenizer caches words. Short input favours the others, which start faster. For real figures, give `--full` and a folder
+of real text. The first run makes an environment for datatrove and a folder for llm-foundry under .bench/, with uv.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ Record = dict[str, str]  # "text"; of a pair also "en" and "zh"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files of texts; and for a stream of pairs the same as pairs, which ours reads."""
+    """Files of texts. For a stream of pairs also the pairs themselves, which ours reads."""
 
     documents: list[str]
     pairs: list[str]
@@ -68,7 +67,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where input comes from and goes, and how much of it."""
+    """Where input comes from, where output goes, and how much there is."""
 
     data: Path
     folder: Path
@@ -153,7 +152,7 @@ def against_peers(corpus: Corpus, workers: int) -> dict[str, Contender]:
 
 
 def build_scaling(bench: Bench, workers: int) -> dict[str, Contender]:
-    """Two workers, or as many as are asked for, against one."""
+    """Several workers against one."""
     workers = max(2, workers)
     # Enough that starting a process, half a second, does not hide what is measured.
     corpus = make_corpus("en", bench, workers, SCALING if bench.full else QUICK)
@@ -161,7 +160,7 @@ def build_scaling(bench: Bench, workers: int) -> dict[str, Contender]:
 
 
 def build_checksums(bench: Bench, workers: int) -> dict[str, Contender]:
-    """What SHA-256 and zstd cost."""
+    """The cost of SHA-256 and zstd."""
     corpus = make_corpus("en", bench, workers)
     return {"ours": Contender("ours", corpus, workers, CHECKSUMS), "neither": Contender("ours", corpus, workers)}
 
@@ -170,7 +169,7 @@ ROWS = {row.__name__: row for row in (build_en, build_zh, build_pairs, build_sca
 
 
 def measure(contenders: Mapping[str, Contender], bench: Bench) -> dict[str, float]:
-    """Mtok/s of each. Exits if one fails or counts other tokens."""
+    """Mtok/s of each. Exits if one fails or counts a different number of tokens."""
     labels, seconds, tokens = list(contenders), dict[str, list[float]](), dict[str, int]()
     for turn in range(3 if bench.full else 1):
         shift = turn % len(labels)
@@ -211,7 +210,7 @@ def build_once(contender: Contender, bench: Bench) -> dict[str, Any]:
 
 
 def make_corpus(name: str, bench: Bench, parts: int, at_least: int = 0) -> Corpus:
-    """Write the records of "en", "zh" or "pairs" to so many files of each kind, in turn; at least so many bytes."""
+    """Write at least N bytes of records of "en", "zh" or "pairs" to several files of each kind, in turn."""
     records, size, times, left_out = list[Record](), 0, 0, 0
     while size < max(FULL if bench.full else QUICK, at_least):
         times += 1
@@ -236,7 +235,7 @@ def make_corpus(name: str, bench: Bench, parts: int, at_least: int = 0) -> Corpu
 
 
 def vary(text: str, turn: int) -> str:
-    """A text with every third word another one, in each turn others: a tokenizer remembers words that it has seen."""
+    """A text with every third word replaced, by others in each turn: a tokenizer caches words that it has seen."""
     words = text.split(" ")
     for place in range(turn % 3, len(words), 3):
         words[place] = words[place][::-1] if place % 2 else words[place] + chr(97 + turn % 26)
@@ -284,7 +283,7 @@ def convert_tokenizer(model: Path, path: Path) -> tuple[str, ...]:
 
 
 def install_peers() -> None:
-    """Make datatrove's environment, and a folder of llm-foundry's package alone: the rest of what it needs is here."""
+    """Make datatrove's environment, and a folder with only the package of llm-foundry, as its dependencies are here."""
     here, datatrove, llm_foundry = sys.executable, PEERS / DATATROVE, PEERS / LLM_FOUNDRY
     packages = [DATATROVE, "tokenizers==0.23.3", "orjson==3.13.0"]
     install(
@@ -296,7 +295,7 @@ def install_peers() -> None:
 
 
 def install(peer: str, *commands: list[str | Path]) -> None:
-    """Fill a peer's folder by commands of uv unless it is there, whole. Exits if one fails."""
+    """Fill a peer's folder by commands of uv unless it is complete. Exits if one fails."""
     folder = PEERS / peer
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if (folder / ".complete").exists():
@@ -312,7 +311,7 @@ def install(peer: str, *commands: list[str | Path]) -> None:
 
 
 def note(text: str) -> None:
-    """Say something beside the results."""
+    """Print a note beside the results."""
     print(text, file=sys.stderr, flush=True)
 
 

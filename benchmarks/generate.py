@@ -1,9 +1,8 @@
 """How fast sets are translated, against one `generate` call a sentence: `python benchmarks/generate.py [--full]`.
 
-Ours is the translation of an evaluation: batches by length, the common beginning of prompts computed once, rows that
-have ended taken out. The peer is
-the loop that one writes first: tokenize a prompt, `generate`, decode, the next. Both have the same model, prompts,
-search and library (transformers); a line counts as equal if both wrote the same text. Medians over turns.
+Ours is the translation of an evaluation: batches by length, the common beginning of prompts computed once, finished
+rows removed. The peer is the obvious loop: tokenize a prompt, `generate`, decode, next. Both have the same model,
+prompts, search and library (transformers). A line counts as equal if both wrote the same text. Medians over turns.
 
 generate_cpu       greedy, zero-shot, the model of yamls/base/mini.yaml with weights that end most lines by themselves
 generate_beam_cpu  beam search with 5 beams
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="three turns instead of one")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args()
-    transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context
+    transformers_log.set_verbosity_error()  # it would warn about prompts beyond the context
     tokenizer = load_tokenizer(ROOT / "demo/data/tokenizer.model")
     rows = [json.loads(line) for line in (ROOT / "demo/data/en-zh.dev.jsonl").read_text("utf-8").splitlines()]
     pairs = [(row["en"], row["zh"]) for row in rows]
@@ -64,7 +63,7 @@ def main() -> None:
 
 
 def make_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
-    """Random weights, EOS likely enough that lines end after some 25 tokens, as of a trained model."""
+    """Random weights with an EOS so likely that lines end after about 25 tokens, as with a trained model."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=-(-tokenizer.vocab_size // 64) * 64,

@@ -1,8 +1,8 @@
-"""Does anything grow? `python benchmarks/leaks.py [--full]`: a long training and a large build, seen from outside.
+"""Does anything grow over time? `python benchmarks/leaks.py [--full]`: a long training and a large build, from outside.
 
-Trains many tiny steps, with a loader worker and a checkpoint every 100th, and builds from many megabytes; at tenths
-of the way prints memory, open files, threads and blocks of shared memory of the process and its children. `--full` is
-5,000 steps and 1 GB (quick: 300 steps and 30 MB).
+Trains many tiny steps, with a loader worker and a checkpoint every 100 steps, and builds from many megabytes. At each
+10 % it prints memory, open files, threads and shared memory blocks of the process and its children. `--full` is 5,000
+steps and 1 GB (quick: 300 steps and 30 MB).
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def write_config(folder: Path, steps: int) -> Path:
 
 
 def write_source(path: Path, megabytes: int) -> None:
-    """Real documents again and again, each with a number of its own."""
+    """Real documents, repeated, each with its own number."""
     import orjson
 
     from dataengine.records.lines import read_lines
@@ -102,7 +102,7 @@ def write_source(path: Path, megabytes: int) -> None:
 
 
 def watch(command: list[str], done: Callable[[], int], total: int, environment: dict[str, str]) -> None:
-    """Run a command, and print what it holds at tenths of the way."""
+    """Run a command, and print at each 10 % what its processes hold."""
     print(f"{'done':>8} {'seconds':>8} {'MB':>7} {'files':>6} {'threads':>8} {'shared memory':>14}")
     begun = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)

@@ -1,8 +1,8 @@
-"""Time and memory at the edges, each at two sizes: `python benchmarks/limits.py [--full]`.
+"""Time and memory of large inputs, each at two sizes: `python benchmarks/limits.py [--full]`.
 
-What is twice as large may take twice as long, not more: `growth` is the ratio of the two times. Plans and orders of up
-to 100 million samples need no data; the rest is built from real text. Each figure is from a process of its own; memory
-is the most that it held.
+Twice the size may take twice as long, not more: `growth` is the ratio of the two times. Plans and orders of up to 100
+million samples need no data; the rest is built from real text. Each figure comes from a separate process; memory is its
+peak.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Made = Callable[[], object]
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the sizes of docs/reliability.md (quick: a tenth)")
+    parser.add_argument("--full", action="store_true", help="the sizes in docs/internals/reliability.md (quick: 10 %%)")
     parser.add_argument("--only", metavar="NAME", help="one row")
     options = parser.parse_args()
     part = 1 if options.full else 10
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(make: Callable[[Path, int], Made], size: int) -> tuple[float, float]:
-    """Seconds and MB of what `make` returns, in a process of its own."""
+    """Seconds and MB of the work that `make` returns, in a separate process."""
     for warm in (True, False):
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -63,7 +63,7 @@ def measure(make: Callable[[Path, int], Made], size: int) -> tuple[float, float]
 
 
 def in_process(make: Callable[[Path, int], Made], folder: Path, size: int, warm: bool) -> tuple[float, float]:
-    """Prepare, and measure; `warm` only brings files and libraries into the memory of the machine."""
+    """Prepare, and measure; `warm` only loads files and libraries into memory."""
     work = make(folder, max(8, size // 10) if warm else size)
     begun = time.perf_counter()
     work()
@@ -82,7 +82,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
 
 
 def texts(count: int) -> list[str]:
-    """Real documents, again and again."""
+    """Real documents, repeated."""
     import orjson
 
     from dataengine.records.lines import read_lines
@@ -123,7 +123,7 @@ def plan(folder: Path, size: int) -> Made:
 
 
 def order(folder: Path, size: int) -> Made:
-    """What a rank does with a manifest before its first step."""
+    """The work of a rank with a manifest before its first step."""
     from dataengine.mds.types import Shard, StoredFile, Stream, shard_name
     from dataengine.schedule.manifest import Manifest, read_manifest
     from dataengine.schedule.slots import Stage
@@ -154,11 +154,11 @@ def order(folder: Path, size: int) -> Made:
 
 
 def many_shards(folder: Path, size: int) -> Path:
-    """A config of one stream with so many shards, of 4 samples of 16 tokens."""
+    """A config of one stream with N shards of 4 samples of 16 tokens."""
     import orjson
 
     path = folder / "mono.jsonl"
-    words = " ".join(texts(size + 50))[: 4 * 16 * size * 8]  # under five letters a token
+    words = " ".join(texts(size + 50))[: 4 * 16 * size * 8]  # fewer than five letters per token
     length = len(words) // 100 + 1
     parts = [words[start : start + length] for start in range(0, len(words), length)]
     path.write_bytes(b"".join(orjson.dumps({"text": part}) + b"\n" for part in parts))

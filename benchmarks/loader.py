@@ -1,8 +1,8 @@
 """How fast a rank reads its samples, against stock StreamingDataset and a numpy memmap: `python benchmarks/loader.py`.
 
-The same shards of 2,049 random uint16 ids, batches of 16 that end as int64 tensors, by torch's DataLoader with 0, 1 and
-2 workers: ours as the trainer sets it up, the peers collated to int64 in their workers. Stock shuffles with py1e, the
-memmap by a permutation held in memory. Samples/s after the first batch, median of runs.
+All read the same shards of 2,049 random uint16 ids in batches of 16 that become int64 tensors, through torch's
+DataLoader with 0, 1 and 2 workers: ours as the trainer sets it up, the peers collated to int64 in their workers. Stock
+shuffles with py1e, the memmap by a permutation in memory. Samples/s after the first batch, median of runs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
             print(f"{'loader':10} {'ours':>9}  samples/s")
         for workers in (0, 1, 2):
             rates: dict[str, list[float]] = {}
-            for _ in range(options.runs):  # in turn, so that a slow moment of the machine hits all alike
+            for _ in range(options.runs):  # in turn, so that a slow moment of the machine affects all alike
                 for peer, make in {"ours": ours, **peers}.items():
                     rates.setdefault(peer, []).append(in_process(make, Path(name), workers))
             rate = {peer: statistics.median(values) for peer, values in rates.items()}

@@ -1,7 +1,7 @@
-"""Memory of a GPU at the peak of a step, for plans of several sizes, without a GPU: `python benchmarks/memory.py`.
+"""Peak GPU memory of a step, for plans of several sizes, without a GPU: `python benchmarks/memory.py`.
 
-Each plan is counted from two models of 3 and 4 layers, as `train.microbatch_size: auto` and `--dry-run` do. With
---whole the model of all layers is run likewise beside it: a minute or three each.
+Each plan is computed from two models of 3 and 4 layers, as `train.microbatch_size: auto` and `--dry-run` do. With
+--whole the model of all layers is computed as well: one to three minutes each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataengine.schedule.manifest import Manifest  # noqa: E402
 from dataengine.schedule.slots import Stage  # noqa: E402
 from trainer.model.memory import fake_step_bytes, step_bytes  # noqa: E402
 
-PLANS = [  # model, ranks, microbatch, layers computed again
+PLANS = [  # model, ranks, microbatch, activation checkpointing
     ("1b", 8, 16, False),
     ("1b", 8, 32, False),
     ("1b", 64, 8, False),

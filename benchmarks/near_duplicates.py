@@ -1,11 +1,11 @@
-"""Near duplicates: what goes that should stay, what stays that should go, and what it costs.
+"""Near duplicates: false removals, missed removals, and the cost.
 
-    python benchmarks/near_duplicates.py                   # the table, some minutes
-    python benchmarks/near_duplicates.py --template 1000000    # texts of one template, at a tenth, a half and all of it
+    python benchmarks/near_duplicates.py                       # the table, some minutes
+    python benchmarks/near_duplicates.py --template 1000000    # texts of one template: 10 %, 50 % and all of them
 
-Texts are made with known similarities (Jaccard, sets of five words or ten Chinese characters). Time is CPU time of all
-processes in the rounds that clean and compare, beside that of the keys alone, which any MinHash needs. The peer is
-rensa's own RMinHashDeduplicator, which takes a similarity that it estimates from the same signatures for the verdict.
+Texts are made with known similarities (Jaccard, sets of five words or ten Chinese characters). Time is the CPU time of
+all processes that clean and compare, beside the time of the keys only, which any MinHash needs. The peer is rensa's own
+RMinHashDeduplicator, which decides by a similarity that it estimates from the same signatures.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Texts = list[str]
 
 
 def main() -> None:
-    """Print the table, or the growth of one template."""
+    """Print the table, or the growth with texts of one template."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=int, metavar="N", help="only the growth with N texts of one template")
     parser.add_argument("--run", nargs=3, metavar=("FILE", "STORE", "WORKERS"), help=argparse.SUPPRESS)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def show_cases(folder: Path) -> None:
-    """What goes in each case, for any number of workers and after a kill, and what it costs."""
+    """What is dropped in each case, for any number of workers and after a kill, and the cost."""
     heading = "case,texts,gone,falsely,missed at +0.05,at +0.1,keys alone,in all,ratio,memory,peer: gone,falsely,time"
     rows = [tuple(heading.split(","))]
     for name, texts in make_cases():
@@ -89,7 +89,7 @@ def show_cases(folder: Path) -> None:
 
 
 def show_growth(folder: Path, count: int) -> None:
-    """Time and memory of texts that share one template, every tenth a near copy of the one before."""
+    """Time and memory for texts of one template, where every tenth is a near copy of the one before."""
     rows = [("texts", "near copies", "gone", "keys alone", "in all", "microseconds a text", "memory of a process")]
     for size in (count // 10, count // 2, count):
         path = folder / "template.jsonl"
@@ -134,7 +134,7 @@ def make_cases() -> Iterator[tuple[str, Texts]]:
 
 
 def edit(texts: list[list[str]], words: Texts, chance: random.Random, space: str) -> Texts:
-    """The texts, and each again with none to sixteen words replaced."""
+    """The texts, and a copy of each with 0 to 16 words replaced."""
     twins = []
     for text in texts:
         twin = list(text)
@@ -145,7 +145,7 @@ def edit(texts: list[list[str]], words: Texts, chance: random.Random, space: str
 
 
 def make_templated(count: int) -> Iterator[str]:
-    """Texts of 85 words in common and 15 of their own; every tenth is the one before but for a word."""
+    """Texts with 85 words in common and 15 of their own; every tenth is the one before with one word changed."""
     chance = random.Random(2)
     boilerplate, last = make_words(chance, 85), make_words(chance, 100)
     for number in range(count):
@@ -179,7 +179,7 @@ def similarity(one: frozenset[int], other: frozenset[int]) -> float:
 
 
 def neighbours(sets: list[frozenset[int]]) -> list[set[int]]:
-    """For each text those before it with which it shares some of the shingles that few texts have."""
+    """For each text, the earlier texts with which it shares rare shingles."""
     places: dict[int, list[int]] = {}
     for number, mine in enumerate(sets):
         for shingle in mine:
@@ -193,7 +193,7 @@ def neighbours(sets: list[frozenset[int]]) -> list[set[int]]:
 
 
 def missed(gone: set[int], sets: list[frozenset[int]]) -> tuple[str, str]:
-    """Of the texts that are like a kept earlier one by 0.05 (0.1) more than the threshold, how many stay."""
+    """How many texts stay although a kept earlier one is 0.05 (0.1) above the threshold."""
     near, cells = neighbours(sets), []
     for margin in (0.05, 0.1):
         wanted = [
@@ -206,7 +206,7 @@ def missed(gone: set[int], sets: list[frozenset[int]]) -> tuple[str, str]:
 
 
 def count_false(gone: set[int], sets: list[frozenset[int]]) -> int:
-    """Of texts that go, those that are like no kept earlier one."""
+    """Dropped texts that no kept earlier text resembles."""
     near = neighbours(sets)
     return sum(not any(similarity(sets[number], sets[k]) >= THRESHOLD for k in near[number] - gone) for number in gone)
 
@@ -215,14 +215,14 @@ def count_false(gone: set[int], sets: list[frozenset[int]]) -> int:
 
 
 def run(path: Path, store: Path, workers: int) -> dict[str, Any]:
-    """`measure` in a process of its own."""
+    """`measure` in a separate process."""
     command = [sys.executable, __file__, "--run", str(path), str(store), str(workers)]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return found
 
 
 def run_killed(path: Path, store: Path) -> dict[str, Any]:
-    """The same, killed as soon as a first unit of the comparison is there, and started again."""
+    """The same, killed as soon as the comparison has finished a first task, and started again."""
     command = [sys.executable, __file__, "--run", str(path), str(store), "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(store.glob("units/*/pairs.npy")):
@@ -233,7 +233,7 @@ def run_killed(path: Path, store: Path) -> dict[str, Any]:
 
 
 def measure(path: Path, store: str, workers: int) -> dict[str, Any]:
-    """Clean and compare a file of texts: what goes, CPU seconds of the keys and of all, peak memory of a process."""
+    """Clean and compare a file of texts: what is dropped, CPU seconds of the keys and in total, peak memory."""
     config_path = path.with_suffix(f".{os.getpid()}.yaml")
     config_path.write_text(
         f"name: n\ntokenizer: {ROOT / 'demo/data/tokenizer.model'}\nseq_len: 128\nbatch_size: 1\nstore: {store}\n"
@@ -272,7 +272,7 @@ def _cpu_seconds() -> float:
 
 
 def run_peer(texts: Texts) -> tuple[set[int], float]:
-    """What rensa's deduplicator removes, and its CPU seconds."""
+    """The texts that rensa's deduplicator removes, and its CPU seconds."""
     begun = time.process_time()
     peer, gone = rensa.RMinHashDeduplicator(THRESHOLD, PERMUTATIONS, True, 16, _SEED), set()
     for number, text in enumerate(texts):

@@ -2,7 +2,7 @@
 
 Both mix two streams of half the samples each, in shards of 4,096. Ours: make the run's order and find the samples of a
 step in its middle. Stock (py1e, default batching): generate the epoch's order, which it does at every start and epoch.
-Each figure is the median of several runs in processes of their own; memory is what the order adds to a process.
+Each figure is the median of several runs in separate processes; memory is what the order adds to a process.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def measure(work: Callable[[int], float], shards: int, runs: int) -> tuple[float
 
 
 def in_process(work: Callable[[int], float], shards: int) -> tuple[float, float]:
-    """Seconds, and growth of the peak memory in MB, of one run; a small run first, so that imports do not count."""
+    """Seconds of one run, and growth of its peak memory in MB; a small run goes first, so imports do not count."""
     work(20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = work(shards)

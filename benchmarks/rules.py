@@ -1,9 +1,9 @@
 """How fast the rules decide on pairs, against the same rules in plain Python: `python benchmarks/rules.py`.
 
-Both decide on the same pairs (a small file is gone through until 100,000 are reached) in batches of 1,000, as a build
-reads them, in one thread; every decision must be equal. Pairs/s, median of runs in rotated order. The plain rules take
-pair by pair and stop at the first that drops it; where a rule looks at the text itself (links, markup, digits, repeats,
-equal sides), both call the same function, the plain rules on every pair and ours on the few that the columns leave.
+Both decide on the same pairs (a small file is repeated until 100,000 are reached) in batches of 1,000, as a build reads
+them, in one thread. Every decision must be equal. Pairs/s, median of runs in rotated order. The plain rules go pair by
+pair and stop at the first rule that drops it. Where a rule needs the text itself (links, markup, digits, repeats, equal
+sides), both call the same function: the plain rules on every pair, ours on the few candidates of the columns.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def first_rule(source: str, target: str, languages: tuple[str, str], rules: Pair
 
 
 def terminal_penalty(source: str, target: str) -> int:
-    """What OpusFilter's TerminalPunctuationFilter takes the logarithm of, for more marks."""
+    """The number of which OpusFilter's TerminalPunctuationFilter takes the logarithm, for more marks."""
     marks, others = (sum(map(text.count, TERMINALS)) for text in (source, target))
     return abs(marks - others) + max(marks - 1, 0) + max(others - 1, 0)
 
@@ -175,7 +175,7 @@ BROKEN = runs_of(
 
 
 def count(characters: re.Pattern[str], text: str) -> int:
-    """How many characters of a class are in a text."""
+    """The number of characters of a class in a text."""
     return sum(map(len, characters.findall(text)))
 
 

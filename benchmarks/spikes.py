@@ -1,10 +1,10 @@
-"""Does the spike watch stop at spikes, and at nothing else? `python benchmarks/spikes.py FILE [--seeds 5]`.
+"""Does the loss-spike monitor stop at spikes only? `python benchmarks/spikes.py FILE [--seeds 5]`.
 
-Trains tiny models by 22 schedules: ten of yamls/mini, and twelve that repeat a small stream until it is known by heart.
-Each step's losses by stream go into FILE, a line a run (runs that are there are not trained again), and at every 20th
-step those of the same batch planted with a fault: with its tokens shuffled, and after an update at 100 times the
-learning rate. Then judges the losses by the detector of training with other factors and floors, and prints how many
-steps it would have stopped at, and which planted faults it would have passed.
+Trains tiny models by 22 schedules: ten of yamls/mini, and twelve that repeat a small stream until it is memorized. FILE
+gets a line per run with each step's losses by stream; runs that are there are not trained again. At every 20th step the
+losses of the same batch with a planted fault are recorded, too: with its tokens shuffled, and after an update at 100
+times the learning rate. Then the detector of training judges the losses with other factors and floors. Printed are the
+number of steps that it would have stopped at, and the planted faults that it would have missed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ RISE = 100  # times the learning rate
 
 
 def main() -> None:
-    """Record what is missing, judge, print."""
+    """Record missing runs, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="losses, JSON Lines")
     parser.add_argument("--seeds", type=int, default=5, help="runs a schedule (default: %(default)s)")
@@ -172,7 +172,7 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
 
 
 def judge(runs: list[dict[str, Any]], factor: float, floor: float) -> str:
-    """What a detector does at all steps of all runs, in words."""
+    """The verdicts of a detector on all steps of all runs, in words."""
     from trainer.training.spikes import SpikeDetector
 
     judged = stopped = 0

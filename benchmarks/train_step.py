@@ -1,12 +1,12 @@
 """How fast a training step is against a plain PyTorch loop: `python benchmarks/train_step.py [--full]`.
 
-Ours is the trainer as a run uses it, on one rank: a real plan over streams built here, loader workers, FSDP, the
-ledger, the watch and the log of every step. The peer is the same decoder, loss, AdamW, clipping and microbatches in a
-bare loop that takes its tokens from memory. Both live in one process and take turns, so many steps each; medians over
-the turns. A ratio above 1 is ours. `checks` is the share of our step that is spent in checks and logs.
+Ours is the trainer as a run uses it, on one rank: a real plan over streams built here, loader workers, FSDP, the sample
+tracker, the loss-spike monitor and the log of every step. The peer is the same decoder, loss, AdamW, clipping and
+microbatches in a bare loop with its tokens in memory. Both run in one process and take turns of several steps; medians
+over the turns. A ratio above 1 means that ours is faster. `checks` is the share of our step spent in checks and logs.
 
 step_cpu       the model of yamls/base/mini.yaml, fp32
-step_cuda_1b   TinyLlama 1.1B, bf16; left out, with a word, where there is no CUDA device. Not run so far.
+step_cuda_1b   TinyLlama 1.1B, bf16; skipped with a note where there is no CUDA device. Not run so far.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ CUDA = {"seq_len": 2048, "batch_size": 32, "train": {"microbatch_size": 8, "load
 
 @dataclass(eq=False)
 class Turns(Callback):
-    """Let the peer make `steps` steps after each `steps` of ours; note both times."""
+    """Let the peer take `steps` steps after each `steps` of ours; record both times."""
 
     steps: int
     peer: Callable[[], None]
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dict[str, Any]:
-    """Train for so many turns of so many steps; tokens/s of both, and what else the table shows."""
+    """Train for several turns of several steps; tokens/s of both, and the other columns of the table."""
     total = (turns + 1) * steps
     path = folder / "experiment.yaml"
     experiment = {
@@ -207,7 +207,7 @@ def plain_loop(config: Config, manifest: Manifest, microbatch: int) -> Callable[
 
 
 def cpu_peak() -> float:
-    """Operations a second of a large fp32 product on this CPU."""
+    """Operations per second of a large fp32 product on this CPU."""
     left, right = torch.rand(1024, 1024), torch.rand(1024, 1024)
     times = []
     for _ in range(8):
@@ -218,7 +218,7 @@ def cpu_peak() -> float:
 
 
 def _time(callback: Callback, watch: Turns) -> None:
-    """Add what a callback's hooks take to `watch.spent`."""
+    """Add the time of a callback's hooks to `watch.spent`."""
     for name in (
         "before_dataloader",
         "after_dataloader",

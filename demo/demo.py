@@ -1,4 +1,4 @@
-"""From real text to a trained, killed, resumed and evaluated model, by the commands that a user would type."""
+"""From real text to a trained, killed, resumed and evaluated model, with the commands that a user would type."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def heading(text: str) -> None:
-    """Say what comes next."""
+    """Print a heading."""
     print(f"\n== {text}", flush=True)
 
 
@@ -98,7 +98,7 @@ def run(command: list[str]) -> None:
 
 
 def kill_after(command: list[str], log: Path, step: int) -> None:
-    """Run a command in a process group of its own and kill the group once its log has reached a step."""
+    """Run a command in its own process group, and kill the group when its log has reached a step."""
     show(command)
     process = subprocess.Popen(command, start_new_session=True)
     while process.poll() is None:

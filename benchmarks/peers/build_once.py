@@ -25,7 +25,7 @@ EOS = "</s>"
 
 @dataclass(frozen=True)
 class Job:
-    """What to build; `documents` and `pairs` are the same texts, one file a worker or more."""
+    """What to build; `documents` and `pairs` have the same texts, at least one file per worker."""
 
     workers: int
     out: str  # a folder that does not exist
@@ -43,7 +43,7 @@ Contender = tuple[Callable[[], object], Callable[[], int]]  # the build, and wha
 def main() -> None:
     """Build, and print seconds and tokens."""
     job = Job(**json.loads(sys.argv[2]))
-    # A worker has a processor, and its helping threads no other.
+    # A worker and its helper threads share one processor.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.workers])
     build, count_tokens = CONTENDERS[sys.argv[1]](job)
     for path in job.documents + job.pairs:
@@ -85,7 +85,7 @@ def ours(job: Job) -> Contender:
 
 
 def datatrove(job: Job) -> Contender:
-    """JsonlReader -> DocumentTokenizer, a task and a file a worker; documents stay in their order, as ours do."""
+    """JsonlReader -> DocumentTokenizer, one task and file per worker; documents keep their order, as ours do."""
     import orjson  # noqa: F401 (imported by the reader on its first line, and the next by the writer)
     import tokenizers  # noqa: F401
     from datatrove.executor import LocalPipelineExecutor
@@ -106,10 +106,10 @@ def datatrove(job: Job) -> Contender:
 
 
 def llm_foundry(job: Job) -> Contender:
-    """The loop of its convert_dataset_json: ConcatTokensDataset -> MDSWriter, single-process, so a process a file.
+    """The loop of its convert_dataset_json: ConcatTokensDataset -> MDSWriter. A process per file, as it has only one.
 
-    Records come from orjson, which is faster than the load_dataset of that program; processes are forked with all
-    modules loaded. Its package needs much that this does not, so the one file is loaded by itself.
+    Records come from orjson, which is faster than load_dataset of that program. Processes are forked with all modules
+    loaded. Its package has many dependencies that this loop does not need, so its one file is loaded by itself.
     """
     from streaming import MDSWriter
     from transformers import PreTrainedTokenizerFast
@@ -131,7 +131,7 @@ def llm_foundry(job: Job) -> Contender:
         with MDSWriter(columns={"tokens": "ndarray:int32"}, out=f"{job.out}/{number}", compression=None) as writer:
             for sample in dataset:
                 writer.write(sample)
-        return counter.tokens  # those of the last, partial sample too, which it does not write
+        return counter.tokens  # including the last, partial sample, which it does not write
 
     return lambda: counts.extend(_each(convert, job)), lambda: sum(counts)
 
@@ -149,7 +149,7 @@ class _CountingTokenizer:
 
 
 def gigatoken(job: Job) -> Contender:
-    """The tokenizer alone, loaded, over texts in memory, in the one call a file that is its fastest way."""
+    """The tokenizer alone, already loaded, on texts in memory, in its fastest way: one call per file."""
     import awkward  # noqa: F401 (imported by the first call)
     from gigatoken import Tokenizer
 
@@ -165,7 +165,7 @@ def gigatoken(job: Job) -> Contender:
 
 
 def _each(work: Callable[[int], int], job: Job) -> list[int]:
-    """Do the work for the number of each file: here, or in forked processes."""
+    """Do the work for each file number: here, or in forked processes."""
     numbers = range(len(job.documents))
     if job.workers == 1:
         return list(map(work, numbers))

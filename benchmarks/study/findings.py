@@ -1,4 +1,4 @@
-"""What the study was to show, and what it showed."""
+"""What the study was expected to show, and what it showed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainer.reporting.read import read_runs
 from trainer.reporting.runs import TrainedRun
 
 PAIR_DIRECTIONS = ("en-zh", "zh-en", "en-id", "id-en")
-MAINS = {  # setting -> what it is called on the page
+MAINS = {  # setting -> its name on the page
     "no_parallel": "no parallel",
     "multilingual": "multilingual",
     "parallel_non_adjacent": "non-adjacent",
@@ -41,12 +41,12 @@ class StudyRun:
 
     @property
     def directions(self) -> tuple[str, ...]:
-        """Directions that it was evaluated in, those of all runs first."""
+        """Directions in which it was evaluated, those of all runs first."""
         found = {one.direction for one in self.run.evaluations[-1].sets}
         return (*(name for name in PAIR_DIRECTIONS if name in found), *sorted(found - set(PAIR_DIRECTIONS)))
 
     def score(self, direction: str, shots: int = 0) -> float:
-        """BLEU of the last checkpoint on test, or on dev if that is all there is."""
+        """BLEU of the last checkpoint on test, or on dev if there is no test."""
         last = self.run.evaluations[-1]
         found = last.find("test", direction, shots) or last.find("dev", direction, shots)
         assert found is not None, (self.setting, direction, shots)
@@ -80,7 +80,7 @@ class Study:
         return setting in self._by_setting
 
     def named(self, prefix: str) -> list[str]:
-        """Settings whose names begin so, in the order of the runs."""
+        """Settings whose names begin with `prefix`, in the order of the runs."""
         return [setting for setting in self._by_setting if setting.startswith(prefix)]
 
     def of(self, setting: str) -> dict[int, StudyRun]:
@@ -88,7 +88,7 @@ class Study:
         return self._by_setting.get(setting, {})
 
     def first(self, setting: str) -> StudyRun:
-        """The run of the first seed, with which the open questions are compared."""
+        """The run of the first seed; the open questions are compared with it."""
         return self._by_setting[setting][1]
 
     @property
@@ -102,7 +102,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Finding:
-    """One expectation: a number a seed, the bound that all of them should pass, and what they say."""
+    """One expectation: a number per seed, the bound that all should pass, and the verdict."""
 
     expected: str
     measure: str
@@ -116,7 +116,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """Plainly."""
+        """In plain words."""
         count = sum(map(self.holds, self.values))
         if count == len(self.values):
             return "seen" if count == 1 else f"seen in all {count} seeds"

@@ -41,7 +41,7 @@ class Section:
 
 
 def score_row(label: str, runs: Sequence[StudyRun], directions: Sequence[str], shots: Sequence[int] = (0,)) -> Row:
-    """BLEU of runs that differ in their seed: mean, and range over them."""
+    """BLEU of runs that differ in their seed only: mean and range."""
     cells = []
     for number in shots:
         for direction in directions:
@@ -81,7 +81,7 @@ def settings_section(study: Study) -> Section:
 
 
 def draw_curves(study: Study) -> str:
-    """BLEU on dev over predicted tokens, a panel a direction."""
+    """BLEU on dev over predicted tokens, one panel per direction."""
     with figures.style():
         figure, grid = plt.subplots(2, 2, figsize=(12.2, 6.8), layout="constrained", sharex=True, sharey=True)
         for axes, direction in zip(grid.flat, PAIR_DIRECTIONS, strict=True):
@@ -99,7 +99,7 @@ def draw_curves(study: Study) -> str:
 
 
 def standalone(svg: str) -> str:
-    """A picture of a page as a file of its own: on white, in a font without serifs."""
+    """A picture of a page as a separate file: on white, in a sans-serif font."""
     start = svg.index(">") + 1
     head = svg[:start].replace('style="', 'style="font-family:sans-serif;', 1)
     return f'{head}<rect width="100%" height="100%" fill="white"/>{svg[start:]}'
@@ -171,7 +171,7 @@ def placement_section(study: Study) -> Section | None:
 def compare_section(
     study: Study, name: str, title: str, text: str, settings: Mapping[str, str], directions: Sequence[str]
 ) -> Section | None:
-    """A table of some settings of the first seed, by labels; None without a run of the question's own."""
+    """A table of some settings of the first seed, by label; None if the question has no run of its own."""
     found = {label: setting for label, setting in settings.items() if 1 in study.of(setting)}
     if len(found) < 2 or set(found.values()) <= MAINS.keys():
         return None
@@ -184,7 +184,7 @@ def compare_section(
 
 
 def question_sections(study: Study) -> Iterator[Section | None]:
-    """What the paper left open."""
+    """The questions that the paper left open."""
     yield placement_section(study)
     yield compare_section(
         study, "pivot", "Chinese-Indonesian pairs only",
@@ -239,7 +239,7 @@ def ladder_section(study: Study) -> Section | None:
 
 
 def count_parameters(run: StudyRun) -> int:
-    """Of the model, from its exact shape."""
+    """The number of parameters, from the model's exact shape."""
     from dataengine.config.training import ModelConfig
     from trainer.model.decoder import empty_model
 

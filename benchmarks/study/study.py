@@ -1,13 +1,13 @@
 """The study in miniature: `make study`, or `python benchmarks/study/study.py [--fast] [--seeds 3] [--text FOLDER]`.
 
-Builds the streams of three made-up languages (world.py) once, trains every setting of the paper for several seeds and
-the open questions for the first one, evaluates along the checkpoints, and writes study.html (page.py) with what was
-expected and what was measured (findings.py), all under runs/study. The same command goes on after an interruption, and
-repeats nothing.
+Builds the streams of three made-up languages (world.py) once, trains every setting of the paper with several seeds and
+the open questions with the first one, evaluates along the checkpoints, and writes study.html (page.py) with expected
+and measured results (findings.py), all under runs/study. After an interruption the same command continues and repeats
+nothing.
 
-Each run is what its YAML under yamls/study says, by the commands that are noted in commands.txt. Only one thing is
-saved: a run whose first steps are another run's, to the sample, begins with that run's checkpoint. The trainer proves
-from the manifests that they are, and resumes bit for bit.
+Each run follows its YAML under yamls/study; commands.txt lists the commands. There is one shortcut: a run whose first
+steps are another run's, to the sample, begins with that run's checkpoint. The trainer proves from the manifests that
+they are equal, and resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # as a script: find packages beside benchmarks, not modules of other names in this folder
+if __name__ == "__main__":  # as a script: find the packages beside benchmarks, not the modules in this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from tqdm import tqdm
@@ -56,7 +56,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT_FILES = [f"{name}.jsonl.zst" for name in ("mono.en", "en-zh.train", "en-zh.dev", "en-id.train", "en-id.dev")]
 YAMLS = Path(os.path.relpath(ROOT / "yamls/study"))
 WORLD_SEED = 17
-_EVERY = 2  # checkpoints on dev: each second one
+_EVERY = 2  # checkpoints on dev: every second one
 _OWN = ("name", "out", "seed", "model.init_seed")  # settings that differ from run to run
 _CONTEXT = multiprocessing.get_context("forkserver")
 
@@ -71,7 +71,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The run's name, of which its folder is made."""
+        """The run's name; its folder follows from it."""
         return f"study/seed-{self.seed}/{self.setting}"
 
     @property
@@ -97,12 +97,12 @@ class Job:
 
     @property
     def is_done(self) -> bool:
-        """Whether it was trained and evaluated by this plan and these settings."""
+        """Whether it was trained and evaluated with this plan and these settings."""
         return self.note.get("done") is True and self.note.get("key") == self.key
 
     @property
     def note(self) -> dict[str, Any]:
-        """What the run's folder says of the study that began it: key, shared steps, whether it is done."""
+        """The note in the run's folder about the study that began it: key, shared steps, whether it is done."""
         try:
             note = json.loads((self.out / "study.json").read_text())
         except (OSError, ValueError):
@@ -110,7 +110,7 @@ class Job:
         return note if isinstance(note, dict) else {}
 
     def write_note(self, shared: int, *, done: bool) -> None:
-        """Say in the run's folder what it is made of."""
+        """Write the note in the run's folder."""
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "study.json").write_text(json.dumps({"key": self.key, "shared": shared, "done": done}))
 
@@ -127,13 +127,13 @@ def main() -> None:
         "overrides", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all runs, such as budget.steps=400"
     )
     parser.add_argument("--fast", action="store_true", help="six settings, one seed, no open questions")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of each setting (default: %(default)s)")
-    parser.add_argument("--only", metavar="A,B", help="these settings alone, such as parallel_last_all,placement/at_50")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds a setting (default: %(default)s)")
+    parser.add_argument("--only", metavar="A,B", help="only these settings, such as parallel_last_all,placement/at_50")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at a time, a thread "
                         "each (default: a processor each, %(default)s)")  # fmt: skip
     parser.add_argument("--text", type=Path, metavar="FOLDER", help="also train on real text: a folder with "
                         + ", ".join(TEXT_FILES))  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="build, and say what would be trained")
+    parser.add_argument("--dry-run", action="store_true", help="build, and print what would be trained")
     options = parser.parse_intermixed_args()
     if options.seeds < 1 or options.jobs < 1:
         parser.error("--seeds and --jobs must be 1 or more")
@@ -141,7 +141,7 @@ def main() -> None:
 
 
 def study(options: argparse.Namespace) -> None:
-    """Build, train, evaluate and report. Raises InputError for what the user has to mend."""
+    """Build, train, evaluate and report. Raises InputError for problems that the user has to fix."""
     begun = time.monotonic()
     jobs = choose_jobs(fast=options.fast, seeds=options.seeds, only=options.only, text=options.text)
     for override in options.overrides:
@@ -228,7 +228,7 @@ def make_inputs(text: Path | None) -> None:
 
 
 def build(jobs: Sequence[Job]) -> None:
-    """Build all streams and schedules; what is built already is found so in a moment."""
+    """Build all streams and schedules; a second build takes a moment."""
     import contextlib
     import io
 
@@ -268,7 +268,7 @@ def shared_steps(job: Job, jobs: Sequence[Job]) -> int:
 
 
 def rate_course(job: Job, step: int) -> tuple[list[int], int | None]:
-    """Steps before `step` at which the learning rate is warmed up anew, and the end that it decays to, if any."""
+    """Steps before `step` at which the learning rate warms up again, and the end that it decays to, if any."""
     planned = planned_settings(job.config, job.manifest.schedule)
     return [restart for restart in planned.restarts if restart < step], planned.end
 
@@ -277,7 +277,7 @@ def rate_course(job: Job, step: int) -> tuple[list[int], int | None]:
 
 
 def check_same(job: Job) -> None:
-    """Raise InputError if the run was begun with other settings: its results would be taken for those of these."""
+    """Raise InputError if the run was begun with other settings: its results would count for these."""
     if (before := job.note.get("key")) in (None, job.key):
         return
     was, now = (_flat(json.loads(key[1])) for key in (before, job.key))
@@ -289,7 +289,7 @@ def check_same(job: Job) -> None:
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
+    """Settings by dotted name."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {above + key: value}
@@ -301,7 +301,7 @@ def run_all(
 ) -> list[Job]:
     """Train and evaluate, `at_once` runs at a time; return those that failed.
 
-    A run begins with the steps that it has `shared`, and trains from its `first` one on, where it may stand already.
+    A run begins with its `shared` steps and trains from its `first` one on; it may have passed that already.
     """
     _CONTEXT.set_forkserver_preload(["__main__", "trainer.train", "trainer.training.session", "trainer.evaluate",
                                       "composer.utils.parallelism"])  # fmt: skip
@@ -336,14 +336,14 @@ def run_all(
             futures[job] = pool.submit(work)
         try:
             wait(futures.values())
-        except KeyboardInterrupt:  # the runs hear it as well, and save
+        except KeyboardInterrupt:  # the runs get the signal as well, and save
             pool.shutdown(cancel_futures=True)
             sys.exit("stopped; the same command goes on with what is left")
     return failed
 
 
 def run_one(job: Job, base: Job | None, shared: int, seen: int, advance: Callable[[int], object]) -> None:
-    """One run from where it stands, at step `seen`. Raises RuntimeError, with its last words, if a command fails."""
+    """Continue one run at step `seen`. Raises RuntimeError, with its last message, if a command fails."""
     job.write_note(shared, done=False)
     if base is not None and shared and not (job.out / "checkpoints").is_dir():
         begin_with(job, base, shared)
@@ -369,13 +369,13 @@ def run_one(job: Job, base: Job | None, shared: int, seen: int, advance: Callabl
 
 
 def last_words(printed: Path) -> str:
-    """Where a run that did not finish says why, and the last error there, if any."""
+    """The file that says why a run did not finish, and the last error in it, if any."""
     lines = [line for line in printed.read_text(errors="replace").splitlines() if "error: " in line.lower()]
     return "\n    ".join([f"did not finish, see {printed}", *lines[-1:]])
 
 
 def remove_stops(job: Job, shared: int) -> None:
-    """Remove checkpoints that an interruption made: what is evaluated does not depend on when a study was stopped."""
+    """Remove checkpoints of an interruption, so that results do not depend on when a study was stopped."""
     schedule, interval = job.manifest.schedule, job.config.train.checkpoint_interval
     planned = {shared, *checkpoint_steps(schedule, {}, interval, schedule.steps)}
     for folder in (job.out / "checkpoints").iterdir():
@@ -422,11 +422,11 @@ def _command(module: str, arguments: list[str], printed: str) -> None:
     try:
         sys.modules[module].main(arguments)
     finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves them out; streaming removes its shared memory in one
+        atexit._run_exitfuncs()  # multiprocessing skips exit handlers; streaming removes its shared memory in one
 
 
 def _steps_trained(out: Path) -> int:
-    """By the last line of the log."""
+    """The steps so far, by the last line of the log."""
     try:
         with (out / "log.csv").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
@@ -439,7 +439,7 @@ def _steps_trained(out: Path) -> int:
 
 
 def done_runs(jobs: Sequence[Job]) -> list[findings.StudyRun]:
-    """Finished runs as findings take them."""
+    """Finished runs, in the form that findings take."""
     return [findings.StudyRun.read(job.setting, job.seed, job.out) for job in jobs]
 
 
@@ -450,7 +450,7 @@ def last_scores(job: Job) -> str:
 
 
 def note_time(seconds: float, worked: bool) -> None:
-    """Add to the time that the study took, over all calls of the command that had something to do."""
+    """Add to the time of the study, over all calls of the command that had something to do."""
     path = Path("runs/study/times.json")
     times = json.loads(path.read_text()) if path.is_file() else []
     if worked:

@@ -1,15 +1,15 @@
 """Three miniature languages of one world: `python benchmarks/study/world.py --out FOLDER [--seed 17]`.
 
-Meanings (who does what to whom, how many, of what kind, when) are put into words by three grammars of made-up
-vocabularies, so that a model of half a million parameters can learn to translate in minutes:
+Three grammars with made-up vocabularies put meanings (who does what to whom, how many, of what kind, when) into words,
+so that a model of half a million parameters can learn to translate in minutes:
 
     en   subject verb object adverb; adjective before noun; plural in -s, verb in -t after a singular subject
     zh   adverb subject object verb; written without spaces; classifier after a number; past by a particle at the end
     id   verb subject object adverb; adjective behind noun; plural by reduplication; past by a word before the verb
 
-Written are documents (mostly en, a little zh and id), pairs en-zh, en-id and zh-id, dev and test pairs whose
-combinations of subject, verb and object stand in no training file, and a SentencePiece model whose tokens are words. A
-document stays with a few entities, as real text does: without that no circuit for copying forms, and nothing is
+The program writes documents (mostly en, a little zh and id), pairs en-zh, en-id and zh-id, dev and test pairs whose
+combinations of subject, verb and object are in no training file, and a SentencePiece model whose tokens are words. A
+document keeps to a few entities, as real text does. Without that no circuit for copying forms, and nothing is
 translated. Equal seeds give equal bytes.
 """
 
@@ -30,7 +30,7 @@ DOCUMENTS, PAIRS = 66_000, 60_000  # documents in all; pairs of two languages
 HELD_OUT = {"dev": 100, "test": 200}  # sentences
 OTHER_LANGUAGES = {"zh": 0.03, "id": 0.02}  # share of documents that are not en, as SlimPajama has some
 PAIRED = (("en", "zh"), ("en", "id"), ("zh", "id"))
-HOLD_OUT = 12  # one in so many combinations of subject, verb and object is for dev and test
+HOLD_OUT = 12  # one in N combinations of subject, verb and object is for dev and test
 NAMES = ("English", "Chinese", "Indonesian")
 
 # Beginnings and ends of syllables.
@@ -61,7 +61,7 @@ class Clause:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination is kept from training."""
+        """Whether this combination is held out from training."""
         key = f"{self.subject.noun} {self.verb} {self.object.noun}".encode()
         return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") % HOLD_OUT == 0
 
@@ -199,7 +199,7 @@ def pairs(world: World, seed: int, name: str, languages: Sequence[str], count: i
 
 
 def pieces(words: Lexicon) -> list[str]:
-    """What the tokenizer knows as one token: whole words, and what labels and prompts are made of."""
+    """Texts that are one token: whole words, and the parts of labels and prompts."""
     found = {"\n", ":", "▁Translate", "▁this", "▁from", "▁to", "▁me", *NAMES, *(f"▁{name}" for name in NAMES)}
     for made in words.zh.values():
         found.update(made)

@@ -1,7 +1,7 @@
 """The table of formats: how the files of each are named, cut into parts and read.
 
 A new format is a reader in a module of its own and a row here; its name also goes into `StreamConfig.format` (a test
-compares them) and into the README's table.
+compares them) and into the table of docs/guides/prepare-data.md.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Break it until it does not break: `make chaos SEEDS=20`, or `python -m tests.chaos.chaos --seeds 20 [--first 1]`.
+"""Random faults in real processes: `make chaos SEEDS=20`, or `python -m tests.chaos.chaos --seeds 20 [--first 1]`.
 
-Each seed builds, trains and evaluates a small experiment on real processes and, half of the time, in a bucket of a real
-server, with faults drawn from the seed (scenario.py). Prints a table of faults and outcomes, appends every seed to
-RESULTS, and exits with 1 if one hangs, crashes, refuses without naming what is damaged, or differs from the
+Each seed builds, trains and evaluates a small experiment in real processes and, half of the time, in a bucket of a real
+server. The faults follow from the seed (scenario.py). The program prints a table of faults and outcomes, appends every
+seed to RESULTS, and exits with 1 if one hangs, crashes, refuses without naming what is damaged, or differs from the
 undisturbed run. `--seeds 1 --first N` repeats seed N.
 """
 
@@ -25,10 +25,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=20, metavar="N", help="number of seeds (default: %(default)s)")
     parser.add_argument("--first", type=int, default=1, metavar="N", help="the first seed (default: %(default)s)")
     parser.add_argument("--results", type=Path, default=Path("runs/chaos/results.jsonl"), metavar="FILE",
-                        help="a line a seed is appended here (default: %(default)s)")  # fmt: skip
+                        help="a line per seed is appended here (default: %(default)s)")  # fmt: skip
     parser.add_argument("--disk-only", action="store_true", help="no object store")
     parser.add_argument("--table", action="store_true", help="only print the table of RESULTS")
     options = parser.parse_args()

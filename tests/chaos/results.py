@@ -1,4 +1,4 @@
-"""What came of the seeds. Imports nothing heavy, as every worker of a build imports the program that started it."""
+"""Results of the seeds. Imports nothing heavy, because every worker of a build imports the program that started it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTCOMES = ("went on", "started again", "refused", "not reached")
 
 @dataclass(frozen=True)
 class Event:
-    """A fault that was injected, and what came of it: went on, started again, refused, not reached."""
+    """An injected fault and its outcome: went on, started again, refused, not reached."""
 
     fault: str
     outcome: str
@@ -37,7 +37,7 @@ class Scenario:
 
 
 def report(done: Sequence[Scenario]) -> None:
-    """Faults and what came of them; then the seeds that failed."""
+    """Faults and their outcomes; then the seeds that failed."""
     counts = Counter((event.fault, event.outcome) for one in done for event in one.events)
     faults = sorted({fault for fault, _ in counts})
     rows = [("fault", "injected", *OUTCOMES[:3])]

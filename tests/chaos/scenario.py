@@ -1,8 +1,8 @@
-"""One seed of chaos: build, train and evaluate a small experiment while faults drawn from the seed are put in its way.
+"""One seed of chaos: build, train and evaluate a small experiment while faults drawn from the seed are injected.
 
-What is done about a fault is what a user would do: start the same command again; and if it refused, naming what is
-damaged, bring that back from a backup first. Everything else is a failure: a hang, a traceback that no kill explains, a
-refusal that does not say what is damaged, and above all a result that differs from the undisturbed run's.
+The driver does what a user would do: it starts the same command again. If that refused and named what is damaged, it
+first restores that from a backup. Everything else is a failure: a hang, a traceback that no kill explains, a refusal
+that does not name what is damaged, and above all a result that differs from the undisturbed run's.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class FailureError(Exception):
 
 @dataclass(frozen=True)
 class Reference:
-    """What the undisturbed experiment gives."""
+    """The results of the undisturbed experiment."""
 
     manifest: bytes
     log: list[dict[str, str]]
@@ -120,7 +120,7 @@ class Lab:
                     _compare(experiment, self.reference)
             except FailureError as failure:
                 made.verdict, made.words = failure.kind, str(failure)
-            except Exception:  # of this driver: a seed costs its own result, not those of the others
+            except Exception:  # of this driver: a seed loses its own result only
                 made.verdict, made.words = "broken", traceback.format_exc()
         if made.verdict == "equal":
             shutil.rmtree(folder, ignore_errors=True)
@@ -167,7 +167,7 @@ class Experiment:
         self.store_url, self.out = str(values["store"]), str(values["out"])
         self.config = folder / "experiment.yaml"
         self.config.write_text(yaml.safe_dump(values, sort_keys=False))
-        self.moments = random.Random(chance.random())  # of what happens while processes run, whose course varies
+        self.moments = random.Random(chance.random())  # of what happens while processes run; it varies
         self.ranks, self.loader_workers = 2, 1
         self.ranks_changed = self.log_damaged = self.nodes_apart = False
         self.network_fault = ""
@@ -178,7 +178,7 @@ class Experiment:
 
     def run(self, stage: str, disturb: Callable[[list[ForkServerProcess]], bool] | None = None,
             *overrides: str) -> Ended:  # fmt: skip
-        """Run build, train or evaluate to its end; `disturb` may kill processes, and returns whether it did."""
+        """Run build, train or evaluate to the end; `disturb` may kill processes, and returns whether it did."""
         printed = self.folder.parent / f"{self.folder.name}.{stage}.txt"  # not on a disk that may be full
         processes, outputs = self.launch(stage, printed, *overrides)
         deadline = time.monotonic() + DEADLINE_S
@@ -240,7 +240,7 @@ class Experiment:
     # Results.
 
     def open(self, url: str) -> Store:
-        """A store of the experiment, by way of the true server."""
+        """A store of the experiment, through the real server."""
         return open_store(url)
 
     def read(self, url: str, key: str) -> bytes:
@@ -252,7 +252,7 @@ class Experiment:
         return self.read(self.store_url, "experiments/small/manifest.json")
 
     def log(self) -> list[dict[str, str]]:
-        """Of the run, as it is where it was to be."""
+        """The file of the run, at its final place."""
         path = self.folder / "final-log.csv"
         path.write_bytes(self.read(self.out, "log.csv"))
         return read_log(path)
@@ -275,7 +275,7 @@ class Experiment:
         return sorted(self.open(url).sizes(prefix))
 
     def damage(self, url: str, key: str, how: str) -> None:
-        """Damage a file as a disk, a person or another program would; `restore` mends it if it is not written anew."""
+        """Damage a file as a disk, a person or another program would; `restore` undoes that."""
         store = self.open(url)
         before = store.read(key)
         content = bytearray(before)
@@ -309,7 +309,7 @@ class Experiment:
 
     @contextlib.contextmanager
     def network(self) -> Iterator[None]:
-        """Put a proxy before the server, which does what `network_fault` says."""
+        """Put a proxy before the server that applies `network_fault`."""
         if self.bucket is None:
             yield
             return
@@ -374,11 +374,11 @@ def _kill_tree(pid: int) -> None:
         _kill_tree(child)
 
 
-# Faults while a command runs: they return whether something was killed.
+# Faults while a command runs. Each returns whether something was killed.
 
 
 def _wait(chance: random.Random, experiment: Experiment, processes: Sequence[ForkServerProcess], stage: str) -> None:
-    """Until a random moment: of training, after a random number of steps and a little; else after some time."""
+    """Wait for a random moment: in training a random number of steps and a little more, otherwise some time."""
     until = time.monotonic() + 40
     rows = chance.randrange(15) if stage == "train" else 0
     while rows and time.monotonic() < until and processes[0].is_alive():
@@ -415,7 +415,7 @@ def _killer(experiment: Experiment, stage: str, whom: str) -> Disturbance:
                 os.kill(process.pid or 0, signal.SIGTERM)
             else:
                 _kill(process.pid or 0)
-        if whom == "one" and alive:  # as the launcher does, once the others had time to notice
+        if whom == "one" and alive:  # as the launcher does, when the others have had time to notice
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline and any(process.is_alive() for process in processes):
                 time.sleep(0.05)
@@ -427,7 +427,7 @@ def _killer(experiment: Experiment, stage: str, whom: str) -> Disturbance:
 
 
 def _outage(experiment: Experiment, stage: str) -> Disturbance:
-    """The server dies, and comes back some seconds later."""
+    """The server dies, and is started again some seconds later."""
 
     def act(processes: list[ForkServerProcess]) -> bool:
         _wait(experiment.moments, experiment, processes, stage)
@@ -461,7 +461,7 @@ def _full_disk(experiment: Experiment, stage: str) -> Disturbance:
 
 
 def _asked_during_a_save(experiment: Experiment, stage: str) -> Disturbance:
-    """All ranks are asked to stop, as by their launcher, while a checkpoint is being written."""
+    """All ranks are asked to stop, as by their launcher, while a checkpoint is written."""
 
     def act(processes: list[ForkServerProcess]) -> bool:
         begun, until = time.time(), time.monotonic() + 60
@@ -484,7 +484,7 @@ def _is_being_written(checkpoint: Path, since: float) -> bool:
 
 
 def _second_start(experiment: Experiment, stage: str) -> Disturbance:
-    """The same command is given twice at once, for the same `out` or for another one."""
+    """The same command is started twice at once, for the same `out` or for another one."""
 
     def act(processes: list[ForkServerProcess]) -> bool:
         same = experiment.moments.random() < 0.5
@@ -497,7 +497,7 @@ def _second_start(experiment: Experiment, stage: str) -> Disturbance:
 
 
 def _followed(experiment: Experiment, stage: str) -> Disturbance:
-    """An evaluation follows the training, which keeps one checkpoint."""
+    """An evaluation follows a training that keeps one checkpoint."""
 
     def act(processes: list[ForkServerProcess]) -> bool:
         until = time.monotonic() + 60
@@ -514,7 +514,7 @@ def _followed(experiment: Experiment, stage: str) -> Disturbance:
 def _beside(
     experiment: Experiment, stage: str, *overrides: str, refusals: Sequence[str] = (), follow: bool = False
 ) -> None:
-    """Run a command to its end beside another one. It must end well, or be refused in some of these words."""
+    """Run a command to its end beside another one. It must end well, or be refused with one of these texts."""
     printed = experiment.folder.parent / f"{experiment.folder.name}.beside.txt"
     processes, outputs = experiment.launch(stage, printed, *overrides, follow=follow)
     deadline = time.monotonic() + DEADLINE_S - 30
@@ -540,7 +540,7 @@ class Fault:
 
     name: str
     during: Callable[[Experiment, str], Disturbance] | None = None
-    before: Callable[[Experiment], bool] | None = None  # returns whether there was something to do it to
+    before: Callable[[Experiment], bool] | None = None  # returns whether there was something to damage
     names: tuple[str, ...] = ()  # what a refusal must name
     bucket_only: bool = False
     small_disk_only: bool = False
@@ -577,7 +577,7 @@ def _other_ranks(experiment: Experiment) -> bool:
 
 
 def _nodes_apart(experiment: Experiment) -> bool:
-    """Each rank is a node of its own, without the folder of the other."""
+    """Each rank is a separate node, without the folder of the other."""
     experiment.nodes_apart = experiment.ranks > 1
     return experiment.nodes_apart
 
@@ -652,7 +652,7 @@ def _faults() -> dict[str, list[Fault]]:
 
 
 def _damage_log(experiment: Experiment) -> bool:
-    """The log loses its end, or all; a changed digit in it is not seen (docs/reliability.md)."""
+    """The log loses its end, or all; a changed digit in it is not noticed (docs/internals/reliability.md)."""
     if "log.csv" not in experiment.files(experiment.out, ""):
         return False
     experiment.damage(experiment.out, "log.csv", experiment.chance.choice(_DAMAGES[1:]))
@@ -664,7 +664,7 @@ FAULTS = _faults()
 
 
 def _disturb(experiment: Experiment, made: Scenario) -> None:
-    """All three stages, each with up to three faults; at least one in all."""
+    """All three stages, each with up to three faults; at least one fault in total."""
     chance = experiment.chance
     for stage in ("build", "train", "evaluate"):
         fitting = [
@@ -674,10 +674,10 @@ def _disturb(experiment: Experiment, made: Scenario) -> None:
         ]
         number = chance.choice({"build": [0, 1, 1, 2], "train": [1, 2, 2, 3], "evaluate": [0, 1, 1]}[stage])
         for fault in chance.sample(fitting, number):
-            if fault.before and chance.random() < 0.85:  # something is there to be damaged
+            if fault.before and chance.random() < 0.85:  # there is something to damage
                 _begin(experiment, stage)
             made.events.append(Event(f"{stage}: {fault.name}", _inject(experiment, stage, fault)))
-        if stage == "build" or experiment.chance.random() < 0.3:  # what is finished says so, and changes nothing
+        if stage == "build" or experiment.chance.random() < 0.3:  # a finished command says so, and changes nothing
             _to_the_end(experiment, stage)
         _to_the_end(experiment, stage)
 
@@ -692,7 +692,7 @@ def _begin(experiment: Experiment, stage: str) -> None:
 
 
 def _inject(experiment: Experiment, stage: str, fault: Fault) -> str:
-    """Put a fault in the way of a stage; return what came of it, in a word or two."""
+    """Inject a fault into a stage; return its outcome, in a word or two."""
     if fault.before is not None and not fault.before(experiment):
         return "not reached"
     experiment.network_fault = fault.network
@@ -730,7 +730,7 @@ def _judge(stage: str, fault: str, ended: Ended, names: Sequence[str]) -> str:
 
 
 def _to_the_end(experiment: Experiment, stage: str, *overrides: str) -> None:
-    """The command without a new fault; what an earlier one left may still be refused once, and is then mended."""
+    """The command without a new fault; damage of an earlier one may still be refused once, and is then restored."""
     ended = experiment.run(stage, None, *overrides)
     for _ in range(5):
         if "Run again later" not in ended.printed:
@@ -745,7 +745,7 @@ def _to_the_end(experiment: Experiment, stage: str, *overrides: str) -> None:
 
 
 def _look_for_secrets(experiment: Experiment) -> None:
-    """Nothing that was printed or written has the server's keys."""
+    """Check that nothing printed or written contains the server's keys."""
     written = {str(path): path.read_bytes() for path in experiment.folder.rglob("*") if path.is_file()}
     written |= {str(path): path.read_bytes() for path in experiment.folder.parent.glob(f"{experiment.folder.name}.*")}
     if experiment.bucket is not None:
@@ -758,12 +758,14 @@ def _look_for_secrets(experiment: Experiment) -> None:
 
 
 def _compare(experiment: Experiment, reference: Reference) -> None:
-    """Everything that was to be the same."""
+    """Check everything that must be the same."""
     ours, theirs = experiment.log(), reference.log
     experiment.restore()  # what was damaged after the last command that reads it
     if experiment.bucket is None and experiment.manifest() != reference.manifest:
         raise FailureError("different", "the manifest")
-    if experiment.log_damaged:  # its lost rows are told at the resume, and do not come back; the checkpoint knows
+    if (
+        experiment.log_damaged
+    ):  # its lost rows are reported at the resume, and do not come back; checkpoints have the digest
         kept = {row["step"] for row in ours}
         theirs = [row for row in theirs if row["step"] in kept]
         marker = json.loads(experiment.read(experiment.out, "checkpoints/step-00000016/COMPLETE.json"))
@@ -772,11 +774,11 @@ def _compare(experiment: Experiment, reference: Reference) -> None:
     if [row["digest"] for row in ours] != [row["digest"] for row in theirs]:
         raise FailureError("different", "the digests of samples")
     if experiment.ranks_changed:
-        return  # sums over other ranks round differently
+        return  # sums over another number of ranks round differently
     if exact(ours) != exact(theirs):
         raise FailureError("different", "the losses")
     found = experiment.translations()
-    # Kills and stops make checkpoints of more steps, damage of fewer.
+    # Kills and stops lead to more checkpoints, damage to fewer.
     for key, content in reference.translations.items():
         if found.get(key, content) != content or (key not in found and "step-00000016" in key):
             raise FailureError("different", key)

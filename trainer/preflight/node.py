@@ -25,7 +25,7 @@ from trainer.run.ranks import Ranks, count_ranks
 log = logging.getLogger(__name__)
 _OTHER_FILES = 768  # files and sockets of a process beside its shards: libraries, NCCL, checkpoints, pipes
 _WEIGHT_BYTES = 4  # a parameter: trainer.model.composer_model builds the whole model in fp32 on each rank
-_PROCESS_BYTES = 700 << 20  # of a rank beside its model: libraries (docs/reliability.md)
+_PROCESS_BYTES = 700 << 20  # of a rank beside its model: libraries (docs/internals/reliability.md)
 _SHM_ADVISED = 1 << 30  # bytes of /dev/shm for several GPUs (NCCL's manual: docker run --shm-size=1g)
 
 

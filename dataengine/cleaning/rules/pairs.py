@@ -265,7 +265,7 @@ def _pair_repetition(pairs: _Pairs, rules: PairRules) -> Bools | None:
 
 # In the order of application.
 # A new rule: its key in settings.py, the same in plain Python in benchmarks/rules.py (which the tests compare), a line
-# in docs/rules.md. It changes the identity of every stream with `pair_rules`.
+# in docs/reference/rules.md. It changes the identity of every stream with `pair_rules`.
 _PAIR_CHECKS: dict[str, Callable[[_Pairs, PairRules], Bools | None]] = {
     "length": _pair_length,
     "broken_characters": _pair_broken_characters,

@@ -31,7 +31,8 @@ class PairRules(BaseModel):
     drop_link_mismatch: bool = True  # other hosts of URLs, or other e-mail addresses, on the two sides
     drop_markup: bool = True  # HTML tags, comments and entities, whole or cut off
     max_repeated_share: Share | None = 0.5  # of a side's runs of four characters that occurred in it before
-    # Off: of software messages they drop more good pairs than bad ones (docs/rules.md). OpusFilter's: 6, 0.5 and 0.9.
+    # Off: of software messages they drop more good pairs than bad ones (docs/reference/rules.md). OpusFilter's values
+    # are 6, 0.5 and 0.9.
     max_terminal_penalty: Annotated[int, Field(ge=0)] | None = None  # unequal numbers of . ? ! and many on a side
     min_digit_overlap: Share | None = None  # of both sides' digits, those that the other side has too
     max_copied_share: Share | None = None  # of the shorter side, in one piece that the longer side has too
