@@ -28,7 +28,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **rest: Any) -> str:
 
 
 def replace_links(markdown: str, page: str, repo_url: str | None) -> str:
-    """Point a page's links to files outside of docs/ to the repository; without its address only their text stays.
+    """Point a page's links to files outside of docs/ to the repository; without its address, their text shows the path.
 
     A file that does not exist is a warning, which `--strict` makes an error.
     """
@@ -41,6 +41,6 @@ def replace_links(markdown: str, page: str, repo_url: str | None) -> str:
             log.warning("%s links to %s, which does not exist", page, path)
         if repo_url:
             return f"[{found['text']}]({repo_url.rstrip('/')}/blob/main/{path}{found['anchor'] or ''})"
-        return found["text"]
+        return f'<span title="{path}">{found["text"]}</span>'
 
     return _LINK.sub(replace, markdown)

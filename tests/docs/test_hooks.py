@@ -11,7 +11,7 @@ PAGE = "concepts/exactness.md"
 
 def test_a_link_out_of_docs_becomes_one_to_the_repository() -> None:
     link = "see [a test](../../tests/conftest.py#L3)"
-    assert replace_links(link, PAGE, None) == "see a test"
+    assert replace_links(link, PAGE, None) == 'see <span title="tests/conftest.py">a test</span>'
     address = "https://example.org/project"
     assert replace_links(link, PAGE, address) == f"see [a test]({address}/blob/main/tests/conftest.py#L3)"
 

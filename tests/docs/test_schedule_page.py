@@ -69,5 +69,9 @@ def test_a_place() -> None:
         {"name": "monolingual", "steps": 8, "mix": {"mono": 1}},
         {"name": "pairs", "steps": 2, "mix": {"en-zh": 1}, "at": 0.25},
     )
-    assert [(stage.name, stage.length) for stage in made.stages] == [("monolingual", 2), ("pairs", 2), ("monolingual", 6)]
+    assert [(stage.name, stage.length) for stage in made.stages] == [
+        ("monolingual", 2),
+        ("pairs", 2),
+        ("monolingual", 6),
+    ]
     assert made.cursors(4)["mono"] == made.cursors(2)["mono"] == 16
