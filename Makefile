@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Without --quiet, which would hide the warnings that --strict counts
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 INSTALLED := $(VENV)/.installed
 
@@ -33,7 +34,7 @@ lint: $(INSTALLED) ## ruff, mypy, which packages may import which, and dead link
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
-	$(MKDOCS) --quiet
+	$(MKDOCS)
 
 docs: $(INSTALLED) ## write the generated reference pages, then the site: site/index.html
 	$(if $(wildcard docs/generate/__main__.py),PYTHONPATH=. $(BIN)/python -m docs.generate)
