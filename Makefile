@@ -2,9 +2,11 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Without --quiet, which would hide the warnings that --strict counts
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test test-all study chaos lint bench audit lock clean
+.PHONY: help install demo test test-all study chaos lint docs bench audit lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -27,11 +29,16 @@ study: $(INSTALLED) ## all settings and open questions in miniature, with a repo
 chaos: $(INSTALLED) ## break it on purpose: SEEDS=20 experiments with random kills, damage and outages (10 to 20 minutes)
 	$(BIN)/python -m tests.chaos.chaos --seeds $(or $(SEEDS),20) --first $(or $(FIRST),1)
 
-lint: $(INSTALLED) ## ruff, mypy, and which packages may import which
+lint: $(INSTALLED) ## ruff, mypy, which packages may import which, and dead links in docs/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
+	$(MKDOCS)
+
+docs: $(INSTALLED) ## write the generated reference pages, then the site: site/index.html
+	$(if $(wildcard docs/generate/__main__.py),PYTHONPATH=. $(BIN)/python -m docs.generate)
+	$(MKDOCS)
 
 bench: $(INSTALLED) ## run the benchmarks in their quick form
 	for program in benchmarks/*.py; do $(BIN)/python $$program || exit 1; done
@@ -41,7 +48,7 @@ audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies (asks th
 
 lock: $(INSTALLED) ## resolve the dependencies anew
 	$(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url --no-header --no-annotate \
-	    --extra eval --extra comet --extra dev --quiet --upgrade -o requirements.lock
+	    --extra eval --extra comet --extra dev --extra docs --quiet --upgrade -o requirements.lock
 
 clean: ## remove what the demonstration, the study and the chaos left
 	rm -rf runs/demo runs/study runs/chaos
