@@ -1,5 +1,5 @@
 """Translate with checkpoints, score the translations, run reasoning tasks and choose a checkpoint.
 
-Checkpoints and evaluation sets come in; results.json of each checkpoint and chosen.json go out. It may not know
+Input: checkpoints and evaluation sets. Output: results.json per checkpoint, and chosen.json. No module here knows
 training or the report.
 """

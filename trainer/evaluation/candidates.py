@@ -1,4 +1,4 @@
-"""Evaluate the checkpoints of a run on dev, choose one, and judge it on test and reasoning tasks."""
+"""Evaluate the checkpoints of a run on dev, choose one, and evaluate it on test and reasoning tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainer.huggingface.export import export_checkpoint
 from trainer.run.folder import Run
 
 log = logging.getLogger(__name__)
-_POLL_S = 30  # between looks for a new checkpoint
+_POLL_S = 30  # between searches for a new checkpoint
 
 
 def evaluate_one(evaluation: Evaluation, checkpoint: Checkpoint, sets: Sequence[str]) -> None:
@@ -35,11 +35,12 @@ def evaluate_one(evaluation: Evaluation, checkpoint: Checkpoint, sets: Sequence[
 
 
 def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False) -> Choice:
-    """Evaluate every `every`-th checkpoint on dev, choose one, and judge it on test and reasoning tasks.
+    """Evaluate every `every`-th checkpoint on dev, choose one, and evaluate it on test and reasoning tasks.
 
-    `evaluate.dev` names a set. With `follow`, wait for new checkpoints until the run is at its end. What cannot be read
-    is passed over. The choice is among all that was ever evaluated with these settings, whether it still exists. Raises
-    InputError if nothing could be evaluated, or the chosen checkpoint is gone and was not exported.
+    `evaluate.dev` must name a set. With `follow`, wait for new checkpoints until the run ends. Unreadable checkpoints
+    are skipped. The choice includes all checkpoints that were ever evaluated with these settings, even if they no
+    longer exist. Raises InputError if no checkpoint could be evaluated, or if the chosen one no longer exists and was
+    not exported.
     """
     config, group, run = evaluation.config, evaluation.group, evaluation.run
     judged_on = [name for name in ("test", "reasoning") if getattr(config.evaluate, name)]
@@ -68,10 +69,10 @@ def evaluate_all(evaluation: Evaluation, *, every: int = 1, follow: bool = False
 def each_checkpoint(
     find: Callable[[], Sequence[Checkpoint]], every: int, until: Callable[[], int] | None
 ) -> Iterator[Checkpoint]:
-    """Yield each `every`-th of the checkpoints that are found, oldest first, and the last one.
+    """Yield every `every`-th checkpoint, oldest first, and the last one.
 
-    With `until`, which is asked once there is one, wait for new ones up to that step. A step that is trained anew comes
-    again. Those removed while others are looked at come, too.
+    With `until`, wait for new ones up to that step; it is called once there is a checkpoint. A step that is trained
+    again comes again. Checkpoints that are removed meanwhile come, too.
     """
     seen: dict[int, Checkpoint] = {}
     given: set[str] = set()  # by identity
@@ -89,13 +90,13 @@ def each_checkpoint(
 
 
 def _every(checkpoints: Sequence[Checkpoint], every: int, *, with_last: bool) -> list[Checkpoint]:
-    """Return each `every`-th of checkpoints, oldest first, and, if asked for, the last one."""
+    """Return every `every`-th checkpoint, oldest first, and the last one if `with_last`."""
     wanted = list(checkpoints[every - 1 :: every])
     return [*wanted, *checkpoints[-1:]] if with_last and checkpoints[-1:] != wanted[-1:] else wanted
 
 
 def _evaluate_on_dev(evaluation: Evaluation, checkpoint: Checkpoint) -> str:
-    """Evaluate a checkpoint, export it if it is the best and may be removed; return why it cannot be read, if so."""
+    """Evaluate a checkpoint; export it if it is the best and may be removed. Return why it is unreadable."""
     config, step = evaluation.config, checkpoint.step
     with lease(checkpoint):
         try:
@@ -109,7 +110,7 @@ def _evaluate_on_dev(evaluation: Evaluation, checkpoint: Checkpoint) -> str:
 
 
 def _export_best(evaluation: Evaluation, checkpoint: Checkpoint) -> None:
-    """Export a checkpoint if it is the best so far: the training may remove it before it is judged. On one rank."""
+    """Export a checkpoint if it is the best so far, since training may remove it before the end. On one rank."""
     if _choose(evaluation, evaluation.finished()).checkpoint == checkpoint.identity:
         try:
             export_checkpoint(evaluation.config, evaluation.run, checkpoint)
@@ -130,8 +131,8 @@ def _judge(evaluation: Evaluation, results: Results, sets: Sequence[str]) -> Non
             chosen.evaluate(sets)
     except CheckpointError as error:
         raise InputError(
-            f"step {results.step:,} was chosen and cannot be judged on {' and '.join(sets)}: {error}. Bring it back "
-            "from a copy; what was found on dev stays."
+            f"step {results.step:,} was chosen but cannot be evaluated on {' and '.join(sets)}: {error}. Restore it "
+            "from a copy; its results on dev stay."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Evaluate one checkpoint: translate, score, run reasoning tasks, and keep what is finished."""
+"""Evaluate one checkpoint: translate, score, run reasoning tasks, and keep finished parts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointEvaluation:
-    """One checkpoint's results, as far as they are known. Several may be made of one checkpoint at once."""
+    """The evaluation of one checkpoint. Several may run for one checkpoint at the same time."""
 
     @classmethod
     def of(cls, evaluation: Evaluation, checkpoint: Checkpoint) -> CheckpointEvaluation:
@@ -59,13 +59,13 @@ class CheckpointEvaluation:
 
     @classmethod
     def of_results(cls, evaluation: Evaluation, results: Results) -> CheckpointEvaluation:
-        """Return the evaluation of a checkpoint that has results; where it is gone, its export stands for it."""
+        """Return the evaluation of a checkpoint with results; its export is used if it no longer exists."""
         found = evaluation.group.run_on_rank0(lambda: all_checkpoints(evaluation.run))
         same = next((one for one in found if one.identity == results.checkpoint), None)
         return cls(evaluation, same, results)
 
     def __init__(self, evaluation: Evaluation, checkpoint: Checkpoint | None, new: Results) -> None:
-        """`checkpoint` is None if it is gone; `new` says what the results are of (`new_results`)."""
+        """`checkpoint` is None if it no longer exists; `new` identifies it (`new_results`)."""
         self._of = evaluation
         self._group, self._run = evaluation.group, evaluation.run
         self._checkpoint, self._new = checkpoint, new
@@ -76,9 +76,9 @@ class CheckpointEvaluation:
         self.results = self._group.run_on_rank0(lambda: with_earlier(self._run, new))
 
     def evaluate(self, sets: Sequence[str]) -> Results:
-        """Do what is not done of `dev`, `test` and `reasoning`; results.json has it after every part.
+        """Run the missing parts of `dev`, `test` and `reasoning`; results.json is updated after each part.
 
-        Raises CheckpointError if the checkpoint is needed and cannot be read.
+        Raises CheckpointError if the checkpoint is needed but cannot be read.
         """
         for set_name in sets:
             if set_name == "reasoning":
@@ -90,13 +90,13 @@ class CheckpointEvaluation:
         return self.results
 
     def lease(self) -> AbstractContextManager[None]:
-        """Keep the checkpoint, if it exists, from removal by a training on this machine inside the block."""
+        """Inside the block, keep a training on this machine from removing the checkpoint, if it exists."""
         return nullcontext() if self._checkpoint is None else lease(self._checkpoint)
 
     # Results.
 
     def _add(self, **parts: Any) -> None:
-        """Add parts to results.json, as `add_results` takes them."""
+        """Add parts to results.json (arguments of `add_results`)."""
         self.results = self._group.run_on_rank0(lambda: add_results(self._run, self._new, **parts))
 
     # Translation.
@@ -123,7 +123,7 @@ class CheckpointEvaluation:
             print(entry.line(self._name), flush=True)
 
     def _score_comet(self, task: Task, hypotheses: Sequence[str], entry: SetScores) -> dict[str, CometScore]:
-        """Score with the config's COMET models, each sentence on one rank; keep what an earlier evaluation found."""
+        """Score with the config's COMET models, each sentence on one rank; reuse scores of earlier evaluations."""
         earlier = self.results.at(entry.translations)
         known = earlier.comet if earlier and earlier.has_translations_of(entry) else {}
         comet: dict[str, CometScore] = {}
@@ -147,7 +147,7 @@ class CheckpointEvaluation:
         return comet
 
     def _known(self, task: Task, fingerprint: str) -> list[Completion] | None:
-        """Return the completions that an earlier evaluation finished; None if there are none, or they are damaged."""
+        """Return the completions of an earlier evaluation; None if there are none, or if they are damaged."""
         name = f"{task.name}.jsonl"
         entry = self.results.at(name)
         if entry is None or entry.fingerprint != fingerprint:
@@ -156,7 +156,7 @@ class CheckpointEvaluation:
         path = self._folder / name
         try:
             if hashlib.sha256(path.read_bytes()).hexdigest() != entry.sha256:
-                raise ValueError("its content is not what was written")
+                raise ValueError("its content has changed since it was written")
             found = read_translations(path, len(task.texts.sources))
         except (OSError, ValueError) as error:
             log.warning("%s cannot be used (%s): translating again", path, error)
@@ -169,7 +169,7 @@ class CheckpointEvaluation:
 
     @cached_property
     def model(self) -> LlamaForCausalLM:
-        """The checkpoint's, or that of its export, on this rank's device. Raises as `Weights.load`."""
+        """The model of the checkpoint or its export, on this rank's device. Raises errors of `Weights.load`."""
         return Weights(
             run=self._run,
             group=self._group,
@@ -183,13 +183,13 @@ class CheckpointEvaluation:
     # Reasoning.
 
     def _reason(self) -> None:
-        """Run the tasks that have no result, each on one rank; results.json has every one as it is done."""
+        """Run the tasks without a result, each on one rank; results.json is updated after each task."""
         group, names = self._group, self._of.task_names
         now = group.run_on_rank0(lambda: {name: self._made_of(name) for name in names})
         known = self.results.reasoning
         missing = [name for name in names if name not in known or known[name].made_of != now[name]]
         if missing:
-            group.run_on_all(lambda: self.model)  # on every rank, also where there are fewer tasks than ranks
+            group.run_on_all(lambda: self.model)  # on every rank, even with fewer tasks than ranks
         for first in range(0, len(missing), group.ranks.world_size):
             mine = missing[first + group.ranks.rank : first + group.ranks.rank + 1]
             new: dict[str, TaskScores] = {}
@@ -201,7 +201,7 @@ class CheckpointEvaluation:
                     print(f"{self._name} {name}: {describe_task(new[name])}", flush=True)
 
     def _made_of(self, name: str) -> dict[str, Any]:
-        """What a task's result depends on beside the checkpoint."""
+        """Return everything but the checkpoint that a task's result depends on."""
         return {
             **made_of(self._of.task_manager, name),
             "bos": self._of.decoding.bos,
@@ -223,5 +223,5 @@ class CheckpointEvaluation:
                 bos=self._of.decoding.bos,
                 batch_size=max(1, self._of.config.evaluate.batch_tokens // self._of.manifest.seq_len),
             )
-        # Again: the data may have come from the hub meanwhile.
+        # Computed again, since the data may have been downloaded meanwhile.
         return {name: replace(scores, made_of=self._made_of(name)) for name, scores in found.items()}

@@ -17,32 +17,32 @@ from dataengine.text.tokenizers.base import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How a translation is searched for; recorded beside every score."""
+    """The settings of the search for translations; recorded beside every score."""
 
     beams: int  # 1: greedy search
     length_penalty: float  # of beam search: scores are divided by the length to this power
     max_new_tokens: int
-    max_source_tokens: int | None  # longer sources are cut
+    max_source_tokens: int | None  # longer sources are truncated
     bos: bool
 
     def describe(self) -> dict[str, str | bool | int | float | None]:
-        """As results.json has it."""
+        """Return the settings in the form of results.json."""
         return {"method": "greedy" if self.beams == 1 else "beam", **asdict(self)}
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after a prompt."""
+    """A model's output for a prompt."""
 
     text: str
     unfinished: bool  # neither the end of a line nor EOS within max_new_tokens
 
 
 def plan_batches(lengths: Sequence[int], decoding: Decoding, batch_tokens: int) -> list[list[int]]:
-    """Which prompts, by number, are translated together: of like length, the longest first.
+    """Return batches of prompt numbers: prompts of similar length, the longest first.
 
-    A batch holds at most `batch_tokens` tokens, padding and new ones included, over all beams, or a single prompt. The
-    plan depends on nothing else, so that neither the number of ranks nor a restart changes what is computed together.
+    A batch holds at most `batch_tokens` tokens over all beams, padding and new tokens included, or a single prompt.
+    The plan depends on nothing else, so neither the number of ranks nor a restart changes the batches.
     """
     batches: list[list[int]] = []
     for number in sorted(range(len(lengths)), key=lambda k: (-lengths[k], k)):
@@ -56,7 +56,7 @@ def plan_batches(lengths: Sequence[int], decoding: Decoding, batch_tokens: int) 
 
 
 class Translator:
-    """A model with its tokenizer, ready to complete prompts."""
+    """A model with its tokenizer, to complete prompts."""
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer, decoding: Decoding) -> None:
         self._model = model
@@ -66,7 +66,7 @@ class Translator:
 
     @torch.inference_mode()
     def complete(self, prompts: Sequence[Sequence[int]], target_language: str) -> list[Completion]:
-        """What follows each prompt of a batch, (ids) -> its first line; halves the batch if memory does not suffice."""
+        """Return the first line that follows each prompt (ids); halve the batch if memory runs out."""
         try:
             rows = self._generate(prompts)
         except torch.OutOfMemoryError:
@@ -78,7 +78,7 @@ class Translator:
         return [self._read(row, target_language) for row in rows]
 
     def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """New ids of each prompt; what all prompts begin with is computed once."""
+        """Return the new ids of each prompt; the common prefix of all prompts is computed once."""
         beams = self._decoding.beams
         shared = _common_prefix(prompts)
         tokens, mask = (one.to(self._model.device) for one in _pad(prompts, shared, self._tokenizer.eos_id))
@@ -91,10 +91,10 @@ class Translator:
         return search(tokens, mask, cache, shared)
 
     def _greedy(self, tokens: Tensor, mask: Tensor, cache: DynamicCache, shared: int) -> list[list[int]]:
-        """Greedy search over (rows, length), of which the cache has the first `shared` columns.
+        """Search greedily, for tokens (rows, length); the cache has the first `shared` columns.
 
-        As `generate` of transformers does it, which on a CPU takes 1.4 to 3 times as long, to make masks anew; and
-        rows that have ended leave the batch, so that a few that never end do not keep the others in it.
+        Equal to `generate` of transformers, which takes 1.4 to 3 times as long on CPU, since it builds new masks. Rows
+        that have ended leave the batch, so that a few endless rows do not keep the others in it.
         """
         made: list[list[int]] = [[] for _ in tokens]
         left = torch.arange(len(tokens))
@@ -109,7 +109,7 @@ class Translator:
             tokens = torch.cat([tokens, ids], dim=1)
             ended = (tokens[:, prompt:] == self._tokenizer.eos_id).any(dim=1) | self._stop(tokens)
             last = count == self._decoding.max_new_tokens or bool(ended.all())
-            if last or ended.sum() * 8 >= len(ended):  # to copy what stays costs about a step
+            if last or ended.sum() * 8 >= len(ended):  # copying the remaining rows costs about a step
                 for number, row in zip(left.tolist(), tokens[:, prompt:].tolist(), strict=True):
                     made[number] = row
                 if last:
@@ -119,11 +119,11 @@ class Translator:
                 cache.batch_select_indices(keep)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             at = at[:, -1:] + 1
-            attended = mask[:, None, None, :].bool()  # of four dimensions: taken as it is
+            attended = mask[:, None, None, :].bool()  # a mask of four dimensions is used unchanged
         return made
 
     def _beam(self, tokens: Tensor, mask: Tensor, cache: DynamicCache, shared: int) -> list[list[int]]:
-        """The best beam of each row of (rows, length); the cache has the first columns of all beams."""
+        """Return the best beam of each row of (rows, length); the cache has the first columns of all beams."""
         beams, eos = self._decoding.beams, self._tokenizer.eos_id
         generate: Any = self._model.generate
         output: Tensor = generate(
@@ -148,11 +148,11 @@ class Translator:
         return Completion(translation_in(text, target_language), not finished)
 
 
-_ENDED = re.compile(rf"\S.*\n|(\n[^\S\n]*){{{LINES}}}")  # a line after text, or none where a translation is looked for
+_ENDED = re.compile(rf"\S.*\n|(\n[^\S\n]*){{{LINES}}}")  # the end of a line with text, or too many blank lines
 
 
 class EndOfLine(StoppingCriteria):
-    """Stop a sequence at a line break that follows text, or after so many blank lines that no text counts."""
+    """Stop a sequence at a line break after text, or after LINES blank lines."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
@@ -162,7 +162,7 @@ class EndOfLine(StoppingCriteria):
         self.start = 0  # length of the prompts
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None = None, **_: Any) -> Tensor:
-        """Shape (rows,): which sequences are done."""
+        """Return which sequences are done, shape (rows,)."""
         if self._breaks.device != input_ids.device:
             for name in ("_breaks", "_has_text", "_ends_text"):
                 setattr(self, name, getattr(self, name).to(input_ids.device))
@@ -173,13 +173,13 @@ class EndOfLine(StoppingCriteria):
 
 
 def _common_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many ids all prompts of a batch begin with; one id of each is left to be completed."""
+    """Return the length of the common prefix of a batch's prompts; at least one id of each prompt is left."""
     limit = min(map(len, prompts)) - 1
     return next((k for k in range(limit) if len({row[k] for row in prompts}) > 1), limit)
 
 
 def _pad(prompts: Sequence[Sequence[int]], shared: int, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, shape (batch, longest); padding stands between the shared ids and the rest."""
+    """Return token ids and attention mask, shape (batch, longest); padding is between the shared ids and the rest."""
     width = max(map(len, prompts))
     tokens = torch.tensor([[*row[:shared], *[pad_id] * (width - len(row)), *row[shared:]] for row in prompts])
     mask = torch.tensor([[1] * shared + [0] * (width - len(row)) + [1] * (len(row) - shared) for row in prompts])

@@ -1,4 +1,4 @@
-"""What all checkpoints of a run are evaluated on, and with."""
+"""The sets, models and settings that all checkpoints of a run are evaluated with."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from trainer.run.folder import SMALL_FILES, check_config, open_run, read_run_man
 from trainer.run.ranks import Collective
 
 log = logging.getLogger(__name__)
-_SEARCHED_BYTES = 10**9  # of a stream's sources, which take some minutes; more are left to `dataengine contamination`
+_SEARCHED_BYTES = 10**9  # of a stream's sources: some minutes; `dataengine contamination` searches larger ones
 
 
 class Evaluation:
-    """What all checkpoints of a run are evaluated on, and with. All ranks make one, and call its methods together."""
+    """The sets, models and settings for all checkpoints of a run. All ranks create one and call methods together."""
 
     def __init__(self, config: Config, group: Collective) -> None:
-        """Raises InputError if the run or the tokenizer cannot be used."""
+        """Raises InputError if the run or the tokenizer is unusable."""
         settings = config.evaluate
         self.config, self.group = config, group
         self.run = open_run(config.out, config.cache)
@@ -54,7 +54,7 @@ class Evaluation:
         )
         self.tokenizer: Tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
         if bos and self.tokenizer.bos_id is None:
-            raise InputError(f"`bos`: {config.tokenizer} has no token that begins a text. Set evaluate.bos to false.")
+            raise InputError(f"`bos`: {config.tokenizer} has no BOS token. Set evaluate.bos to false.")
         group.run_on_all(lambda: self.run.fetch(*SMALL_FILES) if group.ranks.local_rank == 0 else None)
         self.tasks = Tasks(settings, config.languages, self.tokenizer, self.decoding)
         self._scorers: dict[str, CometScorer] = {}
@@ -62,16 +62,16 @@ class Evaluation:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The run's; one that is followed from before its start has none yet. Raises InputError for another config."""
+        """The run's manifest, which does not exist before its start. Raises InputError for another config."""
         self.run.fetch("manifest.json", "config.yaml")
         manifest = read_run_manifest(self.run.folder, self.run.url)
         check_config(self.config, self.run, manifest, self.tokenizer)
         return manifest
 
     def finished(self) -> list[Results]:
-        """Results of all checkpoints of this run, gone ones too, with what was made on `dev` as it is set now.
+        """Return the results of all checkpoints of this run, with entries on `dev` that fit the current settings.
 
-        Call it on one rank. Raises InputError for damaged results.
+        Includes checkpoints that no longer exist. Call it on one rank. Raises InputError for damaged results.
         """
         checkpoints = {checkpoint.step: checkpoint for checkpoint in all_checkpoints(self.run)}
         rows = read_log_rows(self.run)
@@ -83,7 +83,7 @@ class Evaluation:
         return found
 
     def _is_current(self, entry: SetScores, checkpoint: str) -> bool:
-        """Whether an entry on `dev` is what the checkpoint of an identity would get now."""
+        """Return whether an entry on `dev` is the result that a checkpoint would get with the current settings."""
         if entry.set != "dev" or entry.direction not in self.config.evaluate.dev:
             return False
         bleu, _ = make_metrics(entry.direction, self.config.evaluate.bleu_tokenize)
@@ -95,7 +95,7 @@ class Evaluation:
         )
 
     def check(self, sets: Sequence[str]) -> None:
-        """Look at all that `dev`, `test` and `reasoning` need. Raises InputError with all that is wrong."""
+        """Check everything that `dev`, `test` and `reasoning` need. Raises InputError with all problems."""
 
         def look() -> None:
             problems = [str(error) for check in self._checks(sets) if (error := _error_of(check))]
@@ -126,17 +126,17 @@ class Evaluation:
 
     @cached_property
     def task_manager(self) -> Any:
-        """lm-eval's, which knows them. Raises InputError if one is unknown, or there is no lm-eval."""
+        """The task manager of lm-eval. Raises InputError if a task is unknown, or lm-eval is not installed."""
         return find_tasks(self.task_names, self.config.evaluate.task_folder)
 
     def comet_hash(self, model: str) -> str:
-        """The hash of a COMET model, which takes seconds, once. Raises InputError if it cannot be had."""
+        """Return the hash of a COMET model, computed once, in seconds. Raises InputError if it is not available."""
         if model not in self._comet_hashes:
             self._comet_hashes[model] = hash_model(model)
         return self._comet_hashes[model]
 
     def scorer(self, model: str) -> CometScorer:
-        """A COMET model on this rank's device, loaded once."""
+        """Return a COMET model on this rank's device, loaded once."""
         if model not in self._scorers:
             log.info("loading %s", model)
             self._scorers[model] = load_scorer(model, self.group.ranks.device, references=True)
@@ -144,7 +144,7 @@ class Evaluation:
 
     @cached_property
     def contamination(self) -> Mapping[str, SetContamination] | None:
-        """Which sentences of the sets stand in the training streams; None if these cannot be looked at here."""
+        """The contamination of each set; None if the training streams cannot be searched here."""
 
         def look() -> dict[str, SetContamination]:
             sets = {
@@ -158,7 +158,7 @@ class Evaluation:
         try:
             return self.group.run_on_rank0(look)
         except InputError as error:
-            log.warning("not checked whether sentences of the sets are in the training streams: %s", error)
+            log.warning("could not check whether sentences of the sets are in the training streams: %s", error)
             return None
 
 

@@ -1,4 +1,4 @@
-"""Complete the prompts of a task on all ranks; finished batches are on disk, so that a killed evaluation goes on."""
+"""Complete the prompts of a task on all ranks; finished batches are on disk, so that a killed evaluation resumes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Batches = dict[int, list[Completion]]  # by number
 
 @dataclass(frozen=True)
 class Journal:
-    """Finished batches of a task as JSON lines, a batch a line and a file a rank, in the folder of a checkpoint."""
+    """Finished batches of a task as JSON lines in a checkpoint's folder: a line per batch, a file per rank."""
 
     folder: Path
     task: str  # name
-    fingerprint: str  # of all that decides the completions
+    fingerprint: str  # of everything that decides the completions
 
     def read(self) -> Batches:
-        """Batches of all ranks; a last line that was cut short and lines of other settings are left out."""
+        """Read the batches of all ranks; truncated last lines and lines of other settings are left out."""
         found = {}
         for path in self._paths():
-            with suppress(FileNotFoundError):  # another evaluation of the same has finished
+            with suppress(FileNotFoundError):  # another evaluation of the same task has finished
                 for line in path.read_bytes().split(b"\n"):
                     with suppress(ValueError, KeyError, TypeError):
                         row = parse_json(line)
@@ -41,7 +41,7 @@ class Journal:
         return found
 
     def add(self, rank: int, batch: int, completions: Sequence[Completion]) -> None:
-        """Append a batch, so that it survives this process."""
+        """Append a batch."""
         path = self.folder / f".{self.task}.rank{rank}.partial"
         row = {
             "fingerprint": self.fingerprint,
@@ -49,10 +49,10 @@ class Journal:
             "completions": [[one.text, one.unfinished] for one in completions],
         }
         with naming(path), path.open("a", encoding="utf-8") as file:
-            file.write("\n" + json.dumps(row, ensure_ascii=False) + "\n")  # a cut line before it ends here
+            file.write("\n" + json.dumps(row, ensure_ascii=False) + "\n")  # ends a truncated line before it
 
     def remove(self) -> None:
-        """Remove the files of all ranks, also of more than there are now."""
+        """Remove the files of all ranks, including ranks of earlier evaluations."""
         for path in self._paths():
             path.unlink(missing_ok=True)
 
@@ -63,7 +63,7 @@ class Journal:
 def complete_task(
     task: Task, translator: Callable[[], Translator], target: str, group: Collective, journal: Journal
 ) -> list[Completion]:
-    """Complete all prompts: every rank does its part of the batches that are not finished. `target` is a language."""
+    """Complete all prompts; every rank takes a part of the missing batches. `target` is a language."""
     journal.folder.mkdir(parents=True, exist_ok=True)
     finished = _joined(group.gather(journal.read()))
     missing = [number for number in range(len(task.batches)) if number not in finished]

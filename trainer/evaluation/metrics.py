@@ -1,4 +1,4 @@
-"""Scores of translations: sacrebleu's BLEU and chrF with intervals and significance, COMET, answers' languages."""
+"""Scores of translations: sacrebleu's BLEU and chrF with intervals and significance, COMET, languages of answers."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _TOKENIZERS = {
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of the translations of a set, and how many of them fail."""
+    """Scores of the translations of a set, and counts of failures."""
 
     bleu: Score
     chrf: Score
     languages: Languages | None
-    languages_reason: str | None  # why they are not known
+    languages_reason: str | None  # why `languages` is None
     counts: dict[str, int]
 
 
 def make_metrics(direction: str, tokenize: Mapping[str, str]) -> tuple[BLEU, CHRF]:
-    """BLEU and chrF2 for a direction; `tokenize` names sacrebleu's tokenizers of target languages, over its defaults.
+    """Return BLEU and chrF2 for a direction; `tokenize` overrides sacrebleu's tokenizers by target language.
 
     Raises InputError for a tokenizer that sacrebleu does not know or cannot use here.
     """
@@ -45,13 +45,13 @@ def make_metrics(direction: str, tokenize: Mapping[str, str]) -> tuple[BLEU, CHR
     name = tokenize.get(target, _TOKENIZERS.get(target, "13a"))
     if name not in BLEU.TOKENIZERS:
         known = ", ".join(BLEU.TOKENIZERS)
-        raise InputError(f"evaluate.bleu_tokenize.{target}: {name} is none of sacrebleu's tokenizers: {known}")
+        raise InputError(f"evaluate.bleu_tokenize.{target}: {name} is not one of sacrebleu's tokenizers: {known}")
     try:
         return BLEU(tokenize=name), CHRF()
-    except (ImportError, RuntimeError, OSError) as error:  # a package or a model is missing, or it cannot be fetched
+    except (ImportError, RuntimeError, OSError) as error:  # a package or a model is missing or cannot be downloaded
         raise InputError(
-            f"BLEU of '{target}': sacrebleu's tokenizer {name} cannot be used: {' '.join(str(error).split())} Install "
-            f"what is missing (models lie in {SACREBLEU_DIR}/models), or name another in evaluate.bleu_tokenize."
+            f"BLEU of '{target}': sacrebleu's tokenizer {name} is not usable: {' '.join(str(error).split())} Install "
+            f"the missing part (models are in {SACREBLEU_DIR}/models), or name another in evaluate.bleu_tokenize."
         ) from None
 
 
@@ -66,9 +66,8 @@ def score_translations(
 ) -> Scores:
     """Score the translations of a set.
 
-    Scores and signatures are those of the sacrebleu command; intervals are percentiles of `bootstrap` resamples of
-    sentences (0: none), drawn as sacrebleu draws them. Needs one sentence at least. Raises InputError as
-    `make_metrics`.
+    Scores and signatures equal those of the sacrebleu command. Intervals are percentiles of `bootstrap` resamples of
+    sentences (0: none), drawn like sacrebleu's. Needs at least one sentence. Raises InputError like `make_metrics`.
     """
     bleu, chrf = make_metrics(direction, tokenize)
     outputs = [text.strip() for text in hypotheses]
@@ -77,7 +76,7 @@ def score_translations(
         bleu=_score(bleu, hypotheses, references, bootstrap),
         chrf=_score(chrf, hypotheses, references, bootstrap),
         languages=languages,
-        languages_reason=None if languages else f"'{direction.split('-')[1]}' is no language that lid.176 knows",
+        languages_reason=None if languages else f"lid.176 does not know the language '{direction.split('-')[1]}'",
         counts={
             "empty": outputs.count(""),
             "copied": sum(text == source.strip() != "" for text, source in zip(outputs, sources, strict=True)),
@@ -86,7 +85,7 @@ def score_translations(
 
 
 def _score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str], bootstrap: int) -> Score:
-    # What the metric's `corpus_score` does, with the sentences' statistics kept: they are most of the work.
+    # Same as the metric's `corpus_score`, but it reuses the sentences' statistics, which are most of the work.
     statistics = metric._extract_corpus_statistics(hypotheses, [references])
     resampled = _resample(np.array(statistics, np.float64), bootstrap)
     low, high = _interval([metric._compute_score_from_stats(row).score for row in resampled])
@@ -95,7 +94,7 @@ def _score(metric: Metric, hypotheses: Sequence[str], references: Sequence[str],
 
 
 def _resample(values: NDArray[np.float64], times: int) -> NDArray[np.float64]:
-    """Sums of the rows of `values`, shape (n, k), over resamples of n rows with replacement; shape (times, k)."""
+    """Return sums over resamples of the n rows of `values` (n, k), with replacement; shape (times, k)."""
     rng = np.random.default_rng(_SEED)
     number = len(values)
     sums = np.empty((times, values.shape[1]))
@@ -105,7 +104,7 @@ def _resample(values: NDArray[np.float64], times: int) -> NDArray[np.float64]:
 
 
 def _interval(scores: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Bounds of the middle 95 %, as sacrebleu takes them; None without scores."""
+    """Return the bounds of the middle 95 %, like sacrebleu; None without scores."""
     if not scores:
         return None, None
     ordered, outside = sorted(scores), len(scores) // 40
@@ -121,12 +120,12 @@ def compare_systems(
     tokenize: Mapping[str, str],
     trials: int = 10_000,
 ) -> dict[str, dict[str, float]]:
-    """Whether two systems' translations of a set differ, by paired approximate randomization (paper, section 4.1).
+    """Test whether two systems' translations of a set differ, by paired approximate randomization (paper, 4.1).
 
-    For `bleu` and `chrf`: `baseline`, `system`, `delta` (above 0: the system is better), `p_value`. The p-value is that
-    of sacrebleu's --paired-ar, also in its seed (SACREBLEU_SEED), except where the scores are equal: it is 1, and
-    sacrebleu's, which counts only greater differences, would be 1 / (trials + 1) for a system and itself. A call takes
-    1.5 s for 1,000 sentences and 10,000 trials, hardly any of it for what several systems could share.
+    Returns, for `bleu` and `chrf`: `baseline`, `system`, `delta` (above 0: the system is better), `p_value`. The
+    p-value equals that of sacrebleu's --paired-ar, including its seed (SACREBLEU_SEED), except for equal scores: there it is 1.
+    sacrebleu counts only greater differences and would give 1 / (trials + 1) for a system and itself. A call takes
+    1.5 s for 1,000 sentences and 10,000 trials; sharing work between systems would save little.
     """
     bleu, chrf = make_metrics(direction, tokenize)
     test = PairedTest(
@@ -150,7 +149,7 @@ def compare_systems(
 
 
 def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> list[float]:
-    """chrF2 of each sentence, 0 to 100."""
+    """Return chrF2 of each sentence, 0 to 100."""
     metric = CHRF()
     return [
         float(metric.sentence_score(hypothesis, [reference]).score)
@@ -159,11 +158,11 @@ def sentence_chrf(hypotheses: Sequence[str], references: Sequence[str]) -> list[
 
 
 def count_languages(hypotheses: Sequence[str], references: Sequence[str], direction: str) -> Languages | None:
-    """In which language answers are, of those long enough to tell; None if the target is not known to lid.176.
+    """Count the languages of answers that are long enough to identify; None if lid.176 does not know the target.
 
-    An answer counts as of the target, of the source (never, if that one is not known), or of another language; as of
-    the target also where the two are hardly told apart, as id and ms. `off_target` is the share that is not of
-    the target, and `references_off_target` that of the references, which is the identifier's own error.
+    An answer counts as target, source (never, if lid.176 does not know it) or other. A language that is hardly
+    distinguishable from the target counts as the target, such as ms for id. `off_target` is the share of answers that
+    are not in the target language; `references_off_target` is that of the references, the identifier's own error.
     """
     source, target = direction.split("-")
     if not is_known(target):
@@ -185,7 +184,7 @@ def count_languages(hypotheses: Sequence[str], references: Sequence[str], direct
 
 
 def summarize_comet(scores: NDArray[np.float32], *, sha256: str, needs_references: bool, bootstrap: int) -> CometScore:
-    """A COMET model's score from those of all sentences, shape (n,)."""
+    """Return a COMET model's score of a set, from the scores of its sentences, shape (n,)."""
     values = scores.astype(np.float64)[:, None]
     low, high = _interval((_resample(values, bootstrap)[:, 0] / len(values)).tolist())
     return CometScore(float(values.mean()), low, high, sha256, needs_references)

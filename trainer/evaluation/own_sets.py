@@ -1,4 +1,4 @@
-"""The sets of a config that its run can be evaluated on."""
+"""The evaluation sets that fit a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETS = ("dev", "test", "reasoning")
 
 
 def check_sets(settings: EvaluateConfig, names: Sequence[str]) -> None:
-    """Raise InputError unless the settings name something for each of `SETS` that is asked for."""
+    """Raise InputError unless the settings name a set or task for each of `names`, a part of `SETS`."""
     for name in names:
         if not getattr(settings, name):
             example = "task, such as [arc_easy]" if name == "reasoning" else "set, such as {en-zh: a.jsonl}"
@@ -24,9 +24,9 @@ def check_sets(settings: EvaluateConfig, names: Sequence[str]) -> None:
 
 
 def with_own_sets(config: Config) -> Config:
-    """A config without the sets, of a base perhaps, in languages that are in no text that the run trains on.
+    """Return the config without sets, perhaps from a base, in languages that the run's streams do not have.
 
-    All stay if that cannot be told: where documents do not state their `language`, or the weights come from another
+    All sets stay if the languages are unknown: if documents do not state their `language`, or weights come from another
     run.
     """
     streams = [config.streams[name] for name in config.streams_in_use]

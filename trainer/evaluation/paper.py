@@ -1,4 +1,4 @@
-"""What the paper reports (arXiv 2506.13044), as data: tables 3 to 7, 12 and 13. Settings have our configs' names."""
+"""The paper's results (arXiv 2506.13044) as data: tables 3 to 7, 12 and 13. Settings have our configs' names."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ OTHER_MODELS: Mapping[str, PaperBleu] = {
 
 
 def place_of(direction: str) -> tuple[int, str]:
-    """By which directions are sorted: in the paper's order, others behind."""
+    """Return the sort key of a direction: the paper's order, then others."""
     return DIRECTIONS.index(direction) if direction in DIRECTIONS else len(DIRECTIONS), direction
 
 
 def bleu_of(scores: PaperBleu | None, direction: str, shots: int) -> float | None:
-    """The paper's BLEU of a direction, zero-shot or with five examples; None where it has none."""
+    """Return the paper's BLEU of a direction, zero-shot or with five examples; None if it reports none."""
     if scores is None or direction not in DIRECTIONS:
         return None
     row = {0: scores.zero, FEW_SHOTS: scores.few}.get(shots)
@@ -74,7 +74,7 @@ def bleu_of(scores: PaperBleu | None, direction: str, shots: int) -> float | Non
 
 @dataclass(frozen=True)
 class ReasoningTask:
-    """A task of lm-eval and which of its accuracies the paper seems to report (inferred from the level)."""
+    """A task of lm-eval, and the accuracy that the paper seems to report (inferred from its level)."""
 
     name: str
     label: str
@@ -83,7 +83,7 @@ class ReasoningTask:
 
 @dataclass(frozen=True)
 class ReasoningTable:
-    """Zero-shot accuracies in percent, a column a task, and their mean as printed."""
+    """Zero-shot accuracies in percent, a column per task, and their mean as printed."""
 
     table: int
     language: str
@@ -91,7 +91,7 @@ class ReasoningTable:
     scores: Mapping[str, tuple[float, ...]]  # setting or other model -> one a task, then the mean
 
     def score(self, setting: str, task: str) -> float | None:
-        """The paper's accuracy, in percent."""
+        """Return the paper's accuracy, in percent."""
         row = self.scores.get(setting)
         return None if row is None else row[[one.name for one in self.tasks].index(task)]
 
@@ -167,7 +167,7 @@ _UNI_MEANS: Mapping[str, Mapping[str, float]] = {  # table 6
 
 
 def reasoning_mean(setting: str, language: str) -> float | None:
-    """The paper's mean accuracy over the tasks of a language, in percent (tables 4, 6, 12, 13)."""
+    """Return the paper's mean accuracy over the tasks of a language, in percent (tables 4, 6, 12, 13)."""
     if setting in _UNI_MEANS:
         return _UNI_MEANS[setting][language]
     table = next(one for one in REASONING if one.language == language)
@@ -176,6 +176,6 @@ def reasoning_mean(setting: str, language: str) -> float | None:
 
 
 def mean(values: list[float | None]) -> float | None:
-    """The plain mean; None if any value is missing or there is none."""
+    """Return the plain mean; None if any value is missing or there are no values."""
     known = [value for value in values if value is not None]
     return math.fsum(known) / len(known) if known and len(known) == len(values) else None

@@ -15,7 +15,7 @@ from trainer.evaluation.decode import Decoding
 
 @dataclass(frozen=True)
 class Prompts:
-    """Token ids of the prompts of a set, and how many sources were cut."""
+    """Token ids of the prompts of a set, and the number of truncated sources."""
 
     ids: list[list[int]]
     source_cut: int
@@ -27,7 +27,7 @@ Shots = Sequence[tuple[str, str]]
 def make_prompts(
     sources: Sequence[str], shots: Sequence[Shots], languages: tuple[str, str], tokenizer: Tokenizer, decoding: Decoding
 ) -> Prompts:
-    """The prompts of sentences with the examples of each; `languages` by their full names, source first."""
+    """Return prompts for sentences with examples for each; `languages` are full names, source first."""
     cut, limit = 0, decoding.max_source_tokens
     if limit is not None:
         encoded = tokenizer.encode(sources)
@@ -45,11 +45,10 @@ def make_prompts(
 
 
 def choose_shots(pool: Sequence[tuple[str, str]], sources: Sequence[str], number: int) -> list[Shots]:
-    """The same `number` pairs for every sentence; where the sentence is one of them, the next one instead.
+    """Choose the same `number` pairs for every sentence; if the sentence is one of them, the next pair replaces it.
 
-    Pairs of a pool are taken in the order of a hash of their texts, each source once; sources are the same if only
-    case, width or white space differ. Raises ValueError if the pool is too small. (The paper does not say where its
-    shots come from.)
+    Pairs of a pool are ordered by a hash of their texts, each source once. Sources are equal if only case, width or
+    white space differ. Raises ValueError if the pool is too small. (The paper does not say where its shots come from.)
     """
     first = {normalize(pair[0]): pair for pair in reversed(pool)}
     hashed = sorted(first.items(), key=lambda entry: hashlib.sha256("\n".join(entry[1]).encode()).digest())

@@ -25,7 +25,7 @@ from trainer.huggingface.tokenizer import add_bos
 log = logging.getLogger(__name__)
 
 
-# Where lm-eval 0.4.13 has the paper's tasks, so that they are found without a minute's listing of all.
+# Folders of the paper's tasks in lm-eval 0.4.13: a list of all tasks takes a minute.
 _FOLDERS = {
     "arc_challenge": "arc",
     "arc_easy": "arc",
@@ -46,7 +46,7 @@ PAPER_TASKS = tuple(task.name for table in REASONING for task in table.tasks)
 
 
 def expand_tasks(names: Sequence[str]) -> list[str]:
-    """Names of tasks, each once; `paper` stands for the paper's fourteen."""
+    """Return task names, each once; `paper` means the paper's fourteen tasks."""
     return list(dict.fromkeys(task for name in names for task in (PAPER_TASKS if name == "paper" else [name])))
 
 
@@ -61,8 +61,8 @@ def run_tasks(
 ) -> dict[str, TaskScores]:
     """Run tasks, and return their scores by name.
 
-    `tokenizer` is a folder as trainer/export.py writes it, `manager` what `find_tasks` gives for these names. This
-    process alone computes, whatever ranks there are. Raises InputError if a task's data cannot be had.
+    `tokenizer` is a folder like that of an export; `manager` is the result of `find_tasks` for these names. Only this
+    process computes, for any number of ranks. Raises InputError if a task's data are not available.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -78,11 +78,11 @@ def run_tasks(
         try:
             with _alone():
                 found = simple_evaluate(adapter, tasks=[name], num_fewshot=0, task_manager=manager, log_samples=False)
-        except Exception as error:  # datasets and the hub have a class for each way in which data are not to be had
+        except Exception as error:  # datasets and the hub have many classes for missing data
             raise InputError(
-                f"task {name} cannot be run: {type(error).__name__}: {_first_line(error)}. If its data set cannot be "
-                "fetched here, fill the hub's cache (HF_HOME) where there is a network, or name a task file whose "
-                "data are local under evaluate.task_folder."
+                f"task {name} failed: {type(error).__name__}: {_first_line(error)}. If its data set cannot be "
+                "downloaded here, fill the hub's cache (HF_HOME) on a machine with a network, or put a task file with "
+                "local data into evaluate.task_folder."
             ) from error
         results[name] = _read(name, found, bos)
     return results
@@ -90,7 +90,7 @@ def run_tasks(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Without the variables of a launcher, by which lm-eval tells whether this process has the results."""
+    """Hide the launcher's variables, by which lm-eval decides whether this process has the results."""
     hidden = {name: os.environ.pop(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE") if name in os.environ}
     try:
         yield
@@ -99,10 +99,10 @@ def _alone() -> Iterator[None]:
 
 
 def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
-    """lm-eval's task manager with the named tasks; to list all of its tasks takes a minute, and is done only if needed.
+    """Return lm-eval's task manager with the named tasks; it lists all tasks, which takes a minute, only if needed.
 
-    `task_folder` holds task files of the user's, which come before those of lm-eval. Raises InputError for a name that
-    lm-eval does not know, and if lm-eval is not installed.
+    `task_folder` holds the user's task files, which take precedence over those of lm-eval. Raises InputError for a name
+    that lm-eval does not know, and if lm-eval is not installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("`evaluate.reasoning` needs lm-eval: install the extra dataengine[eval]")
@@ -131,10 +131,10 @@ def find_tasks(names: Sequence[str], task_folder: str | None) -> Any:
 
 
 def made_of(manager: Any, name: str) -> dict[str, Any]:
-    """What a task is made of, as results.json has it: equal only if the task asks and scores the same.
+    """Return the parts that a task's result depends on, for results.json: equal only if the task asks and scores alike.
 
-    The version of lm-eval; the content of the task's files, included ones and their Python too; that of local data; and
-    the revision of data sets on the hub that its cache has, None for one that was not fetched from there.
+    These are the version of lm-eval, the content of the task's files (with included files and their Python), that of
+    local data, and the cached revisions of data sets on the hub, None for one that is not cached.
     """
     parts = [(_portable(config, folder), _hash_files(folder.glob("*.py"))) for config, folder in _parts(manager, name)]
     configs = [config for config, _ in _parts(manager, name)]
@@ -147,7 +147,7 @@ def made_of(manager: Any, name: str) -> dict[str, Any]:
 
 
 def check_data(manager: Any, names: Sequence[str]) -> None:
-    """Raise InputError if a task names local data files that do not exist; data sets on the hub are not looked at."""
+    """Raise InputError if a task names local data files that do not exist; data sets on the hub are not checked."""
     for name in names:
         for config, _ in _parts(manager, name):
             for path in _local_data(config):
@@ -156,7 +156,7 @@ def check_data(manager: Any, names: Sequence[str]) -> None:
 
 
 def _parts(manager: Any, name: str) -> list[tuple[dict[str, Any], Path]]:
-    """Config and folder of a task, or of a group or tag and of all tasks that it stands for."""
+    """Return config and folder of a task, or of a group or tag and of all of its tasks."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     entry = manager.task_index[name]
@@ -170,7 +170,7 @@ def _parts(manager: Any, name: str) -> list[tuple[dict[str, Any], Path]]:
 
 
 def _portable(value: Any, folder: Path) -> Any:
-    """A config in which functions are named relative to the task's folder, so that it is the same elsewhere."""
+    """Return a config with functions named relative to the task's folder, so that it is equal on other machines."""
     if isinstance(value, Mapping):
         return {str(key): _portable(inner, folder) for key, inner in value.items()}
     if isinstance(value, list):
@@ -179,7 +179,7 @@ def _portable(value: Any, folder: Path) -> Any:
 
 
 def _local_data(config: Mapping[str, Any]) -> list[Path]:
-    """Files of this disk that a task's config names, whether they exist; a pattern that fits nothing is one of them."""
+    """Return the local files that a task's config names, existing or not; includes patterns without a match."""
     files = (config.get("dataset_kwargs") or {}).get("data_files") or []
     named = [files] if isinstance(files, str) else files.values() if isinstance(files, Mapping) else files
     texts = [text for one in named for text in ([one] if isinstance(one, str) else one)]
@@ -194,7 +194,7 @@ def _local_data(config: Mapping[str, Any]) -> list[Path]:
 
 
 def _revision(config: Mapping[str, Any]) -> str | None:
-    """The commit of a task's data set in the hub's cache."""
+    """Return the commit of a task's data set in the hub's cache."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -205,13 +205,13 @@ def _revision(config: Mapping[str, Any]) -> str | None:
 
 
 def _hash_files(paths: Iterable[Path]) -> str | None:
-    """SHA-256 of the contents of files, whatever their order; None for none."""
+    """Return the SHA-256 of the contents of files, in any order; None without files."""
     hashes = sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file())
     return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
 
 
 def _read(name: str, found: Mapping[str, Any], bos: bool) -> TaskScores:
-    """One task's scores from lm-eval's results; a name that stands for several tasks has the samples of all."""
+    """Return a task's scores from lm-eval's results; a group has the samples of all of its tasks."""
     scores = found["results"][name]
     if not any(f"{metric},none" in scores for metric in METRICS):
         raise InputError(f"task {name} gives no accuracy but {', '.join(scores)}. Name tasks with acc or acc_norm.")
@@ -233,7 +233,7 @@ def _read(name: str, found: Mapping[str, Any], bos: bool) -> TaskScores:
 
 
 def describe_task(scores: TaskScores) -> str:
-    """A task's scores for people."""
+    """Format a task's scores."""
     words = [
         f"{metric} {value:.2%}" + (f" (+- {error:.2%})" if (error := getattr(scores, f"{metric}_stderr")) else "")
         for metric in METRICS

@@ -1,4 +1,4 @@
-"""A set in one direction with one number of examples, ready to be translated."""
+"""A set in one direction with one number of examples, ready for translation."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from trainer.evaluation.results import VERSION, SetScores
 
 @dataclass(frozen=True)
 class Task:
-    """A set in one direction with one number of examples, ready to be translated."""
+    """A set in one direction with one number of examples, ready for translation."""
 
     set_name: str
     texts: EvaluationSet
     shots: int
     prompts: Prompts
-    shown: str  # a prompt with {source} in place of the sentence
+    shown: str  # a prompt with {source} instead of the sentence
     name: str  # of its files
     batches: list[list[int]]  # numbers of prompts that are translated together
-    completed_by: str  # SHA-256 of all that decides the completions, but for the checkpoint
+    completed_by: str  # SHA-256 of everything that decides the completions, except the checkpoint
 
     def fingerprint(self, checkpoint: str) -> str:
-        """Of the completions of the checkpoint of an identity."""
+        """Return the fingerprint of the completions of a checkpoint, given by its identity."""
         return _content_sha256([self.completed_by, checkpoint])
 
     def score(
@@ -46,7 +46,7 @@ class Task:
         decoding: Decoding,
         context: int,
     ) -> SetScores:
-        """Score completions, but for COMET and the hash of the translations; `context` is the model's, in tokens."""
+        """Score completions, without COMET and the hash of the translations; `context` is the model's, in tokens."""
         texts = self.texts
         scores = score_translations(
             texts.sources,
@@ -88,7 +88,7 @@ def _content_sha256(content: Any) -> str:
 
 
 class Tasks:
-    """The tasks of a config, each made once."""
+    """The tasks of a config, each created once."""
 
     def __init__(
         self, settings: EvaluateConfig, languages: Mapping[str, str], tokenizer: Tokenizer, decoding: Decoding
@@ -100,11 +100,11 @@ class Tasks:
         self._tasks: dict[tuple[str, str], list[Task]] = {}
 
     def all(self, set_name: str) -> list[Task]:
-        """All directions and numbers of examples of `dev` or `test`. Raises InputError for unusable sets."""
+        """Return the tasks of `dev` or `test`, in all directions. Raises InputError for unusable sets."""
         return [task for direction in getattr(self._settings, set_name) for task in self.of(set_name, direction)]
 
     def of(self, set_name: str, direction: str) -> list[Task]:
-        """All numbers of examples of `dev` or `test` in one direction. Raises InputError for an unusable set."""
+        """Return the tasks of `dev` or `test` in one direction. Raises InputError for an unusable set."""
         if (set_name, direction) not in self._tasks:
             make_metrics(direction, self._settings.bleu_tokenize)  # before hours of translation
             made = [self._make(set_name, direction, shots) for shots in self._settings.shots]
@@ -112,7 +112,7 @@ class Tasks:
         return self._tasks[set_name, direction]
 
     def texts(self, set_name: str, direction: str) -> EvaluationSet:
-        """`dev`, `test` or `examples` of the config in one direction, read once."""
+        """Return `dev`, `test` or `examples` of the config in one direction, read once."""
         if (set_name, direction) not in self._texts:
             place = getattr(self._settings, set_name)[direction]
             limit = None if set_name == "examples" else self._settings.max_sentences
@@ -142,7 +142,7 @@ class Tasks:
         )
 
     def _pool(self, direction: str, number: int) -> list[tuple[str, str]]:
-        """Pairs that examples are chosen from."""
+        """Return the pairs that examples are chosen from."""
         where = "examples" if direction in self._settings.examples else "dev"
         if where == "dev" and direction not in self._settings.dev:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint, or of its export if the checkpoint is gone."""
+"""The weights of a checkpoint, or of its export if the checkpoint no longer exists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Where the weights of one checkpoint are, for all ranks."""
+    """The place of a checkpoint's weights, for all ranks."""
 
     run: Run
     group: Collective
@@ -33,26 +33,26 @@ class Weights:
     manifest: Manifest
     step: int
     identity: str  # Checkpoint.identity
-    checkpoint: Checkpoint | None  # None if it is gone
+    checkpoint: Checkpoint | None  # None if it no longer exists
 
     def load(self) -> LlamaForCausalLM:
-        """Load the checkpoint's model, or that of its export, to this rank's device.
+        """Load the model of the checkpoint or its export to this rank's device.
 
-        Raises CheckpointError if the checkpoint is gone or damaged and has no export, InputError for another config.
+        Raises CheckpointError if the checkpoint is missing or damaged and has no export, InputError for another config.
         """
         problem = self._fetch()
         model = self.group.run_on_all(lambda: self._exported(problem) if problem else self._loaded())
         if "cuda" in self.group.ranks.device:
-            for parameter in model.parameters():  # buffers, such as the frequencies of the rotary embedding, stay fp32
+            for parameter in model.parameters():  # buffers, such as the rotary frequencies, stay fp32
                 parameter.data = parameter.data.to(torch.bfloat16)
         placed: Any = model
         return cast(LlamaForCausalLM, placed.to(self.group.ranks.device).eval())
 
     def _fetch(self) -> str:
-        """Bring the checkpoint's files to this node; return what is wrong with them on any rank, or nothing."""
+        """Fetch the checkpoint's files to this node; return a problem of any rank, or an empty text."""
         group, checkpoint = self.group, self.checkpoint
         if checkpoint is None:
-            return f"{self.run.url} has no checkpoint of {self.step} steps any more"
+            return f"{self.run.url} no longer has a checkpoint of {self.step} steps"
         check_model(self.sizes, checkpoint)
         found = group.run_on_all(
             lambda: fetch_checkpoint(self.run, checkpoint, group.ranks.local_rank, group.ranks.local_world_size)
@@ -73,7 +73,7 @@ class Weights:
         return model
 
     def _exported(self, problem: str) -> LlamaForCausalLM:
-        """Load the checkpoint's export. Raises CheckpointError, which says `problem`, if there is none."""
+        """Load the checkpoint's export. Raises CheckpointError with `problem` if there is none."""
         folder = export_folder(self.run, self.step)
         try:
             exported = read_identity(folder)
@@ -83,7 +83,7 @@ class Weights:
             gone = self.checkpoint is None or not self.checkpoint.folder.is_dir()
             if not gone or not folder.is_dir():
                 raise CheckpointError(problem)
-            log.warning("%s; its export %s does not say what it was made of, and is used", problem, folder)
+            log.warning("%s; using its export %s, which does not name its checkpoint", problem, folder)
         elif exported.checkpoint != self.identity:
             raise CheckpointError(f"{problem}, and the export {folder} is of another checkpoint")
         return cast(LlamaForCausalLM, LlamaForCausalLM.from_pretrained(folder))

@@ -91,8 +91,9 @@ def test_a_choice_is_among_all_results_and_a_removed_checkpoint_is_judged_by_its
     export = name_origin(out, 8, "of another training")
     capsys.readouterr()
     assert evaluate(*common) == 2
-    assert f"step 8 was chosen and cannot be judged on test: {out} has no checkpoint of 8 steps any more, and the " in (
-        words := capsys.readouterr().err
+    assert (
+        f"step 8 was chosen but cannot be evaluated on test: {out} no longer has a checkpoint of 8 steps, and the "
+        in (words := capsys.readouterr().err)
     )
     assert f"export {export} is of another checkpoint" in words
     assert chosen(out)["step"] == 8
@@ -290,7 +291,7 @@ def test_all_that_is_missing_is_named_before_the_first_translation(
     assert evaluate(experiment.config, f"out={out}", "--all", *missing) == 2
     words = capsys.readouterr().err
     for problem in (
-        "evaluate.bleu_tokenize.en: unknown is none of sacrebleu's tokenizers", "none.jsonl", "no-model",
+        "evaluate.bleu_tokenize.en: unknown is not one of sacrebleu's tokenizers", "none.jsonl", "no-model",
         f"task absent: there is no {tasks}/none.jsonl",
     ):  # fmt: skip
         assert problem in words

@@ -191,7 +191,7 @@ def test_answers_of_spaces_are_empty_and_copies_are_told_without_spaces() -> Non
 def test_an_unknown_target_language_leaves_the_languages_out_with_a_reason() -> None:
     found = score_translations(["a"], ["b"], ["c"], "en-xx", tokenize={}, bootstrap=0)
     assert found.languages is None
-    assert found.languages_reason == "'xx' is no language that lid.176 knows"
+    assert found.languages_reason == "lid.176 does not know the language 'xx'"
     assert score_translations(["a"], ["b"], ["c"], "xx-en", tokenize={}, bootstrap=0).languages_reason is None
 
 
@@ -225,7 +225,7 @@ def test_tokenizers_by_target_language() -> None:
     assert "tok:13a" in signature("en-id")
     assert "tok:char" in signature("en-zh", zh="char")
     assert "tok:zh" in signature("en-zho")
-    with pytest.raises(InputError, match=r"bleu_tokenize.zh: zg is none of sacrebleu's tokenizers: none, zh"):
+    with pytest.raises(InputError, match=r"bleu_tokenize.zh: zg is not one of sacrebleu's tokenizers: none, zh"):
         make_metrics("en-zh", {"zh": "zg"})
 
 
@@ -248,7 +248,7 @@ def test_a_tokenizer_that_cannot_be_fetched_is_an_error_that_says_where_it_belon
     monkeypatch.setattr(sacrebleu_models, "SACREBLEU_DIR", str(tmp_path))
     monkeypatch.setattr(sacrebleu_models, "download_file", fail)
     with pytest.raises(
-        InputError, match=r"tokenizer flores200 cannot be used: .*no route to host.*models lie in .*/models"
+        InputError, match=r"tokenizer flores200 is not usable: .*no route to host.*models are in .*/models"
     ):
         make_metrics("en-id", {"id": "flores200"})
 
