@@ -123,9 +123,9 @@ def compare_systems(
     """Test whether two systems' translations of a set differ, by paired approximate randomization (paper, 4.1).
 
     Returns, for `bleu` and `chrf`: `baseline`, `system`, `delta` (above 0: the system is better), `p_value`. The
-    p-value equals that of sacrebleu's --paired-ar, including its seed (SACREBLEU_SEED), except for equal scores: there it is 1.
-    sacrebleu counts only greater differences and would give 1 / (trials + 1) for a system and itself. A call takes
-    1.5 s for 1,000 sentences and 10,000 trials; sharing work between systems would save little.
+    p-value equals that of sacrebleu's --paired-ar, including its seed (SACREBLEU_SEED), except for equal scores: there
+    it is 1. sacrebleu counts only greater differences and would give 1 / (trials + 1) for a system and itself. A call
+    takes 1.5 s for 1,000 sentences and 10,000 trials; sharing work between systems would save little.
     """
     bleu, chrf = make_metrics(direction, tokenize)
     test = PairedTest(

@@ -91,9 +91,9 @@ def test_a_choice_is_among_all_results_and_a_removed_checkpoint_is_judged_by_its
     export = name_origin(out, 8, "of another training")
     capsys.readouterr()
     assert evaluate(*common) == 2
+    words = capsys.readouterr().err
     assert (
-        f"step 8 was chosen but cannot be evaluated on test: {out} no longer has a checkpoint of 8 steps, and the "
-        in (words := capsys.readouterr().err)
+        f"step 8 was chosen but cannot be evaluated on test: {out} no longer has a checkpoint of 8 steps, and" in words
     )
     assert f"export {export} is of another checkpoint" in words
     assert chosen(out)["step"] == 8
