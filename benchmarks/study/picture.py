@@ -44,21 +44,22 @@ def draw_placements(study: Study) -> str:
 
 
 def _draw_curve(axes: Axes, runs: Sequence[StudyRun], label: str, color: str) -> None:
-    """Draw the mean of some runs' mean curves, their range, and the label at the highest point."""
+    """Draw the mean of some runs' mean curves, their range, and the label where 60 % of the peak are reached."""
     curves = [run.mean_curve() for run in runs]
     steps = sorted(set.intersection(*map(set, curves)))
     values = np.array([[curve[step] for step in steps] for curve in curves])  # (runs, steps)
     tokens, mean = np.array(steps) * _tokens_of_step(runs[0]) / 1e6, values.mean(0)
     axes.fill_between(tokens, values.min(0), values.max(0), color=color, alpha=0.15, linewidth=0)
     axes.plot(tokens, mean, color=color, linewidth=2, marker="o", markersize=3)
-    top = int(mean.argmax())
-    axes.annotate(label, (tokens[top], mean[top]), (0, 6), textcoords="offset points", color=color, ha="right")
+    at = int((mean >= 0.6 * mean.max()).argmax())
+    axes.annotate(label, (tokens[at], mean[at]), (-4, 6), textcoords="offset points", color=color, ha="right")
 
 
 def _draw_strip(axes: Axes, run: StudyRun, row: int, color: str) -> None:
     """Fill a strip with the share of parallel text in the batches along the run."""
     manifest = run.run.manifest
-    steps = np.unique(np.linspace(0, manifest.schedule.steps - 1, _POINTS).astype(np.int64))
+    grid = np.linspace(0, manifest.schedule.steps - 1, _POINTS).astype(np.int64)
+    steps = np.unique(np.concatenate([grid, manifest.schedule.stage_starts]))
     edges, mono = mix_shares(manifest, steps, ["mono"])
     tokens = edges * _tokens_of_step(run) / 1e6
     low, share = row - 0.4, 1 - np.append(mono[0], mono[0][-1])
