@@ -1,4 +1,4 @@
-"""Names for the types of arrays."""
+"""Type aliases for arrays."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ Bools = NDArray[np.bool_]
 Int64s = NDArray[np.int64]
 UInt32s = NDArray[np.uint32]
 UInt64s = NDArray[np.uint64]
-Tokens = NDArray[np.unsignedinteger[Any]]  # ids as shards hold them: uint16 or uint32
+Tokens = NDArray[np.unsignedinteger[Any]]  # token ids as shards store them: uint16 or uint32

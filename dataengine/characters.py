@@ -1,11 +1,11 @@
-"""Characters that do not show: which texts are blank, what comparisons leave out, what ends a line."""
+"""Invisible characters and line breaks: which texts are blank, what comparisons ignore, what a terminal may show."""
 
 from __future__ import annotations
 
 import re
 
 # Default_Ignorable_Code_Point of Unicode 15 (DerivedCoreProperties.txt): soft hyphen, zero-width space and joiners,
-# byte order mark, marks of writing direction, variation selectors, fillers, tags. They show nothing by themselves.
+# byte order mark, marks of writing direction, variation selectors, fillers, tags. They are invisible on their own.
 _INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
@@ -18,26 +18,26 @@ _FIND_CONTROL = re.compile(
 
 
 def without_invisible(text: str) -> str:
-    """A text as it looks: without the characters that show nothing. For comparisons, never for training."""
+    """A text without invisible characters. For comparisons, never for training."""
     return text if text.isascii() else _FIND_INVISIBLE.sub("", text)
 
 
 def is_blank(text: str) -> bool:
-    """Whether a text shows nothing: only white space and invisible characters, or no character."""
+    """Whether a text is empty or consists of white space and invisible characters."""
     return _FIND_VISIBLE.search(text) is None
 
 
 def one_line(text: str) -> str:
-    """A text without white space around it, each line break inside (as `str.splitlines` knows them) a space.
+    """Strip a text, and replace each line break inside, as in `str.splitlines`, by a space.
 
-    The rule for every sentence: of pairs in any format, and of evaluation sets.
+    This applies to every sentence: of pairs in any format, and of evaluation sets.
     """
     return " ".join(text.strip().splitlines())
 
 
 def escape_controls(text: str) -> str:
-    """A text of unknown origin for a terminal: control characters and marks of writing direction as escapes.
+    """Escape control characters and marks of writing direction, so that a terminal can show a text of unknown origin.
 
-    Tabs and line feeds stay. Without it a text could move the cursor, change colours, or show in another order.
+    Unescaped, a text could move the cursor, change colors, or appear in another order. Tabs and line feeds stay.
     """
     return _FIND_CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

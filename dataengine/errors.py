@@ -1,4 +1,4 @@
-"""The one exception that commands turn into a message and exit code 2."""
+"""Errors for unusable input: commands print them without a traceback and exit with code 2."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from dataengine.characters import escape_controls
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message says what is wrong, where, and what to do."""
+    """The input cannot be used. The message says what is wrong, where, and what to do."""
 
 
 class DamagedError(InputError):
-    """What was stored is not what was written; it may arrive whole when it is fetched again."""
+    """Stored content differs from what was written. Fetching it again may help."""
 
 
 class MissingError(InputError):
-    """What was to be there is not."""
+    """Something that should exist is missing."""
 
 
 class OutageError(InputError):
-    """A store fails or does not answer, also after all attempts; it may work again later."""
+    """A store fails or does not answer, after all attempts. It may work again later."""
 
 
 _PATH = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
-_ROOM = "What is finished stays: make room, and run the same command again."
-_LIMIT = "What is finished stays: raise the limit (ulimit -n), and run the same command again."
+_ROOM = "Finished work is kept: free some space, and run the same command again."
+_LIMIT = "Finished work is kept: raise the limit (ulimit -n), and run the same command again."
 _DISK = {
     errno.ENOSPC: _ROOM,
     errno.EDQUOT: _ROOM,
     errno.EMFILE: _LIMIT,
-    errno.ENFILE: "What is finished stays: close other programs, and run the same command again.",
+    errno.ENFILE: "Finished work is kept: close other programs, and run the same command again.",
     errno.EROFS: "Choose another place, or make this one writable, and run the same command again.",
-    errno.EIO: "The disk fails. What is finished stays: once it is repaired, run the same command again.",
+    errno.EIO: "The disk fails. Finished work is kept: repair the disk, and run the same command again.",
 }
 
 
 def did_you_mean(word: str, known: Collection[str], paths: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A hint at the end of what is said of an unknown word: the nearest one that is known; empty if none is near.
+    """A hint for the end of a message about an unknown word: the nearest known word, or "" if none is near.
 
-    `paths` are words of other places, and what is shown of each if it is nearer than a word with more than a slip.
+    `paths` maps words of other places to how they are shown. A known word with a single slip comes before them.
     """
-    shown = {**paths, **{one: one for one in known}}
+    shown = {**paths, **{name: name for name in known}}
     slips = difflib.get_close_matches(word, known, n=1, cutoff=0.85)
     close = slips or difflib.get_close_matches(word, list(shown), n=1)
     return f" (did you mean '{shown[close[0]]}'?)" if close else ""
 
 
 def note(text: str) -> None:
-    """Say on stderr what the user may not expect; what it quotes of files cannot command the terminal."""
+    """Print a note on stderr. Control characters are escaped, so that quoted text cannot control the terminal."""
     print(f"note: {escape_controls(text)}", file=sys.stderr, flush=True)
 
 
 def message_of(error: InputError) -> str:
-    """What it says, without the traceback that torch's DataLoader puts before the words of a worker's error."""
+    """The message of an error, without the traceback that torch's DataLoader adds to the error of a worker."""
     text = str(error)
     for kind in (InputError, *InputError.__subclasses__()):
         text = text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2]
@@ -68,10 +68,10 @@ def message_of(error: InputError) -> str:
 
 
 def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
-    """Run a command; return its exit code: 0, or 2 after a one-paragraph message on stderr, without traceback.
+    """Run a command. Return its exit code: 0, or 2 after a message on stderr, without a traceback.
 
-    `quiet` leaves the message to another rank of the same run. A full disk and a path that cannot be used are messages,
-    too, wherever they are met.
+    With `quiet`, another rank of the same run prints the message. Full disks and unusable paths give a message, too,
+    wherever they occur.
     """
     try:
         command()
@@ -81,23 +81,23 @@ def run_command(command: Callable[[], object], *, quiet: bool = False) -> int:
         return 2
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # torch.distributed.checkpoint's CheckpointException is no Exception
+    except BaseException as error:  # torch.distributed.checkpoint's CheckpointException is not an Exception
         words = describe_disk(error)
         if words is None and isinstance(error, OSError) and error.errno in _PATH and error.filename:
             words = f"cannot use {os.fspath(error.filename)}: {error.strerror}. Check the path and its permissions."
         if words is None:
             raise
-        print(f"error: {escape_controls(words)}", file=sys.stderr, flush=True)  # the other ranks may not have met it
+        print(f"error: {escape_controls(words)}", file=sys.stderr, flush=True)  # other ranks may not have this error
         return 2
     return 0
 
 
 @contextmanager
 def naming(place: str | os.PathLike[str]) -> Iterator[None]:
-    """What is written in the block lies at `place`: say so in an error of the disk that names no file."""
+    """Add `place` to disk errors that are raised in the block and name no file."""
     try:
         yield
-    except BaseException as error:  # torch.distributed.checkpoint's CheckpointException is no Exception
+    except BaseException as error:  # torch.distributed.checkpoint's CheckpointException is not an Exception
         for fault in _disk_faults(error):
             if fault.filename is None:
                 fault.filename = os.fspath(place)
@@ -108,8 +108,8 @@ def naming(place: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def describe_disk(error: BaseException) -> str | None:
-    """What to do about an error that comes from a full, failing or read-only disk or too many open files; None for
-    others."""
+    """A message for an error caused by a full, failing or read-only disk, or by too many open files; None for other
+    errors."""
     for fault in _disk_faults(error):
         place = f": {fault.filename}" if fault.filename else ""
         return f"{fault.strerror}{place}. {_DISK[fault.errno or 0]}"
@@ -117,17 +117,17 @@ def describe_disk(error: BaseException) -> str | None:
 
 
 def _disk_faults(error: BaseException) -> Iterator[OSError]:
-    """The errors of the disk that an error is, comes from or gathers."""
+    """The disk errors among an error, its causes and the errors that it collects."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
-        one = waiting.pop()
-        if one is None or id(one) in seen:
+        candidate = waiting.pop()
+        if candidate is None or id(candidate) in seen:
             continue
-        seen.add(id(one))
-        if isinstance(one, OSError) and one.errno in _DISK:
-            yield one
-        waiting += [one.__cause__, one.__context__]
-        failures = getattr(one, "failures", None)  # torch.distributed.checkpoint: rank -> (error, traceback)
+        seen.add(id(candidate))
+        if isinstance(candidate, OSError) and candidate.errno in _DISK:
+            yield candidate
+        waiting += [candidate.__cause__, candidate.__context__]
+        failures = getattr(candidate, "failures", None)  # torch.distributed.checkpoint: rank -> (error, traceback)
         if isinstance(failures, Mapping):
             waiting += [failure[0] for failure in failures.values()]

@@ -1,6 +1,6 @@
-"""JSON files as dataclasses: a file is checked as it is read, and an error names the key.
+"""Read and write JSON files as dataclasses. Reading checks the types, and errors name the key.
 
-Reading raises ValueError, for the end of "FILE is damaged: ". It ignores unknown keys; defaults stand for missing ones.
+Errors are ValueErrors, worded to follow "FILE is damaged: ". Unknown keys are ignored, missing ones take defaults.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Versioned:
-    """What a file states in any of its versions, to be read before the rest."""
+    """The version of a file, which is read before the rest."""
 
     version: int
 
@@ -28,7 +28,7 @@ _reader: Callable[[type], TypeAdapter[Any]] = lru_cache(TypeAdapter)
 
 
 def decode(kind: type[T], content: bytes) -> T:
-    """Read a dataclass from JSON; values must have the types that it states."""
+    """Read a dataclass from JSON. Values must have the types of its fields."""
     reader: TypeAdapter[T] = _reader(kind)
     try:
         return reader.validate_json(content, strict=True)
@@ -44,16 +44,16 @@ def decode_lines(kind: type[T], content: bytes) -> list[T]:
 
 
 def encode_hashed(value: Any) -> bytes:
-    """Write a dataclass as JSON, with a hash of its fields as the last key."""
+    """Write a dataclass as JSON, with a hash of the fields as the last key."""
     fields = asdict(value)
     return orjson.dumps({**fields, "xxh3": _hash(fields)}, option=orjson.OPT_INDENT_2)
 
 
 def decode_hashed(kind: type[T], content: bytes) -> T:
-    """Read what `encode_hashed` wrote."""
+    """Read the output of `encode_hashed`."""
     fields = orjson.loads(content)
     if not isinstance(fields, dict) or fields.pop("xxh3", None) != _hash(fields):
-        raise ValueError("its hash is another")
+        raise ValueError("its hash differs")
     return decode(kind, content)
 
 

@@ -1,4 +1,7 @@
-"""Keyed permutations and hashes of numbers, in closed form: our own integer arithmetic, the same with every library."""
+"""Keyed permutations and hashes of integers, in closed form.
+
+The arithmetic is implemented here, so results do not depend on the version of any library.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ def derive_key(*parts: int | str) -> int:
 
 
 def permute(index: Int64s, size: int, key: int) -> Int64s:
-    """Map positions in [0, size) to positions in [0, size), one to one, by an alternating Feistel network.
+    """Map positions in [0, size) one-to-one to positions in [0, size), by an alternating Feistel network.
 
-    The positions are laid on a grid of about sqrt(size) columns; each round shifts the columns by a hash of the row
-    and the rows by a hash of the column. The few positions that land past the end of the grid go round again.
+    Positions form a grid of about sqrt(size) columns. Each round shifts the columns by a hash of the row, then the rows
+    by a hash of the column. The few positions that land beyond `size` are mapped again.
     """
     columns = math.isqrt(size - 1) + 1
     rows = -(-size // columns)
@@ -41,7 +44,7 @@ def permute(index: Int64s, size: int, key: int) -> Int64s:
 
 
 def hash_numbers(numbers: Int64s, key: int) -> NDArray[np.uint64]:
-    """A keyed 64-bit hash of each number; no two numbers share one."""
+    """A keyed 64-bit hash of each number. Different numbers have different hashes."""
     return _mix(numbers.astype(np.uint64), key, 0)
 
 

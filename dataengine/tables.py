@@ -1,4 +1,4 @@
-"""Text tables, and numbers in words."""
+"""Text tables and readable numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
-    """Rows as lines of aligned columns; columns in `left` start flush, the others end flush."""
+    """Format rows as lines of aligned columns: those in `left` to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
@@ -18,7 +18,7 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[s
 
 
 def size_words(count: float) -> str:
-    """A number of bytes in words."""
+    """A number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"

@@ -1,5 +1,5 @@
-"""Files and folders that are published whole or not at all, on local disk or in an object store.
+"""Publish files and folders whole or not at all, on local disk or in an object store.
 
-Names and bytes come in and go out, by one interface (`store`) with two implementations (`local`, `s3`); `open`
-chooses, and `retry` says what is tried again. The package may not know what the files mean.
+One interface (`store`) has two implementations (`local`, `s3`); `open` chooses between them, and `retry` defines which
+errors are tried again. Names and bytes go in and out. The package must not know what the files mean.
 """

@@ -1,4 +1,4 @@
-"""Write files and folders of a local disk whole or not at all, and remove what dead processes left."""
+"""Write files and folders on local disk whole or not at all, and remove leftovers of dead processes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from dataengine.errors import InputError, naming
 from dataengine.storage.paths import refuse_url
 
 WRITING_PREFIX = ".writing-"
-_ABANDONED_S = 86_400  # of a writer that cannot be asked: it wrote nothing for so long
+_ABANDONED_S = 86_400  # a writer on another machine counts as dead if it wrote nothing for this long
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file by a temporary name, fsync and rename: readers see the old content or the new, never a part."""
+    """Write a file under a temporary name, fsync and rename. Readers see the old content or the new, never a part."""
     with new_file(path) as file:
         file.write(content)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """The same for a file that is written in parts: on an error it does not appear, or stays as it was."""
+    """As `write_file`, for a file that is written in parts. On an error, the file at `path` stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
@@ -47,9 +47,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def output_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that a user wants, whole or not at all; what is no regular file (a pipe, /dev/stdout) is written as it is.
+    """Open a file that the user asked for, to be written whole or not at all.
 
-    Raises InputError for a folder or a URL.
+    A pipe, or another path that is not a regular file such as /dev/stdout, is written directly. Raises InputError for a
+    folder or a URL.
     """
     refuse_url(path)
     if path.is_dir():
@@ -64,10 +65,10 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Fill a temporary folder, then make it appear at `path` at once; on an error it vanishes.
+    """Fill a temporary folder, then publish it at `path` at once. On an error, it is removed.
 
-    If `path` came into being meanwhile, that folder stays and ours vanishes: both hold the same content, for names
-    here derive from what the content is made of. With `replace` ours stays, and the other one vanishes.
+    If another process has created `path` meanwhile, that folder stays and this one is removed: both have the same
+    content, because names derive from the content's inputs. With `replace`, this one stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
@@ -83,7 +84,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def publish_folder(temporary: Path, path: Path, *, replace: bool = False) -> None:
-    """Make a filled folder, its files on the disk, appear at `path`, unless there is one that is not to be replaced."""
+    """Publish a filled folder, whose files are synced, at `path`. An existing folder stays unless `replace` is set."""
     _sync(temporary)
     try:
         os.rename(temporary, path)
@@ -95,19 +96,19 @@ def publish_folder(temporary: Path, path: Path, *, replace: bool = False) -> Non
     _sync(path.parent)
 
 
-def _exchange(one: Path, other: Path) -> None:
-    """Let two folders of one parent swap names: at once, where Linux and the file system can."""
+def _exchange(first: Path, second: Path) -> None:
+    """Swap the names of two folders in one parent, atomically where Linux and the file system support it."""
     with suppress(AttributeError):  # only Linux has it
-        if ctypes.CDLL(None).renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        if ctypes.CDLL(None).renameat2(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0:
             return
-    aside = temporary_path(other)
-    os.rename(other, aside)
-    os.rename(one, other)
-    os.rename(aside, one)
+    aside = temporary_path(second)
+    os.rename(second, aside)
+    os.rename(first, second)
+    os.rename(aside, first)
 
 
 def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name; copy it where the file system has no hard links."""
+    """Give a file a second name: a hard link, or a copy if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -115,11 +116,10 @@ def link_file(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that are no longer alive left half-written in a folder.
+    """Remove half-written files and folders of dead processes from a folder.
 
-    Whether one is alive shows only among those that share our process numbers; what others write (another machine, or
-    another container of this one, even under the same host name) is taken for left over when a day has passed since it
-    was last written to.
+    Only processes of the same machine and container can be checked. The files of other machines and containers, even
+    under the same host name, are removed a day after the last write.
     """
     for path in folder.glob(f"{WRITING_PREFIX}*"):
         owner, _, rest = path.name.removeprefix(WRITING_PREFIX).partition("~")
@@ -133,12 +133,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` for what is not whole yet; it says whose it is."""
+    """A temporary name beside `path`, which names the process that writes."""
     return path.with_name(f"{WRITING_PREFIX}{_owner()}~{os.getpid()}~{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 def _owner() -> str:
-    """Equal for processes whose numbers can be compared: of one host, one boot of it, and one PID namespace."""
+    """An id of the host, its boot and the PID namespace. Process numbers are comparable where it is equal."""
     parts = [socket.gethostname()]
     with suppress(OSError):  # only Linux has these
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text()[:8])
@@ -148,7 +148,7 @@ def _owner() -> str:
 
 def _alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)  # asks the kernel: /proc may be that of another namespace
+        os.kill(pid, 0)  # the kernel knows: /proc may belong to another namespace
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
@@ -160,9 +160,9 @@ def _alive(pid: int) -> bool:
 
 
 def _last_write(path: Path) -> float:
-    """When a file, or a folder or a file in it, was last written to, in seconds; now if it is gone.
+    """Time of the last write, in seconds, to a file, or to a folder or a file in it; now if it is gone.
 
-    By ctime: what has a second name, or was renamed to go, has the time of modification of what it was.
+    This is the ctime: a hard link or a renamed file keeps the modification time of its origin.
     """
     try:
         inside = path.iterdir() if path.is_dir() else ()
@@ -172,7 +172,7 @@ def _last_write(path: Path) -> float:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Sync a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -19,11 +19,11 @@ _BUFFER = 1 << 20  # bytes
 
 
 def open_file(path: str, start: int = 0, stop: int | None = None, version: str = "") -> BinaryIO:
-    """Open the bytes [start, stop) of a file or object as a seekable stream, whose positions count from `start`.
+    """Open the bytes [start, stop) of a file or object as a seekable stream. Positions count from `start`.
 
-    A range that passes the end stops there. An object is read in blocks of 8 MiB, the next one ahead in a thread while
-    reading goes forward; all of them are of one version, `version` if given (of files it is ignored). Raises InputError
-    on opening if the file cannot be read, and while reading if an object fails or was changed.
+    A range beyond the end stops at the end. Objects are read in blocks of 8 MiB; a thread fetches the next block while
+    reading goes forward. All blocks are of one version: `version` if given (ignored for files). Raises InputError when
+    opening if the file cannot be read, and when reading if an object fails or has changed.
     """
     if is_url(path):
         try:
@@ -43,7 +43,7 @@ def open_file(path: str, start: int = 0, stop: int | None = None, version: str =
 
 
 class _Range(io.RawIOBase):
-    """Bytes [start, stop) of something; subclasses read them at the position."""
+    """Bytes [start, stop) of a file or object. Subclasses implement reading."""
 
     def __init__(self, start: int, stop: int) -> None:
         self._start = start
@@ -100,7 +100,7 @@ class _ObjectRange(_Range):
         self._url = url
         self._version = version
         self._pool = ThreadPoolExecutor(1)  # its thread starts with the first task
-        self._number = -1  # of the block held
+        self._number = -1  # of the current block
         self._block = b""
         self._ahead: tuple[int, Future[bytes]] | None = None
 
@@ -135,7 +135,9 @@ class _ObjectRange(_Range):
         try:
             return get_bytes(self._url, begin, begin + wanted, self._version)
         except FileNotFoundError:
-            raise InputError(f"{self._url}: it was removed while it was read. Put it back and run again.") from None
+            raise InputError(
+                f"{self._url}: it was removed while it was being read. Restore it and run again."
+            ) from None
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -15,14 +15,14 @@ from dataengine.storage.s3_client import identify_object, list_objects
 
 
 def find_files(pattern: str) -> list[FoundFile]:
-    """Files that a path, a URL or a glob of either (`**` too) names, sorted by path; an empty list if there is none.
+    """Files that match a path, a URL or a glob of either, including `**`. Sorted by path; empty if there are none.
 
-    `*` stays within a folder and skips names that begin with a dot; `**` enters each real folder once, through links
-    too. A file whose name is the pattern itself is what is meant, whatever `*`, `?` and `[` it has; in a glob these
-    stand for themselves as `[*]`, `[?]` and `[[]`. Folders and the empty objects that mark them do not count.
+    `*` stays within a folder and skips names that begin with a dot. `**` enters each real folder once, also through
+    links. A file whose name equals the pattern is the only match, also if it contains `*`, `?` or `[`. In a glob,
+    `[*]`, `[?]` and `[[]` match these characters. Folders, and the empty objects that mark them, do not count.
 
-    Raises InputError if a place cannot be read, a link leads nowhere, something is neither a file nor a folder (pipe,
-    socket, device), or an object has no ETag, without which a change would not be noticed.
+    Raises InputError if a place cannot be read, a link is broken, something is not a file or folder (pipe, socket,
+    device), or an object has no ETag, which is needed to notice changes.
     """
     if not is_url(pattern):
         return _find_local(pattern)
@@ -62,16 +62,16 @@ def _find_local(pattern: str) -> list[FoundFile]:
 
 
 def _version(status: os.stat_result) -> str:
-    """What differs whenever the content of a file was changed.
+    """A text that differs whenever the content of a file has changed.
 
-    The time of modification can be set back; that of the last change of any kind (ctime) cannot, nor the inode. They
-    differ too after a copy, a restored backup, chmod or a new hard link: then the content is hashed once more.
+    The modification time can be set back, but ctime and inode cannot. They also differ after a copy, a restored backup,
+    chmod or a new hard link; the content is then hashed again.
     """
     return f"{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
 
 
 def real_file(path: str) -> str:
-    """The same for all names of a file: paths written in other ways, links, hard links. A URL stands for itself."""
+    """An id that is equal for all names of a file: other spellings of the path, links, hard links. A URL is its own."""
     if is_url(path):
         return path
     status = _stat(path)
@@ -79,7 +79,7 @@ def real_file(path: str) -> str:
 
 
 def _expand(folder: str, patterns: Sequence[str]) -> Iterator[str]:
-    """Paths that match the segments of a glob below a folder, which is "" or ends with "/"; some may be folders."""
+    """Paths that match the segments of a glob below a folder ("" or ending with "/"). Some may be folders."""
     pattern, rest = patterns[0], patterns[1:]
     if pattern == "**":
         for inner in _folders_below(folder):
@@ -97,7 +97,7 @@ def _expand(folder: str, patterns: Sequence[str]) -> Iterator[str]:
 
 
 def _folders_below(folder: str) -> Iterator[str]:
-    """A folder and all below it but hidden ones, each real one once: by its own path, else by the first link to it."""
+    """A folder and all folders below it that are not hidden, each once: by its own path, or by the first link to it."""
     seen: set[tuple[int, int]] = set()
     waiting, links = [folder], list[str]()
     while waiting or links:
@@ -119,7 +119,7 @@ def _folders_below(folder: str) -> Iterator[str]:
 
 
 def _entries(folder: str) -> dict[str, os.DirEntry[str]]:
-    """What is in a folder, by name and sorted; nothing if there is no such folder."""
+    """The entries of a folder by name, sorted; empty if there is no such folder."""
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name: entry for entry in sorted(entries, key=lambda entry: entry.name)}
@@ -130,13 +130,13 @@ def _entries(folder: str) -> dict[str, os.DirEntry[str]]:
 
 
 def _stat(path: str) -> os.stat_result | None:
-    """Of a file or folder; None if there is none. Raises InputError if it cannot be read, or is a link to nothing."""
+    """Status of a file or folder; None if there is none. Raises InputError for unreadable paths and broken links."""
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         if os.path.islink(path):
             raise InputError(
-                f"{path} is a link to {os.readlink(path)}, which is not there. Restore that, or remove the link."
+                f"{path} is a link to {os.readlink(path)}, which does not exist. Restore it, or remove the link."
             ) from None
         return None
     except OSError as error:
@@ -144,7 +144,7 @@ def _stat(path: str) -> os.stat_result | None:
 
 
 def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    """Whether path segments match those of a glob; `**` stands for any number of folders."""
+    """Whether path segments match the segments of a glob. `**` matches any number of folders."""
     if not patterns or not names:
         return not names and all(pattern == "**" for pattern in patterns)
     name, pattern = names[0], patterns[0]

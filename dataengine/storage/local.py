@@ -25,10 +25,10 @@ _BUFFER = 64 << 20  # bytes that are copied at a time
 
 
 class LocalStore(Store):
-    """A store in a local (or mounted) folder; folders appear by renaming, so they are there whole or not at all."""
+    """A store in a local or mounted folder. Folders are published by renaming, so they are complete or absent."""
 
     def path(self, key: str) -> Path:
-        """Where a file of the store is."""
+        """The path of a file in the store."""
         return Path(self.url, key)
 
     def read(self, key: str) -> bytes:
@@ -42,7 +42,7 @@ class LocalStore(Store):
             content = file.read(stop - start)
         if len(content) != stop - start:
             raise InputError(
-                f"{path}: got {len(content):,} bytes of [{start:,}, {stop:,}). It was changed; build again."
+                f"{path}: got {len(content):,} bytes of [{start:,}, {stop:,}). It has changed; build again."
             )
         return content
 
@@ -68,7 +68,7 @@ class LocalStore(Store):
             shutil.copyfileobj(source, file, _BUFFER)
 
     def link(self, source: str, key: str) -> None:
-        """As stated; the name is safe from power loss once a file was written into the same folder afterwards."""
+        """See `Store.link`. The name survives a power loss once another file is written to the folder."""
         path = self.path(key)
         temporary = temporary_path(path)
         with _writing(path):
@@ -77,14 +77,14 @@ class LocalStore(Store):
                 link_file(self.path(source), temporary)
                 os.replace(temporary, path)
             finally:
-                temporary.unlink(missing_ok=True)  # there still if both were names of one file
+                temporary.unlink(missing_ok=True)  # it still exists if both were names of one file
 
     def remove(self, prefix: str) -> None:
         path = self.path(prefix.rstrip("/"))
         with _writing(path):
             if path.is_dir():
                 gone = temporary_path(path)
-                os.rename(path, gone)  # a folder must not be seen in parts
+                os.rename(path, gone)  # readers must not see a part of the folder
                 shutil.rmtree(gone)
             else:
                 path.unlink(missing_ok=True)
@@ -103,11 +103,11 @@ class LocalStore(Store):
                 os.fsync(file.fileno())
 
         try:
-            with write_in_background(write, threads=1) as add:  # writing and fsync cost the caller no time
+            with write_in_background(write, threads=1) as add:  # the caller does not wait for writes and fsync
                 yield add
             assert (temporary / last).exists(), f"{path}: no {last}"
             with _writing(path):
-                if path.is_dir() and not (path / last).exists():  # a copy that was cut short, not ours
+                if path.is_dir() and not (path / last).exists():  # left by an interrupted copy, not by a build
                     self.remove(key)
                 publish_folder(temporary, path)
         finally:
@@ -119,14 +119,14 @@ class LocalStore(Store):
 
 
 def _walk(folder: Path | str, prefix: str) -> Iterator[tuple[str, int]]:
-    """Key and size of every file below a folder that exists, without what is half-written."""
+    """Key and size of every file below a folder, except half-written ones."""
     try:
         entries = list(os.scandir(folder))
     except FileNotFoundError:
-        return  # removed while we look, or not there yet
+        return  # removed meanwhile, or not yet created
     except NotADirectoryError:
         raise InputError(
-            f"{folder} should be a folder, but it or a part of its path is a file. Correct the path, or move the file."
+            f"{folder} should be a folder, but it or a parent is a file. Correct the path, or move the file."
         ) from None
     for entry in entries:
         if entry.name.startswith(WRITING_PREFIX):
@@ -142,7 +142,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path}: there is no such file") from None
+        raise FileNotFoundError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror or error}. Check the path and its permissions."

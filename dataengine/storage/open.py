@@ -1,4 +1,4 @@
-"""The store at a path or URL."""
+"""Open the store at a path or URL."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataengine.storage.store import Store
 
 
 def open_store(url: str) -> Store:
-    """The store at a local folder or below the URL of an object store; it need not exist yet.
+    """Open the store in a local folder or at the URL of an object store. It does not have to exist yet.
 
-    Raises InputError if the URL or the environment cannot be used. A store holds no connection, so it can be pickled.
+    Raises InputError if the URL or the environment cannot be used. Stores hold no connections and can be pickled.
     """
     if paths.is_url(url):
         scheme, _, _ = paths.split_url(url)
@@ -25,5 +25,5 @@ def open_store(url: str) -> Store:
             f"store '{url}': not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/prefix."
         )
     if os.path.isfile(url):
-        raise InputError(f"{url} is a file, and a folder is wanted here. Correct the path.")
+        raise InputError(f"{url} is a file, but must be a folder. Correct the path.")
     return LocalStore(url)

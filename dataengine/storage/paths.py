@@ -1,4 +1,4 @@
-"""Paths and URLs of files: what they name, and what is said of those that cannot be used."""
+"""Paths and URLs: what they name, and the errors for those that cannot be used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SCHEMES = ("s3", "gs", "oci")
 
 
 def where_it_would_be(path: Path) -> str:
-    """Of a relative path whose store is not there, either: it may be that this is the wrong working directory."""
+    """A hint for a relative path whose store does not exist: the working directory may be the wrong one."""
     missing = next((folder for folder in reversed(path.parents) if not folder.exists()), path)
     if path.is_absolute() or {"experiments", "streams"} & set(missing.parts) or missing == path:
         return ""
@@ -22,7 +22,7 @@ def where_it_would_be(path: Path) -> str:
 
 
 def refuse_url(path: Path) -> None:
-    """Raise InputError for a URL, which would become a folder `s3:` of the working directory."""
+    """Raise InputError for a URL, which would otherwise create a folder `s3:` in the working directory."""
     if re.match(r"\w+:/", str(path)):  # `Path` keeps one slash of two
         raise InputError(f"cannot write {path}: it is a URL. Give a path on this machine, and upload the file.")
 
@@ -33,21 +33,21 @@ class FoundFile:
 
     path: str  # local path or URL
     size: int  # bytes
-    version: str  # of an object: its ETag, without quotes ("": it has none); of a file: see `find`
+    version: str  # an object's ETag without quotes ("": it has none); for files see `find._version`
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names an object of an object store."""
+    """Whether a path is the URL of an object store."""
     return path.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES))
 
 
 def check_file_kind(path: str, status: os.stat_result) -> None:
-    """Raise InputError for what is neither a file nor a folder: reading it may wait for ever, and gives no end."""
+    """Raise InputError for a pipe, socket or device: reading it may never end."""
     mode = status.st_mode
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
         return
     kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-    raise InputError(f"{path} is {kind}, not a file. Files are read more than once: write one, and name that.")
+    raise InputError(f"{path} is {kind}, not a file. Sources are read more than once: write the data to a file first.")
 
 
 def split_url(url: str) -> tuple[str, str, str]:
@@ -55,7 +55,7 @@ def split_url(url: str) -> tuple[str, str, str]:
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
     if not url.isascii() and url.encode(errors="replace").decode() != url:
-        raise InputError(f"{url!a} is not UTF-8, as names of objects are. Correct the URL.")
+        raise InputError(f"{url!a} is not UTF-8, and object names must be. Correct the URL.")
     if scheme not in _SCHEMES or not bucket:
         raise InputError(
             f"'{url}' is not the URL of an object. Write {' or '.join(f'{s}://bucket/…' for s in _SCHEMES)}."

@@ -1,11 +1,11 @@
-"""Try again what fails for a while: one policy for all requests to stores.
+"""Retries: one policy for all requests to stores.
 
-- An outage (OutageError: a store fails, is too busy or cannot be reached) is tried again.
+- An outage is retried (OutageError: a store fails, is too busy or cannot be reached).
 - A refusal (any other InputError), a missing file and damaged content are not: the next answer would be the same.
-- An answer that contradicts what is known (a file is missing that was just listed, content has another hash than was
-  written) may be a fault on the way: the caller names its class as `doubted`, and the last of TRIES answers counts.
+- An answer that contradicts what is known may be a transmission error: a file that was just listed is missing, or
+  content has another hash than was written. The caller passes its class as `doubted`; the last of TRIES answers counts.
 
-Pauses double from 0.25 s to 20 s; each is drawn between nothing and that, so that ranks do not come back all at once.
+Upper limits of pauses double from 0.25 s to 20 s. Each pause is random below its limit, so that ranks spread out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataengine.errors import InputError, OutageError
 
 TRIES = 4
 _LONGEST_PAUSES = wait_exponential(multiplier=0.25, max=20)  # seconds
-_CHANCE = random.SystemRandom()  # the state of Python's own generator is part of a run
+_CHANCE = random.SystemRandom()  # the state of Python's default generator belongs to the run
 
 T = TypeVar("T")
 
@@ -36,12 +36,11 @@ def retry(
     doubted: tuple[type[InputError], ...] = (),
     on_failure: Callable[[BaseException, float], None] = lambda error, elapsed_s: None,
 ) -> T:
-    """Return what `action` returns, after further attempts if it fails.
+    """Call `action` until it succeeds, and return its result.
 
-    Errors of the classes `outages` are outages: uploads while training goes on count refusals among them, for a key may
-    be renewed or a bucket be made meanwhile. An outage is given up after `tries` attempts or, where `outage_limit` is
-    given, once it lasts for so many seconds; its error then says so. `on_failure` takes an error that is followed by
-    another attempt, and the seconds since the first one.
+    Errors of the classes `outages` count as outages. Background uploads include refusals, because a key may be renewed
+    or a bucket created meanwhile. An outage ends with an error after `tries` attempts or, if `outage_limit` is given,
+    after that many seconds. Before each new attempt, `on_failure` gets the error and the seconds since the first one.
     """
 
     def note(state: RetryCallState) -> None:
@@ -65,12 +64,12 @@ def retry(
 
 
 def pause_s(state: RetryCallState) -> float:
-    """Seconds to wait after an attempt that failed."""
+    """Seconds to wait after a failed attempt."""
     return _CHANCE.random() * _LONGEST_PAUSES(state)
 
 
 def _begin_at_first_failure(state: RetryCallState) -> None:
-    """Let tenacity count time from here: a large file that came slowly until then is no outage."""
+    """Count time from the first failure: a large file that arrives slowly is not an outage."""
     if state.attempt_number == 1 and state.outcome_timestamp is not None:
         state.start_time = state.outcome_timestamp
 

@@ -1,8 +1,9 @@
 """A store in an object store.
 
-Amazon's S3 and most others know conditional writes: a new object never replaces another. Where they are not known
-(gs:// by Google's S3 interface, some S3-compatible stores) a new object is first looked for and then put; two writers
-at once put the same bytes there, for the names of what is built derive from what the content is made of."""
+Amazon's S3 and most other stores support conditional writes: a new object never replaces another. Without them (gs://
+through Google's S3 interface, some S3-compatible stores), a new object is first looked up and then written. Two writers
+at once then write the same bytes, because names derive from the content's inputs.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +22,16 @@ from dataengine.storage import s3_client
 from dataengine.storage.retry import retry
 from dataengine.storage.store import FILES_IN_FLIGHT, AddFile, Store, write_in_background
 
-_PART = 64 << 20  # bytes; larger objects are uploaded in parts of so many
-_COPY = 1 << 30  # bytes; S3 copies objects of up to 5 GB at once, larger ones in parts of up to so many
-_CONFLICTS = 10  # attempts while the store says that another write is under way
-# Error codes of stores that do not know conditional writes or SHA-256 checksums.
+_PART = 64 << 20  # bytes; larger objects are uploaded in parts of this size
+_COPY = 1 << 30  # bytes of a part when copying; S3 copies up to 5 GB at once
+_CONFLICTS = 10  # attempts while the store reports another write in progress
+# Error codes of stores without conditional writes or SHA-256 checksums.
 _UNKNOWN_HEADER = ("NotImplemented", "UnsupportedOperation", "UnsupportedArgument", "InvalidArgument", "InvalidRequest")
-_PLAIN: dict[str, object] = {}  # stores that turned out to be of those
+_PLAIN: dict[str, object] = {}  # the URLs of such stores
 
 
 class S3Store(Store):
-    """A store below s3://bucket/prefix, or the same of gs:// or oci:// (see `s3_client`)."""
+    """A store at s3://bucket/prefix, gs://... or oci://... (see `s3_client`)."""
 
     def _url(self, key: str) -> str:
         return f"{self.url}/{key}"
@@ -59,7 +60,7 @@ class S3Store(Store):
         self._upload(key, path, replace=True)
 
     def link(self, source: str, key: str) -> None:
-        """Copy inside the store; large objects in parts, which s3:// alone asks for and knows."""
+        """See `Store.link`. Copies inside the store; large objects in parts, which only s3:// needs and supports."""
         client, target = s3_client.connect(self._url(key))
         _, origin = s3_client.connect(self._url(source))
         size = s3_client.stat_object(self._url(source)).size
@@ -70,13 +71,13 @@ class S3Store(Store):
                 _copy_in_parts(client, target, origin, size)
 
     def remove(self, prefix: str) -> None:
-        """As stated, but not at once: a reader may see a part of the folder."""
+        """See `Store.remove`. Not atomic: a reader may see a part of the folder."""
         folder = prefix.rstrip("/")
         keys = [*self.sizes(folder), *([folder] if folder and self.size(folder) is not None else [])]
         client, request = s3_client.connect(self._url(""))
         bucket, root = request["Bucket"], request["Key"]
         with s3_client.faults(self._url(prefix)):
-            if not self.url.startswith("s3://"):  # they may not know deletion in batches
+            if not self.url.startswith("s3://"):  # they may not support deletion in batches
                 with ThreadPoolExecutor(FILES_IN_FLIGHT) as pool:
                     list(pool.map(lambda key: client.delete_object(Bucket=bucket, Key=root + key), keys))
                 return
@@ -86,7 +87,7 @@ class S3Store(Store):
                 if errors:
                     raise InputError(
                         f"cannot remove {self._url(prefix)}: {errors[0].get('Code')}: {errors[0].get('Message')} "
-                        f"({len(errors)} objects). Check that these credentials may delete there."
+                        f"({len(errors)} objects). Check that these credentials may delete objects."
                     )
 
     @contextmanager
@@ -105,15 +106,15 @@ class S3Store(Store):
         self._upload(f"{key}/{last}", held[-1], replace=False)
 
     def remove_leftovers(self, prefix: str) -> None:
-        """Nothing: a half-written object is never seen; a rule of the bucket should abort incomplete uploads."""
+        """Do nothing: half-written objects are invisible. A rule of the bucket should abort incomplete uploads."""
 
     def _upload(self, key: str, content: bytes | Path, *, replace: bool) -> None:
-        """Put an object. If not `replace` (of bytes only), one that is there stays, and must be equal."""
+        """Write an object. Without `replace` (bytes only), an existing object stays and must be equal."""
         with s3_client.faults(self._url(key)):
             retry(lambda: self._try_upload(key, content, replace=replace), tries=_CONFLICTS)
 
     def _try_upload(self, key: str, content: bytes | Path, *, replace: bool) -> None:
-        """The same; raises OutageError while another write of the object is under way."""
+        """As `_upload`. Raises OutageError while another write of the object is in progress."""
         from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 
         url = self._url(key)
@@ -130,21 +131,21 @@ class S3Store(Store):
             elif status not in (409, 412):
                 raise
             elif status == 409 or not self._is_there(key, content):
-                raise OutageError(f"{url}: the store kept saying that another write is under way. Run again.") from None
+                raise OutageError(f"{url}: the store keeps reporting another write in progress. Run again.") from None
 
     def _is_there(self, key: str, content: bytes | Path) -> bool:
-        """Whether an object is there. Raises RuntimeError if it has another content than this."""
+        """Whether an object exists. Raises RuntimeError if it has other content."""
         equal = self._equals(key, content)
         if equal is False:
             raise RuntimeError(
-                f"{self._url(key)}: other content is there under this name: nondeterminism. The same input and "
-                "settings gave different bytes; remove the object and find out what differed between the two runs."
+                f"{self._url(key)} exists with other content: nondeterminism. The same input and settings gave "
+                "different bytes. Remove the object, and find out what differed between the two runs."
             )
         return equal is not None
 
     def _equals(self, key: str, content: bytes | Path) -> bool | None:
         """Whether an object has this content; None if there is none."""
-        assert isinstance(content, bytes), "files replace what is there"
+        assert isinstance(content, bytes), "files replace existing objects"
         url = self._url(key)
         checksum = {} if _is_plain(self.url) else {"ChecksumMode": "ENABLED"}
         try:
@@ -154,7 +155,7 @@ class S3Store(Store):
                 return False
             if head.get("ChecksumSHA256") == _checksum(content):
                 return True
-            return s3_client.get_bytes(url) == content  # no checksum, or of other parts
+            return s3_client.get_bytes(url) == content  # no checksum, or one of other parts
         except FileNotFoundError:
             return None
 
@@ -167,14 +168,14 @@ def _make_plain(url: str, code: str) -> None:
     mine = object()
     if _PLAIN.setdefault(url, mine) is mine:  # the first of several threads
         print(
-            f"{url}: this store does not know conditional writes ({code}); writing without.",
+            f"{url}: this store does not support conditional writes ({code}); writing without them.",
             file=sys.stderr,
             flush=True,
         )
 
 
 def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
-    """Put an object, in parts if it is large, with a digest that the store checks; `new` fails (412) if it is there."""
+    """Write an object with a digest that the store checks, in parts if it is large. `new` fails (412) if it exists."""
     client, request = s3_client.connect(url)
     condition = {"IfNoneMatch": "*"} if new else {}
     if (content.stat().st_size if isinstance(content, Path) else len(content)) <= _PART:
@@ -192,13 +193,13 @@ def _put(url: str, content: bytes | Path, *, new: bool, plain: bool) -> None:
             uploaded.append({"PartNumber": number, "ETag": s3_client.field_of(answer, "ETag", url), **checksum})
         client.complete_multipart_upload(**request, MultipartUpload={"Parts": uploaded}, **condition)
     except BaseException:
-        with suppress(Exception):  # what went wrong matters more
+        with suppress(Exception):  # the first error matters more
             client.abort_multipart_upload(**request)
         raise
 
 
 def abort_uploads(store: Store, age: timedelta) -> int:
-    """Abort uploads in parts below a store of s3:// that began longer ago than `age`; return how many."""
+    """Abort multipart uploads of an s3:// store that are older than `age`. Return their number."""
     if not store.url.startswith("s3://"):
         return 0
     client, request = s3_client.connect(f"{store.url}/")
@@ -213,7 +214,7 @@ def abort_uploads(store: Store, age: timedelta) -> int:
 
 
 def _copy_in_parts(client: Any, target: dict[str, str], origin: dict[str, str], size: int) -> None:
-    """Copy a large object inside a store of s3://."""
+    """Copy a large object inside an s3:// store."""
     request = {**target, "UploadId": client.create_multipart_upload(**target)["UploadId"]}
     try:
         parts = []
@@ -223,13 +224,13 @@ def _copy_in_parts(client: Any, target: dict[str, str], origin: dict[str, str], 
             parts.append({"PartNumber": number, "ETag": answer["CopyPartResult"]["ETag"]})
         client.complete_multipart_upload(**request, MultipartUpload={"Parts": parts})
     except BaseException:
-        with suppress(Exception):  # what went wrong matters more
+        with suppress(Exception):  # the first error matters more
             client.abort_multipart_upload(**request)
         raise
 
 
 def _parts(content: bytes | Path) -> Iterator[bytes | memoryview]:
-    """What an object of this content is uploaded in; a file is read as the parts are asked for."""
+    """The parts in which content is uploaded. A file is read part by part."""
     if isinstance(content, bytes):
         yield from (memoryview(content)[at : at + _PART] for at in range(0, max(1, len(content)), _PART))
         return
@@ -244,7 +245,7 @@ def _digest(part: bytes | memoryview, plain: bool) -> dict[str, str]:
 
 
 def _checksum(content: bytes) -> str:
-    """The checksum that S3 reports of an object that `_put` made: in parts, the one of theirs and their number."""
+    """The checksum that S3 reports for an object written by `_put`. In parts: a hash of hashes, and their number."""
     digests = [hashlib.sha256(part).digest() for part in _parts(content)]
     if len(digests) == 1:
         return base64.b64encode(digests[0]).decode()

@@ -1,4 +1,4 @@
-"""The interface of a store of builds, and writing its files in the background."""
+"""The interface of a store, and writing its files in the background."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FILES_IN_FLIGHT = 4  # files of a folder that are uploaded at a time
-AddFile = Callable[[str, bytes], None]  # takes the name and the content of a file to keep
+AddFile = Callable[[str, bytes], None]  # takes the name and content of a file
 
 
 @dataclass(frozen=True)
 class Store(ABC):
-    """A place for builds. Keys and prefixes are relative, "a/b/c"; a prefix names a folder, "" the whole store."""
+    """A place for builds. Keys and prefixes are relative paths such as "a/b/c"; the prefix "" is the whole store."""
 
     url: str
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """Content of a file. Raises FileNotFoundError if there is none, InputError if it cannot be read."""
+        """Read a file. Raises FileNotFoundError if there is none, InputError if it cannot be read."""
 
     @abstractmethod
     def read_range(self, key: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file, all of them. Raises as `read`, and InputError if it is shorter."""
+        """Read all bytes [start, stop) of a file. Raises as `read`, and InputError if the file is shorter."""
 
     @abstractmethod
     def size(self, key: str) -> int | None:
@@ -33,7 +33,7 @@ class Store(ABC):
 
     @abstractmethod
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Size in bytes of every file below a folder, by key, in the order of the keys."""
+        """Size in bytes of every file below a folder, by key, sorted by key."""
 
     @abstractmethod
     def write(self, key: str, content: bytes) -> None:
@@ -41,9 +41,9 @@ class Store(ABC):
 
     @abstractmethod
     def write_from(self, key: str, path: Path) -> None:
-        """As `write`, with the content of a local file that nobody changes, of which little is held in memory.
+        """As `write`, with the content of a local file that does not change meanwhile. Uses little memory.
 
-        Raises FileNotFoundError if there is no such local file.
+        Raises FileNotFoundError if the local file does not exist.
         """
 
     @abstractmethod
@@ -52,24 +52,24 @@ class Store(ABC):
 
     @abstractmethod
     def remove(self, prefix: str) -> None:
-        """Remove a file or a folder with all below it; nothing happens if there is none."""
+        """Remove a file, or a folder with everything below it, if it exists."""
 
     @abstractmethod
     def new_folder(self, key: str, last: str) -> AbstractContextManager[AddFile]:
-        """Fill a folder by calls of (name, content); if the file `last` is there, then all are, and are whole.
+        """Fill a folder by calls of (name, content). Once the file `last` exists, all files exist and are complete.
 
-        On an error in the block, `last` does not appear. Files that are there already, of another attempt, stay. Raises
-        InputError if a file cannot be written, and RuntimeError where a store finds other content under its name.
+        After an error in the block, `last` does not exist. Files of earlier attempts stay. Raises InputError if a file
+        cannot be written, and RuntimeError if an object store already has other content under its name.
         """
 
     @abstractmethod
     def remove_leftovers(self, prefix: str) -> None:
-        """Remove what dead processes left half-written directly in a folder."""
+        """Remove half-written files of dead processes that lie directly in a folder."""
 
 
 @contextmanager
 def write_in_background(write: AddFile, *, threads: int) -> Iterator[AddFile]:
-    """`write` by threads, of at most FILES_IN_FLIGHT files at a time; errors come up at the next file or at the end."""
+    """Call `write` in threads, at most FILES_IN_FLIGHT files at a time. Errors appear at the next file or the end."""
     running: set[Future[None]] = set()
 
     def settle(at_most: int) -> None:

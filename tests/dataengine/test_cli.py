@@ -191,10 +191,7 @@ def test_what_a_user_may_not_mean_is_noted(
     assert "). Name the key that they have (streams.mono.text_key: ...), or check the format" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert exit_code(["build", config_path, f"store={tmp_path / 'file'}"]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path / 'file'} is a file, and a folder is wanted here. Correct the path.\n"
-    )
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'} is a file, but must be a folder. Correct the path.\n"
 
 
 def test_a_dry_run_says_what_the_build_then_counts(config_path: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,8 @@ def test_a_full_disk_is_told_wherever_it_is_met(capsys: pytest.CaptureFixture[st
     ):
         assert run_command(command, quiet=True) == 2
         assert capsys.readouterr().err == (
-            "error: No space left on device: a/b. What is finished stays: make room, and run the same command again.\n"
+            "error: No space left on device: a/b. Finished work is kept: free some space, and run the same command "
+            "again.\n"
         )
 
 
@@ -92,9 +93,9 @@ def test_a_defect_stays_a_traceback(error: Exception) -> None:
     ("number", "advice"),
     [
         (errno.EROFS, "Choose another place, or make this one writable, and run"),
-        (errno.EMFILE, "What is finished stays: raise the limit (ulimit -n), and run"),
-        (errno.EDQUOT, "What is finished stays: make room, and run"),
-        (errno.EIO, "The disk fails. What is finished stays: once it is repaired, run"),
+        (errno.EMFILE, "Finished work is kept: raise the limit (ulimit -n), and run"),
+        (errno.EDQUOT, "Finished work is kept: free some space, and run"),
+        (errno.EIO, "The disk fails. Finished work is kept: repair the disk, and run"),
     ],
 )
 def test_the_advice_is_that_of_the_error(number: int, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,7 +138,7 @@ def test_what_an_error_of_the_disk_does_not_name_is_named(capsys: pytest.Capture
         (write_elsewhere, "a/b"),
     ):
         assert run_command(command) == 2
-        assert capsys.readouterr().err.startswith(f"error: No space left on device: {place}. What is finished stays: ")
+        assert capsys.readouterr().err.startswith(f"error: No space left on device: {place}. Finished work is kept: ")
 
 
 @pytest.mark.parametrize("kind", [InputError, DamagedError, MissingError, OutageError])

@@ -273,7 +273,7 @@ def test_a_folder_of_flores_stands_for_all_its_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no files such as eng_Latn.dev. Name one of the folders below it: dev"):
         find_text_files(str(tmp_path))
     (tmp_path / "dev" / "ind_Latn.dev").symlink_to("gone")
-    with pytest.raises(InputError, match=r"ind_Latn.dev is a link to gone, which is not there"):
+    with pytest.raises(InputError, match=r"ind_Latn.dev is a link to gone, which does not exist"):
         find_text_files(str(tmp_path / "dev"))
 
 

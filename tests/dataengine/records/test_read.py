@@ -1622,9 +1622,9 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(object_store: Objec
     flow = read_records(part, DOCUMENT)
     assert next(flow).texts[0][0] == "before"
     put(object_store, "a.jsonl", content.replace(b"before", b"behind"))
-    with pytest.raises(InputError, match=r"a\.jsonl: it was changed while it was read .*\. Run again\.$"):
+    with pytest.raises(InputError, match=r"a\.jsonl: it changed while it was being read .*\. Run again\.$"):
         list(flow)
-    with pytest.raises(InputError, match=r"a\.jsonl: it was changed while it was read .*\. Run again\.$"):
+    with pytest.raises(InputError, match=r"a\.jsonl: it changed while it was being read .*\. Run again\.$"):
         next(read_records(part, DOCUMENT))
     (other,) = plan(url, part_bytes=1 << 30)
     assert other.digest != part.digest

@@ -36,7 +36,7 @@ def test_no_damage_is_read_as_an_array(array: NDArray[Any], data: st.DataObject)
         content[place] ^= data.draw(st.integers(1, 255))
     else:
         del content[place:]
-    with pytest.raises(ValueError, match="the hash behind it is another"):
+    with pytest.raises(ValueError, match="the hash at its end differs"):
         decode_npy(bytes(content))
 
 
