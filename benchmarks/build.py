@@ -96,7 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", default=",".join(ROWS), help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="of the first three rows and the last (default: 1)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     rows = options.rows.split(",")
     if unknown := [row for row in rows if row not in ROWS]:

@@ -41,7 +41,7 @@ def main() -> None:
     """Run the rows and print a table, or JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="three turns instead of one")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     transformers_log.set_verbosity_error()  # it would warn about prompts beyond the context
     tokenizer = load_tokenizer(ROOT / "demo/data/tokenizer.model")

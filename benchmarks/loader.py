@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="40,000 samples a run (default: 10,000)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     samples = (40_000 if options.full else 10_000) // PER_SHARD * PER_SHARD
     peers = {f"mosaicml-streaming {version('mosaicml-streaming')}": stock, f"numpy {version('numpy')} memmap": memmap}

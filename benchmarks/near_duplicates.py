@@ -63,14 +63,16 @@ def main() -> None:
 
 def show_cases(folder: Path) -> None:
     """What is dropped in each case, for any number of workers and after a kill, and the cost."""
-    heading = "case,texts,gone,falsely,missed at +0.05,at +0.1,keys alone,in all,ratio,memory,peer: gone,falsely,time"
+    heading = (
+        "case,texts,dropped,falsely,missed at +0.05,at +0.1,keys only,in total,ratio,memory,peer: dropped,falsely,time"
+    )
     rows = [tuple(heading.split(","))]
     for name, texts in make_cases():
         path = write(folder / f"{name}.jsonl", texts)
         found = run(path, folder / f"{name}.1", 1)
         for workers in (2, 3):
             assert run(path, folder / f"{name}.{workers}", workers)["twins"] == found["twins"]
-        assert run_killed(path, folder / f"{name}.killed")["twins"] == found["twins"], "a kill changed what goes"
+        assert run_killed(path, folder / f"{name}.killed")["twins"] == found["twins"], "a kill changed what is dropped"
         gone = {record for record, _, _ in found["twins"]}
         sets = [frozenset(found_set) for found_set in sets_of(texts)]
         falsely = sum(similarity(sets[record], sets[kept]) < THRESHOLD or kept in gone
@@ -85,7 +87,7 @@ def show_cases(folder: Path) -> None:
             )
         )  # fmt: skip
     print("\n".join(table(rows)))
-    print("The same texts go with 1, 2 and 3 workers, and after a SIGKILL in the middle.")
+    print("The same texts are dropped with 1, 2 and 3 workers, and after a SIGKILL in the middle.")
 
 
 def show_growth(folder: Path, count: int) -> None:

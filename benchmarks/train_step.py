@@ -106,13 +106,15 @@ def main() -> None:
     """Print the table, or JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="15 turns of 20 steps (default: 5 of 10)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     turns, steps = (15, 20) if options.full else (5, 10)
     dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")
     for row, values in (("step_cpu", CPU), ("step_cuda_1b", CUDA)):
         if (row == "step_cuda_1b") != torch.cuda.is_available():
-            print(f"{row}: not run, for there is {'a' if torch.cuda.is_available() else 'no'} CUDA device", flush=True)
+            print(
+                f"{row}: not run, because there is {'a' if torch.cuda.is_available() else 'no'} CUDA device", flush=True
+            )
             continue
         with tempfile.TemporaryDirectory(prefix="step-") as folder:
             found = measure(values, Path(folder), turns, steps)

@@ -284,7 +284,7 @@ def check_same(job: Job) -> None:
     differ = [f"{key} was {was.get(key)}, is {now.get(key)}" for key in now if was.get(key) != now[key]]
     raise InputError(
         f"{job.out} was begun with other settings ({'; '.join(differ[:3]) or 'another plan'}). "
-        f"Move or remove {job.out.parents[job.setting.count('/')]}, or take the settings of then"
+        f"Move or remove {job.out.parents[job.setting.count('/')]}, or use the earlier settings"
     )
 
 
@@ -338,7 +338,7 @@ def run_all(
             wait(futures.values())
         except KeyboardInterrupt:  # the runs get the signal as well, and save
             pool.shutdown(cancel_futures=True)
-            sys.exit("stopped; the same command goes on with what is left")
+            sys.exit("stopped; the same command continues")
     return failed
 
 

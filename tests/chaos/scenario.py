@@ -704,7 +704,7 @@ def _inject(experiment: Experiment, stage: str, fault: Fault) -> str:
         experiment.restore()
     elif stage == "evaluate" and outcome == "went on" and not _has_last(experiment):  # a checkpoint was passed over
         if not any(name and name in ended.printed for name in names):
-            raise FailureError("unclear", f"{fault.name}: nothing is said of {names}:\n{ended.printed[-1500:]}")
+            raise FailureError("unclear", f"{fault.name}: no mention of {names}:\n{ended.printed[-1500:]}")
         experiment.restore()
     return outcome
 
