@@ -14,7 +14,7 @@ from dataengine.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class StreamReport:
-    """A stream and what went into it; the counts are those of `publish.BuiltStream`."""
+    """A stream of the build."""
 
     name: str
     """Name of the stream in the config."""

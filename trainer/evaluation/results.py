@@ -122,7 +122,7 @@ class SetScores:
     decoding: Mapping[str, Plain]
     """Settings of the search."""
     prompt: str
-    """The first prompt, as an example."""
+    """The prompt with {source} in place of the sentence."""
     fingerprint: str = ""
     """SHA-256 of all that decides the translations."""
     bleu: Score
