@@ -14,8 +14,7 @@ _HEAD = """<!-- Generated from the programs' parsers by docs/generate/cli.py. Do
 # Commands
 
 `dataengine COMMAND --help` and `python -m trainer PROGRAM --help` print the same. CONFIG is the YAML file of an
-experiment. KEY=VALUE replaces a setting, such as `batch_size=64`: see [settings](config.md) and
-[exit codes](exit-codes.md).
+experiment. KEY=VALUE replaces a setting, such as `batch_size=64`. Settings and exit codes have pages of their own.
 
 """
 
