@@ -32,6 +32,14 @@ from trainer.run.log_csv import gap_words, missing_steps, next_digest, read_log,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, 1 if the log has gaps or is not what the manifest gives, 2 for bad input."""
+    options = make_parser().parse_args(arguments)
+    sys.exit(
+        run_command(lambda: audit(local_folder(options.run, options.cache), options.step, options.lines, options.find))
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the program's parser."""
     parser = argparse.ArgumentParser(
         prog="trainer/audit.py",
         description="Recompute the digest of every logged step from the run's manifest and compare. With --lines, "
@@ -51,10 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="write a JSON line for each part of a document: step, slot, file, line",
     )
     parser.add_argument("--find", metavar="FILE:LINE", help="which steps saw this source line")
-    options = parser.parse_args(arguments)
-    sys.exit(
-        run_command(lambda: audit(local_folder(options.run, options.cache), options.step, options.lines, options.find))
-    )
+    return parser
 
 
 def audit(run: Path, step: int | None = None, lines: Path | None = None, find: str | None = None) -> None:

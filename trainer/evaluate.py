@@ -30,6 +30,17 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or 2 for unusable input."""
+    options = parse(make_parser(), arguments)
+    ranks = Ranks.from_environment()
+    logging.basicConfig(format="%(message)s", level=logging.INFO if ranks.rank == 0 else logging.ERROR)
+    code = run_command(lambda: _evaluate(options, ranks), quiet=ranks.rank != 0)
+    if code and ranks.rank != 0:
+        let_rank_0_end_first()
+    sys.exit(code)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the program's parser."""
     parser = config_parser(
         prog="[composer -n RANKS] trainer/evaluate.py",
         description="Translate the sets of `evaluate` with a checkpoint, score the translations, and write them and "
@@ -47,13 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--sets", type=_sets, default=["dev"], metavar="A,B", help="of one checkpoint: some of dev,test,reasoning (dev)"
     )
-    options = parse(parser, arguments)
-    ranks = Ranks.from_environment()
-    logging.basicConfig(format="%(message)s", level=logging.INFO if ranks.rank == 0 else logging.ERROR)
-    code = run_command(lambda: _evaluate(options, ranks), quiet=ranks.rank != 0)
-    if code and ranks.rank != 0:
-        let_rank_0_end_first()
-    sys.exit(code)
+    return parser
 
 
 def _evaluate(options: argparse.Namespace, ranks: Ranks) -> None:

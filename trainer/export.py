@@ -5,6 +5,7 @@ OUT/exports/step-00000040/   what transformers loads, and export.json, which say
 
 from __future__ import annotations
 
+import argparse
 import logging
 import runpy
 import sys
@@ -25,6 +26,13 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or 2 for unusable input."""
+    options = parse(make_parser(), arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    sys.exit(run_command(lambda: print(export(load_config(options.config, options.overrides), options.step))))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the program's parser."""
     parser = config_parser(
         prog="trainer/export.py",
         description="Write a checkpoint to OUT/exports/step-N as a folder that transformers loads; one that is there "
@@ -32,6 +40,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "run below `cache`, where the export lies then.",
     )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
-    options = parse(parser, arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    sys.exit(run_command(lambda: print(export(load_config(options.config, options.overrides), options.step))))
+    return parser

@@ -30,6 +30,22 @@ _TEXT = 60  # characters of a sample that the table shows
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or 2 for unusable input."""
+    options = make_parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("trainer").setLevel(logging.INFO)
+
+    def run() -> None:
+        with output_file(options.out) if options.out else nullcontext() as file:
+            made = replay(open_run(options.run, options.cache), options.step, catch_up=options.catch_up)
+            if file is not None:
+                file.write(orjson.dumps(asdict(made), option=orjson.OPT_INDENT_2))
+        print(escape_controls("\n".join(describe(made, options.top))))
+
+    sys.exit(run_command(run))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the program's parser."""
     parser = argparse.ArgumentParser(
         prog="trainer/replay.py",
         description="Rebuild the batch of a step on one process: each sample's source lines and text, and its loss and "
@@ -46,18 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--top", type=int, default=20, metavar="N", help="show so many samples (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write everything, with whole texts, as JSON")
     parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where files of a URL go (%(default)s)")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("trainer").setLevel(logging.INFO)
-
-    def run() -> None:
-        with output_file(options.out) if options.out else nullcontext() as file:
-            made = replay(open_run(options.run, options.cache), options.step, catch_up=options.catch_up)
-            if file is not None:
-                file.write(orjson.dumps(asdict(made), option=orjson.OPT_INDENT_2))
-        print(escape_controls("\n".join(describe(made, options.top))))
-
-    sys.exit(run_command(run))
+    return parser
 
 
 def describe(made: Replay, top: int) -> list[str]:

@@ -19,21 +19,7 @@ from trainer.reporting.page import write_report
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, or 2 for unusable input."""
-    parser = argparse.ArgumentParser(
-        prog="trainer/report.py",
-        description="Make one self-contained page of runs: the paper's tables with ours beside them, BLEU over steps, "
-        "training, translations side by side, data. Also NAME.csv, every number in long form, and NAME.md, the tables.",
-        epilog="example: python trainer/report.py runs/mini/* --out report.html --baseline no_parallel",
-    )
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folders, folders of runs, or URLs of runs (a config's `out`)"
-    )
-    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
-    parser.add_argument("--baseline", metavar="NAME", help="the run to compare with (default: no_parallel, else none)")
-    parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where files of a URL go (%(default)s)")
-    parser.add_argument("--trials", type=int, default=10_000, metavar="N", help="of significance tests (%(default)s)")
-    parser.add_argument("--samples", type=int, default=8, metavar="N", help="sentences a direction (%(default)s)")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
 
     def report() -> None:
@@ -48,3 +34,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(*made, sep="\n")
 
     sys.exit(run_command(report))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the program's parser."""
+    parser = argparse.ArgumentParser(
+        prog="trainer/report.py",
+        description="Make one self-contained page of runs: the paper's tables with ours beside them, BLEU over steps, "
+        "training, translations side by side, data. Also NAME.csv, every number in long form, and NAME.md, the tables.",
+        epilog="example: python trainer/report.py runs/mini/* --out report.html --baseline no_parallel",
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders, folders of runs, or URLs of runs (a config's `out`)"
+    )
+    parser.add_argument("--out", default="report.html", metavar="FILE", help="the page (default: %(default)s)")
+    parser.add_argument("--baseline", metavar="NAME", help="the run to compare with (default: no_parallel, else none)")
+    parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where files of a URL go (%(default)s)")
+    parser.add_argument("--trials", type=int, default=10_000, metavar="N", help="of significance tests (%(default)s)")
+    parser.add_argument("--samples", type=int, default=8, metavar="N", help="sentences a direction (%(default)s)")
+    return parser

@@ -35,6 +35,28 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit with 0, 2 for unusable input, or 3 for a step that must not be trained on."""
+    options = make_parser().parse_intermixed_args(arguments)
+    end_plainly(NOT_BEGUN)  # also where `main` is called
+    rank = Ranks.from_environment().rank
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("trainer").setLevel(logging.INFO if rank == 0 else logging.ERROR)
+
+    def load() -> Config:
+        return load_config(options.config, options.overrides)
+
+    try:
+        code = run_command(lambda: dry_run(load) if options.dry_run else train(load), quiet=rank != 0)
+    except BadStepError as error:
+        code = 3
+        if rank == 0:
+            print(f"stopped: {error}", file=sys.stderr, flush=True)
+    if code and rank != 0:
+        let_rank_0_end_first()
+    sys.exit(code)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Make the program's parser."""
     parser = argparse.ArgumentParser(
         prog="composer [-n RANKS] trainer/train.py",
         description="Train an experiment on its built streams, from the newest complete checkpoint under its `out` if "
@@ -55,24 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check all that a run needs and describe it; train nothing"
     )
-    options = parser.parse_intermixed_args(arguments)
-    end_plainly(NOT_BEGUN)  # also where `main` is called
-    rank = Ranks.from_environment().rank
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("trainer").setLevel(logging.INFO if rank == 0 else logging.ERROR)
-
-    def load() -> Config:
-        return load_config(options.config, options.overrides)
-
-    try:
-        code = run_command(lambda: dry_run(load) if options.dry_run else train(load), quiet=rank != 0)
-    except BadStepError as error:
-        code = 3
-        if rank == 0:
-            print(f"stopped: {error}", file=sys.stderr, flush=True)
-    if code and rank != 0:
-        let_rank_0_end_first()
-    sys.exit(code)
+    return parser
 
 
 def dry_run(load: Callable[[], Config]) -> None:

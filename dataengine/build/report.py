@@ -14,21 +14,35 @@ from dataengine.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class StreamReport:
-    """A stream and what went into it; the counts are those of `publish.BuiltStream`."""
+    """A stream of the build."""
 
     name: str
-    folder: str  # its key in the store
+    """Name of the stream in the config."""
+    folder: str
+    """Folder of the stream, relative to the store."""
     records: int
+    """Records read. records = kept + rejected + dropped."""
     rejected: dict[str, int]
+    """Unusable records by reason."""
     dropped: dict[str, int]
+    """Records dropped by cleaning, by reason."""
     kept: int
+    """Records kept."""
     tokens: int
+    """Tokens in all samples and in the remainder."""
     samples: int
+    """Samples of the stream."""
     remainder_tokens: int
-    rejects: str | dict[str, str] | None = None  # key of a file; of earlier versions, those of each source
+    """Tokens after the last whole sample."""
+    rejects: str | dict[str, str] | None = None
+    """The rejects.jsonl of the stream, relative to the store; null without unusable records. Earlier versions name a
+    file for each source."""
     unknown_tokens: int = 0
+    """Unknown tokens in the kept records."""
     vanished_characters: int = 0
+    """Characters of the kept records for which the tokenizer has no token."""
     notes: tuple[str, ...] = ()
+    """Warnings of the build about the records and their languages."""
 
     @property
     def unusable(self) -> int:
@@ -41,9 +55,13 @@ class BuildReport:
     """The report of the build that made the plan `plan_id`."""
 
     plan_id: str
+    """SHA-256 of the manifest that the build published."""
     seconds: float = 0.0
+    """Duration of the build."""
     streams: tuple[StreamReport, ...] = ()
+    """The streams that the stages use."""
     stages: tuple[Stage, ...] = ()
+    """The stages of the manifest."""
 
     @property
     def content(self) -> bytes:

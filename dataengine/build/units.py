@@ -43,26 +43,34 @@ OnProgress = Callable[[int], None]  # called with numbers of input bytes read
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a unit did. `tail` tokens follow those in its shards; `runs` are those of a unit that writes sorted runs,
-    `near_runs` its runs of near keys.
-
-    Every record is accounted for: records = kept + all rejected (unusable) + all dropped (by cleaning). `unknown` and
-    `vanished` count what the tokenizer lost of the kept ones: unknown tokens, and characters without any token.
-    """
+    """The result of a unit. Every record is accounted for: records = kept + all rejected + all dropped."""
 
     lines: int = 0
+    """Lines read."""
     records: int = 0
+    """Records read. records = kept + rejected + dropped."""
     kept: int = 0
+    """Records kept."""
     rejected: dict[str, int] = field(default_factory=dict)
+    """Unusable records by reason."""
     dropped: dict[str, int] = field(default_factory=dict)
+    """Records dropped by cleaning, by reason."""
     tokens: int = 0
+    """Tokens in the unit's shards and tail."""
     tail: int = 0
+    """Tokens after the unit's last whole sample, in tail.npy."""
     runs: int = 0
+    """Sorted runs written; of a search for evaluation texts, records that hold one."""
     near_runs: int = 0
+    """Sorted runs of near-duplicate keys written."""
     shards: list[Shard] = field(default_factory=list)
-    notes: Notes = field(default_factory=dict)  # on usable records; lines count from 1 in the part
+    """The unit's shards in order."""
+    notes: Notes = field(default_factory=dict)
+    """Notes on usable records: text -> count, first line (from 1 in the part), excerpt."""
     unknown: int = 0
+    """Unknown tokens in the kept records."""
     vanished: int = 0
+    """Characters of the kept records for which the tokenizer has no token."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,26 @@ from dataengine.storage.store import Store
 
 _NAME = "export.summary"
 _BEFORE = "export.json"  # its name in exports of earlier versions
+
+
+@dataclass(frozen=True)
+class _About:
+    """export.summary: what an export was made from. A killed export goes on only with the same values."""
+
+    plan_id: str
+    """SHA-256 of the manifest."""
+    first_step: int
+    """First step of the export."""
+    last_step: int
+    """The step after the last one."""
+    batch_size: int
+    """Samples of a step."""
+    samples_per_shard: int
+    """Samples of a shard."""
+    compression: str | None
+    """Compression of the shards, such as zstd:1; null for none."""
+    hashes: list[str]
+    """Hash algorithms of the shards."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -50,10 +71,16 @@ def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, f
             f"--steps {first}:{last} is not within the schedule, whose {manifest.schedule.steps:,} steps are "
             f"0:{manifest.schedule.steps}"
         )
-    about: dict[str, Any] = {"plan_id": manifest.plan_id, "first_step": first, "last_step": last}
-    about |= {"batch_size": manifest.batch_size}
-    about |= {"samples_per_shard": form.samples_per_shard, "compression": form.compression, "hashes": list(form.hashes)}
-    _claim(target, about)
+    about = _About(
+        plan_id=manifest.plan_id,
+        first_step=first,
+        last_step=last,
+        batch_size=manifest.batch_size,
+        samples_per_shard=form.samples_per_shard,
+        compression=form.compression,
+        hashes=list(form.hashes),
+    )
+    _claim(target, asdict(about))
     target.remove_leftovers("")
     width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
     reader, there = PlanReader.of_store(manifest, store), target.sizes("")

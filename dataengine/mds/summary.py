@@ -30,48 +30,63 @@ _LARGEST = 1 << 62  # sums of two are 64-bit numbers
 
 @dataclass(frozen=True)
 class SourceLines:
-    """The lines of a part: its file (the first one of a Moses pair), the number of its first line there, and how many
-    they are; rows of Parquet, units of TMX."""
+    """The lines of a part of a source."""
 
     path: str
+    """Path or URL of the file; of a Moses pair, the file of the first language."""
     line: int
+    """Number of the part's first line in the file, from 1. Parquet counts rows, TMX counts units."""
     lines: int
+    """Lines in the part."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a stream was made.
-
-    records = kept + all rejected (unusable) + all dropped (by cleaning); tokens = those of all samples + `remainder`.
-    `packed` is the number of the part that each packed unit comes from; None if its documents say it. `segments` says
-    where the tokens of the packed units lie in the stream: rows (unit, start in the stream, start in the unit, tokens).
-    `unknown` and `vanished` are what the tokenizer lost: unknown tokens, and characters without any token.
-    """
+    """How a stream was made."""
 
     sources: tuple[SourceLines, ...]
+    """The parts of the sources, in the order of the stream."""
     packed: tuple[int | None, ...]
+    """For each packed unit the index of its part in `sources`; null if documents.npy of the unit names it."""
     segments: tuple[tuple[int, int, int, int], ...]
+    """Where the tokens of the packed units lie in the stream: rows of unit, start in the stream, start in the unit,
+    tokens."""
     index_sha256: str
+    """SHA-256 of index.json."""
     shards: tuple[Shard, ...]
+    """The shards in order."""
     records: int
+    """Records read. records = kept + rejected + dropped."""
     kept: int
+    """Records kept."""
     rejected: dict[str, int]
+    """Unusable records by reason."""
     dropped: dict[str, int]
+    """Records dropped by cleaning, by reason."""
     tokens: int
+    """Tokens in all samples and in the remainder."""
     remainder: int
+    """Tokens after the last whole sample. remainder.npy holds them; no sample does."""
     unknown: int = 0
+    """Unknown tokens in the kept records."""
     vanished: int = 0
-    notes: tuple[str, ...] = ()  # what the build said of its records
+    """Characters of the kept records for which the tokenizer has no token."""
+    notes: tuple[str, ...] = ()
+    """Warnings of the build about the records and their languages."""
 
 
 @dataclass(frozen=True)
 class SourceReject:
-    """A record that cannot be used, and why; `line` counts from 1 in its file (rows of Parquet, units of TMX)."""
+    """An unusable record and the reason."""
 
     file: str
+    """Path or URL of the source file."""
     line: int
+    """Line in the file, from 1. Parquet counts rows, TMX counts units."""
     reason: str
+    """Why the record is unusable."""
     excerpt: str
+    """The beginning of the record."""
 
 
 def encode_summary(summary: Summary) -> bytes:

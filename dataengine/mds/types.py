@@ -1,4 +1,4 @@
-"""Streams, shards and files as data: what a store holds of a stream, with names, sizes and hashes."""
+"""The contents of a store as data: streams, shards and files with their names, sizes and hashes."""
 
 from __future__ import annotations
 
@@ -12,36 +12,48 @@ import xxhash
 
 @dataclass(frozen=True)
 class Stream:
-    """A built stream: `remote` is its folder in the store, `tokens` counts those in its samples."""
+    """A built stream."""
 
     name: str
+    """Name of the stream in the config."""
     remote: str
+    """Folder of the stream, relative to the store."""
     index_sha256: str
+    """SHA-256 of its index.json."""
     samples: int
+    """Samples in all shards."""
     tokens: int
+    """Token ids in these samples: samples x (seq_len + 1)."""
     shards: tuple[Shard, ...]
+    """The shards in order."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a store: its name, its size and the hashes of its content in hex, by algorithm."""
+    """A file of a store."""
 
     basename: str
+    """Name of the file in its folder."""
     bytes: int
+    """Size in bytes."""
     hashes: dict[str, str]
+    """Hash of the content by algorithm, in hexadecimal."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A written shard: the raw one, and the compressed one if that is what is stored."""
+    """A written shard."""
 
     samples: int
+    """Samples in the shard."""
     raw: StoredFile
+    """The uncompressed shard."""
     zip: StoredFile | None = None
+    """The compressed shard, if the store holds that one instead; else null."""
 
     @property
     def stored(self) -> StoredFile:
-        """What lies in the store."""
+        """The file that the store holds."""
         return self.zip or self.raw
 
 

@@ -35,18 +35,31 @@ class Manifest:
     """All that decides which sample stands where in a run."""
 
     name: str
+    """Name of the experiment."""
     tokenizer_sha256: str
+    """SHA-256 of the tokenizer file."""
     vocab_size: int
+    """Number of token ids."""
     eos_id: int
+    """Token id at the end of each document and pair."""
     seq_len: int
+    """Tokens that a sample predicts. A sample holds seq_len + 1 ids."""
     batch_size: int
+    """Samples of a step, over all ranks."""
     lanes: int
+    """Interleaved parts of a batch. Each world size that divides it gets batches of the same mix."""
     seed: int
+    """Seed of the order."""
     shuffle_block: int
+    """Samples that are shuffled together."""
     streams: tuple[Stream, ...]
+    """The streams in the order of their first use."""
     stages: tuple[Stage, ...]
+    """The stages in integers."""
     parent: dict[str, Any] | None = None
+    """plan_id and step of the run that this one forks from; null without one."""
     version: int = VERSION
+    """Version of the format."""
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -64,9 +64,13 @@ class Stage:
     """
 
     name: str
+    """Name of the stage in the config. Consecutive entries with one name are parts of one stage."""
     steps: int
+    """Steps of the stage."""
     samples: Mapping[str, int]
+    """Samples to draw from each stream in these steps; they sum to steps x batch_size."""
     cut: int | None = None
+    """Steps that are run if a fork leaves the stage early; else null."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", dict(sorted(self.samples.items())))

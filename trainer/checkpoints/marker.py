@@ -31,15 +31,24 @@ class CheckpointError(InputError):
 class Marker:
     """What COMPLETE.json says of a checkpoint. Those of older versions have no hashes, init, digest and finite."""
 
-    step: int  # steps trained; the next one has this number
+    step: int
+    """Steps trained. The next step has this number."""
     plan_id: str
+    """SHA-256 of the manifest that the run followed."""
     world_size: int
-    model: dict[str, Any]  # the sizes that its weights have
-    files: dict[str, int]  # name -> bytes
-    hashes: dict[str, str] = field(default_factory=dict)  # name -> xxh64, hexadecimal
-    init: dict[str, Any] | None = None  # the checkpoint of another run that this run began with
-    digest: str = ""  # of all samples trained on (`SampleLedger`)
-    finite: bool = False  # all weights and moments were seen to be finite before they were saved
+    """Ranks that saved the checkpoint."""
+    model: dict[str, Any]
+    """The `model` settings that decide the sizes of the weights."""
+    files: dict[str, int]
+    """Size of each file in bytes."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """xxh64 of each file, in hexadecimal. Empty in earlier versions."""
+    init: dict[str, Any] | None = None
+    """The checkpoint of another run that this run started from; null without one."""
+    digest: str = ""
+    """Digest of all samples trained on, as in log.csv. Empty in earlier versions."""
+    finite: bool = False
+    """All weights and moments were finite when they were saved. False in earlier versions, which did not check."""
 
 
 @dataclass(frozen=True, kw_only=True)

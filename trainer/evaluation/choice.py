@@ -20,10 +20,15 @@ class Criterion:
     """What a checkpoint is chosen by: the plain mean of a metric over directions."""
 
     metric: str = "bleu"
+    """The metric."""
     set: str = "dev"
+    """The set."""
     directions: tuple[str, ...]
+    """The directions averaged."""
     shots: int
+    """Examples in the prompt."""
     beams: int = 1
+    """Beams of the search; 1 is greedy."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,11 @@ class Candidate:
     """A checkpoint that was evaluated in all directions."""
 
     step: int
+    """Steps that the checkpoint was trained for."""
     mean: float
-    scores: Mapping[str, float]  # by direction
+    """Mean score over the directions."""
+    scores: Mapping[str, float]
+    """Score by direction."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,9 @@ class PassedOver:
     """A checkpoint that was not evaluated, and why."""
 
     step: int
+    """Steps that the checkpoint was trained for."""
     reason: str
+    """Why it was not evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +58,17 @@ class Choice:
     """chosen.json: the chosen checkpoint, and what it was chosen from."""
 
     version: int = VERSION
+    """Version of the format."""
     step: int
-    checkpoint: str = ""  # Checkpoint.identity; not in files of older versions
+    """Steps that the chosen checkpoint was trained for."""
+    checkpoint: str = ""
+    """SHA-256 that identifies its content. Empty in earlier versions."""
     by: Criterion
-    candidates: tuple[Candidate, ...]  # by step
-    passed_over: tuple[PassedOver, ...] = ()  # by step
+    """How the checkpoint was chosen."""
+    candidates: tuple[Candidate, ...]
+    """The evaluated checkpoints, by step."""
+    passed_over: tuple[PassedOver, ...] = ()
+    """Checkpoints that were not evaluated, by step."""
 
     def encode(self) -> bytes:
         """Write chosen.json."""

@@ -35,9 +35,13 @@ class Score:
     """A corpus score; `low` and `high` bound its 95 % interval, None if it was not computed."""
 
     score: float
+    """The corpus score."""
     signature: str
+    """The signature of sacrebleu."""
     low: float | None
+    """Lower bound of the 95 % interval; null if it was not computed."""
     high: float | None
+    """Upper bound of the interval."""
 
     def __str__(self) -> str:
         around = "" if self.low is None else f" [{self.low:.2f}, {self.high:.2f}]"
@@ -49,10 +53,15 @@ class CometScore:
     """The mean score of a COMET model, and which model it is."""
 
     score: float
+    """Mean over the sentences."""
     low: float | None
+    """Lower bound of the 95 % interval; null if it was not computed."""
     high: float | None
+    """Upper bound of the interval."""
     sha256: str
+    """SHA-256 of the model's checkpoint."""
     needs_references: bool
+    """False for a reference-free model."""
 
     @property
     def signature(self) -> str:
@@ -65,11 +74,17 @@ class Languages:
     """In which language answers are, of those long enough to tell; shares are None without any."""
 
     judged: int
+    """Translations that are long enough to tell their language."""
     target: int
+    """Of these, in the target language."""
     source: int
+    """In the source language."""
     other: int
+    """In another language."""
     off_target: float | None
+    """Share of the judged translations that are not in the target language; null if none was judged."""
     references_off_target: float | None
+    """The same share of the references, for comparison."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +92,13 @@ class Translation:
     """One sentence of a set, and what a checkpoint made of it: a line of a file of translations."""
 
     source: str
+    """The source sentence."""
     reference: str
+    """The reference translation."""
     hypothesis: str
+    """The translation of the checkpoint."""
     unfinished: bool
+    """The translation reached `max_new_tokens` before its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,23 +106,41 @@ class SetScores:
     """One checkpoint on one set, direction and number of examples in the prompt, with one way of decoding."""
 
     set: str
+    """`dev` or `test`."""
     direction: str
+    """Language direction, such as en-zh."""
     shots: int
+    """Examples in the prompt."""
     sentences: int
+    """Sentences of the set."""
     files: tuple[str, ...]
+    """Names of the set's files."""
     texts_sha256: str
+    """SHA-256 of the sources and references."""
     note: str = ""
+    """What was chosen among several, such as the reference."""
     decoding: Mapping[str, Plain]
+    """Settings of the search."""
     prompt: str
-    fingerprint: str = ""  # of all that decides the translations
+    """The prompt with {source} in place of the sentence."""
+    fingerprint: str = ""
+    """SHA-256 of all that decides the translations."""
     bleu: Score
+    """BLEU."""
     chrf: Score
+    """chrF."""
     languages: Languages | None
-    languages_reason: str | None = None  # why they are not known
+    """Languages of the translations; null if they are not known."""
+    languages_reason: str | None = None
+    """Why the languages are not known."""
     comet: Mapping[str, CometScore]
+    """Scores of the COMET models, by model."""
     counts: Mapping[str, int]
-    translations: str  # name of their file
-    sha256: str = ""  # of their file
+    """Number of empty, copied, cut and unfinished translations and the like, by name."""
+    translations: str
+    """Name of the file with the translations."""
+    sha256: str = ""
+    """SHA-256 of that file."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.decoding.get("beams"), int):
@@ -136,14 +173,23 @@ class TaskScores:
     """Accuracies of one reasoning task, None if lm-eval gives none of the kind, and what they depend on."""
 
     shots: int
+    """Examples in the prompt."""
     samples: int
+    """Questions of the task."""
     bos: bool | None = None
+    """BOS stood before the prompt."""
     version: str = ""
+    """Version of the task in lm-eval."""
     acc: float | None = None
+    """Accuracy, from 0 to 1; left out if lm-eval does not give it."""
     acc_stderr: float | None = None
+    """Its standard error."""
     acc_norm: float | None = None
+    """Accuracy with normalized lengths; left out if lm-eval does not give it."""
     acc_norm_stderr: float | None = None
+    """Its standard error."""
     made_of: Mapping[str, Any] | None = None
+    """What the scores depend on: task files, data, lm-eval; null in earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +197,11 @@ class SetContamination:
     """How many sentences of a set stand in the training streams."""
 
     sentences: int
+    """Sentences of the set."""
     contaminated: int
+    """Sentences that occur in the training streams."""
     by_stream: Mapping[str, int]
+    """The same for each stream."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,15 +209,25 @@ class Results:
     """results.json: all that is known of one checkpoint."""
 
     version: int = VERSION
+    """Version of the format."""
     run: str = ""
+    """Name of the experiment."""
     step: int
+    """Steps that the checkpoint was trained for."""
     plan_id: str
-    checkpoint: str = ""  # Checkpoint.identity
-    log: Mapping[str, str] | None = None  # the row of its last step, which tells one training from another
+    """SHA-256 of the manifest that the run followed."""
+    checkpoint: str = ""
+    """SHA-256 that identifies the content of the checkpoint. Empty in version 1."""
+    log: Mapping[str, str] | None = None
+    """Loss, gradient norm and digest of the checkpoint's last step, from log.csv; null without a log."""
     tokens: int
+    """Tokens predicted up to this step."""
     translation: tuple[SetScores, ...]
+    """A result for each set, direction, number of examples and search."""
     reasoning: Mapping[str, TaskScores] = field(default_factory=dict)
+    """Scores of reasoning tasks, by task."""
     contamination: Mapping[str, SetContamination] | None = None
+    """Evaluation sentences in the training streams, by set and direction; null if not counted."""
 
     def at(self, name: str) -> SetScores | None:
         """The entry whose translations are in the file `name`."""

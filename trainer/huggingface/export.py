@@ -33,10 +33,15 @@ class Identity:
     """export.json: which checkpoint a folder was made of."""
 
     version: int = _VERSION
-    checkpoint: str  # Checkpoint.identity
+    """Version of the format."""
+    checkpoint: str
+    """SHA-256 that identifies the content of the checkpoint."""
     step: int
+    """Steps that the checkpoint was trained for."""
     plan_id: str = ""
+    """SHA-256 of the manifest that the run followed."""
     tokenizer_sha256: str = ""
+    """SHA-256 of the tokenizer file."""
 
 
 def export(config: Config, step: int | None = None) -> Path:

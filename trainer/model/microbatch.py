@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,19 @@ class Device:
     def room(self) -> int:
         """Bytes available to a step."""
         return int(self.memory * (1 - _FREE))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """microbatch.json: the microbatch that was found for a run."""
+
+    size: int
+    """Samples that a rank computes at a time."""
+    step_bytes: int
+    """Memory of a step with this size, in bytes."""
+    terms: dict[str, Any]
+    """What the size holds for: device, number of ranks, sizes of model and batch, settings. If one changes, the size is
+    computed again."""
 
 
 def choose_microbatch(
@@ -87,7 +100,7 @@ def find_microbatch(
             f"{device.memory / 1e9:.1f} GB, of which a tenth stays free. "
             + apart(_advise, model, manifest, train, world_size, device.room)
         )
-    write_file(path, json.dumps({"size": size, "step_bytes": needed, "terms": terms}, indent=2).encode())
+    write_file(path, json.dumps(asdict(_Kept(size, needed, terms)), indent=2).encode())
     log.info("microbatches of %d: a step takes %.1f of %.1f GB", size, needed / 1e9, device.memory / 1e9)
     if kept is not None:
         log.warning("conditions of microbatch.json changed (%s): chose the microbatch size again", "; ".join(changes))

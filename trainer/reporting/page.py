@@ -27,10 +27,23 @@ from trainer.reporting.samples import choose_samples
 from trainer.reporting.significance import Significance
 from trainer.run.settings import differences
 
-_COLUMNS = (
-    *("run", "setting", "step", "tokens", "set", "direction", "shots", "beams", "metric", "value"),
-    *("low", "high", "signature", "sentences", "texts_sha256"),
-)
+_COLUMNS = {
+    "run": "Short name of the run in the report.",
+    "setting": "Name of the experiment without folders.",
+    "step": "Steps that the checkpoint was trained for.",
+    "tokens": "Tokens predicted up to this step.",
+    "set": "`dev`, `test`, or the name of a reasoning task.",
+    "direction": "Language direction, such as en-zh; empty for a reasoning task.",
+    "shots": "Examples in the prompt.",
+    "beams": "Beams of the search; 1 is greedy.",
+    "metric": "Name of the metric.",
+    "value": "Its value.",
+    "low": "Lower bound of the 95 % interval.",
+    "high": "Upper bound of the interval.",
+    "signature": "Signature of the metric; of `bleu_p_value` the baseline.",
+    "sentences": "Sentences of the set.",
+    "texts_sha256": "SHA-256 of the sources and references.",
+}
 _TRAIN = ("learning_rate", "min_learning_rate", "warmup_steps", "decay_steps", "weight_decay", "clip_norm", "seed")
 
 

@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from dataengine.errors import InputError
@@ -148,6 +148,20 @@ def _lease(run: Run, store: Store, beat_s: float) -> _Lease:
     return _Lease(store, run.url, beat_s, f"process {os.getpid()} on {platform.node()}, {run.folder.absolute()}")
 
 
+@dataclass(frozen=True)
+class _Holder:
+    """training.lock in a bucket: the process that trains the run."""
+
+    holder: str
+    """Process, node and working copy, for messages."""
+    machine: str
+    """Boot id of the machine."""
+    number: str
+    """Random number of the process."""
+    beat: str
+    """Random number that changes every 15 s while the process lives."""
+
+
 @dataclass
 class _Lease:
     store: Store
@@ -160,10 +174,8 @@ class _Lease:
     def look(self) -> bool:
         """Whether a process has held the run. Raises InputError if one does."""
         before = self._read()
-        if before and (before["machine"], _place(before["holder"])) != (self.machine, _place(self.holder)):
-            log.info(
-                "%s was held by %s: looking for %.0f s if it still is", self.url, before["holder"], 3 * self.beat_s
-            )
+        if before and (before.machine, _place(before.holder)) != (self.machine, _place(self.holder)):
+            log.info("%s was held by %s: looking for %.0f s if it still is", self.url, before.holder, 3 * self.beat_s)
             time.sleep(3 * self.beat_s)
             if (now := self._read()) and now != before:
                 raise self._taken(now)
@@ -174,28 +186,28 @@ class _Lease:
         self._write()
         if not before:  # another one may have begun at the same moment; the one that wrote last stays
             time.sleep(min(2.0, self.beat_s))
-            if (now := self._read()) and now["number"] != self.number:
+            if (now := self._read()) and now.number != self.number:
                 raise self._taken(now)
 
     def keep(self, ended: threading.Event) -> None:
         """The thread."""
         while not ended.wait(self.beat_s):
             with suppress(InputError, OSError):  # an outage: it is written again once that is over
-                if (now := self._read()) and now["number"] != self.number:
+                if (now := self._read()) and now.number != self.number:
                     print(f"error: {self._taken(now)}", file=sys.stderr, flush=True)
                     os._exit(2)
                 self._write()
 
     def give_back(self) -> None:
         with suppress(InputError):
-            if (now := self._read()) and now["number"] == self.number:
+            if (now := self._read()) and now.number == self.number:
                 self.store.remove(_LOCK)
 
-    def _read(self) -> dict[str, str] | None:
+    def _read(self) -> _Holder | None:
         """What the file says; None if there is none, or none that can be read."""
         try:
             found = parse_json(self.store.read(_LOCK))
-            return {key: str(found[key]) for key in ("holder", "machine", "number", "beat")}
+            return _Holder(**{key.name: str(found[key.name]) for key in fields(_Holder)})
         except (FileNotFoundError, KeyError, TypeError):
             return None
         except InputError:
@@ -204,11 +216,11 @@ class _Lease:
             return None
 
     def _write(self) -> None:
-        content = {"holder": self.holder, "machine": self.machine, "number": self.number, "beat": uuid.uuid4().hex}
-        self.store.write(_LOCK, json.dumps(content).encode())
+        content = _Holder(self.holder, self.machine, self.number, beat=uuid.uuid4().hex)
+        self.store.write(_LOCK, json.dumps(asdict(content)).encode())
 
-    def _taken(self, now: dict[str, str]) -> InputError:
-        return InputError(_words_of_holder(self.url, now["holder"]))
+    def _taken(self, now: _Holder) -> InputError:
+        return InputError(_words_of_holder(self.url, now.holder))
 
 
 def _place(holder: str) -> str:

@@ -17,6 +17,31 @@ from dataengine.errors import InputError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _GAPS_SHOWN = 5
+COLUMNS = {
+    "step": "Number of the step, from 0.",
+    "stage": "Stage of the step.",
+    "loss": "Mean loss of the batch, over all ranks, in nats per token.",
+    "loss/STREAM": "Mean loss of the samples of a stream; empty if the step has none.",
+    "samples/STREAM": "Samples of a stream drawn since step 0.",
+    "learning_rate": "Learning rate of the step.",
+    "grad_norm": "Gradient norm before clipping.",
+    "seconds": "Duration of the step without the wait for its batch.",
+    "tokens_per_second": "Predicted tokens per second, over all ranks.",
+    "data_wait": "Share of the step that rank 0 waited for its batch.",
+    "memory_gb": "Peak GPU memory of rank 0; on a CPU the memory of its process.",
+    "mfu": "Model FLOPs utilization; empty if the peak of the device is not known.",
+    "skipped": "Why the step was not trained on; else empty.",
+    "digest": "Digest of all samples up to this step (SHA-256).",  # the last: a row that was cut short shows
+}
+
+
+def expand_columns(streams: Sequence[str]) -> list[str]:
+    """The columns of a log of these streams."""
+    return [
+        name.replace("STREAM", stream)
+        for name in COLUMNS
+        for stream in (streams if name.endswith("/STREAM") else ("",))
+    ]
 
 
 def read_log(path: Path) -> list[dict[str, str]]:

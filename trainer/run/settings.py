@@ -42,9 +42,13 @@ class _Change:
     """A line of the file: what steps are trained with from one on."""
 
     from_step: _Step
+    """First step trained with these settings."""
     train: Annotated[TrainConfig, PlainValidator(TrainConfig.model_validate)]
-    restarts: tuple[_Step, ...] | None = None  # not stated by earlier versions
+    """The `train` settings that change a run's numbers."""
+    restarts: tuple[_Step, ...] | None = None
+    """Steps from which the learning rate warms up and decays again. Earlier versions do not state them."""
     end: Annotated[int, Field(ge=1)] | None = None
+    """Steps of the plan, if `train.decay_steps` is `end`; else left out."""
 
     def __post_init__(self) -> None:
         if self.train.decay_steps == "end" and self.end is None:

@@ -36,11 +36,17 @@ class Sample:
     """A sample of a replayed step."""
 
     slot: int
+    """Position in the batch."""
     stream: str
+    """Stream of the sample."""
     sample_id: int
-    loss: float | None  # under the weights of `Replay.weights_of`
-    sources: list[str]  # FILE:LINE of each document in it
+    """Number of the sample over all streams."""
+    loss: float | None
+    """Loss with the weights of `weights_of`; null without weights."""
+    sources: list[str]
+    """FILE:LINE of each document in the sample."""
     text: str
+    """Text of the sample."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +54,15 @@ class Replay:
     """A step as it was trained, or would have been."""
 
     step: int
-    weights_of: int | None  # number of steps that the weights were trained for; None: no checkpoint
+    """The replayed step."""
+    weights_of: int | None
+    """Steps that the weights were trained for; null if there is no checkpoint at or before the step."""
     loss: float | None
-    grad_norm: float | None  # before clipping
-    samples: list[Sample]  # in slot order
+    """Mean loss of the batch; null without weights."""
+    grad_norm: float | None
+    """Gradient norm before clipping; null without weights."""
+    samples: list[Sample]
+    """The samples in slot order."""
 
 
 def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Replay:

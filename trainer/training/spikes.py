@@ -6,6 +6,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 _ENOUGH = 50  # losses of a stream needed for a comparison, or the window if that is shorter
@@ -15,6 +16,40 @@ _FLOOR = 0.3  # nats; memorized text has losses of hundredths, which double by c
 
 class BadStepError(Exception):
     """Training stopped before a step's update; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample of a step that was refused."""
+
+    slot: int
+    """Position in the batch."""
+    stream: str
+    """Stream of the sample."""
+    sample_id: int
+    """Number of the sample over all streams."""
+    loss: float | None
+    """Loss of the sample; null if it is not known."""
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """bad-step-N.json: a step that was refused, with its samples."""
+
+    step: int
+    """Number of the step, from 0."""
+    reason: str
+    """Why the step was refused."""
+    plan_id: str
+    """SHA-256 of the manifest that the run follows."""
+    losses: Mapping[str, float]
+    """Mean loss of each stream."""
+    grad_norm: float
+    """Gradient norm before clipping."""
+    learning_rate: float
+    """Learning rate of the step."""
+    samples: Sequence[BadSample]
+    """The samples in slot order."""
 
 
 class SpikeDetector:

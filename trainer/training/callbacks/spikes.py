@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
 from trainer.training.finite import describe_not_finite, not_finite
-from trainer.training.spikes import BadStepError, SpikeDetector
+from trainer.training.spikes import BadSample, BadStep, BadStepError, SpikeDetector
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class Watch(Callback):
         path = self._out / f"bad-step-{step:08d}.json"
         parts = self._group.gather([(ids.tolist(), losses.tolist()) for ids, losses in self._losses.samples])
         if self._group.ranks.rank == 0:
-            write_file(path, json.dumps(self._describe(state, step, reason, parts), indent=1).encode())
+            write_file(path, json.dumps(asdict(self._describe(state, step, reason, parts)), indent=1).encode())
         damaged = not_finite(dict(state.model.named_parameters()), self._group)
         if self._allowed is None or damaged or len(self._skipped) >= self._allowed or not state.optimizers[0].state:
             raise BadStepError(
@@ -99,22 +100,22 @@ class Watch(Callback):
         if not self._ledger.skipped:
             self._detector.add(self._losses.losses, self._losses.counts)
 
-    def _describe(self, state: State, step: int, reason: str, parts: Sequence[_Losses]) -> dict[str, Any]:
+    def _describe(self, state: State, step: int, reason: str, parts: Sequence[_Losses]) -> BadStep:
         by_id = {k: loss for rank in parts for ids, losses in rank for k, loss in zip(ids, losses, strict=True)}
         ids = self._manifest.order.sample_ids(step)
         streams = self._manifest.order.stream_numbers(ids).tolist()
-        return {
-            "step": step,
-            "reason": reason,
-            "plan_id": self._manifest.plan_id,
-            "losses": self._losses.losses,
-            "grad_norm": self._clip.norm,
-            "learning_rate": state.optimizers[0].param_groups[0]["lr"],
-            "samples": [
-                {"slot": slot, "stream": self._manifest.streams[number].name, "sample_id": k, "loss": by_id.get(k)}
+        return BadStep(
+            step=step,
+            reason=reason,
+            plan_id=self._manifest.plan_id,
+            losses=self._losses.losses,
+            grad_norm=self._clip.norm,
+            learning_rate=state.optimizers[0].param_groups[0]["lr"],
+            samples=[
+                BadSample(slot, self._manifest.streams[number].name, k, by_id.get(k))
                 for slot, (k, number) in enumerate(zip(ids.tolist(), streams, strict=True))
             ],
-        }
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint: one text under the one key that older checkpoints have."""

@@ -16,7 +16,7 @@ from composer import Callback, Logger, State
 from dataengine.errors import naming
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import write_file
-from trainer.run.log_csv import dump_rows, gap_words, missing_steps, read_whole_rows
+from trainer.run.log_csv import dump_rows, expand_columns, gap_words, missing_steps, read_whole_rows
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
@@ -55,21 +55,7 @@ class StepLog(Callback):
         self._path, self._manifest, self._ledger, self._clip = out / "log.csv", manifest, ledger, clip
         self._losses, self._speed, self._interval, self._last = losses, speed, interval, last
         self._names = [stream.name for stream in manifest.streams]
-        self._columns = [
-            "step",
-            "stage",
-            "loss",
-            *(f"{kind}/{name}" for kind in ("loss", "samples") for name in self._names),
-            "learning_rate",
-            "grad_norm",
-            "seconds",
-            "tokens_per_second",
-            "data_wait",
-            "memory_gb",
-            "mfu",
-            "skipped",
-            "digest",  # last, so that a truncated row is recognized
-        ]
+        self._columns = expand_columns(self._names)
         self._file: TextIO | None = None
         self._learning_rate = self._wait = 0.0
         self._process = psutil.Process()

@@ -1,0 +1,86 @@
+"""docs/reference/cli.md: the help of every command, from its parser."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from collections.abc import Iterator
+
+from dataengine import cli
+
+PROGRAMS = ("train", "evaluate", "report", "audit", "replay", "export")
+_HEAD = """<!-- Generated from the programs' parsers by docs/generate/cli.py. Do not edit: python -m docs.generate -->
+# Commands
+
+`dataengine COMMAND --help` and `python -m trainer PROGRAM --help` print the same. CONFIG is the YAML file of an
+experiment. KEY=VALUE replaces a setting, such as `batch_size=64`. Settings and exit codes have pages of their own.
+
+"""
+
+
+def pages() -> dict[str, str]:
+    """The page."""
+    parsers = {**dataengine_parsers(), **trainer_parsers()}
+    contents = "".join(f"- [`{name}`](#{_anchor(name)})\n" for name in parsers)
+    return {"docs/reference/cli.md": _HEAD + contents + "".join(_section(*row) for row in parsers.items())}
+
+
+def dataengine_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each subcommand of `dataengine`, by what is typed."""
+    make = getattr(cli, "make_parser", None) or cli._make_parser
+    commands = next(action for action in make()._actions if isinstance(action, argparse._SubParsersAction))
+    return {f"dataengine {name}": parser for name, parser in commands.choices.items()}
+
+
+def trainer_parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of each program of the trainer, by what is typed."""
+    return {f"trainer/{name}.py": importlib.import_module(f"trainer.{name}").make_parser() for name in PROGRAMS}
+
+
+def usage(parser: argparse.ArgumentParser) -> str:
+    """The usage on one line, whatever the width of the terminal."""
+    return " ".join(parser.format_usage().removeprefix("usage: ").split())
+
+
+def _anchor(title: str) -> str:
+    """The anchor that Python-Markdown and GitHub give a heading of plain words."""
+    return re.sub(r"[^\w -]", "", title).replace(" ", "-").lower()
+
+
+def _section(name: str, parser: argparse.ArgumentParser) -> str:
+    lines = ["", f"## {name}", "", "```text", usage(parser), "```", "", _prose(parser.description or ""), ""]
+    rows = [(_names(action), _meaning(parser, action)) for action in parser._actions if action.dest != "help"]
+    lines += ["| argument | meaning |", "| --- | --- |", *(f"| {names} | {meaning} |" for names, meaning in rows), ""]
+    return "\n".join([*lines, *_epilog(parser)]).rstrip() + "\n"
+
+
+def _names(action: argparse.Action) -> str:
+    metavar = f" {action.metavar or action.dest.upper()}" if action.option_strings and action.nargs != 0 else ""
+    if action.choices is not None and action.metavar is None:
+        metavar = f" {{{','.join(map(str, action.choices))}}}"
+    if not action.option_strings:
+        return f"`{action.metavar}`".replace("|", "\\|") + {"*": ", any number", "+": ", one or more"}.get(
+            str(action.nargs), ""
+        )
+    return ", ".join(f"`{option}{metavar}`".replace("|", "\\|") for option in action.option_strings)
+
+
+def _meaning(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    text = parser._get_formatter()._expand_help(action) if action.help else ""
+    return _prose(text + (" (required)" if action.required and action.option_strings else "")).replace("|", "\\|")
+
+
+def _epilog(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """An example becomes a block of its own, so that a test can type it; all else is a paragraph."""
+    text = parser.epilog or ""
+    prose, _, example = text.partition("example:") if "example:" in text else (text, "", "")
+    if prose.strip():
+        yield from (_prose(prose), "")
+    if example.strip():
+        yield from ("Example:", "", *(f"    {line.strip()}" for line in example.strip().splitlines()))
+
+
+def _prose(text: str) -> str:
+    """One paragraph, with what would be Markdown or HTML as it is."""
+    return " ".join(text.replace("-\n", "-").split()).replace("*", "\\*").replace("<", "&lt;")
