@@ -172,7 +172,7 @@ def _known_keys(loc: Loc, kind: str | None) -> list[str]:
             if key in section.model_fields
             for inner in sections_of(section.model_fields[str(key)].annotation)
         ] or sections
-        if key in _EACH:
+        if key in EACH:
             next(keys, None)  # the name of a stream or the number of a stage
         if key == "streams" and kind:
             sections = [section for section in sections if section is STREAM_KINDS[kind]]
@@ -186,7 +186,7 @@ def keys_below(section: type[BaseModel], path: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield f"{path}{name}"
         for inner in sections_of(field.annotation):
-            yield from keys_below(inner, f"{path}{name}.{_EACH.get(name, '')}")
+            yield from keys_below(inner, f"{path}{name}.{EACH.get(name, '')}")
 
 
 def sections_of(annotation: object) -> Iterator[type[BaseModel]]:
@@ -197,4 +197,4 @@ def sections_of(annotation: object) -> Iterator[type[BaseModel]]:
         yield from sections_of(part)
 
 
-_EACH = {"streams": "STREAM.", "stages": "STAGE."}
+EACH = {"streams": "STREAM.", "stages": "STAGE."}

@@ -1,4 +1,4 @@
-"""The section `streams`: where records lie, how they become text, and what cleaning drops."""
+"""The section `streams`: the location of records, their form as text, and their cleaning."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value =
 
 
 class AssumeConfig(Section):
-    """The size of a stream that is not built yet, so that `dataengine plan` can show its schedule."""
+    """Size of a stream that is not built yet, for `dataengine plan`. State `tokens` or `samples`."""
 
-    tokens: Count | None = None  # all tokens of its samples
+    tokens: Count | None = None
+    """All tokens of the stream, such as 162.5B."""
     samples: Count | None = None
+    """All samples of the stream."""
 
     @model_validator(mode="after")
     def _states_one(self) -> AssumeConfig:
@@ -36,10 +38,12 @@ class AssumeConfig(Section):
 
 
 class SubsetsConfig(Section):
-    """Records to leave out by the name of the subset that they come from."""
+    """Drop records by the name of their subset."""
 
-    key: str  # where a record states it, such as meta.redpajama_set_name
-    drop: tuple[str, ...]  # such as [RedPajamaGithub]
+    key: str
+    """The key of a record that names its subset, such as meta.redpajama_set_name."""
+    drop: tuple[str, ...]
+    """Names of the subsets to drop, such as [RedPajamaGithub]."""
 
 
 class SectionOfOneKind(Section):
@@ -63,37 +67,52 @@ class SectionOfOneKind(Section):
 
 
 class CleanConfig(SectionOfOneKind):
-    """What is dropped before tokenizing; each drop is counted by its reason. All is off until it is named."""
+    """Cleaning before tokenization. Everything is off by default, and each drop is counted by its reason."""
 
     stored: ClassVar[dict[str, object]] = {"pair_rules": None, "document_rules": None}
-    min_language_score: float | None = Field(default=None, gt=0, le=1)  # of the language that a text should have
-    dedup: tuple[str, ...] = ()  # text (documents); pair, or a language's code for that side alone (pairs)
-    near_dedup: Annotated[float, Field(gt=0, lt=1)] | None = None  # least Jaccard similarity of near duplicates
-    decontaminate: tuple[str, ...] = ()  # files of evaluation texts; what shares a text or a long n-gram goes
+    min_language_score: float | None = Field(default=None, gt=0, le=1)
+    """Drop texts whose score for their stated language, by the model lid.176, is lower. It also drops some good short
+    texts; start with 0.01. Default: off."""
+    dedup: tuple[str, ...] = ()
+    """Drop exact duplicates after normalization; the first record stays. Documents: [text]. Pairs: `pair` for both
+    sides, or a language code for one side, such as [pair, zh]."""
+    near_dedup: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Drop records whose sets of 5-word shingles have at least this Jaccard similarity to an earlier record, such as
+    0.9. Default: off."""
+    decontaminate: tuple[str, ...] = ()
+    """Files with evaluation texts, in any format of `evaluate`. Records that share a whole text, 13 words in a row or
+    26 Chinese characters with them are dropped."""
     subsets: SubsetsConfig | None = None
+    """Drop records by the name of their subset. Default: off."""
 
 
 class DocumentClean(CleanConfig):
-    """What is dropped of documents."""
+    """Cleaning of documents before tokenization. Everything is off by default."""
 
-    document_rules: DocumentRules | None = None  # {} takes the defaults
+    document_rules: DocumentRules | None = None
+    """Drop documents by rules on length, characters, script and repetition. {} turns the rules on with their defaults.
+    Default: off."""
 
 
 class PairClean(CleanConfig):
-    """What is dropped of pairs."""
+    """Cleaning of sentence pairs before tokenization. Everything is off by default."""
 
-    pair_rules: PairRules | None = None  # {} takes the defaults
+    pair_rules: PairRules | None = None
+    """Drop pairs by rules on length, script, digits, links and markup. {} turns the rules on with their defaults.
+    Default: off."""
 
 
 class ScoresConfig(Section):
-    """Quality of pairs by a reference-free COMET model (`dataengine score`); pairs below a threshold are dropped."""
+    """Drop pairs below a quality threshold. The scores come from a reference-free COMET model (`dataengine score`)."""
 
-    model: str  # checkpoint (path, or a name on the Hugging Face hub)
-    thresholds: dict[Direction, float] = Field(min_length=1)  # the paper: {zh-en: 0.42}, {id-en: 0.58}
+    model: str
+    """The COMET model: path of a checkpoint, or a name on the Hugging Face hub."""
+    thresholds: dict[Direction, float] = Field(min_length=1)
+    """Lowest score that stays, by the direction that is scored. The paper uses {zh-en: 0.42} and {id-en: 0.58}."""
 
 
 class StreamConfig(SectionOfOneKind):
-    """Where the records of a stream lie, how they become text, and how often they are read."""
+    """A stream: the location of its records, their form as text, and the number of epochs."""
 
     stored: ClassVar[dict[str, object]] = {
         "documents": [],
@@ -110,21 +129,31 @@ class StreamConfig(SectionOfOneKind):
         "clean": {},
         "scores": None,
     }
-    format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None  # default: by the file's name
-    columns: Columns = ()  # .tsv: their names in files without a heading; a heading that names the keys is obeyed
-    split: Literal["line", "paragraph", "file"] = "line"  # .txt: what a document is
-    passes: Annotated[Count, PLAN] = 1  # or `epochs`: how often the schedule may go through the stream
-    assume: Annotated[AssumeConfig | None, NOTHING] = None  # its size until it is built
+    format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None
+    """Format of the files. Default: by the name of each file."""
+    columns: Columns = ()
+    """TSV: names of the columns in files without a heading, such as [en, zh]. Default: `heading`, the first line of
+    each file names them."""
+    split: Literal["line", "paragraph", "file"] = "line"
+    """Plain text: which part of a file is one document."""
+    passes: Annotated[Count, PLAN] = 1  # YAML: epochs
+    """How many times the schedule may read the whole stream. Each epoch has an order of its own."""
+    assume: Annotated[AssumeConfig | None, NOTHING] = None
+    """Size of the stream for `dataengine plan` until it is built, such as {tokens: 162.5B}. Default: unknown."""
 
 
 class DocumentStream(StreamConfig):
-    """A stream of documents."""
+    """A stream of documents, each a text of its own."""
 
-    # Paths, globs or URLs: .jsonl .json .txt .tsv .tmx, plain, .gz, .zst, .xz or .bz2, and .parquet
     documents: tuple[str, ...]
-    text_key: str = "text"  # the key of the text; a dotted key goes into nested objects
-    language: str | None = None  # the code of their language, for rules and min_language_score
+    """Files with documents: paths, globs or URLs. Formats: .jsonl, .json, .txt, .tsv, .tmx (also as .gz, .zst, .xz or
+    .bz2) and .parquet."""
+    text_key: str = "text"
+    """The key of the text in a record. A dotted key, such as meta.text, goes into nested objects."""
+    language: str | None = None
+    """Language code of the documents, for cleaning rules and `min_language_score`. Default: unknown."""
     clean: DocumentClean = DocumentClean()
+    """Cleaning of the documents. Default: none."""
 
     @model_validator(mode="after")
     def _agrees(self) -> DocumentStream:
@@ -155,17 +184,25 @@ class DocumentStream(StreamConfig):
 
 
 class PairStream(StreamConfig):
-    """A stream of sentence pairs."""
+    """A stream of sentence pairs, written as translations or one side alone."""
 
-    # Paths as of documents; a mapping is a Moses corpus: {en: corpus.en, zh: corpus.zh}
     pairs: tuple[str | dict[str, str], ...]
-    keys: dict[str, str] = {}  # language -> key of its sentence; default: the language's code
-    directions: tuple[Direction, ...] = ()  # pair number i is written in direction i modulo their number
-    # Or `targets: adjacent`; false, or `targets: shuffled`, takes the target of another pair, at random, each once
-    adjacent: bool = True
-    sides: tuple[Annotated[str, Field(pattern=LANGUAGE_PATTERN)], ...] = ()  # only these sides, a document each
+    """Files with sentence pairs: paths, globs or URLs in the formats of `documents`. A mapping is a Moses corpus with a
+    file per language: {en: corpus.en, zh: corpus.zh}."""
+    keys: dict[str, str] = {}
+    """The key of each language's sentence in a record, such as {zh: translation.zh}. Default: the language code."""
+    directions: tuple[Direction, ...] = ()
+    """Translation directions of the training text, source first, such as [en-zh, zh-en]. Each pair is written once;
+    the directions take turns. State either `directions` or `sides`."""
+    adjacent: bool = True  # YAML: targets
+    """`adjacent` writes each source with its own target. `shuffled` gives it the target of another pair, at random;
+    each target is used once."""
+    sides: tuple[Annotated[str, Field(pattern=LANGUAGE_PATTERN)], ...] = ()
+    """Use only the sentences of these languages, each as a document of its own, such as [zh]."""
     clean: PairClean = PairClean()
+    """Cleaning of the pairs. Default: none."""
     scores: ScoresConfig | None = None
+    """Drop pairs below a quality threshold of a COMET model. Default: off."""
 
     @model_validator(mode="after")
     def _agrees(self) -> PairStream:
