@@ -143,7 +143,7 @@ def fraction_sum(stages: Sequence[StageConfig]) -> Fraction:
 
 
 class Config(Section):
-    """One experiment. Each field is marked with what it decides."""
+    """One experiment: names and places, the form of samples and batches, and the sections below."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_/-]*$"), PLAN]
     """Name of the experiment. A name with a slash, such as mine/first, makes folders."""
@@ -169,7 +169,7 @@ class Config(Section):
     """`auto` tokenizes with gigatoken, which is several times faster, if its ids equal those of the reference library.
     `reference` never uses gigatoken."""
     eos_token: Annotated[str | None, BYTES] = None
-    """The token that ends each document, such as </s>. Default: the tokenizer's own."""
+    """The token that ends each document, such as `</s>`. Default: the one of the tokenizer."""
     bos: Annotated[bool, BYTES] = False
     """Put the BOS token before each document. The paper's training data have none."""
     seq_len: Annotated[Size, BYTES] = 2048

@@ -10,7 +10,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class PairRules(BaseModel):
-    """Rules that drop sentence pairs. null or false turns a rule off.
+    """Rules that drop sentence pairs. null turns off a rule that has a number; false turns off one that is true.
 
     The rules come from OpusFilter 3.3, OpusCleaner 0.7 and bicleaner-hardrules 2.10. The defaults were chosen on
     software messages and manuals in English, Chinese and Indonesian, so that they drop few clean pairs. In shares of
@@ -59,7 +59,7 @@ class PairRules(BaseModel):
 
 
 class DocumentRules(BaseModel):
-    """Rules that drop documents. null or false turns a rule off.
+    """Rules that drop documents. null turns off a rule that has a number; false turns off one that is true.
 
     The rules come from Gopher (Rae et al. 2021, table A1), C4 (Raffel et al. 2020, section 2.2) and FineWeb (Penedo et
     al. 2024). They count characters instead of words where a language may have no spaces, and their defaults are
