@@ -90,15 +90,17 @@ def written_value(key: Key, value: object) -> object:
     return value
 
 
-def flow(value: object) -> str:
-    """A value as YAML on one line."""
-    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10**9, allow_unicode=True, sort_keys=False)
+def flow(value: object, *, ascii_only: bool = False) -> str:
+    """A value as YAML, on one line if no text has a line break; with `ascii_only` always on one line, with escapes."""
+    style = '"' if ascii_only else None
+    text = yaml.safe_dump(
+        _plain(value), default_flow_style=True, default_style=style, width=10**9, allow_unicode=not ascii_only,
+        sort_keys=False,
+    )  # fmt: skip
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, tuple) else value

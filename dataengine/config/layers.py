@@ -37,8 +37,7 @@ def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
             if isinstance(error, InputError):
                 raise
             raise InputError(f"override '{shown}': the value is not YAML: {_one_line(error)}") from None
-        loc = first_name(loc)
-        _set(values, loc, value, shown)
+        loc = _set(values, first_name(loc), value, shown)
         lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
         for depth in range(1, len(loc) + 1):
             lines.setdefault(loc[:depth], f"override {shown}")
@@ -57,7 +56,7 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, object],
         return values, lines
     if not isinstance(base, str):
         raise InputError(f"{lines[('base',)]}: `base` is one path, relative to this file, got {base!r}")
-    base_path = path.parent / base
+    base_path = _plain_path(path.parent / base)
     try:
         problem = "" if base_path.is_file() else "which does not exist"
     except (OSError, ValueError) as error:  # a name that is too long or has a NUL, a folder that may not be looked into
@@ -66,6 +65,15 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, object],
         raise InputError(f"{lines[('base',)]}: `base` names {base_path}, {problem}. Correct the path.")
     base_values, base_lines = _read_chain(base_path, (*above, real))
     return _merge(base_values, values), {**base_lines, **lines}
+
+
+def _plain_path(path: Path) -> Path:
+    """A path without `..`, such as yamls/base/mini.yaml for yamls/mini/../base/mini.yaml, if it is the same file."""
+    plain = Path(os.path.normpath(path))
+    try:
+        return plain if plain.samefile(path) else path
+    except (OSError, ValueError):
+        return path
 
 
 def _read_file(path: Path) -> tuple[dict[str, object], dict[Loc, str]]:
@@ -158,19 +166,23 @@ def _merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, 
     return merged
 
 
-def _set(values: dict[str, object], loc: Loc, value: object, override: str) -> None:
-    """Put a value where an override names it, into mappings that are made if need be."""
+def _set(values: dict[str, object], loc: Loc, value: object, override: str) -> Loc:
+    """Put a value where an override names it, and make mappings on the way. The place as keys and list positions."""
     at: object = values
+    found: list[str | int] = []
     for depth, key in enumerate(loc):
         last = depth == len(loc) - 1
         if isinstance(at, list) and isinstance(key, int) and key < len(at):
+            found.append(key)
             at[key] = value if last else at[key]
             at = at[key]
         elif isinstance(at, dict):
+            found.append(str(key))
             at[str(key)] = value if last else at.get(str(key), {})
             at = at[str(key)]
         else:
             raise InputError(f"override '{override}': '{dotted(loc[:depth])}' has no entry '{key}'")
+    return tuple(found)
 
 
 def _describe_syntax(error: Exception, path: Path, text: str) -> str:

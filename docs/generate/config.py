@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from dataengine.config.aliases import VALUES
 from dataengine.config.describe import Key, describe_section, walk
+from dataengine.config.fields import DECISIONS
 from dataengine.config.schema import Config
 from dataengine.config.streams import CleanConfig, DocumentStream, PairStream, StreamConfig
 
@@ -40,10 +41,10 @@ Built configs are stored under the old names.
 
 | decides | what changes | after a change |
 | --- | --- | --- |
-| bytes | the samples of the streams | Build again. Streams that the key does not affect are reused. |
-| plan | which sample is trained on at which step | Build again. A run resumes if its past steps stay the same. |
-| training | losses, weights and scores | Start training or evaluation again. Streams and plan stay. |
-| nothing | places, speed and limits | No action. |
+| bytes | {bytes} | Build again. Streams that the key does not affect are reused. |
+| plan | {plan} | Build again. A run resumes if its past steps stay the same. |
+| training | {training} | Start training or evaluation again. Streams and plan stay. |
+| nothing | {nothing} | No action. |
 
 Editors with the YAML language server, such as VS Code with the YAML extension, complete keys and show these
 descriptions if the first line of a file names the schema, relative to the file:
@@ -85,7 +86,7 @@ def reference() -> str:
     """All sections with their keys as Markdown."""
     assert set(_ORDER) == set(_SECTIONS), set(_ORDER) ^ set(_SECTIONS)
     contents = "".join(f"- [`{title}`](#{_anchor(title)})\n" for title in _ORDER)
-    return _HEAD + contents + "".join(_section(title, *_SECTIONS[title]) for title in _ORDER)
+    return _HEAD.format(**DECISIONS) + contents + "".join(_section(title, *_SECTIONS[title]) for title in _ORDER)
 
 
 def _section(title: str, path: str, section: type[BaseModel]) -> str:
