@@ -53,8 +53,8 @@ def with_first_names(value: object, loc: Loc, lines: Mapping[Loc, str]) -> objec
         first = first_name(here)
         if first != here and first[-1] in value:
             raise InputError(
-                f"{lines[here]}: key '{dotted(here)}' is another name of '{first[-1]}', which stands in "
-                f"{lines[first]}, too. Remove one."
+                f"{lines[here]}: key '{dotted(here)}' is another name for '{first[-1]}', which is also given in "
+                f"{lines[first]}. Remove one."
             )
         renamed[first[-1]] = with_first_names(inner, here, lines)
     return renamed

@@ -107,7 +107,7 @@ class StageConfig(Section):
         lengths = (self.steps, self.tokens, self.samples, self.fraction, self.drain or None, self.rest or None)
         if sum(length is not None for length in lengths) != 1:
             raise ValueError(
-                "a stage states its length once: "
+                "state the length of a stage once: "
                 "`steps`, `tokens`, `samples`, `fraction`, `drain: true` or `rest: true`"
             )
         if not self.mix:
@@ -116,7 +116,9 @@ class StageConfig(Section):
         numbers = any(isinstance(weight, float) for weight in self.mix.values())
         if "by_size" in words and (numbers or words != {"by_size"}):
             others = ", ".join(name for name, weight in self.mix.items() if weight != "by_size")
-            raise ValueError(f"`by_size` is for all streams of a mix or for none, and not that of {others}")
+            raise ValueError(
+                f"`by_size` must be the weight of all streams of a mix or of none. Change the weight of {others}"
+            )
         if words & {"all", "rest"} and (numbers or list(self.mix.values()).count("rest") != 1):
             raise ValueError("in a mix with `all` or `rest`, exactly one stream is `rest` and all others are `all`")
         if self.to_mix is not None and (words or self.drain):
@@ -124,12 +126,12 @@ class StageConfig(Section):
         if self.drain and words & {"all", "rest"}:
             raise ValueError("`drain` needs weights or `by_size`; `all` and `rest` need a stated length")
         if self.rest and self.at is not None:
-            raise ValueError("a stage that is the `rest` has no place of its own: `at` goes with the other stages")
+            raise ValueError("a stage with `rest: true` cannot have `at`. Use `at` for the other stages")
         return self
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that the stage draws from."""
+        """The streams of the stage."""
         return tuple(dict.fromkeys([*self.mix, *(self.to_mix or ())]))
 
 
@@ -219,13 +221,13 @@ class Config(Section):
         if not isinstance(values, dict):
             return values
         filled = {"out": f"runs/{values.get('name')}", **values}
-        if isinstance(filled.get("languages"), dict):  # a config adds to the usual names
+        if isinstance(filled.get("languages"), dict):  # names in a file add to the defaults
             filled["languages"] = {**_LANGUAGES, **filled["languages"]}
         return filled
 
     @model_validator(mode="after")
     def _name_languages(self) -> Config:
-        """Take the names of CLDR for languages that are used and that `languages` does not name."""
+        """Add the CLDR names of languages that are used but missing in `languages`."""
         for code, _ in self._languages_used():
             if code in ENGLISH_NAMES:
                 self.languages.setdefault(code, ENGLISH_NAMES[code])
@@ -236,11 +238,11 @@ class Config(Section):
         _check_numbers(self.model_dump(), ())
         for key, url in (("store", self.store), ("out", self.out)):
             if re.match(r"[a-z0-9]+:/[^/]|(s3|gs|oci)//", url.lower()):
-                raise PlacedError((key,), f"{key} is {url}: a URL begins as in s3://bucket/folder")
+                raise PlacedError((key,), f"{key} is {url}: write a URL as s3://bucket/folder")
             if "://" in url and not is_url(url):
                 raise PlacedError(
                     (key,),
-                    f"{key} is {url}: not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder",
+                    f"{key} is {url}: unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder",
                 )
         if "://" in self.cache:
             raise PlacedError(("cache",), f"cache is {self.cache}: it must be a folder on a local disk")
@@ -256,7 +258,7 @@ class Config(Section):
                 raise PlacedError(
                     ("streams", name, "assume", "samples"),
                     f"streams.{name}.assume.samples is {stream.assume.samples:,}: with seq_len {self.seq_len:,} that "
-                    f"is more than {MAX_NUMBER:,} tokens, the most that can be counted",
+                    f"is more than {MAX_NUMBER:,} tokens, the largest possible number",
                 )
         self._check_stages()
         self._check_languages()
@@ -286,7 +288,7 @@ class Config(Section):
                     "a stage with `rest` or `fraction` needs the run's `budget`, such as {steps: 160_000}",
                 )
             if stage.rest and any(before.rest for before in self.stages[:number]):
-                raise PlacedError(("stages", number, "rest"), "only one stage can be the `rest` of the budget")
+                raise PlacedError(("stages", number, "rest"), "only one stage can have `rest: true`")
             if fraction_sum(self.stages[: number + 1]) > 1:
                 fractions = [f"{before.fraction:g}" for before in self.stages[: number + 1] if before.fraction]
                 total = float(fraction_sum(self.stages[: number + 1]))
@@ -296,7 +298,7 @@ class Config(Section):
                 )
 
     def _languages_used(self) -> Iterator[tuple[str, Loc]]:
-        """The languages of pairs and of evaluation sets, and where the config has them."""
+        """The languages of pairs and of evaluation sets, with their places in the config."""
         for name, stream in self.streams.items():
             if isinstance(stream, PairStream):
                 yield from ((code, ("streams", name)) for code in stream.codes)
@@ -317,23 +319,24 @@ class Config(Section):
 
     @property
     def first_step(self) -> int:
-        """Where a new run begins: at the parent's step if it goes on with the parent's checkpoint."""
+        """The first step of a new run: the parent's step if the run continues the parent's checkpoint, else 0."""
         return self.parent.step if self.parent and self.init and self.init.mode == "continue" else 0
 
     @property
     def scores(self) -> dict[str, ScoresConfig]:
-        """The `scores` of the streams that state them."""
+        """The `scores` of the streams that have them."""
         pairs = {name: stream for name, stream in self.streams.items() if isinstance(stream, PairStream)}
         return {name: stream.scores for name, stream in pairs.items() if stream.scores}
 
     @property
     def streams_in_use(self) -> tuple[str, ...]:
-        """Names of the streams that some stage mixes, in the order of the stages."""
+        """Names of the streams that at least one stage mixes, in the order of the stages."""
         return tuple(dict.fromkeys(stream for stage in self.stages for stream in stage.streams))
 
 
 def _check_numbers(value: object, loc: Loc) -> None:
-    """Refuse, anywhere in a config, what JSON, paths and 64 bits cannot hold. Sections of other modules do not."""
+    """Refuse values anywhere in a config that JSON, paths or 64 bits cannot hold. Sections of other modules have no
+    such check."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_numbers(inner, (*loc, key))

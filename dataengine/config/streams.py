@@ -18,7 +18,7 @@ from pydantic import (
 from dataengine.cleaning.rules.settings import DocumentRules, PairRules
 from dataengine.config.fields import LANGUAGE_PATTERN, NOTHING, PLAN, Count, Direction, Section
 
-# `columns: heading` is the default: the first line of each file names its columns.
+# The default is `columns: heading`: the first line of each file names its columns.
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "heading" else value)]
 
 
@@ -49,13 +49,13 @@ class SubsetsConfig(Section):
 class SectionOfOneKind(Section):
     """A section with keys of its own in streams of documents and in streams of pairs."""
 
-    # Keys of both kinds as every config.yaml states them: these come first, those of the other kind with these values
+    # Keys that every stored config.yaml begins with. Keys of the other kind have these values.
     stored: ClassVar[dict[str, object]]
 
     @model_validator(mode="before")
     @classmethod
     def _drop_empty_keys(cls, values: object) -> object:
-        """Leave out what a config.yaml states of the other kind."""
+        """Remove the keys of the other kind that a stored config.yaml has."""
         if not isinstance(values, dict):
             return values
         other = {key: value for key, value in cls.stored.items() if key not in cls.model_fields}
@@ -164,22 +164,22 @@ class DocumentStream(StreamConfig):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where the records lie."""
+        """The files of the stream."""
         return self.documents
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The code of the language that the stream writes, if it is stated."""
+        """The code of the language of the documents, if it is known."""
         return (self.language,) if self.language else ()
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """The code of a record's one text; empty if it is not stated."""
+        """The language code of a record's only text; empty if it is unknown."""
         return (self.language or "",)
 
     @property
     def text_keys(self) -> tuple[str, ...]:
-        """The key of a record's one text."""
+        """The key of a record's only text."""
         return (self.text_key,)
 
 
@@ -209,12 +209,12 @@ class PairStream(StreamConfig):
         if bool(self.directions) == bool(self.sides):
             raise ValueError("pairs need either `directions` (such as [en-zh]) or `sides` (such as [zh])")
         if same := [direction for direction in self.directions if len(set(direction.split("-"))) == 1]:
-            raise ValueError(f"`directions`: {same[0]} goes from a language to itself")
+            raise ValueError(f"`directions`: {same[0]} has the same language twice")
         if files := _files_by_language([path for path in self.pairs if isinstance(path, str)], self.codes):
             corpus = ", ".join(f"{code}: {path}" for code, path in files.items())
-            raise ValueError(f"`pairs`: a file for each language is a mapping: pairs: [{{{corpus}}}]")
+            raise ValueError(f"`pairs`: write one file per language as a mapping: pairs: [{{{corpus}}}]")
         if not self.adjacent and not self.directions:
-            raise ValueError("`adjacent: false` goes with `directions`")
+            raise ValueError("`targets: shuffled` needs `directions`")
         _check_dedup(self.clean, ("pair", *self.codes))
         if self.clean != PairClean() and len(self.codes) > 2:
             raise ValueError(
@@ -222,25 +222,25 @@ class PairStream(StreamConfig):
                 "make a stream for each pair"
             )
         if self.clean != PairClean() and len(self.codes) < 2:
-            raise ValueError("cleaning compares two languages: state `keys` for both, such as {en: en, zh: zh}")
+            raise ValueError("cleaning compares two languages: add `keys` for both, such as {en: en, zh: zh}")
         for direction in self.scores.thresholds if self.scores else ():
             if set(direction.split("-")) != set(self.codes):
-                raise ValueError(f"scores.thresholds: {direction} is no direction of {' and '.join(self.codes)}")
+                raise ValueError(f"scores.thresholds: {direction} is not a direction of {' and '.join(self.codes)}")
         return self
 
     @property
     def paths(self) -> tuple[str | dict[str, str], ...]:
-        """Where the records lie."""
+        """The files of the stream."""
         return self.pairs
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages that the stream writes."""
+        """Codes of the languages in the training text."""
         return tuple(dict.fromkeys([*self.sides, *(code for d in self.directions for code in d.split("-"))]))
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """Codes of the texts of a record: languages that the stream writes, and others that `keys` name."""
+        """Codes of the texts of a record: the languages of the training text, and others in `keys`."""
         return tuple(dict.fromkeys([*self.languages, *self.keys]))
 
     @property
@@ -255,7 +255,7 @@ def _check_dedup(clean: CleanConfig, known: Sequence[str]) -> None:
 
 
 def _files_by_language(paths: Sequence[str], codes: Sequence[str]) -> dict[str, str]:
-    """The path of each language if paths are such as corpus.en and corpus.zh.gz, or a.en.txt; empty if they are not."""
+    """The path of each language for paths such as corpus.en and corpus.zh.gz, or a.en.txt; empty for others."""
     found: dict[str, str] = {}
     for path in paths:
         name = path.rpartition("/")[2].removesuffix(".gz").removesuffix(".zst").removesuffix(".xz").removesuffix(".bz2")
@@ -264,12 +264,12 @@ def _files_by_language(paths: Sequence[str], codes: Sequence[str]) -> dict[str, 
     return {code: found[code] for code in codes} if set(found) == set(codes) and len(paths) == len(codes) else {}
 
 
-# The key that makes a stream one of a kind -> the section of that kind
+# The key that decides the kind of a stream -> the section of that kind
 STREAM_KINDS = {"documents": DocumentStream, "pairs": PairStream}
 
 
 def _stated_kind(stream: object) -> str | None:
-    """The key by which a stream is one of a kind; None if it states both or neither."""
+    """The key that decides the kind of a stream; None if it has both keys or neither."""
     if isinstance(stream, dict):
         stated = [key for key in STREAM_KINDS if stream.get(key, []) != []]
         return stated[0] if len(stated) == 1 else None
@@ -281,6 +281,6 @@ Stream = Annotated[
     Discriminator(
         _stated_kind,
         custom_error_type="stream_kind",
-        custom_error_message="a stream states either `documents` or `pairs`: a list of paths",
+        custom_error_message="state either `documents` or `pairs` for a stream: a list of paths",
     ),
 ]

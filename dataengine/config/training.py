@@ -192,7 +192,7 @@ class EvaluateConfig(Section):
     @model_validator(mode="after")
     def _agrees(self) -> EvaluateConfig:
         if unknown := [direction for direction in self.choose_by if direction not in self.dev]:
-            raise ValueError(f"`choose_by`: {unknown[0]} is no direction of `dev`: {', '.join(self.dev) or 'none'}")
+            raise ValueError(f"`choose_by`: {unknown[0]} is not a direction of `dev`: {', '.join(self.dev) or 'none'}")
         if len(set(self.shots)) < len(self.shots):
             raise ValueError(f"`shots`: {list(self.shots)} has a number twice")
         return self
