@@ -139,6 +139,10 @@ def _misuse_of_plan(options: argparse.Namespace) -> str:
     return "--gpus goes with --tokens-per-second" if options.gpus and not options.tokens_per_second else ""
 
 
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--key", metavar="KEY", help="only this setting or section, such as train or streams.mono")
+
+
 def _add_contamination(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=positive, default=5, metavar="N", help="examples of records (default: 5)")
     _add_workers(parser)
@@ -209,6 +213,15 @@ COMMANDS = (
         _add_plan,
         _misuse_of_plan,
         config="CONFIG|MANIFEST",
+    ),
+    Command(
+        "config",
+        "config.run",
+        "every setting, and the file and line that set it",
+        "Print all settings of an experiment as YAML, each with the file and line, the override or the default that "
+        "set it. The output is an experiment's file itself. With --key, print one setting with its description.",
+        "config yamls/mini/uni_en_zh.yaml --key train.learning_rate",
+        _add_config,
     ),
     Command(
         "contamination",

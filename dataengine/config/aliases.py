@@ -1,4 +1,4 @@
-"""Keys that may be written in the field's words. Only their first names are stored, so they are replaced on input."""
+"""Second names of keys. Only the first names are stored, so second names are replaced when a file is read."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ ALIASES: dict[Loc, str] = {
     ("evaluate", "num_fewshot"): "shots",
     ("evaluate", "num_beams"): "beams",
 }
-_TARGETS = {"adjacent": True, "shuffled": False}
+# Name -> the values that are written under it -> those that are stored under the first name
+VALUES: dict[str, dict[str, object]] = {"targets": {"adjacent": True, "shuffled": False}}
 
 
 def first_name(loc: Loc) -> Loc:
-    """The place of a key, or of an entry of its value, with the key's first name."""
+    """The place of a key, or of an entry of its value, by the key's first name."""
     pattern = ("streams", "STREAM", *loc[2:]) if loc[:1] == ("streams",) else loc
     depth = next((n for n in range(1, len(loc) + 1) if pattern[:n] in ALIASES), 0)
     return (*loc[: depth - 1], ALIASES[pattern[:depth]], *loc[depth:]) if depth else loc
 
 
 def lines_of_first_names(lines: Mapping[Loc, str]) -> dict[Loc, str]:
-    """The place of each key by its first name; the place of another name says that name."""
+    """The place of each key by its first name. A place where the second name was written also states that name."""
     places = {}
     for loc, place in lines.items():
         first = first_name(loc)
@@ -37,12 +38,13 @@ def lines_of_first_names(lines: Mapping[Loc, str]) -> dict[Loc, str]:
 def with_first_names(value: object, loc: Loc, lines: Mapping[Loc, str]) -> object:
     """The value at `loc` of one file or override, with the first names of its keys.
 
-    Raises InputError, with both lines, for a key that stands there under both of its names.
+    Raises InputError, with both lines, for a key that is given under both of its names.
     """
-    if loc and loc[-1] == "targets" and first_name(loc) != loc:
-        if not isinstance(value, str) or value not in _TARGETS:
-            raise InputError(f"{lines[loc]}: {dotted(loc)}: expected adjacent or shuffled, got {short_value(value)}.")
-        return _TARGETS[value]
+    if loc and loc[-1] in VALUES and first_name(loc) != loc:
+        words = VALUES[str(loc[-1])]
+        if not isinstance(value, str) or value not in words:
+            raise InputError(f"{lines[loc]}: {dotted(loc)}: expected {' or '.join(words)}, got {short_value(value)}.")
+        return words[value]
     if not isinstance(value, dict):
         return value
     renamed: dict[object, object] = {}
@@ -51,8 +53,8 @@ def with_first_names(value: object, loc: Loc, lines: Mapping[Loc, str]) -> objec
         first = first_name(here)
         if first != here and first[-1] in value:
             raise InputError(
-                f"{lines[here]}: key '{dotted(here)}' is another name of '{first[-1]}', which stands in "
-                f"{lines[first]}, too. Remove one."
+                f"{lines[here]}: key '{dotted(here)}' is another name for '{first[-1]}', which is also given in "
+                f"{lines[first]}. Remove one."
             )
         renamed[first[-1]] = with_first_names(inner, here, lines)
     return renamed

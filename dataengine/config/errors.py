@@ -1,4 +1,4 @@
-"""What pydantic found wrong in a config, as sentences that name file, line and key."""
+"""Turn the errors of pydantic into sentences with file, line and key."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _TYPE = re.compile(r"str|int|float|bool|(constrained-|dict\[|literal\[|tuple\[|f
 
 @dataclasses.dataclass
 class Problem:
-    """What pydantic found wrong with the value of one key."""
+    """An error of pydantic at one key."""
 
     error: ErrorDetails
-    loc: Loc  # without pydantic's words for one of several types
-    kind: str | None  # of the stream that it lies in, if that is known
-    # What is wrong with the value as one of the other types that it may have
+    loc: Loc  # without pydantic's names of the types in a union
+    kind: str | None  # of the stream that contains the key, if it is known
+    # The errors for the other types that the value may have
     others: list[Problem] = dataclasses.field(default_factory=list)
 
 
 def find_problems(errors: Sequence[ErrorDetails]) -> list[Problem]:
-    """One problem for each key: for a value that may be of several types, pydantic states one for each type."""
+    """One problem per key. For a value that may have several types, pydantic gives an error per type."""
     joined: dict[Loc, Problem] = {}
     for error in _without_consequences(errors):
         loc, kind = _split_kind(error["loc"])
@@ -55,7 +55,7 @@ def find_problems(errors: Sequence[ErrorDetails]) -> list[Problem]:
 
 
 def _without_consequences(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Without lists that are too short only because an entry cannot be used."""
+    """Without errors about lists that are too short only because one of their entries is invalid."""
     locs = [error["loc"] for error in errors]
     return [
         error
@@ -65,7 +65,7 @@ def _without_consequences(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _split_kind(loc: Loc) -> tuple[Loc, str | None]:
-    """A place in the file, and the kind of the stream there, which pydantic names after the stream."""
+    """A place in the file, and the kind of the stream there. Pydantic puts the kind after the name of the stream."""
     if loc[:1] == ("streams",) and len(loc) > 2 and loc[2] in STREAM_KINDS:
         return (*loc[:2], *loc[3:]), str(loc[2]) if len(loc) > 3 else None
     return loc, None
@@ -77,7 +77,7 @@ def describe_problem(problem: Problem, lines: Mapping[Loc, str], path: str) -> s
     mistake = error.get("ctx", {}).get("error")
     if isinstance(mistake, PlacedError):
         return f"{_place(mistake.loc, lines, path)}: {mistake}."
-    if error["type"] == "stream_kind":  # a mistyped key may be why no kind is stated
+    if error["type"] == "stream_kind":  # a misspelt key may be the reason
         loc = (*loc, *[key for key in error["input"] if key not in _known_keys(loc, None)][:1])
     place = _place(loc, lines, path)
     if error["type"] == "extra_forbidden" or loc != problem.loc:
@@ -88,13 +88,13 @@ def describe_problem(problem: Problem, lines: Mapping[Loc, str], path: str) -> s
     if error["type"] in ("value_error", "stream_kind"):
         return f"{place}: {f'{dotted(loc)}: ' if loc else ''}{message}."
     if loc[-1] == "[key]" and isinstance(error["input"], bool):
-        message += ". YAML takes no, yes, on and off without quotes for false and true"
+        message += ". YAML reads no, yes, on and off without quotes as false and true"
     key = "" if place.startswith(f"override {dotted(loc)}=") else f"{dotted(loc)}: "  # the override names it
     return f"{place}: {key}{message}, got {short_value(error['input'])}."
 
 
 def _describe_unknown(loc: Loc, kind: str | None) -> str:
-    """What is said of a key that is none: one of the other kind of stream, or the nearest one that is known."""
+    """The message for an unknown key: it belongs to the other kind of stream, or is near a known key."""
     key, known = str(loc[-1]), _known_keys(loc[:-1], kind)
     if kind and key in _known_keys(loc[:-1], None):
         (other,) = STREAM_KINDS.keys() - {kind}
@@ -110,11 +110,11 @@ def _place(loc: Loc, lines: Mapping[Loc, str], path: str) -> str:
 
 
 def _message(problem: Problem) -> str:
-    """What pydantic says, in the words of a YAML file."""
+    """The message of pydantic in the terms of YAML."""
     error, loc = problem.error, problem.loc
     kind, context, value = error["type"], error.get("ctx", {}), error["input"]
     if kind == "tuple_type" and loc[-1] == "dedup":
-        return "expected a list: [text] of documents; of pairs some of pair and the languages' codes, such as [pair]"
+        return "expected a list: [text] for documents; `pair` and language codes for pairs, such as [pair]"
     if kind == "tuple_type":
         shown = value if isinstance(value, str) and re.fullmatch(r"[^\s,\[\]{}:#]{1,80}", value) else "a, b"
         return f"expected a list, such as [{shown}]"
@@ -123,8 +123,8 @@ def _message(problem: Problem) -> str:
         more = ", ..." if len(known) > 4 else ""
         none = ", or {} for none" if value is None else ""
         if known:
-            return f"expected keys of its own ({', '.join(known[:4])}{more}){none}"
-        return "expected keys, as {key: value}"
+            return f"expected a mapping with keys ({', '.join(known[:4])}{more}){none}"
+        return "expected a mapping, such as {key: value}"
     if kind == "int_parsing_size":
         return f"expected a number of at most {MAX_NUMBER:,}"
     if kind in ("int_parsing", "int_type", "int_from_float"):
@@ -146,15 +146,15 @@ def _message(problem: Problem) -> str:
 
 
 def _expected_languages(text: str, loc: Loc, count: int) -> str:
-    """What is said of a text that does not name `count` languages of pairs; a region is told from a language."""
-    expected = "expected two languages, such as en-zh" if count == 2 else "expected the code of a language, such as zh"
+    """The message for a text that is not `count` language codes. It distinguishes a region from a language."""
+    expected = "expected two languages, such as en-zh" if count == 2 else "expected a language code, such as zh"
     parts = re.split("[-_]", text)
     bare = [part for part in parts if re.fullmatch("[a-z]{2,3}", part)]
     regions = [f"{a}-{b}" for a, b in pairwise(parts) if a in bare and re.fullmatch("[A-Z]{2}|[A-Z][a-z]{3}", b)]
     if len(bare) != count or not regions:
         return expected
     variety = (
-        f"; for the variety of a TMX state keys: {{{regions[0].partition('-')[0]}: {regions[0]}}}"
+        f"; to choose a variety of a TMX file, use keys: {{{regions[0].partition('-')[0]}: {regions[0]}}}"
         if loc[0] == "streams"
         else ""
     )
@@ -162,7 +162,7 @@ def _expected_languages(text: str, loc: Loc, count: int) -> str:
 
 
 def _known_keys(loc: Loc, kind: str | None) -> list[str]:
-    """The keys of the section at `loc`, which lies in a stream of the `kind`; of no kind, those of all."""
+    """The keys of the section at `loc` in a stream of this `kind`; None: of all kinds."""
     sections: list[type[BaseModel]] = [Config]
     keys = iter(loc)
     for key in keys:
@@ -172,7 +172,7 @@ def _known_keys(loc: Loc, kind: str | None) -> list[str]:
             if key in section.model_fields
             for inner in sections_of(section.model_fields[str(key)].annotation)
         ] or sections
-        if key in _EACH:
+        if key in EACH:
             next(keys, None)  # the name of a stream or the number of a stage
         if key == "streams" and kind:
             sections = [section for section in sections if section is STREAM_KINDS[kind]]
@@ -182,11 +182,11 @@ def _known_keys(loc: Loc, kind: str | None) -> list[str]:
 
 
 def keys_below(section: type[BaseModel], path: str = "") -> Iterator[str]:
-    """All keys of a config with those that lead to them, such as train.seed; STREAM and STAGE stand for any of them."""
+    """All keys of a config as dotted paths, such as train.seed, with STREAM and STAGE for any stream and stage."""
     for name, field in section.model_fields.items():
         yield f"{path}{name}"
         for inner in sections_of(field.annotation):
-            yield from keys_below(inner, f"{path}{name}.{_EACH.get(name, '')}")
+            yield from keys_below(inner, f"{path}{name}.{EACH.get(name, '')}")
 
 
 def sections_of(annotation: object) -> Iterator[type[BaseModel]]:
@@ -197,4 +197,4 @@ def sections_of(annotation: object) -> Iterator[type[BaseModel]]:
         yield from sections_of(part)
 
 
-_EACH = {"streams": "STREAM.", "stages": "STAGE."}
+EACH = {"streams": "STREAM.", "stages": "STAGE."}

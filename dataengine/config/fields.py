@@ -1,4 +1,4 @@
-"""What fields of a config are made of: numbers such as 2.1B, names, directions, and what a field decides."""
+"""The types of fields of a config: numbers such as 2.1B, names, directions; and what a field decides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COUNT = re.compile(r"(\d(?:_?\d){0,99})(?:\.(\d{1,99}))?([KMBGT]?)", re.ASCII)
 
 
 def parse_count(value: object) -> object:
-    """Read `2.1B` or `32_768` as an integer; leave what is no such text to the validator."""
+    """Read `2.1B` or `32_768` as an integer. Leave any other value to the validator."""
     if isinstance(value, str) and (match := _COUNT.fullmatch(value.strip())):
         whole, decimals, suffix = match[1], match[2] or "", match[3]
         scaled, rest = divmod(int(whole + decimals) * _SUFFIXES[suffix], 10 ** len(decimals))
@@ -24,34 +24,40 @@ def parse_count(value: object) -> object:
 
 
 Decision = Literal["bytes", "plan", "training", "nothing"]
+DECISIONS: dict[Decision, str] = {
+    "bytes": "the samples of the streams",
+    "plan": "which sample is trained on at which step",
+    "training": "losses, weights and scores",
+    "nothing": "places, speed and limits",
+}
 
 
 @dataclass(frozen=True)
 class Decides:
-    """What a field of a config decides; a field of a nested section without this word decides what its section does."""
+    """Marks what a field of a config decides. A field of a nested section without a mark decides what its section
+    does."""
 
     what: Decision
 
 
-BYTES = Decides("bytes")  # what the samples of streams hold
-PLAN = Decides("plan")  # which sample stands where in the run
-TRAINING = Decides("training")  # numbers of a training or an evaluation
-NOTHING = Decides("nothing")  # no result: places, speed, limits
+BYTES, PLAN, TRAINING, NOTHING = Decides("bytes"), Decides("plan"), Decides("training"), Decides("nothing")
 
 
 def decision_of(section: type[BaseModel], name: str) -> Decision | None:
-    """What a field states that it decides; None if it decides what its section does."""
+    """The mark of a field; None if it decides what its section does."""
     return next((mark.what for mark in section.model_fields[name].metadata if isinstance(mark, Decides)), None)
 
 
-MAX_NUMBER = 2**63 - 1  # manifests, and NumPy's arithmetic on them, have 64 bits
+MAX_NUMBER = 2**63 - 1  # manifests and NumPy's arithmetic on them have 64 bits
 MAX_SIZE = 2**31 - 1
 Count = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MAX_NUMBER)]
-Size = Annotated[int, BeforeValidator(parse_count), Field(gt=0, le=MAX_SIZE)]  # of something held in memory at once
+Size = Annotated[
+    int, BeforeValidator(parse_count), Field(gt=0, le=MAX_SIZE)
+]  # of something that is in memory as a whole
 Least0 = Annotated[int, BeforeValidator(parse_count), Field(ge=0, le=MAX_NUMBER)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 DIRECTION_PATTERN = r"^[A-Za-z0-9]+-[A-Za-z0-9]+$"
-LANGUAGE_PATTERN = r"^[A-Za-z0-9]+$"  # of pairs: no region or script, as `-` stands between the two of a direction
+LANGUAGE_PATTERN = r"^[A-Za-z0-9]+$"  # of pairs: no region or script, because `-` separates the two of a direction
 Direction = Annotated[str, Field(pattern=DIRECTION_PATTERN)]
 
 
@@ -61,7 +67,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean_as_number(cls, value: object, field: ValidationInfo) -> object:
-        """Pydantic takes `true` for 1."""
+        """Refuse `true` for a number: pydantic reads it as 1."""
         if isinstance(value, bool):
             kinds = set(re.findall(r"\w+", str(cls.model_fields[str(field.field_name)].annotation)))
             if kinds & {"int", "float"} and "bool" not in kinds:
@@ -75,7 +81,7 @@ def dotted(loc: Loc) -> str:
 
 
 class PlacedError(ValueError):
-    """A mistake at one key, found where several are looked at together."""
+    """A mistake at one key, found by a check that compares several keys."""
 
     def __init__(self, loc: Loc, words: str) -> None:
         super().__init__(words)
@@ -83,7 +89,7 @@ class PlacedError(ValueError):
 
 
 def short_value(value: object) -> str:
-    """A value as it was written, cut where it is long."""
+    """A value as it was written, cut if it is long."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     try:

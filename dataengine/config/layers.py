@@ -1,4 +1,4 @@
-"""What an experiment's file says on top of its bases, below its overrides, and where each key was set."""
+"""Merge an experiment's file over its bases and under its overrides, and record the place that set each key."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dataengine.errors import InputError
 
 _MERGE = "tag:yaml.org,2002:merge"
 _MOST_CHARACTERS = 10_000_000  # of a file
-_MOST_NODES = 100_000  # of a file, aliases written out
+_MOST_NODES = 100_000  # of a file, with all aliases expanded
 
 
 def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[Loc, str]]:
-    """Values, and for each key the file and line, or the override, that set it.
+    """The merged values, and for each key the file and line, or the override, that set it.
 
-    Raises InputError with file, line and key for a file that is no YAML mapping, a `base` that cannot be read, and an
+    Raises InputError with file, line and key for a file that is not a YAML mapping, a `base` that cannot be read, or an
     override that is not of the form key=value.
     """
     values, lines = _read_chain(path, ())
@@ -33,12 +33,11 @@ def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
         loc: Loc = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in key.split("."))
         try:
             value = _load(text, loc, lambda line, shown=shown: f"override '{shown}'")[0]  # type: ignore[misc]
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, brackets without end
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # such as an invalid date or endless brackets
             if isinstance(error, InputError):
                 raise
             raise InputError(f"override '{shown}': the value is not YAML: {_one_line(error)}") from None
-        loc = first_name(loc)
-        _set(values, loc, value, shown)
+        loc = _set(values, first_name(loc), value, shown)
         lines = {known: line for known, line in lines.items() if known[: len(loc)] != loc}
         for depth in range(1, len(loc) + 1):
             lines.setdefault(loc[:depth], f"override {shown}")
@@ -46,26 +45,35 @@ def read_layers(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], d
 
 
 def _read_chain(path: Path, above: tuple[Path, ...]) -> tuple[dict[str, object], dict[Loc, str]]:
-    """Merge a file over its bases; say for each key the file and line that set it."""
+    """Merge a file over its bases, with the file and line that set each key."""
     real = Path(os.path.realpath(path))
     if real in above:
         chain = " -> ".join(str(link) for link in (*above, real))
-        raise InputError(f"{path}: `base` goes round in a circle: {chain}. Remove one of these `base` lines.")
+        raise InputError(f"{path}: `base` forms a circle: {chain}. Remove one of these `base` lines.")
     values, lines = _read_file(path)
     base = values.pop("base", None)
     if base is None:
         return values, lines
     if not isinstance(base, str):
-        raise InputError(f"{lines[('base',)]}: `base` is one path, relative to this file, got {base!r}")
-    base_path = path.parent / base
+        raise InputError(f"{lines[('base',)]}: `base` must be one path, relative to this file, got {base!r}")
+    base_path = _plain_path(path.parent / base)
     try:
         problem = "" if base_path.is_file() else "which does not exist"
-    except (OSError, ValueError) as error:  # a name that is too long or has a NUL, a folder that may not be looked into
+    except (OSError, ValueError) as error:  # a long name, a name with NUL, a forbidden folder
         problem = f"which cannot be used: {getattr(error, 'strerror', error)}"
     if problem:
         raise InputError(f"{lines[('base',)]}: `base` names {base_path}, {problem}. Correct the path.")
     base_values, base_lines = _read_chain(base_path, (*above, real))
     return _merge(base_values, values), {**base_lines, **lines}
+
+
+def _plain_path(path: Path) -> Path:
+    """A path without `..`, such as yamls/base/mini.yaml for yamls/mini/../base/mini.yaml, if it is the same file."""
+    plain = Path(os.path.normpath(path))
+    try:
+        return plain if plain.samefile(path) else path
+    except (OSError, ValueError):
+        return path
 
 
 def _read_file(path: Path) -> tuple[dict[str, object], dict[Loc, str]]:
@@ -92,10 +100,10 @@ def _read_file(path: Path) -> tuple[dict[str, object], dict[Loc, str]]:
 
 
 def _load(text: str, loc: Loc, place: Callable[[int], str]) -> tuple[object, dict[Loc, str]]:
-    """The value of a YAML text that stands at `loc`, and the place of each key below; `place` is that of a line.
+    """The value of a YAML text at `loc`, and the place of each key in it; `place` turns a line number into a place.
 
-    Keys have their first names. Raises InputError for a key that stands twice and for YAML aliases that make a tree
-    without end or nearly so.
+    Keys have their first names. Raises InputError for a key that is given twice, and for YAML aliases that expand to an
+    endless or huge tree.
     """
     root = yaml.compose(text, yaml.SafeLoader)
     lines = {loc: place(1)}
@@ -106,7 +114,7 @@ def _load(text: str, loc: Loc, place: Callable[[int], str]) -> tuple[object, dic
 
 
 def _count_nodes(node: yaml.Node, counted: dict[int, int], place: Callable[[int], str]) -> int:
-    """Nodes of a tree with each alias (*name) written out; `counted` has those of each node, 0 while it is counted."""
+    """Nodes of a tree with all aliases (*name) expanded. `counted` has those of each node, 0 while it is counted."""
     if id(node) in counted:
         if not counted[id(node)]:
             raise InputError(f"{place(node.start_mark.line + 1)}: an anchor contains itself. Write it out.")
@@ -117,7 +125,8 @@ def _count_nodes(node: yaml.Node, counted: dict[int, int], place: Callable[[int]
     total = 1 + sum(_count_nodes(part, counted, place) for part in parts)
     if total > _MOST_NODES:
         raise InputError(
-            f"{place(node.start_mark.line + 1)}: more than {_MOST_NODES:,} values, aliases written out. Shorten it."
+            f"{place(node.start_mark.line + 1)}: more than {_MOST_NODES:,} values with all aliases expanded. "
+            "Shorten it."
         )
     counted[id(node)] = total
     return total
@@ -130,9 +139,9 @@ def _note_lines(node: yaml.Node, loc: Loc, place: Callable[[int], str], lines: d
         for key, value in node.value:
             below = (*loc, str(key.value))
             if below in own:
-                raise InputError(f"{place(key.start_mark.line + 1)}: key '{dotted(below)}' stands twice. Remove one.")
+                raise InputError(f"{place(key.start_mark.line + 1)}: key '{dotted(below)}' is given twice. Remove one.")
             own.add(below)
-            if key.tag == _MERGE:  # `<<: *name`: what the mapping has beside its own keys
+            if key.tag == _MERGE:  # `<<: *name`: more keys for the mapping
                 merged += value.value if isinstance(value, yaml.SequenceNode) else [value]
                 continue
             lines[below] = place(key.start_mark.line + 1)
@@ -158,23 +167,27 @@ def _merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, 
     return merged
 
 
-def _set(values: dict[str, object], loc: Loc, value: object, override: str) -> None:
-    """Put a value where an override names it, into mappings that are made if need be."""
+def _set(values: dict[str, object], loc: Loc, value: object, override: str) -> Loc:
+    """Put a value at the place of an override, and create mappings on the way; the place, with list positions."""
     at: object = values
+    found: list[str | int] = []
     for depth, key in enumerate(loc):
         last = depth == len(loc) - 1
         if isinstance(at, list) and isinstance(key, int) and key < len(at):
+            found.append(key)
             at[key] = value if last else at[key]
             at = at[key]
         elif isinstance(at, dict):
+            found.append(str(key))
             at[str(key)] = value if last else at.get(str(key), {})
             at = at[str(key)]
         else:
             raise InputError(f"override '{override}': '{dotted(loc[:depth])}' has no entry '{key}'")
+    return tuple(found)
 
 
 def _describe_syntax(error: Exception, path: Path, text: str) -> str:
-    """Where a file stops being YAML, with that line."""
+    """The line at which a file is not valid YAML."""
     lines = text.splitlines()
     marks = (error.problem_mark, error.context_mark) if isinstance(error, yaml.MarkedYAMLError) else ()
     number = next((mark.line for mark in marks if mark is not None and mark.line < len(lines)), None)

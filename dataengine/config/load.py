@@ -1,14 +1,17 @@
-"""Read an experiment's file with its bases and overrides, and write a config that reads back to an equal one."""
+"""Read an experiment's file with its bases and overrides, and write a config that loads as an equal one."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
 from dataengine.config.errors import describe_problem, find_problems
+from dataengine.config.fields import Loc
 from dataengine.config.layers import read_layers
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
@@ -18,24 +21,49 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read an experiment: its file on top of the files that `base` names, then `a.b=value` overrides.
 
     A `base` path is relative to the file that names it; all other paths are relative to the working directory.
-    Raises InputError naming file, line and key for anything that cannot be used.
+    Raises InputError with file, line and key for anything that cannot be used.
     """
+    return load_with_places(path, overrides).config
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A config with its origin."""
+
+    config: Config
+    values: Mapping[str, object]  # as the files and overrides state them, by first names
+    lines: Mapping[Loc, str]  # the file and line, or the override, that set each key
+
+    def set_by(self, loc: Loc) -> str:
+        """The file and line, or the override, that set a key; `default` if none did."""
+        at: object = self.values
+        for part in loc:
+            inside = isinstance(at, dict) and part in at, isinstance(at, list) and isinstance(part, int)
+            if not any(inside):
+                return "default"
+            at = at[part]  # type: ignore[index]
+        place = next(self.lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in self.lines)
+        return re.sub(r" \(`\w+`\)$", "", place)  # which name of the key was written
+
+
+def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """`load_config`, with what set each key."""
     values, lines = read_layers(Path(path), overrides)
     _drop_nulls(values)
     try:
-        return Config.model_validate(values)
+        return Loaded(Config.model_validate(values), values, lines)
     except ValidationError as error:
         problems = [describe_problem(problem, lines, str(path)) for problem in find_problems(error.errors())]
         raise InputError("\n".join(problems)) from None
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    """The resolved config as YAML. `load_config` reads it as an equal config."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def _drop_nulls(values: Mapping[str, object]) -> None:
-    """Remove streams and evaluation sets that are null, which is how a file drops what its base has."""
+    """Remove streams and evaluation sets that are null: a file drops those of its base in this way."""
     evaluate = values.get("evaluate")
     named = [evaluate.get(key) for key in ("dev", "test", "examples")] if isinstance(evaluate, dict) else []
     for mapping in [values.get("streams"), *named]:

@@ -1,4 +1,4 @@
-"""One YAML file is one experiment: its sections, and what must agree between them."""
+"""The top level of an experiment's YAML, its budget and stages, and the checks between sections."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ _LANGUAGES = {"en": "English", "zh": "Chinese", "id": "Indonesian"}
 
 
 class BudgetConfig(Section):
-    """The length of the whole run, for stages that state `fraction` or `rest`."""
+    """The length of the whole run. Stages with `fraction` or `rest` need it. State `steps` or `tokens`."""
 
     steps: Count | None = None
-    tokens: Count | None = None  # predicted tokens, rounded down to steps
+    """Length of the run in steps."""
+    tokens: Count | None = None
+    """Length of the run in predicted tokens, rounded down to steps."""
 
     @model_validator(mode="after")
     def _states_one(self) -> BudgetConfig:
@@ -49,10 +51,15 @@ class BudgetConfig(Section):
 
 
 class ParentConfig(Section):
-    """The run that this one goes on from: its steps before `step`, then the stages of this config."""
+    """Fork the schedule of another run: keep its steps before `step`, then run the stages of this config.
 
-    manifest: Annotated[str, NOTHING]  # path of the parent's manifest.json; what it holds decides
+    No sample that the parent has drawn by then is drawn again.
+    """
+
+    manifest: Annotated[str, NOTHING]
+    """Path or URL of the parent's manifest.json. The plan depends on its content, not on its path."""
     step: Count
+    """The first step of this config's stages. The steps before it are the parent's."""
 
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -60,33 +67,47 @@ Mix = dict[Name, Weight | Literal["by_size", "all", "rest"]]
 
 
 class StageConfig(Section):
-    """A run of steps with one mix, or with a mix that moves from `mix` to `to_mix`.
+    """A part of the run with one mix of streams, or with a mix that moves from `mix` to `to_mix`.
 
-    The length is one of steps, tokens, samples (the latter two rounded down to steps), fraction (of the budget),
-    drain and rest. A mix gives each stream a relative weight; or `by_size`: as much as is left of it; or `all` of what
-    is left of it, while one stream takes the `rest` of each batch.
+    State the length of a stage by exactly one of `steps`, `tokens`, `samples`, `fraction`, `drain` and `rest`.
     """
 
     name: Name
+    """Name of the stage in tables, logs and plots. Each stage needs a name of its own."""
     steps: Count | None = None
-    tokens: Count | None = None  # predicted tokens: seq_len a sample
+    """Length of the stage in steps."""
+    tokens: Count | None = None
+    """Length of the stage in predicted tokens (`seq_len` per sample), rounded down to steps."""
     samples: Count | None = None
+    """Length of the stage in samples, rounded down to steps."""
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    drain: bool = False  # as many steps as the streams' remaining samples allow
-    rest: bool = False  # what the other stages leave of the budget
+    """Length of the stage as a fraction of the budget, rounded to steps. Fractions that sum to 1 fill the budget
+    exactly."""
+    drain: bool = False
+    """Run as many steps as the remaining samples of the streams allow."""
+    rest: bool = False
+    """Take the part of the budget that the other stages leave. Only one stage may."""
     mix: Mix
+    """What each batch is made of, by stream. Relative weights: {mono: 3, en-zh: 1}. `by_size` for all streams: in
+    proportion to their remaining samples. `all` for some and `rest` for one: spread all remaining samples of some
+    streams evenly, and fill each batch from the other."""
     to_mix: dict[Name, Weight] | None = None
-    at: Annotated[float, Field(ge=0, le=1)] | None = None  # begins after this fraction of the other stages' steps
-    # Steps from the stage's start; default train.checkpoint_interval
+    """Move linearly from the weights of `mix` to these over the stage, in up to 100 steps of equal size. Default: one
+    mix."""
+    at: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Start the stage after this fraction of the other stages' steps, and split the stage that runs there. Default: in
+    the order of the file."""
     checkpoint_interval: Annotated[Count | None, TRAINING] = None
-    restart_learning_rate: Annotated[bool, TRAINING] = False  # warm up and decay anew from the stage's start
+    """Steps between checkpoints, counted from the start of the stage. Default: `train.checkpoint_interval`."""
+    restart_learning_rate: Annotated[bool, TRAINING] = False
+    """Start the learning rate again at the start of this stage, with a warm-up and a decay."""
 
     @model_validator(mode="after")
     def _agrees(self) -> StageConfig:
         lengths = (self.steps, self.tokens, self.samples, self.fraction, self.drain or None, self.rest or None)
         if sum(length is not None for length in lengths) != 1:
             raise ValueError(
-                "a stage states its length once: "
+                "state the length of a stage once: "
                 "`steps`, `tokens`, `samples`, `fraction`, `drain: true` or `rest: true`"
             )
         if not self.mix:
@@ -95,7 +116,9 @@ class StageConfig(Section):
         numbers = any(isinstance(weight, float) for weight in self.mix.values())
         if "by_size" in words and (numbers or words != {"by_size"}):
             others = ", ".join(name for name, weight in self.mix.items() if weight != "by_size")
-            raise ValueError(f"`by_size` is for all streams of a mix or for none, and not that of {others}")
+            raise ValueError(
+                f"`by_size` must be the weight of all streams of a mix or of none. Change the weight of {others}"
+            )
         if words & {"all", "rest"} and (numbers or list(self.mix.values()).count("rest") != 1):
             raise ValueError("in a mix with `all` or `rest`, exactly one stream is `rest` and all others are `all`")
         if self.to_mix is not None and (words or self.drain):
@@ -103,64 +126,94 @@ class StageConfig(Section):
         if self.drain and words & {"all", "rest"}:
             raise ValueError("`drain` needs weights or `by_size`; `all` and `rest` need a stated length")
         if self.rest and self.at is not None:
-            raise ValueError("a stage that is the `rest` has no place of its own: `at` goes with the other stages")
+            raise ValueError("a stage with `rest: true` cannot have `at`. Use `at` for the other stages")
         return self
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """The streams that the stage draws from."""
+        """The streams of the stage."""
         return tuple(dict.fromkeys([*self.mix, *(self.to_mix or ())]))
 
 
 def fraction_sum(stages: Sequence[StageConfig]) -> Fraction:
-    """What the stages' fractions of the budget sum to, as the decimal numbers that were written.
+    """Sum of the stages' fractions of the budget, computed from the decimal numbers in the file.
 
-    Thirds and the like, which no decimal number is, sum to exactly 1 if only their last digits miss it.
+    A sum that differs from 1 only in the last digits, such as that of three thirds, counts as exactly 1.
     """
     total = sum((Fraction(repr(stage.fraction)) for stage in stages if stage.fraction is not None), Fraction(0))
     return Fraction(1) if abs(total - 1) < Fraction(1, 10**9) else total
 
 
 class Config(Section):
-    """One experiment. Each field states what it decides."""
+    """One experiment: names and places, the form of samples and batches, and the sections below."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_/-]*$"), PLAN]
-    # Run folder: checkpoints, logs, exported models, scores; default runs/NAME
+    """Name of the experiment. A name with a slash, such as mine/first, makes folders."""
     out: Annotated[str, NOTHING]
-    store: Annotated[str, NOTHING] = "store"  # built streams, shared by experiments
-    # A folder on a fast disk of each node: shards of a store in a bucket, runs whose `out` is in one
+    """Run folder for checkpoints, logs, exported models and scores: a local folder or a URL. Default: runs/NAME."""
+    store: Annotated[str, NOTHING] = "store"
+    """Where built streams and manifests are stored: a local folder or s3://bucket/prefix. Experiments share it."""
     cache: Annotated[str, NOTHING] = "cache"
-    cache_limit: Annotated[Count | None, NOTHING] = None  # bytes for such shards; default: the free space
-    seed: Annotated[int, Field(ge=0, le=2**64 - 1), PLAN] = 17  # of the order of samples
-    # Plain files and Parquet are cut into units of work of about so many bytes
+    """A local folder for copies of shards, if `store` is in a bucket, and for the run, if `out` is in one. Use a fast
+    disk of each node."""
+    cache_limit: Annotated[Count | None, NOTHING] = None
+    """The most bytes of shards in `cache`, such as 200G. Above it, the least recently used ones are removed. Default:
+    the free space of the disk."""
+    seed: Annotated[int, Field(ge=0, le=2**64 - 1), PLAN] = 17
+    """Seed of the order of samples."""
     part_bytes: Annotated[Count, BYTES] = 128 * 10**6
-    # A SentencePiece .model or a Hugging Face tokenizer.json; what it holds decides
+    """Bytes per task: the build splits plain files and Parquet at about this size. Lower it if there are more workers
+    than tasks."""
     tokenizer: Annotated[str, NOTHING]
-    # auto: gigatoken where it is seen to give the same ids
+    """Path of the tokenizer: a SentencePiece .model or a Hugging Face tokenizer.json. Its content decides the tokens;
+    its path does not matter."""
     tokenizer_engine: Annotated[Literal["auto", "reference"], NOTHING] = "auto"
-    eos_token: Annotated[str | None, BYTES] = None  # default: the tokenizer's own
-    bos: Annotated[bool, BYTES] = False  # the paper's training data have none
-    seq_len: Annotated[Size, BYTES] = 2048  # predicted tokens a sample; a sample holds one more
-    batch_size: Annotated[Size, PLAN] = 512  # samples a step, over all ranks
+    """`auto` tokenizes with gigatoken, which is several times faster, if its ids equal those of the reference library.
+    `reference` never uses gigatoken."""
+    eos_token: Annotated[str | None, BYTES] = None
+    """The token that ends each document, such as `</s>`. Default: the one of the tokenizer."""
+    bos: Annotated[bool, BYTES] = False
+    """Put the BOS token before each document. The paper's training data have none."""
+    seq_len: Annotated[Size, BYTES] = 2048
+    """Predicted tokens per sample. A sample stores one token more."""
+    batch_size: Annotated[Size, PLAN] = 512
+    """Samples per step, over all ranks. The number of ranks must divide it."""
     lanes: Annotated[Size, PLAN] = 1
-    shuffle_block: Annotated[Count, PLAN] = 32_768  # samples
+    """Cut each stream into N parts; each serves one N-th of every batch. A node then reads only the shards of its own
+    lanes. 1 is right for most clusters: set it to the number of nodes only if nodes cannot hold or afford to download
+    all shards. Must divide `batch_size`."""
+    shuffle_block: Annotated[Count, PLAN] = 32_768
+    """Samples are shuffled within blocks of N, and the shards of a stream as a whole. Larger blocks mix better and need
+    more cache."""
     samples_per_shard: Annotated[Size, BYTES] = 4096
+    """Samples per shard file. A shard of the default size takes about 16 MB."""
     shard_hashes: Annotated[tuple[Literal["xxh64", "xxh3_128", "sha256"], ...], BYTES] = Field(
         default=("xxh64",), min_length=1
     )
-    shard_compression: Annotated[  # such as zstd:1
-        Annotated[str, Field(pattern=r"^zstd:([1-9]|1\d|2[0-2])$")] | None, BYTES
-    ] = None
-    max_bad_fraction: Annotated[float, NOTHING] = Field(default=0.001, ge=0, le=1)  # of a stream's records
+    """Hashes of each shard in its index. All of them are checked when a shard is opened."""
+    shard_compression: Annotated[Annotated[str, Field(pattern=r"^zstd:([1-9]|1\d|2[0-2])$")] | None, BYTES] = None
+    """Compress shards with Zstandard at this level, such as zstd:1. Default: no compression."""
+    max_bad_fraction: Annotated[float, NOTHING] = Field(default=0.001, ge=0, le=1)
+    """The build fails if more than this fraction of a stream's records is unusable, such as broken JSON."""
     languages: Annotated[dict[str, str], BYTES] = _LANGUAGES
+    """Full name of each language code, for training text and prompts. Names in the file add to the defaults; other
+    codes get their English name from CLDR."""
     streams: Annotated[dict[Name, Stream], BYTES]
+    """The streams by name: each has either `documents` or `pairs`. null drops a stream of the base."""
     budget: Annotated[BudgetConfig | None, PLAN] = None
+    """Length of the whole run, for stages with `fraction` or `rest`. Default: the sum of the stages."""
     stages: Annotated[tuple[StageConfig, ...], PLAN]
+    """The stages of the run, in order. A list in the file replaces that of the base."""
     parent: Annotated[ParentConfig | None, PLAN] = None
+    """Fork the schedule of another run at one of its steps. Default: start a new schedule."""
     init: Annotated[InitConfig | None, TRAINING] = None
+    """Start from the checkpoint of another run. Default: new weights."""
     model: Annotated[ModelConfig, TRAINING] = ModelConfig()
+    """Size of the model. Default: TinyLlama 1.1B."""
     train: Annotated[TrainConfig, TRAINING] = TrainConfig()
+    """Optimizer, learning rate, checkpoints, logs and safety limits."""
     evaluate: Annotated[EvaluateConfig, TRAINING] = EvaluateConfig()
+    """Translation sets, decoding, choice of a checkpoint, and reasoning tasks."""
 
     @model_validator(mode="before")
     @classmethod
@@ -168,13 +221,13 @@ class Config(Section):
         if not isinstance(values, dict):
             return values
         filled = {"out": f"runs/{values.get('name')}", **values}
-        if isinstance(filled.get("languages"), dict):  # a config adds to the usual names
+        if isinstance(filled.get("languages"), dict):  # names in a file add to the defaults
             filled["languages"] = {**_LANGUAGES, **filled["languages"]}
         return filled
 
     @model_validator(mode="after")
     def _name_languages(self) -> Config:
-        """Take the names of CLDR for languages that are used and that `languages` does not name."""
+        """Add the CLDR names of languages that are used but missing in `languages`."""
         for code, _ in self._languages_used():
             if code in ENGLISH_NAMES:
                 self.languages.setdefault(code, ENGLISH_NAMES[code])
@@ -185,11 +238,11 @@ class Config(Section):
         _check_numbers(self.model_dump(), ())
         for key, url in (("store", self.store), ("out", self.out)):
             if re.match(r"[a-z0-9]+:/[^/]|(s3|gs|oci)//", url.lower()):
-                raise PlacedError((key,), f"{key} is {url}: a URL begins as in s3://bucket/folder")
+                raise PlacedError((key,), f"{key} is {url}: write a URL as s3://bucket/folder")
             if "://" in url and not is_url(url):
                 raise PlacedError(
                     (key,),
-                    f"{key} is {url}: not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder",
+                    f"{key} is {url}: unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder",
                 )
         if "://" in self.cache:
             raise PlacedError(("cache",), f"cache is {self.cache}: it must be a folder on a local disk")
@@ -205,7 +258,7 @@ class Config(Section):
                 raise PlacedError(
                     ("streams", name, "assume", "samples"),
                     f"streams.{name}.assume.samples is {stream.assume.samples:,}: with seq_len {self.seq_len:,} that "
-                    f"is more than {MAX_NUMBER:,} tokens, the most that can be counted",
+                    f"is more than {MAX_NUMBER:,} tokens, the largest possible number",
                 )
         self._check_stages()
         self._check_languages()
@@ -235,7 +288,7 @@ class Config(Section):
                     "a stage with `rest` or `fraction` needs the run's `budget`, such as {steps: 160_000}",
                 )
             if stage.rest and any(before.rest for before in self.stages[:number]):
-                raise PlacedError(("stages", number, "rest"), "only one stage can be the `rest` of the budget")
+                raise PlacedError(("stages", number, "rest"), "only one stage can have `rest: true`")
             if fraction_sum(self.stages[: number + 1]) > 1:
                 fractions = [f"{before.fraction:g}" for before in self.stages[: number + 1] if before.fraction]
                 total = float(fraction_sum(self.stages[: number + 1]))
@@ -245,7 +298,7 @@ class Config(Section):
                 )
 
     def _languages_used(self) -> Iterator[tuple[str, Loc]]:
-        """The languages of pairs and of evaluation sets, and where the config has them."""
+        """The languages of pairs and of evaluation sets, with their places in the config."""
         for name, stream in self.streams.items():
             if isinstance(stream, PairStream):
                 yield from ((code, ("streams", name)) for code in stream.codes)
@@ -266,23 +319,24 @@ class Config(Section):
 
     @property
     def first_step(self) -> int:
-        """Where a new run begins: at the parent's step if it goes on with the parent's checkpoint."""
+        """The first step of a new run: the parent's step if the run continues the parent's checkpoint, else 0."""
         return self.parent.step if self.parent and self.init and self.init.mode == "continue" else 0
 
     @property
     def scores(self) -> dict[str, ScoresConfig]:
-        """The `scores` of the streams that state them."""
+        """The `scores` of the streams that have them."""
         pairs = {name: stream for name, stream in self.streams.items() if isinstance(stream, PairStream)}
         return {name: stream.scores for name, stream in pairs.items() if stream.scores}
 
     @property
     def streams_in_use(self) -> tuple[str, ...]:
-        """Names of the streams that some stage mixes, in the order of the stages."""
+        """Names of the streams that at least one stage mixes, in the order of the stages."""
         return tuple(dict.fromkeys(stream for stage in self.stages for stream in stage.streams))
 
 
 def _check_numbers(value: object, loc: Loc) -> None:
-    """Refuse, anywhere in a config, what JSON, paths and 64 bits cannot hold. Sections of other modules do not."""
+    """Refuse values anywhere in a config that JSON, paths or 64 bits cannot hold. Sections of other modules have no
+    such check."""
     if isinstance(value, dict):
         for key, inner in value.items():
             _check_numbers(inner, (*loc, key))

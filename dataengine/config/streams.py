@@ -1,4 +1,4 @@
-"""The section `streams`: where records lie, how they become text, and what cleaning drops."""
+"""The section `streams`: the location of records, their form as text, and their cleaning."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from pydantic import (
 from dataengine.cleaning.rules.settings import DocumentRules, PairRules
 from dataengine.config.fields import LANGUAGE_PATTERN, NOTHING, PLAN, Count, Direction, Section
 
-# `columns: heading` is the default: the first line of each file names its columns.
+# The default is `columns: heading`: the first line of each file names its columns.
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "heading" else value)]
 
 
 class AssumeConfig(Section):
-    """The size of a stream that is not built yet, so that `dataengine plan` can show its schedule."""
+    """Size of a stream that is not built yet, for `dataengine plan`. State `tokens` or `samples`."""
 
-    tokens: Count | None = None  # all tokens of its samples
+    tokens: Count | None = None
+    """All tokens of the stream, such as 162.5B."""
     samples: Count | None = None
+    """All samples of the stream."""
 
     @model_validator(mode="after")
     def _states_one(self) -> AssumeConfig:
@@ -36,22 +38,24 @@ class AssumeConfig(Section):
 
 
 class SubsetsConfig(Section):
-    """Records to leave out by the name of the subset that they come from."""
+    """Drop records by the name of their subset."""
 
-    key: str  # where a record states it, such as meta.redpajama_set_name
-    drop: tuple[str, ...]  # such as [RedPajamaGithub]
+    key: str
+    """The key of a record that names its subset, such as meta.redpajama_set_name."""
+    drop: tuple[str, ...]
+    """Names of the subsets to drop, such as [RedPajamaGithub]."""
 
 
 class SectionOfOneKind(Section):
     """A section with keys of its own in streams of documents and in streams of pairs."""
 
-    # Keys of both kinds as every config.yaml states them: these come first, those of the other kind with these values
+    # Keys that every stored config.yaml begins with. Keys of the other kind have these values.
     stored: ClassVar[dict[str, object]]
 
     @model_validator(mode="before")
     @classmethod
     def _drop_empty_keys(cls, values: object) -> object:
-        """Leave out what a config.yaml states of the other kind."""
+        """Remove the keys of the other kind that a stored config.yaml has."""
         if not isinstance(values, dict):
             return values
         other = {key: value for key, value in cls.stored.items() if key not in cls.model_fields}
@@ -63,37 +67,52 @@ class SectionOfOneKind(Section):
 
 
 class CleanConfig(SectionOfOneKind):
-    """What is dropped before tokenizing; each drop is counted by its reason. All is off until it is named."""
+    """Cleaning before tokenization. Everything is off by default, and each drop is counted by its reason."""
 
     stored: ClassVar[dict[str, object]] = {"pair_rules": None, "document_rules": None}
-    min_language_score: float | None = Field(default=None, gt=0, le=1)  # of the language that a text should have
-    dedup: tuple[str, ...] = ()  # text (documents); pair, or a language's code for that side alone (pairs)
-    near_dedup: Annotated[float, Field(gt=0, lt=1)] | None = None  # least Jaccard similarity of near duplicates
-    decontaminate: tuple[str, ...] = ()  # files of evaluation texts; what shares a text or a long n-gram goes
+    min_language_score: float | None = Field(default=None, gt=0, le=1)
+    """Drop texts whose score for their stated language, by the model lid.176, is lower. It also drops some good short
+    texts; start with 0.01. Default: off."""
+    dedup: tuple[str, ...] = ()
+    """Drop exact duplicates after normalization; the first record stays. Documents: [text]. Pairs: `pair` for both
+    sides, or a language code for one side, such as [pair, zh]."""
+    near_dedup: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Drop records whose sets of 5-word shingles have at least this Jaccard similarity to an earlier record, such as
+    0.9. Default: off."""
+    decontaminate: tuple[str, ...] = ()
+    """Files with evaluation texts, in any format of `evaluate`. Records that share a whole text, 13 words in a row or
+    26 Chinese characters with them are dropped."""
     subsets: SubsetsConfig | None = None
+    """Drop records by the name of their subset. Default: off."""
 
 
 class DocumentClean(CleanConfig):
-    """What is dropped of documents."""
+    """Cleaning of documents before tokenization. Everything is off by default."""
 
-    document_rules: DocumentRules | None = None  # {} takes the defaults
+    document_rules: DocumentRules | None = None
+    """Drop documents by rules on length, characters, script and repetition. {} turns the rules on with their defaults.
+    Default: off."""
 
 
 class PairClean(CleanConfig):
-    """What is dropped of pairs."""
+    """Cleaning of sentence pairs before tokenization. Everything is off by default."""
 
-    pair_rules: PairRules | None = None  # {} takes the defaults
+    pair_rules: PairRules | None = None
+    """Drop pairs by rules on length, script, digits, links and markup. {} turns the rules on with their defaults.
+    Default: off."""
 
 
 class ScoresConfig(Section):
-    """Quality of pairs by a reference-free COMET model (`dataengine score`); pairs below a threshold are dropped."""
+    """Drop pairs below a quality threshold. The scores come from a reference-free COMET model (`dataengine score`)."""
 
-    model: str  # checkpoint (path, or a name on the Hugging Face hub)
-    thresholds: dict[Direction, float] = Field(min_length=1)  # the paper: {zh-en: 0.42}, {id-en: 0.58}
+    model: str
+    """The COMET model: path of a checkpoint, or a name on the Hugging Face hub."""
+    thresholds: dict[Direction, float] = Field(min_length=1)
+    """Lowest score that stays, by the direction that is scored. The paper uses {zh-en: 0.42} and {id-en: 0.58}."""
 
 
 class StreamConfig(SectionOfOneKind):
-    """Where the records of a stream lie, how they become text, and how often they are read."""
+    """A stream: the location of its records, their form as text, and the number of epochs."""
 
     stored: ClassVar[dict[str, object]] = {
         "documents": [],
@@ -110,21 +129,31 @@ class StreamConfig(SectionOfOneKind):
         "clean": {},
         "scores": None,
     }
-    format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None  # default: by the file's name
-    columns: Columns = ()  # .tsv: their names in files without a heading; a heading that names the keys is obeyed
-    split: Literal["line", "paragraph", "file"] = "line"  # .txt: what a document is
-    passes: Annotated[Count, PLAN] = 1  # or `epochs`: how often the schedule may go through the stream
-    assume: Annotated[AssumeConfig | None, NOTHING] = None  # its size until it is built
+    format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None
+    """Format of the files. Default: by the name of each file."""
+    columns: Columns = ()
+    """TSV: names of the columns in files without a heading, such as [en, zh]. Default: `heading`, the first line of
+    each file names them."""
+    split: Literal["line", "paragraph", "file"] = "line"
+    """Plain text: which part of a file is one document."""
+    passes: Annotated[Count, PLAN] = 1  # YAML: epochs
+    """How many times the schedule may read the whole stream. Each epoch has an order of its own."""
+    assume: Annotated[AssumeConfig | None, NOTHING] = None
+    """Size of the stream for `dataengine plan` until it is built, such as {tokens: 162.5B}. Default: unknown."""
 
 
 class DocumentStream(StreamConfig):
-    """A stream of documents."""
+    """A stream of documents, each a text of its own."""
 
-    # Paths, globs or URLs: .jsonl .json .txt .tsv .tmx, plain, .gz, .zst, .xz or .bz2, and .parquet
     documents: tuple[str, ...]
-    text_key: str = "text"  # the key of the text; a dotted key goes into nested objects
-    language: str | None = None  # the code of their language, for rules and min_language_score
+    """Files with documents: paths, globs or URLs. Formats: .jsonl, .json, .txt, .tsv, .tmx (also as .gz, .zst, .xz or
+    .bz2) and .parquet."""
+    text_key: str = "text"
+    """The key of the text in a record. A dotted key, such as meta.text, goes into nested objects."""
+    language: str | None = None
+    """Language code of the documents, for cleaning rules and `min_language_score`. Default: unknown."""
     clean: DocumentClean = DocumentClean()
+    """Cleaning of the documents. Default: none."""
 
     @model_validator(mode="after")
     def _agrees(self) -> DocumentStream:
@@ -135,49 +164,57 @@ class DocumentStream(StreamConfig):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Where the records lie."""
+        """The files of the stream."""
         return self.documents
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The code of the language that the stream writes, if it is stated."""
+        """The code of the language of the documents, if it is known."""
         return (self.language,) if self.language else ()
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """The code of a record's one text; empty if it is not stated."""
+        """The language code of a record's only text; empty if it is unknown."""
         return (self.language or "",)
 
     @property
     def text_keys(self) -> tuple[str, ...]:
-        """The key of a record's one text."""
+        """The key of a record's only text."""
         return (self.text_key,)
 
 
 class PairStream(StreamConfig):
-    """A stream of sentence pairs."""
+    """A stream of sentence pairs, written as translations or one side alone."""
 
-    # Paths as of documents; a mapping is a Moses corpus: {en: corpus.en, zh: corpus.zh}
     pairs: tuple[str | dict[str, str], ...]
-    keys: dict[str, str] = {}  # language -> key of its sentence; default: the language's code
-    directions: tuple[Direction, ...] = ()  # pair number i is written in direction i modulo their number
-    # Or `targets: adjacent`; false, or `targets: shuffled`, takes the target of another pair, at random, each once
-    adjacent: bool = True
-    sides: tuple[Annotated[str, Field(pattern=LANGUAGE_PATTERN)], ...] = ()  # only these sides, a document each
+    """Files with sentence pairs: paths, globs or URLs in the formats of `documents`. A mapping is a Moses corpus with a
+    file per language: {en: corpus.en, zh: corpus.zh}."""
+    keys: dict[str, str] = {}
+    """The key of each language's sentence in a record, such as {zh: translation.zh}. Default: the language code."""
+    directions: tuple[Direction, ...] = ()
+    """Translation directions of the training text, source first, such as [en-zh, zh-en]. Each pair is written once;
+    the directions take turns. State either `directions` or `sides`."""
+    adjacent: bool = True  # YAML: targets
+    """`adjacent` writes each source with its own target. `shuffled` gives it the target of another pair, at random;
+    each target is used once."""
+    sides: tuple[Annotated[str, Field(pattern=LANGUAGE_PATTERN)], ...] = ()
+    """Use only the sentences of these languages, each as a document of its own, such as [zh]."""
     clean: PairClean = PairClean()
+    """Cleaning of the pairs. Default: none."""
     scores: ScoresConfig | None = None
+    """Drop pairs below a quality threshold of a COMET model. Default: off."""
 
     @model_validator(mode="after")
     def _agrees(self) -> PairStream:
         if bool(self.directions) == bool(self.sides):
             raise ValueError("pairs need either `directions` (such as [en-zh]) or `sides` (such as [zh])")
         if same := [direction for direction in self.directions if len(set(direction.split("-"))) == 1]:
-            raise ValueError(f"`directions`: {same[0]} goes from a language to itself")
+            raise ValueError(f"`directions`: {same[0]} has the same language twice")
         if files := _files_by_language([path for path in self.pairs if isinstance(path, str)], self.codes):
             corpus = ", ".join(f"{code}: {path}" for code, path in files.items())
-            raise ValueError(f"`pairs`: a file for each language is a mapping: pairs: [{{{corpus}}}]")
+            raise ValueError(f"`pairs`: write one file per language as a mapping: pairs: [{{{corpus}}}]")
         if not self.adjacent and not self.directions:
-            raise ValueError("`adjacent: false` goes with `directions`")
+            raise ValueError("`targets: shuffled` needs `directions`")
         _check_dedup(self.clean, ("pair", *self.codes))
         if self.clean != PairClean() and len(self.codes) > 2:
             raise ValueError(
@@ -185,25 +222,25 @@ class PairStream(StreamConfig):
                 "make a stream for each pair"
             )
         if self.clean != PairClean() and len(self.codes) < 2:
-            raise ValueError("cleaning compares two languages: state `keys` for both, such as {en: en, zh: zh}")
+            raise ValueError("cleaning compares two languages: add `keys` for both, such as {en: en, zh: zh}")
         for direction in self.scores.thresholds if self.scores else ():
             if set(direction.split("-")) != set(self.codes):
-                raise ValueError(f"scores.thresholds: {direction} is no direction of {' and '.join(self.codes)}")
+                raise ValueError(f"scores.thresholds: {direction} is not a direction of {' and '.join(self.codes)}")
         return self
 
     @property
     def paths(self) -> tuple[str | dict[str, str], ...]:
-        """Where the records lie."""
+        """The files of the stream."""
         return self.pairs
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """Codes of the languages that the stream writes."""
+        """Codes of the languages in the training text."""
         return tuple(dict.fromkeys([*self.sides, *(code for d in self.directions for code in d.split("-"))]))
 
     @property
     def codes(self) -> tuple[str, ...]:
-        """Codes of the texts of a record: languages that the stream writes, and others that `keys` name."""
+        """Codes of the texts of a record: the languages of the training text, and others in `keys`."""
         return tuple(dict.fromkeys([*self.languages, *self.keys]))
 
     @property
@@ -218,7 +255,7 @@ def _check_dedup(clean: CleanConfig, known: Sequence[str]) -> None:
 
 
 def _files_by_language(paths: Sequence[str], codes: Sequence[str]) -> dict[str, str]:
-    """The path of each language if paths are such as corpus.en and corpus.zh.gz, or a.en.txt; empty if they are not."""
+    """The path of each language for paths such as corpus.en and corpus.zh.gz, or a.en.txt; empty for others."""
     found: dict[str, str] = {}
     for path in paths:
         name = path.rpartition("/")[2].removesuffix(".gz").removesuffix(".zst").removesuffix(".xz").removesuffix(".bz2")
@@ -227,12 +264,12 @@ def _files_by_language(paths: Sequence[str], codes: Sequence[str]) -> dict[str, 
     return {code: found[code] for code in codes} if set(found) == set(codes) and len(paths) == len(codes) else {}
 
 
-# The key that makes a stream one of a kind -> the section of that kind
+# The key that decides the kind of a stream -> the section of that kind
 STREAM_KINDS = {"documents": DocumentStream, "pairs": PairStream}
 
 
 def _stated_kind(stream: object) -> str | None:
-    """The key by which a stream is one of a kind; None if it states both or neither."""
+    """The key that decides the kind of a stream; None if it has both keys or neither."""
     if isinstance(stream, dict):
         stated = [key for key in STREAM_KINDS if stream.get(key, []) != []]
         return stated[0] if len(stated) == 1 else None
@@ -244,6 +281,6 @@ Stream = Annotated[
     Discriminator(
         _stated_kind,
         custom_error_type="stream_kind",
-        custom_error_message="a stream states either `documents` or `pairs`: a list of paths",
+        custom_error_message="state either `documents` or `pairs` for a stream: a list of paths",
     ),
 ]

@@ -676,7 +676,7 @@ PAIRS = "pairs: [a.jsonl]\n    directions: [en-zh]"
         (f"{PAIRS}\n    clean: {{dedup: [text, en, id]}}", "line 4: streams.s: clean.dedup: text, id: expected some of "
          "pair, en, zh."),
         ("pairs: [a.jsonl]\n    sides: [zh]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning compares two "
-         "languages: state `keys` for both, such as {en: en, zh: zh}."),
+         "languages: add `keys` for both, such as {en: en, zh: zh}."),
         ("pairs: [a.jsonl]\n    directions: [en-zh, en-id]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning "
          "compares two languages, and this stream has 3 (en, zh, id): make a stream for each pair."),
         (f"{DOCUMENTS}\n    clean:\n      near_dedup: 1.5", "line 7: streams.s.clean.near_dedup: expected a number "
@@ -688,7 +688,7 @@ PAIRS = "pairs: [a.jsonl]\n    directions: [en-zh]"
         (f"{PAIRS}\n    clean:\n      pair_rules:\n        max_length_ratio: 0.5", "line 9: "
          "streams.s.clean.pair_rules.max_length_ratio: expected a number greater than or equal to 1, got 0.5."),
         (f"{PAIRS}\n    scores: {{model: m, thresholds: {{en-id: 0.4}}}}", "line 4: streams.s: scores.thresholds: "
-         "en-id is no direction of en and zh."),
+         "en-id is not a direction of en and zh."),
         (f"{PAIRS}\n    scores: {{model: m, thresholds: {{}}}}", "line 7: streams.s.scores.thresholds: dictionary "
          "should have at least 1 item after validation, not 0, got {}."),
     ],

@@ -49,11 +49,11 @@ def test_a_key_under_both_names_is_refused_with_both_lines(tmp_path: Path, order
     path = write(tmp_path, "a.yaml", text)
     new, old = (6 + order.index(f"{key}: 2") for key in ("epochs", "passes"))
     assert message(path) == (
-        f"{path}, line {new}: key 'streams.mono.epochs' is another name of 'passes', which stands in {path}, "
-        f"line {old}, too. Remove one."
+        f"{path}, line {new}: key 'streams.mono.epochs' is another name for 'passes', which is also given in "
+        f"{path}, line {old}. Remove one."
     )
     assert message(write(tmp_path, "b.yaml", BASE), "evaluate={beams: 1, num_beams: 1}").startswith(
-        "override 'evaluate={beams: 1, num_beams: 1}': key 'evaluate.num_beams' is another name of 'beams', "
+        "override 'evaluate={beams: 1, num_beams: 1}': key 'evaluate.num_beams' is another name for 'beams', "
     )
 
 

@@ -165,7 +165,7 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
     [
         (("mix: {mono: 1}", "mix: {momo: 1}"),
          "{path}, line 7: stage 'only' mixes stream 'momo', which `streams` does not define (did you mean 'mono'?)."),
-        (("steps: 3", "steps: 3, drain: true"), "{path}, line 7: stages.0: a stage states its length once: `steps`, "
+        (("steps: 3", "steps: 3, drain: true"), "{path}, line 7: stages.0: state the length of a stage once: `steps`, "
          "`tokens`, `samples`, `fraction`, `drain: true` or `rest: true`."),
         (("stages:", "stages:\n  - {name: only, drain: true, mix: {mono: 1}}"),
          "{path}, line 8: two stages are named 'only'."),
@@ -180,11 +180,11 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
          "{path}, line 9: the fractions sum to 1.1 (0.7 + 0.4), more than the whole budget."),
         (("[a.jsonl]", "a.jsonl"),
          "{path}, line 5: streams.mono.documents: expected a list, such as [a.jsonl], got 'a.jsonl'."),
-        (("name: base", "name: base\nbudget: 60"), "{path}, line 2: budget: expected keys of its own (steps, tokens), "
-         "got 60."),
+        (("name: base", "name: base\nbudget: 60"), "{path}, line 2: budget: expected a mapping with keys "
+         "(steps, tokens), got 60."),
         (("name: base", "name: base\nlanguages: {no: Norwegian}"),
          "{path}, line 2: languages.0.[key]: expected a valid "
-         "string. YAML takes no, yes, on and off without quotes for false and true, got false."),
+         "string. YAML reads no, yes, on and off without quotes as false and true, got false."),
         (("mono: 1", "mono: some"),
          "{path}, line 7: stages.0.mix.mono: expected a number, such as 0.8, "
          "or expected 'by_size', 'all' or 'rest', got 'some'."),
@@ -192,28 +192,28 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
          "{path}, line 6: streams.mono.directions.0: "
          "expected two languages, such as en-zh, got 'en_zh'."),
         (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en-zh-TW]"), "{path}, line 6: "
-         "streams.mono.directions.0: expected languages without region or script: en-zh; for the variety of a TMX "
-         "state keys: {zh: zh-TW}, got 'en-zh-TW'."),
+         "streams.mono.directions.0: expected languages without region or script: en-zh; to choose a variety of a TMX "
+         "file, use keys: {zh: zh-TW}, got 'en-zh-TW'."),
         (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    sides: [zh-Hant]"), "{path}, line 6: "
-         "streams.mono.sides.0: expected languages without region or script: zh; for the variety of a TMX state keys: "
-         "{zh: zh-Hant}, got 'zh-Hant'."),
+         "streams.mono.sides.0: expected languages without region or script: zh; to choose a variety of a TMX file, "
+         "use keys: {zh: zh-Hant}, got 'zh-Hant'."),
         (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    sides: [z.h]"), "{path}, line 6: "
-         "streams.mono.sides.0: expected the code of a language, such as zh, got 'z.h'."),
+         "streams.mono.sides.0: expected a language code, such as zh, got 'z.h'."),
         (("name: base", "name: base\nevaluate: {dev: {en-zh-TW: a.tsv}}"), "{path}, line 2: "
          "evaluate.dev.en-zh-TW.[key]: expected languages without region or script: en-zh, got 'en-zh-TW'."),
         (("documents: [a.jsonl]", "pairs: [d.x/c.en, c.zh.gz]\n    directions: [zh-en]"), "{path}, line 4: "
-         "streams.mono: `pairs`: a file for each language is a mapping: pairs: [{zh: c.zh.gz, en: d.x/c.en}]."),
+         "streams.mono: `pairs`: write one file per language as a mapping: pairs: [{zh: c.zh.gz, en: d.x/c.en}]."),
         (("documents: [a.jsonl]", "pairs: [c.en.txt, c.zh.txt]\n    sides: [zh]\n    keys: {en: en}"),
-         "{path}, line 4: streams.mono: `pairs`: a file for each language is a mapping: "
+         "{path}, line 4: streams.mono: `pairs`: write one file per language as a mapping: "
          "pairs: [{zh: c.zh.txt, en: c.en.txt}]."),
-        (("[a.jsonl]", "[a.jsonl]\n    clean: {dedup: text}"), "{path}, line 6: streams.mono.clean.dedup: expected a "
-         "list: [text] of documents; of pairs some of pair and the languages' codes, such as [pair], got 'text'."),
-        (("[a.jsonl]", "[a.jsonl]\n    clean: null"), "{path}, line 6: streams.mono.clean: expected keys of its own "
-         "(document_rules, min_language_score, dedup, near_dedup, ...), or {} for none, got null."),
+        (("[a.jsonl]", "[a.jsonl]\n    clean: {dedup: text}"), "{path}, line 6: streams.mono.clean.dedup: "
+         "expected a list: [text] for documents; `pair` and language codes for pairs, such as [pair], got 'text'."),
+        (("[a.jsonl]", "[a.jsonl]\n    clean: null"), "{path}, line 6: streams.mono.clean: expected a mapping with "
+         "keys (document_rules, min_language_score, dedup, near_dedup, ...), or {} for none, got null."),
         (("[a.jsonl]", "[a.jsonl]\n    clean: {near_dedup: 80%}"), "{path}, line 6: streams.mono.clean.near_dedup: "
          "expected a number, such as 0.8, got '80%'."),
-        (("mono: 1", "mono: by_size, other: 2"), "{path}, line 7: stages.0: `by_size` is for all streams of a mix or "
-         "for none, and not that of other."),
+        (("mono: 1", "mono: by_size, other: 2"), "{path}, line 7: stages.0: `by_size` must be the weight of all "
+         "streams of a mix or of none. Change the weight of other."),
         (("tokenizer: t.model", " tokenizer: t.model"),
          "{path}, line 2: not valid YAML: mapping values are not allowed "
          "here: 'tokenizer: t.model'. Look at its indentation, colons, quotes and brackets."),
@@ -234,11 +234,11 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
          "add `languages: {cn: ...}`, the full name that prompts and training text use."),
         (("name: base", "name: base\nbatch_size: 6\nlanes: 4"),
          "{path}, line 3: lanes (4) must divide batch_size (6)."),
-        (("name: base", "name: base\nname: again"), "{path}, line 2: key 'name' stands twice. Remove one."),
+        (("name: base", "name: base\nname: again"), "{path}, line 2: key 'name' is given twice. Remove one."),
         (("name: base", "name: base\nout: S3//bucket"),
-         "{path}, line 2: out is S3//bucket: a URL begins as in s3://bucket/folder."),
+         "{path}, line 2: out is S3//bucket: write a URL as s3://bucket/folder."),
         (("name: base", "name: base\nout: ftp://host/run"), "{path}, line 2: out is ftp://host/run: "
-         "not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/folder."),
+         "unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder."),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], expected: str) -> None:
@@ -257,7 +257,7 @@ def test_base_mistakes(tmp_path: Path) -> None:
     write(tmp_path, "b.yaml", BASE.replace("mono: 1", "momo: 1"))
     assert message(path).startswith(f"{tmp_path / 'b.yaml'}, line 7: stage 'only' mixes stream 'momo', which ")
     write(tmp_path, "b.yaml", "base: a.yaml\n")
-    assert "`base` goes round in a circle: " in message(path)
+    assert "`base` forms a circle: " in message(path)
     assert message(tmp_path / "none.yaml") == (
         f"cannot read config {tmp_path / 'none.yaml'}: No such file or directory. Give the path of a YAML file."
     )
@@ -304,9 +304,9 @@ def test_small_experiment_is_valid_yaml(make_config: ConfigMaker) -> None:
 
 
 def test_a_direction_has_two_languages_and_a_url_two_slashes(make_config: ConfigMaker) -> None:
-    with pytest.raises(InputError, match=r"`directions`: en-en goes from a language to itself"):
+    with pytest.raises(InputError, match=r"`directions`: en-en has the same language twice"):
         make_config(["streams.en-zh.directions=[en-en]"])
-    with pytest.raises(InputError, match=r"store is s3:/bucket/x: a URL begins as in s3://bucket/folder"):
+    with pytest.raises(InputError, match=r"store is s3:/bucket/x: write a URL as s3://bucket/folder"):
         make_config(["store=s3:/bucket/x"])
 
 
@@ -380,10 +380,10 @@ FLOATS |= {"rms_norm_eps", "rope_theta", "length_penalty"}
 def test_a_key_that_stands_twice_in_an_override(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", BASE)
     assert message(path, "train={seed: 1, seed: 2}") == (
-        "override 'train={seed: 1, seed: 2}': key 'train.seed' stands twice. Remove one."
+        "override 'train={seed: 1, seed: 2}': key 'train.seed' is given twice. Remove one."
     )
     path = write(tmp_path, "b.yaml", BASE + 'train: {seed: 1, "seed": 2}\n')
-    assert message(path) == f"{path}, line 8: key 'train.seed' stands twice. Remove one."
+    assert message(path) == f"{path}, line 8: key 'train.seed' is given twice. Remove one."
 
 
 def test_anchors_and_merge_keys(tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_anchors_and_merge_keys(tmp_path: Path) -> None:
     path = write(tmp_path, "c.yaml", BASE + "train:\n  <<: &x {warmup_steps: -1}\n  seed: 1\n")
     assert message(path).startswith(f"{path}, line 9: train.warmup_steps: expected a number greater than or equal to 0")
     path = write(tmp_path, "d.yaml", BASE + "train:\n  <<: {seed: 1}\n  <<: {seed: 2}\n")
-    assert message(path) == f"{path}, line 10: key 'train.<<' stands twice. Remove one."
+    assert message(path) == f"{path}, line 10: key 'train.<<' is given twice. Remove one."
 
 
 def test_aliases_without_end_are_refused(tmp_path: Path) -> None:
@@ -409,6 +409,6 @@ def test_aliases_without_end_are_refused(tmp_path: Path) -> None:
         f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
     )
     path = write(tmp_path, "a.yaml", BASE + bomb)
-    assert message(path) == f"{path}, line 12: more than 100,000 values, aliases written out. Shorten it."
+    assert message(path) == f"{path}, line 12: more than 100,000 values with all aliases expanded. Shorten it."
     path = write(tmp_path, "b.yaml", BASE + "train: &t {wandb: *t}\n")
     assert message(path) == f"{path}, line 8: an anchor contains itself. Write it out."

@@ -34,7 +34,7 @@ def test_a_key_of_the_other_kind_of_stream_is_unknown(
         assert name not in known
     for override in (f"streams.mono.{other}=[b]", f"streams.mono.{kind}=[]"):  # both, neither
         assert message(path, override) == (
-            f"{path}, line 4: streams.mono: a stream states either `documents` or `pairs`: a list of paths."
+            f"{path}, line 4: streams.mono: state either `documents` or `pairs` for a stream: a list of paths."
         )
 
 

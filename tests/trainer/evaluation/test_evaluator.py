@@ -284,7 +284,7 @@ def test_errors_say_what_to_do(experiment: Experiment, capsys: pytest.CaptureFix
         ([f"out={tmp_path / 'none'}", "--all"], "no checkpoint under"),
         (["--step", 5], "has no checkpoint of 5 steps; it has those of 4, 6, 8, 12, 16"),
         (["evaluate.shots=[12]"], "12 examples need 13 pairs with different sources, there are 12"),
-        (["evaluate.choose_by=[en-id]"], "`choose_by`: en-id is no direction of `dev`"),
+        (["evaluate.choose_by=[en-id]"], "`choose_by`: en-id is not a direction of `dev`"),
         (["evaluate.dev=null"], "evaluate.dev"),
         (["--sets", "reasoning"], "`evaluate.reasoning` names no task"),
         (["--sets", "test", "evaluate.test={}"], "`evaluate.test` names no set"),
