@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from dataengine.errors import InputError
 from dataengine.mds.types import Stream
 from dataengine.schedule.order import RunOrder
+from dataengine.schedule.reader import Batches
 from dataengine.schedule.slots import Schedule, Stage
 from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url, where_it_would_be
@@ -47,6 +48,36 @@ class Manifest:
     stages: tuple[Stage, ...]
     parent: dict[str, Any] | None = None
     version: int = VERSION
+    store: str = field(default="", compare=False)  # path or URL of its store, if known; not in the file
+
+    def batches(
+        self, start: int = 0, *, rank: int = 0, world_size: int = 1, store: str | Path = "", cache: str | Path = "cache"
+    ) -> Batches:
+        """The batches of the run from step `start` on, exactly as the trainer reads them: a sequence of `Batch`.
+
+        Of each batch, rank r of `world_size` ranks gets its equal part; the parts of all ranks, in order, are the whole
+        batch. Element i is step `start` + i. Elements are read on access, in any order, so this is a map-style dataset
+        for PyTorch's DataLoader. Shards in a bucket are downloaded to the folder `cache`. Give `store` if the manifest
+        was read from elsewhere, such as a run's folder. Raises InputError for a step or rank that does not exist, and
+        for a missing or damaged shard.
+
+            for batch in manifest.batches(start=100):
+                inputs, labels = batch.tokens[:, :-1], batch.tokens[:, 1:]
+        """
+        steps = self.schedule.steps
+        if not 0 <= start <= steps:
+            raise InputError(f"start is {start:,}, but the schedule has {steps:,} steps: give one from 0 to {steps:,}")
+        if world_size < 1 or self.batch_size % world_size or not 0 <= rank < world_size:
+            raise InputError(
+                f"rank {rank} of {world_size} ranks: world_size must divide the batch size, {self.batch_size:,}, and "
+                "ranks count from 0"
+            )
+        if not (place := str(store) or self.store):
+            raise InputError(
+                f"the store of manifest '{self.name}' is unknown. Read the manifest from STORE/experiments, give "
+                "`store`, or build it first if it is only planned"
+            )
+        return Batches(self, range(start, steps), rank, world_size, place, str(cache))
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -67,7 +98,9 @@ class Manifest:
             "samples": self.schedule.steps * self.batch_size,
             "tokens": self.schedule.steps * self.batch_size * self.seq_len,
         }
-        return _canonical({**asdict(self), "totals": totals})
+        values = {**asdict(self), "totals": totals}
+        del values["store"]
+        return _canonical(values)
 
     @cached_property
     def plan_id(self) -> str:
@@ -136,6 +169,7 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
         version = orjson.loads(content)["version"]
         if version == VERSION:
             manifest = _MANIFEST.validate_json(content, strict=True)
+            manifest = replace(manifest, store=_store_of(str(path), manifest.name))
             _check(manifest)
             intact = manifest.content == content
     except ValidationError as error:
@@ -152,6 +186,12 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
 
 
 _MANIFEST = TypeAdapter(Manifest)
+
+
+def _store_of(path: str, name: str) -> str:
+    """The store that a manifest lies in; empty if its path is not that of an experiment in a store."""
+    place = path.removesuffix(f"experiments/{name}/manifest.json")
+    return "" if place == path or place[-1:] not in ("", "/") else place.rstrip("/") or ("/" if place else ".")
 
 
 def _check(manifest: Manifest) -> None:

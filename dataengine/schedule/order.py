@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,9 @@ class StreamOrder:
     seed: int
     lanes: int
     shuffle_block: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_spans"}  # a cache cannot be pickled
 
     @cached_property
     def lane_samples(self) -> int:

@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
@@ -25,10 +26,12 @@ from dataengine.arrays import Tokens
 from dataengine.errors import DamagedError, InputError, MissingError
 from dataengine.mds.reader import can_be_mapped, is_index_of, map_shard, read_index, read_raw_shard
 from dataengine.mds.types import Stream, hash_bytes, token_dtype
-from dataengine.schedule.manifest import Manifest
 from dataengine.storage.retry import retry
 from dataengine.storage.store import Store
 from dataengine.tables import size_words
+
+if TYPE_CHECKING:
+    from dataengine.schedule.manifest import Manifest
 
 log = logging.getLogger(__name__)
 _LOCKS = 256
