@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dataengine.build.manifests import build_manifest as build
-    from dataengine.build.manifests import plan, read_manifest
+    from dataengine.build.manifests import read_manifest
+    from dataengine.commands.plan import plan
     from dataengine.config.load import load_config
     from dataengine.config.schema import Config
     from dataengine.errors import InputError
@@ -43,7 +44,7 @@ _MODULES = {
     "audit": "schedule.audit",
     "decode": "text.tokenizers.decode",
     "load_config": "config.load",
-    "plan": "build.manifests",
+    "plan": "commands.plan",
     "read_manifest": "build.manifests",
 }
 

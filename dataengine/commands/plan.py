@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dataengine.build.manifests import planned_manifest
+from dataengine.build.agreement import build_differences, read_built_config
+from dataengine.build.experiment import experiment_url, make_manifest
 from dataengine.commands.common import parse_steps, show
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
+from dataengine.config.streams import AssumeConfig
 from dataengine.errors import InputError
-from dataengine.mds.types import Stream
+from dataengine.mds.types import Shard, StoredFile, Stream
 from dataengine.schedule.fork import inherited_restarts
 from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
 from dataengine.schedule.rates import Settings, horizon_notes, planned_settings
@@ -22,11 +24,14 @@ from dataengine.schedule.reader import PlanReader
 from dataengine.schedule.slots import Stage, count_drawn
 from dataengine.schedule.stages import idle_streams, stage_rows
 from dataengine.storage.open import open_store
+from dataengine.storage.paths import is_url, where_it_would_be
 from dataengine.storage.store import Store
 from dataengine.tables import size_words, table
 from dataengine.text.tokenizers.load import load_tokenizer
 
+_MOST_SHARDS = 1 << 18  # of a stream that is not built; larger ones stand for more
 _MOST_LISTED = 100_000  # samples of a step whose ids are shown
+_UNKNOWN = "assumed"  # stands for the hashes of what is not built
 
 
 def run(options: argparse.Namespace) -> None:
@@ -64,9 +69,60 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
         if overrides:
             raise InputError("a manifest is as it is: overrides go with a config")
         return Plan(read_manifest(path), (), None, None)
-    config = load_config(path, overrides)
-    manifest, assumed = planned_manifest(config)
-    return Plan(manifest, assumed, None if assumed else open_store(config.store), config)
+    return _plan_config(load_config(path, overrides))
+
+
+def plan(config: Config) -> Manifest:
+    """Return the manifest of a config without building, as `dataengine plan` shows it.
+
+    If the config is built and has not changed, this is the built manifest. Otherwise streams may have the sizes that
+    the config assumes (`streams.NAME.assume`); the schedule is exact for these sizes, but there are no samples to read.
+    Raises InputError if a size is unknown.
+
+        config = dataengine.load_config("yamls/mini/uni_en_zh.yaml")
+        schedule = dataengine.plan(config).schedule
+        print(schedule.steps, schedule.cursors(schedule.steps))  # steps; samples that the run draws from each stream
+    """
+    return _plan_config(config).manifest
+
+
+def _plan_config(config: Config) -> Plan:
+    store = open_store(config.store)
+    if store.size(f"experiments/{config.name}/manifest.json") is None:
+        return _assume(config, f"is not built in {config.store}")
+    manifest = read_manifest(experiment_url(config))
+    if changed := build_differences(config, read_built_config(store, config.name), manifest):
+        return _assume(config, f"was built with other settings ({', '.join(one.key for one in changed)})")
+    return Plan(manifest, (), store, config)
+
+
+def _assume(config: Config, reason: str) -> Plan:
+    """The plan of a config whose streams have the sizes that it states."""
+    missing = [name for name in config.streams_in_use if config.streams[name].assume is None]
+    if missing:
+        elsewhere = "" if is_url(config.store) else where_it_would_be(Path(config.store, "experiments"))
+        raise InputError(
+            f"'{config.name}' {reason}, and streams {', '.join(missing)} state no size. "
+            f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
+            f"{elsewhere}"
+        )
+    width, in_shard = config.seq_len + 1, config.samples_per_shard
+    sizes = {name: config.streams[name].assume for name in config.streams_in_use}
+    streams = {name: _assumed_stream(name, size, width, in_shard) for name, size in sizes.items()}
+    manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
+    return Plan(manifest, tuple(streams), None, config)
+
+
+def _assumed_stream(name: str, assume: AssumeConfig | None, width: int, samples_per_shard: int) -> Stream:
+    """A stream of the assumed size whose samples have `width` tokens."""
+    assert assume is not None
+    samples = assume.samples or (assume.tokens or 0) // width
+    in_shard = max(samples_per_shard, -(-samples // _MOST_SHARDS))
+    full, rest = divmod(samples, in_shard)
+    size = in_shard * (width * 2 + 4)  # uint16 tokens and their offsets
+    shards = [Shard(in_shard, StoredFile("", size, {}))] * full
+    shards += [Shard(rest, StoredFile("", rest * (width * 2 + 4), {}))] * bool(rest)
+    return Stream(name, "", _UNKNOWN, samples, samples * width, tuple(shards))
 
 
 def describe_plan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,11 @@ class Manifest:
     stages: tuple[Stage, ...]
     parent: dict[str, Any] | None = None
     version: int = VERSION
-    store: str = field(default="", compare=False)  # path or URL of its store, if known; not in the file
+
+    @property
+    def store(self) -> str:
+        """Path or URL of the store that the manifest was read from; empty if unknown. Not in the file."""
+        return str(vars(self).get("_store", ""))
 
     def batches(
         self, start: int = 0, *, rank: int = 0, world_size: int = 1, store: str | Path = "", cache: str | Path = "cache"
@@ -98,9 +102,7 @@ class Manifest:
             "samples": self.schedule.steps * self.batch_size,
             "tokens": self.schedule.steps * self.batch_size * self.seq_len,
         }
-        values = {**asdict(self), "totals": totals}
-        del values["store"]
-        return _canonical(values)
+        return _canonical({**asdict(self), "totals": totals})
 
     @cached_property
     def plan_id(self) -> str:
@@ -169,7 +171,7 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
         version = orjson.loads(content)["version"]
         if version == VERSION:
             manifest = _MANIFEST.validate_json(content, strict=True)
-            manifest = replace(manifest, store=_store_of(str(path), manifest.name))
+            vars(manifest)["_store"] = _store_of(str(path), manifest.name)
             _check(manifest)
             intact = manifest.content == content
     except ValidationError as error:

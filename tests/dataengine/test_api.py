@@ -121,7 +121,7 @@ def test_the_store_of_a_manifest_is_where_it_lies_or_is_given(
     assert dataengine.read_manifest("experiments/small/manifest.json").store == "."
     monkeypatch.chdir(Path(config.store).parent)
     assert dataengine.read_manifest("store/experiments/small/manifest.json").store == "store"
-    assert manifest.content == replace(manifest, store="elsewhere").content
+    assert pickle.loads(pickle.dumps(manifest)).store == config.store
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_plan_is_the_built_manifest_or_the_assumed_one(make_config: ConfigMake
     config = make_config()
     with pytest.raises(dataengine.InputError, match="is not built in"):
         dataengine.read_manifest(config)
-    with pytest.raises(dataengine.InputError, match="state no size"):
+    with pytest.raises(dataengine.InputError, match="Build it "):
         dataengine.plan(config)
     built = dataengine.build(config, workers=1)
     assert dataengine.plan(config) == dataengine.read_manifest(config) == built
