@@ -19,6 +19,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     A `base` path is relative to the file that names it; all other paths are relative to the working directory.
     Raises InputError naming file, line and key for anything that cannot be used.
+
+        config = dataengine.load_config("yamls/mini/uni_en_zh.yaml", ["batch_size=64", "store=s3://bucket/store"])
     """
     values, lines = read_layers(Path(path), overrides)
     _drop_nulls(values)

@@ -29,8 +29,10 @@ class Audit:
 def audit(manifest: Manifest, log_csv: str | Path, steps: int | None = None) -> Audit:
     """Recompute the digest of every step in a run's log.csv from the manifest, and compare.
 
-    Looks at all logged steps, or only at the first `steps`. A log that is longer than the schedule differs at the
-    schedule's end. Raises InputError if the log is missing, damaged or empty.
+    Looks at all logged steps, or only at the first `steps`. `different_at` of the result is the first step that was not
+    trained on the plan's samples, or None; `missing` are gaps in the log; `skipped` are steps that were not trained on.
+    A log that is longer than the schedule differs at the schedule's end. Raises InputError if the log is missing,
+    damaged or empty.
 
         manifest = dataengine.read_manifest("store/experiments/mini/uni_en_zh/manifest.json")
         result = dataengine.audit(manifest, "runs/mini/uni_en_zh/log.csv")
