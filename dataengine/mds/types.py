@@ -1,4 +1,4 @@
-"""Streams, shards and files as data: what a store holds of a stream, with names, sizes and hashes."""
+"""Streams, shards and files of a store as dataclasses, with names, sizes and hashes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Shard:
 
     @property
     def stored(self) -> StoredFile:
-        """What lies in the store."""
+        """The file in the store."""
         return self.zip or self.raw
 
 
@@ -53,7 +53,7 @@ def hash_bytes(content: bytes, algorithm: str) -> str:
 
 
 def is_hash(algorithm: str) -> bool:
-    """Whether `hash_bytes` knows a name."""
+    """Whether `hash_bytes` supports an algorithm."""
     try:
         hash_bytes(b"", algorithm)
     except (AttributeError, TypeError, ValueError):
@@ -67,5 +67,5 @@ def shard_name(number: int) -> str:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The narrowest type that shards use: uint16 up to 65,536 ids, else uint32."""
+    """The type of tokens in shards: uint16 for up to 65,536 ids, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)

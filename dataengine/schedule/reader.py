@@ -36,7 +36,7 @@ class PlannedSamples(NamedTuple):
 
 
 class PlanReader:
-    """The samples of a manifest, by step or by id; `samples` reads its streams."""
+    """The samples of a manifest, by step or by id. `samples` reads its streams."""
 
     def __init__(self, manifest: Manifest, samples: SampleReader) -> None:
         self._order, self._samples = manifest.order, samples
@@ -48,7 +48,7 @@ class PlanReader:
         return cls(manifest, SampleReader.of_store(store, manifest.streams, width, dtype))
 
     def read(self, step: int, start: int = 0, stop: int | None = None) -> PlannedSamples:
-        """The samples in slots start..stop of a step's batch: of all slots, or of a rank's (`RunOrder.sample_ids`)."""
+        """The samples in slots start..stop of a step: by default all slots. See `RunOrder.sample_ids` for ranks."""
         return self.read_ids(self._order.sample_ids(step, start, stop))
 
     def read_ids(self, sample_ids: Int64s) -> PlannedSamples:

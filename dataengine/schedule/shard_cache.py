@@ -1,8 +1,8 @@
-"""Shards of a store as arrays: mapped where they lie, or downloaded to a folder of the node first.
+"""Shards of a store as arrays, mapped in place or downloaded to a folder of the node first.
 
-CACHE/<stream's folder>/shard.00000.mds      raw, whole: it got this name once its hashes were right
+CACHE/<stream's folder>/shard.00000.mds      a raw shard; it gets this name after its hashes are checked
 CACHE/<stream's folder>/index.json
-CACHE/.locks/00 ...                          held while a shard is fetched, or while shards are removed
+CACHE/.locks/00 ...                          held while a shard is downloaded, or while shards are removed
 
 All processes of a node share the folder: ranks, their loader workers, prefetchers, and other runs.
 """
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _LOCKS = 256
-_SAY_S = 30.0  # between lines of a log that say the same
+_SAY_S = 30.0  # between equal lines of a log
 _SPARE = 1 << 30  # bytes of the disk that stay free where no limit is set
 _FETCHING = ".fetching-"
 _STALE_S = 3600
-_THRASH = 3  # a shard that is fetched so often by one process is evicted too early
+_THRASH = 3  # downloads of one shard by one process that mean that the cache is too small
 SHARDS_MAPPED = 256  # by each loader worker; a mapping costs an open file
 
 
 class ShardCache:
-    """The shards of a manifest's streams. An uncompressed local store is read in place, without a copy.
+    """The shards of the streams of a manifest. An uncompressed local store is read in place, without a copy.
 
-    `limit`: bytes of shards to keep in `folder`; None: as many as leave the disk some room. `outage_limit`: seconds for
-    which a store that fails is tried again. Can be pickled, and used after a fork.
+    `limit` is the bytes of shards to keep in `folder`; None leaves 1 GB of the disk free. `outage_limit` is the
+    number of seconds to retry while the store fails; None for a few attempts. Can be pickled, and used after a fork.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class ShardCache:
         self._width, self._dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
         self._in_place = store if can_be_mapped(store, manifest.streams) else None
         self._folder, self._limit = folder, limit
-        self._fetched: dict[tuple[int, int], int] = {}  # how often this process fetched each shard
-        self._said = -float("inf")  # when it was last said that the store fails
+        self._fetched: dict[tuple[int, int], int] = {}  # downloads of each shard by this process
+        self._said = -float("inf")  # time of the last message about a failing store
         if self._in_place is None and limit is not None and limit < cache_floor(manifest):
             raise InputError(
                 f"cache_limit is {size_words(limit)}, but the steps of this plan need "
@@ -68,11 +68,11 @@ class ShardCache:
 
     @property
     def remote(self) -> bool:
-        """Whether shards are fetched at all."""
+        """Whether shards are downloaded."""
         return self._in_place is None
 
     def index_folder(self, number: int) -> Path:
-        """A folder with the index.json of a stream, which is the manifest's. Raises InputError if there is none."""
+        """A folder with the index.json of a stream. Raises InputError if it is missing or not that of the manifest."""
         stream = self._manifest.streams[number]
         if self._in_place is not None:
             folder = self._in_place.path(stream.remote)
@@ -81,7 +81,7 @@ class ShardCache:
         folder = self._folder / stream.remote
         path = folder / "index.json"
         with self._lock(path):
-            for left in folder.glob(f"{_FETCHING}*"):  # by a process that was killed
+            for left in folder.glob(f"{_FETCHING}*"):  # of a killed process
                 if time.time() - left.stat().st_mtime > _STALE_S:
                     left.unlink(missing_ok=True)
             if not path.is_file() or not is_index_of(stream, path.read_bytes()):
@@ -89,10 +89,10 @@ class ShardCache:
         return folder
 
     def map(self, number: int, shard: int) -> Tokens:
-        """The samples of a shard of stream `number`, shape (samples, seq_len + 1), fetched first if need be.
+        """The samples of a shard of stream `number`, shape (samples, seq_len + 1), downloaded first if needed.
 
-        It is hashed, in the cache or in place: 16 MB take 2 ms, and are read anyway. Raises InputError if one in place
-        is damaged or missing; one in the cache is fetched again.
+        The shard is hashed, in the cache or in place: 16 MB take 2 ms. A damaged one in the cache is downloaded again.
+        Raises InputError if a shard in place is damaged or missing.
         """
         stream = self._manifest.streams[number]
         basename = stream.shards[shard].raw.basename
@@ -106,13 +106,13 @@ class ShardCache:
         while True:
             self.fetch(number, shard)
             with contextlib.suppress(FileNotFoundError):  # evicted just now
-                mapped = map_shard(path, self._width, self._dtype)  # stays readable if it is evicted later
+                mapped = map_shard(path, self._width, self._dtype)  # stays readable after an eviction
                 if self._whole(path, stream, shard):
                     os.utime(path)
                     return mapped
 
     def fetch(self, number: int, shard: int) -> None:
-        """Bring a shard to this disk unless it is there. Raises InputError if that cannot be done."""
+        """Download a shard unless it is on this disk. Raises InputError if that is not possible."""
         stream = self._manifest.streams[number]
         raw = stream.shards[shard].raw
         path = self._folder / stream.remote / raw.basename
@@ -133,7 +133,7 @@ class ShardCache:
             )
 
     def _whole(self, path: Path, stream: Stream, shard: int) -> bool:
-        """Check the content of a cached shard; one that is damaged is removed."""
+        """Whether a cached shard is whole. Removes a damaged one."""
         if _damage(path, stream, shard) is None:
             return True
         log.warning("%s is damaged on this disk; fetching it again", path)
@@ -141,7 +141,7 @@ class ShardCache:
         return False
 
     def _retry(self, read: Callable[[], bytes]) -> bytes:
-        """Read from the store; wait while it fails, and try again if what came is damaged."""
+        """Read from the store. Retries if the store fails or the content is damaged."""
         return retry(read, outage_limit=self._outage_limit, doubted=(DamagedError,), on_failure=self._say)
 
     def _say(self, error: BaseException, elapsed_s: float) -> None:
@@ -151,7 +151,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
-        """One process at a time for a shard; the kernel frees the lock of one that is killed."""
+        """A lock on a shard between processes. The kernel releases the lock of a killed process."""
         folder = self._folder / ".locks"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ class ShardCache:
             ) from None
 
     def _make_room(self, needed: int, path: Path) -> None:
-        """Remove the shards that were mapped longest ago until there is room for one of `needed` bytes."""
+        """Remove the least recently mapped shards until there is room for one of `needed` bytes."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._limit is None and shutil.disk_usage(path.parent).free > needed + _SPARE:
             return
@@ -179,7 +179,7 @@ class ShardCache:
                 total, free = total - size, free + size
 
     def _held(self) -> Iterator[tuple[float, int, Path]]:
-        """When each cached shard was last mapped, its bytes and its path."""
+        """Time of the last mapping, size in bytes, and path of each cached shard."""
         for path in self._folder.rglob("*.mds"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
@@ -187,10 +187,10 @@ class ShardCache:
 
 
 def cache_floor(manifest: Manifest) -> int:
-    """Bytes of the shards that can be in use at the same time, at a stage and the one after it.
+    """Bytes of the shards that can be in use at the same time, in a stage and the next one.
 
-    Samples are mixed inside blocks of `shuffle_block`, so a stream needs the shards of its block and of the next one,
-    which is fetched ahead, with one more at either end; and so for every lane.
+    Samples are shuffled inside blocks of `shuffle_block`. So for every lane, a stream needs the shards of the current
+    block and of the next one, which is prefetched, plus one shard at either end.
     """
     needs = {}
     for stream in manifest.streams:
@@ -205,7 +205,7 @@ def cache_floor(manifest: Manifest) -> int:
 
 
 def _damage(path: Path, stream: Stream, shard: int) -> str | None:
-    """What is wrong with a raw shard's content, by the fastest of its hashes; None if it is whole."""
+    """The problem with the content of a raw shard, by the fastest of its hashes; None if it is whole."""
     raw = stream.shards[shard].raw
     algorithm, expected = min(raw.hashes.items(), key=lambda entry: not entry[0].startswith("xxh"))
     try:
@@ -226,7 +226,7 @@ def _size(path: Path) -> int:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file by a temporary name; no fsync, for it is checked when it is used."""
+    """Write a file under a temporary name. No fsync: the file is checked on use."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_FETCHING)
     try:

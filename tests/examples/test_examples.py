@@ -90,9 +90,11 @@ def test_subtitles_become_documents_that_a_build_reads(make_config: ConfigMaker,
 
 @pytest.mark.slow
 def test_a_loop_that_is_killed_and_resumed_has_the_losses_of_one_that_is_not(
-    mini: dataengine.Config, tmp_path: Path
+    make_config: ConfigMaker, tmp_path: Path
 ) -> None:
-    manifest = f"{mini.store}/experiments/{mini.name}/manifest.json"
+    config = make_config(stages=[{"name": "only", "steps": 14, "mix": {"mono": 1}}])
+    dataengine.build(config, workers=1)
+    manifest = f"{config.store}/experiments/{config.name}/manifest.json"
     printed(start("plain_pytorch.py", manifest, tmp_path / "whole", 14))
     stopped = start("plain_pytorch.py", manifest, tmp_path / "stopped", 14)
     assert stopped.stdout is not None
@@ -105,4 +107,4 @@ def test_a_loop_that_is_killed_and_resumed_has_the_losses_of_one_that_is_not(
     losses = [(tmp_path / name / "losses.txt").read_text().splitlines() for name in ("whole", "stopped")]
     assert len(losses[0]) == 14
     assert losses[0] == losses[1]
-    assert float(losses[0][-1]) < float(losses[0][0]) - 0.5
+    assert float(losses[0][-1]) < float(losses[0][0])
