@@ -175,9 +175,9 @@ def shards(folder: Path, size: int) -> Made:
 def read(folder: Path, size: int) -> Made:
     """Go through a run's loader."""
     from dataengine.config.load import load_config
+    from dataengine.schedule.shard_cache import ShardCache
     from dataengine.storage.open import open_store
     from trainer.data.dataset import ScheduledDataset
-    from trainer.data.shard_cache import ShardCache
 
     path = many_shards(folder, size)
     build_config(path)()

@@ -126,9 +126,9 @@ def write_stream(folder: Path, samples: int) -> None:
 def ours(folder: Path) -> Any:
     """Our dataset."""
     from dataengine.schedule.manifest import read_manifest
+    from dataengine.schedule.shard_cache import ShardCache
     from dataengine.storage.open import open_store
     from trainer.data.dataset import ScheduledDataset
-    from trainer.data.shard_cache import ShardCache
 
     manifest = read_manifest(folder / "manifest.json")
     cache = ShardCache(open_store(str(folder)), folder, manifest, limit=None, outage_limit=1)

@@ -6,7 +6,7 @@ import argparse
 import runpy
 import sys
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from tqdm import tqdm
 from dataengine.config.load import load_config
 from dataengine.errors import InputError, run_command
 from dataengine.mds.provenance import StreamProvenance
+from dataengine.schedule import audit as schedule_audit
+from dataengine.schedule.log_csv import missing_steps, read_log
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import output_file
 from dataengine.storage.open import open_store
 from dataengine.tables import table
 from trainer.checkpoints.find import local_checkpoints
 from trainer.run.folder import local_folder, read_run_manifest
-from trainer.run.log_csv import gap_words, missing_steps, next_digest, read_log, skipped_steps
+from trainer.run.log_csv import gap_words
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -68,38 +70,17 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
     Raises InputError for what cannot be read.
     """
     manifest = read_run_manifest(run)
-    if not (run / "log.csv").is_file():
-        raise InputError(f"no log.csv in {run}: give the folder of a run that has trained at least a step")
     if step is not None and step < 1:
         raise InputError(f"--step {step}: expected 1 or more, the number of steps to look at")
-    rows = read_log(run / "log.csv")  # a damaged one may have lost some
-    if not rows:
-        raise InputError(f"{run / 'log.csv'} has no steps yet")
-    logged, skipped = {int(row["step"]): row["digest"] for row in rows}, skipped_steps(rows)
-    last = min(max(logged) + 1, manifest.schedule.steps)
-    steps = min(last, step or last)
-    if step and step > last:
+    found = schedule_audit.audit(manifest, run / "log.csv", step)
+    steps, skipped, rows = found.steps, found.skipped, read_log(run / "log.csv")  # a damaged log may have lost rows
+    if step and step > (last := min(int(rows[-1]["step"]) + 1, manifest.schedule.steps)):
         print(f"note: the log ends after {last:,} steps, and {step:,} were asked for", file=sys.stderr)
-    digest = ""
-    for number in tqdm(range(steps), desc="digests", unit="step", disable=None):
-        digest = next_digest(digest, number, manifest.order.sample_ids(number), skipped=number in skipped)
-        if logged.get(number, digest) != digest:
-            lost = len([one for one in range(number) if one not in logged])
-            print(
-                f"DIFFERENT at step {number}: the log has {logged[number][:16]}, the manifest gives "
-                f"{digest[:16]}. The run was not trained on what {run / 'manifest.json'} says from this step on"
-                f"{f', or skipped one of the {lost:,} steps whose rows the log has lost' if lost else ''}."
-            )
-            sys.exit(1)
-    if max(logged) + 1 > manifest.schedule.steps and (step or steps + 1) > steps:
-        print(
-            f"DIFFERENT at step {steps}: the log goes on to step {max(logged)}, and {run / 'manifest.json'} has "
-            f"{steps:,} steps. The run was not trained on what it says from this step on."
-        )
+    if found.different_at is not None:
+        print(_difference(found, manifest, rows, run))
         sys.exit(1)
     print(f"{manifest.name}: {steps:,} steps, every digest of the log is what plan {manifest.plan_id[:12]} gives")
-    print(f"digest {digest}")
-    skipped = {number: why for number, why in skipped.items() if number < steps}
+    print(f"digest {found.digest}")
     if skipped:
         words = "; ".join(f"step {number:,} ({why})" for number, why in skipped.items())
         print(f"{len(skipped):,} steps seen and not trained on: {words}")
@@ -123,6 +104,23 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
             "Each digest that is there covers all steps before it."
         )
         sys.exit(1)
+
+
+def _difference(found: schedule_audit.Audit, manifest: Manifest, rows: Sequence[Mapping[str, str]], run: Path) -> str:
+    """Where the log and the manifest part."""
+    step, path = found.different_at, run / "manifest.json"
+    if step == manifest.schedule.steps:
+        return (
+            f"DIFFERENT at step {step}: the log goes on to step {rows[-1]['step']}, and {path} has {step:,} steps. The "
+            "run was not trained on what it says from this step on."
+        )
+    lost = sum(end - begin + 1 for begin, end in found.missing)
+    (logged,) = (row["digest"] for row in rows if int(row["step"]) == step)
+    return (
+        f"DIFFERENT at step {step}: the log has {logged[:16]}, the manifest gives {found.digest[:16]}. The run was not "
+        f"trained on what {path} says from this step on"
+        f"{f', or skipped one of the {lost:,} steps whose rows the log has lost' if lost else ''}."
+    )
 
 
 def _write_lines(

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rank = Ranks.from_environment().rank
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("trainer").setLevel(logging.INFO if rank == 0 else logging.ERROR)
+    logging.getLogger("dataengine").setLevel(logging.WARNING if rank == 0 else logging.ERROR)
 
     def load() -> Config:
         return load_config(options.config, options.overrides)

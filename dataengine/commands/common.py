@@ -6,15 +6,13 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
-from dataengine.build.agreement import build_differences, read_built_config
+from dataengine.build import manifests
 from dataengine.build.executors import default_workers
-from dataengine.build.experiment import experiment_url
 from dataengine.characters import escape_controls
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from dataengine.schedule.manifest import Manifest, read_manifest
-from dataengine.storage.open import open_store
+from dataengine.schedule.manifest import Manifest
 
 
 def show(text: str) -> None:
@@ -35,27 +33,12 @@ def command_again(options: argparse.Namespace, command: str, *more: str) -> str:
 
 def read_experiment_manifest(options: argparse.Namespace, config: Config) -> Manifest:
     """The manifest of an experiment that is built."""
-    if open_store(config.store).size(f"experiments/{config.name}/manifest.json") is None:
-        raise InputError(
-            f"'{config.name}' is not built in {config.store}. Build it first: {command_again(options, 'build')}"
-        )
-    return read_manifest(experiment_url(config))
+    return manifests.read_last_manifest(config, command_again(options, "build"))
 
 
 def read_built_manifest(options: argparse.Namespace, config: Config) -> Manifest:
     """The manifest of an experiment that is built as its config stands now."""
-    manifest = read_experiment_manifest(options, config)
-    built = read_built_config(open_store(config.store), config.name)
-    if changed := build_differences(config, built, manifest):
-        keys = ", ".join(one.key for one in changed)
-        plain = [one for one in changed if isinstance(one.then, int | float | str) and one.key != "tokenizer"]
-        then = shlex.join(f"{one.key}={one.then}" for one in plain)
-        words = f", or give those that it was built with: {then}" if len(plain) == len(changed) else ""
-        raise InputError(
-            f"'{config.name}' was built with other settings ({keys}). "
-            f"Build it as they are now: {command_again(options, 'build')}{words}"
-        )
-    return manifest
+    return manifests.read_built_manifest(config, command_again(options, "build"))
 
 
 def parse_slice(text: str) -> tuple[int, int]:

@@ -69,7 +69,24 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
         if overrides:
             raise InputError("a manifest is as it is: overrides go with a config")
         return Plan(read_manifest(path), (), None, None)
-    config = load_config(path, overrides)
+    return _plan_config(load_config(path, overrides))
+
+
+def plan(config: Config) -> Manifest:
+    """Return the manifest of a config without building, as `dataengine plan` shows it.
+
+    If the config is built and has not changed, this is the built manifest. Otherwise streams may have the sizes that
+    the config assumes (`streams.NAME.assume`); the schedule is exact for these sizes, but there are no samples to read.
+    Raises InputError if a size is unknown.
+
+        config = dataengine.load_config("yamls/mini/uni_en_zh.yaml")
+        schedule = dataengine.plan(config).schedule
+        print(schedule.steps, schedule.cursors(schedule.steps))  # steps; samples that the run draws from each stream
+    """
+    return _plan_config(config).manifest
+
+
+def _plan_config(config: Config) -> Plan:
     store = open_store(config.store)
     if store.size(f"experiments/{config.name}/manifest.json") is None:
         return _assume(config, f"is not built in {config.store}")

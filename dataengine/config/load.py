@@ -21,7 +21,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read an experiment: its file on top of the files that `base` names, then `a.b=value` overrides.
 
     A `base` path is relative to the file that names it; all other paths are relative to the working directory.
-    Raises InputError with file, line and key for anything that cannot be used.
+    Raises InputError naming file, line and key for anything unusable.
+
+        config = dataengine.load_config("yamls/mini/uni_en_zh.yaml", ["batch_size=64", "store=s3://bucket/store"])
     """
     return load_with_places(path, overrides).config
 

@@ -1,5 +1,5 @@
-"""Built streams as files: MDS shards, their index, their summary and the way back to the sources.
+"""Built streams as files: MDS shards, their index, their summary, and the provenance of samples.
 
-Arrays of token ids come in (`writer`), byte for byte as from streaming.MDSWriter, and go out (`reader`). Every
-file has a size and hashes (`types`). It may not know schedules, configs, streaming or torch.
+`writer` writes arrays of token ids, byte for byte as streaming.MDSWriter does; `reader` reads them. Every file has a
+size and hashes (`types`). This package must not import schedules, configs, streaming or torch.
 """

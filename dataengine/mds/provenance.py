@@ -1,4 +1,4 @@
-"""From a sample of a built stream to the documents and source lines in it, and back."""
+"""Map samples of a built stream to documents and source lines, and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dataengine.storage.store import Store
 
 @dataclass(frozen=True)
 class Origin:
-    """A part of a document in a sample: its file, its line, and which of its tokens, EOS counted."""
+    """A part of a document in a sample: file, line, and range of tokens (EOS counts)."""
 
     path: str
     line: int
@@ -29,10 +29,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class StreamProvenance:
-    """The provenance of a built stream: `folder` is the key of the stream's folder, `width` the tokens of a sample.
+    """The provenance of a built stream. `folder` is the key of its folder, `width` the number of tokens of a sample.
 
-    `names` are the files of each part as they are named now, those of a Moses pair together; empty if that is unknown.
-    A stream stays when a source is renamed: its identity is the content.
+    `names` are the current files of each part, those of a Moses pair together; empty if unknown. A stream does not
+    change when a source is renamed, because only the content identifies it.
     """
 
     store: Store
@@ -46,38 +46,38 @@ class StreamProvenance:
 
     @cached_property
     def _names(self) -> list[tuple[str, ...]]:
-        """The files of each part: as they are named now or, where that is unknown, were when the stream was built."""
+        """The files of each part: the current names or, if unknown, those at the time of the build."""
         return list(self.names) or [(source.path,) for source in self._summary.sources]
 
     @property
     def sources(self) -> list[str]:
-        """The stream's files, those of a Moses pair one by one."""
+        """The files of the stream, those of a Moses pair one by one."""
         return list(dict.fromkeys(name for names in self._names for name in names))
 
     @property
     def former_sources(self) -> list[str]:
-        """The names that files of the stream had when it was built, and have no longer."""
+        """Names of files at the time of the build that are no longer in use."""
         now = set(self.sources)
         return list(dict.fromkeys(source.path for source in self._summary.sources if source.path not in now))
 
     @cached_property
     def _first_lines(self) -> NDArray[np.int64]:
-        """The number in its file of each part's first line, shape (parts,)."""
+        """The line number of the first line of each part in its file, shape (parts,)."""
         return np.array([source.line for source in self._summary.sources], np.int64)
 
     @cached_property
     def _segments(self) -> NDArray[np.int64]:
-        """Where each unit's flow of tokens lies in the stream: rows (unit, start in the stream, start in the unit,
-        tokens), in the order of the stream."""
+        """The place of the tokens of each unit: rows (unit, start in the stream, start in the unit, tokens), in
+        the order of the stream."""
         return np.array(self._summary.segments, np.int64).reshape(-1, 4)
 
     @cached_property
     def _documents(self) -> Callable[[int], tuple[NDArray[Any], Int64s]]:
-        """`_load_documents`, remembered: neighbouring look-ups ask for few units."""
+        """`_load_documents` with a cache: neighbouring look-ups need few units."""
         return lru_cache(maxsize=64)(self._load_documents)
 
     def _load_documents(self, unit: int) -> tuple[NDArray[Any], Int64s]:
-        """A unit's documents, in its order (type: dataengine.build.tokenize.PROVENANCE), and their ends in tokens."""
+        """The documents of a unit in order (type: dataengine.build.tokenize.PROVENANCE), and their ends in tokens."""
         key = f"{self.folder}/documents.{unit:05d}.npy"
         try:
             found = read_npy(self.store, key)
@@ -91,7 +91,7 @@ class StreamProvenance:
         return found, np.cumsum(found["tokens"], dtype=np.int64)
 
     def origins(self, sample: int) -> Iterator[Origin]:
-        """The documents of a sample (its number in the stream), in the order of its tokens."""
+        """The documents of a sample, which is given by its number in the stream, in the order of its tokens."""
         low, high = sample * self.width, (sample + 1) * self.width
         begin, end = np.searchsorted(self._segments[:, 1], [low, high - 1], "right").tolist()
         for unit, start, inside, tokens in self._segments[max(begin - 1, 0) : end].tolist():
@@ -112,9 +112,10 @@ class StreamProvenance:
             yield Origin(self._names[part][0], line, first, count)
 
     def samples_of(self, path: str, line: int) -> Int64s:
-        """The samples that hold a part of the documents of a source line.
+        """The samples with a part of the documents of a source line.
 
-        Takes the name that the file has, or else had when the stream was built. Raises InputError for an unknown file.
+        `path` is the current name of the file, or its name at the time of the build. Raises InputError for an unknown
+        file.
         """
         named = np.array([path in names for names in self._names])
         if not named.any():
@@ -133,7 +134,7 @@ class StreamProvenance:
                     low, high = start + first - inside, start + last - inside
                     found.append(np.arange(low // self.width, -(-high // self.width)))
         samples = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-        return samples[samples < self.num_samples]  # what is in the reported remainder is in no sample
+        return samples[samples < self.num_samples]  # the remainder of the stream is in no sample
 
     @property
     def num_samples(self) -> int:

@@ -1,4 +1,4 @@
-"""Read samples, shards and indexes of built streams, from any store, as they were written."""
+"""Read samples, shards and indexes of built streams from any store, with their hashes checked."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from dataengine.mds.types import Stream, hash_bytes
 from dataengine.storage.local import LocalStore
 from dataengine.storage.store import Store
 
-SHARDS_MAPPED = 256  # by each reader; a mapping costs an open file
-_SHARDS_IN_MEMORY = 32  # of each stream, about 16 MB each, where they cannot be mapped
+SHARDS_MAPPED = 256  # by each reader; a mapping needs an open file
+_SHARDS_IN_MEMORY = 32  # of each stream, if they cannot be mapped; about 16 MB each
 
 OpenShard = Callable[[int, int], Tokens]  # (stream, its shard) -> samples, shape (shard's samples, width)
 
 
 class SampleReader:
-    """Samples of streams by their ids (see `ShardMap`). Shards stay open; beyond `kept`, the one used longest ago goes.
+    """Samples of streams by their ids (see `ShardMap`). The `kept` most recently used shards stay open.
 
-    `width` is tokens a sample, `dtype` their type in the shards.
+    `width` is the number of tokens of a sample, `dtype` their type in the shards.
     """
 
     def __init__(
@@ -62,12 +62,12 @@ class SampleReader:
 
 
 def can_be_mapped(store: Store, streams: Sequence[Stream]) -> TypeGuard[LocalStore]:
-    """Whether the shards of streams lie uncompressed on a disk."""
+    """Whether the shards of streams are uncompressed files on a disk."""
     return isinstance(store, LocalStore) and not any(shard.zip for stream in streams for shard in stream.shards)
 
 
 def read_shard(store: Store, stream: Stream, number: int, width: int, dtype: np.dtype[Any]) -> Tokens:
-    """The samples of a shard, hashed, shape (samples, width): mapped where it lies if it can be, else in memory."""
+    """The samples of a shard, shape (samples, width), with its hashes checked: mapped if possible, else in memory."""
     shard = stream.shards[number]
     try:
         content = read_raw_shard(store, stream, number)
@@ -78,7 +78,7 @@ def read_shard(store: Store, stream: Stream, number: int, width: int, dtype: np.
             rows = map_shard(store.path(f"{stream.remote}/{shard.raw.basename}"), width, dtype)
         else:
             rows = view_shard(content, width, dtype)
-    except ValueError:  # no such number of samples fits in the file
+    except ValueError:  # the file is too short for its number of samples
         rows = np.empty((0, width), dtype)
     if len(rows) != shard.samples:
         raise DamagedError(
@@ -92,7 +92,7 @@ _SEE_ALL = "See all that is damaged, and what to do: dataengine verify CONFIG"
 
 
 def is_index_of(stream: Stream, content: bytes) -> bool:
-    """Whether the content of an index.json is what the manifest was made with."""
+    """Whether the content of an index.json is that of the manifest."""
     return hashlib.sha256(content).hexdigest() == stream.index_sha256
 
 
@@ -114,7 +114,7 @@ def read_index(store: Store, stream: Stream) -> bytes:
 
 
 def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
-    """A raw shard, its size and all its hashes checked. Raises MissingError or DamagedError if they are not right."""
+    """A raw shard, after a check of its size and all its hashes. Raises MissingError or DamagedError if it fails."""
     shard = stream.shards[number]
     key = f"{stream.remote}/{shard.stored.basename}"
     try:
@@ -141,14 +141,14 @@ def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
 
 
 def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> Tokens:
-    """The samples of a shard, shape (num_samples, width), mapped: a row is read when it is used."""
+    """The samples of a shard, shape (num_samples, width), memory-mapped: a row is read on use."""
     with path.open("rb") as file:
         count, first = np.frombuffer(file.read(8), "<u4").tolist()  # number of samples, offset of the first
     mapped = np.memmap(path, dtype.newbyteorder("<"), "r", first, (count, width))
-    return mapped.view(np.ndarray)  # a row of a plain array takes a fifth of the time
+    return mapped.view(np.ndarray)  # rows of a plain array are five times as fast
 
 
 def view_shard(content: bytes, width: int, dtype: np.dtype[Any]) -> Tokens:
-    """The samples of a shard that is in memory, shape (num_samples, width), without a copy."""
+    """The samples of a shard in memory, shape (num_samples, width), without a copy."""
     count, first = np.frombuffer(content, "<u4", 2).tolist()  # number of samples, offset of the first
     return np.frombuffer(content, dtype.newbyteorder("<"), count * width, first).reshape(count, width)

@@ -1,4 +1,4 @@
-"""Which shard holds a sample."""
+"""Find the shard of a sample."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataengine.mds.types import Stream
 
 
 class ShardMap:
-    """The shards of streams in a row; sample ids count the samples through them, in that order.
+    """The shards of all streams in a row. Sample ids number the samples in this order.
 
-    `places`: the number of the stream, and the number in it, of each shard of the row.
+    `places` has the stream number of each shard, and its number in the stream.
     """
 
     def __init__(self, streams: Sequence[Stream]) -> None:
@@ -22,9 +22,9 @@ class ShardMap:
         self._bounds = np.cumsum([0, *counts], dtype=np.int64)
 
     def find(self, sample_ids: Sequence[int] | Int64s) -> tuple[Int64s, Int64s]:
-        """Return the shard of each sample in the row, and the sample's row in it; shapes (n,) each.
+        """The shard of each sample, as its number in the row, and the row of the sample in it; shapes (n,) each.
 
-        Raises IndexError for an id that no sample has.
+        Raises IndexError for an id without a sample.
         """
         ids = np.asarray(sample_ids, np.int64)
         shards = np.searchsorted(self._bounds, ids, side="right") - 1

@@ -1,10 +1,10 @@
-"""What lies beside a stream's shards: how the stream was made, and the records that could not be used.
+"""The files beside the shards of a stream: how it was made, and its unusable records.
 
     stream.summary   JSON: the sources, the counts, and where each document lies; a hash of it at the end
     rejects.jsonl    the unusable records with their files and lines; only if there are some
 
-No name but index.json may end with `.json`: `streaming.base.util.merge_index` takes every such file below a folder for
-the index of a stream. Streams of earlier versions have the summary as `stream.json`, without the hash.
+No other name than index.json may end in `.json`: `streaming.base.util.merge_index` reads every such file below a folder
+as the index of a stream. In earlier versions, the summary is `stream.json`, without the hash.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def encode_rejects(rejects: Sequence[SourceReject]) -> bytes:
 
 
 def read_rejects(store: Store, folder: str) -> list[SourceReject] | None:
-    """The unusable records in a stream's folder; None if it has no such file. Raises InputError if it is damaged."""
+    """The unusable records of a stream; None if there is no such file. Raises InputError if it is damaged."""
     key = f"{folder}/{REJECTS}"
     try:
         content = store.read(key)
@@ -130,15 +130,15 @@ def read_rejects(store: Store, folder: str) -> list[SourceReject] | None:
 
 
 class DamagedStreamError(InputError):
-    """A file of a stream's folder is not as it was written: `what` says which and how, the message also what to do."""
+    """A file of a stream is damaged or missing. `what` names the file and the problem; the message adds the remedy."""
 
     what = ""
 
 
 def damaged_stream(store: Store, key: str, what: str) -> DamagedStreamError:
-    """What to do about a file of a stream's folder that is not as it was written.
+    """The error for a file of a stream that is damaged or missing, with a remedy.
 
-    On a disk it may be the same file as that of a unit, so that building again from the units repairs nothing.
+    On a disk it may be the same file as that of a unit, so a new build from the units would not repair it.
     """
     folder = key.rpartition("/")[0]
     elsewhere = "" if is_url(store.url) else where_it_would_be(Path(store.url, key))

@@ -1,4 +1,4 @@
-"""The contents of a store as data: streams, shards and files with their names, sizes and hashes."""
+"""Streams, shards and files of a store as dataclasses, with names, sizes and hashes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Shard:
 
     @property
     def stored(self) -> StoredFile:
-        """The file that the store holds."""
+        """The file in the store."""
         return self.zip or self.raw
 
 
@@ -65,7 +65,7 @@ def hash_bytes(content: bytes, algorithm: str) -> str:
 
 
 def is_hash(algorithm: str) -> bool:
-    """Whether `hash_bytes` knows a name."""
+    """Whether `hash_bytes` supports an algorithm."""
     try:
         hash_bytes(b"", algorithm)
     except (AttributeError, TypeError, ValueError):
@@ -79,5 +79,5 @@ def shard_name(number: int) -> str:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """The narrowest type that shards use: uint16 up to 65,536 ids, else uint32."""
+    """The type of tokens in shards: uint16 for up to 65,536 ids, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)

@@ -1,7 +1,7 @@
-"""Write samples as MDS shards, byte for byte those of streaming.MDSWriter, a whole shard at a time.
+"""Write samples as MDS shards, a whole shard at a time, byte for byte as streaming.MDSWriter does.
 
 Layout (streaming/base/format/mds/writer.py): uint32 number of samples, uint32 offsets, the column config as JSON, the
-samples. One column of fixed size has no size words, so a shard can also be read as an array at a known offset.
+samples. A single column of fixed size has no size words, so a shard is also an array at a known offset.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ COLUMN = "tokens"
 
 @dataclass(frozen=True)
 class ShardFormat:
-    """What decides the bytes of shards, given their samples."""
+    """The settings that decide the bytes of shards, besides their samples."""
 
     samples_per_shard: int
     hashes: tuple[str, ...] = ("xxh64",)  # names as in streaming: xxh64, sha256 ...
     compression: str | None = None  # "zstd:1"
 
     def config(self, width: int, dtype: np.dtype[Any]) -> dict[str, Any]:
-        """The description of the column that each shard and the index carry."""
+        """The description of the column, which is in each shard and in the index."""
         config: dict[str, Any] = {
             "column_encodings": [f"ndarray:{dtype.name}:{width}"],
             "column_names": [COLUMN],
@@ -41,7 +41,7 @@ class ShardFormat:
             "size_limit": 0,
             "version": 2,
         }
-        # The limit at which MDSWriter would cut, counted as it counts; its own digits are part of the header.
+        # The size limit at which MDSWriter would cut a shard. Its digits are part of the header, hence the loop.
         row = width * dtype.itemsize + 4
         while (limit := 8 + len(_dump(config)) + self.samples_per_shard * row) != config["size_limit"]:
             config["size_limit"] = limit
@@ -49,7 +49,7 @@ class ShardFormat:
 
 
 def encode_shard(samples: NDArray[Any], config: dict[str, Any]) -> bytes:
-    """The content of a shard of samples, shape (num_samples, width)."""
+    """The content of a shard with these samples, shape (num_samples, width)."""
     header = _dump(config)
     count = len(samples)
     first = 4 + 4 * (count + 1) + len(header)
@@ -76,7 +76,7 @@ def write_shards(samples: NDArray[Any], add: AddFile, first: int, form: ShardFor
 
 
 def compress(content: bytes, compression: str) -> bytes:
-    """Content compressed as streaming names it: zstd:LEVEL."""
+    """Compressed content. `compression` is zstd:LEVEL, as in streaming."""
     return zstandard.ZstdCompressor(level=int(compression.partition(":")[2])).compress(content)
 
 
@@ -86,7 +86,7 @@ def describe_file(basename: str, content: bytes, algorithms: Sequence[str]) -> S
 
 
 class ShardWriter:
-    """Gather samples and hand each full shard to `add`; `rest` are those that do not fill one."""
+    """Collect samples and pass each full shard to `add`. `rest` has the samples that do not fill one."""
 
     def __init__(self, add: AddFile, form: ShardFormat, first: int = 0) -> None:
         self._add, self._format, self._first = add, form, first  # the first shard's number
@@ -103,11 +103,11 @@ class ShardWriter:
 
     @property
     def rest(self) -> list[NDArray[Any]]:
-        """What waits, in parts of shape (num_samples, width)."""
+        """The samples that are not written yet, in parts of shape (num_samples, width)."""
         return self._waiting
 
     def finish(self) -> list[Shard]:
-        """Write what waits as a last, short shard; return all shards."""
+        """Write the remaining samples as a last, short shard, and return all shards."""
         self._write(self._count)
         return self.shards
 

@@ -1,4 +1,4 @@
-"""Go on from another run's schedule at a step: its steps stay as they are, its streams are not drawn twice."""
+"""Continue another run's schedule from a step: its steps stay the same, and no sample of its streams is drawn again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dataengine.storage.open import open_store
 
 @dataclass(frozen=True)
 class Parent:
-    """The run that a child goes on from at `step`."""
+    """The run that a child continues from `step`."""
 
     manifest: Manifest
     path: str
@@ -53,7 +53,7 @@ class Parent:
 
 
 def read_parent(parent: ParentConfig | None) -> Parent | None:
-    """The parent that a config names. Raises InputError if its manifest or step is unusable."""
+    """The parent of a config. Raises InputError if its manifest or step is unusable."""
     if parent is None:
         return None
     manifest = read_manifest(parent.manifest)
@@ -66,10 +66,10 @@ def read_parent(parent: ParentConfig | None) -> Parent | None:
 
 
 def inherited_restarts(config: Config) -> tuple[int, ...]:
-    """Steps before a run's first one from which its learning rate warms up and decays anew, by its parents' configs.
+    """Earlier steps at which the learning rate restarts its warm-up and decay, according to the configs of the parents.
 
-    What a parent's run was really trained with, its settings.jsonl knows. Raises InputError if a parent's manifest is
-    unusable, or the config.yaml beside it.
+    The settings that a parent was really trained with are in its settings.jsonl. Raises InputError if a parent's
+    manifest, or the config.yaml beside it, is unusable.
     """
     parent = read_parent(config.parent)
     if parent is None or not config.first_step:
@@ -91,12 +91,12 @@ def _config_beside(manifest: str) -> Config:
 def stream_sizes(
     streams: Mapping[str, StreamConfig], samples: Mapping[str, int], parent: Parent | None
 ) -> dict[str, StreamSize]:
-    """What stages may draw of streams with so many samples each."""
+    """What stages may draw from streams with these numbers of samples."""
     drawn = parent.drawn if parent else {}
     return {name: StreamSize(samples[name], streams[name].passes, drawn.get(name, 0)) for name in samples}
 
 
 def parent_stream(parent: Parent | None, name: str) -> Stream:
-    """A stream that only the parent's stages draw from."""
+    """A stream that only stages of the parent use."""
     assert parent is not None, f"stream '{name}' is neither built nor a parent's"
     return next(stream for stream in parent.manifest.streams if stream.name == name)

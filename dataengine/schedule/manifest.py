@@ -1,7 +1,7 @@
 """The manifest: the streams of a run and its stages in integers. Its sha256 is the run's `plan_id`.
 
-Canonical JSON: keys sorted, no spaces, UTF-8. `remote` paths are relative to the store, so that a copied store, on
-another disk or in a bucket, keeps its plan_id.
+The file is canonical JSON: sorted keys, no spaces, UTF-8. `remote` paths are relative to the store, so a copy of the
+store, on another disk or in a bucket, keeps the plan_id.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from pydantic import TypeAdapter, ValidationError
 from dataengine.errors import InputError
 from dataengine.mds.types import Stream
 from dataengine.schedule.order import RunOrder
+from dataengine.schedule.reader import Batches
 from dataengine.schedule.slots import Schedule, Stage
 from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url, where_it_would_be
 
 VERSION = 2
-# What decides which sample stands where, beside streams and stages
+# What decides the order of samples, besides streams and stages
 ORDER_KEYS = ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block")
-_SHOWN = 4  # differences, and streams of a stage, that a message names
+_SHOWN = 4  # differences, and streams of a stage, that a message lists
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that decides which sample stands where in a run."""
+    """All that decides the samples of every step of a run."""
 
     name: str
     """Name of the experiment."""
@@ -61,20 +62,54 @@ class Manifest:
     version: int = VERSION
     """Version of the format."""
 
+    @property
+    def store(self) -> str:
+        """Path or URL of the store that the manifest was read from; empty if unknown. Not in the file."""
+        return str(vars(self).get("_store", ""))
+
+    def batches(
+        self, start: int = 0, *, rank: int = 0, world_size: int = 1, store: str | Path = "", cache: str | Path = "cache"
+    ) -> Batches:
+        """The batches of the run from step `start` on, exactly as the trainer reads them: a sequence of `Batch`.
+
+        Of each batch, rank r of `world_size` ranks gets its equal part; the parts of all ranks, in order, are the whole
+        batch. Element i is step `start` + i. Elements are read on access, in any order, so this is a map-style dataset
+        for PyTorch's DataLoader. Shards in a bucket are downloaded to the folder `cache`. Give `store` if the manifest
+        was read from elsewhere, such as a run's folder. Raises InputError for a step or rank that does not exist, and
+        for a missing or damaged shard.
+
+            for batch in manifest.batches(start=100):
+                inputs, labels = batch.tokens[:, :-1], batch.tokens[:, 1:]
+        """
+        steps = self.schedule.steps
+        if not 0 <= start <= steps:
+            raise InputError(f"start is {start:,}, but the schedule has {steps:,} steps: give one from 0 to {steps:,}")
+        if world_size < 1 or self.batch_size % world_size or not 0 <= rank < world_size:
+            raise InputError(
+                f"rank {rank} of {world_size} ranks: world_size must divide the batch size, {self.batch_size:,}, and "
+                "ranks count from 0"
+            )
+        if not (place := str(store) or self.store):
+            raise InputError(
+                f"the store of manifest '{self.name}' is unknown. Read the manifest from STORE/experiments, give "
+                "`store`, or build it first if it is only planned"
+            )
+        return Batches(self, range(start, steps), rank, world_size, place, str(cache))
+
     @cached_property
     def schedule(self) -> Schedule:
-        """The stages as arithmetic."""
+        """Steps, stages, and how many samples each stream gives to each step."""
         return Schedule(self.batch_size, self.lanes, self.stages, fork=self.parent["step"] if self.parent else 0)
 
     @cached_property
     def order(self) -> RunOrder:
-        """The samples of every step. Sample ids number the streams' samples in the order of `streams`."""
+        """The sample ids of every step. Ids number the samples of all streams, in the order of `streams`."""
         shards = {stream.name: [shard.samples for shard in stream.shards] for stream in self.streams}
         return RunOrder.build(self.schedule, shards, seed=self.seed, shuffle_block=self.shuffle_block)
 
     @cached_property
     def content(self) -> bytes:
-        """The manifest file."""
+        """The content of the manifest file."""
         totals = {
             "steps": self.schedule.steps,
             "samples": self.schedule.steps * self.batch_size,
@@ -84,11 +119,11 @@ class Manifest:
 
     @cached_property
     def plan_id(self) -> str:
-        """sha256 of the manifest file."""
+        """SHA-256 of the manifest file."""
         return hashlib.sha256(self.content).hexdigest()
 
     def differences(self, other: Manifest, step: int) -> list[str]:
-        """What makes the steps before `step` others, in words for a message; of many differences the first."""
+        """Why the steps before `step` differ, in words for a message; only the first of many differences."""
         found = [
             f"{key} was {getattr(self, key)} and is {getattr(other, key)}"
             for key in ORDER_KEYS
@@ -96,7 +131,7 @@ class Manifest:
         ]
         drawn, now = self.schedule.cursors(min(step, self.schedule.steps)), {s.name: s for s in other.streams}
         found += [
-            f"stream '{stream.name}' is not the one of then (its sources or settings changed)"
+            f"stream '{stream.name}' has changed (its sources or settings)"
             for stream in self.streams
             if drawn.get(stream.name)
             and (stream.name not in now or now[stream.name].index_sha256 != stream.index_sha256)
@@ -105,12 +140,12 @@ class Manifest:
             lengths = [min(stage.length, step - start) for stage in (old, new)]
             if start < step and (_ratio(old.samples) != _ratio(new.samples) or lengths[0] != lengths[1]):
                 found.append(f"stage '{old.name}' was {_words(old, new)} and is {_words(new, old)}")
-        return _first(found) or ["the order of streams or stages is another"]
+        return _first(found) or ["the order of streams or stages has changed"]
 
     def prefix_sha256(self, step: int) -> str:
-        """Hash of all that decides the samples of the steps before `step`: stages not begun by then are left out.
+        """Hash of all that decides the samples of the steps before `step`. Later stages do not count.
 
-        Quotas of one ratio give the same slots (`count_drawn`), so only the ratio counts, and a stage may grow.
+        Quotas of the same ratio give the same slots (`count_drawn`), so only the ratio counts, and a stage may grow.
         """
         begun: list[dict[str, Any]] = [
             {"mix": _ratio(stage.samples), "until": min(start + stage.length, step)}
@@ -136,7 +171,7 @@ class Manifest:
 
 
 def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build CONFIG") -> Manifest:
-    """Read and check a manifest, of a path or a URL. Raises InputError, with a remedy, if it is missing or damaged."""
+    """Read and check the manifest at a path or URL. Raises InputError, with a remedy, if it is missing or damaged."""
     folder, _, name = str(path).rpartition("/")
     try:
         content = open_store(folder).read(name) if is_url(str(path)) else Path(path).read_bytes()
@@ -149,6 +184,7 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
         version = orjson.loads(content)["version"]
         if version == VERSION:
             manifest = _MANIFEST.validate_json(content, strict=True)
+            vars(manifest)["_store"] = _store_of(str(path), manifest.name)
             _check(manifest)
             intact = manifest.content == content
     except ValidationError as error:
@@ -160,17 +196,23 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
     if version != VERSION:
         raise InputError(f"{path} has version {version}, this program reads {VERSION}. {remedy}")
     if not intact:
-        raise InputError(f"{path} is not as it was written. {remedy}")
+        raise InputError(f"{path} has changed since it was written. {remedy}")
     return manifest
 
 
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def _check(manifest: Manifest) -> None:
-    """Raise ValueError for numbers that no build writes, and for files that would lie outside of the store.
+def _store_of(path: str, name: str) -> str:
+    """The store that a manifest lies in; empty if its path is not that of an experiment in a store."""
+    place = path.removesuffix(f"experiments/{name}/manifest.json")
+    return "" if place == path or place[-1:] not in ("", "/") else place.rstrip("/") or ("/" if place else ".")
 
-    A shard's name is also one in the folder that it is fetched to.
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError for numbers that no build writes, and for files outside of the store.
+
+    A shard has the same name in the folder that it is downloaded to.
     """
     least = {"seq_len": 1, "batch_size": 1, "lanes": 1, "shuffle_block": 1, "vocab_size": 1, "eos_id": 0, "seed": 0}
     for key, smallest in least.items():
@@ -195,13 +237,13 @@ def _ratio(samples: Mapping[str, int]) -> dict[str, int]:
 
 
 def _words(stage: Stage, other: Stage) -> str:
-    """A stage in words, first what it draws of streams that another one draws differently from."""
+    """A stage in words; the streams that differ from the other stage come first."""
     counts = sorted(stage.samples.items(), key=lambda entry: other.samples.get(entry[0]) == entry[1])
     return f"{stage.length:,} steps of {', '.join(_first([f'{count:,} {name}' for name, count in counts]))}"
 
 
 def _first(words: list[str]) -> list[str]:
-    """The first of many, and how many there are beside these."""
+    """The first few words, and the number of the others."""
     return words if len(words) <= _SHOWN + 1 else [*words[:_SHOWN], f"and {len(words) - _SHOWN:,} more"]
 
 

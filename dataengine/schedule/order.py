@@ -1,10 +1,11 @@
-"""Which sample a cursor of a stream means: shards permuted, samples permuted inside blocks, all in closed form."""
+"""The sample at a cursor of a stream. Shards are permuted, then samples inside blocks, all in closed form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -17,9 +18,9 @@ from dataengine.schedule.slots import Schedule
 class StreamOrder:
     """The order of one stream's samples.
 
-    A keyed permutation lays the shards in a row; the row is cut into `lanes` equal ranges, the same in every pass (the
-    last samples, fewer than `lanes`, are left out). In each pass a lane permutes its shards (parts of shards at its
-    ends) and then the samples inside blocks of `shuffle_block`. One pass has every sample of the lanes once.
+    A keyed permutation puts the shards in a row. The row is cut into `lanes` equal ranges, the same in every epoch; the
+    last samples, fewer than `lanes`, are left out. In each epoch a lane permutes its shards (parts of shards at its
+    ends) and then the samples inside blocks of `shuffle_block`. An epoch has every sample of the lanes once.
     """
 
     name: str
@@ -28,13 +29,16 @@ class StreamOrder:
     lanes: int
     shuffle_block: int
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_spans"}  # a cache cannot be pickled
+
     @cached_property
     def lane_samples(self) -> int:
-        """Samples of one lane in one pass."""
+        """Samples of one lane in one epoch."""
         return sum(self.shard_samples) // self.lanes
 
     def positions(self, lane: int, cursors: Int64s) -> Int64s:
-        """Positions in the stream (shards in index order) of the samples at a lane's cursors; shapes (n,)."""
+        """Positions in the stream (shards in index order) of the samples at the cursors of a lane; shapes (n,)."""
         passes, places = np.divmod(cursors, self.lane_samples)
         found = np.empty_like(cursors)
         for number in np.unique(passes):
@@ -56,7 +60,7 @@ class StreamOrder:
 
     @cached_property
     def _shard_row(self) -> tuple[Int64s, Int64s, Int64s]:
-        """The permuted shards: where each begins in the row, ends in the row, and begins in the stream."""
+        """The permuted shards: the start of each in the row, its end in the row, and its start in the stream."""
         sizes = np.array(self.shard_samples, dtype=np.int64)
         row = permute(np.arange(len(sizes), dtype=np.int64), len(sizes), derive_key(self.seed, self.name, "shards"))
         ends = np.cumsum(sizes[row])
@@ -64,11 +68,11 @@ class StreamOrder:
 
     @cached_property
     def _spans(self) -> Callable[[int, int], tuple[Int64s, Int64s]]:
-        """`_cut_spans`, remembered: a rank asks for few lanes and for one pass at a time."""
+        """`_cut_spans` with a cache: a rank needs few lanes and one epoch at a time."""
         return lru_cache(maxsize=2 * self.lanes)(self._cut_spans)
 
     def _cut_spans(self, lane: int, number: int) -> tuple[Int64s, Int64s]:
-        """Spans of a lane in a pass, in order: their ends in the lane, and what to add to reach the stream."""
+        """Spans of a lane in an epoch, in order: their ends in the lane, and the shift from the lane to the stream."""
         starts, ends, origins = self._shard_row
         low, high = lane * self.lane_samples, (lane + 1) * self.lane_samples
         inside = slice(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(starts, high, "left")))
@@ -90,7 +94,7 @@ class RunOrder:
     """
 
     schedule: Schedule
-    streams: tuple[StreamOrder, ...]  # all streams of the run, in the order that ids follow
+    streams: tuple[StreamOrder, ...]  # all streams of the run, in the order of their ids
 
     @staticmethod
     def build(
@@ -119,7 +123,7 @@ class RunOrder:
     def sample_ids(self, step: int, start: int = 0, stop: int | None = None) -> Int64s:
         """Sample ids of slots start..stop of a step's batch; shape (stop - start,).
 
-        Rank r of W takes slots [r B / W, (r + 1) B / W), so the ranks' parts join to one batch for every W.
+        Rank r of W takes slots [r B / W, (r + 1) B / W), so the parts of the ranks join to the same batch for every W.
         """
         stop = self.schedule.batch_size if stop is None else stop
         width = self.schedule.width
@@ -133,7 +137,7 @@ class RunOrder:
         return np.concatenate(parts)
 
     def stream_numbers(self, sample_ids: Int64s) -> Int64s:
-        """Number in `streams` of the stream that each sample id belongs to."""
+        """The stream of each sample id, as its number in `streams`."""
         return np.searchsorted(self.first_ids, sample_ids, side="right") - 1
 
     def _lane_ids(self, lane: int, numbers: Int64s, cursors: Int64s) -> Int64s:

@@ -24,7 +24,7 @@ _POINTS = 1500
 
 
 def plot_plan(manifest: Manifest, path: Path, settings: Settings | None = None, first: int = 0) -> None:
-    """Write a picture of a plan as .png, .svg, .pdf or .html; `settings` add the learning rate from step `first` on."""
+    """Write a picture of a plan as .png, .svg, .pdf or .html. `settings` add the learning rate from step `first`."""
     schedule, panels = manifest.schedule, 3 if settings else 2
     figure, axes = plt.subplots(panels, 1, figsize=(10, 3.25 * panels), sharex=True, layout="constrained")
     above, below = axes[:2]
@@ -41,7 +41,7 @@ def plot_plan(manifest: Manifest, path: Path, settings: Settings | None = None, 
         drawn = np.array([cursor.get(stream.name, 0) for cursor in cursors])
         label = f"{stream.name}: {drawn[-1] * manifest.seq_len:,} tokens"
         below.plot(steps, drawn / max(stream.samples, 1), color=colours[stream.name], label=label)
-    below.set(ylabel="passes through the stream", ylim=(0, None))
+    below.set(ylabel="epochs of the stream", ylim=(0, None))
     below.grid(alpha=0.3)
     below.legend(frameon=False)
     if settings:
@@ -51,7 +51,7 @@ def plot_plan(manifest: Manifest, path: Path, settings: Settings | None = None, 
 
 
 def _turns(settings: Settings) -> NDArray[np.int64]:
-    """Steps at which the rate turns: restarts, those before, and the ends of warm-ups."""
+    """Steps at which the rate turns: restarts, the steps before them, and the ends of warm-ups."""
     begins = np.array([0, *settings.restarts])
     return np.concatenate([begins, begins - 1, begins + settings.train.warmup_steps])
 
@@ -65,7 +65,7 @@ def _draw_rate(axes: Axes, settings: Settings, steps: NDArray[np.int64], first: 
 
 
 def stream_colours(manifest: Manifest) -> dict[str, str]:
-    """A colour for each stream, the first for the one that the run draws most from."""
+    """A colour for each stream. The stream with the most samples in the run gets the first."""
     drawn = manifest.schedule.cursors(manifest.schedule.steps)
     names = sorted((stream.name for stream in manifest.streams), key=lambda name: -drawn.get(name, 0))
     return {name: f"C{number}" for number, name in enumerate(names)}
@@ -74,7 +74,7 @@ def stream_colours(manifest: Manifest) -> dict[str, str]:
 def mix_shares(
     manifest: Manifest, steps: NDArray[np.int64], names: Sequence[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Each stream's share of the batches from one of `steps` to the next one: edges (n + 1,), shares (names, n)."""
+    """The share of each stream in the batches between two of `steps`: edges (n + 1,), shares (names, n)."""
     schedule = manifest.schedule
     edges = np.append(steps[steps < schedule.steps], min(int(steps[-1]) + 1, schedule.steps))
     edges = np.unique(edges)
@@ -84,7 +84,7 @@ def mix_shares(
 
 
 def draw_mix(axes: Axes, manifest: Manifest, steps: NDArray[np.int64]) -> None:
-    """Stack each stream's share of the batches at `steps` (the average up to the next one), and name the stages."""
+    """Stack the shares of the streams between two of `steps`, and name the stages."""
     colours = stream_colours(manifest)
     edges, shares = mix_shares(manifest, steps, list(colours))
     shares = np.concatenate([shares, shares[:, -1:]], axis=1)  # a step plot needs the last value twice
@@ -92,7 +92,7 @@ def draw_mix(axes: Axes, manifest: Manifest, steps: NDArray[np.int64]) -> None:
     axes.set(ylabel="share of the batch", ylim=(0, 1), xlim=(0, edges[-1]))
     for row in stage_rows(manifest.schedule):
         if row.start < edges[-1]:
-            narrow = row.steps < 0.12 * edges[-1]  # its name stands upright
+            narrow = row.steps < 0.12 * edges[-1]  # the name is vertical
             axes.annotate(
                 row.name,
                 (row.start, 1),
@@ -107,7 +107,7 @@ def draw_mix(axes: Axes, manifest: Manifest, steps: NDArray[np.int64]) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Save and close a figure; .html is a page that holds it as SVG. Raises InputError for other endings."""
+    """Save and close a figure; .html is a page with the SVG. Raises InputError for an unknown suffix."""
     if path.suffix == ".html":
         picture = io.StringIO()
         figure.savefig(picture, format="svg")

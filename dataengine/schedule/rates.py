@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, and what it follows from."""
+"""The learning rate as a function of the step, and the settings that decide it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dataengine.schedule.slots import Schedule
 
 @dataclass(frozen=True)
 class Settings:
-    """What a step is trained with beside its samples."""
+    """The settings of a step, besides its samples."""
 
     train: TrainConfig
-    restarts: tuple[int, ...] = ()  # steps, ascending, from which the learning rate warms up and decays anew
-    end: int | None = None  # steps of the plan, if the rate goes by them (`train.decay_steps: end`)
+    restarts: tuple[int, ...] = ()  # ascending steps at which the learning rate restarts its warm-up and decay
+    end: int | None = None  # steps of the plan, if the rate depends on them (`train.decay_steps: end`)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         return learning_rate(step, self.train, self.restarts, self.end)
 
     def describe(self, first: int, last: int) -> str:
-        """The rates of a stage's step `first`, where a warm-up ends, and before `last`; nothing if there are no steps.
+        """The rates at step `first`, at the end of a warm-up, and before `last`; empty if there are no steps.
 
-        Within a stage the rate does not begin anew.
+        The rate does not restart inside a stage.
         """
         top = _begin(first, self.restarts) + self.train.warmup_steps - 1
         turns = [first, *([top] if first < top < last - 1 else []), last - 1]
@@ -37,9 +37,9 @@ def learning_rate(step: int, train: TrainConfig, restarts: Sequence[int] = (), e
     """The rate of step number `step`, counted from 0 or from the last of `restarts` that is not after it.
 
     Linear warm-up that reaches `learning_rate` at the last of `warmup_steps` steps, then a cosine to
-    `min_learning_rate` at `decay_steps` and constant from there (paper, table 10; the reference code's horizon is far
-    beyond its runs). The reference counts micro-batches, so its warm-up lags ours by a quarter of a step. `end` is the
-    number of the plan's steps, where the cosine ends if `decay_steps` is `end`.
+    `min_learning_rate` at `decay_steps`, then constant (paper, table 10; in the reference code, the cosine ends long
+    after its runs). The reference counts microbatches, so its warm-up lags ours by a quarter of a step. If
+    `decay_steps` is `end`, the cosine ends at `end`, the number of steps of the plan.
     """
     begin = _begin(step, restarts)
     horizon = _horizon(train, begin, end)
@@ -54,12 +54,12 @@ def learning_rate(step: int, train: TrainConfig, restarts: Sequence[int] = (), e
 
 
 def _begin(step: int, restarts: Sequence[int]) -> int:
-    """The step from which the rate of a step is counted."""
+    """The last restart at or before a step."""
     return max((restart for restart in restarts if restart <= step), default=0)
 
 
 def _horizon(train: TrainConfig, begin: int, end: int | None) -> int:
-    """Steps of the decay that begins at a step."""
+    """Steps from a restart to the end of its decay."""
     if train.decay_steps != "end":
         return train.decay_steps
     assert end is not None, "decay_steps `end` goes with the steps of a plan"
@@ -67,10 +67,10 @@ def _horizon(train: TrainConfig, begin: int, end: int | None) -> int:
 
 
 def horizon_notes(settings: Settings, steps: int, *, first: int = 0, init: InitConfig | None = None) -> list[str]:
-    """What to know of a rate that only rises, hardly falls or stays at its minimum, in steps `first` to `steps`.
+    """Notes on a rate that only rises, hardly falls or stays at its minimum in steps `first` to `steps`.
 
-    The paper's rate falls by 3 % only: its horizon is nine times its run. That of a second stage in a run of its own,
-    which is short, is also far away.
+    The paper's rate falls by only 3 %: its cosine is nine times as long as its run. The cosine of a second stage in a
+    short run of its own also ends long after the run.
     """
     train, horizon = settings.train, settings.train.decay_steps
     begins = [0, *settings.restarts]
@@ -99,14 +99,14 @@ def horizon_notes(settings: Settings, steps: int, *, first: int = 0, init: InitC
 
 
 def planned_settings(config: Config, schedule: Schedule) -> Settings:
-    """What a config says of the steps that are not a parent's."""
+    """The settings that a config gives for its own steps, without those of a parent."""
     names = {stage.name for stage in config.stages if stage.restart_learning_rate}
     end = schedule.steps if config.train.decay_steps == "end" else None
     return Settings(config.train, tuple(restart_steps(schedule, names)), end)
 
 
 def restart_steps(schedule: Schedule, names: Collection[str]) -> list[int]:
-    """First steps of the stages of these names, a parent's left out; a later piece of one stage does not count."""
+    """First steps of the stages with these names. Stages of a parent and later pieces of a stage do not count."""
     first: dict[str, int] = {}
     for stage, start in zip(schedule.stages, schedule.stage_starts, strict=True):
         if start >= schedule.fork:

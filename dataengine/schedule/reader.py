@@ -1,20 +1,30 @@
-"""Read the samples of a plan in the order of training, with numpy alone.
+"""Read the samples of a plan in the order of training, with numpy alone: `PlanReader` of any store, `Batches` of a run.
 
-manifest = read_manifest("store/experiments/mini/manifest.json")
-reader = PlanReader.of_store(manifest, open_store("store"))
-for step in range(100, 200):
-    tokens, sample_ids, streams = reader.read(step)
+manifest = read_manifest("store/experiments/mini/uni_en_zh/manifest.json")
+for batch in manifest.batches(start=100):
+    print(batch.step, batch.tokens.shape)
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dataengine.arrays import Int64s, Tokens
 from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import token_dtype
-from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.shard_cache import ShardCache
+from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
+
+if TYPE_CHECKING:
+    from dataengine.schedule.manifest import Manifest
 
 
 class PlannedSamples(NamedTuple):
@@ -26,7 +36,7 @@ class PlannedSamples(NamedTuple):
 
 
 class PlanReader:
-    """The samples of a manifest, by step or by id; `samples` reads its streams."""
+    """The samples of a manifest, by step or by id. `samples` reads its streams."""
 
     def __init__(self, manifest: Manifest, samples: SampleReader) -> None:
         self._order, self._samples = manifest.order, samples
@@ -38,9 +48,70 @@ class PlanReader:
         return cls(manifest, SampleReader.of_store(store, manifest.streams, width, dtype))
 
     def read(self, step: int, start: int = 0, stop: int | None = None) -> PlannedSamples:
-        """The samples in slots start..stop of a step's batch: of all slots, or of a rank's (`RunOrder.sample_ids`)."""
+        """The samples in slots start..stop of a step: by default all slots. See `RunOrder.sample_ids` for ranks."""
         return self.read_ids(self._order.sample_ids(step, start, stop))
 
     def read_ids(self, sample_ids: Int64s) -> PlannedSamples:
         """Samples by their ids, shape (n,). Raises InputError if a shard is missing or damaged."""
         return PlannedSamples(self._samples.read(sample_ids), sample_ids, self._order.stream_numbers(sample_ids))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Batch:
+    """The samples of one step, or one rank's part of them: n = batch_size / world_size samples.
+
+    Sample k is `tokens[k]`. The first `seq_len` tokens are the input, the last `seq_len` the labels.
+
+        chinese = batch.tokens[batch.streams == "en-zh"]
+    """
+
+    step: int
+    tokens: Int64s  # (n, seq_len + 1)
+    sample_ids: Int64s  # (n,); an id names one sample of the manifest
+    streams: NDArray[np.str_]  # (n,); the name of each sample's stream
+
+
+@dataclass(frozen=True, eq=False)
+class Batches(Sequence[Batch]):
+    """The batches of some steps of a run, read on access; `Manifest.batches` makes it.
+
+    A slice is again a sequence of batches. Can be pickled, so it works in the workers of a DataLoader.
+    """
+
+    manifest: Manifest
+    steps: range
+    rank: int
+    world_size: int
+    store: str
+    cache: str
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Batches: ...
+    def __getitem__(self, index: int | slice) -> Batch | Batches:
+        if isinstance(index, slice):
+            return replace(self, steps=self.steps[index])
+        return self._read(self.steps[index])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self._read, self.steps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_reader"}
+
+    @cached_property
+    def _reader(self) -> PlanReader:
+        manifest = self.manifest
+        cache = ShardCache(open_store(self.store), Path(self.cache), manifest, limit=None, outage_limit=None)
+        width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
+        return PlanReader(manifest, SampleReader(manifest.streams, cache.map, width, dtype))
+
+    def _read(self, step: int) -> Batch:
+        width = self.manifest.batch_size // self.world_size
+        tokens, sample_ids, numbers = self._reader.read(step, self.rank * width, (self.rank + 1) * width)
+        names = np.array([stream.name for stream in self.manifest.streams])
+        return Batch(step, tokens.astype(np.int64), sample_ids, names[numbers])

@@ -1,8 +1,8 @@
-"""Which stream each slot of a run draws from, by integer arithmetic alone.
+"""The stream that each slot of a run draws from, by integer arithmetic alone.
 
-A *slot* is the position of a sample in the run: slot i of step s. Lanes cut each batch into L equal parts of equal
-composition, so the arithmetic here is that of one lane: a stage of quotas q (samples a stream, sum T over all lanes)
-gives each lane quotas q / L. No state is kept: every answer follows from the stages and a step.
+A *slot* is the position of a sample in the run: slot i of step s. L lanes cut each batch into L equal parts with the
+same mix, so the arithmetic here is that of one lane: a stage with quotas q (samples of each stream, over all lanes)
+gives each lane the quotas q / L. There is no state: every answer follows from the stages and a step.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _INT64 = (1 << 63) - 1
 def count_drawn(quotas: Sequence[int], num_samples: int) -> list[int]:
     """Count what each stream supplies among the first `num_samples` samples of a stage.
 
-    Takes positive quotas, shape (num_streams,); returns counts, same shape. They sum to exactly `num_samples`, none
-    falls as it grows, and at sum(quotas) they are the quotas. So the counts of one step are the difference of two
-    calls, and no state is kept. A count strays from its exact share by less than the number of streams.
+    Takes positive quotas, shape (num_streams,); returns counts of the same shape. They sum to exactly `num_samples`.
+    No count falls when `num_samples` grows, and at sum(quotas) the counts are the quotas. So the counts of one step are
+    the difference of two calls, without state. A count differs from its exact share by less than the number of streams.
     """
     counts, ahead, rest = [], num_samples, sum(quotas)
     for quota in quotas:
@@ -40,7 +40,7 @@ def count_drawn(quotas: Sequence[int], num_samples: int) -> list[int]:
 def apportion(weights: Sequence[float | Fraction], total: int) -> list[int]:
     """Split `total` in proportion to weights (not all 0) by largest remainder; the parts sum to it exactly.
 
-    Ties go to the earlier weight. A float counts as the exact fraction that it is.
+    Ties go to the earlier weight. A float counts as the exact fraction that it represents.
     """
     fractions = [Fraction(weight) for weight in weights]
     denominator = math.lcm(*(fraction.denominator for fraction in fractions))
@@ -58,9 +58,9 @@ def apportion(weights: Sequence[float | Fraction], total: int) -> list[int]:
 class Stage:
     """A run of `steps` steps that draws `samples[stream]` samples, over all lanes, from each stream.
 
-    The order of the streams decides which slots they take, so it is always that of their names. A stage that a fork
-    leaves early keeps its quotas, which decide its slots, and ends after `cut` steps. Stages of one name in a row are
-    pieces of one stage, unless a fork lies between them.
+    The order of the streams decides their slots, so streams are always sorted by name. A stage that a fork leaves early
+    keeps its quotas, which decide its slots, and ends after `cut` steps. Adjacent stages of the same name are pieces of
+    one stage, unless a fork lies between them.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Stage:
 
     @property
     def length(self) -> int:
-        """Steps that are run."""
+        """Steps that the run takes."""
         return self.steps if self.cut is None else self.cut
 
 
@@ -85,7 +85,7 @@ class Stage:
 class Schedule:
     """The stages of a run. Raises ValueError if their quotas do not fill `batch_size` x steps exactly.
 
-    Exact for any run of up to MAX_RUN_SAMPLES samples. The steps before `fork` are a parent's.
+    Exact for runs of up to MAX_RUN_SAMPLES samples. The steps before `fork` are those of a parent.
     """
 
     batch_size: int
@@ -129,7 +129,7 @@ class Schedule:
 
     @cached_property
     def stage_edges(self) -> list[int]:
-        """Where stages begin and the last one ends, as indexes of pieces: those of one stage lie between two edges."""
+        """The start of each stage and the end of the last, as indexes of pieces: a stage lies between two edges."""
         stages, starts = self.stages, self.stage_starts
         begins = [
             k
@@ -140,12 +140,12 @@ class Schedule:
 
     @property
     def own_stages(self) -> tuple[Stage, ...]:
-        """The stages that are not a parent's."""
+        """The stages without those of a parent."""
         return tuple(s for s, start in zip(self.stages, self.stage_starts, strict=True) if start >= self.fork)
 
     @cached_property
     def _drawn_before(self) -> list[dict[str, int]]:
-        """Samples that one lane has drawn from each stream before each stage."""
+        """Samples that one lane draws from each stream before each stage."""
         drawn = dict.fromkeys(self.streams, 0)
         before = []
         for index, stage in enumerate(self.stages):
@@ -161,13 +161,13 @@ class Schedule:
         return self.batch_size // self.lanes
 
     def stage_index(self, step: int) -> int:
-        """Index of the stage that `step` belongs to. Raises IndexError outside the run."""
+        """Index of the stage of a step. Raises IndexError outside the run."""
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} is outside the schedule's {self.steps} steps")
         return bisect.bisect_right(self.stage_starts, step) - 1
 
     def cursors(self, step: int) -> dict[str, int]:
-        """Samples drawn from each stream, over all lanes, before `step` (which may be the end of the run)."""
+        """Samples drawn from each stream, over all lanes, before `step`, which may be the end of the run."""
         index = self.stage_index(step) if step < self.steps else len(self.stages) - 1
         names, quotas = self._lane_quotas(index)
         lane_slots = (step - self.stage_starts[index]) * self.width
@@ -185,7 +185,7 @@ class Schedule:
     def lane_slots(self, step: int, start: int = 0, stop: int | None = None) -> tuple[Int64s, Int64s]:
         """Stream number (in `streams`) and lane cursor of slots start..stop of one lane; shape (stop - start,) each.
 
-        A lane has batch_size / lanes slots; without `stop`, all from `start` on.
+        A lane has batch_size / lanes slots. Without `stop`, returns all from `start` on.
         """
         index = self.stage_index(step)
         names, quotas = self._lane_quotas(index)
@@ -205,8 +205,8 @@ class Schedule:
 def _count_drawn_from(quotas: Sequence[int], first: int, count: int) -> Int64s:
     """`count_drawn` at `first` and the numbers after it, `count` in all; shape (num_streams, count).
 
-    Each floor is taken relative to that at `first`, which is exact in Python's integers, so a product has one factor
-    below `count` and stays in int64. For huge stages that holds for a few numbers at a time.
+    Each floor is taken relative to the floor at `first`, which is exact in Python integers. So each product has one
+    factor below `count` and fits in int64; for huge stages, only a few numbers at a time do.
     """
     at_once = _INT64 // sum(quotas)
     if count > at_once:
@@ -214,7 +214,7 @@ def _count_drawn_from(quotas: Sequence[int], first: int, count: int) -> Int64s:
         return np.concatenate(parts, axis=1)
     counts = np.empty((len(quotas), count), dtype=np.int64)
     ahead, rest = first, sum(quotas)
-    more = np.arange(count, dtype=np.int64)  # what comes on top of `ahead`
+    more = np.arange(count, dtype=np.int64)  # added to `ahead`
     for k, quota in enumerate(quotas):
         passed_on, remainder = divmod(ahead * (rest - quota), rest)
         more_passed_on = (remainder + more * (rest - quota)) // rest

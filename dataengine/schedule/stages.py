@@ -1,4 +1,4 @@
-"""What a config says of its stages, turned into integers: exact steps, exact samples, in the order of time."""
+"""Turn the stages of a config into integers: exact steps and exact samples, in the order of the run."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dataengine.errors import InputError
 from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_drawn
 
 MAX_TOKENS = (1 << 63) - 1  # of a run; manifests hold 64-bit integers
-RAMP_PIECES = 100  # a ramp is so many runs of steps of one mix each, or one a step
+RAMP_PIECES = 100  # a ramp has at most this many pieces of one mix each, and at most one per step
 
 
 @dataclass(frozen=True)
 class StreamSize:
-    """What the stages may draw from a stream: `samples` a pass, `passes` times, less `drawn` by a parent's steps."""
+    """What the stages may draw from a stream: `samples` in each of `passes` epochs, less those `drawn` by a parent."""
 
     samples: int
     passes: int = 1
     drawn: int = 0
 
     def left(self, lanes: int) -> int:
-        """Samples that one lane may still draw; each lane has an equal range of the stream."""
+        """Samples that one lane can still draw. Each lane has an equal range of the stream."""
         return self.samples // lanes * self.passes - self.drawn // lanes
 
 
@@ -39,19 +39,20 @@ def resolve_stages(
     budget: BudgetConfig | None = None,
     before: Sequence[Stage] = (),
 ) -> tuple[Stage, ...]:
-    """Turn stages into integers, after the stages `before` (a parent's, up to its last step).
+    """Turn stages into integers. They follow the stages `before` of a parent.
 
-    First each stage gets its length and takes its samples, in the order of the list, the `rest` last of all; `drain`,
-    `all` and `by_size` go by what is left then. Mixes are split by largest remainder in units of one sample a lane, so
-    sums are exact. Then a stage with `at` moves to its place among the others, splitting one if need be; the pieces
-    keep the name. With batches of 4 samples in 2 lanes, a budget of 8 steps, and streams a and b of 30 samples each,
+    First, each stage gets its length and takes its samples, in the order of the list; the stage with `rest` is last.
+    `drain`, `all` and `by_size` count what is left at that point. Mixes are split by largest remainder in units of one
+    sample per lane, so sums are exact. Then a stage with `at` moves to its place. It splits another stage if needed,
+    whose pieces keep the name. With batches of 4 samples in 2 lanes, a budget of 8 steps, and streams a and b of 30
+    samples each,
 
         name: start, fraction: 0.5, mix: {a: 1}           takes 4 steps, a 16
         name: middle, steps: 1, mix: {b: 1}, at: 0.25     takes 1 step, b 4; begins after round(0.25 x 7) = 2 steps
         name: end, rest: true, mix: {a: 1, b: 1}          takes 8 - 4 - 1 = 3 steps, a 6, b 6
 
     becomes start (2 steps, a 8), middle (1 step, b 4), start (2 steps, a 8), end (3 steps, a 6, b 6).
-    Raises InputError, with numbers, if a stream has too little.
+    Raises InputError, with numbers, if a stream has too few samples.
     """
     run = _Run(streams, batch_size, lanes, seq_len, budget_steps(budget, batch_size, seq_len))
     lengths = run.stated_lengths(stages)
@@ -84,7 +85,7 @@ def budget_steps(budget: BudgetConfig | None, batch_size: int, seq_len: int) -> 
 
 
 def cut_schedule(schedule: Schedule, step: int) -> tuple[Stage, ...]:
-    """The stages of the steps before `step`; the last of them keeps its quotas and stops early, so its slots stay."""
+    """The stages of the steps before `step`. The last one ends early; it keeps its quotas, so its slots stay."""
     kept = []
     for stage, start in zip(schedule.stages, schedule.stage_starts, strict=True):
         if start < step:
@@ -94,7 +95,7 @@ def cut_schedule(schedule: Schedule, step: int) -> tuple[Stage, ...]:
 
 @dataclass
 class _Run:
-    """A run whose stages take their samples one after the other."""
+    """A run whose stages take their samples one after another."""
 
     streams: Mapping[str, StreamSize]
     batch_size: int
@@ -107,11 +108,11 @@ class _Run:
         self.left = {name: size.left(self.lanes) for name, size in self.streams.items()}  # samples a lane
 
     def stated_lengths(self, stages: Sequence[StageConfig]) -> dict[int, int]:
-        """Steps of the stages that state how long they are, by their place in the list: all but `drain` and `rest`.
+        """Steps of the stages that state their length, by their index in the list: all but `drain` and `rest`.
 
-        A fraction of the budget counts as the decimal number that was written. Each is rounded by itself; if the
-        fractions sum to 1 and the rounded ones not to the budget, they are those of the largest remainder, ties to the
-        earlier.
+        A fraction of the budget counts as the decimal number in the YAML. Each length is rounded by itself. If the
+        fractions sum to 1 but the rounded lengths do not sum to the budget, the budget is split by largest remainder;
+        ties go to the earlier stage.
         """
         steps: dict[int, int] = {}
         shares = {number: stage.fraction for number, stage in enumerate(stages) if stage.fraction is not None}
@@ -131,7 +132,7 @@ class _Run:
         return steps
 
     def open_length(self, stage: StageConfig, others: int) -> int:
-        """Steps of a stage that drains its streams, or is the rest of the budget beside `others` steps."""
+        """Steps of a stage that drains its streams, or takes the rest of the budget after `others` steps."""
         if stage.drain:
             weights = self._weights(stage, stage.mix)
             return drain_steps([*weights.values()], [self.left[name] for name in weights], self.width)
@@ -144,7 +145,7 @@ class _Run:
         return self.budget - others
 
     def check_length(self, stage: StageConfig, steps: int, length: int) -> None:
-        """Raise InputError for a stage without a step, and for a run of more samples or tokens than 64 bits count."""
+        """Raise InputError for a stage without steps, and for a run with more samples or tokens than 64 bits can count."""
         if steps < 1:
             reason = "its streams have no full batch left" if stage.drain else "its length is less than a batch"
             raise InputError(
@@ -159,14 +160,14 @@ class _Run:
             )
 
     def draw(self, stage: StageConfig, steps: int) -> list[Stage]:
-        """The stage in one piece, or a ramp in many, each with exact samples, which are then no longer left."""
+        """Draw the samples of a stage: one piece, or the pieces of a ramp, each with exact samples."""
         if stage.to_mix is None:
             return [self._take(stage, steps, self._split(stage, steps))]
         first, last = self._weights(stage, stage.mix), self._weights(stage, stage.to_mix)
         return [self._take(stage, length, quotas) for length, quotas in _ramp(first, last, steps, self.width)]
 
     def _split(self, stage: StageConfig, steps: int) -> dict[str, int]:
-        """Samples a lane from each stream of a stage with one mix."""
+        """Samples per lane from each stream of a stage with one mix."""
         if "rest" not in stage.mix.values():
             weights = self._weights(stage, stage.mix)
             return dict(zip(weights, apportion([*weights.values()], steps * self.width), strict=True))
@@ -181,15 +182,15 @@ class _Run:
         return {**quotas, rest: missing}
 
     def _weights(self, stage: StageConfig, mix: Mapping[str, float | str]) -> dict[str, Fraction]:
-        """The weights of a mix; `by_size` weighs each stream by what is left of it."""
+        """The weights of a mix. `by_size` is the number of samples that are left of the stream."""
         weights = {name: Fraction(self.left[name] if weight == "by_size" else weight) for name, weight in mix.items()}
         found = {name: weight for name, weight in weights.items() if weight}
         if not found:
-            raise InputError(f"stage '{stage.name}': nothing is left of {', '.join(mix)}. Add sources or passes.")
+            raise InputError(f"stage '{stage.name}': nothing is left of {', '.join(mix)}. Add sources or epochs.")
         return found
 
     def _take(self, stage: StageConfig, steps: int, quotas: Mapping[str, int]) -> Stage:
-        """A piece of a stage that draws `quotas` samples a lane, which are then no longer left."""
+        """Draw `quotas` samples per lane as a piece of a stage."""
         for name, quota in quotas.items():
             if quota > self.left[name]:
                 raise InputError(self._too_small(stage.name, name, quota))
@@ -210,30 +211,30 @@ class _Run:
         needed = -(-(drawn + want) // a_pass)
         return (
             f"stream '{name}' is too small: stage '{stage}' draws {want:,} samples ({want * self.seq_len:,} tokens), "
-            f"but it has {have:,} left ({size.samples:,} samples x {size.passes} pass(es), {drawn:,} drawn by earlier "
+            f"but it has {have:,} left ({size.samples:,} samples x {size.passes} epoch(s), {drawn:,} drawn by earlier "
             f"stages). Add sources to streams.{name}, shorten the stage, lower its weight, or repeat the stream with "
-            f"streams.{name}.passes: {needed}."
+            f"streams.{name}.epochs: {needed}."
         )
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """A stage as tables show it: in one row, also if it is a ramp of many pieces."""
+    """A stage as one row of a table, even if it is a ramp of many pieces."""
 
     name: str
     start: int
     steps: int
     pieces: tuple[Stage, ...]
-    drawn: Mapping[str, int]  # samples, over all lanes; streams without any are left out
+    drawn: Mapping[str, int]  # samples over all lanes; only streams with any
 
     def share(self, name: str) -> str:
-        """A stream's share of the samples; of a ramp, that of its first piece and of its last."""
+        """The share of a stream in the samples; for a ramp, its shares in the first and the last piece."""
         ends = (self.pieces[0], self.pieces[-1])[: len(self.pieces)]
         return " -> ".join(f"{piece.samples.get(name, 0) / sum(piece.samples.values()):.1%}" for piece in ends)
 
 
 def stage_rows(schedule: Schedule) -> list[StageRow]:
-    """The stages of a run; pieces of one stage that stand in a row are one row."""
+    """The stages of a run. Adjacent pieces of one stage are one row."""
     rows = []
     for first, last in pairwise(schedule.stage_edges):
         pieces, start = schedule.stages[first:last], schedule.stage_starts[first]
@@ -245,9 +246,9 @@ def stage_rows(schedule: Schedule) -> list[StageRow]:
 
 
 def idle_streams(stages: Sequence[StageConfig], resolved: Sequence[Stage], lanes: int) -> list[str]:
-    """A sentence for each stream that a stage mixes and draws nothing from.
+    """A sentence for each stream in the mix of a stage that gives no samples to it.
 
-    Takes what `resolve_stages` made of the stages, without a parent's.
+    `resolved` is the result of `resolve_stages`, without the stages of a parent.
     """
     notes = []
     for stage in stages:
@@ -261,7 +262,7 @@ def idle_streams(stages: Sequence[StageConfig], resolved: Sequence[Stage], lanes
 
 
 def _why_idle(stage: StageConfig, name: str, samples: int) -> str:
-    """Why a stage of so many samples a lane draws nothing from a stream that it mixes."""
+    """Why a stage with `samples` samples per lane draws nothing from a stream in its mix."""
     weight = stage.mix.get(name)
     if isinstance(weight, str):
         words = {"all": "nothing is left of it", "rest": "the other streams fill the stage"}
@@ -269,14 +270,16 @@ def _why_idle(stage: StageConfig, name: str, samples: int) -> str:
     if stage.to_mix is not None or weight is None or samples < 2:
         return f"its share is less than one of {samples:,} samples of a lane"
     others = math.fsum(other for key, other in stage.mix.items() if key != name and not isinstance(other, str))
-    least = 1.01 * others / (samples - 1)  # at others / (samples - 1) the share is a sample; printed with three digits
+    least = (
+        1.01 * others / (samples - 1)
+    )  # others / (samples - 1) is a share of one sample; 1 % more survives printing with three digits
     return f"its weight of {weight:g} is less than one of {samples:,} samples of a lane; {least:.3g} draws one"
 
 
 def drain_steps(weights: Sequence[Fraction], left: Sequence[int], width: int) -> int:
-    """The most steps of `width` samples whose split by weight fits into what is left."""
+    """The largest number of steps of `width` samples whose split by weight fits into the samples that are left."""
     total = sum(weights)
-    # Largest remainder gives more than the share less one, so a share may exceed what is left by less than one.
+    # Largest remainder gives more than the share minus one, so a share may exceed what is left by less than one.
     steps = math.floor(min((n + 1) * total / weight for n, weight in zip(left, weights, strict=True)) / width)
     while steps and any(q > n for q, n in zip(apportion(weights, steps * width), left, strict=True)):
         steps -= 1
@@ -286,13 +289,13 @@ def drain_steps(weights: Sequence[Fraction], left: Sequence[int], width: int) ->
 def _ramp(
     first: Mapping[str, Fraction], last: Mapping[str, Fraction], steps: int, width: int
 ) -> Iterator[tuple[int, dict[str, int]]]:
-    """Steps and samples a lane of each piece of a ramp between two mixes.
+    """Steps, and samples per lane, of each piece of a ramp between two mixes.
 
-    A piece has the mix of its middle. What rounding keeps from a stream or gives it, the next piece evens out.
+    A piece has the mix at its middle. The next piece makes up for rounding errors.
     """
     names = sorted({*first, *last})
     starts, ends = ([mix.get(name, Fraction(0)) / sum(mix.values()) for name in names] for mix in (first, last))
-    owed = [Fraction(0)] * len(names)  # exact share so far less what was given
+    owed = [Fraction(0)] * len(names)  # exact share so far minus the samples given
     count = min(steps, RAMP_PIECES)
     for low, high in pairwise(steps * piece // count for piece in range(count + 1)):
         middle, samples = Fraction(low + high, 2 * steps), (high - low) * width
@@ -309,7 +312,7 @@ def _ramp(
 
 
 def _insert(timeline: list[Stage], step: int, pieces: list[Stage], lanes: int) -> list[Stage]:
-    """Put pieces before `step` of a timeline, splitting the stage that it falls into."""
+    """Insert pieces before `step` of a timeline. Splits the stage at that step."""
     start = 0
     for number, stage in enumerate(timeline):
         if step <= start:
@@ -322,7 +325,7 @@ def _insert(timeline: list[Stage], step: int, pieces: list[Stage], lanes: int) -
 
 
 def _split_stage(stage: Stage, steps: int, lanes: int) -> tuple[Stage, Stage]:
-    """The first steps of a stage, with what it draws in them, and the others."""
+    """Split a stage after `steps` steps, with the samples that each part draws."""
     quotas = [quota // lanes for quota in stage.samples.values()]
     drawn = count_drawn(quotas, sum(quotas) * steps // stage.length)
     head = {name: count * lanes for name, count in zip(stage.samples, drawn, strict=True)}

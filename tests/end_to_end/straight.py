@@ -11,9 +11,9 @@ import pytest
 from dataengine.config.load import load_config
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.shard_cache import ShardCache
 from dataengine.storage.open import open_store
 from trainer.data.dataset import ScheduledDataset
-from trainer.data.shard_cache import ShardCache
 from trainer.train import train
 
 

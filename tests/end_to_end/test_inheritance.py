@@ -174,7 +174,7 @@ def test_a_parent_of_an_earlier_version_is_inherited_by_its_config_and_a_damaged
     rows = (old / "log.csv").read_bytes().splitlines(keepends=True)
     (old / "log.csv").write_bytes(b"".join(rows[:9]) + b"8,mixed,torn\n")
     log = ranks.train(family.config, out, *family.child("of_old", TAIL, old, 10), ranks=1)
-    assert "log.csv is damaged: line 10 is no row of a step after 7. Its complete rows before" in ranks.printed(out)
+    assert "log.csv is damaged: line 10 is not a row of a step after 7. Its complete rows before" in ranks.printed(out)
     steps = [*range(8), *range(10, 14)]
     assert [int(row["step"]) for row in log] == steps
     assert rates(log) == [family.rate(step, 6) for step in steps]

@@ -30,7 +30,7 @@ from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import COLUMN
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.reader import PlannedSamples, PlanReader
-from trainer.data.shard_cache import ShardCache
+from dataengine.schedule.shard_cache import ShardCache
 from trainer.run.signals import leave_signals_to_parent
 
 

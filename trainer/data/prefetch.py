@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataengine.errors import InputError
 from dataengine.mds.shard_map import ShardMap
 from dataengine.schedule.manifest import Manifest
-from trainer.data.shard_cache import ShardCache
+from dataengine.schedule.shard_cache import ShardCache
 
 log = logging.getLogger(__name__)
 _PREFETCHERS = 4  # threads

@@ -152,7 +152,7 @@ def check_space(config: Config, manifest: Manifest, ranks: Ranks) -> list[Proble
         what = f"this node's part of a checkpoint, {size_words(part)}, in {config.cache}"
         needs.append((Path(config.cache), part, what, "set another cache"))
     if is_url(config.store):
-        from trainer.data.shard_cache import cache_floor
+        from dataengine.schedule.shard_cache import cache_floor
 
         floor = cache_floor(manifest)
         if config.cache_limit is not None and config.cache_limit < floor:

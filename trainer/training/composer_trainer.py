@@ -10,12 +10,12 @@ from composer import Callback, DataSpec, Trainer
 from dataengine.config.schema import Config
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings
+from dataengine.schedule.shard_cache import ShardCache
 from dataengine.storage.open import open_store
 from trainer.checkpoints.steps import planned_checkpoints
 from trainer.checkpoints.uploads import Uploader
 from trainer.data.dataset import ScheduledDataset, make_loader, to_tensors
 from trainer.data.prefetch import Prefetcher
-from trainer.data.shard_cache import ShardCache
 from trainer.model.composer_model import build_model, is_sharded, sharding
 from trainer.model.flops import device_peak, flops_per_token
 from trainer.model.optimizer import OptimizerSettings, make_optimizer

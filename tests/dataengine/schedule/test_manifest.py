@@ -52,7 +52,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"manifest\.json is damaged: .*Build again"):
         read_manifest(path)
     path.write_bytes(content.replace(b'"seed":17', b'"seed": 17'))
-    with pytest.raises(InputError, match=r"is not as it was written"):
+    with pytest.raises(InputError, match=r"has changed since it was written"):
         read_manifest(path)
     path.write_bytes(content.replace(b'"version":2', b'"version":9'))
     with pytest.raises(InputError, match=r"has version 9, this program reads 2"):
@@ -105,7 +105,7 @@ def test_of_many_differences_the_first_are_named() -> None:
 
 def test_a_stage_that_ends_later_is_no_difference_before_that() -> None:
     before, now = (manifest((Stage("x", length, {"a": 60, "b": 30}),)) for length in (9, 7))
-    assert before.differences(now, 7) == ["the order of streams or stages is another"]
+    assert before.differences(now, 7) == ["the order of streams or stages has changed"]
     assert before.differences(now, 8) == [
         "stage 'x' was 9 steps of 60 a, 30 b and is 7 steps of 60 a, 30 b",
     ]

@@ -81,8 +81,8 @@ def test_a_stream_that_is_too_small_is_named_with_its_numbers() -> None:
         resolve([{"steps": 2, "mix": {"a": 1}}, {"steps": 5, "mix": {"a": 1}}], {"a": 32})
     assert str(error.value) == (
         "stream 'a' is too small: stage 'stage1' draws 50 samples (5,000 tokens), but it has 12 left (32 samples x 1 "
-        "pass(es), 20 drawn by earlier stages). Add sources to streams.a, shorten the stage, lower its weight, or "
-        "repeat the stream with streams.a.passes: 3."
+        "epoch(s), 20 drawn by earlier stages). Add sources to streams.a, shorten the stage, lower its weight, or "
+        "repeat the stream with streams.a.epochs: 3."
     )
     assert resolve([{"steps": 2, "mix": {"a": 1}}, {"steps": 5, "mix": {"a": 1}}], {"a": 32}, passes=3)
 

@@ -18,6 +18,7 @@ from dataengine.errors import InputError
 from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import Shard, StoredFile, Stream, token_dtype
 from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.shard_cache import ShardCache, cache_floor
 from dataengine.schedule.slots import Stage
 from dataengine.storage import s3_client
 from dataengine.storage.open import open_store
@@ -25,7 +26,6 @@ from tests.conftest import ConfigMaker
 from tests.object_store import ObjectStore, faulty_proxy, object_store
 from trainer.data.dataset import ScheduledDataset, make_loader
 from trainer.data.prefetch import Prefetcher
-from trainer.data.shard_cache import ShardCache, cache_floor
 
 __all__ = ["object_store"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from dataengine.build.build import build
 from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.shard_cache import ShardCache
 from dataengine.storage.open import open_store
 from tests.conftest import ConfigMaker
 from trainer.data.dataset import ScheduledDataset
-from trainer.data.shard_cache import ShardCache
 
 _FORK = multiprocessing.get_context("fork")
 _STARTS, _ROUNDS = 6, 5
