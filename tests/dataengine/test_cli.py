@@ -16,7 +16,7 @@ from dataengine.cli import _make_parser, main
 from dataengine.config.load import dump_config, load_config
 from tests.conftest import ROOT, ConfigMaker, write_jsonl
 
-COMMANDS = ["build", "worker", "finalize", "score", "inspect", "plan", "contamination", "verify", "export"]
+COMMANDS = ["init", "build", "worker", "finalize", "score", "inspect", "plan", "contamination", "verify", "export"]
 
 
 def exit_code(arguments: list[str]) -> int:
