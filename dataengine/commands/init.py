@@ -13,7 +13,7 @@ from dataengine.config.load import load_config
 from dataengine.detect.experiment import write_experiment
 from dataengine.detect.files import schema_beside
 from dataengine.detect.streams import Proposal, StreamGuess, propose
-from dataengine.detect.tokenizer import VOCAB_SIZE, Cost, cost_of, own_cost, sentences_of, train_tokenizer
+from dataengine.detect.tokenizer import VOCAB_SIZE, Cost, cost_of, own_costs, sentences_of, train_tokenizer
 from dataengine.errors import InputError
 from dataengine.records.formats import MOSES
 from dataengine.storage.atomic import write_file
@@ -97,17 +97,18 @@ def _estimate(tokenizer: Tokenizer, stream: StreamGuess, cost: Cost) -> float:
 def _warnings(proposal: Proposal, tokenizer: Tokenizer, costs: Mapping[str, Cost]) -> list[str]:
     """What is wrong with a tokenizer that was not trained on these texts."""
     words = []
-    sentences = sentences_of(proposal.streams)
-    for stream in proposal.streams:
-        cost = costs[stream.name]
+    held = {stream.name: _held_out(stream) for stream in proposal.streams}
+    own = own_costs(sentences_of(proposal.streams), held, tokenizer.vocab_size)
+    for name, cost in costs.items():
         if cost.unknown_share > _UNKNOWN:
-            words.append(f"{stream.name}: {cost.unknown_share:.1%} of the tokens are unknown: their text is lost")
-        texts = _held_out(stream)
-        own = own_cost(sentences, texts, tokenizer.vocab_size)
-        if own is not None and (more := cost_of(tokenizer, texts).tokens / own.tokens) >= _DEAR:
+            words.append(f"{name}: {cost.unknown_share:.1%} of the tokens are unknown: their text is lost")
+        if not held[name] or name not in own:
+            continue
+        more = cost_of(tokenizer, held[name]).tokens / max(own[name].tokens, 1)
+        if more >= _DEAR:
             words.append(
-                f"{stream.name}: {more - 1:.0%} more tokens than a tokenizer of {tokenizer.vocab_size:,} pieces that "
-                "is trained on samples of this text (--vocab-size trains one)"
+                f"{name}: {more - 1:.0%} more tokens than a tokenizer of {tokenizer.vocab_size:,} pieces that is "
+                "trained on samples of this text (--vocab-size trains one)"
             )
     return words
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -116,17 +116,20 @@ def train_tokenizer(sentences: Sequence[str], vocab_size: int) -> bytes:
     return out.getvalue()
 
 
-def own_cost(sentences: Sequence[str], texts: Sequence[str], vocab_size: int) -> Cost | None:
-    """What a tokenizer with as many pieces, trained on other sentences than these texts, makes of them.
+def own_costs(sentences: Sequence[str], texts: Mapping[str, Sequence[str]], vocab_size: int) -> dict[str, Cost]:
+    """What a tokenizer with as many pieces, trained on other sentences than these texts, makes of those of each name.
 
-    None if there are too few sentences for a fair comparison.
+    Empty if there are too few sentences for a fair comparison.
     """
-    held = set(texts)
+    held = {text for some in texts.values() for text in some}
     others = [sentence for sentence in sentences if sentence not in held]
-    if sum(map(len, others)) < _FEWEST_CHARACTERS or not texts:
-        return None
+    if sum(map(len, others)) < _FEWEST_CHARACTERS:
+        return {}
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_proto=train_tokenizer(others, vocab_size))
-    tokens = sum(map(len, model.encode(list(texts))))
-    return Cost(sum(map(len, texts)), sum(len(text.encode()) for text in texts), tokens, 0)
+    costs = {}
+    for name, some in texts.items():
+        tokens = sum(map(len, model.encode(list(some))))
+        costs[name] = Cost(sum(map(len, some)), sum(len(text.encode(errors="replace")) for text in some), tokens, 0)
+    return costs

@@ -62,7 +62,7 @@ def test_unusable_input_is_one_paragraph_and_exit_code_2(tmp_path: Path, capsys:
     ("arguments", "message"),
     [
         ([], "dataengine: error: the following arguments are required: COMMAND"),
-        (["bild"], "invalid choice: 'bild' (choose from 'build', "),
+        (["bild"], "invalid choice: 'bild' (choose from 'init', 'build', "),
         (["build"], "dataengine build: error: the following arguments are required: CONFIG\n"),
         (
             ["build", "x.yaml", "--wokers", "1"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import textwrap
 from itertools import product
 from pathlib import Path
 
@@ -19,8 +20,13 @@ from dataengine.config.load import load_config
 from dataengine.detect.samples import SAMPLE_BYTES
 from dataengine.records.formats import FORMATS
 from dataengine.text.tokenizers.load import load_tokenizer
-from tests.conftest import DEMO, slow_but
+from tests.conftest import DEMO, ROOT, slow_but
 from tests.dataengine.detect.corpora import ARCHIVES, jsonl, parquet_bytes, rows, text, texts, tmx, tsv, write
+from tests.object_store import ObjectStore, object_store
+
+__all__ = ["object_store"]
+
+PAIRS = texts()["en-zh.en"], texts()["en-zh.zh"]
 
 
 def init(*arguments: str | Path) -> int:
@@ -76,7 +82,7 @@ def test_every_format_in_every_archive_is_built_whole_as_init_wrote_it(
     expected = ({("en", "zh"): 90} if pairs else {}) | ({("en",): 80} if documents else {})
     assert built_records(tmp_path / "x", files) == expected
     if archive == ".zst":
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             main(["build", str(tmp_path / "x" / "x.yaml"), "--dry-run", f"store={tmp_path / 'other'}"])
 
 
@@ -111,7 +117,8 @@ def test_the_same_files_give_the_same_bytes_and_nothing_is_replaced(
             (here / "mine.yaml").unlink()
             (here / "mine.model").unlink()
     assert first[0] == first[1]
-    assert "trained on 400 sampled sentences: 1,200 pieces" in capsys.readouterr().out
+    said = re.findall("trained on .*", capsys.readouterr().out)
+    assert said == 2 * ["trained on 240 sampled sentences: 1,200 pieces"]
     assert init("mine", "d") == 2
     assert (
         capsys.readouterr().err
@@ -204,3 +211,30 @@ def test_what_cannot_be_used_is_an_error(
     assert init(*arguments) == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")
     assert not list(here.glob("*.*"))
+
+
+def test_the_page_on_your_data_shows_what_init_prints_and_writes(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(DEMO, here / "demo" / "data")
+    (here / "yamls").mkdir()
+    assert init("mine", "demo/data") == 0
+    assert capsys.readouterr().out == (ROOT / "docs/outputs/init.txt").read_text()
+    assert (here / "yamls" / "mine.yaml").read_text() == (ROOT / "docs/outputs/init.yaml").read_text()
+    page = (ROOT / "docs/getting-started/your-data.md").read_text()
+    shown = re.findall(r"<!-- from: (\S+) -->\n((?:    .*\n)+)", page)
+    assert len(shown) == 2
+    for file, block in shown:
+        assert textwrap.dedent(block) in (ROOT / file).read_text()
+
+
+def test_files_of_a_bucket_are_found_and_built(object_store: ObjectStore, here: Path) -> None:
+    for name, content in (("d/a.en.txt", text(texts()["en"])), ("d/p.jsonl", jsonl(rows(["en", "zh"], *PAIRS)))):
+        object_store.client.put_object(Bucket=object_store.bucket, Key=name, Body=content)
+    assert init("mine", f"{object_store.url}/d", "--tokenizer", DEMO / "tokenizer.model") == 0
+    config = load_config("mine.yaml")
+    assert [stream.paths for stream in config.streams.values()] == [
+        (f"{object_store.url}/d/a.en.txt",),
+        (f"{object_store.url}/d/p.jsonl",),
+    ]
+    assert [built.kept for built in build(config, workers=1).streams] == [200, 200]
