@@ -20,6 +20,11 @@ _CONFIGS = {
     "CONFIG": "the experiment's YAML file",
     "CONFIG|MANIFEST": "the experiment's YAML file, or a built manifest.json",
     "CONFIG|FOLDER": "the experiment's YAML file, or the folder or URL of one stream",
+    "NAME": "the experiment's name",
+}
+_REST = {
+    "KEY=VALUE": "settings that replace the file's, such as batch_size=64",
+    "PATH": "files, folders, globs or s3:// URLs",
 }
 
 
@@ -107,8 +112,8 @@ def _make_parser() -> argparse.ArgumentParser:
             "overrides",
             nargs="*",
             default=[],
-            metavar="KEY=VALUE",
-            help="settings that replace the file's, such as batch_size=64",
+            metavar=command.rest,
+            help=_REST[command.rest],
         )
         command.add_arguments(one)
     return parser

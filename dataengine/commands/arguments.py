@@ -24,6 +24,7 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     misuse: Callable[[argparse.Namespace], str] = lambda options: ""  # of options that do not go together; "" for none
     config: str = "CONFIG"
+    rest: str = "KEY=VALUE"
 
 
 def positive(text: str) -> int:
@@ -153,7 +154,34 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", metavar="A:B", help="only steps A to B - 1 (default: all)")
 
 
+def _add_init(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tokenizer", metavar="FILE", help="a SentencePiece .model or tokenizer.json (default: one among the paths)"
+    )
+    parser.add_argument(
+        "--vocab-size", type=positive, metavar="N", help="train a tokenizer of N pieces (default without one: 8000)"
+    )
+    parser.add_argument("--to", metavar="FILE", help="the YAML to write (default: yamls/NAME.yaml, or NAME.yaml)")
+
+
+def _misuse_of_init(options: argparse.Namespace) -> str:
+    return "only one of --tokenizer and --vocab-size" if options.tokenizer and options.vocab_size else ""
+
+
 COMMANDS = (
+    Command(
+        "init",
+        "init.run",
+        "your files -> a first experiment",
+        "Look at a bounded part of each file, detect formats, keys, pairs and languages, and write a commented "
+        "experiment. Files named like evaluation sets become evaluation sets. Existing files stay. Without a "
+        "tokenizer, train one on the samples. Print what was found, what was not used and why, and the next commands.",
+        "init mine demo/data",
+        _add_init,
+        _misuse_of_init,
+        config="NAME",
+        rest="PATH",
+    ),
     Command(
         "build",
         "build.run_build",

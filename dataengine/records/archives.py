@@ -1,4 +1,4 @@
-"""Unpack what compressed a file. What it is, its first bytes say, not its name; what cannot be read is named."""
+"""Decompress files. The first bytes decide the kind, not the name; kinds that are not supported are named."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import zstandard
 from dataengine.errors import InputError
 
 SUFFIXES = (".gz", ".zst", ".xz", ".bz2")
-HEAD = 512  # bytes that say what a file is
+HEAD = 512  # bytes that identify a file
 
-_CHUNK = 1 << 20  # bytes of text given at a time
-_ZSTD_STEP = 1 << 11  # bytes to decompress at once; 4 of them may stand for 128 KiB, so this bounds what comes out
-_STEP = 1 << 16  # bytes; of gzip one may stand for 1,000; xz and bzip2 are asked for so much text at a time
+_CHUNK = 1 << 20  # bytes of text yielded at a time
+_ZSTD_STEP = 1 << 11  # bytes to decompress at once; 4 bytes may expand to 128 KiB, so this bounds the output
+_STEP = 1 << 16  # bytes; in gzip, 1 may expand to 1,000; for xz and bzip2, the limit of each output
 _LARGEST_WINDOW = 1 << 31  # bytes; `zstd --long=31`
 _MOST_OF_A_START = 1 << 26  # bytes of text
 _PADDED = ("gzip", "xz")  # zero bytes may follow a member
-_LONGEST_HEADER = 1 << 20  # bytes of a gzip member's header, which may hold a name, a comment and other fields
+_LONGEST_HEADER = 1 << 20  # bytes; a gzip header may hold a name, a comment and other fields
 
-# First bytes of what is not read -> what it is, what to do.
+# First bytes of unsupported files, what they are, what to do.
 _OTHERS: tuple[tuple[bytes, str, str], ...] = (
     (rb"PK(\x03\x04|\x05\x06)", "a zip archive", "Unpack it (unzip) and name the files in it"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it (7z x) and name the files in it"),
@@ -45,11 +45,11 @@ _OTHER_TEXT: tuple[tuple[bytes, str, str], ...] = (
 
 
 def archive_kind(head: bytes) -> str:
-    """What compressed a file with these first bytes: gzip, zstd, xz or bzip2; "" if none of them."""
+    """The compression of a file with these first bytes: gzip, zstd, xz or bzip2; "" for none."""
     if head.startswith(b"\x1f\x8b\x08"):
         return "gzip"
     if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F):
-        return "zstd"  # a frame of data, or one to skip
+        return "zstd"  # a data frame or a skippable frame
     if head.startswith(b"\xfd7zXZ\0"):
         return "xz"
     if head.startswith(b"BZh") and head[4:10] in (b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90"):
@@ -58,14 +58,14 @@ def archive_kind(head: bytes) -> str:
 
 
 def refuse_others(path: str, head: bytes, *, text: bool = False) -> None:
-    """Raise InputError if the first bytes are of a kind that is not read; with `text` also if they are not UTF-8."""
+    """Raise InputError if the first bytes are of an unsupported kind; with `text`, also if they are not UTF-8 text."""
     for pattern, what, remedy in (*_OTHERS, *(_OTHER_TEXT if text else ())):
         if re.match(pattern, head):
             raise InputError(f"{path} is {what}. {remedy}.")
 
 
 def peek(chunks: Iterator[bytes], size: int = HEAD) -> tuple[bytes, Iterator[bytes]]:
-    """The first `size` bytes of a flow (fewer if it ends), and the whole flow."""
+    """The first `size` bytes of a stream of chunks (fewer if it ends), and the whole stream."""
     held, length = [], 0
     for chunk in chunks:
         held.append(chunk)
@@ -82,9 +82,9 @@ def _again(held: list[bytes], chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def unpack(path: str, stored: Iterator[bytes]) -> Iterator[bytes]:
-    """The content of a file, decompressed if it is an archive: gzip, zstd, xz, bzip2, several members in a row too.
+    """The content of a file, decompressed if it is gzip, zstd, xz or bzip2, also with several members.
 
-    Raises InputError, at the latest at the end, if it is another kind of archive, or broken, or ends early.
+    Raises InputError, at the latest at the end, if the archive is of another kind, broken or truncated.
     """
     head, stored = peek(stored)
     kind = archive_kind(head)
@@ -104,9 +104,9 @@ def unpack(path: str, stored: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def unpack_start(path: str, stored: bytes, step: int = 1 << 12) -> tuple[bytes, int]:
-    """What the first bytes of a file hold, decompressed (64 MiB or little more), and how many of them that takes.
+    """Decompress the first bytes of a file (up to about 64 MiB of text); return the text and the bytes used.
 
-    `step` is how many bytes are decompressed at a time. Raises InputError if the archive is broken.
+    Decompresses `step` bytes at a time. Raises InputError if the archive is broken.
     """
     kind = archive_kind(stored[:HEAD])
     if not kind:
@@ -125,14 +125,14 @@ def unpack_start(path: str, stored: bytes, step: int = 1 << 12) -> tuple[bytes, 
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether first bytes may be of text, or are of something that is named later as what it is."""
+    """Whether first bytes may be text, or are of a kind that is reported later."""
     if any(re.match(pattern, head) for pattern, _, _ in _OTHER_TEXT):
         return True
     return re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head) is None
 
 
 def _decompress(path: str, stored: Iterator[bytes], kind: str) -> Iterator[bytes]:
-    """Decompress; notice an archive that stops in the middle of a member."""
+    """Decompress. Raises InputError if the archive ends within a member."""
     reader = _Members(path, kind)
     texts: list[bytes] = []
     held = 0
@@ -148,7 +148,7 @@ def _decompress(path: str, stored: Iterator[bytes], kind: str) -> Iterator[bytes
 
 
 class _Members:
-    """One or more members (frames) of an archive in a row, and zero bytes behind them where the format allows that."""
+    """Consecutive members (frames) of an archive, with zero padding after them where the format allows it."""
 
     def __init__(self, path: str, kind: str) -> None:
         from isal import isal_zlib
@@ -164,11 +164,11 @@ class _Members:
         self._faults = (isal_zlib.error, zstandard.ZstdError, lzma.LZMAError, OSError, EOFError)
         self._member = self._make()
         self._begun = False
-        self._held = b""  # the begin of a gzip header
+        self._held = b""  # the beginning of a gzip header
         self._produced = 0
 
     def feed(self, stored: bytes) -> Iterator[bytes]:
-        """The text of the next bytes, in pieces that stay small whatever they expand to."""
+        """The text of the next bytes, in small pieces however much they expand."""
         begins = bool(self._held) or (self._kind == "gzip" and not self._begun)
         stored, self._held, at = self._held + stored, b"", 0
         while at < len(stored):
@@ -180,7 +180,7 @@ class _Members:
                 begins = self._kind == "gzip"
             header: int | None = 0
             if begins:
-                # The library forgets a header's flags between two calls (intel/isa-l#224): it gets headers whole.
+                # The library forgets header flags between calls (intel/isa-l#224), so it gets whole headers.
                 header = _gzip_header(stored, at)
                 if header is None and len(stored) - at < _LONGEST_HEADER:
                     self._held = stored[at:]
@@ -209,7 +209,7 @@ class _Members:
             piece = b""
 
     def finish(self) -> None:
-        """Raise InputError if the last member has not ended."""
+        """Raise InputError if the last member is not complete."""
         if self._held or not self._member.eof:
             raise InputError(
                 f"{self._path}: the archive ends early, after {self._produced:,} bytes of text. Fetch the file again."
@@ -217,8 +217,7 @@ class _Members:
 
 
 def _gzip_header(content: bytes, start: int) -> int | None:
-    """The size of the header of the gzip member that begins at `start`; None if it goes on behind the content, 0 if no
-    member begins there."""
+    """The size of the gzip header at `start`; None if it continues after the content, 0 if there is no header."""
     fixed = content[start : start + 10]
     if not b"\x1f\x8b\x08".startswith(fixed[:3]):
         return 0

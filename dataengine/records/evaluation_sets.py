@@ -1,8 +1,8 @@
-"""Evaluation sets: source sentences with their references, from the files that the field has.
+"""Evaluation sets: source sentences with their references, from the usual file formats.
 
-Every line of a set counts, so that scores compare: a broken or empty one is an error, never left out. A sentence is as
-training reads the same text, `characters.one_line`; in XML and SGML a line break with the white space around it is
-layout, one space. `read_texts` reads the same files for decontamination.
+Every line counts, so that scores are comparable: a broken or empty line is an error, never skipped. Sentences are
+normalized as in training (`characters.one_line`). In XML and SGML, a line break with the white space around it becomes
+one space. `read_texts` reads the same files for decontamination.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class EvaluationSet:
     sources: list[str]
     references: list[str]
     files: tuple[str, ...]
-    note: str = ""  # what was chosen among several, such as the reference
+    note: str = ""  # a choice that was made, such as the reference
 
     @property
     def sha256(self) -> str:
@@ -76,10 +76,10 @@ class EvaluationSet:
 def read_set(place: str | Mapping[str, str], direction: str, limit: int | None = None) -> EvaluationSet:
     """Read a set in a direction such as en-zh, or its first `limit` sentences.
 
-    `place` is a file of pairs (JSON Lines with a key per language; .tsv whose first line names the languages; .xml of
-    WMT from 2021 on), a folder of Flores-200 (flores200_dataset/dev), or a file for each language (plain text, line by
-    line, or .sgm of WMT). The case of a suffix does not matter, and .gz, .zst, .xz or .bz2 may follow. Raises
-    InputError naming file and line for what cannot be used.
+    `place` is a file of pairs (JSON Lines with a key per language, .tsv with the languages in its first line, WMT .xml
+    since 2021), a Flores-200 folder (flores200_dataset/dev), or one file per language (plain text line by line, or WMT
+    .sgm). The case of a suffix does not matter; .gz, .zst, .xz or .bz2 may follow. Raises InputError with file and line
+    for unusable input.
     """
     source, target = direction.split("-")
     note = ""
@@ -118,7 +118,7 @@ def read_set(place: str | Mapping[str, str], direction: str, limit: int | None =
 def find_text_files(pattern: str) -> list[str]:
     """The files that a path, a URL, a glob or a folder of Flores-200 names, for `read_texts`; sorted.
 
-    Raises InputError if a folder is not one of Flores-200, or a place cannot be read.
+    Raises InputError if a folder is not a Flores-200 folder, or a path cannot be read.
     """
     if not is_url(pattern) and Path(pattern).is_dir():
         return [str(path) for path in _flores_files(Path(pattern))]
@@ -128,17 +128,17 @@ def find_text_files(pattern: str) -> list[str]:
 def read_texts(path: str | Path) -> list[str]:
     """All texts of a file, in all languages, each on one line; none is blank.
 
-    Every format of `read_set`, known by its suffix in any case: each string of JSON Lines at any depth, each field of
-    TSV, each segment of XML (of .tmx too) and SGML; each string of .parquet; of any other name each line, which must be
-    plain text, and its fields where it has tabs. Raises InputError for what cannot be read, or is not what its name
-    says.
+    Reads every format of `read_set` by its suffix in any case: each string of JSON Lines at any depth, each field of
+    TSV, each segment of XML (also .tmx) and SGML, each string of .parquet. A file with any other suffix must be plain
+    text: each line is a text, and so are its fields if it has tabs. Raises InputError for files that cannot be read or
+    do not match their suffix.
     """
     found = _READERS[_kind(str(path))](str(path))
     return [one_line(text) for text in found if not is_blank(text)]
 
 
 def _kind(path: str) -> str:
-    """The format that a name says; plain text where it says none."""
+    """The format given by a file name; plain text if it gives none."""
     name = path.rpartition("/")[2].lower()
     kind = format_by_name(name)
     if ".sgm" in name or last_suffix(name) == ".xml":
@@ -170,14 +170,14 @@ def _strings_of_parquet(path: str) -> Iterator[str]:
     try:
         with open_file(path) as file:
             for batch in parquet.ParquetFile(file, page_checksum_verification=True).iter_batches():
-                for column in batch.columns:  # two may have one name
+                for column in batch.columns:  # two columns may have the same name
                     yield from _strings(column.to_pylist())
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"evaluation set {path}: cannot be read as Parquet: {error}. Fetch it again.") from None
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The string values inside a value of JSON or Parquet, in any order; keys of objects are left out."""
+    """The strings inside a JSON or Parquet value, in any order, without object keys."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -220,7 +220,7 @@ def _read_tsv(path: str, source: str, target: str) -> _Columns:
 
 
 def _read_files(source: str, target: str) -> _Columns:
-    """A file for each language: plain text, or SGML of WMT, whose documents and segments must agree."""
+    """One file per language: plain text, or WMT SGML, whose documents and segments must agree."""
     if all(_kind(path) == "sgm" for path in (source, target)):
         segments = [_read_sgm(path) for path in (source, target)]
         if list(segments[0]) != list(segments[1]):
@@ -243,13 +243,15 @@ def _read_sgm(path: str) -> dict[tuple[str, str], str]:
     segments: dict[tuple[str, str], str] = {}
     for document, number, text in _sgm_segments(path):
         if (document, number) in segments:
-            raise InputError(f"evaluation set {path}: segment {number} of document {document} stands twice. Fix it.")
+            raise InputError(
+                f"evaluation set {path}: segment {number} of document {document} appears twice. Remove one."
+            )
         segments[document, number] = text
     return segments
 
 
 def _sgm_segments(path: str) -> list[tuple[str, str, str]]:
-    """Document, id and text of each segment. It is SGML, so no XML parser reads it."""
+    """Document, id and text of each segment. SGML is not XML, so no XML parser can read it."""
     segments = []
     for part in re.split(r"(?=<doc\b)", "\n".join(_lines(path)), flags=re.IGNORECASE):
         document = _DOCUMENT.match(part)
@@ -261,10 +263,10 @@ def _sgm_segments(path: str) -> list[tuple[str, str, str]]:
 
 
 def _read_wmt_xml(path: str, source: str, target: str) -> tuple[_Columns, str]:
-    """Source and one reference: of translator A, or else the first one that is whole."""
+    """The source and one reference: translator A, else the first complete one."""
     root = _parse_xml(path)
     sources: list[str] = []
-    references: dict[str, dict[int, str]] = {}  # translator -> number of the sentence -> text
+    references: dict[str, dict[int, str]] = {}  # translator -> sentence number -> text
     for document in root.iter("doc"):
         segments = {
             (side.get("translator", "") if side.tag == "ref" else "", side.tag): _segments(side)
@@ -297,7 +299,7 @@ def _segments(side: ElementTree.Element) -> dict[str, str]:
 
 
 def _segment_text(segment: ElementTree.Element) -> str:
-    """Text of a segment, without the native codes of TMX, which training leaves out too."""
+    """The text of a segment without native TMX codes, as in training."""
 
     def pieces(element: ElementTree.Element) -> Iterator[str]:
         yield element.text or ""
@@ -363,11 +365,11 @@ def _plain_lines(path: str) -> list[str]:
         found, remedy = "comma-separated values", "Save it as .tsv or .jsonl"
     else:
         return lines
-    raise InputError(f"evaluation set {path}: plain text is wanted under this name, and it is {found}. {remedy}.")
+    raise InputError(f"evaluation set {path}: a file with this name must be plain text, but it is {found}. {remedy}.")
 
 
 def _lines(path: str) -> list[str]:
-    """Decoded lines. Raises InputError for what is not UTF-8."""
+    """Decoded lines. Raises InputError for lines that are not UTF-8."""
     decoded = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
@@ -381,7 +383,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _unfold(text: str) -> str:
-    """A text of markup on one line: a line break and the white space around it are layout, and become one space."""
+    """A text of markup on one line: a line break and the white space around it become one space."""
     return one_line(re.sub(r"\s*[\r\n]\s*", " ", text))
 
 

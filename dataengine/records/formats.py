@@ -1,4 +1,4 @@
-"""The table of formats: how the files of each are named, cut into parts and read.
+"""The table of formats: how files of each format are named, split into parts and read.
 
 A new format is a reader in a module of its own and a row here; its name also goes into `StreamConfig.format` (a test
 compares them) and into the table of docs/guides/prepare-data.md.
@@ -23,20 +23,22 @@ from dataengine.records.types import Blocks, OnBytes, RecordFormat, SourcePart
 class Format(NamedTuple):
     """One format of files of records.
 
-    `read` yields blocks of records, and all of one chunk of the file before it reads on (a dry run's estimate counts on
-    it); it returns the number of lines. A record that cannot be used is a reject in its block; InputError is for a file
-    of which the rest cannot be read.
+    `read` yields blocks of records and returns the number of lines. It yields all records of one chunk of the file
+    before it reads the next; the estimate of a dry run depends on that. An unusable record is a reject in its block.
+    InputError means that the rest of the file cannot be read.
     """
 
     read: Callable[[SourcePart, RecordFormat, OnBytes], Blocks]
-    suffixes: tuple[str, ...] = ()  # of names, in small letters, before that of an archive
+    suffixes: tuple[str, ...] = ()  # of file names, lower case, before an archive suffix
     splitter: Splitter | None = None  # None: a file is one part
-    columns: Callable[[str, str, RecordFormat], tuple[str, ...]] | None = None  # of a path by its first line
-    counted: str = "line"  # what the number of a record counts in its file
-    no_record: str = "it is blank"  # why there may be no record where there is a line
+    columns: Callable[[str, str, RecordFormat], tuple[str, ...]] | None = (
+        None  # column names of a path, given its first line
+    )
+    counted: str = "line"  # the unit that record numbers count
+    no_record: str = "it is blank"  # why a line may hold no record
 
 
-MOSES = "moses"  # a file for each language; no single file is named so
+MOSES = "moses"  # one file per language; no single file has this format
 FORMATS = {
     "jsonl": Format(read_jsonl, (".jsonl", ".ndjson", ".json"), LINES),
     "tsv": Format(read_tsv, (".tsv",), LINES, name_columns, no_record="it is blank, or the heading"),
@@ -46,22 +48,22 @@ FORMATS = {
     MOSES: Format(read_moses),
 }
 _PARAGRAPHS = FORMATS["text"]._replace(read=read_paragraphs, splitter=None)
-STATED = tuple(name for name, one in FORMATS.items() if one.suffixes)  # what a stream's `format` may be
+STATED = tuple(name for name, one in FORMATS.items() if one.suffixes)  # allowed values of a stream's `format`
 SUFFIXES = tuple(suffix for one in FORMATS.values() for suffix in one.suffixes)
 
 
 def format_of(name: str, form: RecordFormat) -> Format:
-    """The row of a format: that of plain text goes by what a document is."""
+    """The row of a format; for plain text it depends on what a document is."""
     return _PARAGRAPHS if name == "text" and form.split != "line" else FORMATS[name]
 
 
 def last_suffix(path: str) -> str:
-    """What the name of a file ends in but for the suffix of an archive, in small letters; "" for nothing."""
+    """The lower-case suffix of a file name, ignoring an archive suffix; "" if there is none."""
     suffixes = [suffix for suffix in Path(path.lower()).suffixes if suffix not in archives.SUFFIXES]
     return suffixes[-1] if suffixes else ""
 
 
 def format_by_name(path: str) -> str | None:
-    """The format that the name of a file says; None if it says none."""
+    """The format given by a file name; None if the name gives none."""
     suffix = last_suffix(path)
     return next((name for name, one in FORMATS.items() if suffix in one.suffixes), None)

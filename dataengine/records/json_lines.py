@@ -1,4 +1,4 @@
-"""What is wrong with JSON Lines: arrays, records over several lines, NaN, a key that stands twice."""
+"""Errors in JSON Lines: arrays, multi-line records, NaN, duplicate keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOT_FINITE = re.compile(rb"NaN|Infinity")
 
 
 def refuse_other_json(path: str, head: bytes) -> None:
-    """Raise InputError if a file that begins so is JSON, but has no record a line."""
+    """Raise InputError if the beginning of a file is JSON without one record per line."""
     what = "one array" if _ARRAY.match(head) else "records over several lines" if _INDENTED.match(head) else ""
     if what:
         program = ".[]" if what == "one array" else "."
@@ -27,7 +27,7 @@ def refuse_other_json(path: str, head: bytes) -> None:
 
 
 def has_not_finite(line: bytes) -> bool:
-    """Whether a line that is not JSON would be if NaN and Infinity were."""
+    """Whether NaN or Infinity is the only reason why a line is not JSON."""
     if not _NOT_FINITE.search(line):
         return False
     try:
@@ -38,7 +38,7 @@ def has_not_finite(line: bytes) -> bool:
 
 
 class DoubledKeys:
-    """Find records in which a key stands twice: of its values one would be taken, and the other lost."""
+    """Find records with a duplicate key: one of its values would be lost."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = list(dict.fromkeys(keys))
@@ -48,7 +48,7 @@ class DoubledKeys:
         self._as_key = [re.compile(b"(?:" + b"|".join(map(re.escape, forms)) + rb")\s*:") for forms in self._quoted]
 
     def among(self, lines: Sequence[bytes]) -> bool:
-        """Whether some record may have a key twice: false for nearly all that have not."""
+        """Whether a record may have a duplicate key. May return true without one, rarely; never false with one."""
         for forms, as_key in zip(self._quoted, self._as_key, strict=True):
             count = sum(sum(map(bytes.count, lines, repeat(form))) for form in forms)
             if count > len(lines) and any(len(as_key.findall(line)) > 1 for line in lines):
@@ -56,7 +56,7 @@ class DoubledKeys:
         return False
 
     def find(self, line: bytes) -> str | None:
-        """The key that stands twice in a record; None if none does."""
+        """The duplicate key of a record; None if there is none."""
         if not self.among([line]):
             return None
         try:
@@ -67,16 +67,16 @@ class DoubledKeys:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """An object of JSON, with all its keys."""
+    """A JSON object as a list of all its keys and values."""
 
 
 def _quoted(name: str) -> list[bytes]:
-    """A key as JSON writes it: as it is, and in ASCII."""
+    """A key as JSON writes it: in Unicode and in ASCII."""
     return list(dict.fromkeys(json.dumps(name, ensure_ascii=ascii).encode(errors="replace") for ascii in (False, True)))
 
 
 def _is_doubled(record: Any, key: str) -> bool:
-    """Whether the key of a record, or one on the way to it, stands twice in its object."""
+    """Whether a record's key, or a key on its path, is a duplicate in its object."""
     literal = isinstance(record, _Pairs) and any(name == key for name, _ in record)
     for name in [key] if literal else key.split("."):
         if not isinstance(record, _Pairs):

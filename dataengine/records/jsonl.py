@@ -1,4 +1,4 @@
-"""Records of JSON Lines."""
+"""JSON Lines."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_jsonl(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Block
 
 
 def _getter(key: str) -> Callable[[Any], Any]:
-    """Takes the value at a key out of a record; raises KeyError or TypeError if there is none."""
+    """A function that gets a key's value from a record. It raises KeyError or TypeError if there is none."""
     if "." not in key:
         return itemgetter(key)
 
@@ -44,7 +44,7 @@ def _getter(key: str) -> Callable[[Any], Any]:
 
 @dataclass(frozen=True)
 class _JsonKeys:
-    """How texts and labels are taken out of a JSON record, and its doubled keys are found."""
+    """Getters for the texts and the label of a JSON record, and the search for duplicate keys."""
 
     texts: tuple[Callable[[Any], Any], ...]
     label: Callable[[Any], Any] | None
@@ -52,7 +52,7 @@ class _JsonKeys:
 
     @staticmethod
     def of(form: RecordFormat) -> _JsonKeys:
-        """Those of a format."""
+        """The keys of a record format."""
         names = [*form.keys, *([form.label_key] if form.label_key else [])]
         label = _getter(form.label_key) if form.label_key else None
         return _JsonKeys(tuple(map(_getter, form.keys)), label, DoubledKeys(names))
@@ -61,7 +61,7 @@ class _JsonKeys:
 def _parse_jsonl_at_once(
     lines: Sequence[bytes | None], before: int, form: RecordFormat, keys: _JsonKeys
 ) -> Records | None:
-    """A block in which every line is a usable record; None if one is not."""
+    """A block in which every line is a usable record; else None."""
     try:
         values = list(map(orjson.loads, lines))  # type: ignore[arg-type]
         columns = [list(map(one, values)) for one in keys.texts]
@@ -80,7 +80,7 @@ def _parse_jsonl_each(lines: Sequence[bytes | None], before: int, form: RecordFo
         if line is None:
             block.reject(number, f"longer than {LONGEST_LINE >> 20} MiB", "")
             continue
-        line = line.removeprefix(BYTE_ORDER_MARK)  # the file may be several that were joined
+        line = line.removeprefix(BYTE_ORDER_MARK)  # files may have been concatenated
         try:
             record = orjson.loads(line)
         except orjson.JSONDecodeError as error:

@@ -1,4 +1,4 @@
-"""The lines of a file, plain or compressed, local or remote, read as it was when it was identified."""
+"""The lines of a file, plain or compressed, local or remote, in the version that was identified."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def join_digests(digests: Iterable[str]) -> str:
-    """The identity of several files together."""
+    """One digest for several files."""
     return xxhash.xxh3_128_hexdigest(" ".join(digests).encode())
 
 
 def read_lines(path: str | Path, on_bytes: OnBytes = lambda count: None) -> Iterator[bytes]:
-    """Yield the lines of a file, plain or compressed, without their ends and without a byte order mark.
+    """Yield the lines of a file, plain or compressed, without line ends and byte order mark.
 
-    Raises InputError if the file cannot be read, or the archive is cut short or broken.
+    Raises InputError if the file cannot be read, or the archive is truncated or broken.
     """
     part = SourcePart((str(path),), ("",), "text", 0, TO_THE_END, 0, "")
     for lines in line_blocks(part, 0, on_bytes):
@@ -45,10 +45,9 @@ def read_content(path: str | Path) -> bytes:
 def line_blocks(
     part: SourcePart, number: int, on_bytes: OnBytes, *, one_text: bool = False, hashing: xxhash.xxh3_128 | None = None
 ) -> Iterator[list[bytes | None]]:
-    """Lists of lines of one of a part's files, without their ends; None for a line that is too long.
+    """Lists of lines of one of a part's files, without line ends; None for a line that is too long.
 
-    Raises InputError if the lines of the file end in carriage returns alone, unless it is `one_text`. `hashing` as in
-    `content_chunks`.
+    Raises InputError if lines end in carriage returns alone, unless `one_text`. `hashing` is as in `content_chunks`.
     """
     splitter, first = LineSplitter(), part.start == 0
     returns = ended = False  # whether a carriage return stands within the first line; at the end of what is read of it
@@ -76,14 +75,14 @@ def _without_mark(lines: list[bytes | None]) -> list[bytes | None]:
 
 
 class LineSplitter:
-    """Cut a flow of bytes at line feeds. A line longer than LONGEST_LINE is None, and is not held in memory."""
+    """Split a stream of bytes at line feeds. A line longer than LONGEST_LINE becomes None and is not kept in memory."""
 
     def __init__(self) -> None:
-        self._pieces: list[bytes] = []  # of the line that has not ended yet
+        self._pieces: list[bytes] = []  # of the unfinished line
         self._length = 0
 
     def feed(self, chunk: bytes) -> list[bytes | None]:
-        """Return the lines that end in the next bytes, without their ends."""
+        """Take the next bytes; return the lines that end in them, without line ends."""
         begin, *others = chunk.split(b"\n")
         self._hold(begin)
         if not others:
@@ -96,7 +95,7 @@ class LineSplitter:
         return lines
 
     def flush(self) -> list[bytes | None]:
-        """Return the last line if no line feed ends it."""
+        """Return the last line if it has no line feed."""
         return [self._take()] if self._length else []
 
     def _hold(self, piece: bytes) -> None:
@@ -113,10 +112,9 @@ class LineSplitter:
 
 
 def read_beginning(part: SourcePart, size: int) -> tuple[bytes, int]:
-    """Return the whole lines in about the first `size` stored bytes of a part, inflated, and how many bytes hold them.
+    """Return the whole lines in about the first `size` stored bytes of a part, decompressed, and the bytes used.
 
-    More bytes are read if these hold no text yet, as where a block of bzip2 is longer. Raises InputError for a broken
-    archive.
+    Reads more if these bytes hold no text yet, such as a long bzip2 block. Raises InputError for a broken archive.
     """
     path, stored = part.paths[0], _read_bytes(part, size)
     text, used = archives.unpack_start(path, stored) if part.start == 0 else (stored, len(stored))
@@ -135,16 +133,16 @@ def _read_bytes(part: SourcePart, size: int) -> bytes:
 def content_chunks(
     part: SourcePart, number: int, on_bytes: OnBytes, hashing: xxhash.xxh3_128 | None = None
 ) -> Iterator[bytes]:
-    """The content of one of a part's files, decompressed; what is stored also goes into `hashing`, if given.
+    """The decompressed content of one of a part's files; `hashing`, if given, gets the stored bytes.
 
-    Raises InputError at the end if a local file is not the one that was identified.
+    Raises InputError at the end if a local file differs from the identified one.
     """
     path = part.paths[number]
     stop = None if part.stop == TO_THE_END or len(part.paths) > 1 else part.stop
     stored = _stored(path, part.start, stop, part.versions[number], on_bytes)
     if hashing is not None or (part.digest and not is_url(path)):
         stored = _hashed(stored, xxhash.xxh3_128() if hashing is None else hashing, part, check=hashing is None)
-    return stored if part.start else archives.unpack(path, stored)  # what is cut is plain
+    return stored if part.start else archives.unpack(path, stored)  # only plain files are split
 
 
 def _hashed(stored: Iterator[bytes], hashing: xxhash.xxh3_128, part: SourcePart, *, check: bool) -> Iterator[bytes]:
@@ -156,14 +154,13 @@ def _hashed(stored: Iterator[bytes], hashing: xxhash.xxh3_128, part: SourcePart,
 
 
 def check_digest(part: SourcePart, digest: str) -> None:
-    """Raise InputError if what was read of a part is not what it was identified by: the unit would have another's
-    name."""
+    """Raise InputError if the bytes read differ from those identified: the unit would have a wrong name."""
     if digest != part.digest:
-        raise InputError(f"{' or '.join(part.paths)} was changed after it was looked at. Run again.")
+        raise InputError(f"{' or '.join(part.paths)} changed after it was inspected. Run again.")
 
 
 def _stored(path: str, start: int, stop: int | None, version: str, on_bytes: OnBytes) -> Iterator[bytes]:
-    """The bytes [start, stop) of a file as they are; notices if it has become shorter."""
+    """The stored bytes [start, stop) of a file. Raises InputError if it has become shorter."""
     place = start
     with open_file(path, start, stop, version) as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -171,4 +168,4 @@ def _stored(path: str, start: int, stop: int | None, version: str, on_bytes: OnB
             place += len(chunk)
             yield chunk
     if stop is not None and place < stop:
-        raise InputError(f"{path}: {stop - place:,} bytes fewer than when it was found. It was changed; run again.")
+        raise InputError(f"{path}: {stop - place:,} bytes fewer than when it was found. It changed; run again.")

@@ -1,4 +1,4 @@
-"""Records of Parquet: columns, and fields of struct columns."""
+"""Parquet: columns and fields of struct columns."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dataengine.records.usable import RecordBlock, all_usable, label_text
 from dataengine.storage.files import open_file
 from dataengine.storage.paths import FoundFile, is_url
 
-_PARQUET_BUFFER = 8 << 20  # bytes; of a column's data so many are read at a time
+_PARQUET_BUFFER = 8 << 20  # bytes read at a time per column
 
 
 def _said(error: Exception) -> str:
@@ -41,7 +41,7 @@ def open_parquet(path: str, source: BinaryIO) -> Any:
         archives.refuse_others(path, head)
         if kind := archives.archive_kind(head):
             raise InputError(f"{path} is compressed by {kind} as a whole. Decompress it.") from None
-        raise InputError(f"{path} is no Parquet file, or is cut short: {_said(error)}. Fetch it again.") from None
+        raise InputError(f"{path} is not a Parquet file, or is truncated: {_said(error)}. Fetch it again.") from None
 
 
 def read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
@@ -85,7 +85,7 @@ def read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blo
 
 
 def _split_row_groups(file: FoundFile, part_bytes: int) -> list[Span]:
-    """Runs of row groups, by the first and one after the last."""
+    """Ranges of row groups: first, and one past the last."""
     remote = is_url(file.path)
     content = f"{file.version}|{file.size}" if remote else hash_lines(file, file.size + 1)[0].digest
     with open_file(file.path, version=file.version if remote else "") as source:
@@ -114,7 +114,7 @@ def _correct_keys(form: RecordFormat) -> str:
 
 
 def _parse_table(values: Sequence[list[Any]], before: int, form: RecordFormat) -> Records:
-    """Records of columns: one for each key, then one of labels if the file has them."""
+    """Records from columns: one per key, then the labels if there are any."""
     columns, rest = values[: len(form.keys)], values[len(form.keys) :]
     labels = [label_text(label) for label in rest[0]] if rest else [""] * len(columns[0])
     if block := all_usable(columns, labels if form.label_key else [], before, form):
@@ -126,7 +126,7 @@ def _parse_table(values: Sequence[list[Any]], before: int, form: RecordFormat) -
 
 
 def _fields(fields: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and type of each field of a schema, and of those inside of struct columns."""
+    """Dotted name and type of each field of a schema, including the fields of struct columns."""
     from pyarrow import types
 
     for one in fields:
@@ -136,7 +136,7 @@ def _fields(fields: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _way_to(key: str) -> list[str]:
-    """A dotted key and the columns that it lies in: a, a.b, a.b.c."""
+    """The columns on the path of a dotted key: a, a.b, a.b.c."""
     names = key.split(".")
     return [".".join(names[:depth]) for depth in range(1, len(names) + 1)]
 
@@ -150,7 +150,7 @@ def _is_text(kind: Any) -> bool:
 
 
 def _column(batch: Any, key: str) -> Any:
-    """A column, or a field of a struct column by its dotted key; null where the struct is."""
+    """A column, or a field of a struct column by its dotted key; null where the struct is null."""
     from pyarrow import compute
 
     if key in batch.schema.names:
@@ -160,7 +160,7 @@ def _column(batch: Any, key: str) -> Any:
 
 
 def _values(array: Any) -> list[Any]:
-    """Python's values of a column; bytes for a text that is not UTF-8, which Parquet does not check."""
+    """The values of a column; bytes for a text that is not UTF-8, since Parquet does not check it."""
     import pyarrow
 
     try:

@@ -1,4 +1,4 @@
-"""From the patterns of a stream to the parts of its files, each identified by its content."""
+"""Turn the file patterns of a stream into parts, each identified by its content."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def plan_parts(
 
 
 class _Identified(NamedTuple):
-    """A file: its parts, the columns that its heading names, and what to remember of it."""
+    """A file: its parts, the columns from its heading, and what to remember about it."""
 
     spans: list[Span]
     columns: tuple[str, ...]
@@ -83,26 +83,26 @@ def _identify(
     if line is None:
         line = _first_line(file)
     remembered[f"{place}|first line"] = line
-    columns = row.columns(file.path, line, form) if line or form.columns else ()  # the file may be empty
+    columns = row.columns(file.path, line, form) if line or form.columns else ()  # empty files have no columns
     return _Identified(spans, columns, remembered)
 
 
 def whole_file(path: str | Path, format: str | None = None) -> SourcePart:
-    """A local file as one part, its content not identified."""
+    """A local file as one part, without a content digest."""
     name = str(path)
     size = sum(file.size for file in find_files(name))
     return SourcePart((name,), ("",), format or _format_of(name, ""), 0, TO_THE_END, size, "")
 
 
 def lines_before(part: SourcePart) -> int | None:
-    """How many lines (rows of Parquet) of its file come before a part; None of an object, which would be fetched."""
+    """The number of lines (Parquet rows) before a part in its file; None for an object, which is not downloaded."""
     if part.start == 0:
         return 0
     return (FORMATS[part.format].splitter or LINES).lines_before(part)
 
 
 def _find(path: str | Mapping[str, str], stream: str, form: RecordFormat) -> list[list[FoundFile]]:
-    """The files of a pattern, one by one; or the files of a Moses corpus, those of one name together."""
+    """The files of a pattern one by one, or the files of a Moses corpus grouped by name."""
     if isinstance(path, str):
         return [[file] for file in _find_pattern(path, stream)]
     unknown = sorted(set(path) - set(form.keys))
@@ -151,7 +151,7 @@ def _format_of(path: str, stream: str) -> str:
 
 
 def _first_line(file: FoundFile) -> str:
-    """The first line of a file that is not blank; "" if it is too long for a heading, or not UTF-8."""
+    """The first non-blank line of a file; "" if it is too long for a heading or not UTF-8."""
     text, _ = archives.unpack_start(file.path, read_start(file, WINDOW))
     archives.refuse_others(file.path, text[: archives.HEAD], text=True)
     for line in text.removeprefix(BYTE_ORDER_MARK).split(b"\n"):

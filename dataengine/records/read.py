@@ -1,6 +1,6 @@
-"""Read the records of a part, of any format, in batches, and say what is wrong with the rest.
+"""Read the records of a part in batches, in any format, with reasons for unusable records.
 
-JSON Lines, TSV, plain text, Moses (a file for each language), TMX, each plain or compressed; and Parquet.
+Formats: JSON Lines, TSV, plain text, Moses (one file per language) and TMX, plain or compressed; and Parquet.
 
     patterns -> parts.plan_parts -> SourcePart (the input of one unit) -> read_records -> Records"""
 
@@ -17,9 +17,9 @@ def read_records(
 ) -> Generator[Records, None, int]:
     """Yield the records of a part in batches of `size`; return the number of its lines.
 
-    A batch has fewer if its records are long, or if as many were unusable meanwhile, so that memory stays flat.
+    A batch is smaller if its records are long or if many records were unusable, so memory stays flat.
 
-    Raises InputError if the part cannot be read: a file that is cut short, broken XML, columns that are not there.
+    Raises InputError if the part cannot be read: a truncated file, broken XML, missing columns.
     """
     blocks = format_of(part.format, form).read(part, form, on_bytes)
     held, lines = Records([], tuple([] for _ in form.keys), [], []), 0
@@ -52,7 +52,7 @@ def read_records(
 
 
 def _take(records: Records, start: int, stop: int | None) -> Records:
-    """Some of the records; the unusable ones go with the first."""
+    """A slice of the records; the first slice carries the unusable ones."""
     return Records(
         records.lines[start:stop],
         tuple(column[start:stop] for column in records.texts),

@@ -1,4 +1,4 @@
-"""Records of TSV, and of plain text in which each line is a document."""
+"""TSV, and plain text with one document per line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dataengine.records.types import Blocks, OnBytes, RecordFormat, Records, Sou
 from dataengine.records.usable import RecordBlock, all_usable, excerpt_of
 
 HEADING_OBEYED = "a heading names other columns than `columns`, or in another order: the heading is obeyed"
-_HEADING_ROWS = 200  # below a line that may be a heading are looked at
+_HEADING_ROWS = 200  # inspected below a possible heading
 
 
 def name_columns(path: str, first_line: str, form: RecordFormat) -> tuple[str, ...]:
-    """The names of the columns of a TSV with this first line."""
+    """The column names of a TSV, given its first line."""
     return _resolve(path, first_line, form, form.columns).names
 
 
@@ -27,7 +27,7 @@ def _resolve(path: str, first_line: str, form: RecordFormat, stated: tuple[str, 
 
 
 def read_text_lines(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
-    """Plain text in which each line is a document."""
+    """Plain text with one document per line."""
     path, number = part.paths[0], 0
     if len(form.keys) > 1:
         raise InputError(
@@ -45,7 +45,7 @@ def read_tsv(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
     """The rows of a TSV, without its heading."""
     path, number = part.paths[0], 0
     rows = _Rows(form, path, part.columns) if part.columns else None
-    begun = part.start > 0  # the first line that is not blank, which may be a heading, is behind
+    begun = part.start > 0  # past the first line that is not blank, which may be a heading
     for lines in line_blocks(part, 0, on_bytes):
         if not begun:
             blank = sum(1 for _ in takewhile(_is_blank_line, lines))
@@ -74,7 +74,7 @@ def _is_blank_line(line: bytes | None) -> bool:
 
 
 def _decode_heading(line: bytes | None) -> str:
-    """A line that may be a heading; "" for one that cannot be."""
+    """A possible heading as text; "" for a line that cannot be one."""
     try:
         return (line or b"").decode().removesuffix("\r")
     except UnicodeDecodeError:
@@ -82,7 +82,7 @@ def _decode_heading(line: bytes | None) -> str:
 
 
 def _heading_unread(lines: Sequence[bytes | None], form: RecordFormat, names: Sequence[str]) -> str:
-    """What to say of the first of these lines if it looks like a heading but is read as a record; "" if it does not."""
+    """A note if the first of these lines looks like a heading but is read as a record; else ""."""
     first, *rows = map(_decode_heading, lines)
     called = tsv_heading.unread_heading(first, rows, names, form.keys)
     if not called:
@@ -93,22 +93,22 @@ def _heading_unread(lines: Sequence[bytes | None], form: RecordFormat, names: Se
 
 
 class _Rows:
-    """Parse the lines of a TSV with these columns; of plain text if `names` is empty."""
+    """Parse lines of a TSV with these columns, or of plain text if `names` is empty."""
 
     def __init__(self, form: RecordFormat, path: str, names: tuple[str, ...]) -> None:
         self.names = names
         self._form, self._path = form, path
         self._heading = "\t".join(names)
-        self._sizes = {len(self._heading), len(self._heading) + 1}  # with a byte order mark where files were joined
+        self._sizes = {len(self._heading), len(self._heading) + 1}  # with a byte order mark if files were concatenated
         self._places = [names.index(key) for key in form.keys] if names else [0]
         self._label = names.index(form.label_key) if form.label_key in names else None
 
     def parse(self, lines: Sequence[bytes | None], before: int) -> Records:
-        """The records of a block, after `before` lines. Raises InputError for a second heading, of another order."""
+        """The records of a block, after `before` lines. Raises InputError for another heading with another order."""
         return self._parse_at_once(lines, before) or self._parse_each(lines, before)
 
     def _parse_at_once(self, lines: Sequence[bytes | None], before: int) -> Records | None:
-        """A block in which every line is a usable record; None if one is not."""
+        """A block in which every line is a usable record; else None."""
         try:
             rows = list(map(bytes.decode, lines))  # type: ignore[arg-type]
         except (TypeError, UnicodeDecodeError):

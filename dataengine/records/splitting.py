@@ -1,4 +1,4 @@
-"""Where a file is cut into parts, and what identifies each: a hash of its bytes, or the ETag of an object."""
+"""How a file is split into parts, and what identifies each: a hash of its bytes, or an object's ETag."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dataengine.records.types import SourcePart
 from dataengine.storage.files import open_file
 from dataengine.storage.paths import FoundFile, is_url
 
-WINDOW = 1 << 17  # bytes of an object in which the end of a line is looked for
+WINDOW = 1 << 17  # bytes of an object read at a time to find a line end
 
 
 class Span(NamedTuple):
-    """A part of one file, as SourcePart has it."""
+    """A part of one file; fields as in SourcePart."""
 
     start: int
     stop: int
@@ -26,20 +26,20 @@ class Span(NamedTuple):
 
 
 class Splitter(NamedTuple):
-    """How files of a format are cut."""
+    """How files of a format are split."""
 
-    split: Callable[[FoundFile, int], list[Span]]  # into parts of about so many bytes; 0: into one
-    lines_before: Callable[[SourcePart], int | None]  # as in `parts`, of a part that is not the first
+    split: Callable[[FoundFile, int], list[Span]]  # into parts of about N bytes; 0: one part
+    lines_before: Callable[[SourcePart], int | None]  # as in `parts`, for parts other than the first
 
 
 def read_start(file: FoundFile, size: int) -> bytes:
-    """The first `size` bytes of a file, as it was when it was found."""
+    """The first `size` bytes of a file, in the version that was found."""
     with open_file(file.path, 0, size, file.version if is_url(file.path) else "") as source:
         return source.read()
 
 
 def _split_lines(file: FoundFile, part_bytes: int) -> list[Span]:
-    """Spans of a file that end at line ends. An archive is one, whatever its name."""
+    """Spans of a file that end at line ends. An archive is one span, whatever its name."""
     head = read_start(file, archives.HEAD)
     archives.refuse_others(file.path, head)
     if archives.archive_kind(head):
@@ -54,7 +54,7 @@ def _split_lines(file: FoundFile, part_bytes: int) -> list[Span]:
 
 
 def hash_lines(file: FoundFile, part_bytes: int) -> list[Span]:
-    """Spans of a local file that end with the first line end from `part_bytes` on, with the hashes of their bytes."""
+    """Spans of a local file, each with a hash; a span ends at the first line end after `part_bytes` bytes."""
     spans: list[Span] = []
     digest, start, place = xxhash.xxh3_128(), 0, 0
     with open_file(file.path) as source:
@@ -73,7 +73,7 @@ def hash_lines(file: FoundFile, part_bytes: int) -> list[Span]:
 
 
 def _find_line_ends(file: FoundFile, part_bytes: int) -> list[int]:
-    """Where the parts of a remote file end; reads a little of it around each place."""
+    """Ends of the parts of a remote file; reads a little of it around each end."""
     ends, start = [], 0
     while start + part_bytes < file.size:
         place, end = start + part_bytes - 1, -1

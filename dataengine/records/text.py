@@ -1,4 +1,4 @@
-"""Records of plain text by paragraph or by file, and of Moses: a file for each language."""
+"""Plain text by paragraph or by file, and Moses: one file per language."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataengine.storage.paths import is_url
 
 
 def read_paragraphs(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
-    """Plain text in which a document is what is between blank lines, or the whole file."""
+    """Plain text in which a document is a paragraph between blank lines, or the whole file."""
     number, begun, length = 0, 0, 0
     gathered: list[bytes] = []
     for lines in line_blocks(part, 0, on_bytes, one_text=form.split == "file"):
@@ -46,7 +46,7 @@ def _paragraph(form: RecordFormat, line: int, gathered: list[bytes], length: int
 
 
 def read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
-    """Line n of each file is a side of pair n."""
+    """Line n of each file is one side of pair n."""
     hashing = [xxhash.xxh3_128() for _ in part.paths]
     flows = [
         (line for lines in line_blocks(part, k, on_bytes, hashing=hashing[k]) for line in lines)

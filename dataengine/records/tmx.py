@@ -1,4 +1,4 @@
-"""Translation units of TMX: the texts of a unit by language, and which of them a stream wants."""
+"""TMX: the texts of a translation unit by language, and the choice of those that a stream wants."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dataengine.records.types import Blocks, OnBytes, RecordFormat, SourcePart, 
 from dataengine.records.usable import MISSING, RecordBlock, excerpt_of
 from dataengine.records.xml_text import as_written, explain, fault_of, guarded_parser, in_section, read_xml
 
-NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # markup of the tool that wrote a segment
-_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # of a language, as in BCP 47
+NATIVE_CODES = ("bpt", "ept", "ph", "it", "ut")  # markup of the tool that wrote the segment
+_TAG = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*")  # language tag as in BCP 47
 
-Unit = dict[str, list[str]]  # code of a language, in small letters and with hyphens -> its texts
+Unit = dict[str, list[str]]  # lower-case language tag with hyphens -> its texts
 
 
 def tmx_parser(path: str) -> tuple[expat.XMLParserType, list[Unit]]:
-    """A parser of marked XML (see xml_text), and the list to which it adds each unit.
+    """A parser of marked XML (see xml_text), and the list to which it appends units.
 
-    The native codes in a segment are left out. No tree is built, so that memory does not grow with the file. Raises
-    InputError while parsing if the file declares entities.
+    Native codes in segments are left out. It builds no tree, so memory does not grow with the file. Parsing raises
+    InputError if the file declares entities.
     """
     parser, units = guarded_parser(path), []
     parser.buffer_text = True
@@ -77,22 +77,22 @@ def tmx_parser(path: str) -> tuple[expat.XMLParserType, list[Unit]]:
 
 
 def tag_of(code: str) -> str:
-    """A language's code in small letters and with hyphens."""
+    """A language code in lower case with hyphens."""
     return code.strip().lower().replace("_", "-")
 
 
 def wanted_tags(keys: Sequence[str], languages: Sequence[str]) -> list[str]:
-    """The code to look for of each text: the stream's key if it can be a code (zh-Hant, zho), else the language's."""
+    """The tag to look for, for each text: the stream's key if it is a tag (zh-Hant, zho), else the language code."""
     return [
         tag_of(key if _TAG.fullmatch(key) else language) for key, language in zip(keys, languages or keys, strict=True)
     ]
 
 
 def choose_text(unit: Unit, wanted: str) -> tuple[str | None, str]:
-    """The text of a unit in a language, None if it has none; and what to say of the choice, "" if there was none.
+    """The text of a unit in a language (None if missing), and a note on the choice ("" if there was no choice).
 
-    That of exactly the wanted code, else of a variety of it (en: en-US; zh-Hant: zh-Hant-TW): if there are several, of
-    the first in the order of the alphabet, in every unit alike. Of several texts of one code it is the first.
+    An exact match comes first, then a variety (en: en-US; zh-Hant: zh-Hant-TW). Of several varieties, the
+    alphabetically first is taken, in every unit alike. Of several texts with one tag, the first is taken.
     """
     code = wanted
     if wanted not in unit:
@@ -112,7 +112,7 @@ def choose_text(unit: Unit, wanted: str) -> tuple[str | None, str]:
 
 
 def describe_unit(unit: Unit) -> Mapping[str, str | list[str]]:
-    """A unit to be shown: its texts as they stand in the file."""
+    """A unit for display: its texts as written in the file."""
     shown = {code: [as_written(text) for text in texts] for code, texts in unit.items()}
     return {code: texts[0] if len(texts) == 1 else texts for code, texts in shown.items()}
 
@@ -131,13 +131,13 @@ def read_tmx(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
             yield block.records
     except InputError:
         raise
-    except (expat.ExpatError, LookupError, ValueError) as error:  # LookupError, ValueError: its encoding
+    except (expat.ExpatError, LookupError, ValueError) as error:  # LookupError, ValueError: bad encoding
         raise explain(path, error) from None
     return number
 
 
 def _take_unit(block: RecordBlock, number: int, unit: Unit, wanted: Sequence[str]) -> None:
-    """Take the wanted texts of a unit, or note what is wrong with one of them."""
+    """Take the wanted texts of a unit, or reject it with the reason."""
     texts: list[Any] = []
     notes = []
     for tag in wanted:

@@ -1,4 +1,4 @@
-"""The columns of a TSV: those that its heading names, in its order, else those that the stream states."""
+"""The columns of a TSV: from its heading, else from the stream."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ QUOTED = (
     'fields stand in quotes as in CSV ("a ""b"""), and the quotes stay in the text: write the file without quoting, or '
     "as JSON Lines (pandas: to_json(FILE, orient='records', lines=True, force_ascii=False))"
 )
-_FEWEST_ROWS = 10  # of which every one begins and ends with a quote, or has a number in a column
-_NAME = re.compile(r"[^\W\d_][\w ()-]{0,29}")  # of a column: short, and no sentence
+_FEWEST_ROWS = 10  # that must all be quoted, or all have a number in one column
+_NAME = re.compile(r"[^\W\d_][\w ()-]{0,29}")  # of a column: short, not a sentence
 _NO_VALUE = ("nan", "null", "none", "na")
 _NUMBER = re.compile(r"[-+]?\d[\d.,:eE+-]*%?")
 _WORDS = (
@@ -30,7 +30,7 @@ _LANGUAGES = frozenset(name.casefold() for name in NAMES.values())
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns in their order, and whether the first line of the file names them."""
+    """Column names in order, and whether the first line of the file gives them."""
 
     names: tuple[str, ...]
     in_heading: bool
@@ -39,10 +39,10 @@ class Columns:
 def resolve_columns(
     path: str, first_line: str, keys: Sequence[str], stated: Sequence[str], label_key: str | None
 ) -> Columns:
-    """The columns of a TSV with this first line (the first that is not blank, without its end).
+    """The columns of a TSV, given its first line that is not blank, without its line end.
 
-    A line that names all `keys` (exactly, else in another case, else by varieties of a language: zh-CN) is a heading
-    and is obeyed, whatever columns are `stated`. Raises InputError if a key is in no column or in several, or if the
+    A line that names all `keys` is a heading. Names match exactly, or in another case, or as a variety of a language
+    (zh-CN). A heading overrides `stated` columns. Raises InputError if a key is in no column or in several, or if the
     label is in none.
     """
     cells = [cell.strip().strip('"').strip() for cell in first_line.split("\t")] if first_line else []
@@ -64,7 +64,7 @@ def resolve_columns(
 
 
 def _places(cells: Sequence[str], key: str) -> list[int]:
-    """Which cells name a key."""
+    """The positions of the cells that name a key."""
     small = key.casefold()
     for same in (
         lambda cell: cell == key,
@@ -93,12 +93,11 @@ def _checked(path: str, columns: Columns, keys: Sequence[str], label_key: str | 
 
 
 def unread_heading(line: str, rows: Sequence[str], names: Sequence[str], keys: Sequence[str]) -> list[str]:
-    """What the first line of a TSV, read as a record of columns `names`, calls the columns of `keys` if it looks like
-    a heading; empty if it does not.
+    """The names that the first line of a TSV gives to the columns of `keys`, if it looks like a heading; else empty.
 
-    It does if its cells are short, different, without digits and sentence punctuation, and either a column of the
-    `rows` below it, not one of `keys`, has numbers only; or the cells, and at least two, are names of languages or such
-    words as source and target.
+    The line is read as a record with columns `names`. It looks like a heading if its cells are short, different and
+    without digits and sentence punctuation; and if a column of the `rows` below it, not one of `keys`, has only
+    numbers, or if at least two cells and those of `keys` are language names or words such as source and target.
     """
     cells = [cell.strip().strip('"').strip() for cell in line.split("\t")]
     small = {cell.casefold() for cell in cells}
@@ -116,22 +115,22 @@ def unread_heading(line: str, rows: Sequence[str], names: Sequence[str], keys: S
 
 
 def _names_column(cell: str) -> bool:
-    """Whether a cell is the name or the code of a language, or another word that usually names a column."""
+    """Whether a cell is a language name or code, or another usual column name."""
     words = re.split(r"[\W_]+", cell.casefold().strip(" ()"))
     return cell in NAMES or all(word in _LANGUAGES or word in _USUAL for word in words)
 
 
 def is_other_heading(line: str, names: Sequence[str]) -> bool:
-    """Whether a row within a file is a heading of the same columns in another order or case."""
+    """Whether a row is a heading with the same columns in another order or case."""
     if len(names) < 2 or line == "\t".join(names):
         return False
     return sorted(line.casefold().split("\t")) == sorted(name.casefold() for name in names)
 
 
 def quoted_rows(rows: Sequence[str]) -> list[int]:
-    """Which rows have fields in quotes as CSV writes them: one with doubled quotes in it; or all rows, each field.
+    """Rows with fields quoted as in CSV: a field with doubled quotes, or every field of every row.
 
-    A sentence in quotes alone does not count: it may be one.
+    A single quoted sentence does not count: it may be a quotation.
     """
     every = len(rows) >= _FEWEST_ROWS and rows[0][:1] == '"' and all(rows) and set(map(itemgetter(0), rows)) == {'"'}
     if every and all(len(cell) > 1 and cell[0] == '"' == cell[-1] for row in rows for cell in row.split("\t")):
@@ -140,6 +139,6 @@ def quoted_rows(rows: Sequence[str]) -> list[int]:
 
 
 def _is_quoted(cell: str) -> bool:
-    """Whether a field stands in quotes, and all quotes in it are doubled, of which there are some."""
+    """Whether a field is quoted and holds quotes, all of them doubled."""
     inside = cell[1:-1]
     return len(cell) > 1 and cell[0] == '"' == cell[-1] and '""' in inside and '"' not in inside.replace('""', "")

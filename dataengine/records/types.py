@@ -1,61 +1,63 @@
-"""The part of a source that a unit reads, how records are found in it, and the records."""
+"""A part of a source, how its records are found, and the records."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
-BATCH_CHARACTERS = 1 << 24  # a batch ends here, so that books do not fill the memory
-TO_THE_END = -1  # where a part ends whose file was not looked at
-OnBytes = Callable[[int], None]  # hears of bytes read
+BATCH_CHARACTERS = 1 << 24  # a batch ends here, to bound memory for long documents
+TO_THE_END = -1  # the end of a part whose file was not inspected
+OnBytes = Callable[[int], None]  # called with the number of bytes read
 
 
 @dataclass(frozen=True)
 class SourcePart:
-    """A piece of a source that one unit reads: a whole file, lines in a byte range, or row groups of Parquet."""
+    """The input of one unit: a whole file, the lines of a byte range, or Parquet row groups."""
 
-    # One file, or for Moses one a language in the order of the records' keys.
+    # One file; for Moses one file per language, in the order of the records' keys.
     paths: tuple[str, ...] = field(metadata={"identity": False})
-    versions: tuple[str, ...] = field(metadata={"identity": False})  # of remote files, which must not change meanwhile
+    versions: tuple[str, ...] = field(
+        metadata={"identity": False}
+    )  # of remote files, which must not change during the build
     format: str  # a name of formats.FORMATS
-    start: int  # bytes, at the begin of a line; or the number of the first row group
+    start: int  # byte offset at the start of a line, or the first row group
     stop: int  # exclusive, or TO_THE_END
     size: int = field(metadata={"identity": False})  # bytes to read, for progress
-    digest: str  # identity of the content
-    columns: tuple[str, ...] = ()  # TSV: their names, as the file's heading has them, or else the stream
+    digest: str  # identifies the content
+    columns: tuple[str, ...] = ()  # TSV: column names from the file's heading, else from the stream
 
 
 @dataclass(frozen=True)
 class RecordFormat:
     """How records are found in files."""
 
-    keys: tuple[str, ...]  # of a record's texts; a dotted key goes into nested objects, unless it is a key itself
-    languages: tuple[str, ...] = ()  # TMX: the language of each key, for keys that are not codes of languages
-    columns: tuple[str, ...] = ()  # TSV: their names in files without a heading
+    keys: tuple[str, ...]  # of a record's texts; a dotted key reaches into nested objects unless it exists literally
+    languages: tuple[str, ...] = ()  # TMX: the language of each key, for keys that are not language codes
+    columns: tuple[str, ...] = ()  # TSV: column names of files without a heading
     split: str = "line"  # plain text: a document is a "line", a "paragraph" or the "file"
-    label_key: str | None = None  # of the name of a record's subset
-    one_line: bool = False  # white space around a text goes, a line break inside becomes a space
+    label_key: str | None = None  # the key of a record's subset name
+    one_line: bool = False  # strip white space around a text; inner line breaks become spaces
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A record that cannot be used, and why; its line counts from 1 in its part."""
+    """An unusable record and the reason; lines count from 1 within the part."""
 
     line: int
     reason: str
     excerpt: str
 
 
-Notes = dict[str, tuple[int, int, str]]  # what is to be said of usable records -> count, first line, excerpt
+Notes = dict[str, tuple[int, int, str]]  # message about usable records -> count, first line, excerpt
 
 
 @dataclass(frozen=True)
 class Records:
     """Consecutive usable records of a part, and the unusable ones among them."""
 
-    lines: list[int]  # in the part, from 1: line, row of Parquet, unit of TMX, first line of a paragraph
-    texts: tuple[list[str], ...]  # a list for each key
-    labels: list[str]  # "" where a record has none; empty if there is no label_key
+    lines: list[int]  # numbers within the part, from 1: line, Parquet row, TMX unit, first line of a paragraph
+    texts: tuple[list[str], ...]  # one list per key
+    labels: list[str]  # "" for a record without one; empty list if there is no label_key
     rejects: list[Reject]
     notes: Notes = field(default_factory=dict)
 

@@ -1,4 +1,4 @@
-"""Which texts of records are usable, what is wrong with the others, and what is shown of them."""
+"""Which texts of records are usable, reasons for the others, and excerpts of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dataengine.records.lines import LONGEST_LINE
 from dataengine.records.types import RecordFormat, Records, Reject
 
 MISSING = object()
-Shown = bytes | str | Mapping[str, Any] | Callable[[], Mapping[str, Any]]  # what an excerpt is made of
+Shown = bytes | str | Mapping[str, Any] | Callable[[], Mapping[str, Any]]  # source of an excerpt
 
 
 def all_usable(columns: Sequence[list[Any]], labels: list[Any], before: int, form: RecordFormat) -> Records | None:
-    """Records of which each is usable, after `before` lines; None if one is not. Equal to a RecordBlock of each."""
+    """All records, after `before` lines, if each is usable; else None. Equals adding each to a RecordBlock."""
     if any(set(map(type, column)) != {str} for column in (columns if not labels else [*columns, labels])):
         return None
     cleaned = [_clean_column(column, form) for column in columns]
@@ -27,8 +27,8 @@ def all_usable(columns: Sequence[list[Any]], labels: list[Any], before: int, for
 
 
 def _clean_column(texts: list[str], form: RecordFormat) -> list[str] | None:
-    """Usable texts as they are used; None if one is empty or has a NUL."""
-    if not form.one_line:  # texts may be long: look at them without a copy
+    """The texts, normalized as the stream wants; None if one is empty or has a NUL."""
+    if not form.one_line:  # texts may be long: check them without a copy
         return texts if _all_show(texts) and not any("\0" in text for text in texts) else None
     stripped = list(map(str.strip, texts))
     if not _all_show(stripped):
@@ -40,7 +40,7 @@ def _clean_column(texts: list[str], form: RecordFormat) -> list[str] | None:
 
 
 def _all_show(texts: list[str]) -> bool:
-    """Whether no text is blank. Their first characters, of which there are few, nearly always say so."""
+    """Whether no text is blank. Checks the few distinct first characters first, which nearly always decide."""
     return all(texts) and (not any(map(is_blank, set(map(itemgetter(0), texts)))) or not any(map(is_blank, texts)))
 
 
@@ -49,18 +49,18 @@ def label_text(value: Any) -> str:
 
 
 class RecordBlock:
-    """Records that are looked at one by one."""
+    """Records that are checked one by one."""
 
     def __init__(self, form: RecordFormat) -> None:
         self._form = form
         self.records = Records([], tuple([] for _ in form.keys), [], [])
 
     def reject(self, line: int, reason: str, excerpt: str) -> None:
-        """Note an unusable record."""
+        """Add an unusable record."""
         self.records.rejects.append(Reject(line, reason, excerpt))
 
     def add(self, line: int, texts: Sequence[Any], label: str, shown: Shown) -> bool:
-        """Take a record, or note what is wrong with one of its texts; whether it is usable."""
+        """Add a record, or reject it with the reason; return whether it is usable."""
         for key, text in zip(self._form.keys, texts, strict=True):
             if reason := _fault(text, key):
                 self.reject(line, reason, excerpt_of(shown))
@@ -73,7 +73,7 @@ class RecordBlock:
         return True
 
     def decode(self, line: int, content: bytes | None) -> str | None:
-        """A line as text; None, and noted, if it is unusable."""
+        """A line as text; rejects the line and returns None if it is unusable."""
         if content is None:
             self.reject(line, f"longer than {LONGEST_LINE >> 20} MiB", "")
             return None

@@ -1,7 +1,7 @@
-"""Read XML in any encoding: as a tree, or as a flow with marks where it is wrong, so that one fault costs one unit and
-not the file. No file may declare entities.
+"""Read XML in any encoding: as a tree, or as a stream with marks at errors, so that an error costs one unit, not the
+file. Files must not declare entities.
 
-Marks are noncharacters of Unicode (U+FDD0 to U+FDD3), which no text has: what stands in the file as such is marked too.
+Marks are Unicode noncharacters (U+FDD0 to U+FDD3), which no text has. Noncharacters in the file are marked as errors.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _DECLARATION = re.compile(rb"""\s*<\?xml\b[^>]*?\bencoding\s*=\s*["']([^"'>]+)["
 
 
 def read_xml(path: str, chunks: Iterable[bytes]) -> Iterator[str]:
-    """XML as text, decoded as its byte order mark or its declaration says (else UTF-8), in pieces for `Parse` of expat.
+    """XML as text, in pieces for `Parse` of expat, decoded by its byte order mark or its declaration, else as UTF-8.
 
-    Marked is what no parser takes: a character that XML does not allow, as it stands or by a reference, an entity that
-    XML does not define, an & or < that is not escaped, bytes that are not of the encoding. `fault_of` knows the marks.
-    Raises InputError for an encoding that is not known.
+    Marks what a parser refuses: characters that XML does not allow, also by reference; undefined entities; & or < that
+    is not escaped; bytes that are not in the encoding. `fault_of` reads the marks. Raises InputError for an unknown
+    encoding.
     """
     head, flow = peek(iter(chunks), 1024)
     decoder = codecs.getincrementaldecoder(_encoding(path, head))("dataengine.mark")
@@ -65,17 +65,17 @@ def read_xml(path: str, chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 def as_written(text: str) -> str:
-    """A text with its marks as they stand in the file, or as U+FFFD."""
+    """A text with its marks replaced by the original characters, or by U+FFFD."""
     return text.translate(_AS_WRITTEN)
 
 
 def in_section(text: str) -> str:
-    """A text of a CDATA section, where & and < stand for themselves: without the marks of these."""
+    """A text of a CDATA section, without the marks of & and <, which are literal there."""
     return text.translate(_IN_SECTION)
 
 
 def fault_of(text: str) -> str | None:
-    """What is wrong with a text of marked XML; None if nothing."""
+    """The error in a text of marked XML; None if there is none."""
     found = _FIND_MARK.search(text)
     if found is None:
         return None
@@ -92,7 +92,7 @@ def fault_of(text: str) -> str | None:
 
 
 def explain(path: str, error: Exception) -> InputError:
-    """What to raise for an exception of expat."""
+    """The InputError for an exception of expat."""
     return InputError(f"{path}: broken XML: {error}. Fix the file, or fetch it again.")
 
 

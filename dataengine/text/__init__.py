@@ -1,5 +1,5 @@
-"""Text as a model sees it: sentence pairs as text, token ids, samples of one width.
+"""Text as a model sees it: sentence pairs as text, token ids, samples of equal length.
 
-Texts come in; prompts (`pairs`), ids (`tokenizers`) and packed samples (`packing`) go out. It may not know where
-texts come from or where samples are written.
+Input: texts. Output: prompts (`pairs`), ids (`tokenizers`) and packed samples (`packing`). This package does not know
+where texts come from or where samples are written.
 """

@@ -1,4 +1,4 @@
-"""What language a code means: `zh`, `zho`, `chi`, `cmn-Hans` and `zh_TW` are one."""
+"""The language of a code: `zh`, `zho`, `chi`, `cmn-Hans` and `zh_TW` are the same."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _THREE_LETTERS = (
     "tl:tgl tn:tsn to:ton tr:tur ts:tso tt:tat tw:twi ty:tah ug:uig uk:ukr ur:urd uz:uzb,uzn ve:ven vi:vie "
     "vo:vol wa:wln wo:wol xh:xho yi:yid,ydd yo:yor za:zha,zyb zh:zho,chi,cmn zu:zul"
 )
-_WITHDRAWN = {"in": "id", "iw": "he", "ji": "yi", "jw": "jv", "mo": "ro"}  # ISO 639-1 codes of old
+_WITHDRAWN = {"in": "id", "iw": "he", "ji": "yi", "jw": "jv", "mo": "ro"}  # withdrawn ISO 639-1 codes
 _MAIN = _WITHDRAWN | {
     code: main
     for main, _, codes in (entry.partition(":") for entry in _THREE_LETTERS.split())
@@ -43,17 +43,17 @@ _CHECKED = (
 )
 NAMES = {code: ENGLISH_NAMES[code] for code in _CHECKED.split()}
 
-# Codes of countries that are taken for codes of languages, and mean no language themselves.
+# Country codes that are often used as language codes and are not language codes themselves.
 _COUNTRY_CODES = "cn:zh hk:zh jp:ja kp:ko cz:cs dk:da gr:el vn:vi ua:uk us:en gb:en rs:sr ir:fa kh:km ge:ka il:he"
 _COUNTRIES = dict(pair.split(":") for pair in _COUNTRY_CODES.split())
 
 
 @lru_cache
 def base_language(code: str | None) -> str:
-    """The language of a code, without script and region: its ISO 639-1 code, or what it has instead; "" for none.
+    """The language of a code, without script and region, as an ISO 639-1 code; "" for no code.
 
-    `zh-TW`, `zh_Hant`, `zho`, `chi`, `cmn-Hans-CN` are zh; `pt-BR` is pt; `zh-yue` and `yue-HK` are yue; a code without
-    two letters (`ceb`), or of no registry, stays as it is, in small letters.
+    `zh-TW`, `zh_Hant`, `zho`, `chi`, `cmn-Hans-CN` are zh; `pt-BR` is pt; `zh-yue` and `yue-HK` are yue. A language
+    without an ISO 639-1 code (`ceb`), or an unknown code, stays as it is, in lower case.
     """
     first, *rest = re.split("[-_]", (code or "").strip().lower())
     if rest and re.fullmatch("[a-z]{3}", rest[0]):  # an extended language, such as zh-yue
@@ -63,21 +63,21 @@ def base_language(code: str | None) -> str:
 
 @lru_cache
 def script_subtag(code: str | None) -> str:
-    """The script that a code names (ISO 15924, small letters): `hant` of zh-Hant-TW; "" for none."""
+    """The script in a code (ISO 15924, lower case): `hant` for zh-Hant-TW; "" for none."""
     rest = re.split("[-_]", (code or "").strip().lower())[1:]
     return next((tag for tag in rest if re.fullmatch("[a-z]{4}", tag)), "")
 
 
 def meant_language(code: str, name: str = "") -> str:
-    """What a code that is none may stand for, such as "Chinese is zh"; "" if that is not clear."""
+    """A hint for an invalid code, such as "Chinese is zh"; "" if none is clear."""
     known = meant_code(code, name)
     return known and f"{NAMES[known]} is {known}"
 
 
 def meant_code(code: str, name: str = "") -> str:
-    """The code that may be meant by one that is none; "" if that is not clear.
+    """The code that an invalid code probably means; "" if that is not clear.
 
-    Goes by the English name that the user gives to the language, else by the code as a name or as that of a country.
+    Uses the English name that the user gives to the language, else reads the code as a name or a country code.
     """
     codes = {english.casefold(): known for known, english in NAMES.items()}
     for word in (name, code):

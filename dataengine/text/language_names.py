@@ -1,4 +1,4 @@
-"""English names of languages by their codes of two letters (ISO 639-1), as prompts and training texts write them."""
+"""English names of languages by two-letter code (ISO 639-1), as used in prompts and training texts."""
 
 # Unicode CLDR 49, locale `en`: `Locale("en").languages` of Babel 2.19.0, the keys of two letters.
 # Copyright © 2004-2025 Unicode, Inc. Unicode License v3: https://www.unicode.org/license.txt

@@ -1,4 +1,4 @@
-"""What of a text a tokenizer does not know: text that becomes the unknown token, and text that leaves nothing."""
+"""Text that a tokenizer loses: text that becomes the unknown token, and text without any token."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataengine.characters import is_blank
 UNKNOWN_TEXT = "the tokenizer knows none of its text"
 UNENCODABLE = "the tokenizer has neither a token nor an unknown token for a part of it"
 
-Encode = Callable[[Sequence[str]], list[list[int] | None]]  # None for a text that the library refuses
+Encode = Callable[[Sequence[str]], list[list[int] | None]]  # None for a text that the library rejects
 
 
 class LostText:
-    """Find texts of which a tokenizer keeps nothing, and count characters that vanish.
+    """Find texts of which a tokenizer keeps nothing, and count vanished characters.
 
-    For tokenizers that can lose text; those that fall back on bytes cannot, and have none of this.
+    For tokenizers that can lose text. Tokenizers with byte fallback cannot, and do not need this.
 
-    A character has vanished if it is visible, is still there after the tokenizer's normalization, and gives no id, not
-    even the unknown one. `knows_characters` says that a text with a character that has a token by itself has a token.
+    A character vanishes if it is visible, survives the tokenizer's normalization and gives no id, not even the unknown
+    one. `knows_characters` means: a text has a token if one of its characters has a token by itself.
     """
 
     def __init__(
@@ -32,16 +32,16 @@ class LostText:
     ) -> None:
         self._encode, self._decode, self._normalize = encode, decode, normalize
         self._unk_id, self._knows_characters = unk_id, knows_characters
-        self._empty: dict[int, bool] = {}  # id -> whether it stands for no text
+        self._empty: dict[int, bool] = {}  # id -> whether it is only white space
         self._known: dict[str, bool] = {}  # character -> whether it has a token
         self._vanishing: dict[str, bool] = {}  # character -> whether it gives no id
 
     def why_lost(self, texts: Sequence[str]) -> list[str | None]:
-        """For each text why it cannot be used, None if it can: its ids are none, or only the unknown one."""
+        """For each text the reason why it is unusable (no ids, or only the unknown one), or None."""
         return [self._why_lost(text) for text in texts]
 
     def _why_lost(self, text: str) -> str | None:
-        if self._knows_characters and any(map(self._knows, text)):  # most often the first one
+        if self._knows_characters and any(map(self._knows, text)):  # usually the first one decides
             return None
         (ids,) = self._encode([text])
         if ids is None:
@@ -58,13 +58,13 @@ class LostText:
         return any(token != self._unk_id and not self._is_empty(token) for token in ids)
 
     def _is_empty(self, token: int) -> bool:
-        """Whether an id stands for white space alone, such as the one that some tokenizers put before a text."""
+        """Whether an id is only white space, such as the one that some tokenizers add before a text."""
         if (empty := self._empty.get(token)) is None:
             empty = self._empty[token] = is_blank(self._decode([token]).replace("▁", " "))
         return empty
 
     def count_vanished(self, texts: Sequence[str]) -> int:
-        """The characters of texts that give no id at all."""
+        """The number of characters that give no id at all."""
         vanished = 0
         for text in texts:
             plain = self._normalize(text) if self._normalize else text

@@ -1,4 +1,4 @@
-"""Cut joined documents into samples of one width. No token is lost: what does not fill a sample is handed back."""
+"""Cut joined documents into samples of equal length. No token is lost: an incomplete sample stays in `tail`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Tokens = NDArray[Any]
 
 
 class Packer:
-    """Cut a flow of tokens into samples of `width` ids (seq_len + 1: inputs and, shifted by one, targets).
+    """Cut a stream of tokens into samples of `width` ids (seq_len + 1: inputs and, shifted by one, targets).
 
-    A document may span samples, and a sample may hold many; each ends with EOS, so their starts are recoverable.
+    A document may span samples, and a sample may hold many documents. Each ends with EOS, so their starts can be found.
     """
 
     def __init__(self, width: int, dtype: np.dtype[Any]) -> None:

@@ -8,11 +8,11 @@ import numpy as np
 
 from dataengine.permutation import hash_numbers
 
-LINES = 3  # of a completion in which a translation is looked for
+LINES = 3  # of a completion, searched for the translation
 
 
 def format_pair(source_language: str, source: str, target_language: str, target: str) -> str:
-    """One pair as one document; languages by their full names (paper, section 4)."""
+    """One pair as one document, with full language names (paper, section 4)."""
     return f"{source_language}: {source}\n{target_language}: {target}"
 
 
@@ -21,7 +21,7 @@ def translation_prompt(
 ) -> str:
     """The prompt for one sentence (paper, table 11, with the colon of the ALMA code after the first line).
 
-    Examples stand between the first line and the sentence, each like a training text, without blank lines between.
+    Examples come between the first line and the sentence, each formatted as in training, without blank lines.
     """
     examples = "".join(f"\n{format_pair(source_language, shot[0], target_language, shot[1])}" for shot in shots)
     return (
@@ -31,12 +31,12 @@ def translation_prompt(
 
 
 def translation_in(completion: str, target_language: str) -> str:
-    """The translation in what follows a prompt: the first of its first three lines that is not blank, or nothing.
+    """The translation in a completion: the first non-blank line of its first three lines, or "".
 
-    A line that begins with the target language's label ends the text before it. If that text has no answer and fewer
-    than three lines, the model repeated the label, and the rest of that line is the answer. All as in the ALMA code at
-    zero shots. With examples in the prompt, ALMA answers a repeated label with the translation of the second example,
-    which is a mistake in its code; here the number of examples changes nothing.
+    A line that begins with the target language's label ends the answer. If there is no answer before it and fewer than
+    three lines, the model repeated the label, and the rest of that line is the answer. This is the ALMA code at zero
+    shots. With examples in the prompt, ALMA has a bug: it answers a repeated label with the translation of the second
+    example. Here the number of examples makes no difference.
     """
     text, *repeated = completion.split(f"\n{target_language}:")
     lines = text.split("\n")[:LINES]
@@ -71,10 +71,10 @@ def write_sides(columns: Mapping[str, Sequence[str]], sides: Sequence[str], lang
 
 
 def exchange_groups(counts: Sequence[int], least: int) -> list[list[int]]:
-    """Parts that exchange targets with each other: consecutive ones that have `least` pairs or more together.
+    """Groups of parts that exchange targets: consecutive parts with `least` or more pairs together.
 
-    Takes the pairs of each part; returns the numbers of the parts of each group, without empty parts. What is left at
-    the end joins the last group.
+    Takes the number of pairs of each part; returns the part numbers of each group, without empty parts. The remainder
+    joins the last group.
     """
     groups: list[list[int]] = []
     waiting: list[int] = []
@@ -92,8 +92,8 @@ def exchange_targets(
 ) -> dict[str, list[str]]:
     """Give each pair the target of another pair of its direction, each target once (setting Non-Adjacent).
 
-    The pairs, numbers `first` and on of their part, are laid in a circle in the order of a keyed hash, and each takes
-    the next one's target: a derangement. Raises ValueError if a direction has but one pair.
+    The pairs, numbered from `first` in their part, form a circle in the order of a keyed hash. Each takes the target of
+    the next one: a derangement. Raises ValueError if a direction has only one pair.
     """
     exchanged = {code: list(texts) for code, texts in columns.items()}
     count = len(next(iter(columns.values())))

@@ -16,7 +16,19 @@ from dataengine.cli import _make_parser, main
 from dataengine.config.load import dump_config, load_config
 from tests.conftest import ROOT, ConfigMaker, write_jsonl
 
-COMMANDS = ["build", "worker", "finalize", "score", "inspect", "plan", "config", "contamination", "verify", "export"]
+COMMANDS = [
+    "init",
+    "build",
+    "worker",
+    "finalize",
+    "score",
+    "inspect",
+    "plan",
+    "config",
+    "contamination",
+    "verify",
+    "export",
+]
 
 
 def exit_code(arguments: list[str]) -> int:
@@ -62,7 +74,7 @@ def test_unusable_input_is_one_paragraph_and_exit_code_2(tmp_path: Path, capsys:
     ("arguments", "message"),
     [
         ([], "dataengine: error: the following arguments are required: COMMAND"),
-        (["bild"], "invalid choice: 'bild' (choose from 'build', "),
+        (["bild"], "invalid choice: 'bild' (choose from 'init', 'build', "),
         (["build"], "dataengine build: error: the following arguments are required: CONFIG\n"),
         (
             ["build", "x.yaml", "--wokers", "1"],

@@ -1,8 +1,8 @@
-"""Keep control tokens (EOS, BOS and others that are more than text) out of what a tokenizer makes of texts.
+"""Keep control tokens (EOS, BOS and others that are not text) out of the ids of texts.
 
-The tokenizer that encodes is the given one with its control tokens under names that no text has, so that neither its
-vocabulary, its merges nor its search for added tokens can find them, whatever stands around them or a normalizer makes
-of a text. Ids stay as they are.
+Texts are encoded by the given tokenizer with its control tokens renamed to names that no text has. So neither its
+vocabulary, its merges nor its search for added tokens can find them, whatever the context or the normalizer. Ids do not
+change.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from dataengine.errors import InputError
 # Fields and values of sentencepiece_model.proto.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
 _MODEL_TYPE, _CHARSMAP = 3, 2
-_CONTROL = b"\x18\x03"  # of a piece: type = CONTROL
+_CONTROL = b"\x18\x03"  # field of a piece: type = CONTROL
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
-_UNIGRAM = 1  # a model that states no type
-_FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}  # NFKC makes ASCII of them
+_UNIGRAM = 1  # the type of a model that states none
+_FULL_WIDTH = {code: code + 0xFEE0 for code in range(0x21, 0x7F)}  # NFKC turns them into ASCII
 
 
 def hidden_name(sha256: str, token: int) -> str:
-    """A name for a control token that no text has: it begins with a noncharacter and holds the tokenizer's hash."""
+    """A name for a control token that no text has: a noncharacter and the tokenizer's hash."""
     return f"\ufdd0{sha256[:32]}:{token}"
 
 
 def hide_in_spec(spec: dict[str, Any], names: Mapping[str, str], *, keep_unknown: bool) -> dict[str, Any]:
-    """The content of a tokenizer.json with tokens renamed (old name -> new one), and their merges left out.
+    """The content of a tokenizer.json with tokens renamed (old name -> new name), without their merges.
 
-    Without `keep_unknown` the model has no unknown token: it is a control token, which unknown text must not become.
-    What the model would do at random (`dropout`) is switched off, and nothing is added around texts.
+    Without `keep_unknown` the model has no unknown token: it is a control token, and unknown text must not become one.
+    Random behavior (`dropout`) is switched off, and nothing is added around texts.
     """
     model = dict(spec["model"])
     if model["type"] == "Unigram":
@@ -44,7 +44,7 @@ def hide_in_spec(spec: dict[str, Any], names: Mapping[str, str], *, keep_unknown
         model["vocab"] = {names.get(piece, piece): token for piece, token in model["vocab"].items()}
         unknown = model.get("unk_token")
         model["unk_token"] = names.get(unknown or "", unknown)
-        if not keep_unknown:  # WordLevel and WordPiece need a name, but it may be none of theirs
+        if not keep_unknown:  # WordLevel and WordPiece need a name, but not one of their tokens
             model["unk_token"] = None if model["type"] == "BPE" else "\ufdd0no unknown token"
     if model["type"] == "BPE":
         prefix = len(model.get("continuing_subword_prefix") or "")
@@ -67,7 +67,7 @@ def hide_in_model(model: bytes, names: Mapping[int, str]) -> bytes:
         if number == _PIECES:
             if piece in names:
                 name = names[piece].encode()
-                value += b"\x0a" + _varint(len(name)) + name + _CONTROL  # of a field that comes twice the last counts
+                value += b"\x0a" + _varint(len(name)) + name + _CONTROL  # of a repeated field the last value counts
                 content.append(b"\x0a" + _varint(len(value)) + value)
             piece += 1
             if piece - 1 in names:
@@ -77,7 +77,7 @@ def hide_in_model(model: bytes, names: Mapping[int, str]) -> bytes:
 
 
 def model_facts(model: bytes) -> tuple[str, bool]:
-    """Of a serialized SentencePiece model: unigram, bpe, word or char; and whether it normalizes texts."""
+    """The type of a serialized SentencePiece model (unigram, bpe, word or char), and whether it normalizes texts."""
     kind, normalizes = _UNIGRAM, False
     for number, _, _, value in _fields(model):
         if number == _TRAINER:
@@ -88,7 +88,7 @@ def model_facts(model: bytes) -> tuple[str, bool]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The fields of a protobuf message: number, first byte, end, and the bytes of the value."""
+    """The fields of a protobuf message: number, start, end and the bytes of the value."""
     at = 0
     while at < len(message):
         start = at
@@ -123,7 +123,7 @@ def _varint(value: int) -> bytes:
 
 
 def make_probes(token: str) -> list[str]:
-    """Texts that name a control token: alone, in a word, after a space, repeated, in other cases, in full width."""
+    """Texts that hold a control token: alone, in a word, after a space, repeated, in other cases, in full width."""
     wide = token.translate(_FULL_WIDTH)
     spaced = token.replace("▁", " ")
     return [
@@ -139,7 +139,7 @@ def make_probes(token: str) -> list[str]:
 
 
 class ControlIds:
-    """A set of ids that texts must not give, as ranges, so that a batch is looked through in microseconds."""
+    """A set of ids that texts must not give, stored as ranges, so that a batch is checked in microseconds."""
 
     def __init__(self, ids: frozenset[int]) -> None:
         ordered = sorted(ids)
@@ -148,20 +148,20 @@ class ControlIds:
         self._ranges = [(np.uint32(low), np.uint32(high - low)) for low, high in zip(starts, ends, strict=True)]
 
     def find(self, tokens: NDArray[np.uint32]) -> int | None:
-        """Where the first of them is in ids, shape (n,); None if there is none."""
+        """The position of the first such id in ids of shape (n,); None if there is none."""
         places = [
             int(np.argmax(found)) for low, span in self._ranges if (found := tokens - low <= span).any()
-        ]  # what is less than `low` wraps around
+        ]  # smaller ids than `low` wrap around
         return min(places, default=None)
 
 
 def check_forging(
     path: object, encoded: Sequence[tuple[str, Sequence[int]]], tokens: Mapping[int, str], engine: str
 ) -> None:
-    """Raise InputError if one of some texts, given with their ids, gives one of the control tokens (id -> name)."""
+    """Raise InputError if one of the texts, given with their ids, gives a control token (id -> name)."""
     for text, ids in encoded:
         if found := [token for token in ids if token in tokens]:
             raise InputError(
-                f"tokenizer {path}: {engine} makes its control token {tokens[found[0]]!r} (id {found[0]}) of the text "
-                f"{text[:80]!r}, so a document could forge it. Give another tokenizer, or another `eos_token`."
+                f"tokenizer {path}: {engine} produces its control token {tokens[found[0]]!r} (id {found[0]}) for the "
+                f"text {text[:80]!r}, so a document could forge it. Give another tokenizer, or another `eos_token`."
             )

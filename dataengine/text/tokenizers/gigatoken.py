@@ -1,4 +1,4 @@
-"""The ids of a reference tokenizer from gigatoken, compared with the reference here and there."""
+"""The ids of a reference tokenizer, computed by gigatoken and checked by sampling."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dataengine.errors import InputError
 from dataengine.text.tokenizers.base import ReferenceTokenizer, check_batch
 from dataengine.text.tokenizers.control_tokens import ControlIds
 
-_RENEW_TOKENS = 2048  # for each id of the vocabulary: gigatoken is then loaded anew, for it keeps all words it has seen
-_CHECK_FIRST = 1 << 14  # characters at the beginning of a unit, and _CHECK_TEXTS at most, in which all are compared
+_RENEW_TOKENS = 2048  # per vocabulary id; then gigatoken is reloaded, because its cache of words has no limit
+_CHECK_FIRST = 1 << 14  # characters at the start of a unit (and at most _CHECK_TEXTS texts) that are all compared
 _CHECK_TEXTS = 1000
-_CHECK_EVERY = 2000  # after them, one text in so many is: the references are 10 to 30 times slower
-_CHECK_LENGTH = 2048  # characters of a text that are compared, for some texts are whole books
+_CHECK_EVERY = 2000  # then one text in N is compared: the references are 10 to 30 times slower
+_CHECK_LENGTH = 2048  # characters compared of a text; some texts are whole books
 
 
 def load_gigatoken(spec: bytes) -> Callable[[str], NDArray[np.uint32]]:
     """The function that encodes a text.
 
-    Its batch call is up to twice as slow on short texts, and imports awkward, which takes 0.6 s.
+    The batch call is up to twice as slow on short texts, and importing its dependency awkward takes 0.6 s.
     """
     import gigatoken
 
@@ -30,7 +30,7 @@ def load_gigatoken(spec: bytes) -> Callable[[str], NDArray[np.uint32]]:
 
 
 class GigatokenTokenizer:
-    """The ids of `reference`, from gigatoken; compared with it here and there."""
+    """The ids of `reference`, computed by gigatoken and checked by sampling."""
 
     def __init__(self, reference: ReferenceTokenizer, spec: bytes, encode: Callable[[str], NDArray[np.uint32]]) -> None:
         self.sha256, self.vocab_size = reference.sha256, reference.vocab_size
@@ -41,7 +41,7 @@ class GigatokenTokenizer:
         self.fallback_reason: str | None = None
         self._reference, self._spec = reference, spec
         self._encoder = encode
-        self._kept = 0  # tokens since it was loaded; its cache has no bound
+        self._kept = 0  # tokens since it was loaded
         self._seen = self._checked = 0  # texts; characters compared
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -90,8 +90,8 @@ class GigatokenTokenizer:
             ids = encode(text)
         if self._reference.encode([text])[0] != ids.tolist():
             raise InputError(
-                f"{self.engine} and {self._reference.engine} give other ids for text {number + 1:,} of this process, "
-                f"{text[:80]!r}. Set `tokenizer_engine: reference`, and build into an empty folder: "
-                "what is built so far may hold more such differences."
+                f"{self.engine} and {self._reference.engine} give different ids for text {number + 1:,} of this "
+                f"process, {text[:80]!r}. Set `tokenizer_engine: reference`, and build into an empty folder: "
+                "the current build may hold more such differences."
             )
         return len(text)

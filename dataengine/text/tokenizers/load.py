@@ -1,13 +1,12 @@
 """Text to token ids. Control tokens written in a text stay text: no document can forge an end of sentence.
 
-What no text may give are EOS, BOS, and the tokens that the tokenizer marks as control or `special` or that its
-tokenizer_config.json names for a role (pad_token, cls_token and so on). Other added tokens are found in texts as the
-tokenizer says. That control tokens do not come out is tried on each tokenizer when it is loaded, and looked at in each
-batch.
+Control tokens are EOS, BOS, tokens marked as control or `special`, and tokens to which tokenizer_config.json gives a
+role (pad_token, cls_token and so on). Other added tokens are found in texts as the tokenizer defines. Loading a
+tokenizer tests that texts give no control token, and each batch is checked again.
 
-The ids are those of sentencepiece or tokenizers, the references. For BPE with byte fallback and for byte-level BPE,
-gigatoken gives the same ids ten times as fast; it is used where a self-check sees that, and compared again while it
-encodes.
+The references, sentencepiece and tokenizers, define the ids. For BPE with byte fallback and for byte-level BPE,
+gigatoken gives the same ids ten times as fast. It is used if a self-check finds no difference, and checked again while
+it encodes.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from dataengine.text.tokenizers.odd_texts import make_odd_texts
 from dataengine.text.tokenizers.reference import load_reference, read_tokenizer_config
 
 _SELF_CHECK_TEXTS = 400
-_CHECK_VERSION = 2  # raise when the conversion or the check changes
+_CHECK_VERSION = 2  # increase when the conversion or the check changes
 
 
 def load_tokenizer(
@@ -67,9 +66,9 @@ def _cache_folder() -> Path:
 def _load_fast(
     path: Path, content: bytes, beside: bytes | None, eos_token: str | None
 ) -> ReferenceTokenizer | GigatokenTokenizer:
-    """Gigatoken, or the reference with the reason why it has to do."""
+    """Gigatoken, or the reference with the reason for the fallback."""
     reference = load_reference(path, content, beside, eos_token)
-    # Converting and comparing take 0.4 s, so what was found equal is remembered for other processes.
+    # Converting and comparing take 0.4 s, so a positive result is cached for other processes.
     controls = sorted(reference.controls)
     decides = (reference.sha256, version("gigatoken"), reference.library, _CHECK_VERSION, controls)
     known = _cache_folder() / f"{hashlib.sha256(repr(decides).encode()).hexdigest()}.json"
@@ -80,7 +79,7 @@ def _load_fast(
         described, tokens = reference.describe()
         spec = orjson.dumps(described)
         encode = load_gigatoken(spec)
-    except (ValueError, RuntimeError) as error:  # as gigatoken raises for tokenizers that it does not support
+    except (ValueError, RuntimeError) as error:  # raised by gigatoken for tokenizers that it does not support
         return _fallen_back(reference, f"gigatoken cannot express this tokenizer: {str(error).splitlines()[0]}")
     words = [reference.decode([i]) for i in range(0, reference.vocab_size, reference.vocab_size // 256 + 1)]
     texts = [f"a{token}b {token}\t {token}  1" for token in tokens]
@@ -99,7 +98,7 @@ def _load_fast(
 
 
 def _fallen_back(reference: ReferenceTokenizer, reason: str) -> ReferenceTokenizer:
-    """The reference with the reason why it stands in for gigatoken."""
+    """The reference with the reason why it replaces gigatoken."""
     found = copy.copy(reference)
     found.fallback_reason = reason
     return found

@@ -1,4 +1,4 @@
-"""Texts in which tokenizers are apt to differ, for the comparison of two."""
+"""Texts on which tokenizers often differ, to compare two of them."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _ODD_WORDS = (
 
 
 def make_odd_texts(number: int, tokens: Sequence[str], seed: int = 0) -> list[str]:
-    """Texts in which tokenizers are apt to differ: odd characters, spaces and digits, long words, `tokens`."""
+    """Texts on which tokenizers often differ: odd characters, spaces and digits, long words, `tokens`."""
     rng = random.Random(seed)
 
     def part() -> str:

@@ -1,4 +1,4 @@
-"""The reference tokenizers: SentencePiece models and Hugging Face's tokenizer.json, without their control tokens."""
+"""The reference tokenizers: SentencePiece models and Hugging Face tokenizer.json, without control tokens in texts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
 _ROLES = ("eos_token", "bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CONFIG = "tokenizer_config.json"
 _CONFIG_ADVICE = "Correct it; or remove it, and name the end-of-sentence token as `eos_token` in the experiment's YAML."
-_KEEPS_TEXT = {  # parts of a tokenizer.json that take away no more than white space
+_KEEPS_TEXT = {  # components of a tokenizer.json that remove at most white space
     "normalizer": ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Strip", "ByteLevel"),
     "pre_tokenizer": (
         "ByteLevel",
@@ -48,7 +48,7 @@ _KEEPS_TEXT = {  # parts of a tokenizer.json that take away no more than white s
 
 
 def read_tokenizer_config(path: Path) -> bytes | None:
-    """The content of the tokenizer_config.json beside a tokenizer.json; None if there is none."""
+    """The content of the tokenizer_config.json next to a tokenizer.json; None if there is none."""
     beside = path.with_name(_CONFIG)
     try:
         return beside.read_bytes()
@@ -73,7 +73,7 @@ def load_reference(path: Path, content: bytes, beside: bytes | None, eos_token: 
 def _read_roles(path: Path, beside: bytes | None) -> dict[str, list[str]]:
     """The tokens that a tokenizer_config.json names: role -> its token; "others" -> the additional ones.
 
-    Raises InputError if it cannot be read as such.
+    Raises InputError if it cannot be read.
     """
     place = path.with_name(_CONFIG)
     if beside is None:
@@ -119,7 +119,7 @@ class _SentencePiece:
         try:
             self._whole = whole = _load_sentencepiece(content)
         except RuntimeError as error:
-            raise InputError(f"tokenizer {path} is no SentencePiece model: {error}. Give another file.") from None
+            raise InputError(f"tokenizer {path} is not a SentencePiece model: {error}. Give another file.") from None
         self.vocab_size = int(whole.vocab_size())
         self.eos_id = int(whole.eos_id())
         if eos_token is not None:
@@ -141,8 +141,8 @@ class _SentencePiece:
                 f"tokenizer {path}: its end-of-sentence token is its unknown token {self._pieces[unknown]!r}, which "
                 "unknown text becomes. Name another as `eos_token`."
             )
-        # Pieces of type CONTROL are not looked for in texts, but words and single characters that are no other piece
-        # are taken for them.
+        # Texts are not searched for pieces of type CONTROL, but a word or a single character that is no other piece may
+        # still become one.
         self._content, self._encoder = content, whole
         try:
             if self.controls - marked or kind not in ("bpe", "unigram") or 1 in map(len, self._pieces.values()):
@@ -181,7 +181,7 @@ class _SentencePiece:
         return self._lost.why_lost(texts) if self._lost else None
 
     def count_lost(self, texts: Sequence[str], tokens: NDArray[np.uint32]) -> tuple[int, int]:
-        # What its normalizer leaves has an id, be it the unknown one.
+        # All text after normalization has an id, if only the unknown one.
         return (int(np.count_nonzero(tokens == self._unk_id)) if self._lost else 0), 0
 
     def describe(self) -> tuple[dict[str, Any], list[str]]:
@@ -191,8 +191,8 @@ class _SentencePiece:
         ids = range(self.vocab_size)
         if any(map(self._encoder.is_unused, ids)):
             raise ValueError("it has unused pieces")
-        # sentencepiece finds user-defined pieces in a text; control, unknown and byte pieces never, nor may a merge
-        # make one of them.
+        # sentencepiece finds user-defined pieces in a text, but never control, unknown or byte pieces, and no merge may
+        # produce one of them.
         tests = (self._encoder.is_control, self._encoder.is_unknown, self._encoder.is_byte)
         hidden = {self._encoder.id_to_piece(i) for i in ids if any(test(i) for test in tests)}
         tokens = hidden.union(self._pieces.values(), (token["content"] for token in spec["added_tokens"]))
@@ -221,7 +221,7 @@ class _HuggingFace:
             self._whole = whole = tokenizers.Tokenizer.from_str(content.decode())
             spec = json.loads(whole.to_str())
         except Exception as error:  # the library raises bare Exception for any malformed file
-            raise InputError(f"tokenizer {path} is no tokenizer.json: {error}. Give another file.") from None
+            raise InputError(f"tokenizer {path} is not a tokenizer.json: {error}. Give another file.") from None
         self.vocab_size = max(whole.get_vocab(with_added_tokens=True).values()) + 1
         named = [eos_token] if eos_token else roles.get("eos_token", ())
         eos = [token for token in (named or _USUAL_EOS) if whole.token_to_id(token) is not None]
@@ -241,7 +241,7 @@ class _HuggingFace:
         ids = {token: whole.token_to_id(token) for token in sorted(hidden - {None})}
         ids = {token: int(i) for token, i in ids.items() if i is not None}
         ends = {self.eos_id, self.bos_id} - {None}
-        # The unknown token stands for unknown text, even if it is another control token (often that of padding).
+        # The unknown token represents unknown text, even if it is also another control token (often padding).
         self.controls = frozenset(i for token, i in ids.items() if token != unknown or i in ends)
         self._pieces = {i: token for token, i in ids.items()}
         self._unk_id = None if ids.get(unknown) in self.controls else ids.get(unknown)
@@ -269,7 +269,7 @@ class _HuggingFace:
                 self.decode,
                 normalizer.normalize_str if normalizer else None,
                 self._unk_id,
-                # Without an unknown token Unigram refuses a text, and BPE leaves the character out.
+                # Without an unknown token, Unigram rejects a text, and BPE drops the character.
                 knows_characters=not affixes
                 and (model["type"] == "BPE" if unknown is None else model["type"] in ("BPE", "Unigram"))
                 and (unknown is None or self._unk_id is not None),
@@ -279,7 +279,7 @@ class _HuggingFace:
         check_forging(path, encoded, {i: self._pieces[i] for i in self.controls}, self.library)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int] | None]:
-        """Ids of each text; None for a text that the library refuses, with the reason in `_refusal`."""
+        """The ids of each text; None for a text that the library rejects, with the reason in `_refusal`."""
         try:
             encodings = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception
@@ -323,14 +323,14 @@ class _HuggingFace:
 
 
 def _unknown_token(model: Mapping[str, Any]) -> str | None:
-    """The token of a tokenizer.json's model that stands for unknown text."""
+    """The unknown token of a tokenizer.json's model."""
     if model["type"] == "Unigram":
         return None if model["unk_id"] is None else str(model["vocab"][model["unk_id"]][0])
     return model.get("unk_token") or None
 
 
 def _falls_back_on_bytes(spec: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json has tokens for every text: all bytes, and nothing before them that removes text."""
+    """Whether a tokenizer.json can encode every text: it has all bytes, and nothing before them removes text."""
     parts = {key: list(_parts(spec[key])) for key in _KEEPS_TEXT}
     for key, known in _KEEPS_TEXT.items():
         for part in parts[key]:
@@ -349,7 +349,7 @@ def _falls_back_on_bytes(spec: Mapping[str, Any]) -> bool:
 
 
 def _parts(component: Any) -> Iterator[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer, sequences taken apart."""
+    """The components of a normalizer or pre-tokenizer, with sequences flattened."""
     if component is None:
         return
     inner = component.get("normalizers", component.get("pretokenizers"))

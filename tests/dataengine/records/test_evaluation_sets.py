@@ -188,7 +188,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, name: str, content: str | 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.en", JSONL, "plain text is wanted under this name, and it is JSON. Name it .jsonl"),
+        ("a.en", JSONL, "a file with this name must be plain text, but it is JSON. Name it .jsonl"),
         ("a.en", "[\n1\n]\n", "it is JSON"),
         ("a.en", XML, "it is XML or SGML. Name it .xml, .tmx or .sgm"),
         ("a.en", "\n" + sgm("refset", "x"), "it is XML or SGML"),

@@ -1133,7 +1133,7 @@ def test_a_file_that_changed_since_it_was_planned_is_an_error(tmp_path: Path, na
     assert all(read(part, form)[0] for part in parts)
     changed = Path(path["zh"]) if name == "moses" else path
     write(changed, content.replace(b"old", b"new"))
-    with pytest.raises(InputError, match="was changed after it was looked at"):
+    with pytest.raises(InputError, match="changed after it was inspected"):
         read(parts[-1], form)
 
 
@@ -1143,7 +1143,7 @@ def test_a_file_that_lost_bytes_since_it_was_planned_is_an_error(tmp_path: Path)
     write(path, b'{"text": "a"}\n' * 9)
     with pytest.raises(InputError) as error:
         read(part)
-    assert str(error.value) == f"{path}: 14 bytes fewer than when it was found. It was changed; run again."
+    assert str(error.value) == f"{path}: 14 bytes fewer than when it was found. It changed; run again."
 
 
 # Parquet.
@@ -1258,7 +1258,7 @@ def test_parquet_that_is_cut_short_or_broken_is_an_error(tmp_path: Path) -> None
     for content in (whole[:-100], whole[:100], b""):
         path.write_bytes(content)
         with pytest.raises(
-            InputError, match=r"a\.parquet is no Parquet file, or is cut short: .*[^.]\. Fetch it again\.$"
+            InputError, match=r"a\.parquet is not a Parquet file, or is truncated: .*[^.]\. Fetch it again\.$"
         ):
             plan(path)
     path.write_bytes(gzip.compress(whole))
@@ -1646,7 +1646,7 @@ def test_a_local_file_that_changes_after_it_was_listed_is_an_error(tmp_path: Pat
     (part,), _ = plan_parts([str(path)], "s", form, format=None, part_bytes=10**6, hashes={}, threads=1)
     assert [list(batch.texts[0]) for batch in read_records(part, form)] == [["before"]]
     write("behind")
-    with pytest.raises(InputError, match=rf"^{re.escape(str(path))} was changed after it was looked at"):
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))} changed after it was inspected"):
         list(read_records(part, form))
 
 

@@ -288,7 +288,7 @@ def test_other_ids_at_the_beginning_of_a_unit_are_an_error(wrong: gigatoken.Giga
     wrong.encode_flat(["𓀀"] * 2)
     with pytest.raises(
         InputError,
-        match=r"gigatoken 0\S+ and sentencepiece \S+ give other ids for text 4 of this process, 'Hello'\. "
+        match=r"gigatoken 0\S+ and sentencepiece \S+ give different ids for text 4 of this process, 'Hello'\. "
         r"Set `tokenizer_engine: reference`, and build into an empty folder",
     ):
         wrong.encode_flat(["𓀀", "Hello"])
@@ -312,7 +312,7 @@ def test_later_one_text_in_2000_is_compared(
 
 def test_long_texts_are_compared_in_their_beginning(wrong: gigatoken.GigatokenTokenizer) -> None:
     wrong.encode_flat(["𓀀" * 2048 + "Hello"])
-    with pytest.raises(InputError, match="give other ids for text 2 of this process"):
+    with pytest.raises(InputError, match="give different ids for text 2 of this process"):
         wrong.encode_flat(["𓀀" * 2043 + "Hello" + "𓀀" * 9])
 
 
@@ -493,7 +493,7 @@ def test_no_text_gives_a_control_piece(
 def test_the_last_line_of_defence(tmp_path: Path) -> None:
     """A text with the secret name of a control token, which nobody writes by chance."""
     tokenizer = load_tokenizer(save(words(), tmp_path, eos_token="</s>"))
-    with pytest.raises(InputError, match=r"makes the control token 2 of a text that begins with 'good \\ufdd0"):
+    with pytest.raises(InputError, match=r"produces the control token 2 for a text that begins with 'good \\ufdd0"):
         tokenizer.encode_flat(["good", f"good {hidden_name(tokenizer.sha256, 2)}"])
 
 
@@ -679,11 +679,11 @@ def test_unusable_tokenizers(tmp_path: Path, hf_path: Path) -> None:
         load_tokenizer(tmp_path / "none.model")
     broken = tmp_path / "broken.model"
     broken.write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"broken\.model is no SentencePiece model"):
+    with pytest.raises(InputError, match=r"broken\.model is not a SentencePiece model"):
         load_tokenizer(broken)
     broken = tmp_path / "broken.json"
     broken.write_text("{}")
-    with pytest.raises(InputError, match=r"broken\.json is no tokenizer\.json"):
+    with pytest.raises(InputError, match=r"broken\.json is not a tokenizer\.json"):
         load_tokenizer(broken)
     with pytest.raises(InputError, match=r"expected a name that ends in \.model"):
         load_tokenizer(DEMO / "README.md")
