@@ -110,10 +110,15 @@ def test_slurm_requeues_what_starting_again_can_help(
 @pytest.mark.parametrize(("code", "requeued"), [(0, False), (2, False), (3, True), (137, False)])
 def test_a_slice_that_waits_for_others_frees_its_node(cluster: Cluster, code: int, requeued: bool) -> None:
     cluster.add("dataengine", f'echo "$@" > "$RECORDS/build"; exit {code}')
-    array = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8", "SLURM_CPUS_PER_TASK": "16"}
+    array = {
+        "SLURM_ARRAY_JOB_ID": "5",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_ARRAY_TASK_COUNT": "8",
+        "SLURM_CPUS_PER_TASK": "16",
+    }
     assert cluster.run("launch/slurm_build.sbatch", "c.yaml", "store=s", **array)[0] == code
     assert cluster.recorded("build") == "build c.yaml store=s --slice 3/8 --workers 16 --wait 600\n"
-    assert cluster.recorded("requeued") == ("7\n" if requeued else "")
+    assert cluster.recorded("requeued") == ("5_3\n" if requeued else "")
 
 
 def test_without_an_array_the_build_is_finalized(cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""OUT/log.csv, the row a step that `StepLog` writes, and the digest in it. Needs no Composer."""
+"""Read OUT/log.csv, the log that `StepLog` writes with one row a step, and its digest. Does not need Composer."""
 
 from __future__ import annotations
 
@@ -20,20 +20,18 @@ _GAPS_SHOWN = 5
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """The rows of a log, one a step, in order; a last row that was cut short is left out.
+    """Return the rows of a log, one a step, in order, without a truncated last row.
 
-    Steps are missing where an earlier damage took them. Raises InputError if anything before it is damaged.
+    Steps lost to an earlier damage are missing. Raises InputError if any other row is damaged.
     """
     rows, problem = read_whole_rows(path)
     if problem:
-        raise InputError(
-            f"{path} is damaged: {problem}. Remove or mend it; a run that is resumed leaves it aside itself."
-        )
+        raise InputError(f"{path} is damaged: {problem}. Fix or remove it; a resumed run moves it aside itself.")
     return rows
 
 
 def read_whole_rows(path: Path) -> tuple[list[dict[str, str]], str]:
-    """Rows up to the first damaged one, and what is wrong with that: its line and why; nothing if all is well."""
+    """Return the rows before the first damaged one, and its line and fault; "" if none is damaged."""
     return parse_rows(path.read_bytes())
 
 
