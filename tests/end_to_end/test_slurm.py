@@ -42,13 +42,13 @@ def test_a_job_near_its_time_limit_saves_is_requeued_and_resumes(experiment: Exp
         time.sleep(0.01)
     for task in cluster.recorded("tasks").split():
         os.killpg(int(task), signal.SIGTERM)
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 143, printed
     assert "stopped as asked after " in printed
     assert cluster.recorded("requeued")
     (tmp_path / "requeued").unlink()
     process = start(cluster, experiment, out)
-    printed, _ = process.communicate(timeout=300)
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == 0, printed
     assert "resuming from" in printed
     assert not cluster.recorded("requeued")
