@@ -632,7 +632,7 @@ def _faults() -> dict[str, list[Fault]]:
             files("run's manifest or config damaged", _run, lambda key: key in ("manifest.json", "config.yaml")),
             Fault("log damaged", before=_damage_log),
             Fault("cached shard damaged", before=_damage_cache, bucket_only=True),
-            Fault("node without the shared folder", before=_nodes_apart, names=("is not one folder for all nodes",)),
+            Fault("node without the shared folder", before=_nodes_apart, names=("is not shared by all nodes",)),
             Fault("two starts at once", during=_second_start, names=("is being trained by",)),
             Fault("asked to stop during a save", during=_asked_during_a_save),
             Fault("retention beside an evaluation", during=_followed, overrides=(_KEEP_ONE,)),

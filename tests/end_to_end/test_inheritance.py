@@ -139,13 +139,11 @@ def test_a_restart_that_is_changed_at_a_resume_is_told_kept_and_replayed(
     no_restart = "stages.1.restart_learning_rate=false"
     ranks.train(family.config, out, "train.max_steps=10", ranks=1)
     dry_run(lambda: load_config(family.config, [f"out={out}", no_restart]))
-    words = (
-        "restart_learning_rate of stage 'mixed' is false, but the stage began at step 6 with a restart: this changes"
-    )
+    words = "restart_learning_rate of stage 'mixed' is false, but the stage began at step 6 with a restart: the change"
     assert words in caplog.text
     log = ranks.train(family.config, out, no_restart, "train.weight_decay=0.3", ranks=1)
     assert words in ranks.printed(out)
-    assert "train.weight_decay was 0.1 so far and is 0.3 from here on" in ranks.printed(out)
+    assert "train.weight_decay was 0.1 until now and is 0.3 from here on" in ranks.printed(out)
     assert rates(log) == [family.rate(step, 6) for step in range(14)]
     assert restarts(out) == [(0, (6,)), (10, (6,))]
 
@@ -160,7 +158,7 @@ def test_a_restart_that_is_changed_at_a_resume_is_told_kept_and_replayed(
     early = family.folder / "changed_early"
     ranks.train(family.config, early, "train.max_steps=6", ranks=1)
     log = ranks.train(family.config, early, no_restart, ranks=1)
-    assert "restart_learning_rate was at step 6 so far and is at no step from here on" in ranks.printed(early)
+    assert "restart_learning_rate was at step 6 until now and is at no step from here on" in ranks.printed(early)
     assert rates(log) == [family.rate(step) for step in range(14)]
     assert restarts(early) == [(0, (6,)), (6, ())]
 
@@ -187,12 +185,12 @@ def test_a_decay_to_the_end_goes_by_the_plan_and_a_plan_that_grows_is_told(famil
     build(load_config(family.config, changes), workers=1)
     log = ranks.train(family.config, out, *changes, "train.max_steps=4", ranks=1)
     log = ranks.train(family.config, out, *changes, "train.max_steps=12", ranks=1)
-    assert "so far and is" not in ranks.printed(out)
+    assert "until now and is" not in ranks.printed(out)
     assert rates(log) == [family.rate(step, 6, decay_steps=14 - (6 if step >= 6 else 0)) for step in range(12)]
     changes.append("stages.1.steps=12")
     build(load_config(family.config, changes), workers=1)
     log = ranks.train(family.config, out, *changes, ranks=1)
-    assert "train.decay_steps was end (step 14) so far and is end (step 18) from here on" in ranks.printed(out)
+    assert "train.decay_steps was end (step 14) until now and is end (step 18) from here on" in ranks.printed(out)
     assert rates(log[12:]) == [family.rate(step, 6, decay_steps=12) for step in range(12, 18)]
     for checkpoint in complete_checkpoints(out)[4:]:
         shutil.rmtree(checkpoint.folder)

@@ -79,10 +79,10 @@ def test_a_dry_run_describes_and_trains_nothing(experiment: Experiment) -> None:
     assert f"to train: steps 4 to 16, from {out}/checkpoints/step-00000004" in ranks.printed(out)
     changed = ranks.start(experiment.config, out, "--dry-run", "model.hidden_size=64")
     assert ranks.finish(changed) == [2, 2]
-    assert "holds another model: hidden_size was 32 and is 64" in ranks.printed(out)
+    assert "is of another model: hidden_size was 32 and is 64" in ranks.printed(out)
     keyless = ranks.start(experiment.config, out, "--dry-run", "train.wandb={project: test}")  # one rank looks for it
     assert ranks.finish(keyless) == [2, 2]
-    assert "error: train.wandb is online, and there is no key for " in ranks.printed(out)
+    assert "error: train.wandb is online, but there is no key for " in ranks.printed(out)
 
 
 def test_all_problems_are_told_at_once(experiment: Experiment) -> None:
@@ -96,7 +96,7 @@ def test_all_problems_are_told_at_once(experiment: Experiment) -> None:
     processes = ranks.start(experiment.config, out, *changes, ranks=1)
     assert ranks.finish(processes) == [2]
     lines = ranks.printed(out).splitlines()
-    assert lines[0] == "error: 4 problems stand in the way:"
+    assert lines[0] == "error: 4 problems:"
     assert all(
         any(word in line for line in lines[1:])
         for word in ("train.loss: liger", "flash_attention_2", "wandb", "shard_ranks")

@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_step_does_not_continue(experiment: Experiment) 
     build(load_config(experiment.config, changes), workers=1)
     assert refusal(experiment, out, *changes) == (
         f"init.checkpoint {straight}/checkpoints/step-00000012 is of step 12, but with init.mode `continue` "
-        "training goes on at parent.step, 10. Name the checkpoint of that step, or build with parent.step=12."
+        "training resumes at parent.step, 10. Name the checkpoint of that step, or build with parent.step=12."
     )
 
 

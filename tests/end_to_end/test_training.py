@@ -140,7 +140,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(experiment:
     for path in out.glob("checkpoints/*/.metadata"):
         path.unlink()
     assert refusal(experiment, out) == (
-        f"no checkpoint under {out}/checkpoints is usable, though 5 were finished once (the newest is "
+        f"no checkpoint under {out}/checkpoints is usable, though 5 were finished (the newest is "
         f"step-00000016). Restore them, or move {out} away to start at step 0."
     )
 
@@ -180,7 +180,7 @@ def test_a_folder_is_trained_by_one_at_a_time(experiment: Experiment) -> None:
     with hold(out):
         assert ranks.refuse(experiment.config, out) == (
             f"error: {out} is being trained by process {os.getpid()} on {platform.node()}. "
-            "Wait until it has ended, stop it, or give this run another `out`."
+            "Wait until it ends, stop it, or give this run another `out`."
         )
     ranks.train(experiment.config, out, "train.max_steps=1")
 
@@ -315,7 +315,7 @@ def test_the_last_stage_of_one_stream_can_be_made_longer(experiment: Experiment)
     log = ranks.train(experiment.config, out, *changes)
     assert exact(log[:16]) == exact(experiment.straight)
     assert len(log) == 18
-    assert "train.learning_rate was 0.01 so far and is 0.02 from here on" in ranks.printed(out)
+    assert "train.learning_rate was 0.01 until now and is 0.02 from here on" in ranks.printed(out)
     assert [(step, settings.train.learning_rate) for step, settings in read_history(out)] == [(0, 0.01), (16, 0.02)]
 
     # Each step is trained again by its own settings.
@@ -329,14 +329,14 @@ def test_a_checkpoint_that_is_not_there_is_named(experiment: Experiment) -> None
     config = load_config(experiment.config, [f"out={experiment.folder / 'straight'}"])
     with pytest.raises(InputError, match=r"straight has no checkpoint of 5 steps; it has those of 4, 6, 10, 12, 16"):
         export(config, 5)
-    with pytest.raises(InputError, match=r"holds another model: hidden_size was 32 and is 64"):
+    with pytest.raises(InputError, match=r"is of another model: hidden_size was 32 and is 64"):
         export(load_config(experiment.config, [f"out={config.out}", "model.hidden_size=64"]), 4)
 
 
 def test_another_model_is_refused(experiment: Experiment) -> None:
     out = copy_run(experiment, "other_model")
     assert refusal(experiment, out, "model.hidden_size=64", "train.max_steps=20") == (
-        f"{out}/checkpoints/step-00000016 holds another model: hidden_size was 32 and is 64. Restore these "
+        f"{out}/checkpoints/step-00000016 is of another model: hidden_size was 32 and is 64. Restore these "
         "settings under `model`, or give this run another `out`."
     )
 
@@ -367,7 +367,7 @@ def test_the_checkpoint_interval_may_change_after_the_build(experiment: Experime
 
 def test_batches_that_do_not_divide_are_refused(experiment: Experiment) -> None:
     assert ranks.refuse(experiment.config, experiment.folder / "three", ranks=3) == (
-        "error: batch_size 8 does not divide among 3 ranks. Start 2 ranks (composer -n 2 ...), or build with a "
+        "error: batch_size 8 is not divisible by 3 ranks. Start 2 ranks (composer -n 2 ...), or build with a "
         "batch_size that 3 divides."
     )
 

@@ -1,5 +1,5 @@
-"""Sharded checkpoints that are complete or ignored: found, fetched, read, kept and brought to a bucket.
+"""Sharded checkpoints, complete or ignored: find, fetch, read, keep and upload them.
 
-A run folder comes in; `Checkpoint`s with a marker that names every file and hash go out. Only `load`
-imports torch; it may not know how a model is trained.
+Takes a run folder; returns `Checkpoint`s, whose marker names every file and hash. Only `load` imports torch. The
+package does not know how a model is trained.
 """

@@ -20,12 +20,12 @@ from trainer.run.folder import Run
 
 log = logging.getLogger(__name__)
 _FETCHING = ".fetching-"
-_STALE_S = 3600  # a download that wrote nothing for so long is of a dead process
-_BLOCK = 32 << 20  # bytes that are read at a time
+_STALE_S = 3600  # a download without a write for this long belongs to a dead process
+_BLOCK = 32 << 20  # bytes a read
 
 
 def hash_file(path: Path) -> str:
-    """xxh64 of a file, hexadecimal."""
+    """Return the xxh64 of a file, hexadecimal."""
     digest = xxhash.xxh64()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -34,11 +34,11 @@ def hash_file(path: Path) -> str:
 
 
 def fetch_checkpoint(run: Run, checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> list[str]:
-    """Make files number `share`, `share + shares` ... of a checkpoint local and check them: size and hash.
+    """Fetch files number `share`, `share + shares` ... of a checkpoint and check their sizes and hashes.
 
-    Files that are here are hashed; those that are absent or damaged come from the bucket, by a temporary name. Returns
-    what is wrong with the checkpoint, in words, so that ranks can agree to fall back to the one before. Raises
-    InputError if the bucket cannot be read or the disk not be written: that is no fault of the checkpoint.
+    Hashes local files; downloads missing and damaged ones under a temporary name. Returns the problems of the
+    checkpoint as text, so that ranks can agree to fall back to the previous one. Raises InputError if the bucket cannot
+    be read or the disk cannot be written, which is not a problem of the checkpoint.
     """
     if not checkpoint.key and not checkpoint.folder.is_dir():
         return [f"{checkpoint.place} was removed"]
@@ -58,7 +58,7 @@ def fetch_checkpoint(run: Run, checkpoint: Checkpoint, share: int = 0, shares: i
 
 
 def _problem(checkpoint: Checkpoint, name: str, path: Path) -> str | None:
-    """What is wrong with a file here; None if it is whole."""
+    """Return the problem of a local file; None if it is whole."""
     try:
         size = path.stat().st_size if path.is_file() else None
         if size != checkpoint.files[name]:
@@ -75,7 +75,7 @@ def _differs(checkpoint: Checkpoint, name: str, found: str) -> str | None:
 
 
 def _download(store: Store, checkpoint: Checkpoint, name: str) -> str | None:
-    """Fetch a file; return what is wrong with the one in the bucket, if anything is."""
+    """Download a file; return the problem of the bucket's copy, if any."""
     try:
         retry(
             lambda: _download_once(store, checkpoint, name),
@@ -85,13 +85,13 @@ def _download(store: Store, checkpoint: Checkpoint, name: str) -> str | None:
     except (DamagedError, MissingError) as error:
         return str(error)
     except InputError as error:
-        log.error("cannot fetch %s: %s", name, error)  # also of ranks whose errors are not printed
+        log.error("cannot fetch %s: %s", name, error)  # also on ranks whose errors are not printed
         raise
     return None
 
 
 def _download_once(store: Store, checkpoint: Checkpoint, name: str) -> None:
-    """The same; raises MissingError or DamagedError if the file does not come, or not as it was saved."""
+    """Download a file. Raises MissingError or DamagedError if the bucket lacks it or its content differs."""
     try:
         descriptor, temporary = tempfile.mkstemp(dir=checkpoint.folder, prefix=_FETCHING)
         try:

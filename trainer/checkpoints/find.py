@@ -1,4 +1,4 @@
-"""Find the complete checkpoints of a run, on this disk and in its bucket."""
+"""Find the complete checkpoints of a run, local and in its bucket."""
 
 from __future__ import annotations
 
@@ -23,19 +23,23 @@ from trainer.run.folder import Run, open_run
 
 log = logging.getLogger(__name__)
 HOW_TO_TRAIN = "Train first: composer trainer/train.py CONFIG"
-_TOLD: set[tuple[str, str]] = set()  # what this process has passed over, and why; it may look often
+_TOLD: set[tuple[str, str]] = (
+    set()
+)  # checkpoints passed over, with the reason, that this process has logged; it may look often
 
 
 def all_checkpoints(run: Run) -> list[Checkpoint]:
-    """The complete checkpoints of a run, here or in its bucket, oldest first; others are passed over with one warning.
+    """Return the complete checkpoints of a run, local or in its bucket, oldest first.
 
-    Of a run on several nodes without a shared disk, no node has all files; such a checkpoint counts once it is in the
-    bucket. Raises InputError if the bucket cannot be read.
+    Passes over others with one warning each.
+
+    On several nodes without a shared disk, no node has all files. Such a checkpoint counts once it is in the bucket.
+    Raises InputError if the bucket cannot be read.
     """
     found, faults = local_checkpoints(run.folder)
     if run.store is not None:
         for step, checkpoint in bucket_checkpoints(run.store, run.folder, faults).items():
-            # The bucket's marker counts where there are two: what was not uploaded is later than all that was.
+            # Of two markers the bucket's counts: a checkpoint that was not uploaded is newer than all that were.
             found[step] = replace(checkpoint, local=step in found and found[step].files == checkpoint.files)
         faults = {place: why for place, why in faults.items() if step_of_folder(place) not in found}
     for place in sorted(faults, key=lambda place: (step_of_folder(place), place)):
@@ -46,10 +50,10 @@ def all_checkpoints(run: Run) -> list[Checkpoint]:
 
 
 def newest_checkpoint(run: Run, among: Collection[int] | None = None) -> Checkpoint | None:
-    """The checkpoint to resume from, or None for a run that has none yet.
+    """Return the checkpoint to resume from; None for a run without any.
 
-    `among` names the steps that may be chosen: those that other nodes see as well, or whose files were found whole.
-    Raises InputError if checkpoints were finished and none is usable: such a run must not start at 0 unasked.
+    `among`: the eligible steps, such as those that all nodes see or whose files are whole. Raises InputError if
+    checkpoints were finished and none is usable: such a run must not start over by itself.
     """
     usable = [found for found in all_checkpoints(run) if among is None or found.step in among]
     if usable:
@@ -60,14 +64,14 @@ def newest_checkpoint(run: Run, among: Collection[int] | None = None) -> Checkpo
         finished |= {key[1] for key in keys if key[2:] == [MARKER]}
     if finished:
         raise InputError(
-            f"no checkpoint under {run.url}/checkpoints is usable, though {len(finished)} were finished once (the "
-            f"newest is {max(finished)}). Restore them, or move {run.url} away to start at step 0."
+            f"no checkpoint under {run.url}/checkpoints is usable, though {len(finished)} were finished (the newest "
+            f"is {max(finished)}). Restore them, or move {run.url} away to start at step 0."
         )
     return None
 
 
 def find_checkpoint(run: Run, step: int | None) -> Checkpoint:
-    """The complete checkpoint of a step, or the newest one. Raises InputError if there is none."""
+    """Return the complete checkpoint of a step, or the newest one. Raises InputError if there is none."""
     if step is None:
         newest = newest_checkpoint(run)
         if newest is None:
@@ -76,21 +80,21 @@ def find_checkpoint(run: Run, step: int | None) -> Checkpoint:
     found = {checkpoint.step: checkpoint for checkpoint in all_checkpoints(run)}
     if step not in found:
         if checkpoint_folder(run.folder, step).is_dir() and run.store is None:
-            read_checkpoint(checkpoint_folder(run.folder, step))  # says what is wrong
-        others = f"; it has those of {_list(found)}" if found else ", and no other that is whole"
+            read_checkpoint(checkpoint_folder(run.folder, step))  # raises the reason
+        others = f"; it has those of {_list(found)}" if found else ", and no other complete one"
         raise InputError(f"{run.url} has no checkpoint of {step} steps{others}")
     return found[step]
 
 
 def locate_checkpoint(place: str, cache: str) -> tuple[Run, Checkpoint]:
-    """The run and checkpoint that RUN/checkpoints/step-N names, or RUN for its newest; a folder or a URL."""
+    """Return the run and checkpoint at RUN/checkpoints/step-N, or the newest at RUN. Takes a folder or a URL."""
     parts = re.fullmatch(r"(.*?)/checkpoints/step-(\d+)/?", place)
     run = open_run(parts[1] if parts else place, cache)
     return run, find_checkpoint(run, int(parts[2]) if parts else None)
 
 
 def local_checkpoints(out: Path) -> tuple[dict[int, Checkpoint], dict[str, str]]:
-    """Complete checkpoints below a run folder by step, and what is wrong with the others by place."""
+    """Return complete checkpoints under a run folder by step, and the problems of others by place."""
     found, faults = {}, {}
     for folder in sorted((out / "checkpoints").glob("step-*")):
         if step_of_folder(folder.name) is None:
@@ -104,19 +108,19 @@ def local_checkpoints(out: Path) -> tuple[dict[int, Checkpoint], dict[str, str]]
 
 
 def bucket_checkpoints(store: Store, out: Path, faults: dict[str, str]) -> dict[int, Checkpoint]:
-    """The same of a bucket, by one listing; adds to `faults`."""
+    """Return complete checkpoints of a bucket by step, from one listing; adds problems of others to `faults`."""
     found = {}
     for step, sizes in listed_files(store).items():
         key = checkpoint_key(step)
         try:
             found[step] = read_listed_checkpoint(store, key, sizes, out)
-        except (DamagedError, MissingError) as error:  # others are of the bucket, not of the checkpoint
+        except (DamagedError, MissingError) as error:  # other errors concern the bucket, not the checkpoint
             faults[f"{store.url}/{key}"] = str(error)
     return found
 
 
 def listed_files(store: Store) -> dict[int, dict[str, int]]:
-    """The files in the folder of each checkpoint of a bucket, complete or not: step -> name -> bytes."""
+    """List the files of each checkpoint in a bucket, complete or not: step -> name -> bytes."""
     files: dict[int, dict[str, int]] = {}
     for key, size in store.sizes("checkpoints/").items():
         _, folder, *name = key.split("/")

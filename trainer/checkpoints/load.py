@@ -1,7 +1,7 @@
-"""Read checkpoints without running what they say: their files are pickles, and may come from a shared bucket.
+"""Read checkpoints without running code in them: their files are pickles and may come from a shared bucket.
 
-torch.distributed.checkpoint unpickles `.metadata` and everything that is no tensor without limits
-(filesystem.py, default_planner.py of torch 2.7). Here both name only the classes that our own checkpoints hold.
+torch.distributed.checkpoint unpickles `.metadata` and everything except tensors without limits (filesystem.py,
+default_planner.py of torch 2.7). Here both may contain only the classes of our own checkpoints.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _METADATA = frozenset(
         ),
     }
 )
-# Random states of numpy, times and torch's version, beside what torch.load takes by itself.
+# Random states of numpy, times and torch's version, in addition to the defaults of torch.load.
 _OBJECTS: list[Any] = [
     datetime.timedelta,
     TorchVersion,
@@ -62,12 +62,12 @@ _OBJECTS: list[Any] = [
 
 
 def load_checkpoint(content: dict[str, Any], checkpoint: Checkpoint, *, no_dist: bool = False) -> None:
-    """Fill a state dict in place from a checkpoint of any number of ranks; all ranks call it, or one with `no_dist`.
+    """Fill a state dict in place from a checkpoint of any number of ranks. All ranks call it, or one with `no_dist`.
 
-    Raises InputError on all ranks if the checkpoint is damaged or names anything that ours do not hold.
+    Raises InputError on all ranks if the checkpoint is damaged or contains a class that ours do not.
     """
     if no_dist:
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what we want
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
     try:
         dcp.load(content, storage_reader=_Reader(checkpoint), planner=_Planner(), no_dist=no_dist)
     except CheckpointException as error:
@@ -78,41 +78,41 @@ def load_checkpoint(content: dict[str, Any], checkpoint: Checkpoint, *, no_dist:
 
 
 def read_metadata(checkpoint: Checkpoint) -> Metadata:
-    """What a checkpoint's files hold. Raises InputError if `.metadata` is damaged or names what it should not."""
+    """Read `.metadata` of a checkpoint. Raises InputError if it is damaged or contains a class that ours do not."""
     return _Reader(checkpoint).read_metadata()
 
 
 def saved_names(checkpoint: Checkpoint) -> frozenset[str]:
-    """The names of all tensors and values of a checkpoint. Raises InputError if it is damaged."""
+    """Return the names of all tensors and values of a checkpoint. Raises InputError if it is damaged."""
     return frozenset(read_metadata(checkpoint).state_dict_metadata)
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """A class of the list, or a dtype of torch."""
+        """Return a class of the list, or a dtype of torch."""
         if (module, name) == ("builtins", "getattr"):  # an enumeration's member, as Python before 3.11.4 writes it
             return _get_member
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) not in _METADATA and not is_dtype:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint of ours does")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, which our checkpoints do not")
         return super().find_class(module, name)
 
 
 def _get_member(of: Any, name: str) -> Any:
     if of is not _MEM_FORMAT_ENCODING or name not in of.__members__:
-        raise pickle.UnpicklingError(f"it asks for {name} of {of}, which no checkpoint of ours does")
+        raise pickle.UnpicklingError(f"it contains {name} of {of}, which our checkpoints do not")
     return of[name]
 
 
 class _Reader(FileSystemReader):
-    """Reads a checkpoint's folder. Raises InputError for a `.metadata` that is damaged or names what it should not."""
+    """Reads a checkpoint's folder. Raises InputError if `.metadata` is damaged or contains an unknown class."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.folder)
         self._checkpoint = checkpoint
 
     def read_metadata(self) -> Metadata:
-        """Of the checkpoint; all data must lie in its own files."""
+        """Read `.metadata`; all data must be in the checkpoint's own files."""
         path = Path(self._checkpoint.folder) / ".metadata"
         try:
             metadata = _MetadataUnpickler(io.BytesIO(path.read_bytes())).load()
@@ -120,31 +120,31 @@ class _Reader(FileSystemReader):
                 raise pickle.UnpicklingError(f"it holds a {type(metadata).__name__}")
             for info in (metadata.storage_data or {}).values():
                 if info.relative_path not in self._checkpoint.files:
-                    raise pickle.UnpicklingError(f"its data lie in {info.relative_path}, outside of the checkpoint")
+                    raise pickle.UnpicklingError(f"its data are in {info.relative_path}, outside the checkpoint")
         except OSError:
             raise
-        except Exception as error:  # damaged pickles raise all sorts
-            raise InputError(f"{path} is not to be trusted: {error}. Take another checkpoint.") from None
+        except Exception as error:  # damaged pickles raise any error
+            raise InputError(f"{path} cannot be trusted: {error}. Use another checkpoint.") from None
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
 class _Planner(DefaultLoadPlanner):
-    """Loads what is no tensor by torch.load(weights_only=True)."""
+    """Loads values other than tensors by torch.load(weights_only=True)."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """One value. Raises InputError if it names a class that our checkpoints do not have."""
+        """Load one value. Raises InputError if it contains a class that our checkpoints do not."""
         try:
             with torch.serialization.safe_globals(_OBJECTS):
                 loaded = torch.load(value, weights_only=True)
         except pickle.UnpicklingError as error:
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
-            words = f"it names {named[1]}" if named else str(error)
+            words = f"it contains {named[1]}" if named else str(error)
             raise InputError(
-                f"the checkpoint's {read_item.dest_index.fqn} is not to be trusted: {words}. Take another checkpoint."
+                f"the checkpoint's {read_item.dest_index.fqn} cannot be trusted: {words}. Use another checkpoint."
             ) from None
         plain = io.BytesIO()
-        torch.save(loaded, plain)  # what torch's own method loads is now our own pickle
+        torch.save(loaded, plain)  # torch's own method now loads our own pickle
         plain.seek(0)
         super().load_bytes(read_item, plain)

@@ -1,4 +1,4 @@
-"""A checkpoint and its marker, COMPLETE.json: read, checked, and compared with a model."""
+"""A checkpoint and its marker, COMPLETE.json: read it, check it, and compare it with a model."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NOT_FINISHED = f"the checkpoint was not finished (no {MARKER})"
 
 
 class CheckpointError(InputError):
-    """One checkpoint is gone or damaged; others of the run may be whole."""
+    """One checkpoint is missing or damaged; others of the run may be whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """What COMPLETE.json says of a checkpoint. Those of older versions have no hashes, init, digest and finite."""
+    """The content of COMPLETE.json. Older versions lack hashes, init, digest and finite."""
 
     step: int
     """Steps trained. The next step has this number."""
@@ -53,9 +53,9 @@ class Marker:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Marker):
-    """A complete checkpoint: what its marker says, and where its files are."""
+    """A complete checkpoint: its marker, and the place of its files."""
 
-    folder: Path  # on this disk: all files if `local`, else where they come to by `fetch_checkpoint`
+    folder: Path  # local: has all files if `local`, else the target of `fetch_checkpoint`
     local: bool = True
     key: str = ""  # of its folder in the run's bucket; "" if it is not there
 
@@ -66,7 +66,7 @@ class Checkpoint(Marker):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of what it holds: equal for a copy of it, another one once the step was trained anew."""
+        """SHA-256 of the content: equal for a copy, different after the step is trained again."""
         content = orjson.dumps([self.plan_id, self.step, self.hashes or self.files])
         return hashlib.sha256(content).hexdigest()
 
@@ -75,17 +75,17 @@ _READER = TypeAdapter(Marker)
 
 
 def checkpoint_folder(out: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """Return the folder of the checkpoint after `step` steps."""
     return out / checkpoint_key(step)
 
 
 def checkpoint_key(step: int) -> str:
-    """The same in a bucket, below the run's URL."""
+    """Return the key of that folder in a bucket, under the run's URL."""
     return f"checkpoints/step-{step:08d}"
 
 
 def mark_complete(folder: Path, marker: Marker) -> bytes:
-    """Write the marker, once all files of a checkpoint are there; return its content."""
+    """Write the marker, after all files of a checkpoint; return its content."""
     content = json.dumps(asdict(marker), indent=2).encode()
     write_file(folder / MARKER, content)
     return content
@@ -96,7 +96,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         content = (folder / MARKER).read_bytes()
         sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    except OSError:  # also while it is being removed
+    except OSError:  # also while it is being removed by another process
         raise MissingError(f"{folder}: {_NOT_FINISHED}") from None
     try:
         return Checkpoint(**_check(content, sizes, folder.name), folder=folder)
@@ -105,10 +105,10 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_listed_checkpoint(store: Store, key: str, sizes: Mapping[str, int], out: Path) -> Checkpoint:
-    """Read a checkpoint of a bucket, whose files were listed. The run's folder on this disk is `out`.
+    """Read the marker of a checkpoint in a bucket. `sizes`: its listed files; `out`: the run's local folder.
 
-    Raises InputError if the bucket cannot be read, DamagedError or MissingError if the checkpoint is not complete; the
-    latter two at the last of a few looks.
+    Raises InputError if the bucket cannot be read, and DamagedError or MissingError, after a few attempts, if the
+    checkpoint is not complete.
     """
     if MARKER not in sizes:
         raise MissingError(_NOT_FINISHED)
@@ -123,14 +123,14 @@ def read_listed_checkpoint(store: Store, key: str, sizes: Mapping[str, int], out
 
 
 def _check(content: bytes, sizes: Mapping[str, int], name: str) -> dict[str, Any]:
-    """A marker's fields. Raises DamagedError if it is damaged or does not describe the files found."""
+    """Return a marker's fields. Raises DamagedError if it is damaged or does not match the files."""
     try:
         marker = _READER.validate_json(content)
     except ValidationError as error:
         words = "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors()[:3])
         raise DamagedError(f"{MARKER} is damaged: {words}") from None
     if marker.step != step_of_folder(name) or any("/" in file for file in marker.files) or not marker.files:
-        raise DamagedError(f"{MARKER} is damaged: it is of step {marker.step}, with the files {list(marker.files)[:3]}")
+        raise DamagedError(f"{MARKER} is damaged: it names step {marker.step} and the files {list(marker.files)[:3]}")
     for file, size in marker.files.items():
         if sizes.get(file) != size:
             raise DamagedError(f"{file} has {sizes.get(file)} bytes, not {size}: the checkpoint is damaged")
@@ -143,27 +143,27 @@ def step_of_folder(place: str) -> int | None:
 
 
 def check_model(model: ModelConfig, checkpoint: Checkpoint, *, resume: bool = False) -> None:
-    """Raise InputError unless a checkpoint's weights have the sizes that the config states.
+    """Raise InputError unless a checkpoint's weights have the sizes in the config.
 
-    `resume`: its run goes on, so its weights must also be those that the config's `init_seed` began with.
+    `resume`: its run resumes, so the run must also have started with the config's `init_seed`.
     """
     if differing := model_differences(model, checkpoint):
         raise InputError(
-            f"{checkpoint.place} holds another model: {', '.join(differing)}. "
+            f"{checkpoint.place} is of another model: {', '.join(differing)}. "
             "Restore these settings under `model`, or give this run another `out`."
         )
     seed = checkpoint.model.get("init_seed", model.init_seed)
     if resume and checkpoint.init is None and seed != model.init_seed:
         raise InputError(
-            f"model.init_seed is {model.init_seed}, but the run of {checkpoint.place} began with the weights of seed "
-            f"{seed}. Set model.init_seed={seed} to go on with it, or give this run another `out`."
+            f"model.init_seed is {model.init_seed}, but the run of {checkpoint.place} started with seed {seed}. Set "
+            f"model.init_seed={seed} to resume it, or give this run another `out`."
         )
 
 
 def model_differences(model: ModelConfig, marker: Marker) -> list[str]:
-    """What makes a checkpoint's weights those of another model, in words.
+    """Return the settings in which a checkpoint's model differs, as text.
 
-    `init_seed` does not: whatever the weights began with, they are loaded.
+    Ignores `init_seed`: the weights are loaded, whatever they started with.
     """
     sizes, before = model.model_dump(mode="json"), marker.model
     return [

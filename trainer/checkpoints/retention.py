@@ -1,4 +1,4 @@
-"""Remove old checkpoints, set later ones aside, and lease those in use."""
+"""Remove old checkpoints, rename later ones, and protect those in use."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def lease(checkpoint: Checkpoint) -> Iterator[None]:
-    """Inside the block no training of this machine removes the checkpoint's folder; one of another machine may."""
+    """Keep trainings on this machine from removing a checkpoint's folder; those on other machines may."""
     try:
         with lock_folder(checkpoint.folder, shared=True, make=bool(checkpoint.key)):
             yield
     finally:
-        with suppress(OSError):  # of a folder that was made for nothing; others are not empty
+        with suppress(OSError):  # removes a folder that stayed empty; others raise
             checkpoint.folder.rmdir()
 
 
 def remove_old(run: Run, keep: int | None) -> None:
-    """Remove all but the newest `keep` complete checkpoints; None keeps all. Of a run in a bucket, those there.
+    """Remove all but the newest `keep` complete checkpoints; None keeps all. For a run in a bucket, removes them there.
 
-    Copies on this disk of a run in a bucket go by `remove_copies`.
+    `remove_copies` removes the local copies of a run in a bucket.
     """
     if keep is None:
         return
@@ -46,26 +46,26 @@ def remove_old(run: Run, keep: int | None) -> None:
 
 
 def remove_in_bucket(store: Store, step: int) -> None:
-    """Remove a checkpoint from a bucket, its marker first, so that a half-removed one is never taken for whole."""
+    """Remove a checkpoint from a bucket, its marker first, so that a half-removed one never counts as complete."""
     store.remove(f"{checkpoint_key(step)}/{MARKER}")
     store.remove(checkpoint_key(step))
 
 
 def set_aside(folder: Path) -> None:
-    """Make room at a checkpoint's folder: a finished one gets another name, for it may be whole; the rest goes."""
+    """Free a checkpoint's folder name: rename a finished one, which may be whole; remove an unfinished one."""
     if not (folder / MARKER).is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # an unfinished one of a run that was killed while it saved
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed during a save
         return
     aside = folder.with_name(_aside_name(folder.name, {path.name for path in folder.parent.iterdir()}))
-    with suppress(FileNotFoundError):  # another node of a shared disk was faster
+    with suppress(FileNotFoundError):  # another node on a shared disk was faster
         folder.rename(aside)
-    log.warning("%s was passed over; it is now %s. Remove it once it is not wanted", folder, aside)
+    log.warning("%s was passed over and renamed to %s. Remove it if you do not need it", folder, aside)
 
 
 def set_aside_later(out: Path, step: int) -> None:
-    """Set aside what is later than the checkpoint that a run goes on from: else retention would keep it as the newest.
+    """Rename checkpoints later than the one that a run resumes from: otherwise retention would keep them as the newest.
 
-    All ranks passed it over; `out` is a run folder that is not a working copy of a bucket.
+    All ranks have passed them over. `out` is a run folder that is not a working copy of a bucket.
     """
     for later, checkpoint in local_checkpoints(out)[0].items():
         if later > step:
@@ -73,9 +73,9 @@ def set_aside_later(out: Path, step: int) -> None:
 
 
 def set_aside_in_bucket(store: Store, step: int) -> None:
-    """The same in a bucket: a checkpoint that has a marker is copied, its marker last, before it is removed there.
+    """Rename a checkpoint in a bucket: copy one with a marker, its marker last, then remove the original.
 
-    Raises InputError if the bucket cannot be read or written; nothing was removed then.
+    Raises InputError, before anything is removed, if the bucket cannot be read or written.
     """
     key = checkpoint_key(step)
     if store.size(f"{key}/{MARKER}") is not None:
@@ -87,22 +87,22 @@ def set_aside_in_bucket(store: Store, step: int) -> None:
                 store.link(found, found.replace(key, aside, 1))
             except FileNotFoundError:
                 raise InputError(
-                    f"{store.url}/{found} is listed and cannot be read, so {key} was not set aside. Run again."
+                    f"{store.url}/{found} is listed but cannot be read, so {key} was not renamed. Run again."
                 ) from None
-        log.warning("%s/%s was passed over; it is now %s. Remove it once it is not wanted", store.url, key, aside)
+        log.warning("%s/%s was passed over and renamed to %s. Remove it if you do not need it", store.url, key, aside)
     else:
         log.warning("removing %s/%s, which was not finished", store.url, key)
     remove_in_bucket(store, step)
 
 
 def _aside_name(name: str, taken: Collection[str]) -> str:
-    """aside-step-00000040, or with a number behind it: nothing that was set aside before is lost."""
+    """Return aside-step-00000040, or a free name with a number, so that nothing is overwritten."""
     names = (f"aside-{name}{number}" for number in ("", *(f"-{n}" for n in range(2, 10**6))))
     return next(free for free in names if free not in taken)
 
 
 def remove_copies(run: Run, step: int) -> None:
-    """Remove from this disk what is older than the checkpoint of `step`, which is in the bucket."""
+    """Remove local checkpoints older than that of `step`, which is in the bucket."""
     for folder in (run.folder / "checkpoints").glob("step-*"):
         found = step_of_folder(folder.name)
         if found is not None and found < step:
@@ -110,10 +110,10 @@ def remove_copies(run: Run, step: int) -> None:
 
 
 def _remove_folder(folder: Path) -> None:
-    """Remove a checkpoint here, unless it is leased: then it goes with a later one."""
+    """Remove a local checkpoint, unless it is in use: then a later call removes it."""
     with lock_folder(folder, wait=False) as free:
         if not free:
-            log.info("%s is being read: it goes with a later checkpoint", folder)
+            log.info("%s is in use: it is removed with a later checkpoint", folder)
             return
         (folder / MARKER).unlink(missing_ok=True)  # first, as in a bucket
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""The steps after which checkpoints are saved, and how many are kept."""
+"""The steps after which checkpoints are saved, and the number that is kept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataengine.schedule.stages import stage_rows
 
 
 def checkpoint_steps(schedule: Schedule, intervals: Mapping[str, int], default: int, last: int) -> list[int]:
-    """Steps after which to save: each stage's interval counted from its start, each stage's end, and the last step.
+    """Return the steps after which to save: by each stage's interval from its start, at its end, and at the last step.
 
-    `intervals` maps names of stages that are not a parent's; pieces of one stage in a row count as one.
+    `intervals` maps stage names, without a parent's stages. Consecutive pieces of one stage count as one.
     """
     steps: set[int] = set()
     for row in stage_rows(schedule):
@@ -24,12 +24,12 @@ def checkpoint_steps(schedule: Schedule, intervals: Mapping[str, int], default: 
 
 
 def last_step(max_steps: int | None, schedule: Schedule) -> int:
-    """Where training ends."""
+    """Return the step at which training ends."""
     return min(max_steps or schedule.steps, schedule.steps)
 
 
 def planned_checkpoints(config: Config, manifest: Manifest) -> list[int]:
-    """The steps after which checkpoints are saved, in order."""
+    """Return the steps after which checkpoints are saved, in order."""
     intervals = {stage.name: stage.checkpoint_interval for stage in config.stages if stage.checkpoint_interval}
     last = last_step(config.train.max_steps, manifest.schedule)
     steps = checkpoint_steps(manifest.schedule, intervals, config.train.checkpoint_interval, last)
@@ -37,6 +37,6 @@ def planned_checkpoints(config: Config, manifest: Manifest) -> list[int]:
 
 
 def kept_checkpoints(config: Config, manifest: Manifest) -> int:
-    """How many checkpoints lie in the run folder at the end."""
+    """Return the number of checkpoints in the run folder at the end."""
     made = len(planned_checkpoints(config, manifest))
     return min(made, config.train.keep_checkpoints or made)

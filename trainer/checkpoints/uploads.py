@@ -1,8 +1,8 @@
-"""Bring checkpoints to a run's bucket while training goes on. Needs neither torch nor Composer.
+"""Upload checkpoints to a run's bucket in the background. Needs neither torch nor Composer.
 
-Each rank has an Uploader: one thread, whose queue are checkpoints that lie finished on this disk. It uploads the rank's
-own files; on global rank 0 it then waits until the bucket has the files of all ranks, and puts the marker last. What a
-killed process leaves undone lies on the disk still, and `resume_uploads` queues it again.
+Each rank has an Uploader: one thread with a queue of checkpoints that are complete on the local disk. It uploads the
+rank's own files. On global rank 0 it then waits until the bucket has the files of all ranks, and writes the marker
+last. `resume_uploads` queues again what a killed process left on the disk.
 """
 
 from __future__ import annotations
@@ -26,52 +26,52 @@ from trainer.run.folder import SMALL_FILES, Run
 
 log = logging.getLogger(__name__)
 
-_SAY_S = 30  # seconds between lines of a log that say the same
-_LOOK_S = 1.0  # between looks for what other ranks put
-_ABANDONED = timedelta(days=1)  # an upload in parts that is older is of a dead process
+_SAY_S = 30  # seconds between equal log lines
+_LOOK_S = 1.0  # between checks for the files of other ranks
+_ABANDONED = timedelta(days=1)  # an older multipart upload belongs to a dead process
 
 T = TypeVar("T")
 
 
 class Uploader:
-    """Uploads checkpoints of one rank in a thread of its own, an older one before a newer one.
+    """Uploads the checkpoints of one rank in a thread, oldest first.
 
-    `keep`: checkpoints that stay in the bucket (None: all); `tidy`: whether this process, one of its node, removes the
-    node's copies that are older than the newest checkpoint in the bucket. What fails is tried again until nothing has
-    worked for `outage_limit_s` seconds; then `failure` says so and nothing more is uploaded or removed.
+    `keep`: the number of checkpoints to keep in the bucket (None: all). `tidy`: whether this process, one per node,
+    removes local copies older than the newest checkpoint in the bucket. Failed operations are retried until none has
+    succeeded for `outage_limit_s` seconds. Then `failure` is set, and nothing more is uploaded or removed.
     """
 
     def __init__(self, run: Run, *, outage_limit_s: float = 3600.0, keep: int | None = None, tidy: bool = True) -> None:
         if run.store is None:
-            raise ValueError(f"{run.url} is a folder: nothing is uploaded")
+            raise ValueError(f"{run.url} is a folder: there is nothing to upload")
         self._run, self._store = run, run.store
         self._limit_s, self._keep, self._tidy = outage_limit_s, keep, tidy
-        self._jobs: queue.SimpleQueue[tuple[str, Callable[[], None]]] = queue.SimpleQueue()  # what, and how
+        self._jobs: queue.SimpleQueue[tuple[str, Callable[[], None]]] = queue.SimpleQueue()  # description and action
         self._changed = threading.Condition()
         self._pending = 0  # jobs that are not finished
-        self._untidied: int | None = None  # newest step uploaded by a rank that does not put the marker
+        self._untidied: int | None = None  # newest step uploaded by a rank that does not write the marker
         self._said = -float("inf")
-        self.failure: str | None = None  # what went wrong, once that was given up
+        self.failure: str | None = None  # the error after which uploads stopped
         threading.Thread(target=self._work, name="uploads", daemon=True).start()
 
     def submit(
         self, step: int, own_files: Collection[str], all_files: Mapping[str, int], marker: bytes | None = None
     ) -> None:
-        """Queue a checkpoint that is whole on this disk; does not wait.
+        """Queue a checkpoint that is complete on the local disk; does not wait.
 
-        `own_files`: names that this rank uploads; `all_files`: name -> bytes, of all ranks; `marker`: content of
-        COMPLETE.json on the one rank that completes the checkpoint.
+        `own_files`: names that this rank uploads. `all_files`: name -> bytes, of all ranks. `marker`: content of
+        COMPLETE.json, on the one rank that completes the checkpoint.
         """
         self._enqueue(f"step {step:,}", partial(self._upload, step, own_files, all_files, marker))
 
     def publish(self) -> None:
-        """Queue the run's log, config and manifest as they are then; does not wait."""
+        """Queue the run's log, config and manifest; does not wait. Their content is read when they are uploaded."""
         self._enqueue("the log", self._publish)
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait until all is uploaded, with a line in the log now and then.
+        """Wait until everything is uploaded, with a log line every 30 seconds.
 
-        Raises InputError if it was given up or takes longer than `timeout_s`; the files stay on this disk then.
+        Raises InputError if uploads stopped or take longer than `timeout_s`. The files stay on the local disk.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
@@ -79,7 +79,7 @@ class Uploader:
                 left = _SAY_S if deadline is None else min(_SAY_S, deadline - time.monotonic())
                 if left <= 0:
                     raise InputError(
-                        f"{self._pending} uploads to {self._run.url} were not finished after {timeout_s:g} s. "
+                        f"{self._pending} uploads to {self._run.url} are not finished after {timeout_s:g} s. "
                         f"The checkpoints are in {self._run.folder}; the same command uploads them when it starts."
                     )
                 if not self._changed.wait(left) and left == _SAY_S:
@@ -93,7 +93,7 @@ class Uploader:
         self._jobs.put((what, action))
 
     def _work(self) -> None:
-        """The thread: one job after another until one is given up."""
+        """Run the thread: one job after another until one fails for good."""
         while True:
             try:
                 what, action = self._jobs.get(timeout=None if self._untidied is None else _LOOK_S)
@@ -102,7 +102,7 @@ class Uploader:
                 continue
             try:
                 action()
-            except Exception as error:  # given up, or a bug of ours: neither may pass unseen in a thread
+            except Exception as error:  # a final failure or a bug: neither may go unnoticed in a thread
                 if not isinstance(error, InputError):
                     log.exception("an upload to %s failed", self._run.url)
                 with self._changed:
@@ -132,22 +132,22 @@ class Uploader:
         self._wait_for_files(step, all_files)
         self._publish()
         self._attempt(partial(self._store.write, f"{key}/{MARKER}", marker))
-        log.info("step %d is in %s, %.0f s after it was queued here", step, self._run.url, time.monotonic() - begun)
+        log.info("step %d is in %s, %.0f s after it was queued", step, self._run.url, time.monotonic() - begun)
         try:
             if self._tidy:
                 remove_copies(self._run, step)
             remove_old(self._run, self._keep)
-        except (InputError, OSError) as error:  # the checkpoint is safe; what is left goes with the next one
+        except (InputError, OSError) as error:  # the checkpoint is safe; the next one tries again
             log.warning("cannot remove old checkpoints of %s now: %s", self._run.url, error)
 
     def _publish(self) -> None:
         for name in SMALL_FILES:
             path = self._run.folder / name
             if path.is_file():
-                self._attempt(partial(self._store.write, name, path.read_bytes()))  # read at once: the log grows
+                self._attempt(partial(self._store.write, name, path.read_bytes()))  # read in one go: the log grows
 
     def _wait_for_files(self, step: int, all_files: Mapping[str, int]) -> None:
-        """Until the bucket has the files of all ranks. Raises MissingError if none arrives for as long as the limit."""
+        """Wait until the bucket has the files of all ranks. Raises MissingError if none arrives within the limit."""
         key, latest, before = checkpoint_key(step), time.monotonic(), -1
         while True:
             sizes = self._attempt(partial(self._store.sizes, key))
@@ -164,12 +164,12 @@ class Uploader:
             time.sleep(_LOOK_S)
 
     def _attempt(self, action: Callable[[], T]) -> T:
-        """Do something with the bucket; while that fails, also by a refusal, try again as long as the limit allows."""
+        """Run an action on the bucket; retry errors and refusals within the limit."""
         failed: list[float] = []
 
         def wait(error: BaseException, elapsed_s: float) -> None:
             failed.append(time.monotonic())
-            self._say("%s Trying again for %.0f s; training goes on.", error, self._limit_s - elapsed_s)
+            self._say("%s Retrying for %.0f s; training continues.", error, self._limit_s - elapsed_s)
 
         done = retry(action, outage_limit=self._limit_s, outages=(InputError, OSError), on_failure=wait)
         if failed:
@@ -177,15 +177,15 @@ class Uploader:
         return done
 
     def _look_for_marker(self) -> None:
-        """Of a node that does not put markers: once the newest checkpoint is complete, remove older copies."""
+        """On a node that does not write markers: remove older copies once the newest checkpoint is complete."""
         step = self._untidied
         assert step is not None
         try:
             if self._store.size(f"{checkpoint_key(step)}/{MARKER}") is None:
                 return
             remove_copies(self._run, step)
-        except (InputError, OSError) as error:  # tried again at the next look
-            self._say("cannot remove old copies in %s yet: %s", self._run.folder, error)
+        except (InputError, OSError) as error:  # retried at the next check
+            self._say("cannot remove old copies in %s now: %s", self._run.folder, error)
             return
         self._untidied = None
 
@@ -198,11 +198,11 @@ class Uploader:
 def resume_uploads(
     run: Run, uploader: Uploader, checkpoint: Checkpoint | None, share: int = 0, shares: int = 1
 ) -> None:
-    """Queue what an earlier process left here and did not upload, up to the checkpoint that this one resumes from.
+    """Queue local checkpoints that an earlier process did not upload, up to the one that this process resumes from.
 
-    Call it on every rank of a node before training, after all agreed on `checkpoint` (None: the run starts at 0).
-    Each takes files number `share`, `share + shares` ...; number 0 puts the markers. What a node has only in parts is
-    not queued.
+    Call it on every rank of a node before training, after all ranks agreed on `checkpoint` (None: the run starts at 0).
+    Each rank takes files number `share`, `share + shares` ...; number 0 writes the markers. Checkpoints that a node has
+    only in part are not queued.
     """
     assert run.store is not None
     last = checkpoint.step if checkpoint else 0
@@ -218,12 +218,12 @@ def resume_uploads(
 
 
 def clear_bucket(run: Run, checkpoint: Checkpoint | None) -> None:
-    """Make room in the bucket for what this run will write anew. Call it on one rank, before training.
+    """Clear the bucket for the checkpoints that this run will write. Call it on one rank, before training.
 
-    Checkpoints without a marker go, unless they are whole on this disk; finished ones later than `checkpoint`, which
-    were passed over, are set aside, for they may be whole; parts of uploads that were cut short more than a day ago go.
-    Else a file of an earlier attempt could pass for one of a later attempt. Raises InputError if the bucket cannot be
-    read or written.
+    Removes checkpoints without a marker, unless they are complete on the local disk. Renames finished ones later than
+    `checkpoint`, which were passed over but may be whole. Removes multipart uploads that ended more than a day ago.
+    Otherwise a file of an earlier attempt could be taken for one of a later attempt. Raises InputError if the bucket
+    cannot be read or written.
     """
     assert run.store is not None
     last = checkpoint.step if checkpoint else 0
@@ -233,5 +233,5 @@ def clear_bucket(run: Run, checkpoint: Checkpoint | None) -> None:
             set_aside_in_bucket(run.store, step)
     try:
         abort_uploads(run.store, _ABANDONED)
-    except InputError as error:  # it costs room, nothing else
-        log.warning("cannot look for uploads that were cut short: %s", error)
+    except InputError as error:  # costs only space
+        log.warning("cannot look for unfinished uploads: %s", error)

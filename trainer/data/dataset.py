@@ -1,8 +1,9 @@
-"""The trainer's door to mosaicml-streaming: a `StreamingDataset` whose samples and order are the manifest's.
+"""The interface to mosaicml-streaming: a `StreamingDataset` with the samples and order of the manifest.
 
-`PlanReader` reads; the whole run is one epoch, so the one coordinate of a resume is the step. Of streaming (0.13) stay
-the places of ranks and workers, what a node's processes share, and the state in a checkpoint. Each override says why;
-a test holds streaming's source to what they rely on. No other module may import it.
+`PlanReader` reads the samples. The whole run is one epoch, so the step is all that a resume needs. From streaming
+(0.13) this uses the numbering of ranks and workers, the state shared by a node's processes, and the state in a
+checkpoint. Each override gives its reason. A test checks the parts of streaming's source that the overrides rely on. No
+other module may import streaming.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from trainer.run.signals import leave_signals_to_parent
 
 
 class ScheduledDataset(StreamingDataset):
-    """The samples of a rank, step after step.
+    """The samples of a rank, step by step.
 
-    An item is {"tokens": (seq_len + 1,) in the shards' type, "stream": number in manifest.streams, "sample_id": id in
+    An item is {"tokens": (seq_len + 1,) in the shards' type, "stream": index in manifest.streams, "sample_id": id in
     the order's numbering}. Raises InputError if a stream is not the manifest's.
     """
 
@@ -47,7 +48,7 @@ class ScheduledDataset(StreamingDataset):
             super().__init__(
                 streams=[Stream(local=str(folder)) for folder in folders],  # the cache fetches shards, not streaming
                 batch_size=manifest.batch_size // world_size,
-                num_canonical_nodes=manifest.lanes,  # fixed, so that it never depends on the first run's nodes
+                num_canonical_nodes=manifest.lanes,  # fixed, so it does not depend on the first run's nodes
                 shuffle=False,
             )
         width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
@@ -57,11 +58,10 @@ class ScheduledDataset(StreamingDataset):
         self.length = self.epoch_size // world_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """This worker's samples, from the step that a checkpoint set.
+        """Yield this worker's samples, from the step in the checkpoint.
 
-        Overridden: streaming's order is another, and its own iterator runs three threads that fetch ahead and takes a
-        lock of the node for every sample. Here the loader's workers read ahead, and the node's `Prefetcher` brings
-        shards to this disk before.
+        Overridden: streaming has another order, and its iterator runs three prefetch threads and takes a node-wide lock
+        for every sample. Here the loader's workers read ahead, and the node's `Prefetcher` downloads shards before.
         """
         self._unique_worker_world = self._unique_rank_world.detect_workers()
         self._parallel_worker_world = world = self._parallel_rank_world.detect_workers()
@@ -81,22 +81,22 @@ class ScheduledDataset(StreamingDataset):
             yield from _items(batch)
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
-        """One sample by its id. Overridden: streaming reads files that it does not hash."""
+        """Return one sample by its id. Overridden: streaming does not hash the files that it reads."""
         return next(_items(self._reader.read_ids(np.array([sample_id]))))
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
-        """The step, and what the data were: plain integers and strings, as checkpoints keep them.
+        """Return the step and the identity of the data, as plain integers and strings for a checkpoint.
 
-        Overridden: streaming's state does not say of which data it is.
+        Overridden: streaming's state does not identify its data.
         """
         state: dict[str, Any] = super().state_dict(num_samples, from_beginning)
         step = state["sample_in_epoch"] // self.manifest.batch_size
         return {**state, **_identity(self.manifest, step)}
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Take up a state. Raises InputError, with the reason, if it belongs to other data or another order.
+        """Load a state. Raises InputError, with the reason, if it belongs to other data or another order.
 
-        Overridden: streaming takes any state.
+        Overridden: streaming accepts any state.
         """
         expected = _identity(self.manifest, obj["step"])
         if obj["prefix_sha256"] != expected["prefix_sha256"]:
@@ -106,7 +106,7 @@ class ScheduledDataset(StreamingDataset):
             reason = ", ".join(f"{key} was {obj[key]} and is {expected[key]}" for key in differing)
             raise InputError(
                 f"the checkpoint of step {obj['step']} (plan {obj['plan_id'][:12]}) was trained on other data than "
-                f"manifest {expected['plan_id'][:12]} gives up to that step: "
+                f"manifest {expected['plan_id'][:12]} has up to that step: "
                 f"{reason or 'streams, seed or stages differ'}. Restore that manifest by building with the "
                 "configuration beside the run, or give this run another `out`."
             )
@@ -124,17 +124,17 @@ def worker_batches(
     worker: int,
     num_workers: int,
 ) -> Iterator[PlannedSamples]:
-    """The batches of a rank that one of its loader's workers reads: the loader takes one from each worker in turn."""
+    """Yield the batches that one loader worker of a rank reads: the loader takes one from each worker in turn."""
     width = manifest.batch_size // world_size
     for step in range(first_step + worker, manifest.schedule.steps, num_workers):
         yield reader.read(step, rank * width, (rank + 1) * width)
 
 
 def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[str, NDArray[Any]]]:
-    """A loader of whole rank batches as arrays; `to_tensors` makes tensors of them.
+    """Return a loader of whole rank batches as arrays; `to_tensors` converts them.
 
-    Arrays pass from the workers through a pipe. Tensors would pass as files in shared memory, three a batch, which
-    takes more than ten times as long.
+    Workers send arrays through a pipe. Tensors would be sent as files in shared memory, three per batch, which takes
+    more than ten times as long.
     """
     return DataLoader(
         dataset,
@@ -148,7 +148,7 @@ def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[
 
 
 def to_tensors(batch: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
-    """A batch as the model takes it: {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64."""
+    """Convert a batch for the model: {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64."""
     return {key: torch.from_numpy(values.astype(np.int64)) for key, values in batch.items()}
 
 
@@ -173,11 +173,11 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
 
 
 def _own_prefix(locals_: list[str], remotes: list[str | None], world: World, retry: int = 100) -> tuple[int, Any]:
-    """A number for this run's blocks of shared memory that no other run on the machine has, and the first block.
+    """Return a number for this run's blocks of shared memory, unique on the machine, and the first block.
 
-    Replaces streaming's, which takes the first number that is free: two runs that start at once take the same one
-    (streaming/base/shared/prefix.py, get_shm_prefix). Here the first rank draws it, and nodes count on from it. The
-    first block is created exclusively: raises FileExistsError for a number that another run has.
+    Replaces streaming's function, which takes the first free number: two runs that start at the same time take the same
+    one (streaming/base/shared/prefix.py, get_shm_prefix). Here the first rank draws a random number, and each node adds
+    its index. The first block is created exclusively: raises FileExistsError if another run has the number.
     """
     together = dist.is_available() and dist.is_initialized()
     drawn = [secrets.randbits(40)]
@@ -195,9 +195,9 @@ def _own_prefix(locals_: list[str], remotes: list[str | None], world: World, ret
 
 @contextlib.contextmanager
 def _adapted() -> Iterator[None]:
-    """Make a StreamingDataset with our prefix, and without its Spanner.
+    """Patch StreamingDataset to use our prefix and no Spanner.
 
-    A Spanner finds a sample's shard, takes 8 bytes a sample while it is made, and is used by nothing here.
+    A Spanner finds a sample's shard and takes 8 bytes per sample while it is built. Nothing here uses it.
     """
     module: Any = streaming_dataset
     own = module.Spanner, module.get_shm_prefix

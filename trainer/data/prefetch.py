@@ -1,4 +1,4 @@
-"""Fetch shards in the order of first use, some steps ahead of the run."""
+"""Fetch shards in the order of first use, ahead of the run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PREFETCHERS = 4  # threads
 
 
 class Prefetcher:
-    """Fetch, in the order of first use, the shards of the steps to come: a block of samples ahead of the run.
+    """Fetches the shards of coming steps in the order of first use, one shuffle block ahead of the run.
 
-    One a node. What cannot be fetched is left to the reader that will need it, which waits or says why not.
+    One per node. A shard that cannot be fetched is left to its reader, which waits for it or raises the reason.
     """
 
     def __init__(self, cache: ShardCache, manifest: Manifest, first_step: int = 0) -> None:
@@ -26,14 +26,14 @@ class Prefetcher:
         self._ahead = max(1, manifest.shuffle_block // manifest.batch_size)  # steps
         self._map = ShardMap(manifest.streams)
         self._wanted = threading.Condition()
-        self._step = self._done = first_step  # where the run stands; the first step not looked at
+        self._step = self._done = first_step  # the step of the run; the first step not yet prefetched
         self._ended = not cache.remote
-        self._recent: dict[int, None] = {}  # shards asked for, the latest last
+        self._recent: dict[int, None] = {}  # shards requested recently, the latest last
         if cache.remote:
             threading.Thread(target=self._work, name="prefetch", daemon=True).start()
 
     def advance(self, step: int) -> None:
-        """Say that the run stands at a step."""
+        """Set the current step of the run."""
         with self._wanted:
             self._step = step
             self._wanted.notify()
@@ -59,7 +59,7 @@ class Prefetcher:
         return min(self._step + self._ahead, self._manifest.schedule.steps)
 
     def _new_shards(self, step: int) -> list[int]:
-        """Shards of a step that were not asked for of late."""
+        """Return the shards of a step that were not requested recently."""
         found = sorted(set(self._map.find(self._manifest.order.sample_ids(step))[0].tolist()))
         new = [shard for shard in found if shard not in self._recent]
         for shard in found:
@@ -74,4 +74,4 @@ class Prefetcher:
             try:
                 self._cache.fetch(*self._map.places[shard])
             except InputError as error:
-                log.warning("cannot fetch ahead: %s", error)
+                log.warning("cannot prefetch: %s", error)

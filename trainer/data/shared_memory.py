@@ -1,11 +1,12 @@
-"""Remove what killed runs of streaming left in shared memory, and their lock files.
+"""Remove the shared memory and lock files of killed runs of streaming.
 
-A StreamingDataset names its blocks by a number (drawn in trainer.data.dataset; streaming's own is the first that
-is free): /dev/shm/000003_locals, 000003_barrier and so on, and /tmp/000003_barrier_filelock. A killed run leaves them.
+A StreamingDataset names its blocks by a number, which trainer.data.dataset draws at random and streaming itself takes
+as the first free one: /dev/shm/000003_locals, 000003_barrier and so on, and /tmp/000003_barrier_filelock. A killed run
+leaves them behind.
 
-A number belongs to a live run if any process has one of its blocks mapped or open; the blocks are looked up by device
-and inode, as a process in a container may see them under another path. Of containers that share /dev/shm but not their
-process numbers, the others' processes cannot be seen: there, do not call this.
+A number is in use if any process has one of its blocks mapped or open. Blocks are compared by device and inode, because
+a process in a container may see them under another path. Do not call this in containers that share /dev/shm but not
+their process ids: they cannot see each other's processes.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ class _Found:
 
 
 def sweep(shm: Path = _SHM, temp: Path | None = None) -> list[Path]:
-    """Remove the blocks and lock files of this user whose number no live process uses; return what was removed.
+    """Remove this user's blocks and lock files whose number no live process uses; return the removed paths.
 
-    Nothing is removed if a process of this user cannot be looked into. Call it on the first rank of a node, before any
-    dataset exists on it, while the node's other ranks wait. Two sweeps on one machine follow each other.
+    Removes nothing if a process of this user cannot be inspected. Call it on the first rank of a node, before any
+    dataset exists on it, while the node's other ranks wait. Sweeps on one machine exclude each other.
     """
     temp = temp or Path(tempfile.gettempdir())
     removed = []
@@ -60,15 +61,15 @@ def sweep(shm: Path = _SHM, temp: Path | None = None) -> list[Path]:
             for found in _find_stale(shm, temp):
                 try:
                     now = found.path.lstat()
-                    if (now.st_dev, now.st_ino) == found.inode:  # not made anew meanwhile
+                    if (now.st_dev, now.st_ino) == found.inode:  # not created again meanwhile
                         found.path.unlink()
                         removed.append(found.path)
                 except FileNotFoundError:
                     continue  # its owner's resource tracker was faster
     except Timeout:
-        log.warning("%s is held by another run: shared memory of killed runs stays for now", temp)
+        log.warning("%s is locked by another run: shared memory of killed runs is not removed now", temp)
     if removed:
-        log.info("removed %d blocks and locks that killed runs left in %s and %s", len(removed), shm, temp)
+        log.info("removed %d blocks and locks of killed runs from %s and %s", len(removed), shm, temp)
     return removed
 
 
@@ -80,14 +81,14 @@ def _find_stale(shm: Path, temp: Path) -> list[_Found]:
     try:
         live = {inode for pid in _pids() for inode in _inodes(pid, wanted)}
     except PermissionError as error:
-        log.warning("cannot tell whose shared memory is in use (%s): leaving it", error)
+        log.warning("cannot see which shared memory is in use (%s): removing none", error)
         return []
     groups = {number: [*blocks.get(number, []), *locks.get(number, [])] for number in {*blocks, *locks}}
     return [found for _, group in sorted(groups.items()) if not any(f.inode in live for f in group) for found in group]
 
 
 def _by_number(folder: Path, names: tuple[str, ...]) -> dict[int, list[_Found]]:
-    """The plain files of this user whose names are streaming's, by their number."""
+    """Return this user's plain files with names of streaming, by number."""
     groups = defaultdict(list)
     pattern = re.compile(rf"(\d{{6,}})_({'|'.join(names)})")
     try:
@@ -112,11 +113,11 @@ def _pids() -> list[int]:
 
 
 def _inodes(pid: int, wanted: set[_Inode]) -> Iterator[_Inode]:
-    """Which of the files a process has mapped or open.
+    """Yield the files in `wanted` that a process has mapped or open.
 
-    A process that has ended has none, nor has one of another user, who may not open what is this user's alone, nor one
-    that is not Python (a container's first process often may not be looked into). Raises PermissionError for a Python
-    process of this user that may not be looked into.
+    Yields nothing for a process that has ended, of another user (who cannot open this user's files), or that is not
+    Python (a container's first process often cannot be inspected). Raises PermissionError for a Python process of this
+    user that cannot be inspected.
     """
     folder = Path("/proc", str(pid))
     try:

@@ -1,5 +1,5 @@
-"""Everything that a run needs, looked at before its first step, and every problem said at once.
+"""Check everything that a run needs before its first step, and report all problems at once.
 
-A config, a manifest, a run folder and the ranks come in; a list of problems and a description of the run go out.
-Run and dry run look by the same function. It may not change anything, nor know Composer.
+Takes a config, a manifest, a run folder and the ranks; returns a list of problems and a description of the run. A run
+and a dry run use the same function. The package changes nothing and does not import Composer.
 """

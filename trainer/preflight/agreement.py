@@ -1,4 +1,4 @@
-"""Checks of the config against the manifest and the number of ranks; every rank finds the same."""
+"""Check the config against the manifest and the number of ranks; every rank gets the same result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.run.ranks import count_ranks
 
 
 def check_agreement(config: Config, manifest: Manifest) -> list[Problem]:
-    """The config must be the one that the manifest was built with, as far as that decides samples and their order."""
+    """The config must match the one that built the manifest in all that decides samples and their order."""
     try:
         tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
         built = read_built_config(open_store(config.store), config.name)
@@ -26,33 +26,33 @@ def check_agreement(config: Config, manifest: Manifest) -> list[Problem]:
 
 
 def check_world_size(manifest: Manifest, world_size: int) -> list[Problem]:
-    """The ranks must be able to share a batch equally."""
+    """The number of ranks must divide the batch."""
     if manifest.batch_size % world_size == 0:
         return []
     below = max(n for n in divisors(manifest.batch_size) if n < world_size)
     return [
         Problem(
-            f"batch_size {manifest.batch_size} does not divide among {world_size} ranks. Start {below} ranks "
+            f"batch_size {manifest.batch_size} is not divisible by {world_size} ranks. Start {below} ranks "
             f"(composer -n {below} ...), or build with a batch_size that {world_size} divides."
         )
     ]
 
 
 def check_sharding(train: TrainConfig, world_size: int) -> list[Problem]:
-    """Groups that hold the parameters once must share the ranks equally."""
+    """`shard_ranks` must divide the number of ranks."""
     if not train.shard_ranks or world_size % train.shard_ranks == 0:
         return []
     fitting = ", ".join(map(str, divisors(world_size)))
     return [
         Problem(
             f"train.shard_ranks is {train.shard_ranks}, which does not divide {count_ranks(world_size)}. Set it to one "
-            f"of {fitting}, the ranks of a node if you can, or leave it out."
+            f"of {fitting}, preferably the ranks of a node, or leave it out."
         )
     ]
 
 
 def check_microbatch(train: TrainConfig, manifest: Manifest, world_size: int) -> list[Problem]:
-    """A microbatch that leaves a rest works, but costs a pass for it. One larger than a rank's batch holds it whole."""
+    """A microbatch that does not divide a rank's batch costs an extra pass. One larger than the batch is fine."""
     of_rank, size = manifest.batch_size // world_size, train.microbatch_size
     if size == "auto" or size >= of_rank or of_rank % size == 0:
         return []
@@ -60,7 +60,7 @@ def check_microbatch(train: TrainConfig, manifest: Manifest, world_size: int) ->
     return [
         Problem(
             f"train.microbatch_size {size} does not divide the {of_rank} samples of a rank (batch_size "
-            f"{manifest.batch_size} on {count_ranks(world_size)}): the last microbatch is smaller. {near} would divide "
+            f"{manifest.batch_size} on {count_ranks(world_size)}): the last microbatch is smaller. {near} divides "
             "them.",
             fatal=False,
         )
@@ -68,10 +68,10 @@ def check_microbatch(train: TrainConfig, manifest: Manifest, world_size: int) ->
 
 
 def past_differences(manifest: Manifest, run: Run, step: int) -> list[str]:
-    """What makes a run's steps before `step` others than those of a manifest, in words; nothing if it is all the same.
+    """Return how a run's steps before `step` differ from those of a manifest, as text; empty if they are equal.
 
-    The dataset checks the same by the hash in the checkpoint; this knows what differs. Of a checkpoint that was copied
-    without its run's manifest only the dataset can tell.
+    The dataset checks the same by the hash in the checkpoint; this function finds the difference. For a checkpoint that
+    was copied without its run's manifest, only the dataset can check.
     """
     if not (run.folder / "manifest.json").is_file():
         return []

@@ -1,4 +1,4 @@
-"""Run all checks of this rank before the first step, so that everything wrong is said at once."""
+"""Run all checks of this rank before the first step, so that all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 
 
 def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]:
-    """What this rank is to look at. Raises nothing, so that the ranks can gather their lists."""
+    """Return the problems that this rank finds. Raises nothing, so that the ranks can gather their lists."""
     found = [
         *check_agreement(config, manifest),
         *check_world_size(manifest, ranks.world_size),
         *check_sharding(config.train, ranks.world_size),
         *check_init(config.init, config.parent),
     ]
-    if not found:  # else it says nothing
+    if not found:  # otherwise its numbers mean nothing
         found += check_microbatch(config.train, manifest, ranks.world_size)
     of_node = check_open_files(manifest, ranks, config.train.loader_workers)  # each process has its own limit
     if ranks.local_rank == 0:

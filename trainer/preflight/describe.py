@@ -1,4 +1,4 @@
-"""A run in a few lines, as it is printed before its first step."""
+"""Describe a run in a few lines, printed before its first step."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def describe(
     settings: Settings,
     first: int = 0,
 ) -> str:
-    """The run in a few lines: model, data, batches, checkpoints, places and stages, with the rate from step `first` on.
+    """Describe model, data, batches, checkpoints, places and stages, with the learning rate from step `first` on.
 
-    `microbatch`: what `auto` found.
+    `microbatch`: the size that `auto` chose.
     """
     steps, of_rank = last_step(config.train.max_steps, manifest.schedule), manifest.batch_size // world_size
     size: int | Literal["auto"] = microbatch or config.train.microbatch_size
@@ -47,8 +47,8 @@ def describe(
         ("store", config.store + (f", cached in {config.cache}" if is_url(config.store) else "")),
     ]
     if config.init:
-        rows.append(("begins with", f"{config.init.checkpoint} ({config.init.mode})"))
-    stages = [("stage", "from step", "steps", "samples a stream", "learning rate")]
+        rows.append(("starts from", f"{config.init.checkpoint} ({config.init.mode})"))
+    stages = [("stage", "from step", "steps", "samples by stream", "learning rate")]
     for row in stage_rows(manifest.schedule):
         drawn = ", ".join(f"{name} {count:,}" for name, count in sorted(row.drawn.items()))
         rate = settings.describe(max(row.start, first), min(row.start + row.steps, steps))

@@ -1,4 +1,4 @@
-"""Checks of the checkpoint that a new run begins with."""
+"""Check the checkpoint that a new run starts from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.run.folder import Run
 
 
 def check_init(init: InitConfig | None, parent: ParentConfig | None) -> list[Problem]:
-    """`continue` goes on at the parent's step, so a checkpoint whose name tells another step is the wrong one."""
+    """`continue` resumes at the parent's step, so the checkpoint's name must not have another step."""
     if init is None or init.mode != "continue" or parent is None:
         return []
     step = named_step(init.checkpoint)
@@ -26,20 +26,20 @@ def check_init(init: InitConfig | None, parent: ParentConfig | None) -> list[Pro
 
 
 def named_step(checkpoint: str) -> int | None:
-    """The step that the name of a checkpoint tells, if it does: RUN/checkpoints/step-00000040."""
+    """Return the step in the name of a checkpoint, if any: RUN/checkpoints/step-00000040."""
     match = re.fullmatch(r"step-(\d+)", checkpoint.rstrip("/").rpartition("/")[2])
     return int(match[1]) if match else None
 
 
 def _other_step(checkpoint: str, step: int, parent_step: int) -> str:
     return (
-        f"init.checkpoint {checkpoint} is of step {step:,}, but with init.mode `continue` training goes on at "
+        f"init.checkpoint {checkpoint} is of step {step:,}, but with init.mode `continue` training resumes at "
         f"parent.step, {parent_step:,}. Name the checkpoint of that step, or build with parent.step={step}."
     )
 
 
 def check_init_checkpoint(config: Config, manifest: Manifest) -> list[Problem]:
-    """The checkpoint to begin with must be usable, as `find_init` says."""
+    """The checkpoint to start from must be usable; see `find_init`."""
     try:
         if config.init is not None:
             find_init(config, config.init, manifest)
@@ -49,9 +49,10 @@ def check_init_checkpoint(config: Config, manifest: Manifest) -> list[Problem]:
 
 
 def find_init(config: Config, init: InitConfig, manifest: Manifest) -> tuple[Run, Checkpoint]:
-    """The checkpoint that a new run begins with, and the run that it is of.
+    """Return the checkpoint that a new run starts from, and its run.
 
-    Raises InputError unless it is there, finished, of this model and, for `continue`, of the parent's step and samples.
+    Raises InputError unless it exists, is complete, is of this model and, for `continue`, has the parent's step and
+    samples.
     """
     where = f"init.checkpoint {init.checkpoint}"
     try:
@@ -62,17 +63,17 @@ def find_init(config: Config, init: InitConfig, manifest: Manifest) -> tuple[Run
     except InputError as error:
         reason = str(error).removesuffix(HOW_TO_TRAIN).rstrip(". ")
         raise InputError(
-            f"{where} cannot be used: {reason}. Name a run folder that has a finished checkpoint, or "
+            f"{where} cannot be used: {reason}. Name a run folder with a complete checkpoint, or "
             "RUN/checkpoints/step-N."
         ) from None
     if differing := model_differences(config.model, found):
-        raise InputError(f"{where} holds another model: {', '.join(differing)}. Set these under `model`.")
+        raise InputError(f"{where} is of another model: {', '.join(differing)}. Set these under `model`.")
     if init.mode == "continue" and config.parent:
         if found.step != config.parent.step:
             raise InputError(_other_step(init.checkpoint, found.step, config.parent.step))
         if changed := past_differences(manifest, run, found.step):
             raise InputError(
                 f"{where} was trained on other samples than the first {found.step:,} steps of this plan: "
-                f"{', '.join(changed)}. Name a checkpoint of the run that `parent.manifest` is of."
+                f"{', '.join(changed)}. Name a checkpoint of the run of `parent.manifest`."
             )
     return run, found

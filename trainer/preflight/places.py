@@ -1,4 +1,4 @@
-"""Checks of the folders, disks, stores and buckets that a run reads and writes."""
+"""Check the folders, disks, stores and buckets that a run reads and writes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from trainer.preflight.problems import Problem
 from trainer.run.folder import SMALL_FILES, parse_json, run_folder
 from trainer.run.ranks import Collective, Ranks
 
-_LOOK_S = 15.0  # until what a node wrote to a shared disk is seen on another
+_LOOK_S = 15.0  # until a file on a shared disk is visible on other nodes
 
 
 def check_one_folder(folder: Path, group: Collective) -> None:
-    """The run's folder must be the same one on all nodes: the first rank of each leaves a file, and looks for all.
+    """The run's folder must be shared by all nodes: the first rank of each writes a file and looks for all files.
 
-    Each node else saves its part of every checkpoint for itself, and no resume can use them. Call it on all ranks.
-    Raises InputError on all of them if a node does not see what another one wrote.
+    Otherwise each node would save its part of every checkpoint separately, and no resume could use them. Call it on all
+    ranks. Raises InputError on all of them if a node does not see the file of another one.
     """
     if group.ranks.world_size == group.ranks.local_world_size:
         return
@@ -56,20 +56,19 @@ def check_one_folder(folder: Path, group: Collective) -> None:
             with contextlib.suppress(OSError):
                 probe.unlink(missing_ok=True)
             if made:
-                with contextlib.suppress(OSError):  # not empty: of another node
+                with contextlib.suppress(OSError):  # not empty: another node's file
                     folder.rmdir()
     if gathered:
         node, blind = gathered[0]
         raise InputError(
-            f"out {folder} is not one folder for all nodes: {node} does not see what {' and '.join(blind)} wrote "
-            "there. Each node would save its part of every checkpoint for itself, and no resume could use them. Set "
-            "`out` to a folder on a disk that all nodes share, or to a bucket (out=s3://bucket/run): then each node's "
-            "own disk is enough."
+            f"out {folder} is not shared by all nodes: {node} does not see the file of {' and '.join(blind)}. Each "
+            "node would save its part of every checkpoint separately, and no resume could use them. Set `out` to a "
+            "folder on a disk that all nodes share, or to a bucket (out=s3://bucket/run)."
         )
 
 
 def _write_probe(path: Path) -> None:
-    """Leave an empty file. Raises InputError if that cannot be done."""
+    """Write an empty file. Raises InputError if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
@@ -84,7 +83,7 @@ def _this_node(group: Collective) -> str:
 
 
 def _unseen(folder: Path, probes: Mapping[str, str]) -> list[str]:
-    """Which nodes' files do not appear in a folder. Takes name -> node."""
+    """Return the nodes whose files do not appear in a folder. Takes name -> node."""
     deadline = time.monotonic() + _LOOK_S
     while missing := [node for name, node in probes.items() if not (folder / name).exists()]:
         if time.monotonic() > deadline:
@@ -94,7 +93,7 @@ def _unseen(folder: Path, probes: Mapping[str, str]) -> list[str]:
 
 
 def check_folders(config: Config) -> list[Problem]:
-    """`out` and, if anything is in a bucket, `cache` must be folders that can be written; so must those in them be."""
+    """`out` and, with anything in a bucket, `cache` must be writable folders, and so must their subfolders."""
     folder, train = run_folder(config.out, config.cache), config.train
     names = ["checkpoints", *(["tensorboard"] if train.tensorboard else []), *(["wandb"] if train.wandb else [])]
     key = "cache" if is_url(config.out) else "out"
@@ -105,12 +104,12 @@ def check_folders(config: Config) -> list[Problem]:
     taken = [folder / name for name in (*SMALL_FILES, "training.lock") if (folder / name).is_dir()]
     return [
         *[problem for at, key in reversed(probed.items()) for problem in _probe_folder(key, at)],
-        *[Problem(f"{key}: {path} is a folder, and a file is to be written there. Move it away.") for path in taken],
+        *[Problem(f"{key}: {path} is a folder, but must be a file. Move it away.") for path in taken],
     ]
 
 
 def _probe_folder(key: str, at: Path) -> list[Problem]:
-    """Make and remove a folder with a file in a folder; its name is no other rank's."""
+    """Create and remove a folder with a file in a folder, with a name unique to this rank."""
     try:
         with tempfile.TemporaryDirectory(prefix=".probe-", dir=at) as probe:
             Path(probe, "probe").write_bytes(b"probe")
@@ -123,27 +122,29 @@ def _probe_folder(key: str, at: Path) -> list[Problem]:
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the nearest above it that there is, if only as a link that leads nowhere."""
+    """Return the path or its nearest parent that exists, if only as a dangling link."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
 
 
 def existing_folder(path: Path) -> Path:
-    """The path, or the nearest above it that exists."""
+    """Return the path or its nearest parent that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def check_space(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]:
-    """Free space against what the node's disks are to hold, counted by disk.
+    """The node's disks must have enough free space, added up per disk.
 
-    A local `out` takes checkpoints (looked at by the first rank of all); the cache takes the shards that a step needs
-    and, before they go to a bucket, the checkpoint parts of the node's ranks.
+    A local `out` holds checkpoints, which the first rank of the run checks. The cache holds the shards that a step
+    needs and, for an `out` in a bucket, the checkpoint parts of the node's ranks until they are uploaded.
     """
     needs: list[tuple[Path, int, str, str]] = []  # folder, bytes, what, remedy
     size = checkpoint_bytes(config.model, manifest.vocab_size)
     if not is_url(config.out) and ranks.rank == 0:
-        kept = kept_checkpoints(config, manifest) + bool(config.train.keep_checkpoints)  # the next, before one goes
+        kept = kept_checkpoints(config, manifest) + bool(
+            config.train.keep_checkpoints
+        )  # the next one is saved before an old one is removed
         held = _folder_bytes(Path(config.out, "checkpoints"))
         what = f"{kept} checkpoints of {size_words(size)} in {config.out}"
         needs.append((Path(config.out), kept * size - held, what, "set a lower train.keep_checkpoints"))
@@ -166,14 +167,14 @@ def check_space(config: Config, manifest: Manifest, ranks: Ranks) -> list[Proble
         needs.append((Path(config.cache), floor - _folder_bytes(Path(config.cache)), what, "set another cache"))
     disks: dict[int, list[tuple[Path, int, str, str]]] = defaultdict(list)
     for need in needs:
-        if need[1] > 0:  # not all there already
+        if need[1] > 0:  # not there already
             disks[existing_folder(need[0]).stat().st_dev].append(need)
     found = []
     for on_disk in disks.values():
         free, needed = shutil.disk_usage(existing_folder(on_disk[0][0])).free, sum(need[1] for need in on_disk)
         if free < needed:
             found.append(
-                f"{size_words(free)} are free at {existing_folder(on_disk[0][0])}, and {size_words(needed)} more are "
+                f"{size_words(free)} are free at {existing_folder(on_disk[0][0])}, but {size_words(needed)} more are "
                 f"needed: {' and '.join(need[2] for need in on_disk)}. Free space, or "
                 f"{' or '.join(dict.fromkeys(need[3] for need in on_disk))}."
             )
@@ -181,7 +182,7 @@ def check_space(config: Config, manifest: Manifest, ranks: Ranks) -> list[Proble
 
 
 def _folder_bytes(folder: Path) -> int:
-    """Bytes of all files below a folder, which may not exist and may change meanwhile."""
+    """Return the bytes of all files in a folder, which may be missing or change meanwhile."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -196,19 +197,19 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def check_streams(url: str, manifest: Manifest) -> list[Problem]:
-    """Every stream's index must be the manifest's, and every shard must be there whole. One listing for each stream."""
+    """Every stream's index must be the manifest's, and every shard must have its size. One listing per stream."""
     found: list[str] = []
     try:
         store = open_store(url)
         for stream in manifest.streams:
             found += _check_stream(store, stream)
-    except InputError as error:  # of the store or of this folder, which cannot be read: the next will be no better
+    except InputError as error:  # the store or folder cannot be read: other streams would fail, too
         found.append(str(error))
     return [Problem(text) for text in found]
 
 
 def _check_stream(store: Store, stream: Stream) -> Iterator[str]:
-    """Problems of a stream in words. Raises InputError if the store does not answer."""
+    """Yield the problems of a stream as text. Raises InputError if the store does not answer."""
     try:
         read_index(store, stream)
     except (MissingError, DamagedError) as error:
@@ -225,13 +226,13 @@ def _check_stream(store: Store, stream: Stream) -> Iterator[str]:
         named = f"{', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}"
         yield (
             f"stream '{stream.name}': {len(wrong)} of {len(stream.shards)} shards in "
-            f"{store.url.rstrip('/')}/{stream.remote} are not whole: {named}. Copy them again, or remove the folder "
+            f"{store.url.rstrip('/')}/{stream.remote} are not complete: {named}. Copy them again, or remove the folder "
             "and build again: dataengine build CONFIG"
         )
 
 
 def check_bucket(url: str) -> list[Problem]:
-    """An `out` in a bucket must take a file, give it back and let it go."""
+    """An `out` in a bucket must allow to write, read and remove a file."""
     key, content = f".probe-{uuid.uuid4().hex}", uuid.uuid4().bytes
     try:
         store = open_store(url)
@@ -241,9 +242,11 @@ def check_bucket(url: str) -> list[Problem]:
         finally:
             store.remove(key)
     except (InputError, FileNotFoundError) as error:
-        return [Problem(f"out: {error}" if isinstance(error, InputError) else f"out: {error}, though just written.")]
+        return [
+            Problem(f"out: {error}" if isinstance(error, InputError) else f"out: {error}, though it was just written.")
+        ]
     if back != content:
-        return [Problem(f"out: {url}/{key} did not come back as it was written. Do not train into this bucket.")]
+        return [Problem(f"out: {url}/{key} was read back with another content. Do not use this bucket.")]
     return []
 
 

@@ -1,4 +1,4 @@
-"""A problem that a check found, and how problems are raised together."""
+"""Problems that checks find, and raising them together."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, where, and what to do. Plain, so that it can be sent to other ranks."""
+    """What is wrong, where, and what to do. Plain data, so that it can be sent to other ranks."""
 
     text: str
-    fatal: bool = True  # else a warning
-    node: str | None = None  # the machine that it was found on, where others may differ
+    fatal: bool = True  # otherwise a warning
+    node: str | None = None  # the machine with the problem, if others may differ
 
 
 def raise_problems(problems: Iterable[Problem]) -> None:
@@ -34,4 +34,4 @@ def raise_problems(problems: Iterable[Problem]) -> None:
     if len(wrong) == 1:
         raise InputError(wrong[0])
     if wrong:
-        raise InputError("\n".join([f"{len(wrong)} problems stand in the way:", *(f"- {text}" for text in wrong)]))
+        raise InputError("\n".join([f"{len(wrong)} problems:", *(f"- {text}" for text in wrong)]))

@@ -10,7 +10,7 @@ from dataengine.errors import did_you_mean
 
 
 def config_parser(prog: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
-    """Make a parser that knows CONFIG and KEY=VALUE."""
+    """Return a parser with CONFIG and KEY=VALUE."""
     parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
     parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
     parser.add_argument(
@@ -20,7 +20,7 @@ def config_parser(prog: str, description: str, epilog: str | None = None) -> arg
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command line with options anywhere; exit with usage, and the nearest option, for an unknown one."""
+    """Parse options at any position. For an unknown option, exit with the usage and the nearest known option."""
     options, rest = parser.parse_known_intermixed_args(arguments)
     if rest:
         known = re.findall(r"--[a-z-]+", parser.format_usage())

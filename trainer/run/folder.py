@@ -1,4 +1,4 @@
-"""Run folders: a config's `out`, on this disk or in a bucket with a working copy on this disk. Needs no Composer."""
+"""Run folders: a config's `out`, a local folder or a bucket with a local working copy. Does not need Composer."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from dataengine.text.tokenizers.load import load_tokenizer
 from trainer.run.settings import SETTINGS
 
 log = logging.getLogger(__name__)
-SMALL_FILES = ("config.yaml", SETTINGS, "manifest.json", "log.csv")  # what a run keeps beside its checkpoints
+SMALL_FILES = ("config.yaml", SETTINGS, "manifest.json", "log.csv")  # of a run, besides its checkpoints
 
 
 @dataclass(frozen=True)
 class Run:
     """Where a run keeps its files."""
 
-    url: str  # as the user knows it: a folder or the URL of one
-    folder: Path  # on this disk; of a run in a bucket, a working copy of its newest files
-    store: Store | None  # at the URL of a run in a bucket; None if the folder is the run
+    url: str  # as the user wrote it: a folder or a URL
+    folder: Path  # local; for a run in a bucket, the working copy of its newest files
+    store: Store | None  # the bucket of the run; None for a run in a local folder
 
     def fetch(self, *names: str) -> None:
-        """Bring small files of the bucket to the folder, where they differ; files that the bucket lacks stay.
+        """Download small files that differ from the bucket to the folder; keep local files that the bucket lacks.
 
-        A log here that is longer than the one there also stays: the run ended before it was uploaded. Raises
-        InputError if the bucket cannot be read.
+        Also keeps a local log that is longer than the bucket's: the run ended before the upload. Raises InputError if
+        the bucket cannot be read.
         """
         if self.store is None:
             return
@@ -55,24 +55,24 @@ class Run:
                 write_file(path, content)
 
     def check_there(self) -> None:
-        """Raise InputError if the run was removed from its bucket, and only the working copy is left."""
+        """Raise InputError if the run was removed from its bucket and only the working copy is left."""
         if self.store is None or not (self.folder / "manifest.json").is_file():
             return
         if self.store.size("manifest.json") is None:
             raise InputError(
-                f"no run at {self.url}: there is no manifest.json, so it was removed. A copy of what was there is in "
-                f"{self.folder}: give that folder to look at it, or remove it."
+                f"no run at {self.url}: there is no manifest.json, so the run was removed. A copy is in {self.folder}: "
+                "pass that folder to read it, or remove it."
             )
 
     def publish(self, name: str, content: bytes) -> None:
-        """Write a small file here and, of a run in a bucket, there. Raises InputError if that cannot be done."""
+        """Write a small file to the folder and to the run's bucket, if any. Raises InputError if either fails."""
         write_file(self.folder / name, content)
         if self.store is not None:
             self.store.write(name, content)
 
 
 def open_run(out: str, cache: str) -> Run:
-    """The run of a config's `out`; it need not exist yet. The folder of a URL lies below `cache`.
+    """Return the run of a config's `out`, which may not exist yet. The working copy of a URL is under `cache`.
 
     Raises InputError if the URL or the environment cannot be used.
     """
@@ -84,7 +84,7 @@ def open_run(out: str, cache: str) -> Run:
 
 
 def run_folder(out: str, cache: str) -> Path:
-    """The folder on this disk of the run of a config's `out`."""
+    """Return the local folder of the run of a config's `out`."""
     if "://" not in out:
         return Path(out)
     url = out.rstrip("/")
@@ -93,35 +93,34 @@ def run_folder(out: str, cache: str) -> Path:
 
 
 def local_folder(out: str, cache: str) -> Path:
-    """The folder of a run for reading, with its small files of the bucket. Raises InputError if there is no run."""
+    """Return a run's local folder, with its small files downloaded. Raises InputError if there is no run."""
     run = open_run(out, cache)
     run.check_there()
     run.fetch(*SMALL_FILES)
     if is_url(out) and not (run.folder / "manifest.json").is_file():
-        raise InputError(f"no run at {out}: there is no manifest.json. Give the `out` of a run that has trained a step")
+        raise InputError(f"no run at {out}: there is no manifest.json. Pass the `out` of a run that has trained a step")
     return run.folder
 
 
 def read_run_manifest(folder: Path, url: str = "") -> Manifest:
-    """The manifest that a run at `url`, if it is not the folder itself, keeps here.
+    """Read the manifest in a run's local folder. `url`: the run's address for messages, if it is not the folder.
 
-    Raises InputError if the folder is none of a run, or the manifest is damaged.
+    Raises InputError if the folder is not a run, or the manifest is damaged.
     """
     if not (folder / "manifest.json").is_file():
         raise InputError(
-            f"no run in {url or folder}: there is no manifest.json. Give the `out` of a run that has trained a step"
+            f"no run in {url or folder}: there is no manifest.json. Pass the `out` of a run that has trained a step"
         )
     return read_manifest(
         folder / "manifest.json",
-        "Bring it back from a copy: STORE/experiments/NAME/manifest.json is the same if nothing else was built since.",
+        "Restore it from a copy: STORE/experiments/NAME/manifest.json is the same unless it was built again.",
     )
 
 
 def check_config(config: Config, run: Run, manifest: Manifest, tokenizer: Tokenizer | None = None) -> None:
-    """Raise InputError, naming each setting of bytes and plan that differs, unless a run was trained with a config.
+    """Raise InputError unless a run was trained with this config. Names each differing setting of bytes or plan.
 
-    Looks at the run's manifest and the config.yaml beside it, which are fetched already. `tokenizer`: the config's, if
-    it is loaded already.
+    Compares with the run's manifest and config.yaml, which must be local. `tokenizer`: the config's, if already loaded.
     """
     tokenizer = tokenizer or load_tokenizer(config.tokenizer, config.eos_token)
     found = disagreements(config, _trained_config(run.folder), manifest, tokenizer, run.url)
@@ -132,7 +131,7 @@ def check_config(config: Config, run: Run, manifest: Manifest, tokenizer: Tokeni
 
 
 def _trained_config(folder: Path) -> Config | None:
-    """OUT/config.yaml; None, with a warning, if it is missing or this version cannot read it."""
+    """Read OUT/config.yaml. Returns None, with a warning, if it is missing or this version cannot read it."""
     path = folder / "config.yaml"
     try:
         return Config.model_validate(yaml.safe_load(path.read_bytes()))
@@ -145,7 +144,7 @@ def _trained_config(folder: Path) -> Config | None:
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON that may be damaged in any way. Raises ValueError for all that is none."""
+    """Parse JSON that may be damaged. Raises ValueError for anything that is not JSON."""
     try:
         return json.loads(content)
     except RecursionError:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a program wherever it is, with a line and without a traceback. Imports nothing slow."""
+"""Ctrl-C and SIGTERM end a program at any point, with one line and no traceback. Imports nothing slow."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from trainer.run.ranks import Ranks
 NOT_BEGUN = "stopped before the first step; the same command begins again"
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
-_GRACE_S = 2.0  # for what is under way to be left; compiled code that waits for other ranks is not
+_GRACE_S = 2.0  # for the exception to end the process; compiled code that waits for other ranks ignores it
 
 
 def end_plainly(words: str) -> None:
-    """From here on Ctrl-C and SIGTERM say `words`, on the first rank, and end the process with exit code 130 or 143.
+    """Make Ctrl-C and SIGTERM end the process with exit code 130 or 143; the first rank prints `words`.
 
-    What is under way is left by way of an exception, so that temporary files go. Where that does not end the process
-    soon, a thread does: compiled code may wait, or make an error of its own of the exception. It says the words, too,
-    for Composer's import sets a handler that says nothing.
+    The handler raises an exception, so temporary files are removed. If the process does not end soon, a thread ends it:
+    compiled code may block, or turn the exception into another error. The thread also prints the words, because
+    Composer's import installs a handler that prints nothing.
     """
     told, rank = threading.Event(), Ranks.from_environment().rank
 
@@ -38,7 +38,7 @@ def end_plainly(words: str) -> None:
         while (number := os.read(reading, 1)[0]) not in _NUMBERS:
             pass
         sys.excepthook = lambda *error: os._exit(128 + number)
-        sys.unraisablehook = lambda error: None  # it came up where none can be raised; this thread ends the process
+        sys.unraisablehook = lambda error: None  # raised where exceptions are ignored; this thread ends the process
         if rank == 0:
             line = f"{words}\n"
             os.write(2, (f"\n{line}" if os.isatty(2) else line).encode())
@@ -48,12 +48,12 @@ def end_plainly(words: str) -> None:
 
     reading = _signal_pipe()
     threading.Thread(target=listen, name="interrupts", daemon=True).start()
-    for each in _NUMBERS:  # the last: from here on the words are said
+    for each in _NUMBERS:  # last: from here on the words are printed
         signal.signal(each, handle)
 
 
 def _signal_pipe() -> int:
-    """Where a thread can read the numbers of signals that have a handler in Python, which writes them there."""
+    """Return a descriptor from which a thread reads signal numbers; Python writes them for signals with a handler."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     _leave_children_alone()
@@ -63,7 +63,7 @@ def _signal_pipe() -> int:
 
 @cache
 def _leave_children_alone() -> None:
-    """A forked child would have our pipe: a signal to it would end this process."""
+    """Keep the pipe from forked children: a signal to a child would end this process."""
     held: list[int] = []  # the pipe, while a process is forked
 
     def let_go() -> None:

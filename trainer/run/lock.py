@@ -1,4 +1,4 @@
-"""Locks of run folders: one training at a time in a folder, or in a bucket."""
+"""Locks of runs: one training at a time in a folder or a bucket."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _LOCK = "training.lock"
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Keep a run's folder for this process, so that two trainings do not write into one; it is made if need be.
+    """Lock a run's folder for this process, so that two trainings do not write to it. Creates the folder if needed.
 
-    The lock is the kernel's and ends with the process, however that ends; its children do not have it. A shared disk
-    passes it on to other machines if it knows locks at all. Raises InputError if another process holds the folder.
+    The kernel holds the lock until the process ends, in whatever way; children do not inherit it. On a shared disk with
+    locks it also excludes other machines. Raises InputError if another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("a+") as file:
@@ -41,8 +41,8 @@ def hold(folder: Path) -> Iterator[None]:
                 file.seek(0)
                 raise InputError(_words_of_holder(folder, file.read())) from None
             log.warning(
-                "%s is on a file system without locks (%s): nothing keeps a second training from this folder. Start "
-                "one at a time.",
+                "%s is on a file system without locks (%s): a second training in this folder would not be refused. "
+                "Start one at a time.",
                 folder,
                 error.strerror or error,
             )
@@ -55,15 +55,15 @@ def hold(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_folder(folder: Path, *, shared: bool = False, wait: bool = True, make: bool = False) -> Iterator[bool]:
-    """Lock a folder among the processes of this machine; `shared` locks exclude only one that is not.
+    """Lock a folder among the processes of this machine. `shared` locks exclude only exclusive ones.
 
-    Yields False if another process has a lock that excludes this one, which happens only without `wait`. No file is
-    made: the lock is the kernel's, of the open folder, and ends with the process. Where the file system knows no such
-    locks, or the folder is gone, nothing is locked; `make`: one that is gone is made.
+    Without `wait`, yields False if another process holds a conflicting lock. The kernel locks the open folder until the
+    process ends; no lock file is written. If the file system has no locks, or the folder does not exist, nothing is
+    locked. `make` creates a missing folder.
     """
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
-        with suppress(OSError):  # a disk that cannot be written shows where files are written
+        with suppress(OSError):  # an unwritable disk is reported when files are written
             if make:
                 folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -76,12 +76,12 @@ def lock_folder(folder: Path, *, shared: bool = False, wait: bool = True, make: 
             if not free or _is_at(descriptor, folder):
                 yield free
                 return
-        finally:  # also where who had the lock removed the folder: another one may be there now
+        finally:  # also if the previous holder removed the folder: a new one may be there now
             os.close(descriptor)
 
 
 def _lock(descriptor: int, operation: int) -> bool:
-    """Whether an open folder could be locked, or its file system knows no locks."""
+    """Try to lock an open folder. True if it is locked, or its file system has no locks."""
     try:
         fcntl.flock(descriptor, operation)
     except BlockingIOError:
@@ -93,14 +93,14 @@ def _lock(descriptor: int, operation: int) -> bool:
 
 
 def _is_at(descriptor: int, folder: Path) -> bool:
-    """Whether an open folder is still the one of this path."""
+    """Whether an open folder is still the one at this path."""
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), folder.stat())
     return False
 
 
 def holder_of(run: Run, beat_s: float = 15.0) -> str:
-    """What `hold` and `hold_bucket` would say if another process holds a run now; nothing is taken from it."""
+    """Return the error of `hold` and `hold_bucket` if another process holds a run now, else ""; takes no lock."""
     with suppress(FileNotFoundError), (run.folder / _LOCK).open() as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -118,17 +118,17 @@ def holder_of(run: Run, beat_s: float = 15.0) -> str:
 def _words_of_holder(place: Path | str, holder: str) -> str:
     return (
         f"{place} is being trained by {holder or 'another process'}. "
-        "Wait until it has ended, stop it, or give this run another `out`."
+        "Wait until it ends, stop it, or give this run another `out`."
     )
 
 
 @contextmanager
 def hold_bucket(run: Run, beat_s: float = 15.0) -> Iterator[None]:
-    """Keep a run in a bucket for this process, so that two machines do not train into one; a folder needs none of it.
+    """Lock a run in a bucket for this process, so that two machines do not train it. Does nothing for a local folder.
 
-    Buckets have no locks: the holder writes training.lock anew every `beat_s`. One that does not change for three times
-    as long is of a dead process; one of this folder, which `hold` holds already, is so at once. Raises InputError if
-    another process holds the run. A holder that was thought dead, and finds another one, ends at once.
+    Buckets have no locks: the holder rewrites training.lock every `beat_s`. If the file does not change for three times
+    as long, its process is dead. If it names this folder, which `hold` has locked, its process is dead, too. Raises
+    InputError if another process holds the run. A holder that finds itself replaced ends at once.
     """
     if run.store is None:
         yield
@@ -172,7 +172,7 @@ class _Lease:
     machine: str = field(default_factory=lambda: _machine())
 
     def look(self) -> bool:
-        """Whether a process has held the run. Raises InputError if one does."""
+        """Return whether a dead process left a lock. Raises InputError if a live process holds the run."""
         before = self._read()
         if before and (before.machine, _place(before.holder)) != (self.machine, _place(self.holder)):
             log.info("%s was held by %s: looking for %.0f s if it still is", self.url, before.holder, 3 * self.beat_s)
@@ -184,7 +184,7 @@ class _Lease:
     def take(self) -> None:
         before = self.look()
         self._write()
-        if not before:  # another one may have begun at the same moment; the one that wrote last stays
+        if not before:  # another process may have started at the same moment; the last writer wins
             time.sleep(min(2.0, self.beat_s))
             if (now := self._read()) and now.number != self.number:
                 raise self._taken(now)
@@ -192,7 +192,7 @@ class _Lease:
     def keep(self, ended: threading.Event) -> None:
         """The thread."""
         while not ended.wait(self.beat_s):
-            with suppress(InputError, OSError):  # an outage: it is written again once that is over
+            with suppress(InputError, OSError):  # an outage: the lock is rewritten after it
                 if (now := self._read()) and now.number != self.number:
                     print(f"error: {self._taken(now)}", file=sys.stderr, flush=True)
                     os._exit(2)
@@ -204,7 +204,7 @@ class _Lease:
                 self.store.remove(_LOCK)
 
     def _read(self) -> _Holder | None:
-        """What the file says; None if there is none, or none that can be read."""
+        """Return the content of the lock; None if it is missing or damaged."""
         try:
             found = parse_json(self.store.read(_LOCK))
             return _Holder(**{key.name: str(found[key.name]) for key in fields(_Holder)})
@@ -224,12 +224,12 @@ class _Lease:
 
 
 def _place(holder: str) -> str:
-    """Node and folder of a holder."""
+    """Return node and folder of a holder."""
     return holder.partition(" on ")[2]
 
 
 def _machine() -> str:
-    """What tells this machine from others of its name, until it is started anew; empty where the system has none."""
+    """Return an id of this machine, which changes at a reboot; empty if the system has none."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

@@ -1,4 +1,4 @@
-"""OUT/log.csv as `StepLog` writes it; `dataengine.schedule.log_csv` reads it. Needs no Composer."""
+"""Write OUT/log.csv, the log with one row per step of `StepLog`; `dataengine.schedule.log_csv` reads it. No Composer."""
 
 from __future__ import annotations
 

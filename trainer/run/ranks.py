@@ -1,6 +1,6 @@
-"""Which rank this process is, and what the ranks do together: `Rendezvous` before Composer, `ProcessGroup` with it.
+"""The rank of this process, and collectives: `Rendezvous` before Composer is imported, `ProcessGroup` after.
 
-torch is imported once there are others to meet: alone, a mistake is said before that.
+torch is imported only for several ranks, so a single rank reports mistakes sooner.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from dataengine.errors import InputError
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(days=1)  # one rank scores while others wait for it
+_TIMEOUT = timedelta(days=1)  # one rank scores while the others wait
 _FAREWELL = timedelta(minutes=1)
-_FAREWELL_OF_FAILED = timedelta(seconds=10)  # some of the others may have gone without one
+_FAREWELL_OF_FAILED = timedelta(seconds=10)  # some ranks may have ended without one
 
 
 def cannot_meet(error: Exception) -> InputError:
-    """For an error of the store at MASTER_ADDR:MASTER_PORT, of which torch gives the reason in many lines."""
+    """Return a short error for torch's long one from the store at MASTER_ADDR:MASTER_PORT."""
     ranks, reason = Ranks.from_environment(), str(error).partition("\n")[0].removesuffix(".")
     return InputError(
-        f"rank {ranks.rank} of {ranks.world_size} cannot meet the others at "
+        f"rank {ranks.rank} of {ranks.world_size} cannot connect to the others at "
         f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}: {reason}. Start the same command on every node, "
         "with the MASTER_ADDR of the first one and a MASTER_PORT that is free there."
     )
 
 
 def _attempt() -> str:
-    """What our keys begin with: torchrun's own store outlives the ranks that it starts again (--max-restarts)."""
+    """Return the prefix of our keys. torchrun restarts ranks (--max-restarts) with the same store."""
     return f"dataengine/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """Which process this is, of how many: among those of the run, and among those of its node."""
+    """The rank of this process and the number of ranks, in the run and on its node."""
 
     rank: int = 0
     world_size: int = 1
@@ -50,35 +50,35 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
-        """Read what Composer's launcher or torchrun states; alone if neither started this process."""
+        """Read the environment of Composer's launcher or torchrun; a single rank without either."""
         stated = {part.name: os.environ.get(part.name.upper()) for part in fields(cls)}
         return cls(**{name: int(value) for name, value in stated.items() if value is not None})
 
     @property
     def device(self) -> str:
-        """Where this rank computes."""
+        """The device of this rank."""
         import torch
 
         return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"
 
 
 def count_ranks(number: int) -> str:
-    """Return a number of ranks in words."""
+    """Return "1 rank" or "N ranks"."""
     return f"{number} rank" if number == 1 else f"{number} ranks"
 
 
 class Collective(ABC):
-    """What the ranks of a run do together. All of them make the same calls in the same order."""
+    """Collectives of the ranks of a run. All ranks make the same calls in the same order."""
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
 
     @abstractmethod
     def gather(self, value: T) -> list[T]:
-        """Return what each rank gives, in the order of ranks, on every rank."""
+        """Return the value of each rank, in the order of ranks, on every rank."""
 
     def run_on_all(self, action: Callable[[], T]) -> T:
-        """Do something on every rank; if some raise InputError, raise it on all, with each of their texts once."""
+        """Run an action on every rank. If some raise InputError, raise it on all, with each distinct message once."""
         result: list[T] = []
         failure = None
         try:
@@ -91,15 +91,15 @@ class Collective(ABC):
         return result[0]
 
     def run_on_rank0(self, action: Callable[[], T]) -> T:
-        """Do something on the first rank only; return its result on every rank, or raise its InputError there."""
+        """Run an action on the first rank only. Every rank returns its result, or raises its InputError."""
         return self.gather(self.run_on_all(lambda: action() if self.ranks.rank == 0 else None))[0]  # type: ignore[return-value]
 
 
 class ProcessGroup(Collective):
-    """The ranks by torch's process group, which Composer makes."""
+    """Collectives over torch's process group, which Composer creates."""
 
     def gather(self, value: T) -> list[T]:
-        """Return what each rank gives, in the order of ranks, on every rank."""
+        """Return the value of each rank, in the order of ranks, on every rank."""
         if self.ranks.world_size == 1:
             return [value]
         from torch import distributed
@@ -110,17 +110,17 @@ class ProcessGroup(Collective):
 
 
 class Rendezvous(Collective):
-    """The ranks by the store that they meet at, without a process group; they meet in its block."""
+    """Collectives over the rendezvous store, without a process group. The ranks connect when its block starts."""
 
     def __init__(self, ranks: Ranks, timeout: timedelta = _TIMEOUT) -> None:
         super().__init__(ranks)
-        self.timeout = timeout  # for which a rank may be late
+        self.timeout = timeout  # of a rank that is late
         self._count = 0  # of gatherings
 
     def __enter__(self) -> Rendezvous:
-        """Meet the other ranks, and take this one's share of the processors.
+        """Connect to the other ranks, and limit torch to this rank's share of the processors.
 
-        Raises InputError, naming them, if others do not come in time.
+        Raises InputError with the missing ranks after the timeout.
         """
         if self.ranks.world_size > 1:
             self._store = self._meet()
@@ -134,7 +134,7 @@ class Rendezvous(Collective):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The first rank may hold the store, so it leaves last."""
+        """Leave; the first rank, which may host the store, leaves last."""
         if self.ranks.world_size > 1:
             with suppress(RuntimeError):
                 self._store.set(f"left/{self.ranks.rank}", "")
@@ -144,18 +144,18 @@ class Rendezvous(Collective):
 
     @property
     def address(self) -> str:
-        """Where the ranks meet. Raises InputError if the environment does not say it."""
+        """The address of the store. Raises InputError if the environment lacks it."""
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
         if missing:
             raise InputError(
                 f"WORLD_SIZE is {self.ranks.world_size}, and {' and '.join(missing)} missing in the environment. Start "
-                "the ranks with `composer` or torchrun, or set where they meet: the first node's address, and a free "
-                "port there."
+                "the ranks with `composer` or torchrun, or set them: the address of the first node, and a free port "
+                "there."
             )
         return f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
 
     def connect(self, timeout_s: float) -> Any:  # torch's stubs lack most of TCPStore
-        """A connection to the store of its own, for a thread."""
+        """Return a separate connection to the store, for a thread."""
         from torch import distributed as dist
 
         host, _, port = self.address.rpartition(":")
@@ -165,7 +165,7 @@ class Rendezvous(Collective):
         )
 
     def _meet(self) -> Any:
-        """The store of env://, which torch's process group uses, too (torch/distributed/rendezvous.py)."""
+        """Connect to the store of env://, which torch's process group also uses (torch/distributed/rendezvous.py)."""
         from torch import distributed as dist
 
         host, _, port = self.address.rpartition(":")
@@ -184,9 +184,9 @@ class Rendezvous(Collective):
             raise cannot_meet(error) from None
 
     def gather(self, value: T) -> list[T]:
-        """What each rank gives, in the order of ranks, on every rank. Raises InputError, naming them, if some are late.
+        """Return the value of each rank, in the order of ranks, on every rank. Raises InputError with the late ranks.
 
-        By the store alone: with a timeout of a day gloo of torch 2.7 often hangs when its group is destroyed.
+        Uses the store only: with a timeout of a day, gloo of torch 2.7 often hangs when its group is destroyed.
         """
         if self.ranks.world_size == 1:
             return [value]
@@ -198,18 +198,18 @@ class Rendezvous(Collective):
             self._store.set(keys[self.ranks.rank], pickle.dumps(value))
             self._store.wait(keys, self.timeout)
             values: list[T] = [pickle.loads(self._store.get(key)) for key in keys]
-            # What all have read, for they gave this one.
+            # All ranks have read the previous value: they have set the next one.
             self._store.delete_key(f"{self._count - 1}/{self.ranks.rank}")
         except dist.DistStoreError:
             raise InputError(self._missing(keys)) from None
         except dist.DistError as error:
-            raise InputError(f"rank 0, which the others meet at ({self.address}), is gone: {error}") from None
+            raise InputError(f"rank 0 ({self.address}) is gone: {error}") from None
         return values
 
     def _missing(self, keys: Sequence[str]) -> str:
         late = ", ".join(str(rank) for rank, key in enumerate(keys) if not self._store.check([key]))
         return (
-            f"of {self.ranks.world_size} ranks these did not come to {self.address} within "
-            f"{self.timeout.total_seconds():.0f} s: {late}. Start the same command on every node, and see there what "
-            "became of them."
+            f"of {self.ranks.world_size} ranks, these did not connect to {self.address} within "
+            f"{self.timeout.total_seconds():.0f} s: {late}. Start the same command on every node, and check the logs "
+            "of these ranks."
         )

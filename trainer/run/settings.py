@@ -1,8 +1,8 @@
-"""OUT/settings.jsonl: which `train` settings each step of a run was trained with. Needs no Composer.
+"""OUT/settings.jsonl: the `train` settings of each step of a run. Does not need Composer.
 
-A line for each change: {"from_step": 400, "train": {...}, "restarts": [300]}. `train` leaves out settings that change
-no number of a run; `restarts` are the steps from which the learning rate warms up and decays anew. `end`, if the rate
-goes by it (`train.decay_steps: end`), is the number of the plan's steps.
+One line for each change: {"from_step": 400, "train": {...}, "restarts": [300]}. `train` contains only settings that
+change the numbers of a run. `restarts` are the steps at which the learning rate starts a new warmup and decay. `end` is
+the number of steps of the plan, with `train.decay_steps: end`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _Step = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class _Change:
-    """A line of the file: what steps are trained with from one on."""
+    """A line of the file: the settings from one step on."""
 
     from_step: _Step
     """First step trained with these settings."""
@@ -57,11 +57,11 @@ class _Change:
             raise ValueError(f"restarts {list(self.restarts or ())} do not ascend")
 
 
-History = list[tuple[int, Settings]]  # first step of each, ascending
+History = list[tuple[int, Settings]]  # first step of each, in ascending order
 
 
 def read_history(folder: Path) -> History:
-    """Read the settings of a run's steps; without the file, those of its config.yaml; empty without either.
+    """Read the settings of a run's steps: from the file, else from its config.yaml, else none.
 
     Raises InputError if the file is damaged.
     """
@@ -74,31 +74,31 @@ def read_history(folder: Path) -> History:
 
 
 def _unstated_restarts(folder: Path) -> tuple[int, ...]:
-    """Those of a run of a version that wrote none down: it went by names alone, those of a parent's stages too."""
+    """Return the restarts of a run whose version did not record them. It matched names, also of a parent's stages."""
     if not (folder / "config.yaml").is_file() or not (folder / "manifest.json").is_file():
         return ()
     try:
         config, manifest = load_config(folder / "config.yaml"), read_manifest(folder / "manifest.json")
-    except InputError as error:  # no training is lost for it
-        log.warning("%s Whether the learning rate was restarted in the past is not known", error)
+    except InputError as error:  # not a reason to stop a training
+        log.warning("%s Earlier restarts of the learning rate are unknown", error)
         return ()
     return planned_settings(config, replace(manifest.schedule, fork=0)).restarts
 
 
 def put_aside_damaged(folder: Path) -> History:
-    """The same of a run that goes on, which no training is lost for: a damaged file gets another name."""
+    """Read the settings of a run that resumes. A damaged file is renamed and does not stop the training."""
     try:
         return read_history(folder)
     except InputError as error:
         if not (folder / SETTINGS).is_file():
             raise
         aside = (folder / SETTINGS).replace(folder / "settings.damaged.jsonl")
-        log.warning("%s It is now %s", error, aside)
+        log.warning("%s It was renamed to %s", error, aside)
         return read_history(folder)
 
 
 def parse_history(content: bytes, place: str, unstated: Callable[[], tuple[int, ...]] = tuple) -> History:
-    """Read the settings that a file states; `unstated` gives the restarts for lines of earlier versions, without them.
+    """Parse the content of a settings file. `unstated` returns the restarts for lines of versions that lack them.
 
     Raises InputError if the file is damaged.
     """
@@ -107,10 +107,10 @@ def parse_history(content: bytes, place: str, unstated: Callable[[], tuple[int, 
         try:
             change = decode(_Change, line)
             if history and change.from_step <= history[-1][0]:
-                raise ValueError(f"from_step {change.from_step} is none after the line before")
+                raise ValueError(f"from_step {change.from_step} is not after that of the line before")
         except ValueError as error:
             raise InputError(
-                f"{place} is damaged, line {number}: {error}. Mend or remove it; without it config.yaml counts."
+                f"{place} is damaged, line {number}: {error}. Fix or remove it; without it config.yaml counts."
             ) from None
         restarts = unstated() if change.restarts is None else change.restarts
         history.append((change.from_step, Settings(change.train, restarts, change.end)))
@@ -118,15 +118,15 @@ def parse_history(content: bytes, place: str, unstated: Callable[[], tuple[int, 
 
 
 def settings_at(history: History, step: int) -> Settings | None:
-    """Those that a step was trained with; None if that is not known."""
+    """Return the settings that a step was trained with; None if unknown."""
     return next((settings for begin, settings in reversed(history) if begin <= step), None)
 
 
 def settings_from(history: History, step: int, config: Config, schedule: Schedule) -> Settings:
-    """Those of a run that goes on at a step: the config's.
+    """Return the config's settings for a run that resumes at a step.
 
-    But for restarts before that step, or of a parent's stages, which are those of the history: else the rate of a step
-    would change with a config that names other stages, or the same ones otherwise.
+    Restarts before that step, and of a parent's stages, come from the history. Otherwise renaming a stage in the config
+    would change the learning rate of later steps.
     """
     planned, before = planned_settings(config, schedule), settings_at(history, step - 1)
     if before is None:
@@ -137,18 +137,18 @@ def settings_from(history: History, step: int, config: Config, schedule: Schedul
 
 
 def with_settings(history: History, step: int, settings: Settings) -> History:
-    """The history of a run that goes on at a step: what was said of this step and later ones is forgotten."""
+    """Return the history of a run that resumes at a step, without earlier entries for this step and later ones."""
     kept = history_before(history, step)
     return kept if kept and not differences(kept[-1][1], settings) else [*kept, (step, settings)]
 
 
 def history_before(history: History, step: int) -> History:
-    """What is said of the steps before a step."""
+    """Return the entries before a step."""
     return [(begin, settings) for begin, settings in history if begin < step]
 
 
 def differences(before: Settings, now: Settings) -> list[tuple[str, object, object]]:
-    """Settings that change a run's numbers and differ: key, then, now."""
+    """Return the differing settings that change a run's numbers: (key, before, now)."""
     found: list[tuple[str, object, object]] = [
         (f"train.{name}", _value(before, name), _value(now, name))
         for name in TrainConfig.model_fields
@@ -174,9 +174,9 @@ def tell_changes(
     step: int,
     config: Config,
     schedule: Schedule,
-    words: str = "%s was %s so far and is %s from here on",
+    words: str = "%s was %s until now and is %s from here on",
 ) -> None:
-    """Say what differs from the settings of the step before `step`; it may, but not unseen."""
+    """Warn of each setting that differs from those of the step before `step`."""
     before = settings_at(history, step - 1)
     for change in differences(before, settings_from(history, step, config, schedule)) if before else ():
         log.warning(words, *change)
@@ -185,7 +185,7 @@ def tell_changes(
 
 
 def late_restarts(history: History, step: int, config: Config, schedule: Schedule) -> list[str]:
-    """A sentence for each stage begun before a step whose restart the config has otherwise than it was."""
+    """Return a sentence for each stage that started before `step` and whose restart the config changed."""
     before = settings_at(history, step - 1)
     if before is None:
         return []
@@ -194,13 +194,13 @@ def late_restarts(history: History, step: int, config: Config, schedule: Schedul
     return [
         f"restart_learning_rate of stage '{schedule.stages[schedule.stage_index(start)].name}' is "
         f"{str(start in planned).lower()}, but the stage began at step {start:,} "
-        f"{'without' if start in planned else 'with'} a restart: this changes nothing any more"
+        f"{'without' if start in planned else 'with'} a restart: the change has no effect"
         for start in changed
     ]
 
 
 def dump_history(history: History) -> bytes:
-    """The file's content."""
+    """Return the content of the file."""
     return b"".join(
         orjson.dumps(
             {

@@ -1,4 +1,4 @@
-"""End a run on SIGTERM or Ctrl-C with a checkpoint, as schedulers and spot instances ask for it."""
+"""Stop a run with a checkpoint on SIGTERM or Ctrl-C, as schedulers and spot instances request."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass
 class Stopping:
-    """What is known while a run may be asked to stop."""
+    """State of a run that may be asked to stop."""
 
-    alone: bool = False  # whether this rank waits for no other any more
+    alone: bool = False  # whether this rank no longer waits for others
 
 
 @contextmanager
 def asked_to_stop(ask: Callable[[], None]) -> Iterator[Stopping]:
-    """Call `ask` on SIGTERM and on the first Ctrl-C inside the block; a second Ctrl-C ends the process at once.
+    """Call `ask` on SIGTERM and on the first Ctrl-C inside the block. A second Ctrl-C ends the process at once.
 
-    A thread does so, for a main thread that waits for the device or for other ranks runs no handlers. Composer's
-    launcher does not pass SIGTERM on, so this process also gets one when its parent ends. The launcher kills its ranks
-    30 s after it was asked to end; before that it is ended itself (`_Launcher.end`), and the ranks finish without it.
+    A thread calls it, because a main thread that waits for the device or for other ranks runs no signal handlers.
+    Composer's launcher does not forward SIGTERM, so this process also gets one when its parent ends. The launcher kills
+    its ranks 30 s after it is asked to stop. Before that, a rank ends it (`_Launcher.end`), and the ranks finish alone.
     """
     stopping = Stopping()
     reading, writing = os.pipe()
@@ -58,7 +58,7 @@ def asked_to_stop(ask: Callable[[], None]) -> Iterator[Stopping]:
 
 
 def _noted(number: int, frame: FrameType | None) -> None:
-    """Python has written the signal's number to the pipe of `_listen`."""
+    """Do nothing: Python has written the signal's number to the pipe of `_listen`."""
 
 
 def _listen(reading: int, ask: Callable[[], None], stopping: Stopping) -> None:
@@ -86,8 +86,8 @@ class _Launcher:
     """Composer's launcher, this process's parent."""
 
     process: psutil.Process
-    written: int | None  # bytes, while nobody has asked it to end; None: the system does not tell
-    due: float = math.inf  # time.monotonic() at which it is ended
+    written: int | None  # bytes of output before it was asked to stop; None: unknown on this system
+    due: float = math.inf  # time.monotonic() at which to end it
 
     @classmethod
     def find(cls) -> _Launcher | None:
@@ -99,20 +99,20 @@ class _Launcher:
         return None
 
     def end_soon(self) -> None:
-        """Let `end` be due, if it is not yet. One rank is enough: the first has ended it when the next one looks."""
+        """Schedule `end`, unless it is scheduled. Ranks act one after another, so usually only the first one acts."""
         wait_s = END_LAUNCHER_S * (1 + 0.05 * Ranks.from_environment().local_rank)
         self.due = min(self.due, time.monotonic() + wait_s)
 
     def wait_s(self) -> float | None:
-        """Return the seconds until `end` is due; None if it is not."""
+        """Return the seconds until `end` is due; None if it is not scheduled."""
         return None if self.due == math.inf else max(0.0, self.due - time.monotonic())
 
     def end(self, stopping: Stopping) -> None:
-        """End it before it kills the ranks that are not finished yet, if it is about to.
+        """End the launcher before it kills ranks that are still saving.
 
-        It ends on a second SIGTERM without killing anybody. It stays if it was not asked itself, for it waits for its
-        ranks then: once it is asked, it says so before all else. It also stays if one of its ranks has gone while
-        others may wait for that one: they would wait for nothing.
+        A second SIGTERM ends it without killing its ranks. A launcher that was not asked to stop is left alone: it
+        waits for its ranks. One that was asked prints a line first, so its output has grown. It is also left alone if
+        one of its ranks has ended while others may wait for that one: they would wait forever.
         """
         self.due = math.inf
         if os.getppid() != self.process.pid:  # it has ended
@@ -126,7 +126,7 @@ class _Launcher:
 
 
 def _written(process: psutil.Process) -> int | None:
-    """What a process has written to files and pipes, in bytes."""
+    """Return the bytes that a process has written to files and pipes."""
     try:
         return int(process.io_counters().write_chars)
     except (AttributeError, psutil.Error, OSError):  # not Linux, or not allowed
@@ -134,38 +134,38 @@ def _written(process: psutil.Process) -> int | None:
 
 
 def end_at_once() -> None:
-    """Until there is something to save, SIGTERM and Ctrl-C end the process wherever it is.
+    """Let SIGTERM and Ctrl-C end the process at once, while there is nothing to save.
 
-    Composer's import sets a handler in Python (core/engine.py), which does not run while a rank waits for others.
+    Composer's import installs a Python handler (core/engine.py), which does not run while a rank waits for others.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
 
 def let_rank_0_end_first() -> None:
-    """Keep a failed rank that has nothing to say until the launcher ends it, which it does once rank 0 has ended.
+    """Wait on a failed rank other than rank 0 until the launcher ends it, which happens when rank 0 ends.
 
-    The first rank that ends has all others killed, and the launcher's exit code is that of the first rank in order.
+    When a rank fails, the launcher kills the others. Its exit code is that of the lowest failed rank.
     """
     end_at_once()
     time.sleep(WAIT_FOR_RANK_0_S)
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """For loader workers: what reaches the whole process group is the main process's to handle, which ends them.
+    """Ignore signals to the process group in a loader worker: the main process handles them and ends its workers.
 
-    A second SIGTERM, which the loader sends to a worker that hangs, ends it.
+    A second SIGTERM, which the loader sends to a worker that hangs, ends the worker.
     """
 
     def ignore_once(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
 
-    signal.set_wakeup_fd(-1)  # its pipe is the main process's
+    signal.set_wakeup_fd(-1)  # the pipe belongs to the main process
     signal.signal(signal.SIGTERM, ignore_once)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _follow_parent() -> None:
-    """Get SIGTERM when the parent ends (Linux)."""
+    """Receive SIGTERM when the parent ends (Linux)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -69,7 +69,7 @@ def test_a_value_that_would_run_a_command_is_refused(tmp_path: Path) -> None:
     proof = tmp_path / "attacked"
     checkpoint = save(tmp_path, {"weights": torch.zeros(2), "run_name": Attack(f"touch {proof}")})
     proof.unlink(missing_ok=True)
-    with pytest.raises(InputError, match=r"run_name is not to be trusted: it names posix\.system"):
+    with pytest.raises(InputError, match=r"run_name cannot be trusted: it contains posix\.system"):
         load_checkpoint({"weights": torch.zeros(2), "run_name": "x"}, checkpoint, no_dist=True)
     assert not proof.exists()
 
@@ -80,7 +80,7 @@ def test_metadata_that_would_run_a_command_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints/step-00000004/.metadata"
     path.write_bytes(pickle.dumps(Attack(f"touch {proof}")))
     checkpoint = complete(tmp_path)
-    with pytest.raises(InputError, match=r"\.metadata is not to be trusted: it names posix.system"):
+    with pytest.raises(InputError, match=r"\.metadata cannot be trusted: it contains posix.system"):
         load_checkpoint({"weights": torch.zeros(2)}, checkpoint, no_dist=True)
     assert not proof.exists()
 
@@ -94,7 +94,7 @@ def test_data_outside_of_the_checkpoint_are_not_read(tmp_path: Path, place: str)
         info.relative_path = place
     path.write_bytes(pickle.dumps(metadata))
     checkpoint = complete(tmp_path)
-    with pytest.raises(InputError, match="outside of the checkpoint"):
+    with pytest.raises(InputError, match="outside the checkpoint"):
         load_checkpoint({"weights": torch.zeros(2)}, checkpoint, no_dist=True)
 
 
@@ -104,7 +104,7 @@ def test_damaged_metadata_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "checkpoints/step-00000004/.metadata"
     path.write_bytes(content)
     checkpoint = complete(tmp_path)
-    with pytest.raises(InputError, match=r"\.metadata is not to be trusted"):
+    with pytest.raises(InputError, match=r"\.metadata cannot be trusted"):
         load_checkpoint({"weights": torch.zeros(2)}, checkpoint, no_dist=True)
 
 
@@ -136,5 +136,5 @@ def test_no_other_attribute_is_reached(tmp_path: Path) -> None:
     path = tmp_path / "checkpoints/step-00000004/.metadata"
     path.write_bytes(pickle.dumps(Reach()))
     checkpoint = complete(tmp_path)
-    with pytest.raises(InputError, match="it asks for __subclasses__ of"):
+    with pytest.raises(InputError, match="it contains __subclasses__ of"):
         load_checkpoint({"weights": torch.zeros(2)}, checkpoint, no_dist=True)

@@ -157,7 +157,7 @@ def test_an_outage_does_not_stop_training_and_is_got_over(
     assert uploader.failure is None
     assert marked(run)[-2:] == [10, 15]
     assert [one.step for one in complete_checkpoints(run.folder)] == [15]
-    assert len([r for r in caplog.records if "Trying again for 3600 s; training goes on" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "Retrying for 3600 s; training continues" in r.getMessage()]) == 1
     assert "works again after" in caplog.text
 
 
@@ -210,12 +210,12 @@ def test_a_file_that_is_gone_is_given_up_at_once(run: Run) -> None:
 def test_waiting_has_an_end(run: Run) -> None:
     uploader = Uploader(run)
     submit(uploader, run, 5, names=())
-    with pytest.raises(InputError, match=r"1 uploads to s3://.* were not finished after 0.2 s"):
+    with pytest.raises(InputError, match=r"1 uploads to s3://.* are not finished after 0.2 s"):
         uploader.wait(0.2)
 
 
 def test_a_local_run_has_nothing_to_upload(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nothing is uploaded"):
+    with pytest.raises(ValueError, match="there is nothing to upload"):
         Uploader(open_run(str(tmp_path), "cache"))
 
 
@@ -315,7 +315,8 @@ def test_what_is_later_than_the_resume_is_set_aside_and_what_is_unfinished_goes(
     assert folders == {"step-00000010", "step-00000012", "aside-step-00000015"}
     assert f"removing {run.url}/checkpoints/step-00000005, which was not finished" in caplog.text
     assert (
-        f"{run.url}/checkpoints/step-00000015 was passed over; it is now checkpoints/aside-step-00000015" in caplog.text
+        f"{run.url}/checkpoints/step-00000015 was passed over and renamed to checkpoints/aside-step-00000015"
+        in caplog.text
     )
     assert {name: store.read(f"checkpoints/aside-step-00000015/{name}") for name in files} == files
 
@@ -326,7 +327,7 @@ def test_a_second_one_set_aside_leaves_the_first(run: Run) -> None:
         clear_bucket(run, None)
     assert store_of(run).read(f"checkpoints/aside-step-00000015/{MARKER}") == b"first"
     assert store_of(run).read(f"checkpoints/aside-step-00000015-2/{MARKER}") == b"second"
-    with pytest.raises(InputError, match="2 were finished once"):  # a run does not begin anew over them
+    with pytest.raises(InputError, match="2 were finished"):  # a run does not begin anew over them
         newest_checkpoint(run)
 
 
@@ -343,7 +344,7 @@ def test_a_checkpoint_that_cannot_be_copied_stays(
 
     with faulty_proxy(object_store.endpoint, fault) as (endpoint, _):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
-        with pytest.raises(InputError, match=r"is listed and cannot be read, so checkpoints/step-00000015 was not set"):
+        with pytest.raises(InputError, match=r"is listed but cannot be read, so checkpoints/step-00000015 was not"):
             clear_bucket(run, None)
     monkeypatch.setenv("S3_ENDPOINT_URL", object_store.endpoint)
     assert [one.step for one in all_checkpoints(run)] == [15]

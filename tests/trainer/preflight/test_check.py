@@ -49,10 +49,10 @@ def test_all_that_is_wrong_is_found_at_once(make_config: ConfigMaker, tmp_path: 
     with pytest.raises(InputError) as error:
         raise_problems(check_run(changed, manifest, Ranks()))
     first, *others = str(error.value).splitlines()
-    assert first == "3 problems stand in the way:"
+    assert first == "3 problems:"
     assert others[0].startswith("- seq_len is 16 in the config, but was 32 when 'small' was built. Build with this")
     assert f"- out: cannot write in {tmp_path / 'file'}: it is a file." in others[1]
-    assert "are not whole: shard.00000.mds (" in others[2]
+    assert "are not complete: shard.00000.mds (" in others[2]
 
 
 def test_an_end_of_documents_that_is_not_the_build_s_is_a_problem(make_config: ConfigMaker) -> None:
@@ -97,7 +97,7 @@ def test_streams_that_are_gone_or_other_ones(make_config: ConfigMaker, tmp_path:
         (8, None),
         (
             3,
-            "batch_size 8 does not divide among 3 ranks. Start 2 ranks (composer -n 2 ...), or build with a batch_size "
+            "batch_size 8 is not divisible by 3 ranks. Start 2 ranks (composer -n 2 ...), or build with a batch_size "
             "that 3 divides.",
         ),
     ],
@@ -112,7 +112,7 @@ def test_microbatches_and_groups(make_config: ConfigMaker) -> None:
     assert check_microbatch(TrainConfig(microbatch_size=16), manifest, 2) == []
     (problem,) = check_microbatch(TrainConfig(microbatch_size=3), manifest, 2)
     assert not problem.fatal
-    assert problem.text.endswith("the last microbatch is smaller. 2 would divide them.")
+    assert problem.text.endswith("the last microbatch is smaller. 2 divides them.")
     assert check_sharding(TrainConfig(shard_ranks=4), 8) == []
     (problem,) = check_sharding(TrainConfig(shard_ranks=3), 8)
     assert problem.text.startswith("train.shard_ranks is 3, which does not divide 8 ranks. Set it to one of 1, 2, 4, 8")
@@ -145,7 +145,7 @@ def test_a_checkpoint_to_begin_with_that_is_not_there(make_config: ConfigMaker, 
     (problem,) = check_init_checkpoint(config, manifest)
     assert problem.text == (
         f"init.checkpoint {tmp_path / 'none'} cannot be used: no checkpoint under {tmp_path / 'none'}/checkpoints. "
-        "Name a run folder that has a finished checkpoint, or RUN/checkpoints/step-N."
+        "Name a run folder with a complete checkpoint, or RUN/checkpoints/step-N."
     )
 
 
@@ -154,7 +154,7 @@ def test_a_disk_that_is_too_small(make_config: ConfigMaker, monkeypatch: pytest.
     usage = places.shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(places.shutil, "disk_usage", lambda path: usage)
     (problem,) = check_space(config, manifest, Ranks())
-    assert problem.text.startswith(f"1.0 kB are free at {tmp_path}, and ")
+    assert problem.text.startswith(f"1.0 kB are free at {tmp_path}, but ")
     assert "checkpoints of" in problem.text
     assert problem.text.endswith("Free space, or set a lower train.keep_checkpoints.")
 
@@ -186,7 +186,7 @@ def test_wandb_without_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         monkeypatch.delenv(name, raising=False)
     assert check_wandb_key(WandbConfig(project="p", mode="offline")) == []
     (problem,) = check_wandb_key(WandbConfig(project="p"))
-    assert problem.text.startswith("train.wandb is online, and there is no key for api.wandb.ai.")
+    assert problem.text.startswith("train.wandb is online, but there is no key for api.wandb.ai.")
     monkeypatch.setenv("WANDB_API_KEY", "x")
     assert check_wandb_key(WandbConfig(project="p")) == []
 
@@ -228,8 +228,8 @@ def test_ranks_that_cannot_fit_in_the_container(make_config: ConfigMaker, monkey
     monkeypatch.setattr(node, "memory_limit", lambda: (16 << 30, "the limit in /sys/fs/cgroup/memory.max"))
     assert check_memory(ModelConfig(), manifest, 2) == []
     (problem,) = check_memory(ModelConfig(), manifest, 8)
-    assert problem.text.startswith("8 ranks on this node would take ")
-    assert "and the limit in /sys/fs/cgroup/memory.max is 17.2 GB. Raise it, or start fewer" in problem.text
+    assert problem.text.startswith("8 ranks on this node need ")
+    assert "but the limit in /sys/fs/cgroup/memory.max is 17.2 GB. Raise it, or start fewer" in problem.text
 
 
 def test_the_tightest_limit_of_memory_counts(tmp_path: Path) -> None:

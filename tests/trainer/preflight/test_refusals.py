@@ -266,44 +266,44 @@ def init_of_other_samples(place: Place) -> None:
 
 CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (not_built, "no manifest at "),
-    (other_settings, "3 problems stand in the way:\n- seq_len is 16 in the config, but was 32 when 'small' was built."),
+    (other_settings, "3 problems:\n- seq_len is 16 in the config, but was 32 when 'small' was built."),
     (other_tokenizer, "nowhere.model"),
     (no_built_config, "config.yaml beside the manifest. Build again"),
     (no_streams, "no index.json in "),
     (other_run, "holds a run of experiment 'other', and this is 'small'. Give this run another `out`."),
-    (missing_packages, "3 problems stand in the way:\n- train.wandb is online, and there is no key for api.wandb.ai."),
-    (little_memory, "are needed. Free some, or give it more"),
-    (few_files, "a process may open 100 files here, and a loader worker needs up to "),
+    (missing_packages, "3 problems:\n- train.wandb is online, but there is no key for api.wandb.ai."),
+    (little_memory, "are needed. Free some, or enlarge it"),
+    (few_files, "a process may open 100 files here, but a loader worker needs up to "),
     (out_is_a_file, "/run: it is a file. Check the path and its permissions, or set another out."),
     (checkpoints_cannot_be_written, "out: cannot write in {folder}/run/checkpoints: "),
     (tensorboard_is_a_file, "out: cannot write in {folder}/run/tensorboard: it is a file."),
     (no_gpu_to_measure, "train.microbatch_size is auto, which needs a GPU, and this machine has none. Set a "),
-    (log_is_a_folder, "out: {folder}/run/log.csv is a folder, and a file is to be written there. Move it away."),
-    (no_usable_checkpoint, "is usable, though 1 were finished once"),
+    (log_is_a_folder, "out: {folder}/run/log.csv is a folder, but must be a file. Move it away."),
+    (no_usable_checkpoint, "is usable, though 1 were finished"),
     (no_checkpoints_any_more, "has no checkpoint, although its log.csv has steps up to 7 and the first checkpoint was"),
-    (other_model, "/checkpoints/step-00000004 holds another model: hidden_size was 64 and is 32. Restore these "),
+    (other_model, "/checkpoints/step-00000004 is of another model: hidden_size was 64 and is 32. Restore these "),
     (
         other_seed,
-        "model.init_seed is 4, but the run of {folder}/run/checkpoints/step-00000004 began with the weights of seed "
-        "3407. Set model.init_seed=3407 to go on with it, or give this run another `out`.",
+        "model.init_seed is 4, but the run of {folder}/run/checkpoints/step-00000004 started with seed "
+        "3407. Set model.init_seed=3407 to resume it, or give this run another `out`.",
     ),
     (other_past, "the 4 trained steps of {folder}/run would change: stage 'first' was 6 steps of 48 mono and "),
     (
         no_init,
         "init.checkpoint {folder}/none cannot be used: no checkpoint under {folder}/none/checkpoints. Name a run "
-        "folder that has a finished checkpoint, or RUN/checkpoints/step-N.",
+        "folder with a complete checkpoint, or RUN/checkpoints/step-N.",
     ),
-    (unfinished_init, "step-00000004: the checkpoint was not finished (no COMPLETE.json). Name a run folder that has "),
-    (damaged_init, "__0_0.distcp has 0 bytes, not 101: the checkpoint is damaged. Name a run folder that has "),
+    (unfinished_init, "step-00000004: the checkpoint was not finished (no COMPLETE.json). Name a run folder with "),
+    (damaged_init, "__0_0.distcp has 0 bytes, not 101: the checkpoint is damaged. Name a run folder with "),
     (
         init_of_another_model,
-        "init.checkpoint {folder}/before holds another model: hidden_size was 64 and is 32. Set these under `model`.",
+        "init.checkpoint {folder}/before is of another model: hidden_size was 64 and is 32. Set these under `model`.",
     ),
-    (init_of_another_step, "is of step 4, but with init.mode `continue` training goes on at parent.step, 6."),
+    (init_of_another_step, "is of step 4, but with init.mode `continue` training resumes at parent.step, 6."),
     (
         init_of_other_samples,
         "init.checkpoint {folder}/before was trained on other samples than the first 4 steps of this plan: seed was 7 "
-        "and is 17. Name a checkpoint of the run that `parent.manifest` is of.",
+        "and is 17. Name a checkpoint of the run of `parent.manifest`.",
     ),
 ]  # fmt: skip
 

@@ -84,8 +84,8 @@ def test_a_disk_without_locks_is_said(
     monkeypatch.setattr("trainer.run.lock.fcntl.lockf", lockf)
     with hold(tmp_path):
         assert caplog.messages == [
-            f"{tmp_path} is on a file system without locks (No locks available): nothing keeps a second training from "
-            "this folder. Start one at a time."
+            f"{tmp_path} is on a file system without locks (No locks available): a second training in this "
+            "folder would not be refused. Start one at a time."
         ]
 
 

@@ -157,7 +157,9 @@ def test_a_port_that_another_program_has(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(InputError) as error, Rendezvous(Ranks.from_environment()):
             pass
     words = str(error.value)
-    assert words.startswith(f"rank 0 of 2 cannot meet the others at 127.0.0.1:{port}: The server socket has failed ")
+    assert words.startswith(
+        f"rank 0 of 2 cannot connect to the others at 127.0.0.1:{port}: The server socket has failed "
+    )
     assert words.endswith("with the MASTER_ADDR of the first one and a MASTER_PORT that is free there.")
     assert "address already in use. Start the same command" in words
     assert len(words.splitlines()) == 1

@@ -80,8 +80,8 @@ def test_what_is_said_of_a_restart_that_comes_too_late(make_config: ConfigMaker)
     schedule, base = schedule_of(PIECES), make_config()
     history = [(0, planned_settings(config_of("b", base), schedule))]
     assert late_restarts(history, 5, config_of("", base), schedule) == [
-        "restart_learning_rate of stage 'b' is false, but the stage began at step 4 with a restart: this changes "
-        "nothing any more"
+        "restart_learning_rate of stage 'b' is false, but the stage began at step 4 with a restart: the change "
+        "has no effect"
     ]
     assert late_restarts(history, 4, config_of("", base), schedule) == []  # step 4 itself is the config's
     assert settings_from(history, 4, config_of("", base), schedule).restarts == ()

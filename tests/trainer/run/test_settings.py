@@ -55,7 +55,7 @@ def test_settings_that_change_no_number_are_left_out() -> None:
             b'{"from_step": 0, "train": {"learning_rate": -1}}',
             "line 1: train.learning_rate: Input should be",
         ),
-        (b'{"from_step": 3, "train": {}}\n{"from_step": 3, "train": {}}', "line 2: from_step 3 is none after"),
+        (b'{"from_step": 3, "train": {}}\n{"from_step": 3, "train": {}}', "line 2: from_step 3 is not after"),
         (b'{"from_step": 0, "train": {"decay_steps": "end"}}', "line 1: Value error, end is missing"),
         (
             b'{"from_step": 0, "train": {"decay_steps": "end"}, "end": "soon"}',

@@ -242,7 +242,7 @@ def stay_away(group: Rendezvous, place: Path) -> None:
 
 def test_ranks_that_do_not_come_are_named(tmp_path: Path) -> None:
     _, printed = run(stay_away, tmp_path)
-    assert "error: of 3 ranks these did not come to 127.0.0.1:" in printed[0]
+    assert "error: of 3 ranks, these did not connect to 127.0.0.1:" in printed[0]
     assert " within 1 s: 1. Start the same command on every node" in printed[0]
 
 
@@ -258,8 +258,8 @@ def test_nodes_must_have_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("trainer.preflight.places._LOOK_S", 0.5)
     codes, printed = run(own_folder, tmp_path, ranks=4, nodes=2)
     assert codes == [2] * 4
-    assert printed[0].startswith("error: out runs/own is not one folder for all nodes: ")
-    assert "(rank 0) does not see what " in printed[0]
+    assert printed[0].startswith("error: out runs/own is not shared by all nodes: ")
+    assert "(rank 0) does not see the file of " in printed[0]
     assert "(rank 2) wrote there." in printed[0]
     assert len(set(printed)) == 1
     assert not list(tmp_path.rglob("own")), "nothing is left"
