@@ -1,21 +1,22 @@
-"""Look at a run's schedule before it runs: from its manifest, or from a config whose streams are not built yet."""
+"""Show a run's schedule: of a manifest, of a built config, or of a config as it would be built."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from dataengine.build.agreement import build_differences, read_built_config
-from dataengine.build.experiment import experiment_url, make_manifest
+from dataengine.build.experiment import experiment_url, make_built_manifest, make_manifest
+from dataengine.build.stored import find_stored_streams
 from dataengine.commands.common import parse_steps, show
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import AssumeConfig
-from dataengine.errors import InputError
+from dataengine.errors import InputError, note
 from dataengine.mds.types import Shard, StoredFile, Stream
 from dataengine.schedule.fork import inherited_restarts
 from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
@@ -35,8 +36,10 @@ _UNKNOWN = "assumed"  # stands for the hashes of what is not built
 
 
 def run(options: argparse.Namespace) -> None:
-    """Show a plan, some of its steps, or where two plans part."""
+    """Show a plan, some of its steps, or the first difference between two plans."""
     plan = load_plan(options.config, options.overrides)
+    if plan.origin and (options.diff or options.steps):
+        note(f"{plan.manifest.name} is {plan.origin}")
     if options.diff:
         show(describe_difference(plan, load_plan(options.diff)))
     elif options.steps:
@@ -55,45 +58,81 @@ def run(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule to look at. `assumed` streams are not built: their sizes are stated, not counted."""
+    """A schedule to look at. `assumed` streams are not built: their sizes are stated, not counted.
+
+    `origin` says what a plan that is not built comes from; it is empty for a built one. `missing` has the reason why
+    the store does not have a stream.
+    """
 
     manifest: Manifest
     assumed: tuple[str, ...]
-    store: Store | None  # where the streams lie, if they are built
+    store: Store | None  # where the streams are, if any is built
     config: Config | None
+    origin: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
-    """The plan of a manifest (.json) or a config (YAML): the built one if it is up to date, else by `assume`."""
+    """The plan of a manifest (.json) or a config (YAML).
+
+    If the config is built as it is, this is the built plan. Otherwise it is the plan that a build would make of the
+    streams in the store; a stream that is not there has its assumed size. Writes nothing.
+    """
     if path.endswith(".json"):
         if overrides:
-            raise InputError("a manifest is as it is: overrides go with a config")
+            raise InputError("a manifest cannot be changed: give overrides with a config")
         return Plan(read_manifest(path), (), None, None)
     config = load_config(path, overrides)
     store = open_store(config.store)
     if store.size(f"experiments/{config.name}/manifest.json") is None:
-        return _assume(config, f"is not built in {config.store}")
+        return _plan_unbuilt(config, store, f"is not built in {config.store}")
     manifest = read_manifest(experiment_url(config))
     if changed := build_differences(config, read_built_config(store, config.name), manifest):
-        return _assume(config, f"was built with other settings ({', '.join(one.key for one in changed)})")
+        keys = ", ".join(one.key for one in changed)
+        return _plan_unbuilt(config, store, f"was built with other settings ({keys})")
     return Plan(manifest, (), store, config)
 
 
-def _assume(config: Config, reason: str) -> Plan:
-    """The plan of a config whose streams have the sizes that it states."""
-    missing = [name for name in config.streams_in_use if config.streams[name].assume is None]
-    if missing:
-        elsewhere = "" if is_url(config.store) else where_it_would_be(Path(config.store, "experiments"))
-        raise InputError(
-            f"'{config.name}' {reason}, and streams {', '.join(missing)} state no size. "
-            f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
-            f"{elsewhere}"
-        )
+def _plan_unbuilt(config: Config, store: Store, reason: str) -> Plan:
+    """The plan that a build would make, as far as the store has the streams; else with the sizes that are stated."""
+    stored = find_stored_streams(config, store)
+    if any(config.streams[name].assume is None for name in stored.missing):
+        raise InputError(_missing_sizes(config, stored.missing, reason))
     width, in_shard = config.seq_len + 1, config.samples_per_shard
-    sizes = {name: config.streams[name].assume for name in config.streams_in_use}
-    streams = {name: _assumed_stream(name, size, width, in_shard) for name, size in sizes.items()}
-    manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
-    return Plan(manifest, tuple(streams), None, config)
+    assumed = {name: _assumed_stream(name, config.streams[name].assume, width, in_shard) for name in stored.missing}
+    streams = {name: assumed[name] if name in assumed else stored.streams[name] for name in config.streams_in_use}
+    origin = " and ".join([f"streams in {config.store}"] * bool(stored.streams) + ["assumed sizes"] * bool(assumed))
+    if assumed or stored.tokenizer is None:
+        manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
+    else:
+        manifest = make_built_manifest(config, streams, stored.tokenizer)
+    return Plan(
+        manifest,
+        assumed=tuple(assumed),
+        store=store if stored.streams else None,
+        config=config,
+        origin=f"not built, planned from {origin}",
+        missing=stored.missing,
+    )
+
+
+def _missing_sizes(config: Config, missing: Mapping[str, str], reason: str) -> str:
+    """Why a config cannot be planned, and what to do."""
+    unknown = [name for name in missing if config.streams[name].assume is None]
+    elsewhere = "" if is_url(config.store) else where_it_would_be(Path(config.store, "experiments"))
+    return (
+        f"'{config.name}' {reason}, and the sizes of streams {', '.join(unknown)} are unknown. "
+        f"{_reasons({name: missing[name] for name in unknown})} Build it (dataengine build CONFIG), or state sizes: "
+        f"streams.{unknown[0]}.assume: {{tokens: 1B}}{elsewhere}"
+    )
+
+
+def _reasons(missing: Mapping[str, str]) -> str:
+    """Why the store does not have some streams; streams of one reason together."""
+    names: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        names.setdefault(reason.removeprefix(f"stream '{name}': ").rstrip("."), []).append(name)
+    return " ".join(f"{', '.join(streams)}: {reason}." for reason, streams in names.items())
 
 
 def _assumed_stream(name: str, assume: AssumeConfig | None, width: int, samples_per_shard: int) -> Stream:
@@ -113,7 +152,8 @@ def describe_plan(
 ) -> str:
     """Tables of a plan: stages, streams, what reading them costs each of `nodes` nodes, and hours on `gpus` in all."""
     manifest, schedule = plan.manifest, plan.manifest.schedule
-    title = f"{manifest.name}: plan {manifest.plan_id[:12]}" if not plan.assumed else f"{manifest.name}: not built"
+    plan_id = "" if plan.assumed else f"plan {manifest.plan_id[:12]}"
+    title = f"{manifest.name}: {', '.join(filter(None, (plan_id, plan.origin)))}"
     total = schedule.steps * manifest.batch_size * manifest.seq_len
     lines = [
         f"{title}, {schedule.steps:,} steps of {manifest.batch_size:,} x {manifest.seq_len:,} = {total:,} tokens",
@@ -161,7 +201,9 @@ def describe_plan(
         of_gpus = f" on {gpus} GPUs: {hours * gpus:,.0f} GPU-hours" if gpus else ""
         lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s{of_gpus}")
     if plan.assumed:
-        lines.append("Sizes marked (assumed) are the config's; the build counts.")
+        lines.append("Sizes marked (assumed) are the config's. The build counts them: dataengine build CONFIG")
+    if plan.missing:
+        lines.append(f"Not in {plan.config.store if plan.config else ''}: {_reasons(plan.missing)}")
     if plan.config:
         notes += idle_streams(plan.config.stages, schedule.own_stages, schedule.lanes)
     return "\n".join([*lines, *(f"note: {words}" for words in notes)])
@@ -306,7 +348,7 @@ def _cache(manifest: Manifest, nodes: int) -> float:
 
 def _sample_text(plan: Plan, number: int, sample_id: int, slot: int) -> list[str]:
     stream = plan.manifest.streams[number]
-    if plan.store is None or plan.config is None:
+    if plan.store is None or plan.config is None or stream.name in plan.assumed:
         raise InputError("the text of samples needs a config whose streams are built: dataengine build CONFIG")
     position = sample_id - int(plan.manifest.order.first_ids[number])
     (tokens,) = PlanReader.of_store(plan.manifest, plan.store).read_ids(np.array([sample_id])).tokens
