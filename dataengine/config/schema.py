@@ -134,7 +134,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, le=2**64 - 1), PLAN] = 17  # of the order of samples
     # Plain files and Parquet are cut into units of work of about so many bytes
     part_bytes: Annotated[Count, BYTES] = 128 * 10**6
-    # A SentencePiece .model or a Hugging Face tokenizer.json; what it holds decides
+    # A SentencePiece .model, a Hugging Face tokenizer.json, or a folder that has one; its content decides
     tokenizer: Annotated[str, NOTHING]
     # auto: gigatoken where it is seen to give the same ids
     tokenizer_engine: Annotated[Literal["auto", "reference"], NOTHING] = "auto"

@@ -239,7 +239,7 @@ def test_what_if_on_a_built_experiment(built: str, capsys: pytest.CaptureFixture
 
 def test_a_config_of_other_bytes_is_not_planned_from_the_streams_in_the_store(built: str) -> None:
     for change in ("seq_len=16", "samples_per_shard=32", "eos_token=<s>"):
-        with pytest.raises(InputError, match="streams mono, en-zh, both are unknown. mono, en-zh, both: "):
+        with pytest.raises(InputError, match=r"mono, en-zh, both are unknown\. mono, en-zh, both: "):
             load_plan(built, [change])
     match = r"was built with other settings \(streams.both.directions\), and the sizes of streams both are unknown"
     with pytest.raises(InputError, match=match):
