@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
@@ -11,12 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
+import shtab
 
-from dataengine.cli import _make_parser, main
+from dataengine.cli import main, make_parser
+from dataengine.commands import arguments as arguments_module
 from dataengine.config.load import dump_config, load_config
 from tests.conftest import ROOT, ConfigMaker, write_jsonl
 
-COMMANDS = ["build", "worker", "finalize", "score", "inspect", "plan", "contamination", "verify", "export"]
+COMMANDS = [command.name for command in arguments_module.COMMANDS]
+PROGRAMS = [program.name for program in arguments_module.PROGRAMS]
 
 
 def exit_code(arguments: list[str]) -> int:
@@ -62,13 +66,15 @@ def test_unusable_input_is_one_paragraph_and_exit_code_2(tmp_path: Path, capsys:
     ("arguments", "message"),
     [
         ([], "dataengine: error: the following arguments are required: COMMAND"),
-        (["bild"], "invalid choice: 'bild' (choose from 'build', "),
+        (["biuld"], "dataengine: error: unknown command biuld (did you mean 'build'?). The commands are build, "),
+        (["trian", "x.yaml"], "dataengine: error: unknown command trian (did you mean 'train'?). The commands are "),
+        (["train", "-n", "0", "x.yaml"], "argument -n: must be a number from 1 on, got 0"),
         (["build"], "dataengine build: error: the following arguments are required: CONFIG\n"),
         (
             ["build", "x.yaml", "--wokers", "1"],
-            "dataengine build: error: unknown option --wokers (did you mean --worke",
+            "dataengine build: error: unknown option --wokers (did you mean '--worke",
         ),
-        (["build", "x.yaml", "--wokers=1"], "unknown option --wokers=1 (did you mean --workers?)"),
+        (["build", "x.yaml", "--wokers=1"], "unknown option --wokers=1 (did you mean '--workers'?)"),
         (["plan", "x.yaml", "-x"], "dataengine plan: error: unknown option -x\n"),
         (["build", "x.yaml", "--work", "1"], "unknown option --work"),  # an abbreviation may mean another one tomorrow
         (["build", "x", "--workers", "0"], "argument --workers: must be a number from 1 on, got 0"),
@@ -136,19 +142,65 @@ def test_help_imports_no_library_and_has_an_example_that_can_be_typed(command: s
     assert imported.isdisjoint({"boto3", "numpy", "pydantic", "ray", "sentencepiece", "torch", "yaml"})
     shown = ended.stdout
     assert f"usage: dataengine {command} " in shown
-    example = shown.rpartition("\nexample:\n  dataengine ")[2].replace("$((SLURM_ARRAY_TASK_ID + 1))", "1")
-    options, rest = _make_parser().parse_known_args(shlex.split(example))
-    assert options.command == command
-    assert all("=" in word and not word.startswith("-") for word in rest)
-    if options.config.endswith(".yaml"):
-        load_config(ROOT / options.config, [*options.overrides, *rest])
+    examples = shown.rpartition("\nexample:\n")[2].replace("$((SLURM_ARRAY_TASK_ID + 1))", "1").splitlines()
+    assert examples
+    for example in examples:
+        options, rest = make_parser().parse_known_args(shlex.split(example.removeprefix("  dataengine ")))
+        assert options.command == command
+        assert all("=" in word and not word.startswith("-") for word in rest)
+        if options.config.endswith(".yaml"):
+            load_config(ROOT / options.config, [*options.overrides, *rest])
 
 
-def test_all_commands_are_listed() -> None:
+def test_all_commands_are_listed_once_in_groups() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "dataengine", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert re.findall(r"^    (\w+)(?:  |$)", shown, flags=re.MULTILINE) == COMMANDS
+    groups = shown.partition("\n\nAdd --help")[0].split("\n\n")[-3:]
+    assert [group.partition(":")[0] for group in groups] == [
+        "build data",
+        "look at data and plans",
+        "train and evaluate",
+    ]
+    rows = re.findall(r"^  ([\w-]+) +\w", "\n".join(groups), flags=re.MULTILINE)
+    assert sorted(rows) == sorted([*COMMANDS, *PROGRAMS])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish"])
+def test_a_completion_script_knows_commands_options_and_files(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*COMMANDS, *PROGRAMS, "tokens-per-second"):
+        assert word in script
+    action = argparse.Action([], "config")
+    arguments_module.is_file(action)
+    files = action.complete[shell]  # type: ignore[attr-defined]
+    assert files == shtab.FILE[shell]
+    assert files in script
+
+
+def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--print-completion", "bash"]) == 0
+    script = tmp_path / "completion.bash"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "first.yaml").touch()
+
+    def complete(*words: str) -> list[str]:
+        shown = shlex.join(words)
+        code = (
+            f"source {script}; COMP_WORDS=({shown}); COMP_CWORD={len(words) - 1}; "
+            f"_shtab_dataengine dataengine {shlex.quote(words[-1])} {shlex.quote(words[-2])}; "
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        ended = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return ended.stdout.split()
+
+    assert complete("dataengine", "pl") == ["plan"]
+    assert complete("dataengine", "e") == ["export", "evaluate", "export-model"]
+    assert complete("dataengine", "plan", "--st") == ["--steps"]
+    assert complete("dataengine", "build", "first.yaml", "--eng") == ["--engine"]
+    assert complete("dataengine", "plan", "fi") == ["first.yaml"]
+    assert complete("dataengine", "train", "fi") == ["first.yaml"]
 
 
 def imported(code: str, heavy: tuple[str, ...]) -> str:

@@ -12,11 +12,10 @@ from dataengine.config.training import EvaluateConfig
 from dataengine.errors import InputError
 
 log = logging.getLogger(__name__)
-SETS = ("dev", "test", "reasoning")
 
 
 def check_sets(settings: EvaluateConfig, names: Sequence[str]) -> None:
-    """Raise InputError unless the settings name something for each of `SETS` that is asked for."""
+    """Raise InputError unless the settings name something for each of the sets."""
     for name in names:
         if not getattr(settings, name):
             example = "task, such as [arc_easy]" if name == "reasoning" else "set, such as {en-zh: a.jsonl}"
