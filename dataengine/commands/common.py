@@ -1,4 +1,4 @@
-"""What several commands need: the config that is named, its manifest, slices and steps, and how text is shown."""
+"""Shared by several commands: config, manifest, slices, steps, and safe printing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dataengine.storage.open import open_store
 
 
 def show(text: str) -> None:
-    """Print what a command found; what it quotes of files cannot command the terminal."""
+    """Print the output of a command. Control characters in text from files are escaped."""
     print(escape_controls(text))
 
 
@@ -29,7 +29,7 @@ def load_experiment(options: argparse.Namespace) -> tuple[Config, int]:
 
 
 def command_again(options: argparse.Namespace, command: str, *more: str) -> str:
-    """Another command about the same experiment, to be typed next."""
+    """Another command for the same experiment, to be typed next."""
     return shlex.join(["dataengine", command, options.config, *more, *options.overrides])
 
 
@@ -43,17 +43,17 @@ def read_experiment_manifest(options: argparse.Namespace, config: Config) -> Man
 
 
 def read_built_manifest(options: argparse.Namespace, config: Config) -> Manifest:
-    """The manifest of an experiment that is built as its config stands now."""
+    """The manifest of an experiment that is built with its present settings."""
     manifest = read_experiment_manifest(options, config)
     built = read_built_config(open_store(config.store), config.name)
     if changed := build_differences(config, built, manifest):
         keys = ", ".join(one.key for one in changed)
         plain = [one for one in changed if isinstance(one.then, int | float | str) and one.key != "tokenizer"]
         then = shlex.join(f"{one.key}={one.then}" for one in plain)
-        words = f", or give those that it was built with: {then}" if len(plain) == len(changed) else ""
+        words = f", or give the settings of the build: {then}" if len(plain) == len(changed) else ""
         raise InputError(
             f"'{config.name}' was built with other settings ({keys}). "
-            f"Build it as they are now: {command_again(options, 'build')}{words}"
+            f"Build it with these settings: {command_again(options, 'build')}{words}"
         )
     return manifest
 
@@ -74,7 +74,7 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 def choose_streams(in_use: Sequence[str], chosen: list[str] | None, usual: list[str]) -> list[str]:
-    """The streams that a command is about. Raises InputError for one that the stages do not use."""
+    """The streams that a command works on. Raises InputError for one that the stages do not use."""
     for name in chosen or ():
         if name not in in_use:
             raise InputError(f"--stream {name}: the stages use {', '.join(in_use)}")

@@ -30,9 +30,9 @@ from dataengine.storage.store import Store
 from dataengine.tables import size_words, table
 from dataengine.text.tokenizers.load import load_tokenizer
 
-_MOST_SHARDS = 1 << 18  # of a stream that is not built; larger ones stand for more
+_MOST_SHARDS = 1 << 18  # of a stream that is not built; larger shards stand for more
 _MOST_LISTED = 100_000  # samples of a step whose ids are shown
-_UNKNOWN = "assumed"  # stands for the hashes of what is not built
+_UNKNOWN = "assumed"  # in place of the hashes of streams that are not built
 
 
 def run(options: argparse.Namespace) -> None:
@@ -136,7 +136,7 @@ def _reasons(missing: Mapping[str, str]) -> str:
 
 
 def _assumed_stream(name: str, assume: AssumeConfig | None, width: int, samples_per_shard: int) -> Stream:
-    """A stream of the assumed size whose samples have `width` tokens."""
+    """A stream of the assumed size. Its samples have `width` tokens."""
     assert assume is not None
     samples = assume.samples or (assume.tokens or 0) // width
     in_shard = max(samples_per_shard, -(-samples // _MOST_SHARDS))
@@ -150,7 +150,7 @@ def _assumed_stream(name: str, assume: AssumeConfig | None, width: int, samples_
 def describe_plan(
     plan: Plan, *, nodes: int = 1, tokens_per_second: float | None = None, gpus: int | None = None
 ) -> str:
-    """Tables of a plan: stages, streams, what reading them costs each of `nodes` nodes, and hours on `gpus` in all."""
+    """Tables of a plan: stages, streams, bytes that each of `nodes` nodes reads, and hours on `gpus` GPUs in total."""
     manifest, schedule = plan.manifest, plan.manifest.schedule
     plan_id = "" if plan.assumed else f"plan {manifest.plan_id[:12]}"
     title = f"{manifest.name}: {', '.join(filter(None, (plan_id, plan.origin)))}"
@@ -171,11 +171,11 @@ def describe_plan(
     lines += [
         *table(stages if settings else [row[:-1] for row in stages], left=(0, 4, 6)),
         "",
-        "drift: the most samples by which a stream is ahead of or behind its share",
+        "drift: the largest number of samples by which a stream is ahead of or behind its share",
         "",
     ]
     cursors = schedule.cursors(schedule.steps)
-    rows = [("stream", "samples", "drawn", "tokens drawn", "share", "passes", "never drawn", "read by a node")]
+    rows = [("stream", "samples", "drawn", "tokens drawn", "share", "epochs", "never drawn", "read by a node")]
     for stream in manifest.streams:
         drawn = cursors.get(stream.name, 0)
         share = drawn / (schedule.steps * manifest.batch_size)
@@ -195,7 +195,7 @@ def describe_plan(
     lines += table(rows)
     read = sum(_bytes_read(stream, cursors.get(stream.name, 0), nodes, manifest.lanes) for stream in manifest.streams)
     cache = size_words(_cache(manifest, nodes))
-    lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in all and needs at least {cache} of cache"]
+    lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in total and needs at least {cache} of cache"]
     if tokens_per_second:
         hours = total / tokens_per_second / 3600
         of_gpus = f" on {gpus} GPUs: {hours * gpus:,.0f} GPU-hours" if gpus else ""
@@ -210,7 +210,7 @@ def describe_plan(
 
 
 def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
-    """What the steps are to be trained with, if that is known, and what is to be said of the learning rate."""
+    """The training settings of the steps, if they are known, and notes on the learning rate."""
     if plan.config is None:
         return None, []
     planned = planned_settings(plan.config, plan.manifest.schedule)
@@ -226,7 +226,7 @@ def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
 def describe_steps(plan: Plan, first: int, last: int, texts: int = 0) -> Iterator[str]:
     """Lines for steps first..last: stage, the sample ids of each stream in slot order, and the text of some samples.
 
-    Of a step of more than 100,000 samples the first so many are listed. Raises InputError if these are no steps.
+    At most 100,000 samples of a step are listed. Raises InputError for steps outside the schedule.
     """
     schedule = plan.manifest.schedule
     if not 0 <= first < last <= schedule.steps:
@@ -253,7 +253,7 @@ def _step_lines(plan: Plan, step: int, texts: int) -> Iterator[str]:
 
 
 def describe_difference(one: Plan, other: Plan) -> str:
-    """Where two plans part: the first step that differs, and how."""
+    """The first step at which two plans differ, and the difference."""
     a, b = one.manifest, other.manifest
     names = f"{a.name} and {b.name}"
     for key in ORDER_KEYS:
@@ -274,7 +274,9 @@ def _first_difference(a: Manifest, b: Manifest) -> int | None:
     steps = min(a.schedule.steps, b.schedule.steps)
     shards = [{s.name: (s.index_sha256, s.samples) for s in m.streams} for m in (a, b)]
     step = 0
-    for x, y in zip(a.stages, b.stages, strict=False):  # stages of one ratio draw alike: no look at their steps
+    for x, y in zip(
+        a.stages, b.stages, strict=False
+    ):  # stages with the same ratio draw the same samples: their steps need no comparison
         if not _alike(x, y) or any(shards[0][name] != shards[1][name] for name, count in x.samples.items() if count):
             break
         step += min(x.length, y.length)
@@ -293,7 +295,7 @@ def _first_difference(a: Manifest, b: Manifest) -> int | None:
 
 
 def _alike(x: Stage, y: Stage) -> bool:
-    """Whether the mixes of two stages have one ratio."""
+    """Whether the mixes of two stages have the same ratio."""
     totals = sum(x.samples.values()), sum(y.samples.values())
     names = {*x.samples, *y.samples}
     return all(x.samples.get(name, 0) * totals[1] == y.samples.get(name, 0) * totals[0] for name in names)
@@ -318,7 +320,7 @@ def _mix(stage: Stage) -> str:
 
 
 def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> float:
-    """The most samples by which a stream strays from its share, at some of the stage's steps."""
+    """The largest deviation of a stream from its share, in samples, over some of the stage's steps."""
     quotas = [quota // lanes for quota in stage.samples.values() if quota]
     total, worst = sum(quotas), 0.0
     count = min(stage.length, probes)
@@ -330,7 +332,7 @@ def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> floa
 
 
 def _bytes_read(stream: Stream, drawn: int, nodes: int, lanes: int) -> float:
-    """Bytes of a stream that one node downloads: its lanes' part of what is drawn in the first pass."""
+    """Bytes of a stream that one node downloads: its lanes' part of the samples of the first epoch."""
     part = 1 / nodes if lanes % nodes == 0 else 1.0
     return sum(shard.stored.bytes for shard in stream.shards) * min(drawn / max(stream.samples, 1), 1) * part
 

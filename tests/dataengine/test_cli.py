@@ -283,23 +283,23 @@ def test_slices_and_finalize(
     assert worker(1) == (
         3,
         "",
-        "slice 1/3 has done its part of tokenizing and waits for slice 2/3 (2 units), slice 3/3 (2 units). When they "
-        f"are done, start this one again: {again}\n",
+        "slice 1/3 has finished its part of tokenizing and waits for slice 2/3 (2 units), slice 3/3 (2 units). When "
+        f"they are done, start this slice again: {again}\n",
     )
-    rest = f"or do the rest here: dataengine build {config_path} 'store={tmp_path}/sliced store'\n"
+    rest = f"or run the rest here: dataengine build {config_path} 'store={tmp_path}/sliced store'\n"
     assert finalize("--slices", "3") == (
         2,
         "",
-        "error: tokenizing is not finished; to be done: slice 2/3 (2 units), slice 3/3 (2 units). Start their workers "
+        "error: tokenizing is not finished; unfinished: slice 2/3 (2 units), slice 3/3 (2 units). Start these slices "
         f"again, {rest}",
     )
     assert finalize()[2] == (
-        f"error: tokenizing is not finished; to be done: 4 units. Start their workers again, {rest}"
+        f"error: tokenizing is not finished; unfinished: 4 units. Start these slices again, {rest}"
     )
     codes = [worker(number)[0] for _ in range(3) for number in (1, 2, 3)]
     assert codes[-3:] == [0, 0, 0]
     done = f"dataengine build {config_path} --finalize --slices 3 'store={tmp_path}/sliced store'"
-    assert worker(3) == (0, f"slice 3/3 is done with all its units. When all slices are: {done}\n", "")
+    assert worker(3) == (0, f"slice 3/3 has finished all its units. When all slices have: {done}\n", "")
     assert not (tmp_path / "sliced store" / "experiments").exists()
     code, printed, _ = finalize("--slices", "3")
     assert (code, "24 samples (50.0%)" in printed) == (0, True)
