@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import runpy
 import sys
 from collections import Counter
@@ -10,7 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # by path: what `python -m trainer audit` does, in the copy that this file is of
+if __name__ == "__main__":  # by path: as `python -m trainer audit`, with the packages beside this file
     sys.argv.insert(1, "audit")
     runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
@@ -28,40 +27,17 @@ from dataengine.storage.atomic import output_file
 from dataengine.storage.open import open_store
 from dataengine.tables import table
 from trainer.checkpoints.find import local_checkpoints
+from trainer.run.arguments import audit_parser, parse
 from trainer.run.folder import local_folder, read_run_manifest
 from trainer.run.log_csv import gap_words
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, 1 if the log has gaps or is not what the manifest gives, 2 for bad input."""
-    options = make_parser().parse_args(arguments)
+    """Run the command line. Exits with 0, 1 if the log has gaps or disagrees with the manifest, or 2 for bad input."""
+    options = parse(audit_parser(), arguments)
     sys.exit(
         run_command(lambda: audit(local_folder(options.run, options.cache), options.step, options.lines, options.find))
     )
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Make the program's parser."""
-    parser = argparse.ArgumentParser(
-        prog="trainer/audit.py",
-        description="Recompute the digest of every logged step from the run's manifest and compare. With --lines, "
-        "write down every document trained on; with --find, say which steps saw a source line.",
-        epilog="Exit codes: 0 the log is whole and is what the manifest gives; 1 it differs, or has lost steps; 2 "
-        "something cannot be read.",
-    )
-    parser.add_argument("run", metavar="RUN", help="run folder, or its URL (a config's `out`)")
-    parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where the log of a URL goes (%(default)s)")
-    parser.add_argument(
-        "--step", type=int, metavar="N", help="look at the first N steps (default: all that are logged)"
-    )
-    parser.add_argument(
-        "--lines",
-        type=Path,
-        metavar="FILE",
-        help="write a JSON line for each part of a document: step, slot, file, line",
-    )
-    parser.add_argument("--find", metavar="FILE:LINE", help="which steps saw this source line")
-    return parser
 
 
 def audit(run: Path, step: int | None = None, lines: Path | None = None, find: str | None = None) -> None:

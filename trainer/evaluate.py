@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-if __name__ == "__main__":  # by path: what `python -m trainer evaluate` does, in the copy that this file is of
+if __name__ == "__main__":  # by path: as `python -m trainer evaluate`, with the packages beside this file
     sys.argv.insert(1, "evaluate")
     runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
 from dataengine.config.load import load_config
-from dataengine.errors import InputError, did_you_mean, run_command
+from dataengine.errors import InputError, run_command
 from trainer.checkpoints.find import find_checkpoint
 from trainer.checkpoints.marker import Checkpoint
-from trainer.evaluation.own_sets import SETS, check_sets, with_own_sets
+from trainer.evaluation.own_sets import check_sets, with_own_sets
 from trainer.evaluation.results import read_all_results
-from trainer.run.arguments import config_parser, parse
+from trainer.run.arguments import evaluate_parser, parse
 from trainer.run.folder import open_run
 from trainer.run.ranks import Ranks, Rendezvous
 from trainer.run.signals import let_rank_0_end_first
@@ -29,36 +29,14 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, or 2 for unusable input."""
-    options = parse(make_parser(), arguments)
+    """Run the command line. Exits with 0, or 2 for unusable input."""
+    options = parse(evaluate_parser(), arguments)
     ranks = Ranks.from_environment()
     logging.basicConfig(format="%(message)s", level=logging.INFO if ranks.rank == 0 else logging.ERROR)
     code = run_command(lambda: _evaluate(options, ranks), quiet=ranks.rank != 0)
     if code and ranks.rank != 0:
         let_rank_0_end_first()
     sys.exit(code)
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Make the program's parser."""
-    parser = config_parser(
-        prog="[composer -n RANKS] trainer/evaluate.py",
-        description="Translate the sets of `evaluate` with a checkpoint, score the translations, and write them and "
-        "results.json to OUT/evaluations/step-N/. With --all or --follow: do so on `evaluate.dev` for every "
-        "checkpoint, choose the one of the highest mean BLEU (OUT/chosen.json), and judge it on `evaluate.test` and "
-        "`evaluate.reasoning`. What is finished is kept: the same command goes on after an interruption, and repeats "
-        "nothing.",
-        epilog="example: python trainer/evaluate.py yamls/mini/uni_en_zh.yaml --all evaluate.beams=5",
-    )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--step", type=int, metavar="N", help="the checkpoint of so many steps (default: the newest)")
-    which.add_argument("--all", action="store_true", help="every checkpoint on dev, then the best one on test")
-    which.add_argument("--follow", action="store_true", help="as --all, while training: wait for new checkpoints")
-    parser.add_argument("--every", type=int, default=1, metavar="K", help="with --all, --follow: each K-th one")
-    parser.add_argument(
-        "--sets", type=_sets, default=["dev"], metavar="A,B", help="of one checkpoint: some of dev,test,reasoning (dev)"
-    )
-    return parser
 
 
 def _evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -70,7 +48,7 @@ def _evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     checkpoint = None
     if ranks.rank == 0 and not options.follow:
         run = open_run(config.out, config.cache)
-        if not (options.all and read_all_results(run)):  # of checkpoints that may all be gone
+        if not (options.all and read_all_results(run)):  # the checkpoints may all be gone
             checkpoint = find_checkpoint(run, options.step)
     log.info("%s: importing transformers, which takes a while", config.name)
     from transformers.utils import logging as transformers_log
@@ -78,7 +56,7 @@ def _evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
     from trainer.evaluation.candidates import evaluate_all, evaluate_one
     from trainer.evaluation.evaluator import Evaluation
 
-    transformers_log.set_verbosity_error()  # it would warn of prompts beyond the context, which are counted
+    transformers_log.set_verbosity_error()  # it warns of prompts beyond the context, which we count
     transformers_log.disable_progress_bar()
     with Rendezvous(ranks) as group:
         evaluation = Evaluation(config, group)
@@ -86,10 +64,3 @@ def _evaluate(options: argparse.Namespace, ranks: Ranks) -> None:
             evaluate_all(evaluation, every=options.every, follow=options.follow)
         else:
             evaluate_one(evaluation, cast(Checkpoint, group.run_on_rank0(lambda: checkpoint)), options.sets)
-
-
-def _sets(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in SETS]:
-        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is none of {', '.join(SETS)}{did_you_mean(unknown[0], SETS)}")
-    return names

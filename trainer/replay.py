@@ -1,8 +1,7 @@
-"""Look at what a step was trained on, or was not: `python trainer/replay.py RUN [--step N]`."""
+"""Show the samples of a training step and their losses: `python trainer/replay.py RUN [--step N]`."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import runpy
 import sys
@@ -11,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-if __name__ == "__main__":  # by path: what `python -m trainer replay` does, in the copy that this file is of
+if __name__ == "__main__":  # by path: as `python -m trainer replay`, with the packages beside this file
     sys.argv.insert(1, "replay")
     runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
@@ -21,6 +20,7 @@ from dataengine.characters import escape_controls
 from dataengine.errors import run_command
 from dataengine.storage.atomic import output_file
 from dataengine.tables import table
+from trainer.run.arguments import parse, replay_parser
 from trainer.run.folder import open_run
 from trainer.training.replay import Replay, replay
 
@@ -29,8 +29,8 @@ _TEXT = 60  # characters of a sample that the table shows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, or 2 for unusable input."""
-    options = make_parser().parse_args(arguments)
+    """Run the command line. Exits with 0, or 2 for unusable input."""
+    options = parse(replay_parser(), arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("trainer").setLevel(logging.INFO)
 
@@ -44,29 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(run_command(run))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the program's parser."""
-    parser = argparse.ArgumentParser(
-        prog="trainer/replay.py",
-        description="Rebuild the batch of a step on one process: each sample's source lines and text, and its loss and "
-        "the batch's gradient norm by the newest checkpoint at or before that step. Highest losses first.",
-    )
-    parser.add_argument("run", metavar="RUN", help="run folder or URL (a config's `out`)")
-    parser.add_argument("--step", type=int, metavar="N", help="default: that of the newest bad-step file of RUN")
-    parser.add_argument(
-        "--catch-up",
-        action="store_true",
-        help="train the steps between the checkpoint and N first, so that the weights are those of step N, but for the "
-        "order in which floats are added",
-    )
-    parser.add_argument("--top", type=int, default=20, metavar="N", help="show so many samples (default: %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write everything, with whole texts, as JSON")
-    parser.add_argument("--cache", default="cache", metavar="FOLDER", help="where files of a URL go (%(default)s)")
-    return parser
-
-
 def describe(made: Replay, top: int) -> list[str]:
-    """A replay as lines for people, the samples of the highest loss first."""
+    """A replay as lines of text, highest losses first."""
     if made.weights_of is None:
         head = f"step {made.step:,}; no checkpoint at or before it, so there are no losses"
     else:

@@ -1,8 +1,7 @@
-"""Train an experiment: `composer -n RANKS trainer/train.py CONFIG [key=value ...]`. The same command resumes it."""
+"""Train an experiment: `composer -n RANKS trainer/train.py CONFIG [KEY=VALUE ...]`. The same command resumes it."""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import runpy
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-if __name__ == "__main__":  # by path: what `python -m trainer train` does, in the copy that this file is of
+if __name__ == "__main__":  # by path: as `python -m trainer train`, with the packages beside this file
     sys.argv.insert(1, "train")
     runpy.run_path(str(Path(__file__).with_name("__main__.py")), run_name="__main__")
 
@@ -20,6 +19,7 @@ from dataengine.errors import run_command
 from trainer.checkpoints.marker import Checkpoint
 from trainer.checkpoints.uploads import Uploader, resume_uploads
 from trainer.preflight.problems import Problem
+from trainer.run.arguments import parse, train_parser
 from trainer.run.folder import Run
 from trainer.run.interrupts import NOT_BEGUN, end_plainly
 from trainer.run.lock import hold, hold_bucket, holder_of
@@ -34,13 +34,12 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit with 0, 2 for unusable input, or 3 for a step that must not be trained on."""
-    options = make_parser().parse_intermixed_args(arguments)
-    end_plainly(NOT_BEGUN)  # also where `main` is called
+    """Run the command line. Exits with 0, 2 for unusable input, or 3 for a step that must not be trained on."""
+    options = parse(train_parser(), arguments)
+    end_plainly(NOT_BEGUN)  # `main` can be called directly, too
     rank = Ranks.from_environment().rank
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("trainer").setLevel(logging.INFO if rank == 0 else logging.ERROR)
-    logging.getLogger("dataengine").setLevel(logging.WARNING if rank == 0 else logging.ERROR)
 
     def load() -> Config:
         return load_config(options.config, options.overrides)
@@ -56,33 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Make the program's parser."""
-    parser = argparse.ArgumentParser(
-        prog="composer [-n RANKS] trainer/train.py",
-        description="Train an experiment on its built streams, from the newest complete checkpoint under its `out` if "
-        "there is one. Writes OUT/log.csv, OUT/checkpoints/, OUT/manifest.json and OUT/config.yaml; OUT may be in a "
-        "bucket. SIGTERM or Ctrl-C ends it after the step under way, with a checkpoint. Exit codes: 0 finished or "
-        "stopped so, 2 something has to be mended first, 3 a step's loss or gradient is bad (under `composer`, the "
-        "launcher's own exit code may take their place; it is not 0 either).",
-        epilog="example: composer -n 2 trainer/train.py yamls/mini/uni_en_zh.yaml train.max_steps=100",
-    )
-    parser.add_argument("config", metavar="CONFIG", help="the experiment's YAML file")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="settings that replace the file's, such as out=runs/second",
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check all that a run needs and describe it; train nothing"
-    )
-    return parser
-
-
 def dry_run(load: Callable[[], Config]) -> None:
-    """Look at all that the run needs, and print what it will be. Raises InputError with all that is wrong."""
+    """Check everything that the run needs, and describe the run. Raises InputError with all problems."""
     with looked_at(load) as start:
         holder = holder_of(start.run) if start.group.ranks.rank == 0 else ""
         raise_gathered(start.group, [Problem(holder)] if holder else [])
@@ -93,8 +67,8 @@ def dry_run(load: Callable[[], Config]) -> None:
 def train(load: Callable[[], Config]) -> None:
     """Train to the end of the schedule, or to `train.max_steps`.
 
-    Raises InputError for what the user has to mend, on all ranks of all nodes what one of them has found, and
-    BadStepError if a step must not be trained on.
+    Raises InputError for what the user must fix, on all ranks if one rank finds it, and BadStepError if a step must not
+    be trained on.
     """
     with looked_at(load) as start, ExitStack() as held:
         config, resume, rank = start.config, start.resume, start.group.ranks.rank
@@ -113,13 +87,13 @@ def train(load: Callable[[], Config]) -> None:
 
 
 def take_run(run: Run, held: ExitStack) -> None:
-    """Hold the run's folder as long as `held` is open. Raises InputError if another process trains there."""
+    """Lock the run's folder while `held` is open. Raises InputError if another process trains there."""
     held.enter_context(hold(run.folder))
     held.enter_context(hold_bucket(run))
 
 
 def _tell_finished(start: Start, resume: Checkpoint) -> None:
-    """Bring a finished run home; say what differs, and that there is nothing to do."""
+    """Finish the uploads of a finished run; report changed settings, and that there is nothing to do."""
     finish_uploads(start.config, start.run, resume)
     _tell_log(start.run.folder / "log.csv", resume.step)
     words = "%s was %s in this run: %s would change nothing any more"
@@ -128,7 +102,7 @@ def _tell_finished(start: Start, resume: Checkpoint) -> None:
 
 
 def _tell_log(path: Path, steps: int) -> None:
-    """Say if the log of a finished run is damaged, which no training will mend."""
+    """Warn if the log of a finished run is damaged: no training will repair it."""
     rows, problem = read_whole_rows(path) if path.is_file() else ([], "it is missing")
     if gaps := missing_steps(rows, 0, steps):
         problem = problem or f"it has no rows of these: {gap_words(gaps)}"
@@ -137,7 +111,7 @@ def _tell_log(path: Path, steps: int) -> None:
 
 
 def finish_uploads(config: Config, run: Run, resume: Checkpoint) -> None:
-    """Upload what a process that was killed after its last step left here."""
+    """Upload what is left here by a process that was killed after its last step."""
     if run.store is None or resume.key:
         return
     uploader = Uploader(run, keep=config.train.keep_checkpoints, outage_limit_s=config.train.outage_limit)

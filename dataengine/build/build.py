@@ -18,7 +18,7 @@ from itertools import chain
 
 from dataengine.build.agreement import differences, read_built_config
 from dataengine.build.executors import Engine, LocalEngine
-from dataengine.build.experiment import experiment_url, make_manifest
+from dataengine.build.experiment import experiment_url, make_built_manifest
 from dataengine.build.prepare import Preparation, label_notes, missing_streams, prepare, read_if_there, try_write
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
 from dataengine.build.report import BuildReport, StreamReport, report_key
@@ -28,7 +28,6 @@ from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import DocumentStream
 from dataengine.errors import InputError, note
-from dataengine.schedule.fork import read_parent
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
@@ -67,15 +66,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     for name, plan in missing.items():
         publish_stream(plan, packed[name], store)
     built = {name: read_built_stream(plan, store, new=name in missing) for name, plan in prepared.streams.items()}
-    manifest = make_manifest(
-        config,
-        {name: b.stream for name, b in built.items()},
-        tokenizer_sha256=prepared.tokenizer.sha256,
-        vocab_size=prepared.tokenizer.vocab_size,
-        eos_id=prepared.tokenizer.eos_id,
-    )
-    if parent := read_parent(config.parent):
-        parent.check_child(manifest)
+    streams = {name: one.stream for name, one in built.items()}
+    manifest = make_built_manifest(config, streams, prepared.tokenizer)
     folder = f"experiments/{config.name}"
     before = read_if_there(store, f"{folder}/manifest.json")
     new = bool(missing) or before != manifest.content

@@ -11,6 +11,7 @@ from dataengine.schedule.fork import parent_stream, read_parent, stream_sizes
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Schedule
 from dataengine.schedule.stages import MAX_TOKENS, resolve_stages
+from dataengine.text.tokenizers.base import Tokenizer
 
 
 def experiment_url(config: Config, name: str = "manifest.json") -> str:
@@ -50,3 +51,17 @@ def make_manifest(
         stages=stages,
         parent={"plan_id": parent.plan_id, "step": parent.step} if parent else None,
     )
+
+
+def make_built_manifest(config: Config, streams: Mapping[str, Stream], tokenizer: Tokenizer) -> Manifest:
+    """The manifest of a config over built streams. Raises InputError if it changes steps that a parent has trained."""
+    manifest = make_manifest(
+        config,
+        streams,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        eos_id=tokenizer.eos_id,
+    )
+    if parent := read_parent(config.parent):
+        parent.check_child(manifest)
+    return manifest

@@ -34,6 +34,7 @@ from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
 
 MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
+_HASHES = "source_hashes.json"
 TAIL_TOKENS = 1 << 26  # a PackTails unit packs at least so many; if there are fewer, the build itself does
 
 
@@ -110,6 +111,30 @@ def try_write(store: Store, key: str, content: bytes) -> None:
 
 def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
     """Load the tokenizer, list the sources and identify their content."""
+    tokenizer, form = load_token_format(config)
+    with suppress(OSError, InputError):  # the store may be read-only
+        for folder in ("", "units/", "keeps/", f"experiments/{config.name}/"):
+            store.remove_leftovers(folder)
+    known = read_source_hashes(store)
+    found: dict[str, Any] = {}
+    streams = {}
+    for name in config.streams_in_use:
+        streams[name], hashes = plan_stream(config, name, tokenizer, form, known, threads=threads)
+        found |= hashes
+        _note_files_read_twice(name, streams[name].parts)
+    if found.keys() - known.keys():
+        try_write(store, _HASHES, orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
+    return Preparation(config, store, tokenizer, streams)
+
+
+def read_source_hashes(store: Store) -> dict[str, Any]:
+    """The hashes of sources that earlier builds computed, by path and version."""
+    hashes: dict[str, Any] = orjson.loads(read_if_there(store, _HASHES) or b"{}")
+    return hashes
+
+
+def load_token_format(config: Config) -> tuple[Tokenizer, TokenFormat]:
+    """The tokenizer, and the format of all streams of a config. Raises InputError if they do not go together."""
     tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
     if config.bos and tokenizer.bos_id is None:
         raise InputError(f"`bos: true`, but tokenizer {config.tokenizer} has no begin-of-sentence token")
@@ -126,42 +151,55 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
         shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
     )
     _check_shard_size(form, tokenizer.vocab_size)
-    with suppress(OSError, InputError):  # of a store that can only be read
-        for folder in ("", "units/", "keeps/", f"experiments/{config.name}/"):
-            store.remove_leftovers(folder)
-    known = orjson.loads(read_if_there(store, "source_hashes.json") or b"{}")
-    found: dict[str, Any] = {}
-    streams = {}
-    for name in config.streams_in_use:
-        stream = config.streams[name]
-        records = record_format(stream)
-        pairs = stream if isinstance(stream, PairStream) else None
-        by_code = dict(zip(stream.codes, stream.text_keys, strict=True))
-        paths = [
-            path if isinstance(path, str) else {key: path.get(code, "") for code, key in by_code.items()}
-            for path in stream.paths
-        ]
-        parts, hashes = parts_module.plan_parts(
-            paths, name, records, format=stream.format, part_bytes=config.part_bytes, hashes=known, threads=threads
-        )
-        found |= hashes
-        _note_files_read_twice(name, parts)
-        streams[name] = StreamPlan(
-            name=name,
-            parts=tuple(parts),
-            records=records,
-            cleaning=_plan_cleaning(name, stream, config.scores.get(name)),
-            format=form,
-            directions=pairs.directions if pairs else (),
-            adjacent=pairs is None or pairs.adjacent,
-            sides=pairs.sides if pairs else (),
-            languages={code: config.languages[code] for code in records.languages},
-            vocab_size=tokenizer.vocab_size,
-            loses_text=tokenizer.why_lost([]) is not None,
-        )
-    if found.keys() - known.keys():
-        try_write(store, "source_hashes.json", orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
-    return Preparation(config, store, tokenizer, streams)
+    return tokenizer, form
+
+
+def plan_stream(
+    config: Config,
+    name: str,
+    tokenizer: Tokenizer,
+    form: TokenFormat,
+    hashes: Mapping[str, Any],
+    *,
+    threads: int = 4,
+    hash_new: bool = True,
+) -> tuple[StreamPlan, dict[str, Any]]:
+    """All that decides the bytes of one stream, and the hashes of its sources.
+
+    `hashes` are those known already. Without `hash_new`, raises InputError for a source that is not among them.
+    """
+    stream = config.streams[name]
+    records = record_format(stream)
+    pairs = stream if isinstance(stream, PairStream) else None
+    by_code = dict(zip(stream.codes, stream.text_keys, strict=True))
+    paths = [
+        path if isinstance(path, str) else {key: path.get(code, "") for code, key in by_code.items()}
+        for path in stream.paths
+    ]
+    parts, found = parts_module.plan_parts(
+        paths,
+        name,
+        records,
+        format=stream.format,
+        part_bytes=config.part_bytes,
+        hashes=hashes,
+        threads=threads,
+        hash_new=hash_new,
+    )
+    plan = StreamPlan(
+        name=name,
+        parts=tuple(parts),
+        records=records,
+        cleaning=_plan_cleaning(name, stream, config.scores.get(name)),
+        format=form,
+        directions=pairs.directions if pairs else (),
+        adjacent=pairs is None or pairs.adjacent,
+        sides=pairs.sides if pairs else (),
+        languages={code: config.languages[code] for code in records.languages},
+        vocab_size=tokenizer.vocab_size,
+        loses_text=tokenizer.why_lost([]) is not None,
+    )
+    return plan, found
 
 
 def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:

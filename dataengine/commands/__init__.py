@@ -1,6 +1,5 @@
-"""What each subcommand of `dataengine` does: plan, inspect, score, contamination, estimate, verify, export.
+"""The subcommands of `dataengine`: build, plan, inspect, score, contamination, verify, export.
 
-A config or a manifest comes in; printed tables, a report or written files go out. Commands call `build` and the
-rooms below it and decide nothing about bytes, order or schedule. No other package may import them, but the
-trainer.
+A command reads a config or a manifest, and prints tables or writes files. Commands call `build` and the packages below
+it. They decide nothing about bytes, order or schedule. Only the trainer may import them.
 """

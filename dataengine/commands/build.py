@@ -1,4 +1,4 @@
-"""The commands build, worker and finalize, and what they print."""
+"""The commands build, worker and finalize, and their output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DAY_S = 86_400.0
 
 
 def run_build(options: argparse.Namespace) -> None:
-    """Build: all of it, a slice, or its end; with --dry-run estimate what a build would give."""
+    """Run a whole build, one slice, or its end. With --dry-run, estimate the build."""
     if options.slice is not None:
         return run_worker(options)
     if options.finalize:
@@ -49,7 +49,7 @@ def run_build(options: argparse.Namespace) -> None:
 
 
 def _note_missing_sets(evaluate: EvaluateConfig) -> None:
-    """Say which evaluation sets do not exist yet."""
+    """Report the evaluation sets that do not exist yet."""
     for name, sets in (("dev", evaluate.dev), ("test", evaluate.test)):
         for direction, place in sets.items():
             for path in [place] if isinstance(place, str) else place.values():
@@ -58,7 +58,7 @@ def _note_missing_sets(evaluate: EvaluateConfig) -> None:
 
 
 def run_worker(options: argparse.Namespace) -> None:
-    """Run one slice of a build; exit with 3 while others have to go on first."""
+    """Run one slice of a build. Exits with 3 if other slices must continue first."""
     config, workers = load_experiment(options)
     number, slices = parse_slice(options.slice)
     try:
@@ -66,30 +66,30 @@ def run_worker(options: argparse.Namespace) -> None:
     except OthersNotDoneError as waits:
         again = command_again(options, "build", "--slice", options.slice)
         print(
-            f"slice {options.slice} has done its part of {waits.title} and waits for {_left(waits, slices)}. "
-            f"When they are done, start this one again: {again}",
+            f"slice {options.slice} has finished its part of {waits.title} and waits for {_left(waits, slices)}. "
+            f"When they are done, start this slice again: {again}",
             file=sys.stderr,
         )
         sys.exit(3)
     again = command_again(options, "build", "--finalize", "--slices", str(slices))
-    print(f"slice {options.slice} is done with all its units. When all slices are: {again}")
+    print(f"slice {options.slice} has finished all its units. When all slices have: {again}")
 
 
 def run_finalize(options: argparse.Namespace) -> None:
-    """Publish what the slices of a build made."""
+    """Publish the output of a build's slices."""
     config, _ = load_experiment(options)
     try:
         show(describe_build(build(config, engine=FinishedEngine(options.slices or 1))))
     except OthersNotDoneError as waits:
         left = _left(waits, options.slices) if options.slices else _units(sum(waits.left.values()))
         raise InputError(
-            f"{waits.title} is not finished; to be done: {left}. Start their workers again, or do the rest here: "
+            f"{waits.title} is not finished; unfinished: {left}. Start these slices again, or run the rest here: "
             f"{command_again(options, 'build')}"
         ) from None
 
 
 def _left(waits: OthersNotDoneError, slices: int) -> str:
-    """Which slices have units left, in words."""
+    """The slices with unfinished units, in words."""
     return ", ".join(f"slice {number + 1}/{slices} ({_units(count)})" for number, count in sorted(waits.left.items()))
 
 

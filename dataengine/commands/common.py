@@ -1,4 +1,4 @@
-"""What several commands need: the config that is named, its manifest, slices and steps, and how text is shown."""
+"""Shared by several commands: config, manifest, slices, steps, and safe printing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dataengine.schedule.manifest import Manifest
 
 
 def show(text: str) -> None:
-    """Print what a command found; what it quotes of files cannot command the terminal."""
+    """Print the output of a command. Control characters in text from files are escaped."""
     print(escape_controls(text))
 
 
@@ -27,7 +27,7 @@ def load_experiment(options: argparse.Namespace) -> tuple[Config, int]:
 
 
 def command_again(options: argparse.Namespace, command: str, *more: str) -> str:
-    """Another command about the same experiment, to be typed next."""
+    """Another command for the same experiment, to be typed next."""
     return shlex.join(["dataengine", command, options.config, *more, *options.overrides])
 
 
@@ -57,7 +57,7 @@ def parse_steps(text: str) -> tuple[int, int]:
 
 
 def choose_streams(in_use: Sequence[str], chosen: list[str] | None, usual: list[str]) -> list[str]:
-    """The streams that a command is about. Raises InputError for one that the stages do not use."""
+    """The streams that a command works on. Raises InputError for one that the stages do not use."""
     for name in chosen or ():
         if name not in in_use:
             raise InputError(f"--stream {name}: the stages use {', '.join(in_use)}")

@@ -1,4 +1,4 @@
-"""Which evaluation sentences stand in the training streams, as the build kept them.
+"""Find evaluation sentences in the training records that the build kept.
 
 Equal is what `decontaminate` takes for equal: a whole text of 5 words or more, or an n-gram of 13 words inside a longer
 one. The search is made of units like those of a build: it is done once for a stream and its sets, by all workers, and a
@@ -38,11 +38,11 @@ from dataengine.tables import size_words, table
 
 _BATCH = 4096  # records
 _SHOWN = 200  # characters of a text
-_EXAMPLES = 1000  # records of a part that are written down; all are counted
+_EXAMPLES = 1000  # records of a part that are listed; all are counted
 
 
 def run(options: argparse.Namespace) -> None:
-    """Say which evaluation sentences stand in the streams."""
+    """Show which evaluation sentences the streams contain."""
     config, workers = load_experiment(options)
     show(run_contamination(config, workers, options.count))
 
@@ -61,14 +61,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Contamination:
-    """What was found of each set, by its name such as `dev en-zh`."""
+    """The findings for each set, by its name such as `dev en-zh`."""
 
     sentences: dict[str, int]
     found: dict[str, dict[str, set[int]]]  # set -> stream -> numbers of the sentences, from 0
     examples: list[Example]
 
     def describe(self) -> dict[str, Any]:
-        """As results.json has it."""
+        """The findings in the form of results.json."""
         return {
             name: {
                 "sentences": count,
@@ -79,7 +79,7 @@ class Contamination:
         }
 
     def table(self, examples: int = 5) -> str:
-        """The same for people, with some of the records."""
+        """The findings as text, with some of the records."""
         rows = [("set", "sentences", "in training", "by stream")]
         for name, found in self.describe().items():
             streams = ", ".join(f"{stream} {count:,}" for stream, count in found["by_stream"].items())
@@ -95,29 +95,29 @@ class Contamination:
 
 
 def run_contamination(config: Config, workers: int = 1, examples: int = 5) -> str:
-    """The command: look for all sentences of `evaluate.dev` and `evaluate.test`."""
+    """Search for all sentences of `evaluate.dev` and `evaluate.test`."""
     sets = {
         f"{name} {direction}": read_set(place, direction, config.evaluate.max_sentences)
         for name, places in (("dev", config.evaluate.dev), ("test", config.evaluate.test))
         for direction, place in places.items()
     }
     if not sets:
-        raise InputError("nothing to look for: `evaluate.dev` and `evaluate.test` name no set")
+        raise InputError("nothing to search for: `evaluate.dev` and `evaluate.test` name no set")
     return check_contamination(config, sets, workers).table(examples)
 
 
 def check_contamination(
     config: Config, sets: Mapping[str, EvaluationSet], workers: int = 1, *, most_bytes: int | None = None
 ) -> Contamination:
-    """Look for the sentences of sets, source or reference, in the streams that the stages use.
+    """Search the streams that the stages use for the sentences of sets, source and reference.
 
-    Raises InputError if a stream is not built, or has more than `most_bytes` of sources that were not searched yet.
+    Raises InputError if a stream is not built, or has more than `most_bytes` of unsearched sources.
     """
     prepared = prepare(config, open_store(config.store))
     store = prepared.store
     if missing := missing_streams(prepared):
-        raise InputError(f"stream '{next(iter(missing))}' is not built as the config says. Build it: dataengine build")
-    places: dict[str, list[tuple[str, int]]] = {}  # text -> sets and numbers that it is
+        raise InputError(f"stream '{next(iter(missing))}' is not built with these settings. Build it: dataengine build")
+    places: dict[str, list[tuple[str, int]]] = {}  # text -> its sets and its numbers in them
     for name, one in sets.items():
         for side in (one.sources, one.references):
             for number, text in enumerate(side):
@@ -148,7 +148,7 @@ def check_contamination(
 
 
 def _is_clean(plan: StreamPlan, texts: Sequence[str]) -> bool:
-    """Whether the build removed all that these texts could be found by."""
+    """Whether the build removed every record in which these texts could be found."""
     if plan.cleaning is None or not plan.cleaning.evaluation_paths:
         return False
     removed, wanted = EvaluationTexts.load(plan.cleaning.evaluation_paths), EvaluationTexts.from_texts(texts)
@@ -172,7 +172,7 @@ def _search(
         left = sum(unit.input_bytes for k, unit in enumerate(units) if k not in done)
         if left > most_bytes:
             raise InputError(
-                f"stream '{plan.name}' has {size_words(left)} to search, which takes a while. Do it once: "
+                f"stream '{plan.name}' has {size_words(left)} to search, which is slow. Search it once: "
                 "dataengine contamination CONFIG"
             )
     receipts = yield Round("looking for evaluation sentences", units)
@@ -181,13 +181,13 @@ def _search(
 
 @dataclass(frozen=True)
 class FindTexts(Unit):
-    """Find evaluation texts in the kept records of a part. `runs` of its receipt counts the records that hold some."""
+    """Find evaluation texts in the kept records of a part. `runs` of its receipt counts the records with one."""
 
     kind: ClassVar[str] = "contamination"
     part: SourcePart
     records: RecordFormat
     keep: Keep | None
-    identity: str  # of the texts and of how they are compared
+    identity: str  # of the texts and the comparison
     ngram_words: int
     shortest_words: int
     texts: tuple[str, ...] = field(metadata={"identity": False})
@@ -216,7 +216,7 @@ class FindTexts(Unit):
 
 
 class _Index:
-    """Which evaluation text a hash is of."""
+    """The evaluation text of a hash."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._all = EvaluationTexts.from_texts(texts)
@@ -232,7 +232,7 @@ class _Index:
             first += len(grams.texts)
 
     def find(self, texts: Sequence[str]) -> list[tuple[int, set[int]]]:
-        """Rows of the texts that hold evaluation texts, and the numbers of these."""
+        """Rows of the texts that contain evaluation texts, and the numbers of those."""
         rows: NDArray[np.int64] = np.flatnonzero(self._all.contaminated(texts))
         found = []
         for row in rows.tolist():

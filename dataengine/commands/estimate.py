@@ -1,4 +1,4 @@
-"""What a build would give, from a sample of its sources: tokens, time, disk, and what cleaning would drop."""
+"""Estimate a build from a sample of its sources: tokens, time, disk, and dropped records."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from dataengine.tables import size_words, table
 from dataengine.text import pairs
 from dataengine.text.packing import join_documents
 
-SAMPLE_BYTES = 4 * 10**6  # read of each stream
-_PLACES = 8  # parts that a sample is spread over
+SAMPLE_BYTES = 4 * 10**6  # to read of each stream
+_PLACES = 8  # parts that a sample is taken from
 _BATCH = 500
 _EXCERPT = 200  # characters of an unusable record
 
 
 @dataclass
 class StreamEstimate:
-    """Counts of a sample of a stream; `scale` times as much is the whole."""
+    """Counts of a sample of a stream; the whole is `scale` times as much."""
 
     name: str
     bytes: int
-    largest_part: int  # bytes; one worker reads a part, so it bounds the time
+    largest_part: int  # bytes; one worker reads a part, so this bounds the time
     sampled_bytes: int = 0
     records: int = 0
     kept: int = 0
@@ -65,7 +65,7 @@ class StreamEstimate:
 
 
 def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstimate:
-    """Read a sample of a stream and take it through cleaning and tokenizing. Writes nothing into the store.
+    """Read, clean and tokenize a sample of a stream. Writes nothing to the store.
 
     A sample that is the whole stream gives the counts of the build (but for scores, and exchanged targets).
     """
@@ -122,7 +122,7 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
 def _drop_duplicates(
     batches: list[tuple[int, Records]], keys: NDArray[Any], by: clean.Cleaning, made: StreamEstimate
 ) -> list[tuple[int, Records]]:
-    """Leave out, and count, what has a key of an earlier record of the sample."""
+    """Drop and count the records that have a key of an earlier record in the sample."""
     if not batches:
         return []
     _, records, kinds = dedup.drop_later([dedup.find_groups([dedup.sort_keys(keys)])])
@@ -135,7 +135,7 @@ def _drop_duplicates(
         twins = near_duplicates.find_near_duplicates([texts[k] for k in left.tolist()], by.near_dedup)["record"]
         made.dropped["near duplicate"] += len(twins)
         fresh[left[twins.astype(np.int64)]] = False
-    made.dropped += Counter()  # without the reasons of none
+    made.dropped += Counter()  # removes reasons with a count of 0
     made.kept = int(fresh.sum())
     ends = np.cumsum([len(batch.lines) for _, batch in batches])[:-1]
     return [(place, select(batch, k)) for (place, batch), k in zip(batches, np.split(fresh, ends), strict=True)]
@@ -166,7 +166,7 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
         reading = Reading(part, plan.records, hear)
         held: list[Records] = []
         for batch in reading.batches(_BATCH if by_line else 1):
-            if not by_line and read > before:  # the first record of another block
+            if not by_line and read > before:  # the first record of the next block
                 if before >= max(wanted, 1) and read < part.size:
                     used = before
                     break
@@ -210,7 +210,7 @@ def _texts(plan: StreamPlan, batch: Records, first: int) -> list[str]:
 
 
 def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
-    """Bytes that a token takes in the store."""
+    """Bytes of a token in the store."""
     width = plan.format.width
     rows = tokens[: len(tokens) // width * width].reshape(-1, width)
     form = plan.format.shards
@@ -223,7 +223,7 @@ def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
 
 
 def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int = SAMPLE_BYTES) -> str:
-    """Tables of what a build would give, and whether the streams suffice for the stages."""
+    """Tables of the estimates, and whether the streams suffice for the stages."""
     made = [estimate(plan, sample_bytes) for plan in prepared.streams.values()]
     rows = [("stream", "bytes", "sampled", "records", "kept", "tokens", "disk", f"time, {workers} workers")]
     for one in made:
@@ -240,8 +240,8 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
             )
         )
     lines = [
-        "estimated from a sample; nothing was written but the hashes of the sources "
-        f"({prepared.store.url}/source_hashes.json), which the build takes up",
+        "estimated from a sample; only the hashes of the sources were written "
+        f"({prepared.store.url}/source_hashes.json), which the build reuses",
         "",
         *table(rows),
     ]
@@ -250,9 +250,9 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
             word = "unusable" if reason in one.rejected else "dropped"
             lines.append(f"{one.name}: {count / max(one.records, 1):.2%} {word}: {reason}")
         if any(reason.startswith(("duplicate", "near")) for reason in one.dropped) and one.scale > 1:
-            lines.append(f"{one.name}: duplicates are those within the sample; the whole has more")
+            lines.append(f"{one.name}: only duplicates within the sample are counted; the whole has more")
         if one.name in prepared.config.scores:
-            lines.append(f"{one.name}: what `scores` will drop is not counted here")
+            lines.append(f"{one.name}: records that `scores` will drop are not counted")
     for name, labels in label_notes(prepared.streams, prepared.config).items():
         lines += [f"note: {words}" for words in labels]
         lines += [f"note: {words}" for one in made if one.name == name for words in one.notes]
@@ -260,7 +260,7 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
 
 
 def _refusal(plan: StreamPlan, made: StreamEstimate, max_bad_fraction: float) -> str | None:
-    """Why the build would refuse a stream, as far as the sample tells."""
+    """The reason why the build would refuse a stream, judging by the sample."""
     sampled = " sampled" if made.scale > 1 else ""
     bad, dropped = made.rejected.total(), +made.dropped
     if too_many_rejects(made.records, bad, max_bad_fraction):

@@ -1,4 +1,4 @@
-"""Write a schedule's samples in the order of training, as one MDS stream for trainers that know no schedule.
+"""Write a schedule's samples in the order of training, as one MDS stream for trainers without a schedule.
 
 The stream has the column `tokens`, ndarray of seq_len + 1 ids; read it without shuffling. export.summary says what it
 is, as JSON; `merge_index` of mosaicml-streaming takes every name that ends with .json for the index of a stream.
@@ -27,7 +27,7 @@ from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 
 _NAME = "export.summary"
-_BEFORE = "export.json"  # its name in exports of earlier versions
+_BEFORE = "export.json"  # the name in exports of earlier versions
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class _About:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the samples in the order of training."""
+    """Write the samples in training order."""
     config, _ = load_experiment(options)
     manifest = read_built_manifest(options, config)
     first, last = parse_steps(options.steps) if options.steps else (0, manifest.schedule.steps)
@@ -61,9 +61,9 @@ def run(options: argparse.Namespace) -> None:
 
 
 def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, first: int, last: int) -> int:
-    """Write the samples of steps `first` to `last` - 1 to `target`; return how many.
+    """Write the samples of steps `first` to `last` - 1 to `target`. Returns their number.
 
-    Shards that are there already stay, so an export that was killed goes on; index.json comes last. Raises InputError
+    Existing shards are kept, so a killed export resumes; index.json is written last. Raises InputError
     if `target` holds another export.
     """
     if not 0 <= first < last <= manifest.schedule.steps:
@@ -112,7 +112,7 @@ def _shards_of(manifest: Manifest, first: int, last: int, size: int) -> Iterator
 
 
 def _claim(target: Store, about: dict[str, Any]) -> None:
-    """Make a folder that of this export. Raises InputError if it is that of another one, or holds other files."""
+    """Mark a folder as that of this export. Raises InputError if it has another export or other files."""
     there = target.sizes("")
     name = next((name for name in (_NAME, _BEFORE) if name in there), None)
     if name is None:
@@ -126,8 +126,7 @@ def _claim(target: Store, about: dict[str, Any]) -> None:
         held = dict(orjson.loads(target.read(name)))
     except (orjson.JSONDecodeError, TypeError, ValueError):
         raise InputError(
-            f"{target.url}/{name} is damaged, so it cannot be told which export this is. Give a folder that is empty "
-            "or new."
+            f"{target.url}/{name} is damaged, so this export cannot be identified. Give a folder that is empty or new."
         ) from None
     if held != about:
         other = ", ".join(

@@ -1,4 +1,4 @@
-"""What cleaning drops of each stream, with examples from the sources."""
+"""Show what cleaning drops in each stream, with examples from the sources."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BATCH = 1000
 
 
 def run(options: argparse.Namespace) -> None:
-    """Show what cleaning drops, a sample, or where a line is."""
+    """Show what cleaning drops, one sample, or the samples of a source line."""
     config, workers = load_experiment(options)
     if options.line is not None:
         manifest = read_built_manifest(options, config)
@@ -58,18 +58,18 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _prepare_sources(options: argparse.Namespace, config: Config, manifest: Manifest) -> Preparation | None:
-    """The sources of built streams as they are now; None, with a note, if they cannot be listed.
+    """The present sources of built streams; None, with a note, if they cannot be listed.
 
     Says which streams were built of other sources.
     """
     try:
         prepared = prepare(config, open_store(config.store))
     except InputError as error:
-        note(f"files are named as they were when the streams were built, for the sources cannot be listed: {error}")
+        note(f"file names are those at the time of the build, since the sources cannot be listed: {error}")
         return None
     if changed := inspect_samples.changed_streams(manifest, prepared):
         note(
-            f"the sources of {', '.join(changed)} changed since the build, and what is shown is as they were then. "
+            f"the sources of {', '.join(changed)} have changed since the build; this shows them as they were then. "
             f"Build again: {command_again(options, 'build')}"
         )
     return prepared
@@ -90,7 +90,7 @@ class Example:
     similarity: float = 1.0
 
     def describe(self) -> list[str]:
-        """Lines for people."""
+        """The example as lines of text."""
         lines = [f"{self.reason}: {self.path}, line {self.line}", *self._excerpts()]
         if self.kept is not None:
             kept = self.kept
@@ -103,7 +103,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Unusable:
-    """How many records a stream has read, how many of these are unusable, by reason, and the first ones."""
+    """The number of records that a stream read, the unusable ones by reason, and the first of them."""
 
     records: int
     rejected: Counter[str]
@@ -113,7 +113,7 @@ class Unusable:
 def describe_cleaning(
     prepared: Preparation, engine: Engine, *, names: list[str], reason: str | None, count: int
 ) -> str:
-    """What of the named streams is unusable or dropped: a table of reasons, then `count` examples of each (or of one).
+    """The unusable and dropped records of streams: a table of reasons, then `count` examples of each (or of one).
 
     Reading and cleaning run first as far as they are not done; scores count once the pairs are scored. A stream that
     the build refuses for its unusable records is shown as well.
@@ -144,7 +144,7 @@ def describe_cleaning(
 
 
 def _look(plan: StreamPlan, config: Config, store: Store) -> Rounds[tuple[Unusable, Cleaned | None]]:
-    """What is unusable and what cleaning says: as the build counted it, or else by the units of a build to come."""
+    """The unusable records and the results of cleaning: from the build, or else by running its units."""
     cleaned = (yield from clean_stream(plan, config, store, checks=False)) if plan.cleaning else None
     if built := _built(plan, store):
         return built, cleaned
@@ -162,7 +162,7 @@ def _look(plan: StreamPlan, config: Config, store: Store) -> Rounds[tuple[Unusab
 
 
 def _built(plan: StreamPlan, store: Store) -> Unusable | None:
-    """What the built stream says of its unusable records; None if it is not built, or does not say which they are."""
+    """The unusable records of a built stream; None if it is not built, or does not list them."""
     if store.size(f"{plan.folder}/index.json") is None:
         return None
     summary = read_summary(store, plan.folder)
@@ -223,7 +223,7 @@ def examples(
 def _kept_twins(
     plan: StreamPlan, cleaned: Cleaned, before: Sequence[int], ids: Sequence[int]
 ) -> dict[int, dict[str, Any]]:
-    """What is kept for those of the records that are near duplicates, by their ids."""
+    """The records that are kept in place of near duplicates, by the ids of the duplicates."""
     twins = {
         record: (kept, alike) for record, kept, alike in cleaned.twins[np.isin(cleaned.twins["record"], ids)].tolist()
     }
@@ -239,7 +239,7 @@ def _kept_twins(
 
 
 def _records(plan: StreamPlan, part: SourcePart, numbers: list[int]) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-    """Number, line in the part and texts of some usable records of a part, in order; reads no more than it needs."""
+    """Number, line in the part and texts of some usable records of a part, in order. Reads only as far as needed."""
     if not numbers:
         return
     reading = Reading(part, plan.records, lambda count: None)

@@ -1,4 +1,4 @@
-"""What a sample of a built stream is made of, and which samples hold a line of a source."""
+"""Show the source lines of a sample, and the samples of a source line."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
 
 _SOURCES = 10  # files named in a message
-Names = Mapping[str, Sequence[tuple[str, ...]]]  # folder of a stream -> the files of each part, as they are named now
+Names = Mapping[str, Sequence[tuple[str, ...]]]  # folder of a stream -> the present names of each part's files
 
 
 def current_names(prepared: Preparation) -> Names:
-    """What the sources are called now: they may have been renamed since the streams were built."""
+    """The present names of the sources, which may have been renamed since the build."""
     return {plan.folder: [part.paths for part in plan.parts] for plan in prepared.streams.values()}
 
 
@@ -39,7 +39,7 @@ def describe_sample(
     if stream is None:
         raise InputError(f"no stream '{name}' in the manifest; it has {', '.join(s.name for s in manifest.streams)}")
     if not 0 <= sample < stream.samples:
-        raise InputError(f"stream '{name}' has samples 0 to {stream.samples - 1:,}, and not {sample:,}")
+        raise InputError(f"stream '{name}' has samples 0 to {stream.samples - 1:,}, not {sample:,}")
     width = manifest.seq_len + 1
     (tokens,) = SampleReader.of_store(store, [stream], width, token_dtype(manifest.vocab_size)).read([sample])
     provenance = StreamProvenance(store, stream.remote, width, (names or {}).get(stream.remote, ()))
@@ -53,7 +53,7 @@ def describe_sample(
 
 
 def changed_streams(manifest: Manifest, prepared: Preparation) -> list[str]:
-    """The streams of a manifest whose sources are not those any more that they were built of."""
+    """The streams of a manifest whose sources have changed since the build."""
     now = {plan.folder for plan in prepared.streams.values()}
     return [stream.name for stream in manifest.streams if stream.remote not in now]
 
@@ -61,10 +61,10 @@ def changed_streams(manifest: Manifest, prepared: Preparation) -> list[str]:
 def describe_line(
     manifest: Manifest, store: Store, place: str, prepared: Preparation | None = None, engine: Engine | None = None
 ) -> str:
-    """The samples of each stream that hold a part of a source line, `place` being FILE:LINE, or why none does.
+    """The samples of each stream that hold a part of the source line `place` (FILE:LINE), or why there is none.
 
-    The file goes by the name that it has, or else by the one that it had when the stream was built. Without `prepared`
-    (the sources as they are now), or `engine`, which cleans again what is not in the store, the reason is left open.
+    The file is known by its present name, or by its name at the time of the build. The reason is given only with
+    `prepared` (the present sources) and `engine`, which repeats the cleaning that is not in the store.
     """
     names = current_names(prepared) if prepared else {}
     plans = {plan.folder: plan for plan in prepared.streams.values()} if prepared and engine else {}
@@ -97,14 +97,14 @@ def describe_line(
         raise InputError(f"{path} is not a source of '{manifest.name}'; they are {', '.join(sources[:_SOURCES])}{more}")
     if any(line.endswith("(see below)") for line in lines):
         lines.append(
-            "In no sample is what is past the end of the file, blank, unusable, dropped by cleaning, "
-            "or in the tokens that fill no sample."
+            "A line is in no sample if it is past the end of the file, blank, unusable, dropped by cleaning, "
+            "or in the remainder, which fills no sample."
         )
     return "\n".join(lines)
 
 
 def _why_in_none(plan: StreamPlan, prepared: Preparation, engine: Engine, path: str, line: int) -> str:
-    """Why no sample of a built stream holds a line of one of its files."""
+    """The reason why no sample of a built stream holds a line of its files."""
     store, ends, reasons = prepared.store, [], []
     for number, (part, source) in enumerate(zip(plan.parts, read_summary(store, plan.folder).sources, strict=True)):
         if path not in part.paths:
@@ -121,7 +121,7 @@ def _why_in_none(plan: StreamPlan, prepared: Preparation, engine: Engine, path: 
 
 
 def _find_record(plan: StreamPlan, part: SourcePart, line: int) -> int | str:
-    """The number of the usable record at a line of a part, or what else is there."""
+    """The number of the usable record at a line of a part, or what the line is instead."""
     usable = 0
     for batch in read_records(part, plan.records):
         if reject := next((reject for reject in batch.rejects if reject.line == line), None):
@@ -135,14 +135,14 @@ def _find_record(plan: StreamPlan, part: SourcePart, line: int) -> int | str:
 
 
 def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part: int, record: int) -> str:
-    """Why a usable record is in no sample."""
+    """The reason why a usable record is in no sample."""
     if plan.cleaning:
         cleaned = run_rounds(
             {plan.name: clean_stream(plan, prepared.config, prepared.store, checks=False)}, engine, prepared.store
         )[plan.name]
         if code := int(cleaned.codes[part][record]):
             return f"dropped: {plan.cleaning.reasons[code - 1]}"
-    return "it is in the last tokens, which fill no sample"
+    return "it is in the remainder, which fills no sample"
 
 
 def _same_file(one: str, other: str) -> bool:

@@ -1,21 +1,22 @@
-"""Look at a run's schedule before it runs: from its manifest, or from a config whose streams are not built yet."""
+"""Show a run's schedule: of a manifest, of a built config, or of a config as it would be built."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from dataengine.build.agreement import build_differences, read_built_config
-from dataengine.build.experiment import experiment_url, make_manifest
+from dataengine.build.experiment import experiment_url, make_built_manifest, make_manifest
+from dataengine.build.stored import find_stored_streams
 from dataengine.commands.common import parse_steps, show
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import AssumeConfig
-from dataengine.errors import InputError
+from dataengine.errors import InputError, note
 from dataengine.mds.types import Shard, StoredFile, Stream
 from dataengine.schedule.fork import inherited_restarts
 from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
@@ -29,14 +30,16 @@ from dataengine.storage.store import Store
 from dataengine.tables import size_words, table
 from dataengine.text.tokenizers.load import load_tokenizer
 
-_MOST_SHARDS = 1 << 18  # of a stream that is not built; larger ones stand for more
+_MOST_SHARDS = 1 << 18  # of a stream that is not built; larger shards stand for more
 _MOST_LISTED = 100_000  # samples of a step whose ids are shown
-_UNKNOWN = "assumed"  # stands for the hashes of what is not built
+_UNKNOWN = "assumed"  # in place of the hashes of streams that are not built
 
 
 def run(options: argparse.Namespace) -> None:
-    """Show a plan, some of its steps, or where two plans part."""
+    """Show a plan, some of its steps, or the first difference between two plans."""
     plan = load_plan(options.config, options.overrides)
+    if plan.origin and (options.diff or options.steps):
+        note(f"{plan.manifest.name} is {plan.origin}")
     if options.diff:
         show(describe_difference(plan, load_plan(options.diff)))
     elif options.steps:
@@ -55,19 +58,29 @@ def run(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """A schedule to look at. `assumed` streams are not built: their sizes are stated, not counted."""
+    """A schedule to look at. `assumed` streams are not built: their sizes are stated, not counted.
+
+    `origin` says what a plan that is not built comes from; it is empty for a built one. `missing` has the reason why
+    the store does not have a stream.
+    """
 
     manifest: Manifest
     assumed: tuple[str, ...]
-    store: Store | None  # where the streams lie, if they are built
+    store: Store | None  # where the streams are, if any is built
     config: Config | None
+    origin: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
-    """The plan of a manifest (.json) or a config (YAML): the built one if it is up to date, else by `assume`."""
+    """The plan of a manifest (.json) or a config (YAML).
+
+    If the config is built as it is, this is the built plan. Otherwise it is the plan that a build would make of the
+    streams in the store; a stream that is not there has its assumed size. Writes nothing.
+    """
     if path.endswith(".json"):
         if overrides:
-            raise InputError("a manifest is as it is: overrides go with a config")
+            raise InputError("a manifest cannot be changed: give overrides with a config")
         return Plan(read_manifest(path), (), None, None)
     return _plan_config(load_config(path, overrides))
 
@@ -89,32 +102,58 @@ def plan(config: Config) -> Manifest:
 def _plan_config(config: Config) -> Plan:
     store = open_store(config.store)
     if store.size(f"experiments/{config.name}/manifest.json") is None:
-        return _assume(config, f"is not built in {config.store}")
+        return _plan_unbuilt(config, store, f"is not built in {config.store}")
     manifest = read_manifest(experiment_url(config))
     if changed := build_differences(config, read_built_config(store, config.name), manifest):
-        return _assume(config, f"was built with other settings ({', '.join(one.key for one in changed)})")
+        keys = ", ".join(one.key for one in changed)
+        return _plan_unbuilt(config, store, f"was built with other settings ({keys})")
     return Plan(manifest, (), store, config)
 
 
-def _assume(config: Config, reason: str) -> Plan:
-    """The plan of a config whose streams have the sizes that it states."""
-    missing = [name for name in config.streams_in_use if config.streams[name].assume is None]
-    if missing:
-        elsewhere = "" if is_url(config.store) else where_it_would_be(Path(config.store, "experiments"))
-        raise InputError(
-            f"'{config.name}' {reason}, and streams {', '.join(missing)} state no size. "
-            f"Build it (dataengine build CONFIG), or state sizes: streams.{missing[0]}.assume: {{tokens: 1B}}"
-            f"{elsewhere}"
-        )
+def _plan_unbuilt(config: Config, store: Store, reason: str) -> Plan:
+    """The plan that a build would make, as far as the store has the streams; else with the sizes that are stated."""
+    stored = find_stored_streams(config, store)
+    if any(config.streams[name].assume is None for name in stored.missing):
+        raise InputError(_missing_sizes(config, stored.missing, reason))
     width, in_shard = config.seq_len + 1, config.samples_per_shard
-    sizes = {name: config.streams[name].assume for name in config.streams_in_use}
-    streams = {name: _assumed_stream(name, size, width, in_shard) for name, size in sizes.items()}
-    manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
-    return Plan(manifest, tuple(streams), None, config)
+    assumed = {name: _assumed_stream(name, config.streams[name].assume, width, in_shard) for name in stored.missing}
+    streams = {name: assumed[name] if name in assumed else stored.streams[name] for name in config.streams_in_use}
+    origin = " and ".join([f"streams in {config.store}"] * bool(stored.streams) + ["assumed sizes"] * bool(assumed))
+    if assumed or stored.tokenizer is None:
+        manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
+    else:
+        manifest = make_built_manifest(config, streams, stored.tokenizer)
+    return Plan(
+        manifest,
+        assumed=tuple(assumed),
+        store=store if stored.streams else None,
+        config=config,
+        origin=f"not built, planned from {origin}",
+        missing=stored.missing,
+    )
+
+
+def _missing_sizes(config: Config, missing: Mapping[str, str], reason: str) -> str:
+    """Why a config cannot be planned, and what to do."""
+    unknown = [name for name in missing if config.streams[name].assume is None]
+    elsewhere = "" if is_url(config.store) else where_it_would_be(Path(config.store, "experiments"))
+    return (
+        f"'{config.name}' {reason}, and the sizes of streams {', '.join(unknown)} are unknown. "
+        f"{_reasons({name: missing[name] for name in unknown})} Build it (dataengine build CONFIG), or state sizes: "
+        f"streams.{unknown[0]}.assume: {{tokens: 1B}}{elsewhere}"
+    )
+
+
+def _reasons(missing: Mapping[str, str]) -> str:
+    """Why the store does not have some streams; streams of one reason together."""
+    names: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        names.setdefault(reason.removeprefix(f"stream '{name}': ").rstrip("."), []).append(name)
+    return " ".join(f"{', '.join(streams)}: {reason}." for reason, streams in names.items())
 
 
 def _assumed_stream(name: str, assume: AssumeConfig | None, width: int, samples_per_shard: int) -> Stream:
-    """A stream of the assumed size whose samples have `width` tokens."""
+    """A stream of the assumed size. Its samples have `width` tokens."""
     assert assume is not None
     samples = assume.samples or (assume.tokens or 0) // width
     in_shard = max(samples_per_shard, -(-samples // _MOST_SHARDS))
@@ -128,9 +167,10 @@ def _assumed_stream(name: str, assume: AssumeConfig | None, width: int, samples_
 def describe_plan(
     plan: Plan, *, nodes: int = 1, tokens_per_second: float | None = None, gpus: int | None = None
 ) -> str:
-    """Tables of a plan: stages, streams, what reading them costs each of `nodes` nodes, and hours on `gpus` in all."""
+    """Tables of a plan: stages, streams, bytes that each of `nodes` nodes reads, and hours on `gpus` GPUs in total."""
     manifest, schedule = plan.manifest, plan.manifest.schedule
-    title = f"{manifest.name}: plan {manifest.plan_id[:12]}" if not plan.assumed else f"{manifest.name}: not built"
+    plan_id = "" if plan.assumed else f"plan {manifest.plan_id[:12]}"
+    title = f"{manifest.name}: {', '.join(filter(None, (plan_id, plan.origin)))}"
     total = schedule.steps * manifest.batch_size * manifest.seq_len
     lines = [
         f"{title}, {schedule.steps:,} steps of {manifest.batch_size:,} x {manifest.seq_len:,} = {total:,} tokens",
@@ -148,11 +188,11 @@ def describe_plan(
     lines += [
         *table(stages if settings else [row[:-1] for row in stages], left=(0, 4, 6)),
         "",
-        "drift: the most samples by which a stream is ahead of or behind its share",
+        "drift: the largest number of samples by which a stream is ahead of or behind its share",
         "",
     ]
     cursors = schedule.cursors(schedule.steps)
-    rows = [("stream", "samples", "drawn", "tokens drawn", "share", "passes", "never drawn", "read by a node")]
+    rows = [("stream", "samples", "drawn", "tokens drawn", "share", "epochs", "never drawn", "read by a node")]
     for stream in manifest.streams:
         drawn = cursors.get(stream.name, 0)
         share = drawn / (schedule.steps * manifest.batch_size)
@@ -172,20 +212,22 @@ def describe_plan(
     lines += table(rows)
     read = sum(_bytes_read(stream, cursors.get(stream.name, 0), nodes, manifest.lanes) for stream in manifest.streams)
     cache = size_words(_cache(manifest, nodes))
-    lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in all and needs at least {cache} of cache"]
+    lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in total and needs at least {cache} of cache"]
     if tokens_per_second:
         hours = total / tokens_per_second / 3600
         of_gpus = f" on {gpus} GPUs: {hours * gpus:,.0f} GPU-hours" if gpus else ""
         lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s{of_gpus}")
     if plan.assumed:
-        lines.append("Sizes marked (assumed) are the config's; the build counts.")
+        lines.append("Sizes marked (assumed) are the config's. The build counts them: dataengine build CONFIG")
+    if plan.missing:
+        lines.append(f"Not in {plan.config.store if plan.config else ''}: {_reasons(plan.missing)}")
     if plan.config:
         notes += idle_streams(plan.config.stages, schedule.own_stages, schedule.lanes)
     return "\n".join([*lines, *(f"note: {words}" for words in notes)])
 
 
 def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
-    """What the steps are to be trained with, if that is known, and what is to be said of the learning rate."""
+    """The training settings of the steps, if they are known, and notes on the learning rate."""
     if plan.config is None:
         return None, []
     planned = planned_settings(plan.config, plan.manifest.schedule)
@@ -201,7 +243,7 @@ def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
 def describe_steps(plan: Plan, first: int, last: int, texts: int = 0) -> Iterator[str]:
     """Lines for steps first..last: stage, the sample ids of each stream in slot order, and the text of some samples.
 
-    Of a step of more than 100,000 samples the first so many are listed. Raises InputError if these are no steps.
+    At most 100,000 samples of a step are listed. Raises InputError for steps outside the schedule.
     """
     schedule = plan.manifest.schedule
     if not 0 <= first < last <= schedule.steps:
@@ -228,7 +270,7 @@ def _step_lines(plan: Plan, step: int, texts: int) -> Iterator[str]:
 
 
 def describe_difference(one: Plan, other: Plan) -> str:
-    """Where two plans part: the first step that differs, and how."""
+    """The first step at which two plans differ, and the difference."""
     a, b = one.manifest, other.manifest
     names = f"{a.name} and {b.name}"
     for key in ORDER_KEYS:
@@ -249,7 +291,9 @@ def _first_difference(a: Manifest, b: Manifest) -> int | None:
     steps = min(a.schedule.steps, b.schedule.steps)
     shards = [{s.name: (s.index_sha256, s.samples) for s in m.streams} for m in (a, b)]
     step = 0
-    for x, y in zip(a.stages, b.stages, strict=False):  # stages of one ratio draw alike: no look at their steps
+    for x, y in zip(
+        a.stages, b.stages, strict=False
+    ):  # stages with the same ratio draw the same samples: their steps need no comparison
         if not _alike(x, y) or any(shards[0][name] != shards[1][name] for name, count in x.samples.items() if count):
             break
         step += min(x.length, y.length)
@@ -268,7 +312,7 @@ def _first_difference(a: Manifest, b: Manifest) -> int | None:
 
 
 def _alike(x: Stage, y: Stage) -> bool:
-    """Whether the mixes of two stages have one ratio."""
+    """Whether the mixes of two stages have the same ratio."""
     totals = sum(x.samples.values()), sum(y.samples.values())
     names = {*x.samples, *y.samples}
     return all(x.samples.get(name, 0) * totals[1] == y.samples.get(name, 0) * totals[0] for name in names)
@@ -293,7 +337,7 @@ def _mix(stage: Stage) -> str:
 
 
 def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> float:
-    """The most samples by which a stream strays from its share, at some of the stage's steps."""
+    """The largest deviation of a stream from its share, in samples, over some of the stage's steps."""
     quotas = [quota // lanes for quota in stage.samples.values() if quota]
     total, worst = sum(quotas), 0.0
     count = min(stage.length, probes)
@@ -305,7 +349,7 @@ def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> floa
 
 
 def _bytes_read(stream: Stream, drawn: int, nodes: int, lanes: int) -> float:
-    """Bytes of a stream that one node downloads: its lanes' part of what is drawn in the first pass."""
+    """Bytes of a stream that one node downloads: its lanes' part of the samples of the first epoch."""
     part = 1 / nodes if lanes % nodes == 0 else 1.0
     return sum(shard.stored.bytes for shard in stream.shards) * min(drawn / max(stream.samples, 1), 1) * part
 
@@ -323,7 +367,7 @@ def _cache(manifest: Manifest, nodes: int) -> float:
 
 def _sample_text(plan: Plan, number: int, sample_id: int, slot: int) -> list[str]:
     stream = plan.manifest.streams[number]
-    if plan.store is None or plan.config is None:
+    if plan.store is None or plan.config is None or stream.name in plan.assumed:
         raise InputError("the text of samples needs a config whose streams are built: dataengine build CONFIG")
     position = sample_id - int(plan.manifest.order.first_ids[number])
     (tokens,) = PlanReader.of_store(plan.manifest, plan.store).read_ids(np.array([sample_id])).tokens

@@ -1,4 +1,4 @@
-"""Score the pairs of an experiment's streams by a COMET model, for builds with thresholds."""
+"""Score the pairs of an experiment's streams with a COMET model, for builds with thresholds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _BATCH = 4096
 
 @dataclass
 class _LateScorer:
-    """A scorer that is loaded for the first pair without a score: loading takes long, and often there is none."""
+    """A scorer that is loaded at the first pair without a score. Loading is slow, and often no pair needs it."""
 
     sha256: str
     model: str
@@ -43,7 +43,7 @@ class _LateScorer:
     batch_size: int
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> NDArray[np.float32]:
-        """Scores of pairs, shape (n,). Raises InputError as `load_scorer`, and if the model is another by now."""
+        """Scores of pairs, shape (n,). Raises InputError as `load_scorer`, and if the model has changed since."""
         return self._loaded.score(sources, targets)
 
     @cached_property
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
 def score_streams(
     config: Config, names: list[str], *, device: str, batch_size: int, number: int, slices: int, workers: int
 ) -> str:
-    """Score what cleaning keeps of the named streams, slice `number` (from 0) of `slices` of their parts.
+    """Score the kept records of the named streams, slice `number` (from 0) of `slices` of their parts.
 
     Cleaning runs first as far as it is not done. Returns a table of how many pairs each stream and direction had to
     score, and how many were scored before. Raises InputError if a stream has no `scores`.
@@ -83,7 +83,7 @@ def score_streams(
     wanted = {name: config.scores[name] for name in names if name in config.scores}
     if missing := [name for name in names if name not in wanted]:
         if isinstance(config.streams[missing[0]], DocumentStream):
-            raise InputError(f"stream '{missing[0]}' is of documents; only pairs are scored. Name a stream of pairs.")
+            raise InputError(f"stream '{missing[0]}' has documents, and only pairs are scored. Name a stream of pairs.")
         raise InputError(f"stream '{missing[0]}' has no `scores`: add them to streams.{missing[0]}, such as {example}")
     prepared = prepare(config, open_store(config.store))
     store = prepared.store
@@ -94,7 +94,7 @@ def score_streams(
         store,
     )
     rows = [("stream", "direction", "scored", "known before")]
-    scorers: dict[str, _LateScorer] = {}  # streams mostly share a model
+    scorers: dict[str, _LateScorer] = {}  # streams usually share a model
     for name, plan in plans.items():
         assert plan.cleaning is not None
         assert plan.cleaning.score_model is not None
@@ -126,7 +126,7 @@ def score_streams(
 
 
 def _pairs(plan: StreamPlan, reading: Reading, direction: str) -> Iterator[tuple[list[str], list[str]]]:
-    """Batches of sources and targets of the kept records, in a direction."""
+    """Batches of sources and targets of the kept records in one direction."""
     codes = list(plan.languages)
     source, target = (codes.index(code) for code in direction.split("-"))
     for batch in reading.batches(_BATCH):

@@ -1,4 +1,4 @@
-"""Hash built streams again and compare with what was written, wherever they are."""
+"""Check built streams, local or remote, against the hashes of their indexes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _THREADS = 8  # shards fetched and hashed at a time; a shard is about 16 MB
 
 
 def run(options: argparse.Namespace) -> None:
-    """Hash the streams of a config or of a folder, and say what is wrong."""
+    """Check the streams of a config or of a folder. Raises InputError that lists all problems."""
     if options.config.endswith((".yaml", ".yml")):
         config, _ = load_experiment(options)
         store, streams = open_store(config.store), read_experiment_manifest(options, config).streams
         remedy = (
-            f"Remove the folders of the streams named here, and {store.url}/units (on a disk its files are the same "
+            f"Remove the folders of the streams named here, and {store.url}/units (on a disk, both are the same "
             f"ones), then build again: {command_again(options, 'build')}"
         )
     elif options.overrides:
@@ -44,13 +44,13 @@ def run(options: argparse.Namespace) -> None:
         count, of = (f"{n:,} {word}{'s' * (n != 1)}" for n, word in ((len(problems), "problem"), (shards, "shard")))
         found = f"{count} in {of}. {remedy}"
         raise InputError("\n".join([*problems, found]))
-    print(f"{shards:,} shards, {size:,} bytes: all as they were written")
+    print(f"{shards:,} shards, {size:,} bytes: all unchanged since they were written")
     if bare := sum(not shard.stored.hashes for stream in streams for shard in stream.shards):
         note(f"{bare:,} of these shards were written without hashes (shard_hashes): only their sizes were compared")
 
 
 def verify(store: Store, streams: Sequence[Stream]) -> tuple[list[str], int, int]:
-    """Check streams of a store; return what is wrong, the number of shards and their bytes.
+    """Check streams of a store. Returns the problems, the number of shards and their bytes.
 
     Every shard is read, decompressed if it is compressed, and hashed; a manifest also pins the index of each stream.
     What says where each document comes from is hashed as well, but may be missing: shards and index alone are a stream.
@@ -79,7 +79,7 @@ def _check_shard(store: Store, stream: Stream, number: int) -> list[str]:
 
 
 def _check_file(store: Store, key: str, judge: Callable[[bytes], str]) -> Iterator[str]:
-    """What is wrong with a file: that it cannot be read, or what `judge` says of its content, if anything."""
+    """The problems of a file: it cannot be read, or `judge` finds something in its content."""
     try:
         words = judge(store.read(key))
     except FileNotFoundError:
@@ -99,7 +99,7 @@ def _check_index(store: Store, stream: Stream) -> Iterator[str]:
 
 
 def _check_origins(store: Store, stream: Stream) -> Iterator[str]:
-    """What is wrong with the files that say how the stream was made, as far as it has any."""
+    """The problems of the files that describe how the stream was made, if it has any."""
     if not _has(store, stream.remote, (*NAMES, "documents.00000.npy")):
         return
     try:
@@ -154,7 +154,7 @@ def open_stream(folder: str) -> tuple[Store, Stream]:
 
 @dataclass(frozen=True)
 class _Entry:
-    """What an index.json says of a shard, as far as it is needed here."""
+    """The fields of a shard in an index.json that are needed here."""
 
     samples: int
     raw_data: StoredFile

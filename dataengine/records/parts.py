@@ -28,13 +28,15 @@ def plan_parts(
     part_bytes: int,
     hashes: Mapping[str, Any],
     threads: int,
+    hash_new: bool = True,
 ) -> tuple[list[SourcePart], dict[str, Any]]:
     """Cut the files that patterns name (each pattern's sorted) into parts, and identify the content of each.
 
     Plain files of lines are cut at line ends, Parquet between row groups, at about `part_bytes`; the rest are whole. A
     mapping names a Moses corpus: a path for each key. A local part's identity is a hash of its bytes, remembered in
     `hashes` by path and version; a remote one's its ETag and place. The parts of a TSV have the columns that its
-    heading names. Returns the parts, and what to remember.
+    heading names. Returns the parts, and what to remember. Without `hash_new`, raises InputError for a file that
+    `hashes` does not have in its present version.
     """
     groups = [
         (MOSES if isinstance(path, Mapping) else format or _format_of(files[0].path, stream), files)
@@ -44,7 +46,7 @@ def plan_parts(
     parts: list[SourcePart] = []
     remembered: dict[str, Any] = {}
     with ThreadPoolExecutor(threads) as pool:
-        look = partial(_identify, form=form, part_bytes=part_bytes, hashes=hashes)
+        look = partial(_identify, form=form, part_bytes=part_bytes, hashes=hashes, hash_new=hash_new)
         jobs = [[pool.submit(look, file, kind) for file in files] for kind, files in groups]
         for (kind, files), job in zip(groups, jobs, strict=True):
             names = tuple(file.path for file in files)
@@ -69,12 +71,14 @@ class _Identified(NamedTuple):
 
 
 def _identify(
-    file: FoundFile, kind: str, form: RecordFormat, part_bytes: int, hashes: Mapping[str, Any]
+    file: FoundFile, kind: str, form: RecordFormat, part_bytes: int, hashes: Mapping[str, Any], hash_new: bool
 ) -> _Identified:
     row = format_of(kind, form)
     cut = part_bytes if row.splitter and not file.path.lower().endswith(archives.SUFFIXES) else 0
     place = f"{file.path if is_url(file.path) else Path(file.path).resolve()}|{file.version}|{kind}"
     known = hashes.get(f"{place}|{cut}")
+    if known is None and not hash_new:
+        raise InputError(f"{file.path} is new, or has changed since it was last built")
     spans = [Span(*one) for one in known] if known else (row.splitter or LINES).split(file, cut)
     remembered: dict[str, Any] = {f"{place}|{cut}": [list(span) for span in spans]}
     if row.columns is None:

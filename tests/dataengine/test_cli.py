@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import re
@@ -11,24 +12,15 @@ import time
 from pathlib import Path
 
 import pytest
+import shtab
 
-from dataengine.cli import _make_parser, main
+from dataengine.cli import main, make_parser
+from dataengine.commands import arguments as arguments_module
 from dataengine.config.load import dump_config, load_config
 from tests.conftest import ROOT, ConfigMaker, write_jsonl
 
-COMMANDS = [
-    "init",
-    "build",
-    "worker",
-    "finalize",
-    "score",
-    "inspect",
-    "plan",
-    "config",
-    "contamination",
-    "verify",
-    "export",
-]
+COMMANDS = [command.name for command in arguments_module.COMMANDS]
+PROGRAMS = [program.name for program in arguments_module.PROGRAMS]
 
 
 def exit_code(arguments: list[str]) -> int:
@@ -74,13 +66,15 @@ def test_unusable_input_is_one_paragraph_and_exit_code_2(tmp_path: Path, capsys:
     ("arguments", "message"),
     [
         ([], "dataengine: error: the following arguments are required: COMMAND"),
-        (["bild"], "invalid choice: 'bild' (choose from 'init', 'build', "),
+        (["biuld"], "dataengine: error: unknown command biuld (did you mean 'build'?). The commands are init, build, "),
+        (["trian", "x.yaml"], "dataengine: error: unknown command trian (did you mean 'train'?). The commands are "),
+        (["train", "-n", "0", "x.yaml"], "argument -n: must be a number from 1 on, got 0"),
         (["build"], "dataengine build: error: the following arguments are required: CONFIG\n"),
         (
             ["build", "x.yaml", "--wokers", "1"],
-            "dataengine build: error: unknown option --wokers (did you mean --worke",
+            "dataengine build: error: unknown option --wokers (did you mean '--worke",
         ),
-        (["build", "x.yaml", "--wokers=1"], "unknown option --wokers=1 (did you mean --workers?)"),
+        (["build", "x.yaml", "--wokers=1"], "unknown option --wokers=1 (did you mean '--workers'?)"),
         (["plan", "x.yaml", "-x"], "dataengine plan: error: unknown option -x\n"),
         (["build", "x.yaml", "--work", "1"], "unknown option --work"),  # an abbreviation may mean another one tomorrow
         (["build", "x", "--workers", "0"], "argument --workers: must be a number from 1 on, got 0"),
@@ -148,19 +142,65 @@ def test_help_imports_no_library_and_has_an_example_that_can_be_typed(command: s
     assert imported.isdisjoint({"boto3", "numpy", "pydantic", "ray", "sentencepiece", "torch", "yaml"})
     shown = ended.stdout
     assert f"usage: dataengine {command} " in shown
-    example = shown.rpartition("\nexample:\n  dataengine ")[2].replace("$((SLURM_ARRAY_TASK_ID + 1))", "1")
-    options, rest = _make_parser().parse_known_args(shlex.split(example))
-    assert options.command == command
-    assert all("=" in word and not word.startswith("-") for word in rest)
-    if options.config.endswith(".yaml"):
-        load_config(ROOT / options.config, [*options.overrides, *rest])
+    examples = shown.rpartition("\nexample:\n")[2].replace("$((SLURM_ARRAY_TASK_ID + 1))", "1").splitlines()
+    assert examples
+    for example in examples:
+        options, rest = make_parser().parse_known_args(shlex.split(example.removeprefix("  dataengine ")))
+        assert options.command == command
+        assert all("=" in word and not word.startswith("-") for word in rest)
+        if options.config.endswith(".yaml"):
+            load_config(ROOT / options.config, [*options.overrides, *rest])
 
 
-def test_all_commands_are_listed() -> None:
+def test_all_commands_are_listed_once_in_groups() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "dataengine", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    assert re.findall(r"^    (\w+)(?:  |$)", shown, flags=re.MULTILINE) == COMMANDS
+    groups = shown.partition("\n\nAdd --help")[0].split("\n\n")[-3:]
+    assert [group.partition(":")[0] for group in groups] == [
+        "build data",
+        "look at data and plans",
+        "train and evaluate",
+    ]
+    rows = re.findall(r"^  ([\w-]+) +\w", "\n".join(groups), flags=re.MULTILINE)
+    assert sorted(rows) == sorted([*COMMANDS, *PROGRAMS])
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh", "fish"])
+def test_a_completion_script_knows_commands_options_and_files(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--print-completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in (*COMMANDS, *PROGRAMS, "tokens-per-second"):
+        assert word in script
+    action = argparse.Action([], "config")
+    arguments_module.is_file(action)
+    files = action.complete[shell]  # type: ignore[attr-defined]
+    assert files == shtab.FILE[shell]
+    assert files in script
+
+
+def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code(["--print-completion", "bash"]) == 0
+    script = tmp_path / "completion.bash"
+    script.write_text(capsys.readouterr().out)
+    (tmp_path / "first.yaml").touch()
+
+    def complete(*words: str) -> list[str]:
+        shown = shlex.join(words)
+        code = (
+            f"source {script}; COMP_WORDS=({shown}); COMP_CWORD={len(words) - 1}; "
+            f"_shtab_dataengine dataengine {shlex.quote(words[-1])} {shlex.quote(words[-2])}; "
+            'printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        ended = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return ended.stdout.split()
+
+    assert complete("dataengine", "pl") == ["plan"]
+    assert complete("dataengine", "e") == ["export", "evaluate", "export-model"]
+    assert complete("dataengine", "plan", "--st") == ["--steps"]
+    assert complete("dataengine", "build", "first.yaml", "--eng") == ["--engine"]
+    assert complete("dataengine", "plan", "fi") == ["first.yaml"]
+    assert complete("dataengine", "train", "fi") == ["first.yaml"]
 
 
 def imported(code: str, heavy: tuple[str, ...]) -> str:
@@ -240,23 +280,23 @@ def test_slices_and_finalize(
     assert worker(1) == (
         3,
         "",
-        "slice 1/3 has done its part of tokenizing and waits for slice 2/3 (2 units), slice 3/3 (2 units). When they "
-        f"are done, start this one again: {again}\n",
+        "slice 1/3 has finished its part of tokenizing and waits for slice 2/3 (2 units), slice 3/3 (2 units). When "
+        f"they are done, start this slice again: {again}\n",
     )
-    rest = f"or do the rest here: dataengine build {config_path} 'store={tmp_path}/sliced store'\n"
+    rest = f"or run the rest here: dataengine build {config_path} 'store={tmp_path}/sliced store'\n"
     assert finalize("--slices", "3") == (
         2,
         "",
-        "error: tokenizing is not finished; to be done: slice 2/3 (2 units), slice 3/3 (2 units). Start their workers "
+        "error: tokenizing is not finished; unfinished: slice 2/3 (2 units), slice 3/3 (2 units). Start these slices "
         f"again, {rest}",
     )
     assert finalize()[2] == (
-        f"error: tokenizing is not finished; to be done: 4 units. Start their workers again, {rest}"
+        f"error: tokenizing is not finished; unfinished: 4 units. Start these slices again, {rest}"
     )
     codes = [worker(number)[0] for _ in range(3) for number in (1, 2, 3)]
     assert codes[-3:] == [0, 0, 0]
     done = f"dataengine build {config_path} --finalize --slices 3 'store={tmp_path}/sliced store'"
-    assert worker(3) == (0, f"slice 3/3 is done with all its units. When all slices are: {done}\n", "")
+    assert worker(3) == (0, f"slice 3/3 has finished all its units. When all slices have: {done}\n", "")
     assert not (tmp_path / "sliced store" / "experiments").exists()
     code, printed, _ = finalize("--slices", "3")
     assert (code, "24 samples (50.0%)" in printed) == (0, True)

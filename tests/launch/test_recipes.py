@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dataengine.cli import _check_usage, _make_parser
+from dataengine.cli import _check_usage, make_parser
 from dataengine.config.load import load_config
 from tests.conftest import ROOT
 
@@ -79,7 +79,7 @@ def composers_parser() -> argparse.ArgumentParser:
 
 
 def check_dataengine(words: list[str]) -> None:
-    options, rest = _make_parser().parse_known_args(words)
+    options, rest = make_parser().parse_known_args(words)
     _check_usage(options, rest)
     load_config(ROOT / options.config, [*options.overrides, *rest])
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dataengine.commands.arguments import PROGRAMS as ROWS
 from tests.conftest import ROOT, slow_but
 from trainer.__main__ import main
 
@@ -30,7 +31,8 @@ def test_a_program_by_its_name(program: str, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit) as exit:
         main([program, "--help"])
     assert exit.value.code == 0
-    assert f"trainer/{program}.py [-h]" in capsys.readouterr().out
+    name = next(row.name for row in ROWS if row.module == program)
+    assert capsys.readouterr().out.startswith(f"usage: dataengine {name} [-h]")
 
 
 def test_help_lists_the_programs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,12 +45,23 @@ def test_help_lists_the_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line.split()) > 3 for line in lines[first : first + 6])
 
 
-@pytest.mark.parametrize(("word", "near"), [("trian", " (did you mean train?)"), ("x", "")])
+@pytest.mark.parametrize(("word", "near"), [("trian", " (did you mean 'train'?)"), ("x", "")])
 def test_an_unknown_program(word: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main([word, "config.yaml"])
     assert exit.value.code == 2
     assert f"error: unknown program {word}{near}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate"])
+def test_help_imports_nothing_slow(program: str) -> None:
+    for more in (["--help"], ["--stp", "x.yaml"]):
+        arguments = [sys.executable, "-X", "importtime", "-m", "trainer", program, *more]
+        ended = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
+        assert ended.returncode == (0 if more == ["--help"] else 2)
+        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in ended.stderr.splitlines()}
+        assert "trainer" in imported
+        assert imported.isdisjoint({"composer", "numpy", "pydantic", "torch", "transformers", "yaml"})
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from dataengine.config.training import EvaluateConfig
 from dataengine.errors import InputError
 
 log = logging.getLogger(__name__)
-SETS = ("dev", "test", "reasoning")
 
 
 def check_sets(settings: EvaluateConfig, names: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from dataengine.json_files import decode
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import new_folder, remove_leftovers
 from dataengine.text.tokenizers.base import Tokenizer
-from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.tokenizers.load import load_tokenizer, tokenizer_file
 from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.find import find_checkpoint
 from trainer.checkpoints.marker import Checkpoint, check_model, checkpoint_folder
@@ -140,7 +140,7 @@ def save_tokenizer(place: str, ours: Tokenizer, manifest: Manifest, folder: Path
     from trainer.huggingface.tokenizer import differing_texts, write_tokenizer
 
     check_tokenizer(place, ours, manifest)
-    write_tokenizer(Path(place), ours, folder, bos=bos, max_length=manifest.seq_len)
+    write_tokenizer(tokenizer_file(place), ours, folder, bos=bos, max_length=manifest.seq_len)
     loaded = AutoTokenizer.from_pretrained(folder)
     tried, differing = differing_texts(ours, loaded)
     if differing:

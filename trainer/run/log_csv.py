@@ -1,4 +1,4 @@
-"""Write OUT/log.csv, the log with one row per step of `StepLog`; `dataengine.schedule.log_csv` reads it. No Composer."""
+"""Write OUT/log.csv, the log with one row per step; `dataengine.schedule.log_csv` reads it. Needs no Composer."""
 
 from __future__ import annotations
 

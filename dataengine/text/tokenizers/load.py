@@ -29,6 +29,8 @@ from dataengine.text.tokenizers.gigatoken import GigatokenTokenizer, load_gigato
 from dataengine.text.tokenizers.odd_texts import make_odd_texts
 from dataengine.text.tokenizers.reference import load_reference, read_tokenizer_config
 
+_NAMES = ("tokenizer.model", "tokenizer.json")
+_MOST_LISTED = 8  # files of a folder, in an error
 _SELF_CHECK_TEXTS = 400
 _CHECK_VERSION = 2  # increase when the conversion or the check changes
 
@@ -36,7 +38,7 @@ _CHECK_VERSION = 2  # increase when the conversion or the check changes
 def load_tokenizer(
     path: str | Path, eos_token: str | None = None, engine: Literal["auto", "reference"] = "reference"
 ) -> Tokenizer:
-    """Load a SentencePiece `.model` or a Hugging Face `tokenizer.json`.
+    """Load a SentencePiece `.model` or a Hugging Face `tokenizer.json`, or the one that a folder has.
 
     `eos_token` overrides the model's own end-of-sentence token. Engine "auto" is gigatoken, one a process, if its ids
     of 400 odd texts are the reference's, else the reference. It then compares its ids with the reference's in the
@@ -44,18 +46,42 @@ def load_tokenizer(
     characters; `encode` and `encode_flat` raise InputError at a difference. Raises InputError if the file cannot be
     used.
     """
-    path = Path(path)
+    path = tokenizer_file(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(
             f"cannot read tokenizer {path}: {error.strerror}. "
-            "Set `tokenizer` to a SentencePiece .model file or a Hugging Face tokenizer.json (relative paths start at "
-            f"the working directory, {Path.cwd()})."
+            "Set `tokenizer` to a SentencePiece .model file, a Hugging Face tokenizer.json, or a folder that has one "
+            f"(relative paths start at the working directory, {Path.cwd()})."
         ) from None
     beside = read_tokenizer_config(path) if path.suffix == ".json" else None
     load = load_reference if engine == "reference" else _load_fast
     return load(path, content, beside, eos_token)
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """The file of a tokenizer: the path itself, or the tokenizer.model or tokenizer.json in a folder.
+
+    Raises InputError for a folder with neither or both: the two libraries may give different ids for the same text.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    found = [path / name for name in _NAMES if (path / name).is_file()]
+    if len(found) > 1:
+        raise InputError(
+            f"tokenizer {path}: the folder has {' and '.join(_NAMES)}, and their ids may differ. Name one of them, "
+            f"such as `tokenizer: {found[0]}`."
+        )
+    if not found:
+        names = sorted(entry.name for entry in path.iterdir())
+        more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
+        raise InputError(
+            f"tokenizer {path}: the folder has no {' or '.join(_NAMES)}, but "
+            f"{', '.join(names[:_MOST_LISTED]) or 'nothing'}{more}. Name the tokenizer's file."
+        )
+    return found[0]
 
 
 def _cache_folder() -> Path:

@@ -30,7 +30,7 @@ from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
 from dataengine.storage.store import AddFile, Store
 from dataengine.text.tokenizers import load, reference
-from tests.conftest import set_everywhere, write_jsonl
+from tests.conftest import ConfigMaker, set_everywhere, write_jsonl
 
 WORDS = ("the", "open", "file", "house", "near", "river", "and", "old", "man", "walks", "with", "green", "trees")
 
@@ -430,3 +430,17 @@ def test_what_is_no_part_of_an_identity_changes_no_byte(tmp_path: Path, monkeypa
             assert work(other, store) == expected, name
             seen.add(name)
     assert seen == set(NO_IDENTITY)
+
+
+def test_the_folder_of_a_tokenizer_gives_the_same_streams_as_its_file(
+    make_config: ConfigMaker, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    shutil.copy(tokenizer_path, folder)
+    folders = []
+    for path in (tokenizer_path, folder):
+        config = make_config(tokenizer=str(path))
+        plans = prepare.prepare(config, open_store(config.store)).streams
+        folders.append([plan.folder for plan in plans.values()])
+    assert folders[0] == folders[1]

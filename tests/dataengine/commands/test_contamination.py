@@ -113,7 +113,7 @@ def test_a_large_stream_is_searched_only_by_the_command(planted: Any) -> None:
     config = planted()
     build(config, workers=1)
     sets = {"dev en-zh": make_set(SHORT)}
-    with pytest.raises(InputError, match=r"to search, which takes a while. Do it once: dataengine contamination"):
+    with pytest.raises(InputError, match=r"to search, which is slow. Search it once: dataengine contamination"):
         check_contamination(config, sets, most_bytes=1000)
     found = check_contamination(config, sets)
     assert check_contamination(config, sets, most_bytes=1000) == found  # it is known by now
@@ -137,7 +137,7 @@ def test_a_stream_that_the_sets_were_removed_from_is_known_to_be_clean(
 def test_the_command_looks_for_dev_and_test(planted: Any, tmp_path: Path) -> None:
     dev = write(tmp_path / "dev.jsonl", [{"en": SHORT, "zh": "按"}])
     config = planted()
-    with pytest.raises(InputError, match=r"is not built as the config says. Build it"):
+    with pytest.raises(InputError, match=r"is not built with these settings. Build it"):
         run_contamination(changed(config, dev=dev))
     build(config, workers=1)
     assert "dev en-zh          1            1  en-zh 1" in run_contamination(changed(config, dev=dev))

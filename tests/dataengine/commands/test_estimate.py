@@ -169,8 +169,8 @@ def test_nothing_is_written_but_the_hashes_of_sources(make_config: ConfigMaker, 
     before = {path for path in tmp_path.rglob("*") if not path.is_relative_to(config.store)}
     shown = describe_estimate(prepared(config), workers=1)
     assert shown.startswith(
-        "estimated from a sample; nothing was written but the hashes of the sources "
-        f"({config.store}/source_hashes.json), which the build takes up\n"
+        "estimated from a sample; only the hashes of the sources were written "
+        f"({config.store}/source_hashes.json), which the build reuses\n"
     )
     assert [path.name for path in Path(config.store).rglob("*")] == ["source_hashes.json"]
     assert {path for path in tmp_path.rglob("*") if not path.is_relative_to(config.store)} == before

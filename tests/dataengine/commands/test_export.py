@@ -199,8 +199,8 @@ def test_the_command(make_config: ConfigMaker, tmp_path: Path, capsys: pytest.Ca
     # The plan that was built has batches of 8; to export it for one of 4 would be silently wrong.
     code, _, error = run("--steps", "2:4", "batch_size=4")
     assert (code, error) == (2, "error: 'small' was built with other settings (batch_size). "
-                                f"Build it as they are now: dataengine build {path} batch_size=4, "
-                                "or give those that it was built with: batch_size=8\n")  # fmt: skip
+                                f"Build it with these settings: dataengine build {path} batch_size=4, "
+                                "or give the settings of the build: batch_size=8\n")  # fmt: skip
     assert run("--steps", "2:4", "train.learning_rate=0.5")[0] == 0  # decides nothing of the plan
     assert run("--steps", "4")[0] == 2
 

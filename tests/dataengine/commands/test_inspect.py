@@ -255,8 +255,8 @@ def test_a_line_is_found_in_the_samples_that_show_it(
     monkeypatch.chdir(corpora)
     assert inspect_samples.describe_line(manifest, store, "./mono.1.jsonl:33") == shown
     assert inspect_samples.describe_line(manifest, store, "mono.1.jsonl:7000") == (
-        "mono: in no sample (see below)\nIn no sample is what is past the end of the file, blank, unusable, dropped by "
-        "cleaning, or in the tokens that fill no sample."
+        "mono: in no sample (see below)\nA line is in no sample if it is past the end of the file, blank, unusable, "
+        "dropped by cleaning, or in the remainder, which fills no sample."
     )
 
 
@@ -298,7 +298,7 @@ def test_sources_that_changed_since_the_build_are_told(
         with pytest.raises(SystemExit):
             main(["inspect", str(path), *arguments])
         assert capsys.readouterr().err == (
-            "note: the sources of mono changed since the build, and what is shown is as they were then. "
+            "note: the sources of mono have changed since the build; this shows them as they were then. "
             f"Build again: dataengine build {path}\n"
         )
 
@@ -351,9 +351,7 @@ def test_a_renamed_source_goes_by_its_new_name_and_by_its_old_one(
     (folder / "new-c.jsonl").unlink()
     shown, notes = run(after, "inspect", "--line", f"{folder / 'c.jsonl'}:7")
     assert shown == found["c.jsonl"]
-    assert notes.startswith(
-        "note: files are named as they were when the streams were built, for the sources cannot be "
-    )
+    assert notes.startswith("note: file names are those at the time of the build, since the sources cannot be ")
 
 
 def test_both_files_of_a_moses_pair_are_sources(make_config: ConfigMaker, tmp_path: Path) -> None:

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from dataengine.build.build import build
 from dataengine.cli import main
 from dataengine.commands.build import describe_build
 from dataengine.commands.plan import describe_difference, describe_plan, describe_steps, load_plan
-from dataengine.config.load import dump_config
+from dataengine.config.load import dump_config, load_config
+from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.schedule.plot import plot_plan
-from tests.conftest import ROOT, ConfigMaker
+from tests.conftest import ROOT, ConfigMaker, small_experiment, write_jsonl
 
 PAPER = sorted(path for path in (ROOT / "yamls").glob("*.yaml"))
 SETTINGS = {path.stem: path for path in PAPER}
@@ -158,10 +163,129 @@ def test_a_built_plan_shows_samples_and_their_text(make_config: ConfigMaker, tmp
     assert by_path.manifest == manifest
 
 
+def write_config(config: Config, path: Path) -> str:
+    path.write_text(dump_config(config))
+    return str(path)
+
+
+def files_in(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Size and time of each file and folder."""
+    return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def built(corpora: Path, tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The config of an experiment whose streams are built."""
+    folder = tmp_path_factory.mktemp("built")
+    config = Config.model_validate(small_experiment(corpora, tokenizer_path, folder))
+    build(config)
+    return write_config(config, folder / "config.yaml")
+
+
+weights = st.fixed_dictionaries({"mono": st.integers(1, 9), "en-zh": st.integers(1, 9)})
+stage = st.fixed_dictionaries({"name": st.sampled_from("abc"), "steps": st.integers(1, 9), "mix": weights})
+
+
+@settings(max_examples=6, phases=[Phase.generate])
+@given(
+    stages=st.lists(stage, min_size=1, max_size=3, unique_by=lambda one: one["name"]),
+    seed=st.integers(0, 99),
+    batch_size=st.sampled_from([2, 4, 8]),
+)
+def test_a_changed_schedule_is_planned_as_a_build_then_makes_it(
+    built: str, stages: list[dict[str, Any]], seed: int, batch_size: int
+) -> None:
+    overrides = [f"stages={json.dumps(stages)}", f"seed={seed}", f"batch_size={batch_size}", "name=other"]
+    store = Path(load_config(built).store)
+    for path in (store / "experiments").glob("other/*"):
+        path.unlink()
+    before = files_in(store)
+    plan = load_plan(built, overrides)
+    assert files_in(store) == before
+    steps = list(describe_steps(plan, 0, plan.manifest.schedule.steps))
+    stages_table = describe_plan(plan).split("\n\n", 1)[1]
+    assert plan.origin == f"not built, planned from streams in {store}"
+    result = build(load_config(built, overrides))
+    assert result.manifest.content == plan.manifest.content
+    assert not any(stream.new for stream in result.streams)
+    again = load_plan(built, overrides)
+    assert not again.origin
+    assert steps == list(describe_steps(again, 0, plan.manifest.schedule.steps))
+    assert stages_table == describe_plan(again).split("\n\n", 1)[1]
+
+
+def test_what_if_on_a_built_experiment(built: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def run(*arguments: str) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main(["plan", built, *arguments])
+        assert stop.value.code == 0
+        return capsys.readouterr()
+
+    store = load_config(built).store
+    text, _ = run("stages.0.steps=30")
+    plan_id = load_plan(built, ["stages.0.steps=30"]).manifest.plan_id
+    origin = f"not built, planned from streams in {store}"
+    assert text.startswith(f"small: plan {plan_id[:12]}, {origin}, 40 steps of 8 x 32 = 10,240 tokens\n")
+    steps, noted = run("stages.0.steps=30", "--steps", "29:31", "--text", "1")
+    assert [line for line in steps.splitlines() if line.startswith("step")] == ["step 29 (first)", "step 30 (mixed)"]
+    assert noted == f"note: small is {origin}\n"
+    text, noted = run("stages.0.steps=30", "--diff", built, "--plot", str(tmp_path / "plan.svg"))
+    assert text.startswith("small and small are the same for 6 steps\n")
+    assert noted == f"note: small is {origin}\n"
+    assert (tmp_path / "plan.svg").is_file()
+    assert run()[0].startswith("small: plan ")
+    assert "not built" not in run("train.learning_rate=1e-3")[0]
+
+
+def test_a_config_of_other_bytes_is_not_planned_from_the_streams_in_the_store(built: str) -> None:
+    for change in ("seq_len=16", "samples_per_shard=32", "eos_token=<s>"):
+        with pytest.raises(InputError, match=r"mono, en-zh, both are unknown\. mono, en-zh, both: "):
+            load_plan(built, [change])
+    match = r"was built with other settings \(streams.both.directions\), and the sizes of streams both are unknown"
+    with pytest.raises(InputError, match=match):
+        load_plan(built, ["streams.both.directions=[zh-en]"])
+    with pytest.raises(InputError, match=r"cannot read tokenizer none\.model"):
+        load_plan(built, ["tokenizer=none.model", "seed=3"])
+
+
+def test_a_stream_that_is_not_in_the_store_has_its_assumed_size(built: str) -> None:
+    plan = load_plan(built, ["streams.both.directions=[zh-en]", "streams.both.assume={samples: 999}"])
+    config = load_config(built)
+    assert (plan.assumed, list(plan.missing)) == (("both",), ["both"])
+    sizes = {stream.name: stream.samples for stream in plan.manifest.streams}
+    whole = {stream.name: stream.samples for stream in load_plan(built).manifest.streams}
+    assert sizes == {**whole, "both": 999}
+    text = describe_plan(plan)
+    origin = f"not built, planned from streams in {config.store} and assumed sizes"
+    assert text.startswith(f"small: {origin}, 16 steps")
+    assert f"\nNot in {config.store}: both: not built with these settings.\n" in f"{text}\n"
+    assert "\nmono " in text
+    assert "\nboth (assumed) " in text
+    with pytest.raises(InputError, match="needs a config whose streams are built"):
+        list(describe_steps(plan, 6, 12, texts=8))  # of which some are of `both`
+
+
+def test_changed_sources_are_not_planned_from_the_old_stream(make_config: ConfigMaker, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "documents.jsonl", [{"text": f"number {n} " * 30} for n in range(60)])
+    config = make_config(
+        streams={"mono": {"documents": [str(source)]}}, stages=[{"name": "all", "steps": 2, "mix": {"mono": 1}}]
+    )
+    build(config)
+    path = write_config(config, tmp_path / "config.yaml")
+    assert load_plan(path, ["stages.0.steps=3"]).origin
+    with source.open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(InputError, match=f"mono: {source} is new, or has changed since it was last built. Build it"):
+        load_plan(path, ["stages.0.steps=3"])
+    source.unlink()
+    with pytest.raises(InputError, match=f"mono: no file {source}"):
+        load_plan(path, ["stages.0.steps=3"])
+
+
 def test_plans_that_cannot_be_shown(make_config: ConfigMaker, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(make_config()))
-    with pytest.raises(InputError, match=r"'small' is not built in .*/store, and streams mono, en-zh, both state no"):
+    with pytest.raises(InputError, match=r"'small' is not built in .*/store, and the sizes of streams mono, "):
         load_plan(str(path))
     plan = load_plan(str(SETTINGS["no_parallel"]))
     with pytest.raises(InputError, match=r"steps 5:200000 are not within the schedule's 160,000 steps"):

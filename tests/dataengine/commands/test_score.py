@@ -233,7 +233,7 @@ def test_streams_without_scores_are_named(make_scored: MakeScored) -> None:
     config = make_scored({"en-zh": 0.0})
     example = "scores: {model: Unbabel/wmt22-cometkiwi-da, thresholds: {zh-en: 0.42}}"
     for names, expected in (
-        (["pairs", "mono"], "stream 'mono' is of documents; only pairs are scored. Name a stream of pairs."),
+        (["pairs", "mono"], "stream 'mono' has documents, and only pairs are scored. Name a stream of pairs."),
         ([], f"no stream that the stages use has `scores`: add them to a stream of pairs, such as {example}"),
     ):
         with pytest.raises(InputError) as error:

@@ -74,7 +74,9 @@ def test_a_whole_build_is_fine(built: Built, capsys: pytest.CaptureFixture[str])
     total = sum(sizes[key] for key in shards)
     assert verify(built.store, built.result.manifest.streams) == ([], len(shards), total)
     assert run("verify", built.config_path) == 0
-    assert capsys.readouterr().out == f"{len(shards):,} shards, {total:,} bytes: all as they were written\n"
+    assert (
+        capsys.readouterr().out == f"{len(shards):,} shards, {total:,} bytes: all unchanged since they were written\n"
+    )
 
 
 @pytest.mark.parametrize("place", [0, 1000, -1])

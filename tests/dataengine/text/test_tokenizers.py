@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from dataengine.text.tokenizers import gigatoken
 from dataengine.text.tokenizers import reference as reference_module
 from dataengine.text.tokenizers.base import keeps_line_breaks, keeps_spaces
 from dataengine.text.tokenizers.control_tokens import ControlIds, hidden_name
-from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.tokenizers.load import load_tokenizer, tokenizer_file
 from dataengine.text.tokenizers.odd_texts import make_odd_texts
 from tests.conftest import DEMO
 
@@ -691,3 +692,36 @@ def test_unusable_tokenizers(tmp_path: Path, hf_path: Path) -> None:
         load_tokenizer(DEMO / "tokenizer.model", "<nope>")
     with pytest.raises(InputError, match=r"cannot tell its eos_token \(tried <nope>\)"):
         load_tokenizer(hf_path, "<nope>")
+
+
+def test_a_folder_is_the_tokenizer_in_it(hf_path: Path, tmp_path: Path) -> None:
+    model = DEMO / "tokenizer.model"
+    for path in (model, hf_path):
+        folder = tmp_path / path.name.replace(".", "_")
+        folder.mkdir()
+        shutil.copy(path, folder)
+        (folder / "README.md").touch()
+        for engine in ("auto", "reference"):
+            by_file, by_folder = (load_tokenizer(place, engine=engine) for place in (path, folder))
+            assert by_file.sha256 == by_folder.sha256
+            assert by_file.encode(ENGLISH[:3]) == by_folder.encode(ENGLISH[:3])
+        assert tokenizer_file(folder) == folder / path.name
+    assert tokenizer_file(model) == model
+
+
+def test_a_folder_must_have_one_tokenizer(hf_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r": the folder has no tokenizer\.model or tokenizer\.json, but nothing\. Name"
+    ):
+        load_tokenizer(tmp_path)
+    for number in range(10):
+        (tmp_path / f"file{number}").touch()
+    with pytest.raises(InputError, match=r"but file0, .*, file7 and 2 more\. Name the tokenizer's file"):
+        load_tokenizer(tmp_path)
+    shutil.copy(hf_path, tmp_path)
+    assert load_tokenizer(tmp_path).sha256 == load_tokenizer(hf_path).sha256
+    shutil.copy(DEMO / "tokenizer.model", tmp_path)
+    with pytest.raises(
+        InputError, match=r"has tokenizer\.model and tokenizer\.json, and their ids may differ\. Name one"
+    ):
+        load_tokenizer(tmp_path)
