@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataengine.commands.common import show
 from dataengine.config.load import load_config
-from dataengine.detect.experiment import write_experiment
+from dataengine.detect.experiment import short_stages, write_experiment
 from dataengine.detect.files import schema_beside
 from dataengine.detect.streams import Proposal, StreamGuess, propose
 from dataengine.detect.tokenizer import VOCAB_SIZE, Cost, cost_of, own_costs, sentences_of, train_tokenizer
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace) -> None:
     costs = {stream.name: _cost(tokenizer, stream) for stream in proposal.streams}
     tokens = {stream.name: _estimate(tokenizer, stream, costs[stream.name]) for stream in proposal.streams}
     warnings = [] if trained else _warnings(proposal, tokenizer, costs)
+    warnings += short_stages(proposal.streams, tokens)
     text = write_experiment(name, proposal, str(model), tokens, [*words, *warnings], schema=schema_beside(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text.encode())
@@ -77,12 +78,8 @@ def _choose_tokenizer(options: argparse.Namespace, proposal: Proposal, path: Pat
     return model, False
 
 
-def _texts(stream: StreamGuess) -> list[str]:
-    return [text for source in stream.sources for text in source.texts][:4000]
-
-
 def _cost(tokenizer: Tokenizer, stream: StreamGuess) -> Cost:
-    return cost_of(tokenizer, _texts(stream))
+    return cost_of(tokenizer, stream.texts)
 
 
 def _estimate(tokenizer: Tokenizer, stream: StreamGuess, cost: Cost) -> float:
@@ -91,7 +88,7 @@ def _estimate(tokenizer: Tokenizer, stream: StreamGuess, cost: Cost) -> float:
     if stream.is_pairs:
         (pair,), (word,) = tokenizer.encode(["English: x\nEnglish: x"]), tokenizer.encode(["x"])
         around = (len(pair) - 2 * len(word) + 1) / 2
-    return stream.text_bytes * (cost.tokens + around * len(_texts(stream))) / max(cost.bytes, 1)
+    return stream.text_bytes * (cost.tokens + around * len(stream.texts)) / max(cost.bytes, 1)
 
 
 def _warnings(proposal: Proposal, tokenizer: Tokenizer, costs: Mapping[str, Cost]) -> list[str]:
@@ -115,7 +112,7 @@ def _warnings(proposal: Proposal, tokenizer: Tokenizer, costs: Mapping[str, Cost
 
 def _held_out(stream: StreamGuess) -> list[str]:
     """Every tenth line of the sampled texts."""
-    return [line for text in _texts(stream) for line in text.splitlines() if line.strip()][::10][:1000]
+    return [line for text in stream.texts for line in text.splitlines() if line.strip()][::10][:1000]
 
 
 def _describe(proposal: Proposal, costs: Mapping[str, Cost], tokens: Mapping[str, float]) -> list[str]:

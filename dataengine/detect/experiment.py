@@ -130,6 +130,16 @@ def batch_size(streams: Sequence[StreamGuess], tokens: Mapping[str, float]) -> i
     return size
 
 
+def short_stages(streams: Sequence[StreamGuess], tokens: Mapping[str, float]) -> list[str]:
+    """A warning for each stage whose streams do not fill a sample, so that no build is possible."""
+    found = {name: round(sum(tokens[stream.name] for stream in members)) for name, members in _stages(streams).items()}
+    return [
+        f"stage {name} has about {count:,} tokens, and a sample has {SEQ_LEN + 1}: add text, or lower seq_len"
+        for name, count in found.items()
+        if count <= SEQ_LEN
+    ]
+
+
 def _stages(streams: Sequence[StreamGuess]) -> dict[str, list[StreamGuess]]:
     """Monolingual text first, then pairs."""
     by_name = {

@@ -35,8 +35,8 @@ class Source:
     split: str = "line"
     records: int = 0  # sampled
     unusable: int = 0  # of them
-    text_bytes: float = 0.0  # of the whole, estimated
-    texts: tuple[str, ...] = ()  # some, for a tokenizer's cost; of pairs all sides
+    text_bytes: tuple[float, ...] = ()  # of each key in the whole, estimated
+    texts: tuple[tuple[str, ...], ...] = ()  # some of each key, for a tokenizer's cost
 
     @property
     def path(self) -> str:
@@ -67,7 +67,17 @@ class StreamGuess:
 
     @property
     def text_bytes(self) -> float:
-        return sum(source.text_bytes for source in self.sources)
+        return sum(source.text_bytes[place] for source in self.sources for place in self._places(source))
+
+    @property
+    def texts(self) -> list[str]:
+        """Some texts, for a tokenizer's cost."""
+        sampled = [source for source in self.sources if source.texts]
+        return [text for source in sampled for k in self._places(source) for text in source.texts[k]][:4000]
+
+    def _places(self, source: Source) -> list[int]:
+        """Which of a source's keys the stream has."""
+        return [source.contents.keys.index(key) for key in self.contents.keys]
 
     def paths(self) -> list[str | dict[str, str]]:
         """As the stream's `documents` or `pairs` names them."""
@@ -135,8 +145,7 @@ def _sources(shown: Shown) -> tuple[list[Source], list[FoundFile]]:
     last: Source | None = None
     for file, sample in single:
         if sample is None and last is not None:
-            ratio = last.text_bytes / max(last.paths[0].size, 1)
-            sources.append(_copy(last, file, ratio))
+            sources.append(_copy(last, file))
             continue
         contents = look(sample) if sample is not None else None
         if sample is None or contents is None:
@@ -148,7 +157,7 @@ def _sources(shown: Shown) -> tuple[list[Source], list[FoundFile]]:
     return sorted(sources, key=lambda source: source.path), other
 
 
-def _copy(source: Source, file: FoundFile, ratio: float) -> Source:
+def _copy(source: Source, file: FoundFile) -> Source:
     return Source(
         (file,),
         source.format,
@@ -156,7 +165,7 @@ def _copy(source: Source, file: FoundFile, ratio: float) -> Source:
         source.contents,
         source.columns,
         source.split,
-        text_bytes=ratio * file.size,
+        text_bytes=tuple(size * file.size / max(source.paths[0].size, 1) for size in source.text_bytes),
     )
 
 
@@ -169,13 +178,13 @@ def _groups(files: Sequence[FoundFile]) -> list[list[FoundFile]]:
 
 
 def _source(files: tuple[FoundFile, ...], sample: Sample, contents: Contents) -> Source:
-    good, size, texts = 0, 0, list[str]()
+    good, columns = 0, [list[str]() for _ in contents.keys]
     for row in sample.rows:
         values = [value for key in contents.keys if isinstance(value := row.get(key), str)]
         if len(values) == len(contents.keys) and not any(is_blank(value) or "\0" in value for value in values):
             good += 1
-            size += sum(len(value.encode(errors="replace")) for value in values)
-            texts += values
+            for column, value in zip(columns, values, strict=True):
+                column.append(value)
     records = len(sample.rows) + sample.bad
     return Source(
         files,
@@ -186,9 +195,13 @@ def _source(files: tuple[FoundFile, ...], sample: Sample, contents: Contents) ->
         sample.split,
         records,
         records - good,
-        size * sample.scale,
-        tuple(texts[:2000]),
+        tuple(sample.scale * _bytes(column) for column in columns),
+        tuple(tuple(column[:1000]) for column in columns),
     )
+
+
+def _bytes(texts: Sequence[str]) -> int:
+    return sum(len(text.encode(errors="replace")) for text in texts)
 
 
 def _find_twins(
@@ -238,11 +251,6 @@ def _twin_source(files: dict[str, tuple[FoundFile, Sample]]) -> Source:
     codes = sorted(files, key=lambda code: (code != "en", code))
     contents = Contents("pairs", tuple(codes), tuple(codes))
     columns = [[str(row["text"]) for row in files[code][1].rows] for code in codes]
-    size = sum(
-        files[code][1].scale * sum(len(text.encode()) for text in column)
-        for code, column in zip(codes, columns, strict=True)
-    )
-    texts = tuple(text for column in columns for text in column[:1000])
     first = files[codes[0]][1]
     return Source(
         tuple(files[code][0] for code in codes),
@@ -250,8 +258,8 @@ def _twin_source(files: dict[str, tuple[FoundFile, Sample]]) -> Source:
         None,
         contents,
         records=min(map(len, columns)),
-        text_bytes=size,
-        texts=texts,
+        text_bytes=tuple(files[c][1].scale * _bytes(column) for c, column in zip(codes, columns, strict=True)),
+        texts=tuple(tuple(column[:1000]) for column in columns),
         split=first.split,
     )
 

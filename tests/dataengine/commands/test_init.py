@@ -19,6 +19,7 @@ from dataengine.cli import main
 from dataengine.config.load import load_config
 from dataengine.detect.samples import SAMPLE_BYTES
 from dataengine.records.formats import FORMATS
+from dataengine.tables import size_words
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ROOT, slow_but
 from tests.dataengine.detect.corpora import ARCHIVES, jsonl, parquet_bytes, rows, text, texts, tmx, tsv, write
@@ -223,7 +224,7 @@ def test_the_page_on_your_data_shows_what_init_prints_and_writes(
     assert (here / "yamls" / "mine.yaml").read_text() == (ROOT / "docs/outputs/init.yaml").read_text()
     page = (ROOT / "docs/getting-started/your-data.md").read_text()
     shown = re.findall(r"<!-- from: (\S+) -->\n((?:    .*\n)+)", page)
-    assert len(shown) == 2
+    assert len(shown) == 3
     for file, block in shown:
         assert textwrap.dedent(block) in (ROOT / file).read_text()
 
@@ -238,3 +239,20 @@ def test_files_of_a_bucket_are_found_and_built(object_store: ObjectStore, here: 
         (f"{object_store.url}/d/p.jsonl",),
     ]
     assert [built.kept for built in build(config, workers=1).streams] == [200, 200]
+
+
+def test_text_that_fills_no_sample_is_warned_of(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(here, {"d/a.txt": b"One sentence in English, which is long enough.\n"})
+    assert init("mine", "d", "--vocab-size", "300") == 0
+    said = r"warning: stage monolingual has about \d+ tokens, and a sample has 129: add text, or lower seq_len\n"
+    assert re.search(said, capsys.readouterr().out)
+
+
+def test_the_size_of_a_stream_is_that_of_its_own_languages(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = rows(["en", "zh", "id"], texts()["en-zh.en"], texts()["en-zh.zh"], texts()["en-id.id"])
+    write(here, {"d/a.jsonl": jsonl(records)})
+    assert init("mine", "d", "--tokenizer", DEMO / "tokenizer.model") == 0
+    shown = {row.split()[0]: row for row in capsys.readouterr().out.splitlines() if row.startswith("en-")}
+    for name, other in (("en-zh", "en-zh.zh"), ("en-id", "en-id.id")):
+        size = sum(len(text.encode()) for key in ("en-zh.en", other) for text in texts()[key])
+        assert size_words(size) in shown[name]
