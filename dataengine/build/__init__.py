@@ -1,8 +1,8 @@
-"""From a config to packed shards and a manifest: `build.build` is the whole of it, in order.
+"""From a config to packed shards and a manifest. Begin at `build.build`: it shows the steps in order.
 
-A checked config comes in; streams in a store, their summaries and the manifest of the experiment go out. The work
-is cut into units (`units`), each a pure function of what its fingerprint covers, that executors run in any order
-and on any machine. It may not know what trains on its streams.
+Input: a checked config. Output: streams in a store, their summaries, and the manifest of the experiment. The work is
+split into units (`units`). Each is a pure function of what its fingerprint covers, so executors run them in any order
+and on any machine. Nothing here knows what trains on the streams.
 
 `dataengine.build` is the name of this package and of a function of the Python API, so the package can be called:
 `dataengine.build(config)` is `build.manifests.build_manifest(config)`.

@@ -1,4 +1,4 @@
-"""Is what was built still what the config says? What a difference between two configs decides, by each field's word."""
+"""Compare a config with the one that a build or a run used: which settings differ, and what they decide."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NONE = object()
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that is another than it was."""
+    """A setting that has changed."""
 
     key: str  # dotted, such as stages.1.steps
     then: object  # as JSON has it
@@ -33,7 +33,7 @@ class Difference:
 
 
 def differences(then: BaseModel, now: BaseModel, *, of: Collection[Decision]) -> list[Difference]:
-    """The settings of two sections of one kind that differ and decide what `of` names."""
+    """The differing settings of two sections of the same class, of those that decide what `of` names."""
     return [
         Difference(dotted(loc), _plain(was), _plain(is_now)) for loc, was, is_now in _compare((), then, now, None, of)
     ]
@@ -42,7 +42,7 @@ def differences(then: BaseModel, now: BaseModel, *, of: Collection[Decision]) ->
 def _compare(
     loc: Loc, then: object, now: object, decision: Decision | None, of: Collection[Decision]
 ) -> Iterator[tuple[Loc, object, object]]:
-    """Go down both values as far as their forms are alike; a field without a word of its own decides as its section."""
+    """Descend into both values while their shapes match. A field that does not state what it decides inherits it."""
     if isinstance(then, BaseModel) and type(then) is type(now):
         for name in type(then).model_fields:
             own = decision_of(type(then), name) or decision
@@ -58,7 +58,7 @@ def _compare(
 
 
 def _are_alike(then: Mapping[object, object], now: Mapping[object, object]) -> bool:
-    """Whether mappings can be compared key by key: the order of weights has a meaning, that of sections has none."""
+    """Whether mappings are compared key by key. The order of weights matters, the order of sections does not."""
     return list(then) == list(now) or _are_sections([*then.values(), *now.values()])
 
 
@@ -84,11 +84,11 @@ def _plain(value: object) -> object:
 def build_differences(
     config: Config, built: Config, manifest: Manifest, tokenizer: Tokenizer | None = None
 ) -> list[Difference]:
-    """What makes a build of `config` another than the one that left `manifest` and its config `built`.
+    """The settings by which a build of `config` differs from the one that wrote `manifest` and its config `built`.
 
-    Streams that no stage mixes, and names of languages that no stream writes, do not count. Where the tokenizer and the
-    parent's manifest lie does not count either, but what they hold; of a tokenizer file that is gone, nobody can say.
-    `tokenizer`: the config's, if it is loaded already. Raises InputError if one of these files cannot be used.
+    Ignored: streams that no stage mixes, names of languages that no stream writes, and the paths of the tokenizer and
+    of the parent's manifest. Their contents are compared, unless the tokenizer file is gone. `tokenizer`: the config's,
+    if it is already loaded. Raises InputError if one of these files cannot be used.
     """
     found = differences(_as_built(built), _as_built(config), of=OF_A_BUILD)
     if tokenizer is None and Path(config.tokenizer).exists():
@@ -108,10 +108,10 @@ def build_differences(
 def disagreements(
     config: Config, built: Config | None, manifest: Manifest, tokenizer: Tokenizer, run: str | None = None
 ) -> list[str]:
-    """What makes `config` another than the one of a manifest, in words: the key of each setting, then and now.
+    """The differences between `config` and the config of a manifest, as messages with key, old and new value.
 
-    The one look of training (at the build), evaluation, export and replay (at the folder or URL `run`). `built` is the
-    config beside the manifest; without it, only what the manifest itself states is compared. Raises InputError as
+    Training compares with the build; evaluation, export and replay compare with the folder or URL `run`. `built` is the
+    config beside the manifest. Without it, only what the manifest itself states is compared. Raises InputError like
     `build_differences`.
     """
     if built is None:
@@ -133,13 +133,13 @@ def disagreements(
 
 
 def _short(value: object) -> str:
-    """A setting as one line, cut where it is a whole section."""
+    """A setting as one line, shortened if it is a whole section."""
     text = str(value)
     return text if len(text) <= 200 else f"{text[:100]} ... ({len(text):,} characters)"
 
 
 def _as_built(config: Config) -> Config:
-    """A config with the streams that its stages mix, and the names of the languages that their pairs are written in."""
+    """A config reduced to the streams that its stages mix, and to the names of the languages of their pairs."""
     streams = {name: config.streams[name] for name in config.streams_in_use}
     codes = {code for stream in streams.values() if isinstance(stream, PairStream) for code in stream.codes}
     languages = {code: config.languages[code] for code in sorted(codes) if code in config.languages}
@@ -160,15 +160,15 @@ def read_built_config(store: Store, name: str) -> Config:
 
 
 def check_tokenizer(path: str, tokenizer: Tokenizer, manifest: Manifest) -> None:
-    """Raise InputError unless a tokenizer is the one that the manifest's streams were made with."""
+    """Raise InputError unless the manifest's streams were built with this tokenizer."""
     if mismatch := tokenizer_mismatch(path, tokenizer, manifest):
         raise InputError(mismatch)
 
 
 def tokenizer_mismatch(path: str, tokenizer: Tokenizer, manifest: Manifest, *, rebuild: bool = True) -> str | None:
-    """What makes a tokenizer another than the one of a manifest; None if it is the same.
+    """How a tokenizer differs from the one of a manifest, as a message; None if it is the same.
 
-    `rebuild`: whether a new build would help, which it does not once a run was trained.
+    `rebuild`: advise a new build, which does not help once a run is trained.
     """
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         return (

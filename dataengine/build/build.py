@@ -1,12 +1,12 @@
 """Build the streams of an experiment and its manifest.
 
-store/units/FINGERPRINT/            what one unit of work made: the memory of earlier builds, safe to remove
-store/keeps/                        which records of a part cleaning keeps; safe to remove as well
-store/streams/NAME-FINGERPRINT/     shards and index.json, shared by all experiments that define this stream so;
+store/units/FINGERPRINT/            results of units of work; the next build reuses them, and you may remove them
+store/keeps/                        which records of a part cleaning keeps; you may remove them, too
+store/streams/NAME-FINGERPRINT/     shards and index.json, shared by all experiments with the same stream definition;
                                     stream.summary and rejects.jsonl: how it was made (`mds.summary`)
 store/experiments/NAME/             manifest.json, config.yaml, build_report.json
 
-A stream goes through rounds of units (clean, compare, tokenize, shuffle); the rounds of all streams run side by side.
+A stream passes through rounds of units (clean, compare, tokenize, shuffle). The rounds of all streams run together.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from dataengine.text.tokenizers.load import load_tokenizer
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build left: the manifest and the streams behind it; `new` if anything was written."""
+    """The result of a build: the manifest and its streams. `new` if anything was written."""
 
     manifest: Manifest
     path: str
@@ -49,8 +49,8 @@ class BuildResult:
 def build(config: Config, *, workers: int = 1, engine: Engine | None = None, store: Store | None = None) -> BuildResult:
     """Build what is missing, publish the manifest, and return it. Raises InputError for unusable input.
 
-    Finished units and streams are taken up as they are, so a build that was killed goes on where it stopped, and a
-    second build does nothing. Bytes do not depend on the engine (default: `workers` processes of this machine).
+    Finished units and streams are reused, so a killed build continues where it stopped and a second build does nothing.
+    The bytes do not depend on the engine (default: `workers` processes on this machine).
     """
     begun = time.monotonic()
     prepared = prepare(config, store or open_store(config.store), threads=max(workers, 4))
@@ -81,13 +81,13 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
                 note(words)
     built = {name: replace(one, notes=(*labels.get(name, ()), *one.notes)) for name, one in built.items()}
     if before not in (None, manifest.content):
-        note(f"{config.name} was built before with another plan, which this one replaces")
+        note(f"{config.name} was built before with another plan; this build replaces it")
     result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
     if new:
         store.write(report_key(config.name), _report(result).content)
         store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)
-    elif recorded is None or differences(recorded, config, of=("bytes", "plan", "training")):  # places do not count
+    elif recorded is None or differences(recorded, config, of=("bytes", "plan", "training")):  # paths do not count
         if relabelled:
             try_write(store, report_key(config.name), _report(result).content)
         try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
@@ -95,22 +95,22 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
 
 
 def _note_losses(prepared: Preparation, missing: Collection[str]) -> None:
-    """Say what the tokenizer loses of the texts of missing streams, and why it is slow if it is."""
+    """Print what the tokenizer loses of the texts of missing streams, and why it falls back to the slow engine."""
     config, tokenizer = prepared.config, prepared.tokenizer
     if not keeps_line_breaks(tokenizer):
         note(
-            f"tokenizer {config.tokenizer} has no token for a line break: the lines of a document, and the two sides "
-            "of a pair, run together"
+            f"tokenizer {config.tokenizer} has no token for a line break, so it joins the lines of a document and the "
+            "two sides of a pair"
         )
     if any(isinstance(config.streams[name], DocumentStream) for name in missing) and not keeps_spaces(tokenizer):
         note(
-            f"tokenizer {config.tokenizer} makes one space, or less, of several spaces or of a tab: the indentation of "
-            "code and the columns of tables in documents are lost"
+            f"tokenizer {config.tokenizer} collapses repeated spaces and tabs, so documents lose the indentation of "
+            "code and the columns of tables"
         )
     if config.tokenizer_engine == "auto":
         fast = load_tokenizer(config.tokenizer, config.eos_token, engine="auto")
         if fast.fallback_reason:
-            note(f"tokenizing by {fast.engine}, which takes longer: {fast.fallback_reason}")
+            note(f"tokenizing with {fast.engine}, which is slower: {fast.fallback_reason}")
 
 
 def _recorded_config(config: Config, store: Store) -> Config | None:
@@ -122,7 +122,7 @@ def _recorded_config(config: Config, store: Store) -> Config | None:
 
 
 def _changed_languages(built: Config, config: Config) -> bool:
-    """Whether documents are labelled with another language than when the experiment was built."""
+    """Whether the stated language of documents changed since the experiment was built."""
     return any(
         name in built.streams and built.streams[name].codes != config.streams[name].codes
         for name in config.streams_in_use
@@ -130,7 +130,7 @@ def _changed_languages(built: Config, config: Config) -> bool:
 
 
 def work(config: Config, engine: Engine) -> None:
-    """Run the units of a build by an engine that has a part of them, and publish nothing."""
+    """Run the units of a build with an engine that takes a part of them. Publishes nothing."""
     prepared = prepare(config, open_store(config.store))
     rounds = {name: make_stream(plan, config, prepared.store) for name, plan in missing_streams(prepared).items()}
     run_rounds(rounds, engine, prepared.store)

@@ -1,11 +1,11 @@
-"""Which records of a stream are kept, and why the others are not.
+"""Which records of a stream are kept, and the reason for each dropped one.
 
-    part                -> CleanRecords   -> what rules, language and decontamination drop; sorted keys of the rest
-    keys of all parts   -> FindDuplicates (one a range of keys) -> records that have a key in common
+    part                -> CleanRecords   -> drops by rules, language and decontamination; sorted keys of the rest
+    keys of all parts   -> FindDuplicates (one per range of keys) -> records that share a key
     near keys           -> near_units     -> near duplicates
     all, and scores     -> judged_alone, mark_duplicates, mark_twins, mark_low_scores -> a reason for each record
 
-A reason is a name such as "length_ratio" or "duplicate pair"; in files it is a number, 1 + its place in `reasons`.
+A reason is a name such as "length_ratio" or "duplicate pair". Files hold it as a number: 1 + its index in `reasons`.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from dataengine.text.tokenizers.base import Tokenizer
 if TYPE_CHECKING:
     from dataengine.cleaning.decontaminate import EvaluationTexts
 
-Codes = NDArray[np.uint8]  # reasons of records, 0 = kept
+Codes = NDArray[np.uint8]  # reason of each record, 0 = kept
 
 DROPPED = np.dtype([("record", "<u4"), ("reason", "<u1")])
 
 _BATCH = 4096
-RANGE_KEYS = 1 << 22  # a FindDuplicates unit holds about so many keys
+RANGE_KEYS = 1 << 22  # keys of a FindDuplicates unit, about
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What a stream drops. All of it decides bytes."""
+    """What a stream drops. Every field decides bytes."""
 
-    languages: tuple[str, ...]  # codes of a record's texts, "" where none is stated; one text: documents
-    # All fields of rules.settings.PairRules or DocumentRules, also those that are off: a new rule changes the identity
-    # of each stream with rules, for the codes of dropped records are places among all rules
+    languages: tuple[str, ...]  # codes of a record's texts, "" if not stated; a single text: documents
+    # All fields of rules.settings.PairRules or DocumentRules, also those that are off. A new rule changes the identity
+    # of each stream with rules, because the code of a dropped record is an index among all rules
     rules: dict[str, Any] | None
     min_language_score: float | None
     subsets: tuple[str, ...]  # labels to drop
@@ -56,11 +56,11 @@ class Cleaning:
     evaluation_paths: tuple[str, ...] = field(metadata={"identity": False})
     scores: dict[str, float]  # direction -> least score
     score_model: str | None  # sha256
-    versions: tuple[str, ...] = ()  # of the libraries that judge
+    versions: tuple[str, ...] = ()  # of the libraries that decide
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Names of all reasons to drop a record, in the order in which they are tried."""
+        """Names of all reasons to drop a record, in the order in which they are checked."""
         from dataengine.cleaning.rules.documents import DOCUMENT_RULES
         from dataengine.cleaning.rules.pairs import PAIR_RULES
 
@@ -77,16 +77,16 @@ class Cleaning:
         return (*names, *(f"score {direction}" for direction in self.scores))
 
     def code(self, reason: str) -> int:
-        """The number that stands for a reason."""
+        """The code of a reason."""
         return 1 + self.reasons.index(reason)
 
 
 def check_records(batch: Records, cleaning: Cleaning) -> Codes:
-    """Why each record of a batch is dropped by what it is by itself, shape (n,)."""
+    """The code of each record of a batch, from the record alone, shape (n,)."""
     codes = np.zeros(len(batch.lines), np.uint8)
 
     def drop(reason: str | None, found: NDArray[Any]) -> None:
-        """Note a reason (or numbers of rules, counted from 1) for those that are still kept."""
+        """Set a reason (or numbers of rules, from 1) for the records that are still kept."""
         alive = np.flatnonzero(codes == 0)
         codes[alive] = np.where(found, cleaning.code(reason), 0) if reason else found
 
@@ -127,19 +127,19 @@ def _evaluation_texts(paths: tuple[str, ...], identity: str) -> EvaluationTexts:
 
     texts = EvaluationTexts.load(paths)
     if texts.identity != identity:
-        raise InputError("the evaluation texts of `decontaminate` changed while the build ran. Build again.")
+        raise InputError("the evaluation texts of `decontaminate` changed during the build. Build again.")
     return texts
 
 
 def evaluation_identity(paths: tuple[str, ...]) -> str:
-    """What stands for the evaluation texts in fingerprints. Reads them, whatever was read before."""
+    """The identity of the evaluation texts in fingerprints. Always reads the files again."""
     from dataengine.cleaning.decontaminate import EvaluationTexts
 
     return EvaluationTexts.load(paths).identity
 
 
 def duplicate_keys(batch: Records, cleaning: Cleaning, records: NDArray[np.int64]) -> NDArray[Any]:
-    """The keys by which records (their numbers, shape (n,)) are compared, shape (n times kinds,) of dedup.KEY."""
+    """The keys of records (their numbers, shape (n,)) that decide duplicates: dedup.KEY, shape (n times kinds,)."""
     found = []
     for kind in cleaning.dedup:
         code = cleaning.code(f"duplicate {kind}")
@@ -154,15 +154,15 @@ def duplicate_keys(batch: Records, cleaning: Cleaning, records: NDArray[np.int64
 
 
 def near_texts(batch: Records) -> list[str]:
-    """What of records is compared to find near duplicates: the texts of a record as one."""
+    """The texts compared for near duplicates: the texts of a record joined to one."""
     return batch.texts[0] if len(batch.texts) == 1 else [" ".join(texts) for texts in zip(*batch.texts, strict=True)]
 
 
 @dataclass(frozen=True)
 class LossyTokenizer:
-    """A tokenizer that can lose whole texts, which makes records unusable. No record may go for one of these."""
+    """A tokenizer that can lose whole texts. Such records are unusable, so no duplicate is dropped in favour of one."""
 
-    identity: str  # of the tokenizer, without what decides only how its tokens are packed
+    identity: str  # of the tokenizer, without what only decides how tokens are packed
     columns: tuple[int, ...]  # texts of a record that are written
     format: TokenFormat = field(metadata={"identity": False})
 
@@ -173,9 +173,9 @@ class LossyTokenizer:
 
 @dataclass(frozen=True)
 class CleanRecords(Unit):
-    """Judge the records of a part one by one, and write down the keys by which the rest is compared.
+    """Judge the records of a part one by one, and write the keys for comparing the remaining ones.
 
-    Records that will be unusable for the tokenizer, if any can be, are compared with none.
+    Records that the tokenizer cannot use get no key.
     """
 
     kind: ClassVar[str] = "clean"
@@ -186,7 +186,7 @@ class CleanRecords(Unit):
 
     @property
     def fingerprint(self) -> str:
-        """As of any unit, but for what only `mark_low_scores` uses: a new threshold or model reads no text again."""
+        """As for any unit, without what only `mark_low_scores` uses: a new threshold or model reads no text again."""
         cleaning = replace(self.cleaning, scores=dict.fromkeys(self.cleaning.scores, 0.0), score_model=None)
         return fingerprint_of({"schema": SCHEMA, "kind": self.kind, **identity_of(replace(self, cleaning=cleaning))})
 
@@ -231,13 +231,13 @@ class CleanRecords(Unit):
 
 @dataclass(frozen=True)
 class FindDuplicates(Unit):
-    """Find the records of a stream that have a key in common, in one of `ranges` ranges."""
+    """Find the records of a stream that share a key, in one of `ranges` ranges."""
 
     kind: ClassVar[str] = "duplicates"
     runs: tuple[tuple[str, int], ...]  # fingerprint of a CleanRecords unit, its number of runs; in the stream's order
     number: int
     ranges: int  # at most BUCKETS
-    keys: int = field(metadata={"identity": False})  # about so many, for progress
+    keys: int = field(metadata={"identity": False})  # an estimate, for progress
 
     @property
     def input_bytes(self) -> int:
@@ -263,7 +263,7 @@ def duplicate_units(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) 
 
 
 def judged_alone(units: Sequence[CleanRecords], receipts: Sequence[Receipt], store: Store) -> list[Codes]:
-    """The reason for each usable record of each part by what the record is by itself."""
+    """The code of each usable record of each part, from the record alone."""
     judged = []
     for unit, receipt in zip(units, receipts, strict=True):
         codes = np.zeros(receipt.kept + sum(receipt.dropped.values()), np.uint8)
@@ -274,7 +274,7 @@ def judged_alone(units: Sequence[CleanRecords], receipts: Sequence[Receipt], sto
 
 
 def mark_duplicates(judged: Sequence[Codes], comparing: Sequence[FindDuplicates], store: Store) -> None:
-    """Note the exact duplicates in the reasons of all parts."""
+    """Mark the exact duplicates in the codes of all parts."""
     parts, records, reasons = dedup.drop_later([read_npy(store, f"{unit.folder}/groups.npy") for unit in comparing])
     bounds = np.searchsorted(parts, np.arange(len(judged) + 1))
     for number, codes in enumerate(judged):
@@ -283,7 +283,7 @@ def mark_duplicates(judged: Sequence[Codes], comparing: Sequence[FindDuplicates]
 
 
 def mark_twins(judged: Sequence[Codes], twins: NDArray[Any], cleaning: Cleaning) -> None:
-    """Note near duplicates, of dtype near_duplicates.TWIN, in the reasons of all parts."""
+    """Mark near duplicates (dtype near_duplicates.TWIN) in the codes of all parts."""
     parts, records = (twins["record"] >> np.uint64(32)).astype(np.int64), twins["record"] & np.uint64(0xFFFFFFFF)
     for number in np.unique(parts).tolist():
         judged[number][records[parts == number]] = cleaning.code("near duplicate")
@@ -295,9 +295,9 @@ def mark_low_scores(
     store: Store,
     caches: Mapping[str, score_cache.ScoreCache],
 ) -> None:
-    """Note pairs with low scores in the reasons of all parts. `caches` holds the scores of each direction that counts.
+    """Mark pairs with low scores in the codes of all parts. `caches` holds the scores of each direction.
 
-    Raises InputError if a pair that all else keeps has no score.
+    Raises InputError if a pair that everything else keeps has no score.
     """
     cleaning = units[0].cleaning
     for direction, cache in caches.items():
@@ -311,7 +311,7 @@ def mark_low_scores(
         if missing:
             raise InputError(
                 f"{missing:,} of {total:,} pairs that cleaning keeps of {_name_files(units)} have no {direction} score "
-                "by this model. Score them first: dataengine score CONFIG (all slices, if there are several)."
+                "from this model. Score them first: dataengine score CONFIG (all slices, if there are several)."
             )
 
 
@@ -321,6 +321,6 @@ def _name_files(units: Sequence[CleanRecords]) -> str:
 
 
 def count_reasons(codes: Codes, cleaning: Cleaning) -> dict[str, int]:
-    """How many records each reason drops; reasons that drop none are left out."""
+    """The number of records that each reason drops, without reasons that drop none."""
     counts = np.bincount(codes, minlength=1 + len(cleaning.reasons))
     return {reason: int(count) for reason, count in zip(cleaning.reasons, counts[1:], strict=True) if count}

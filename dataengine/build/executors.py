@@ -1,6 +1,6 @@
-"""Run the units of a round: in processes of this machine, on a Ray cluster, or one slice of them for a job array.
+"""Run the units of a round: in processes on this machine, on a Ray cluster, or one slice of them in a job array.
 
-Every engine gives the same bytes: a unit does not know which engine runs it. Units that are finished are taken up.
+Every engine gives the same bytes, because a unit does not know which engine runs it. Finished units are reused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataengine.build.units import Receipt, Unit, finished_receipts, run_unit
 from dataengine.errors import InputError
 from dataengine.storage.store import Store
 
-_progress: Synchronized[int]  # bytes of input read by all workers; set in each worker by _start_worker
+_progress: Synchronized[int]  # input bytes read by all workers; _start_worker sets it in each worker
 
 _IN_FLIGHT = 4  # Ray: tasks submitted for each processor
 _POLL_SECONDS = 2.0
@@ -36,9 +36,9 @@ class Engine(Protocol):
     """Where units run."""
 
     def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
-        """Run the units of a round that are not finished; return the receipts of all, in their order.
+        """Run the unfinished units of a round; return the receipts of all units in order.
 
-        The first error ends the run; units that are finished by then stay, and the next build takes them up.
+        The first error ends the run. Finished units stay, and the next build reuses them.
         """
         ...
 
@@ -49,7 +49,7 @@ def default_workers() -> int:
 
 
 class _Progress:
-    """A bar of input bytes with tokens a second, where stderr is a terminal."""
+    """A progress bar of input bytes with tokens per second, if stderr is a terminal."""
 
     def __init__(self, units: Sequence[Unit], done: dict[int, Receipt], title: str) -> None:
         self._bytes = [unit.input_bytes for unit in units]
@@ -84,7 +84,7 @@ class _Progress:
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Processes of this machine, the largest units first; with one worker, this process."""
+    """Processes on this machine, the largest units first. With one worker, this process."""
 
     workers: int
 
@@ -112,7 +112,7 @@ class LocalEngine:
         told = 0
         workers = min(self.workers, len(order))
         with ProcessPoolExecutor(workers, context, _start_worker, (counter, os.getpid())) as pool:
-            with _ignoring_interrupts():  # workers take this over until they have started
+            with _ignoring_interrupts():  # workers inherit this until they have started
                 futures: dict[Future[Receipt], int] = {pool.submit(_run_in_worker, units[k], store): k for k in order}
             waiting = set(futures)
             try:
@@ -123,13 +123,13 @@ class LocalEngine:
                     told = read
                     for future in done:
                         yield futures[future], future.result()
-            except BaseException as error:  # Ctrl-C as well: what is not begun is not, what is begun leaves nothing
+            except BaseException as error:  # also Ctrl-C: waiting units do not start, running ones leave nothing
                 for process in multiprocessing.active_children():
-                    process.terminate()  # the pool then takes itself for broken, and has ended when this block is left
+                    process.terminate()  # the pool then counts as broken, and has ended when this block is left
                 if isinstance(error, BrokenProcessPool):
                     raise InputError(
-                        "a worker process died (killed, perhaps for want of memory). What is finished stays: run "
-                        "the same command again, with fewer --workers if memory is short."
+                        "a worker process died, perhaps because memory ran out. Finished work stays. Run the same "
+                        "command again, with fewer --workers if memory is short."
                     ) from None
                 raise
 
@@ -149,12 +149,12 @@ def _ignoring_interrupts() -> Iterator[None]:
 def _start_worker(counter: Synchronized[int], parent: int) -> None:
     global _progress
     _progress = counter
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers, too: they end without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C also reaches workers; they end without a traceback
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    """End this worker soon after its parent, which a SIGKILL leaves no time to stop it."""
+    """End this worker soon after its parent: a parent that gets SIGKILL cannot stop it."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -171,9 +171,9 @@ def _count_bytes(count: int) -> None:
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Tasks of a Ray cluster, a processor each. Only units and receipts travel; tokens go straight to the store.
+    """Tasks on a Ray cluster, one processor each. Only units and receipts travel; tokens go straight to the store.
 
-    A task whose node is lost runs again elsewhere. Sources, tokenizer and store must be reachable from every node.
+    If a node is lost, its tasks run again elsewhere. Every node must reach sources, tokenizer and store.
     """
 
     address: str | None  # None: RAY_ADDRESS, or the cluster of this machine
@@ -212,13 +212,13 @@ def _connect(address: str | None) -> Any:
         except ConnectionError as error:
             raise InputError(
                 f"no Ray cluster at {address or 'RAY_ADDRESS or this machine'}: {error}. "
-                "Start one (ray start --head) or name one with --ray-address."
+                "Start one (ray start --head), or name one with --ray-address."
             ) from None
     return ray
 
 
 def _check_address(address: str | None) -> None:
-    """Notice at once that nobody listens at HOST:PORT: Ray would wait for minutes."""
+    """Fail at once if nothing listens at HOST:PORT. Ray would wait for minutes."""
     host, _, port = (address or "").rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         return
@@ -239,13 +239,13 @@ def _result(ray: Any, reference: Any) -> Receipt:
         raise
     except ray.exceptions.RayError as error:
         raise InputError(
-            f"a task was lost for good: {error}. What is finished stays: run the same command again."
+            f"a Ray task failed after all retries: {error}. Finished work stays. Run the same command again."
         ) from None
 
 
 @dataclass(frozen=True)
 class SliceEngine:
-    """One slice of the units, for a job array; then wait until the other slices of the round are done as well."""
+    """One slice of the units, for a job array; then wait for the other slices of the round."""
 
     slice: int  # from 0
     slices: int
@@ -268,7 +268,7 @@ class SliceEngine:
 
 @dataclass(frozen=True)
 class FinishedEngine:
-    """Run nothing: every unit has to be finished."""
+    """Run nothing: all units must be finished."""
 
     slices: int
 
@@ -280,7 +280,7 @@ class FinishedEngine:
 
 
 class OthersNotDoneError(Exception):
-    """A round waits for units of other slices: its title, and how many units each slice (from 0) has left."""
+    """A round waits for units of other slices: its title, and the number of units left in each slice (from 0)."""
 
     def __init__(self, title: str, left: dict[int, int]) -> None:
         self.title, self.left = title, left
@@ -288,17 +288,17 @@ class OthersNotDoneError(Exception):
 
     @property
     def words(self) -> str:
-        """Which slices have how much left, with their numbers from 1."""
+        """The slices with unfinished units, numbered from 1, and the number of these."""
         return ", ".join(f"{number + 1} ({count:,} units)" for number, count in sorted(self.left.items()))
 
 
 def slice_of(number: int, slices: int) -> int:
-    """The slice that a unit belongs to: dealt out in their order."""
+    """The slice of a unit: round robin."""
     return number % slices
 
 
 def unfinished_slices(units: Sequence[Unit], receipts: dict[int, Receipt], slices: int) -> dict[int, int]:
-    """How many units of each slice are not finished."""
+    """The number of unfinished units in each slice."""
     left: dict[int, int] = {}
     for k in range(len(units)):
         if k not in receipts:

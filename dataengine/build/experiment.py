@@ -1,4 +1,4 @@
-"""An experiment in the store: where its files lie, and its manifest over built or assumed streams."""
+"""An experiment in the store: the paths of its files, and its manifest over built or assumed streams."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dataengine.text.tokenizers.base import Tokenizer
 
 
 def experiment_url(config: Config, name: str = "manifest.json") -> str:
-    """Where a file of the experiment lies in the store."""
+    """The path or URL of an experiment's file in the store."""
     return f"{config.store.rstrip('/')}/experiments/{config.name}/{name}"
 
 
 def make_manifest(
     config: Config, streams: Mapping[str, Stream], *, tokenizer_sha256: str, vocab_size: int, eos_id: int
 ) -> Manifest:
-    """The manifest of a config over the streams that it uses, whether built or assumed: its stages in integers."""
+    """The manifest of a config over the streams that it uses, built or assumed, with its stages in integers."""
     parent = read_parent(config.parent)
     stages = resolve_stages(
         config.stages,
@@ -35,7 +35,7 @@ def make_manifest(
     )
     if (tokens := sum(stream.tokens for stream in streams.values())) > MAX_TOKENS:
         raise InputError(f"the streams hold {tokens:,} tokens, more than 64-bit numbers can count. Leave some out.")
-    # In the order of first use, so that a stage added later changes no number of a sample.
+    # In the order of first use, so that adding a stage keeps the numbers of samples.
     used = Schedule(config.batch_size, config.lanes, stages).streams
     return Manifest(
         name=config.name,

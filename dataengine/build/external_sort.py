@@ -1,7 +1,7 @@
 """An external sort: units write arrays as runs sorted by a random 64-bit key, and later units read ranges of them.
 
-A run is a file for each array, and a file of bounds: at which element each of BUCKETS equal ranges of keys begins in
-each array, and the hash of what each array has there. So any range of keys is read, and checked, without the rest.
+A run has a file per array and a file of bounds. The bounds hold, for each of BUCKETS equal ranges of keys, the first
+element in each array and a hash of the elements. So a range of keys can be read and checked without the rest.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from dataengine.arrays import Int64s, UInt64s
 from dataengine.storage.arrays import damaged_unit, encode_npy, read_npy
 from dataengine.storage.store import AddFile, Store
 
-BUCKETS = 4096  # equal ranges of keys at which a run can be entered
+BUCKETS = 4096  # equal ranges of keys at which reading can begin
 RUN_KEYS = 1 << 21  # keys sorted at a time
 
-Bucketed = tuple[NDArray[Any], Int64s]  # an array; where each of its buckets begins, and last its length
+Bucketed = tuple[NDArray[Any], Int64s]  # an array; where each of its buckets begins, then its length
 
 
 def bucket_bounds(keys: UInt64s, buckets: int = BUCKETS) -> Int64s:
-    """Where each of `buckets` equal ranges of 64-bit keys begins in sorted keys, and, last, their number; shape
+    """Where each of `buckets` equal ranges of 64-bit keys begins in sorted keys, then the number of keys; shape
     (buckets + 1,)."""
     edges = np.array([(number << 64) // buckets for number in range(1, buckets)], np.uint64)
     inner = np.searchsorted(np.ascontiguousarray(keys), edges)
@@ -32,20 +32,20 @@ def bucket_bounds(keys: UInt64s, buckets: int = BUCKETS) -> Int64s:
 
 
 def buckets_of(number: int, ranges: int) -> tuple[int, int]:
-    """The buckets of range `number` of `ranges`: the first, and the one after the last."""
+    """The buckets of range `number` of `ranges`: the first, and one past the last."""
     return BUCKETS * number // ranges, BUCKETS * (number + 1) // ranges
 
 
 def num_ranges(total: int, most: int) -> int:
-    """How many ranges hold at most about `most` of `total` each; no more than there are buckets."""
+    """The number of ranges that hold about `most` of `total` each, at most BUCKETS."""
     return min(max(1, -(-total // most)), BUCKETS)
 
 
 class SortedRuns:
-    """Gather arrays and write them as sorted runs named PREFIX.00000, PREFIX.00001, and so on.
+    """Collect arrays and write them as sorted runs PREFIX.00000, PREFIX.00001, and so on.
 
-    A run is written as soon as the last array has `most` elements. `sort` turns what was gathered into the arrays of
-    the run, by the suffixes of their files.
+    A run is written once the last array has `most` elements. `sort` turns the collected arrays into those of the run,
+    by the suffixes of their files.
     """
 
     def __init__(self, add: AddFile, prefix: str, most: int, sort: Callable[..., Mapping[str, Bucketed]]) -> None:
@@ -55,18 +55,18 @@ class SortedRuns:
 
     @property
     def name(self) -> str:
-        """Of the run that is gathered or sorted."""
+        """Name of the current run."""
         return f"{self._prefix}.{self._runs:05d}"
 
     def add(self, *arrays: NDArray[Any]) -> None:
-        """Take arrays, as `sort` takes them."""
+        """Add arrays, in the order of the parameters of `sort`."""
         self._parts.append(arrays)
         self._waiting += len(arrays[-1])
         if self._waiting >= self._most:
             self._write()
 
     def finish(self) -> int:
-        """Write what waits; return the number of runs."""
+        """Write the last run; return the number of runs."""
         if self._parts:
             self._write()
         return self._runs
@@ -79,7 +79,7 @@ class SortedRuns:
 
 
 def key_runs(add: AddFile, prefix: str, column: str, sort: Callable[[NDArray[Any]], NDArray[Any]]) -> SortedRuns:
-    """Runs of keys alone, arrays of one dtype, in buckets by their `column`: one file, .keys."""
+    """Runs of keys only (one file, .keys): arrays of one dtype, in buckets by their `column`."""
 
     def sort_keys(keys: NDArray[Any]) -> dict[str, Bucketed]:
         ordered = sort(keys)
@@ -96,9 +96,9 @@ def read_runs(
     dtypes: Mapping[str, np.dtype[Any]],
     buckets: tuple[int, int],
 ) -> list[NDArray[Any]]:
-    """Some buckets of the arrays that a unit left by `SortedRuns`, run after run.
+    """Some buckets of the arrays that a unit wrote with `SortedRuns`, run after run.
 
-    Takes the dtype of each array by its suffix, and the first bucket and the one after the last.
+    Takes the dtype of each array by its suffix, the first bucket and one past the last.
     """
     found = [[np.empty(0, dtype)] for dtype in dtypes.values()]
     for run in range(runs):
@@ -110,8 +110,8 @@ def read_runs(
 
 
 def write_buckets(add: AddFile, bounds: str, arrays: Mapping[str, Bucketed]) -> None:
-    """Write arrays as the bytes of their elements, and a file of bounds: of each array the begins of its buckets, then
-    of each array the hashes of its buckets; shape (2 * arrays, buckets + 1)."""
+    """Write arrays as raw bytes, and a file of bounds, shape (2 * arrays, buckets + 1): first a row per array with the
+    beginnings of its buckets, then a row per array with their hashes."""
     hashes = []
     for name, (array, begins) in arrays.items():
         content = array.tobytes()
@@ -123,9 +123,9 @@ def write_buckets(add: AddFile, bounds: str, arrays: Mapping[str, Bucketed]) -> 
 def read_buckets(
     store: Store, bounds: str, dtypes: Mapping[str, np.dtype[Any]], buckets: tuple[int, int]
 ) -> list[NDArray[Any]]:
-    """Some neighbouring buckets of the arrays that a unit left by `write_buckets`, given the dtype of each file.
+    """Neighbouring buckets of the arrays that a unit wrote with `write_buckets`, given the dtype of each file.
 
-    Raises InputError if a file is missing, or damaged there.
+    Raises InputError if a file is missing, or damaged in these buckets.
     """
     low, high = buckets
     rows = read_npy(store, bounds)[:, low : high + 1]
@@ -149,7 +149,7 @@ def _read_array(store: Store, key: str, dtype: np.dtype[Any], begins: Int64s, ha
 
 
 def _bucket_hashes(content: bytes, begins: Int64s, size: int) -> Int64s:
-    """A hash of each bucket of a file of elements of `size` bytes, and a zero; the shape of `begins`."""
+    """A hash of each bucket, then a zero, for elements of `size` bytes; the shape of `begins`."""
     hashes, view = np.zeros(len(begins), np.int64), memoryview(content)
     for bucket in np.flatnonzero(np.diff(begins)).tolist():
         part = view[int(begins[bucket]) * size : int(begins[bucket + 1]) * size]

@@ -1,9 +1,9 @@
-"""Look whether texts are in the language that they are labelled with, from a sample of each source, before a build.
+"""Check from a sample of each source, before a build, whether texts are in their stated language.
 
-Records are short and mixed with names and code, of which a language identifier says little, so the beginnings of
-several are joined to pieces of about 250 bytes. lid.176 calls 99 % of such pieces of software messages, manuals and
-poetry by their language. A file is reported where most of its pieces are surely another language, or have hardly a
-letter of the scripts of their own. What is reported stays as it is: a note changes no byte and stops no build.
+Records are short and mixed with names and code, so language identification of one record is unreliable. The check joins
+the beginnings of several records to pieces of about 250 bytes. lid.176 identifies 99 % of such pieces of software
+messages, manuals and poetry correctly. A file is reported if most of its pieces are clearly in another language, or
+have hardly a letter of the scripts of their own. A report changes no byte and stops no build.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from dataengine.errors import InputError
 from dataengine.records.types import RecordFormat, SourcePart
 from dataengine.text.language_codes import base_language, meant_language
 
-_FILES = 16  # of a stream that are looked at
-_MORE_FILES = 256  # that are, if one of the first is wrong
-_DESCRIBED = 8  # of the wrong ones; the others are named
+_FILES = 16  # files of a stream to check
+_MORE_FILES = 256  # further files to check if one of the first is wrong
+_DESCRIBED = 8  # wrong files with a note of their own; the others are named together
 _RECORDS = 400  # of a stream, about
 _PIECES = 48  # of a side of a stream, about
 _PIECE = 250  # bytes
 _BEGINNING = 200  # characters of a record
-_FEWEST = 3  # pieces of a file that say something
-_MOST = 0.6  # of the pieces must be wrong
-_DOUBTED, _SURE = 0.1, 0.7  # probabilities of its own language, and of another
+_FEWEST = 3  # pieces of a file for a verdict
+_MOST = 0.6  # share of wrong pieces for a report
+_DOUBTED, _SURE = 0.1, 0.7  # probability of the stated language below, of another above
 _EXCERPT = 60  # characters
 
-# Languages that lid.176 does not tell apart well enough to contradict a label.
+# Languages that lid.176 does not distinguish well enough to contradict a label.
 _NEIGHBOURS = [
     set(group.split())
     for group in (
@@ -85,13 +85,12 @@ def check_labels(
     rules: Mapping[str, object] | None,
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> list[str]:
-    """What is to be said about the languages of a stream, `languages` being the codes of a record's texts
-    and `names` the names that some of them have.
+    """Notes on the languages of a stream. `languages` are the codes of a record's texts, `names` the names of some.
 
-    A note for each file of which most is in another language, or whose sides are exchanged; for each rule (of `rules`,
-    the fields of PairRules or DocumentRules) that does not apply since nothing is known of a language; and for each
-    language that cannot be checked. Reads a little of at most 16 files, spread over the folders, in about 0.2 s, and of
-    up to 256 more if one of these is wrong. A file that cannot be read gives no note: the build says why.
+    A note for each file that is mostly in another language or has exchanged sides, for each rule (of `rules`, the
+    fields of PairRules or DocumentRules) that does not apply because nothing is known of a language, and for each
+    language that cannot be checked. Reads the beginning of at most 16 files, spread over the folders, in about 0.2 s,
+    and of up to 256 more if one of these is wrong. A file that cannot be read gives no note; the build reports it.
     """
     notes = _unknown_languages(name, languages, names, documents=not form.languages)
     notes += _rules_without_language(name, languages, rules, documents=not form.languages)
@@ -110,15 +109,15 @@ def check_labels(
     if more := [" and ".join(one.part.paths) for one in wrong[_DESCRIBED:]]:
         notes.append(f"stream '{name}': {len(more)} more files look wrong: {', '.join(more)}")
     if wrong and len(looked) < len(files):
-        notes.append(f"stream '{name}': looked at {len(looked):,} of {len(files):,} files; others may be wrong as well")
+        notes.append(f"stream '{name}': checked {len(looked):,} of {len(files):,} files; others may be wrong, too")
     return notes
 
 
 @dataclass(frozen=True)
 class _Looked:
-    """A file that was looked at: records of it, and what was found of each of its languages.
+    """A checked file: some records, and the finding for each of its languages.
 
-    `enough` says whether the records are enough to find something.
+    `enough`: the records suffice for a verdict.
     """
 
     part: SourcePart
@@ -130,11 +129,11 @@ class _Looked:
 def _look(
     chosen: Sequence[Paths], files: Mapping[Paths, list[SourcePart]], form: RecordFormat, languages: Sequence[str]
 ) -> list[_Looked]:
-    """Look at some files of a stream."""
+    """Check some files of a stream."""
     groups = [_spread(files[paths], max(1, _FILES // len(chosen))) for paths in chosen]
     pieces = max(_FEWEST + 1, _PIECES // max(len(groups), 1))
     count = max(_RECORDS // max(sum(map(len, groups)), 1), 25)
-    with ThreadPoolExecutor(8) as pool:  # a bucket takes its time to answer
+    with ThreadPoolExecutor(8) as pool:  # a bucket answers slowly
         read = [[pool.submit(_read, part, form, count) for part in group] for group in groups]
     looked = []
     for group, jobs in zip(groups, read, strict=True):
@@ -148,7 +147,7 @@ def _look(
 
 @dataclass(frozen=True)
 class _Record:
-    line: int | None  # in its file; None where the lines before it are not counted
+    line: int | None  # in its file; None if the lines before it are not counted
     texts: tuple[str, ...]
 
 
@@ -156,21 +155,21 @@ class _Record:
 class _Finding:
     """Most of a column is not in its language."""
 
-    language: str | None  # the model's code of what it is; None if that is not clear
+    language: str | None  # the model's code of the likely language; None if not clear
     wrong: int  # pieces
     pieces: int
     records: tuple[int, ...]  # of the first wrong pieces
 
 
 def _unknown_languages(name: str, languages: Sequence[str], names: Mapping[str, str], *, documents: bool) -> list[str]:
-    """A note for each code of which neither the model nor a script is known, so that its texts are not looked at."""
+    """A note for each code without a known script that the model does not know either: its texts are not checked."""
     notes = []
     for code in languages:
         if code and not is_known(code) and not scripts_of(code):
             what = "its texts are" if documents else f"side {code} of its pairs is"
             meant = meant_language(code, names.get(code, ""))
             notes.append(
-                f"stream '{name}': '{code}' is not a language code that can be checked, so {what} not looked at"
+                f"stream '{name}': '{code}' is not a language code that can be checked, so {what} not checked"
                 + (f". {meant}" if meant else "")
             )
     return notes
@@ -179,7 +178,7 @@ def _unknown_languages(name: str, languages: Sequence[str], names: Mapping[str, 
 def _rules_without_language(
     name: str, languages: Sequence[str], rules: Mapping[str, object] | None, *, documents: bool
 ) -> list[str]:
-    """A note for each language of which nothing is known, though a rule goes by it."""
+    """A note for each language without known scripts, if a rule depends on them."""
     if rules is None:
         return []
     keys = [key for key in ("min_script_share", "min_word_length", "max_word_length") if rules.get(key) is not None]
@@ -212,7 +211,7 @@ def _files(parts: Sequence[SourcePart]) -> dict[Paths, list[SourcePart]]:
 
 
 def _choose(files: Sequence[Paths]) -> list[Paths]:
-    """The files that are looked at, spread over the folders."""
+    """The files to check, spread over the folders."""
     folders: dict[str, list[Paths]] = {}
     for paths in files:
         folders.setdefault(dirname(paths[0]), []).append(paths)
@@ -221,7 +220,7 @@ def _choose(files: Sequence[Paths]) -> list[Paths]:
 
 
 def _read(part: SourcePart, form: RecordFormat, count: int) -> list[_Record]:
-    """The first records of a part, as far as it can be read; of plain text the first lines, whatever a document is."""
+    """The first records of a part, as far as it can be read. Of plain text the first lines, whatever `split` says."""
     found: list[_Record] = []
     reading = Reading(part, replace(form, label_key=None, split="line"), lambda size: None)
     with suppress(InputError, OSError), closing(reading.batches(count)) as batches:
@@ -234,7 +233,7 @@ def _read(part: SourcePart, form: RecordFormat, count: int) -> list[_Record]:
 
 
 def _pieces(texts: Sequence[str], count: int) -> list[list[int]]:
-    """Numbers of texts whose beginnings make a piece together; at most `count` pieces, spread over all."""
+    """The numbers of the texts in each piece; at most `count` pieces, spread over all texts."""
     pieces: list[list[int]] = [[]]
     size = 0
     for number, text in enumerate(texts):
@@ -247,12 +246,12 @@ def _pieces(texts: Sequence[str], count: int) -> list[list[int]]:
 
 
 def _neighbours(code: str) -> set[str]:
-    """A language and those that are not told from it."""
+    """A language and those that the model does not distinguish from it."""
     return {code}.union(*(group for group in _NEIGHBOURS if code in group))
 
 
 def _judge(texts: Sequence[str], language: str, count: int) -> _Finding | None:
-    """What most of the texts are if they are not in their language; None if they are, or if too little is known."""
+    """The finding if most of the texts are not in their language; None if they are, or if the texts are too few."""
     scripts, known = scripts_of(language), is_known(language)
     pieces = _pieces(texts, count) if scripts or known else []
     if len(pieces) < _FEWEST:
@@ -276,7 +275,7 @@ def _judge(texts: Sequence[str], language: str, count: int) -> _Finding | None:
     name, times = Counter(names[k] for k in wrong).most_common(1)[0]
     clear = name is not None and times > len(wrong) / 2
     if not clear and foreign.sum() < least:
-        return None  # of many languages: code, names
+        return None  # a mix of languages: code, names
     examples = tuple(record for k in wrong for record in pieces[k])
     return _Finding(name if clear else None, len(wrong), len(pieces), examples)
 
@@ -290,7 +289,7 @@ def _describe(
     found: Sequence[_Finding | None],
     others_right: bool,
 ) -> list[str]:
-    """Notes on one file; `others_right` says whether another file of the stream looks right."""
+    """Notes on one file. `others_right`: another file of the stream looks right."""
     if len(found) == 2 and found[0] and found[1] and _exchanged(found[0], found[1], languages):
         one, other = languages
         keys = f"keys: {{{one}: {form.keys[1]}, {other}: {form.keys[0]}}}"
@@ -312,8 +311,8 @@ def _describe(
         what = f"look like '{finding.language}'" if finding.language else "have hardly a letter of its script"
         fix = f"streams.{name}.{'pairs or keys' if form.languages else 'language or documents'}"
         notes.append(
-            f"stream '{name}': {side}{path} should be '{code}', but {finding.wrong} of {finding.pieces} pieces looked "
-            f"at {what} ({_examples(records, finding.records, languages, k)}). If so, correct {fix}"
+            f"stream '{name}': {side}{path} should be '{code}', but {finding.wrong} of {finding.pieces} excerpts "
+            f"{what} ({_examples(records, finding.records, languages, k)}). If so, correct {fix}"
         )
     return notes
 
@@ -325,7 +324,7 @@ def _exchanged(one: _Finding, other: _Finding, languages: Sequence[str]) -> bool
 def _examples(
     records: Sequence[_Record], numbers: Sequence[int], languages: Sequence[str], side: int | None = None
 ) -> str:
-    """The first two of some records, or one with both sides."""
+    """Excerpts of the first two of some records, or of one with both sides."""
     shown = []
     for record in [records[number] for number in numbers[: 1 if side is None else 2]]:
         texts = [escape_controls(one_line(text)[:_EXCERPT]) for text in record.texts]

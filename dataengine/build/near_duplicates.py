@@ -1,4 +1,4 @@
-"""The rounds that find the near duplicates of a stream: which units run, on what, in which order."""
+"""The rounds that find the near duplicates of a stream: which units run on what, in which order."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ from dataengine.storage.store import Store
 if TYPE_CHECKING:
     from dataengine.arrays import UInt64s
 
-# Of texts that a CompareTexts unit compares, about; their shingles take two to four times as many.
+# Bytes of text that a CompareTexts unit compares, about. Their shingles take two to four times as much.
 GROUP_BYTES = 1 << 25
 _LEAST_GROUP, _MOST_GROUP = 1 << 10, 1 << 17  # records
 
 
 @dataclass(frozen=True)
 class CleanedPart:
-    """What finding near duplicates needs to know of a part that was cleaned."""
+    """A cleaned part, as input of the search for near duplicates."""
 
     part: SourcePart
     records: RecordFormat
     fingerprint: str  # of its CleanRecords unit
     runs: int
-    kept: int  # records that this unit keeps, which have keys
-    alive: NDArray[np.bool_]  # of its usable records, those that all else keeps
+    kept: int  # records that this unit keeps; they have keys
+    alive: NDArray[np.bool_]  # of its usable records, those that everything else keeps
 
     def publish_alive(self, store: Store) -> Keep | None:
-        """Which records are alive; None if all are that have keys."""
+        """Which records are alive; None if all records with keys are."""
         return publish_keep(self.alive, store) if np.count_nonzero(self.alive) < self.kept else None
 
 
 def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> Rounds[tuple[NDArray[Any], int]]:
-    """Rounds of units that find the near duplicates among the records that are alive.
+    """Rounds of units that find the near duplicates among the alive records.
 
-    Comes to the twins, of dtype TWIN, in canonical order, and the number of texts that are like so many others that
-    they were compared with some of these only.
+    Returns the twins (dtype TWIN, in canonical order), and the number of texts that are similar to so many others that
+    they were compared with only some of these.
     """
     alive = sum(int(np.count_nonzero(part.alive)) for part in parts)
     linking = link_units(
@@ -108,7 +108,7 @@ def _place(part: CleanedPart) -> tuple[SourcePart, RecordFormat, str, int]:
 
 
 def _make_keys(units: Mapping[int, Unit]) -> Rounds[tuple[list[PartKeys], int]]:
-    """A round of units that make keys, by the numbers of their parts: where the keys are, and how many."""
+    """A round of units that make keys, by the numbers of their parts; returns the places and the number of keys."""
     receipts = yield Round("comparing", list(units.values()))
     made = zip(units.items(), receipts, strict=True)
     keys = [PartKeys(k, unit.fingerprint, receipt.near_runs, None) for (k, unit), receipt in made]
@@ -116,7 +116,7 @@ def _make_keys(units: Mapping[int, Unit]) -> Rounds[tuple[list[PartKeys], int]]:
 
 
 def _gather_pairs(units: Sequence[Unit], store: Store) -> UInt64s:
-    """The pairs of all ranges, as pairs of each record with the first of its component."""
+    """The pairs of all ranges, reduced to pairs of a record with the first of its component."""
     pairs = np.empty((0, 2), np.uint64)
     for unit in units:
         more = read_npy(store, f"{unit.folder}/pairs.npy")
@@ -126,7 +126,7 @@ def _gather_pairs(units: Sequence[Unit], store: Store) -> UInt64s:
 
 
 def _gather_links(units: Sequence[FindLinks], store: Store) -> Links:
-    """The links of all ranges, with pairs as `_gather_pairs` gives them."""
+    """The links of all ranges, with pairs as returned by `_gather_pairs`."""
     crowded, first = np.empty(0, np.uint64), np.empty(0, np.uint64)
     for unit in units:
         crowded = np.union1d(crowded, read_npy(store, f"{unit.folder}/crowded.npy"))
@@ -148,16 +148,16 @@ def _publish(records: Int64s, store: Store) -> Members:
 
 
 def _room(parts: Sequence[CleanedPart]) -> int:
-    """How many records a group holds, about."""
+    """The approximate number of records in a group."""
     size = sum(part.part.size for part in parts) // max(sum(len(part.alive) for part in parts), 1)
     return min(max(GROUP_BYTES // max(size, 1), _LEAST_GROUP), _MOST_GROUP)
 
 
 def _group(found: Candidates, room: int) -> tuple[dict[int, NDArray[Any]], int, UInt64s]:
-    """The members of each part that are to be compared, in groups of whole components of about `room` records; the
-    number of groups; and the records of components that are larger and are cut.
+    """The members of each part to compare, in groups of whole components with about `room` records; the number of
+    groups; and the records of larger components, which are cut.
 
-    Group 0 are the representatives of crowds.
+    Group 0 holds the representatives of crowds.
     """
     order = np.lexsort((found.ids, found.components, ~found.first))
     ids = found.ids[order]

@@ -1,11 +1,10 @@
-"""Units that find the near duplicates of a stream (`near_duplicates`), whatever its size, in bounded memory.
+"""Units that find the near duplicates of a stream of any size in bounded memory (see `near_duplicates`).
 
 texts of a part      -> CleanRecords -> runs of band keys, and the shingles of texts that share one in a run
-keys of all parts    -> FindLinks (one a range of keys) -> pairs of records that share a key, of those that all else
-                        keeps; crowds
-crowds, if any       -> RowKeys (one a part) -> keys that no crowd shares -> FindLinks
-large components     -> SketchKeys (one a part) -> FindAlike (one a range of keys) -> smaller components
-components of pairs  -> GatherShingles (one a part) -> CompareTexts (one a group of components) -> twins
+keys of all parts    -> FindLinks (one per range of keys) -> pairs of kept records that share a key; crowds
+crowds, if any       -> RowKeys (one per part) -> keys that no crowd shares -> FindLinks
+large components     -> SketchKeys (one per part) -> FindAlike (one per range of keys) -> smaller components
+components of pairs  -> GatherShingles (one per part) -> CompareTexts (one per group of components) -> twins
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ from dataengine.storage.arrays import decode_npy, encode_npy, read_npy
 from dataengine.storage.store import AddFile, Store
 
 _BATCH = 4096
-_RUN_SHINGLES = 1 << 23  # shingles of a run that are held for its twins (64 MiB); the texts of the rest are read again
-RANGE_KEYS = 1 << 22  # a FindLinks unit holds about so many keys
-# A record whose shingles are wanted: its number in the part, its group (0: the representatives) and its component.
+_RUN_SHINGLES = 1 << 23  # shingles of a run kept for comparing (64 MiB); the other texts are read again
+RANGE_KEYS = 1 << 22  # keys of a FindLinks unit, about
+# A record to compare: its number in the part, its group (0: the representatives) and its component.
 MEMBER = np.dtype([("record", "<u4"), ("group", "<u4"), ("component", "<u8"), ("crowded", "<u1"), ("size", "<u4")])
-_HELD = np.dtype([("record", "<u4"), ("size", "<u4")])  # a record whose shingles are held, and their number
+_HELD = np.dtype([("record", "<u4"), ("size", "<u4")])  # a record whose shingles are kept, and their number
 
 
 class NearRuns:
-    """Write band keys of texts as `key_runs` named near, and the shingles of texts that share a key in a run.
+    """Write the band keys of texts as `key_runs` named near, and the shingles of texts that share a key in a run.
 
-    near.N.held.npy and near.N.shingles.npy are the records of these texts and their shingles, so that most texts need
-    not be read again; as many as _RUN_SHINGLES allow.
+    near.N.held.npy and near.N.shingles.npy hold the records of these texts and their shingles, up to _RUN_SHINGLES, so
+    that most texts need not be read again.
     """
 
     def __init__(self, add: AddFile, threshold: float) -> None:
@@ -50,7 +49,7 @@ class NearRuns:
         self._shingles = 0
 
     def add(self, texts: Sequence[str], records: Int64s) -> None:
-        """Take texts and the numbers of their records, shape (n,)."""
+        """Add texts and the numbers of their records, shape (n,)."""
         keys, records, shingles = minhash.band_keys(texts, self._threshold, records)
         if self._shingles <= _RUN_SHINGLES:
             self._held.append((records, shingles))
@@ -59,11 +58,11 @@ class NearRuns:
             self._keys.add(keys)
 
     def finish(self) -> int:
-        """Write what waits; return the number of runs."""
+        """Write the last run; return the number of runs."""
         return self._keys.finish()
 
     def _sort(self, keys: NDArray[Any]) -> NDArray[Any]:
-        """The keys of a run, sorted, once the shingles that go with them are written."""
+        """The sorted keys of a run; writes their shingles first."""
         ordered = sort_near_keys(keys)
         self._write_held(self._keys.name, ordered)
         return ordered
@@ -81,7 +80,7 @@ class NearRuns:
 
 
 def _with_shared_key(keys: NDArray[Any]) -> Int64s:
-    """The records of sorted keys that have a key in common with another one."""
+    """The records of sorted keys that share a key with another record."""
     equal = (keys["hash"][1:] == keys["hash"][:-1]) & (keys["record"][1:] != keys["record"][:-1])
     records: Int64s = np.concatenate([keys["record"][1:][equal], keys["record"][:-1][equal]]).astype(np.int64)
     return np.unique(records)
@@ -89,7 +88,7 @@ def _with_shared_key(keys: NDArray[Any]) -> Int64s:
 
 @dataclass(frozen=True)
 class PartKeys:
-    """Keys of a part's records, of those that are alive."""
+    """The keys of a part's alive records."""
 
     part: int  # its number
     fingerprint: str  # of the unit that wrote them
@@ -97,7 +96,7 @@ class PartKeys:
     alive: Keep | None  # all, if None
 
     def read(self, store: Store, dtype: np.dtype[Any], buckets: tuple[int, int]) -> NDArray[Any]:
-        """Those in buckets from a first one to before a last one, sorted."""
+        """The sorted keys in buckets, from the first to one past the last."""
         (keys,) = read_runs(store, self.fingerprint, "near", self.runs, {"keys": dtype}, buckets)
         if self.alive is not None:
             bits, records = self.alive.read(store), keys["record"]
@@ -112,7 +111,7 @@ class _ReadsKeys(Unit):
     runs: tuple[PartKeys, ...]
     number: int
     ranges: int  # at most BUCKETS
-    keys: int = field(metadata={"identity": False})  # about so many, for progress
+    keys: int = field(metadata={"identity": False})  # an estimate, for progress
 
     @property
     def input_bytes(self) -> int:
@@ -150,7 +149,7 @@ class FindLinks(_ReadsKeys):
 
 @dataclass(frozen=True)
 class FindAlike(_ReadsKeys):
-    """Find the components of records that share a key and have sketches as twins have."""
+    """Find the components of records that share a key and have sketches as similar as those of twins."""
 
     kind: ClassVar[str] = "alike"
     threshold: float
@@ -165,7 +164,7 @@ class FindAlike(_ReadsKeys):
 
 
 def link_units(runs: Sequence[PartKeys], keys: int) -> list[FindLinks]:
-    """The units that link the records of all parts by about so many keys."""
+    """The units that link the records of all parts by about `keys` keys."""
     ranges = num_ranges(keys, RANGE_KEYS)
     return [FindLinks(tuple(runs), number, ranges, keys // ranges) for number in range(ranges)]
 
@@ -178,7 +177,7 @@ def alike_units(runs: Sequence[PartKeys], keys: int, threshold: float) -> list[F
 
 @dataclass(frozen=True)
 class Members(Named):
-    """Records of a part in which later units are interested."""
+    """Records of a part that later units need."""
 
     suffix: ClassVar[str] = "members.npy"
 
@@ -204,7 +203,7 @@ class _ReadsMembers(Unit):
     def _shingles(
         self, store: Store, members: NDArray[Any], on_progress: OnProgress
     ) -> Iterator[tuple[Int64s, Shingles]]:
-        """Numbers of records and their distinct shingles, each member once, in no order that matters."""
+        """Numbers of records and their distinct shingles, each member once, in any order."""
         left = set(members["record"].tolist())
         for run in range(self.runs):
             name = f"units/{self.cleaned}/near.{run:05d}"
@@ -228,7 +227,7 @@ class _ReadsMembers(Unit):
 
 @dataclass(frozen=True)
 class _MakesKeys(_ReadsMembers):
-    """A unit that makes keys of members; `kept` of its receipt counts them."""
+    """A unit that makes keys of members. `kept` in its receipt is their number."""
 
     @abstractmethod
     def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
@@ -246,7 +245,7 @@ class _MakesKeys(_ReadsMembers):
 
 @dataclass(frozen=True)
 class RowKeys(_MakesKeys):
-    """Make keys of single rows of the signatures of texts in crowds."""
+    """Make keys from single signature rows of texts in crowds."""
 
     kind: ClassVar[str] = "rows"
 
@@ -267,8 +266,8 @@ class SketchKeys(_MakesKeys):
 
 @dataclass(frozen=True)
 class GatherShingles(_ReadsMembers):
-    """Write the shingles of members, group by group: gathered.members and gathered.shingles, and bounds.npy, shape
-    (4, groups + 1): where each group begins in both, and the hashes of what it has there (`write_buckets`)."""
+    """Write the shingles of members group by group: gathered.members, gathered.shingles, and bounds.npy with the
+    beginning and hash of each group in both, shape (4, groups + 1) (`write_buckets`)."""
 
     kind: ClassVar[str] = "shingles"
     groups: int
@@ -292,7 +291,7 @@ class GatherShingles(_ReadsMembers):
 
 @dataclass(frozen=True)
 class CompareTexts(Unit):
-    """Compare the texts of one group: its twins, and the texts that are like a crowd of others."""
+    """Compare the texts of one group. Writes its twins, and the texts that are similar to a crowd of others."""
 
     kind: ClassVar[str] = "twins"
     gathered: tuple[tuple[int, str], ...]  # number of a part, fingerprint of its GatherShingles unit
@@ -309,7 +308,7 @@ class CompareTexts(Unit):
         texts = self._read(store, self.number) if self.number else first.none()
         found, overfull = near_duplicates.compare(texts, first, self.threshold)
         on_progress(self.members)
-        own = texts if self.number else first  # what becomes of the representatives is the same in every group
+        own = texts if self.number else first  # the verdict on representatives is the same in every group
         add("twins.npy", encode_npy(found[np.isin(found["record"], own.ids)]))
         add("overfull.npy", encode_npy(np.intersect1d(overfull, own.ids)))
         return Receipt(kept=len(own.ids))

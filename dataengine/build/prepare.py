@@ -1,4 +1,4 @@
-"""From a config to the streams that it asks for: tokenizer, sources, and what decides the bytes of each stream."""
+"""From a config to its streams: tokenizer, sources, and all that decides the bytes of each stream."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
 
-MERGE_TOKENS = 1 << 25  # a MergeRuns unit holds about so many tokens in memory
+MERGE_TOKENS = 1 << 25  # tokens that a MergeRuns unit holds in memory, about
+TAIL_TOKENS = 1 << 26  # least tokens of a PackTails unit; the build itself packs fewer
 _HASHES = "source_hashes.json"
-TAIL_TOKENS = 1 << 26  # a PackTails unit packs at least so many; if there are fewer, the build itself does
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """A stream that is to be built: all that decides its bytes."""
+    """A stream to build, with all that decides its bytes."""
 
     name: str
     parts: tuple[SourcePart, ...]
@@ -72,7 +72,7 @@ class StreamPlan:
         return [CleanRecords(part, self.records, self.cleaning, lossy) for part in self.parts]
 
     def token_units(self, keeps: Sequence[Keep | None]) -> list[TokenizeDocuments | TokenizePairs]:
-        """The units that tokenize the records of each part that are kept."""
+        """The units that tokenize the kept records of each part."""
         copies: Counter[str] = Counter()
         units = []
         for part, keep in zip(self.parts, keeps, strict=True):
@@ -81,7 +81,7 @@ class StreamPlan:
         return units
 
     def _token_unit(self, part: SourcePart, keep: Keep | None, copy: int) -> TokenizeDocuments | TokenizePairs:
-        """The unit that tokenizes a part; `copy` parts before it have the same content."""
+        """The unit that tokenizes a part. `copy` earlier parts have the same content."""
         records = replace(self.records, label_key=None)  # cleaning has seen the labels
         if not self.languages:
             return TokenizeDocuments(self.format, part, records, keep)
@@ -101,11 +101,11 @@ class Preparation:
 
 
 def try_write(store: Store, key: str, content: bytes) -> None:
-    """Write what a build can do without; say so where the store cannot be written."""
+    """Write a file that the build does not need; print a note if the store cannot be written."""
     try:
         store.write(key, content)
     except (OSError, InputError) as error:
-        reason = str(error).partition(". ")[0]  # without advice: nothing has to be done
+        reason = str(error).partition(". ")[0]  # without the advice: the user need not act
         note(f"{store.url}/{key} stays as it was: {reason}")
 
 
@@ -137,7 +137,10 @@ def load_token_format(config: Config) -> tuple[Tokenizer, TokenFormat]:
     """The tokenizer, and the format of all streams of a config. Raises InputError if they do not go together."""
     tokenizer = load_tokenizer(config.tokenizer, config.eos_token)
     if config.bos and tokenizer.bos_id is None:
-        raise InputError(f"`bos: true`, but tokenizer {config.tokenizer} has no begin-of-sentence token")
+        raise InputError(
+            f"`bos: true`, but tokenizer {config.tokenizer} has no begin-of-sentence token. Remove `bos`, or use "
+            "another tokenizer."
+        )
     form = TokenFormat(
         tokenizer=config.tokenizer,
         tokenizer_sha256=tokenizer.sha256,
@@ -203,7 +206,7 @@ def plan_stream(
 
 
 def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:
-    """Say which files a stream reads more than once, under whatever names."""
+    """Print which files a stream reads more than once, also under different names."""
     places: dict[tuple[str, ...], list[str]] = {}
     for part in parts:
         if part.start == 0:
@@ -212,11 +215,11 @@ def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:
         if len(names) > 1:
             others = ", ".join(dict.fromkeys(name for name in names if name != names[0]))
             also = f" (also as {others})" if others else ""
-            note(f"stream '{stream}' reads {names[0]}{also} {len(names)} times over")
+            note(f"stream '{stream}' reads {names[0]}{also} {len(names)} times")
 
 
 def record_format(stream: Stream) -> RecordFormat:
-    """How a stream's records are found in its files."""
+    """The format of a stream's records."""
     pairs = isinstance(stream, PairStream)
     return RecordFormat(
         keys=stream.text_keys,
@@ -234,7 +237,9 @@ def _plan_cleaning(name: str, stream: Stream, scores: ScoresConfig | None) -> Cl
     rules = clean.pair_rules if isinstance(clean, PairClean) else clean.document_rules
     found = {pattern: find_text_files(pattern) for pattern in clean.decontaminate}
     if missing := [pattern for pattern, files in found.items() if not files]:
-        raise InputError(f"`decontaminate` of stream '{name}': no file {', '.join(missing)}. Correct the paths.")
+        raise InputError(
+            f"`decontaminate` of stream '{name}': no file matches {', '.join(missing)}. Correct the paths."
+        )
     evaluation = tuple(path for paths in found.values() for path in paths)
     made = Cleaning(
         languages=stream.codes,
@@ -264,7 +269,7 @@ def model_identity(model: str) -> str:
 
 
 def missing_streams(prepared: Preparation) -> dict[str, StreamPlan]:
-    """The streams that the store does not have."""
+    """The streams that are not in the store."""
     return {
         name: plan
         for name, plan in prepared.streams.items()
@@ -273,7 +278,7 @@ def missing_streams(prepared: Preparation) -> dict[str, StreamPlan]:
 
 
 def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> dict[str, list[str]]:
-    """What is to be said about the languages of each stream's texts, before they are read."""
+    """Notes on the languages of each stream's texts, before the build reads them."""
     return {
         name: check_labels(
             name,
@@ -288,7 +293,7 @@ def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> dict[str, li
 
 
 def stream_notes(prepared: Preparation, names: Sequence[str]) -> list[str]:
-    """What is to be said of some streams: of their languages, and what the build said of those that are built."""
+    """Notes on some streams: on their languages, and those that the build of a stream left."""
     plans = {name: prepared.streams[name] for name in names}
     missing = missing_streams(prepared)
     notes = []
@@ -304,8 +309,8 @@ def _check_shard_size(form: TokenFormat, vocab_size: int) -> None:
     size = count * (form.width * token_dtype(vocab_size).itemsize + 4)
     if size >= 1 << 32:
         raise InputError(
-            f"samples_per_shard {count:,} x seq_len {form.seq_len:,} makes shards of {size:,} bytes; "
-            "MDS holds less than 4 GiB in one. Lower samples_per_shard."
+            f"samples_per_shard {count:,} x seq_len {form.seq_len:,} gives shards of {size:,} bytes; "
+            "an MDS shard must be smaller than 4 GiB. Lower samples_per_shard."
         )
 
 

@@ -1,4 +1,4 @@
-"""A stream in the store: gathered from the files of its units, and read again."""
+"""A stream in the store: assembled from the files of its units, and read back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dataengine.storage.arrays import damaged_unit, encode_npy, is_intact_npy, r
 from dataengine.storage.store import Store
 from dataengine.text.packing import Packer, Tokens
 
-_THREADS = 16  # that read, write and link files
+_THREADS = 16  # for reading, writing and linking files
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class BuiltStream:
     """A stream in the store and what went into it.
 
     records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`. `rejects`
-    is the key of the file in the store that holds the unusable records; None if there are none. `unknown` and
-    `vanished` are what the tokenizer lost of the kept records: unknown tokens, and characters without any token.
-    `notes` are what was said of the records when the stream was made, and of their languages if these were looked at.
+    is the key of the file with the unusable records, None without any. `unknown` and `vanished` are what the tokenizer
+    lost of the kept records: unknown tokens, and characters without a token. `notes` are the warnings about the records
+    and, if they were checked, about their languages.
     """
 
     stream: Stream
@@ -49,7 +49,7 @@ class BuiltStream:
 
 
 def publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
-    """Gather the shards of the units, then those of their joined tails, into one stream; index.json makes it whole."""
+    """Assemble the shards of the units and of their joined tails into one stream. index.json comes last."""
     store.remove_leftovers(f"{plan.folder}/")
     shards = _link_shards(plan, packed, store)
     more, remainder = _pack_joined_tails(plan, packed, store, first=len(shards))
@@ -69,7 +69,7 @@ def publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
 
 
 def _link_shards(plan: StreamPlan, packed: Packed, store: Store) -> list[Shard]:
-    """Give the shards and the documents of all units names in the stream; return the shards under these names."""
+    """Link the shards and documents of all units into the stream; return the shards under their new names."""
     links = [
         (f"{unit.folder}/documents.npy", f"documents.{number:05d}.npy") for number, unit in enumerate(packed.units)
     ]
@@ -85,7 +85,7 @@ def _link_shards(plan: StreamPlan, packed: Packed, store: Store) -> list[Shard]:
 
 
 def _pack_joined_tails(plan: StreamPlan, packed: Packed, store: Store, *, first: int) -> tuple[list[Shard], Tokens]:
-    """Write what is left of the units as shards, numbered from `first`; return them and the tokens that fill none."""
+    """Write the tails of the units as shards numbered from `first`; return them and the tokens that fill no sample."""
     packer = Packer(plan.format.width, token_dtype(plan.vocab_size))
     writes: list[Future[None]] = []
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -128,9 +128,9 @@ def _summarize(
 
 
 def _link_checked(store: Store, source: str, key: str) -> None:
-    """Give a file of a unit a name in a stream. Raises InputError if it is missing or, for an array, damaged.
+    """Link a file of a unit into a stream. Raises InputError if it is missing or, for an array, damaged.
 
-    The sizes of shards were compared with the receipts already, and their hashes are in the index.
+    The sizes of shards are already compared with the receipts, and their hashes are in the index.
     """
     if source.endswith(".npy") and not is_intact_npy(read_whole(store, source)):
         raise damaged_unit(store, source)
@@ -140,7 +140,7 @@ def _link_checked(store: Store, source: str, key: str) -> None:
 def find_segments(packed: Packed, width: int) -> tuple[tuple[int, int, int, int], ...]:
     """Where the tokens of each unit lie in the stream: (unit, start in the stream, start in the unit, tokens).
 
-    First the units' own shards; then of each group's tails what its shards hold; then the rest of all tails.
+    First the units' own shards, then the part of each group's tails in its shards, then the rest of all tails.
     """
     own = [_count_tokens(receipt, width) for receipt in packed.receipts]
     rooms = [_count_tokens(receipt, width) for receipt in packed.tail_receipts]
@@ -167,14 +167,14 @@ def _count_tokens(receipt: Receipt, width: int) -> int:
 
 
 def _renamed(shard: Shard, number: int) -> Shard:
-    """A unit's shard under its number in the stream."""
+    """A unit's shard with its number in the stream."""
     name = shard_name(number)
     packed = replace(shard.zip, basename=shard.zip.basename.replace(shard.raw.basename, name)) if shard.zip else None
     return Shard(shard.samples, replace(shard.raw, basename=name), packed)
 
 
 def read_built_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:
-    """A stream of the store, its index as it was written and its shards there in their sizes."""
+    """A stream of the store. Raises InputError if its index differs or a shard is missing or has another size."""
     made = summary.read_summary(store, plan.folder)
     if hashlib.sha256(store.read(f"{plan.folder}/index.json")).hexdigest() != made.index_sha256:
         raise summary.damaged_stream(store, f"{plan.folder}/index.json", "is damaged: its hash is another")

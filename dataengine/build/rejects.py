@@ -1,4 +1,4 @@
-"""The unusable records of a stream: where they stand, and what is said of a stream that is refused."""
+"""The unusable records of a stream: their places, and the message if the stream is refused."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dataengine.storage.arrays import damaged_unit, read_whole
 from dataengine.storage.store import Store
 from dataengine.text.lost_text import UNENCODABLE, UNKNOWN_TEXT
 
-REJECTS = 100_000  # unusable records that are written down for a stream; all are counted
+REJECTS = 100_000  # unusable records that are written for a stream; all are counted
 
 
 def nothing_kept(plan: StreamPlan, dropped: Counter[str], rejected: int, sampled: str = "") -> str:
-    """What to do about a stream of which cleaning drops all that is usable; `sampled` follows the word records."""
+    """The error for a stream of which cleaning drops every usable record. `sampled` follows the word records."""
     others = f", and {rejected:,} more {'is' if rejected == 1 else 'are'} unusable" if rejected else ""
     return (
         f"stream '{plan.name}': cleaning drops all {dropped.total():,} usable records{sampled} ({_words(dropped)})"
@@ -29,7 +29,7 @@ def nothing_kept(plan: StreamPlan, dropped: Counter[str], rejected: int, sampled
 
 
 def too_few_tokens(plan: StreamPlan, kept: int, dropped: Mapping[str, int], tokens: int) -> str:
-    """What to do about a stream that fills no sample."""
+    """The error for a stream that fills no sample."""
     width = plan.format.width
     advice = [f"add sources to streams.{plan.name}"]
     if count := sum(dropped.values()):
@@ -43,12 +43,12 @@ def too_few_tokens(plan: StreamPlan, kept: int, dropped: Mapping[str, int], toke
 
 
 def source_lines(parts: Sequence[SourcePart], receipts: Sequence[Receipt]) -> list[SourceLines]:
-    """Each part's file, the number of its first line there (rows of Parquet, units of TMX), and its lines."""
+    """Each part's file, the number of its first line there (rows for Parquet, units for TMX), and its lines."""
     before: Counter[tuple[str, ...]] = Counter()
     found = []
     for part, receipt in zip(parts, receipts, strict=True):
         if part.start == 0:
-            before[part.paths] = 0  # a file that is named twice
+            before[part.paths] = 0  # a file that the config names twice
         found.append(SourceLines(part.paths[0], before[part.paths] + 1, receipt.lines))
         before[part.paths] += receipt.lines
     return found
@@ -57,9 +57,9 @@ def source_lines(parts: Sequence[SourcePart], receipts: Sequence[Receipt]) -> li
 def gather_rejects(
     parts: Sequence[SourcePart], units: Sequence[Unit], receipts: Sequence[Receipt], store: Store
 ) -> list[SourceReject]:
-    """The unusable records that the units wrote down, with their files and their lines there.
+    """The unusable records that the units wrote, with files and lines.
 
-    No more than about REJECTS, the first ones of each part; parts share them evenly, so that each shows some.
+    About REJECTS at most, shared evenly among the parts: the first ones of each.
     """
     counts = [sum(receipt.rejected.values()) for receipt in receipts]
     most = _even_limit(counts, REJECTS)
@@ -72,7 +72,7 @@ def gather_rejects(
 
 
 def _even_limit(counts: Sequence[int], total: int) -> int:
-    """The largest limit of each count at which they come to `total` in all; at least 1."""
+    """The largest limit per count at which the counts sum to `total` at most; at least 1."""
     low, high = 1, max(total, 1)
     while low < high:
         middle = -(-(low + high) // 2)
@@ -84,7 +84,7 @@ def _even_limit(counts: Sequence[int], total: int) -> int:
 
 
 def _unit_rejects(unit: Unit, store: Store) -> list[Reject]:
-    """The unusable records that a unit wrote down. Raises InputError if its file is missing or damaged."""
+    """The unusable records that a unit wrote. Raises InputError if the file is missing or damaged."""
     key = f"{unit.folder}/rejects.jsonl"
     content = read_whole(store, key)
     try:
@@ -96,9 +96,9 @@ def _unit_rejects(unit: Unit, store: Store) -> list[Reject]:
 def check_rejects(
     plan: StreamPlan, receipts: Sequence[Receipt], units: Sequence[Unit], max_bad_fraction: float, store: Store
 ) -> None:
-    """Refuse a stream of which more than max_bad_fraction of the records are unusable, or all.
+    """Raise InputError if more than max_bad_fraction of a stream's records are unusable, or all.
 
-    Its unusable records are then written to its folder, with their files and lines.
+    Writes the unusable records to the stream's folder first, with files and lines.
     """
     records = sum(receipt.records for receipt in receipts)
     rejected: Counter[str] = Counter()
@@ -121,7 +121,7 @@ def check_rejects(
 
 
 def too_many_rejects(records: int, bad: int, max_bad_fraction: float) -> bool:
-    """Whether a stream with so many records, `bad` of them unusable, is refused."""
+    """Whether a stream of `records` records, `bad` of them unusable, is refused."""
     return bad == records or bad > max_bad_fraction * records
 
 
@@ -135,14 +135,13 @@ def describe_rejects(
     sampled: str = "",
     where: str = "",
 ) -> str:
-    """What to do about a stream that is refused for its unusable records, or for having none.
+    """The error for a stream with too many unusable records, or without records.
 
-    `first` is the place of the first of them, its reason and its excerpt. `sampled` follows the word records, and
-    `where` the first of them.
+    `first`: place, reason and excerpt of the first one. `sampled` follows the word records, `where` the first record.
     """
     bad = rejected.total()
     if first is None:
-        return f"stream '{plan.name}': its files hold no records. Give files that do under streams.{plan.name}."
+        return f"stream '{plan.name}': its files contain no records. Name other files in streams.{plan.name}."
     place, reason, excerpt = first
     if bad < records:
         many = f"{bad:,} of {records:,} records{sampled} are unusable ({_words(rejected)}), more than max_bad_fraction "
@@ -156,9 +155,9 @@ def describe_rejects(
 
 
 def _other_key(plan: StreamPlan, reason: str) -> list[str]:
-    """What to do if the records have their texts under another key, or the tokenizer does not know them."""
+    """Advice if the texts are under another key, or if the tokenizer does not know them."""
     if reason in (UNKNOWN_TEXT, UNENCODABLE):
-        return ["give a tokenizer that knows these texts or falls back on bytes"]
+        return ["use a tokenizer that knows these texts or falls back to bytes"]
     if not reason.startswith("no key "):
         return []
     setting = "text_key: ..."
@@ -170,7 +169,7 @@ def _other_key(plan: StreamPlan, reason: str) -> list[str]:
 
 
 def _loosen(plan: StreamPlan, dropped: Collection[str]) -> str:
-    """What to do if cleaning drops too much, for these reasons."""
+    """Advice if cleaning drops too much, for these reasons."""
     scores = {reason for reason in dropped if reason.startswith("score ")}
     settings = [f"streams.{plan.name}.clean"] * bool(set(dropped) - scores)
     settings += [f"streams.{plan.name}.scores"] * bool(scores)
@@ -178,7 +177,7 @@ def _loosen(plan: StreamPlan, dropped: Collection[str]) -> str:
 
 
 def _any_of(advice: Sequence[str]) -> str:
-    """A sentence of what to do: any of these."""
+    """The advice as one sentence of alternatives."""
     *others, last = advice
     words = f"{', '.join(others)}, or {last}" if others else last
     return words[0].upper() + words[1:]

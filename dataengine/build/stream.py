@@ -1,4 +1,4 @@
-"""The rounds of a stream: its records are judged, tokenized, shuffled and packed."""
+"""The rounds of a stream: clean, tokenize, shuffle and pack its records."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from dataengine.text import pairs
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What cleaning says of each part: the units that judged it, their receipts, and the reason for each record.
+    """The result of cleaning: the units of the parts, their receipts, and the code of each record.
 
-    `twins`, of dtype near_duplicates.TWIN, are the near duplicates, each with the record that is kept for it.
+    `twins` (dtype near_duplicates.TWIN) are the near duplicates, each with the record that is kept instead.
     """
 
     cleaning: Cleaning
@@ -42,11 +42,11 @@ class Cleaned:
     twins: NDArray[Any]
 
     def publish_keeps(self, store: Store) -> list[Keep | None]:
-        """Put into the store which records of each part are kept."""
+        """Write to the store which records of each part are kept."""
         return [publish_keep(codes == 0, store) for codes in self.codes]
 
     def count_dropped(self) -> Counter[str]:
-        """How many records each reason drops, in the order of the reasons."""
+        """The number of records that each reason drops, in the order of the reasons."""
         dropped: Counter[str] = Counter()
         for codes in self.codes:
             dropped.update(clean.count_reasons(codes, self.cleaning))
@@ -55,7 +55,7 @@ class Cleaned:
 
 @dataclass(frozen=True)
 class Packed:
-    """The finished units of a stream: of reading (one a part) and of packing, with their receipts."""
+    """The finished units of a stream: for reading (one per part) and for packing, with their receipts."""
 
     reading: list[Receipt]
     rejects: list[SourceReject]
@@ -70,7 +70,7 @@ class Packed:
 def clean_stream(
     plan: StreamPlan, config: Config, store: Store, *, with_scores: bool = True, checks: bool = True
 ) -> Rounds[Cleaned]:
-    """Judge the records of a stream. If it `checks`, one with too many unusable records is refused."""
+    """Decide on each record of a stream. With `checks`, too many unusable records raise InputError."""
     assert plan.cleaning is not None
     units = plan.clean_units()
     receipts = yield Round("cleaning", units)
@@ -92,8 +92,8 @@ def clean_stream(
         clean.mark_twins(codes, twins, plan.cleaning)
         if crowded:
             note(
-                f"stream '{plan.name}': {crowded:,} texts are like many others, of which they were compared with some "
-                "only; some near duplicates among them may stay"
+                f"stream '{plan.name}': {crowded:,} texts are similar to many others and were compared with only some "
+                "of these, so a few near duplicates may stay"
             )
     if with_scores:
         model = str(plan.cleaning.score_model)
@@ -133,7 +133,7 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
 
 
 def _note_records(plan: StreamPlan, receipts: Sequence[Receipt]) -> list[str]:
-    """Say, and return, what is to be said of the usable records."""
+    """Print and return the notes on the usable records."""
     first_lines = [place.line for place in source_lines(plan.parts, receipts)]
     notes = [f"stream '{plan.name}': {words}" for words in describe_notes(plan.parts, receipts, first_lines)]
     for words in notes:
@@ -164,15 +164,15 @@ def _exchange_with_neighbours(
 
 
 def _join_small_parts(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]) -> dict[int, TokenizePairs]:
-    """By the numbers of their parts, the units of parts that exchange targets with their neighbours.
+    """The units of parts that exchange targets with their neighbours, by the numbers of the parts.
 
-    A part with fewer than two pairs for each direction cannot do so by itself. A stream with fewer has its pairs
-    written in as many of its directions as have two. Raises InputError if the stream has one pair only.
+    A part needs two pairs per direction to exchange targets by itself. A stream with fewer pairs uses only as many of
+    its directions as get two pairs each. Raises InputError if the stream has a single pair.
     """
     kept = [receipt.kept for receipt in receipts]
     if sum(kept) == 1:
         raise InputError(
-            f"stream '{plan.name}' is one pair, which cannot take another's target (`adjacent: false`). "
+            f"stream '{plan.name}' has a single pair, and `targets: shuffled` needs two. "
             f"Add pairs to streams.{plan.name}."
         )
     directions = plan.directions[: max(sum(kept) // 2, 1)]
@@ -200,7 +200,7 @@ def _merge_units(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Rec
 
 
 def _tail_units(units: Sequence[Unit], receipts: Sequence[Receipt], form: TokenFormat) -> list[PackTails]:
-    """The units that pack the tails of consecutive units together; none if there is little to pack."""
+    """The units that pack the tails of consecutive units; none if the tails are small."""
     if sum(receipt.tail for receipt in receipts) < TAIL_TOKENS:
         return []
     groups: list[tuple[list[str], int]] = []

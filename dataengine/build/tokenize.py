@@ -2,12 +2,12 @@
 
     documents part -> TokenizeDocuments -> shards + tail
     pairs part     -> TokenizePairs     -> runs sorted by a random key
-    all runs       -> MergeRuns (one a range of keys) -> shards + tail
-    tails          -> PackTails (one a group of units) -> shards + tail
+    all runs       -> MergeRuns (one per range of keys) -> shards + tail
+    tails          -> PackTails (one per group of units) -> shards + tail
 
-Shards of units are full ones; a tail is what is left, less than a shard, so that many small files make no small shards.
+The shards of a unit are full. Its tail is the rest, less than a shard, so many small files do not make small shards.
 
-The runs are those of an external merge sort, so that pairs are shuffled over all parts of a stream in bounded memory.
+The runs belong to an external merge sort, which shuffles pairs over all parts of a stream in bounded memory.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from dataengine.text.packing import Packer, Tokens, join_documents
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
 
-_BATCH = 1000  # texts given to the tokenizer at a time
+_BATCH = 1000  # texts per call of the tokenizer
 _WINDOW = 1 << 16  # pairs among which targets are exchanged
 _RUN_TOKENS = 1 << 23
 _READERS = 16  # threads
 _GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indices
 
-# A document of a packed unit: number of its part among the stream's, its line there, its length with EOS (and BOS).
+# A document of a packed unit: the number of its part in the stream, its line there, its length with EOS (and BOS).
 PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
 _DOCUMENT = np.dtype([("key", "<u8"), ("line", "<u4"), ("tokens", "<u4")])  # of a run
 
@@ -55,45 +55,45 @@ class TokenFormat:
 
     tokenizer: str = field(metadata={"identity": False})  # path; its sha256 stands for it
     tokenizer_sha256: str
-    library: str  # what decides the ids of a text, given the tokenizer: the reference and its version
-    engine: Literal["auto", "reference"] = field(metadata={"identity": False})  # the ids are the same
+    library: str  # decides the ids of a text, given the tokenizer: the reference library and its version
+    engine: Literal["auto", "reference"] = field(metadata={"identity": False})  # both give the same ids
     eos_token: str | None = field(metadata={"identity": False})  # as the config has it; eos_id stands for it
     eos_id: int
-    bos_id: int | None  # begins each document; None: nothing does
-    controls: tuple[int, ...]  # ids that no text gives, sorted
+    bos_id: int | None  # begins each document; None: no BOS
+    controls: tuple[int, ...]  # sorted ids that no text produces
     seq_len: int
     shards: ShardFormat
 
     @property
     def width(self) -> int:
-        """Tokens of a sample as it is stored; the last one is a label only."""
+        """Tokens of a stored sample. The last one is only a label."""
         return self.seq_len + 1
 
     def load(self) -> tuple[Tokenizer, np.dtype[Any], int | None]:
         """The tokenizer, the type of tokens, and the id that begins a document, if any."""
         tokenizer = load_tokenizer(self.tokenizer, self.eos_token, engine=self.engine)
         if tokenizer.sha256 != self.tokenizer_sha256:
-            raise InputError(f"tokenizer {self.tokenizer} changed while the build ran. Build again.")
+            raise InputError(f"tokenizer {self.tokenizer} changed during the build. Build again.")
         if (
             tokenizer.eos_id != self.eos_id
             or self.bos_id not in (None, tokenizer.bos_id)
             or tokenizer.controls != frozenset(self.controls)
         ):
             raise InputError(
-                f"the control tokens of tokenizer {self.tokenizer} changed while the build ran, by the "
+                f"the control tokens of tokenizer {self.tokenizer} changed during the build, in "
                 "tokenizer_config.json beside it. Build again."
             )
         if tokenizer.library != self.library:
             raise InputError(
-                f"this machine has {tokenizer.library}, and the build began with {self.library}. "
-                "Install the same version everywhere."
+                f"this machine has {tokenizer.library}, but the build started with {self.library}. "
+                "Install the same version on all machines."
             )
         return tokenizer, token_dtype(tokenizer.vocab_size), self.bos_id
 
 
 @dataclass(frozen=True)
 class TokenizeDocuments(Unit):
-    """Tokenize one part of documents and pack them in their order."""
+    """Tokenize one part of documents and pack them in order."""
 
     kind: ClassVar[str] = "documents"
     format: TokenFormat
@@ -128,7 +128,7 @@ class TokenizeDocuments(Unit):
 
 @dataclass(frozen=True)
 class KeptPart:
-    """A part and which of its records are kept."""
+    """A part and its kept records."""
 
     part: SourcePart
     keep: Keep | None
@@ -138,8 +138,8 @@ class KeptPart:
 class TokenizePairs(Unit):
     """Tokenize one part of pairs into runs sorted by each document's random key.
 
-    If targets are exchanged (`adjacent` is false), it is among the pairs of the parts `before`, of this one and of
-    those `after`, as if they were one. A part that has too few by itself, and no others, gives no documents.
+    Shuffled targets (`adjacent` is false) come from the pairs of the parts `before`, this one and the parts `after`, as
+    if they were one part. A part with too few pairs and without such neighbours gives no documents.
     """
 
     kind: ClassVar[str] = "pairs"
@@ -151,7 +151,7 @@ class TokenizePairs(Unit):
     adjacent: bool
     sides: tuple[str, ...]
     languages: dict[str, str]  # code -> name, in the order of the records' texts
-    copy: int = 0  # how many parts before this one have the same content: each copy is shuffled on its own
+    copy: int = 0  # number of earlier parts with the same content; each copy gets its own shuffle
     before: tuple[KeptPart, ...] = ()
     after: tuple[KeptPart, ...] = ()
 
@@ -180,7 +180,7 @@ class TokenizePairs(Unit):
         return written_columns(self.languages, self.directions, self.sides)
 
     def _batches(self, reading: Reading, tokenizer: Tokenizer, store: Store) -> Iterator[tuple[list[int], Texts]]:
-        """Batches of pairs: their lines, 0 for those of other parts; and the texts of each language."""
+        """Batches of pairs: their lines, 0 for pairs of other parts, and the texts of each language."""
         for batch in self._of_others(self.before, tokenizer, store):
             yield [0] * len(batch.lines), batch.texts
         for batch in known_batches(reading, tokenizer, self._written, 8 * _BATCH):
@@ -211,7 +211,7 @@ class TokenizePairs(Unit):
             number += len(lines)
 
     def _windows(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], Texts]]:
-        """Batches of exactly _WINDOW pairs, a last one too small with the one before; none of too few to exchange."""
+        """Batches of exactly _WINDOW pairs. A small last one joins the one before; too few pairs give none."""
         least = 2 * len(self.directions)
         lines: list[int] = []
         texts: Texts = tuple([] for _ in self.languages)
@@ -232,14 +232,14 @@ class TokenizePairs(Unit):
 
 @dataclass(frozen=True)
 class MergeRuns(Unit):
-    """Pack the documents whose keys lie in one of `ranges` ranges, in the order of their keys."""
+    """Pack the documents with keys in one of `ranges` ranges, in the order of their keys."""
 
     kind: ClassVar[str] = "merge"
     format: TokenFormat
     runs: tuple[tuple[str, int], ...]  # fingerprint of a TokenizePairs unit, its number of runs
     number: int
     ranges: int  # at most BUCKETS
-    tokens: int = field(metadata={"identity": False})  # about so many, for progress
+    tokens: int = field(metadata={"identity": False})  # an estimate, for progress
 
     @property
     def input_bytes(self) -> int:
@@ -266,12 +266,12 @@ class MergeRuns(Unit):
 
 @dataclass(frozen=True)
 class PackTails(Unit):
-    """Pack the tails of units, in their order."""
+    """Pack the tails of units in order."""
 
     kind: ClassVar[str] = "tails"
     format: TokenFormat
     units: tuple[str, ...]  # fingerprints
-    tokens: int = field(metadata={"identity": False})  # so many, for progress
+    tokens: int = field(metadata={"identity": False})  # for progress
 
     @property
     def input_bytes(self) -> int:
@@ -299,7 +299,7 @@ def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
 
 
 def gather(tokens: Tokens, lengths: Int64s, new_order: Int64s) -> Tokens:
-    """Joined documents in a new order: document k of the result is document new_order[k] of the input."""
+    """Reorder joined documents: document k of the result is document new_order[k] of the input."""
     begins, sizes = (np.cumsum(lengths) - lengths)[new_order], lengths[new_order]
     ends = np.cumsum(sizes)
     shifts = begins - (ends - sizes)
@@ -313,13 +313,13 @@ def gather(tokens: Tokens, lengths: Int64s, new_order: Int64s) -> Tokens:
 
 
 def written_columns(languages: Iterable[str], directions: Sequence[str], sides: Sequence[str]) -> list[int]:
-    """Which texts of a record a stream writes; `languages` are those of its texts, none for documents."""
+    """The columns of a record that a stream writes. `languages` are those of its texts, none for documents."""
     written = {*sides, *(code for direction in directions for code in direction.split("-"))}
     return [column for column, code in enumerate(languages) if code in written] or [0]
 
 
 def known_batches(reading: Reading, tokenizer: Tokenizer, written: Sequence[int], size: int) -> Iterator[Records]:
-    """Batches of at most `size` records; one is unusable if the tokenizer knows nothing of a text that is written."""
+    """Batches of at most `size` records. A record is unusable if the tokenizer knows nothing of a written text."""
     for batch in reading.batches(size):
         if (reasons := find_lost(batch, tokenizer, written)) is not None:
             batch = reading.leave_out(batch, reasons)
@@ -328,7 +328,7 @@ def known_batches(reading: Reading, tokenizer: Tokenizer, written: Sequence[int]
 
 
 def find_lost(batch: Records, tokenizer: Tokenizer, written: Sequence[int]) -> list[str | None] | None:
-    """Why a tokenizer cannot use each record: it knows nothing of a text that is written. None if all can be used."""
+    """For each record why the tokenizer cannot use it: it knows nothing of a written text. None if all are usable."""
     columns = [tokenizer.why_lost(batch.texts[column]) for column in written]
     found = [column for column in columns if column is not None and any(column)]
     return [next(filter(None, of), None) for of in zip(*found, strict=True)] if found else None
@@ -339,14 +339,14 @@ def _open(part: SourcePart, form: RecordFormat, keep: Keep | None, store: Store,
 
 
 def _add_tail(add: AddFile, writer: ShardWriter, packer: Packer) -> int:
-    """Publish the tokens that fill no shard; return how many they are."""
+    """Write the tokens that fill no shard; return their number."""
     tail = np.concatenate([*(samples.ravel() for samples in writer.rest), packer.tail])
     add("tail.npy", encode_npy(tail))
     return len(tail)
 
 
 def _key_documents(first: int, lines: Sequence[int], lengths: Int64s, key: int) -> NDArray[Any]:
-    """The documents of a part from number `first` on, with a random key each; of dtype _DOCUMENT, shape (n,)."""
+    """The documents of a part from number `first` on, each with a random key: dtype _DOCUMENT, shape (n,)."""
     documents = np.empty(len(lengths), _DOCUMENT)
     documents["key"] = permutation.hash_numbers(np.arange(first, first + len(lengths)), key)
     documents["line"], documents["tokens"] = lines, lengths
@@ -354,7 +354,7 @@ def _key_documents(first: int, lines: Sequence[int], lengths: Int64s, key: int) 
 
 
 def _sort_documents(documents: NDArray[Any], tokens: Tokens) -> dict[str, Bucketed]:
-    """Documents and their joined tokens, both in the order of the keys."""
+    """Documents and their joined tokens, both sorted by key."""
     by_key = np.argsort(documents["key"], kind="stable")
     ordered = documents[by_key]
     begins = bucket_bounds(ordered["key"])

@@ -1,7 +1,7 @@
-"""Work units of a build. A unit is a pure function of what its fingerprint covers, and publishes its folder whole.
+"""Units of work of a build. A unit is a pure function of what its fingerprint covers. Its folder appears whole.
 
-Cleaning reads a source part and says which records to keep (`clean`); tokenizing reads it again and writes samples
-(`tokenize`). Units of one round do not depend on each other and may run anywhere that sees the store.
+Cleaning reads a part of a source and decides which records to keep (`clean`). Tokenizing reads it again and writes
+samples (`tokenize`). Units of one round do not depend on each other and run on any machine that sees the store.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from dataengine.records.types import Notes, RecordFormat, Records, Reject, Sourc
 from dataengine.storage.arrays import damaged_unit
 from dataengine.storage.store import AddFile, Store
 
-SCHEMA = 5  # raise when the same input would give other bytes
+SCHEMA = 5  # increase it when the same input gives other bytes
 
-_EARLY_RECORDS = 10_000  # a unit stops here if more than half are unusable: the keys or the format are wrong
-_REJECTS = 10_000  # so many of a unit are written down; all are counted
-_EXCERPT = 200  # characters of a record that is written down
+_EARLY_RECORDS = 10_000  # a unit stops here if over half are unusable, as the keys or the format are wrong
+_REJECTS = 10_000  # unusable records that a unit writes; all are counted
+_EXCERPT = 200  # characters of an unusable record that are written
 
 OnProgress = Callable[[int], None]  # called with numbers of input bytes read
 
@@ -75,7 +75,7 @@ class Receipt:
 
 @dataclass(frozen=True)
 class Unit(ABC):
-    """A unit of work; subclasses add what it does."""
+    """A unit of work. Subclasses add its inputs and `work`."""
 
     kind: ClassVar[str]
 
@@ -96,14 +96,14 @@ class Unit(ABC):
 
     @abstractmethod
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
-        """Do the work: read from the store and the sources, hand the files of the unit's folder to `add`."""
+        """Do the work: read from the store and the sources, and pass the files of the unit's folder to `add`."""
 
 
 def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: None) -> Receipt:
     """Do a unit's work and publish its folder, the receipt last."""
     _keep_freed_memory()
     collects = gc.isenabled()
-    gc.disable()  # records make no cycles, and looking for some among millions of objects takes a tenth of the time
+    gc.disable()  # records form no cycles, and searching millions of objects for some costs 10 % of the time
     try:
         with store.new_folder(unit.folder, last="receipt.json") as add:
             receipt = unit.work(store, add, on_progress)
@@ -116,8 +116,8 @@ def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: N
 
 @lru_cache(maxsize=1)
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed for the next batch: to return pages to the kernel and fault them in again takes a
-    tenth of a unit's time, and more where workers do so together."""
+    """Let glibc keep freed memory for the next batch. Returning pages to the kernel and faulting them in again costs
+    10 % of a unit's time, and more with several workers."""
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((-3, 1 << 25), (-1, 1 << 30), (-2, 1 << 26)):  # mmap and trim thresholds, top pad
@@ -125,7 +125,7 @@ def _keep_freed_memory() -> None:
 
 
 def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Receipt]:
-    """The receipts of those units whose folders are there, whole."""
+    """The receipts of the finished units. Raises InputError if a finished unit is damaged."""
     if not units:
         return {}
     sizes = store.sizes("units/")
@@ -166,14 +166,14 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Named:
-    """A file of decisions about a part's records, in the store under the name that its content gives it."""
+    """A file of decisions on a part's records. Its name in the store is the hash of its content."""
 
     sha256: str
     suffix: ClassVar[str]
 
     @property
     def key(self) -> str:
-        """Where it is."""
+        """Its key in the store."""
         return f"keeps/{self.sha256[:32]}.{self.suffix}"
 
     def read_bytes(self, store: Store) -> bytes:
@@ -186,7 +186,7 @@ class Named:
 
     @classmethod
     def publish(cls, content: bytes, store: Store) -> Self:
-        """Put content into the store, unless it is there."""
+        """Write content to the store, unless it is there."""
         named = cls(hashlib.sha256(content).hexdigest())
         if store.size(named.key) is None:
             store.write(named.key, content)
@@ -195,22 +195,22 @@ class Named:
 
 @dataclass(frozen=True)
 class Keep(Named):
-    """Which of a part's usable records are kept: a bit for each."""
+    """Which of a part's usable records are kept: one bit per record."""
 
     suffix: ClassVar[str] = "bits"
 
     def read(self, store: Store) -> NDArray[np.uint8]:
-        """The bits, eight a byte. Raises InputError if they are damaged."""
+        """The bits, eight per byte. Raises InputError if they are damaged."""
         return np.frombuffer(self.read_bytes(store), np.uint8)
 
 
 def publish_keep(kept: NDArray[np.bool_], store: Store) -> Keep | None:
-    """Put the decision into the store; None if all are kept, so that such a part is as if it were not cleaned."""
+    """Write the decision to the store. None if all records are kept: such a part counts as not cleaned."""
     return None if kept.all() else Keep.publish(np.packbits(kept).tobytes(), store)
 
 
 class Reading:
-    """Go through the usable records of a part, those of `kept` only if given; count all and write down the unusable."""
+    """Read the usable records of a part, with `bits` only the kept ones; count all, and collect the unusable ones."""
 
     def __init__(
         self, part: SourcePart, form: RecordFormat, on_progress: OnProgress, bits: NDArray[np.uint8] | None = None
@@ -224,7 +224,7 @@ class Reading:
         self.notes: Notes = {}
 
     def batches(self, size: int) -> Generator[Records, None, None]:
-        """Batches of at most `size` records; `usable` counts those before the end of the latest."""
+        """Batches of at most `size` records. `usable` counts the records up to the end of the latest batch."""
         for batch in self._all(size):
             for reject in batch.rejects:
                 self._note(reject, batch.lines)
@@ -246,11 +246,11 @@ class Reading:
         return bits[first - 8 * low : self.usable - 8 * low]
 
     def _note(self, reject: Reject, lines: Sequence[int]) -> None:
-        """Count an unusable record; `lines` are those of the usable ones of its batch."""
+        """Count an unusable record. `lines` are the lines of the usable records of its batch."""
         self.rejected[reject.reason] = self.rejected.get(reject.reason, 0) + 1
         bad = sum(self.rejected.values())
         if bad <= _REJECTS:
-            # Without the file's name: a unit does not depend on where its input lies.
+            # Without the file's name: a unit does not depend on the path of its input.
             self.first_reject = self.first_reject or reject
             self._written.append(orjson.dumps(asdict(reject), option=orjson.OPT_APPEND_NEWLINE))
         seen = self.usable + bad - self._lost + (bisect_left(lines, reject.line) if bad > _EARLY_RECORDS / 2 else 0)
@@ -262,7 +262,7 @@ class Reading:
             )
 
     def leave_out(self, batch: Records, reasons: Sequence[str | None]) -> Records:
-        """Count those records of the latest batch that have a reason as unusable after all; return the others."""
+        """Count the records of the latest batch that have a reason as unusable; return the others."""
         for line, reason, texts in zip(batch.lines, reasons, zip(*batch.texts, strict=True), strict=True):
             if reason is not None:
                 self._lost += 1
@@ -271,7 +271,7 @@ class Reading:
         return select(batch, np.array([reason is None for reason in reasons], bool))
 
     def finish(self, add: AddFile) -> dict[str, Any]:
-        """Publish the unusable records; return the counts that a receipt takes."""
+        """Write the unusable records; return the counts for the receipt."""
         if self._written:
             add("rejects.jsonl", b"".join(self._written))
         return {
@@ -284,15 +284,15 @@ class Reading:
 
 
 def place_of(part: SourcePart, line: int) -> str:
-    """A line of a part, as a line of its file where that can be counted."""
+    """A line of a part in words, as a line of its file if that can be counted."""
     before = lines_before(part)
     return f"line {line + before:,}" if before is not None else f"line {line:,} after byte {part.start:,}"
 
 
 def describe_notes(parts: Sequence[SourcePart], receipts: Sequence[Receipt], first_lines: Sequence[int]) -> list[str]:
-    """What is to be said of the usable records of parts, once each, with the count and the first place.
+    """The notes on the usable records of parts, each once, with the count and the first place.
 
-    `first_lines` are the numbers in their files of the parts' first lines.
+    `first_lines` are the numbers of the parts' first lines in their files.
     """
     counts: Counter[str] = Counter()
     places: dict[str, str] = {}

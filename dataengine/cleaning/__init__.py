@@ -1,5 +1,5 @@
-"""Which records are kept and why the others are not: rules, language, duplicates, evaluation sets, scores.
+"""Which records to keep, and the reason for each drop: rules, language, duplicates, evaluation sets, scores.
 
-Columns of texts come in; a keep mask or a reason per record goes out. Nothing here knows where texts come from, in
-which parts they are read or what is made of them; only `comet` may import torch.
+Input: columns of texts. Output: a keep mask, or a reason per record. Nothing here knows where texts come from, in which
+parts they are read, or how they are used. Only `comet` may import torch.
 """

@@ -1,7 +1,7 @@
-"""COMET models: a pair goes in, a score comes out; models that need references take a reference beside the pair.
+"""COMET models: score pairs, or pairs with references for models that need them.
 
 The paper names CometKiwi-2022 and its thresholds, 0.42 for ZH-EN and 0.58 for ID-EN (section 6.2), but neither the
-checkpoint nor which side is the source. The public model of that name is Unbabel/wmt22-cometkiwi-da.
+checkpoint nor the source side. The public model of that name is Unbabel/wmt22-cometkiwi-da.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 
-_LARGE = 1 << 30  # bytes; hashing a file takes half a second a GiB or more, so that beyond this a bar shows it
-_REFERENCE_FREE = ("unified_metric", "referenceless_regression_metric", "xcomet_metric")  # if their inputs have `src`
+_LARGE = 1 << 30  # bytes; hashing takes half a second per GiB, so larger files get a progress bar
+_REFERENCE_FREE = (
+    "unified_metric",
+    "referenceless_regression_metric",
+    "xcomet_metric",
+)  # if `src` is among their inputs
 
 
 class CometScorer:
@@ -35,9 +39,9 @@ class CometScorer:
     def score(
         self, sources: Sequence[str], targets: Sequence[str], references: Sequence[str] | None = None
     ) -> NDArray[np.float32]:
-        """Scores of pairs, shape (n,), in the order given; batches are of pairs of similar length.
+        """Scores of pairs, shape (n,), in the given order. Batches hold pairs of similar length.
 
-        `references` are used if the model needs them, and only then.
+        `references` are used only if the model needs them.
         """
         columns = {"src": sources, "mt": targets}
         if self.needs_references:
@@ -45,50 +49,50 @@ class CometScorer:
             columns["ref"] = references
         scores = np.empty(len(sources), np.float32)
         lengths = [sum(map(len, texts)) for texts in zip(*columns.values(), strict=True)]
-        order = np.argsort(lengths, kind="stable")[::-1]  # the longest first: lack of memory shows at once
+        order = np.argsort(lengths, kind="stable")[::-1]  # longest first: too little memory shows at once
         batches = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
 
         def prepare(batch: NDArray[np.int64]) -> Any:
             samples = [{name: column[k] for name, column in columns.items()} for k in batch.tolist()]
             return self._model.prepare_sample(samples, stage="predict")
 
-        # One thread tokenizes ahead of the model, and only one: the tokenizer may not be used by two at a time.
+        # One thread tokenizes ahead of the model. Only one: the tokenizer is not thread-safe.
         with ThreadPoolExecutor(1) as tokenizing:
             for batch, inputs in zip(batches, tokenizing.map(prepare, batches), strict=True):
                 scores[batch] = self._run_model(inputs)
         return scores
 
     def _run_model(self, inputs: Any) -> NDArray[np.float32]:
-        """Scores of one batch: what the model's `predict` computes, without its trainer and loader."""
+        """Scores of one batch, as the model's `predict` computes them, without its trainer and loader."""
         import torch
 
         inputs = self._model.transfer_batch_to_device(inputs, self._device, 0)
         for half in (True, False) if self._device.type == "cuda" else (False,):
             with torch.inference_mode(), torch.autocast(self._device.type, torch.float16, enabled=half):
                 scores = self._model.predict_step(inputs)["scores"].float()
-            if torch.isfinite(scores).all():  # float16 may overflow in a batch; then float32 decides
+            if torch.isfinite(scores).all():  # float16 may overflow in a batch; then use float32
                 break
         return scores.cpu().numpy()  # type: ignore[no-any-return]
 
 
 def load_scorer(model: str, device: str = "auto", batch_size: int = 64, *, references: bool = False) -> CometScorer:
-    """Load a COMET model: one that scores without references, or any if the caller has `references`.
+    """Load a COMET model: a reference-free one, or any if the caller has `references`.
 
     `model` is a checkpoint (MODEL/checkpoints/*.ckpt, beside MODEL/hparams.yaml), the folder MODEL, or a name on the
-    Hugging Face hub such as Unbabel/wmt22-cometkiwi-da, which is downloaded or taken from the hub's cache
-    (HF_HUB_OFFLINE and HF_TOKEN are respected; the model is gated).
+    Hugging Face hub such as Unbabel/wmt22-cometkiwi-da (gated), which is downloaded or taken from the hub's cache.
+    HF_HUB_OFFLINE and HF_TOKEN apply.
 
-    A checkpoint has the weights but not the tokenizer and the configuration of its encoder. They are read from
-    MODEL/encoder if that folder exists (config.json and the tokenizer's files of, say, microsoft/infoxlm-large), else
-    from the hub or its cache, by the name that the checkpoint holds.
+    A checkpoint has the weights, but not the tokenizer and the configuration of its encoder. These come from
+    MODEL/encoder if that folder exists (config.json and the tokenizer files of, for example, microsoft/infoxlm-large),
+    otherwise from the hub or its cache, by the name in the checkpoint.
 
-    `device` is auto (the first GPU, or else the CPU), cpu, cuda or cuda:N. A GPU computes in float16, which moves a
-    score by about 1e-3; on a CPU scores equal those of the model's own `predict` to 1e-5. They do not depend on what
-    else is in a batch beyond that. One process uses one device: use more by scoring parts in several processes.
+    `device` is auto (the first GPU, or the CPU), cpu, cuda or cuda:N. A GPU computes in float16, which changes a score
+    by about 1e-3. On a CPU scores equal those of the model's own `predict` to 1e-5, whatever else is in a batch. One
+    process uses one device; score parts in several processes to use more.
 
-    With `references` a model that can take them needs them (XCOMET and UniTE score without as well).
+    With `references`, a model that can use them needs them (XCOMET and UniTE also score without).
 
-    Raises InputError if the model cannot be had, or needs references that the caller lacks.
+    Raises InputError if the model cannot be loaded, or needs references that the caller lacks.
     """
     checkpoint, hparams = _find_checkpoint(model)
     identity = hparams.get("class_identifier")
@@ -101,7 +105,7 @@ def load_scorer(model: str, device: str = "auto", batch_size: int = 64, *, refer
         )
     if needs_references and identity not in (*_REFERENCE_FREE, "regression_metric"):
         raise InputError(
-            f"model {model} is of class {identity}, which gives no score. Use a model such as Unbabel/wmt22-comet-da."
+            f"model {model} has class {identity}, which gives no score. Use a model such as Unbabel/wmt22-comet-da."
         )
     # Two classes score without references, and better with them.
     needs_references |= references and (identity == "xcomet_metric" or "ref" in segments)
@@ -115,8 +119,8 @@ def load_scorer(model: str, device: str = "auto", batch_size: int = 64, *, refer
     if encoder.is_dir():
         changes["pretrained_model"] = str(encoder)
     if hparams.get("layer_transformation") == "sparsemax_patch":
-        # Models from before comet 2.2.4 asked for sparsemax and were trained with softmax, and this marks them. comet
-        # itself heeds the mark only where pkg_resources can be imported, which setuptools 82 and later lack.
+        # This marks models from before comet 2.2.4, which asked for sparsemax and were trained with softmax. comet
+        # itself honours the mark only if pkg_resources can be imported, which setuptools 82 and later lack.
         changes["layer_transformation"] = "softmax"
     try:
         place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -125,32 +129,35 @@ def load_scorer(model: str, device: str = "auto", batch_size: int = 64, *, refer
         raise InputError(f"device {device} cannot be used: {error}. Use auto, cpu, cuda or cuda:N.") from None
     try:
         with warnings.catch_warnings():
-            # Not strict, since old checkpoints hold buffers that are computed now; but no weight may stay random.
+            # Not strict, because old checkpoints hold buffers that are computed now. But no weight may stay random.
             warnings.filterwarnings("error", "Found keys that are in the model state dict but not in the checkpoint")
             loaded = str2model[identity].load_from_checkpoint(checkpoint, map_location="cpu", strict=False, **changes)
-    except Exception as error:  # pickle, zip, missing keys, hub and network: the libraries raise all sorts
+    except Exception as error:  # pickle, zip, missing keys, hub, network: the libraries raise many classes
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"cannot load model {checkpoint}. If it is the encoder that is missing, put the config.json and the "
-            f"tokenizer's files of {hparams.get('pretrained_model')} into {encoder}, or run once with a network; if "
-            f"it is the checkpoint, fetch it again (a file of a few lines is a Git LFS pointer). What failed: {error}"
+            f"cannot load model {checkpoint}: {reason}. If the encoder is missing, put config.json and the tokenizer "
+            f"files of {hparams.get('pretrained_model')} into {encoder}, or run once with a network. If the checkpoint "
+            "is damaged, download it again (a file of a few lines is a Git LFS pointer)."
         ) from None
     return CometScorer(loaded.eval().to(place), _hash_model(checkpoint), place, batch_size, needs_references)
 
 
 def hash_model(model: str) -> str:
-    """The `sha256` that the scorer of a model has, without loading it. Raises InputError if it cannot be had."""
+    """The `sha256` of a model's scorer, without loading it. Raises InputError if the model is not found."""
     return _hash_model(_find_checkpoint(model)[0])
 
 
 def _find_checkpoint(model: str) -> tuple[Path, Mapping[str, Any]]:
-    """The checkpoint that a path or a hub name means, and the content of its hparams.yaml."""
+    """The checkpoint of a path or a hub name, and the content of its hparams.yaml."""
     path = Path(model)
     if not path.exists():
         path = _download(model)
     if path.is_dir():
         found = sorted(path.glob("checkpoints/*.ckpt"))
         if len(found) != 1:
-            raise InputError(f"model {path}: expected one file checkpoints/*.ckpt, found {len(found)}. Name the file.")
+            raise InputError(
+                f"model {path}: expected one file checkpoints/*.ckpt, found {len(found)}. Give the path of the file."
+            )
         path = found[0]
     hparams_path = path.absolute().parent.parent / "hparams.yaml"
     try:
@@ -161,24 +168,26 @@ def _find_checkpoint(model: str) -> tuple[Path, Mapping[str, Any]]:
             "and checkpoints/model.ckpt."
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"model {model}: {hparams_path} is no YAML: {error}. Fetch the model again.") from None
+        raise InputError(f"model {model}: {hparams_path} is not YAML: {error}. Download the model again.") from None
     if not isinstance(hparams, Mapping):
-        raise InputError(f"model {model}: {hparams_path} holds no settings. Fetch the model again.")
+        raise InputError(f"model {model}: {hparams_path} contains no settings. Download the model again.")
     return path.absolute(), hparams
 
 
 def _download(model: str) -> Path:
-    """The folder of a model on the hub. Direct, as `comet.download_model` gives one message for all faults."""
+    """Download a model of the hub. Not by `comet.download_model`, which has one message for all errors."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model) or model.startswith("."):
-        raise InputError(f"model {model}: no such file or folder. Correct the path, or give a name on the hub.")
+        raise InputError(
+            f"model {model}: no such file or folder. Correct the path, or give a name on the Hugging Face hub."
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(model, allow_patterns=["hparams.yaml", "checkpoints/*"]))
-    except Exception as error:  # gated, unknown, offline, network: the hub has a class for each
+    except Exception as error:  # gated, unknown, offline, network: the hub raises a class for each
         raise InputError(
-            f"model {model} is no file or folder here, and cannot be fetched from the Hugging Face hub: {error}. "
-            "For a gated model accept its licence on its page and set HF_TOKEN; without a network give the path of "
+            f"model {model} is not a local file or folder, and the Hugging Face hub does not give it: {error}. "
+            "For a gated model, accept its licence on its page and set HF_TOKEN. Without a network, give the path of "
             "its folder."
         ) from None
 

@@ -1,7 +1,7 @@
-"""Find training texts that hold text of the evaluation sets, as whole texts or as n-grams inside longer ones.
+"""Find training texts that contain evaluation texts, as whole texts or as n-grams inside longer ones.
 
-Compared are words (`dedup.hash_grams`: normalised, punctuation left out), by 64-bit hashes: among 1e11 n-grams and an
-evaluation set of 1e6, one in two hundred builds loses a text by chance.
+Words are compared (`dedup.hash_grams`: normalized, without punctuation) by 64-bit hashes. Among 1e11 n-grams and an
+evaluation set of 1e6, one in 200 builds loses a text by chance.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from dataengine.records.evaluation_sets import read_texts
 
 # 13 words as in GPT-3 (Brown et al. 2020, appendix C) and datatrove; 26 Chinese characters, which say as much.
 NGRAM_WORDS = 13
-# A text that is a whole evaluation text counts from 5 words or 10 Chinese characters on. Shorter ones ("Open file") are
-# anybody's words: in 387,000 deduplicated pairs of message catalogues, 5 to 18 % of the translations of one or two
-# words stood in other pairs too, up to 41 of them; of those of 5 words 2 %, and in a handful.
+# A text equal to an evaluation text counts from 5 words or 10 Chinese characters on. Shorter ones ("Open file") are
+# common: in 387,000 deduplicated pairs of message catalogues, 5 to 18 % of the translations of one or two words were in
+# other pairs, too, in up to 41 of them; of those of 5 words 2 %, in a handful.
 SHORTEST_WORDS = 5
 
-_SCHEMA = 2  # raise when the same texts would decide otherwise
+_SCHEMA = 2  # increase it when the same texts decide differently
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationTexts:
-    """Evaluation sets as sorted hashes: of the texts that are long enough, and of all n-grams."""
+    """Evaluation sets as sorted hashes of the texts that are long enough and of all n-grams."""
 
     texts: UInt64s
     ngrams: UInt64s
@@ -45,23 +45,23 @@ class EvaluationTexts:
     def load(
         paths: Sequence[str | Path], *, shortest_words: int = SHORTEST_WORDS, ngram_words: int = NGRAM_WORDS
     ) -> EvaluationTexts:
-        """Read evaluation sets: all texts of each file, as `read_texts` finds them.
+        """Read evaluation sets: all texts of each file, as found by `read_texts`.
 
-        Raises InputError for a file that cannot be read, is not what its name says, or has no text.
+        Raises InputError if a file cannot be read, does not match its name, or has no text.
         """
         texts: list[str] = []
         for path in paths:
             found = len(texts)
             texts += read_texts(path)
             if len(texts) == found:
-                raise InputError(f"evaluation set {path} holds no text. Give a file that does, or leave it out.")
+                raise InputError(f"evaluation set {path} contains no text. Name another file, or remove it.")
         return EvaluationTexts.from_texts(texts, shortest_words=shortest_words, ngram_words=ngram_words)
 
     @staticmethod
     def from_texts(
         texts: Sequence[str], *, shortest_words: int = SHORTEST_WORDS, ngram_words: int = NGRAM_WORDS
     ) -> EvaluationTexts:
-        """Take evaluation texts, in any order."""
+        """Hash evaluation texts, in any order."""
         whole, ngrams = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
         for grams in hash_grams([normalize(text) for text in texts], ngram_words):
             whole.append(grams.texts[grams.weights >= WORD_WEIGHT * shortest_words])
@@ -83,8 +83,8 @@ class EvaluationTexts:
     def contaminated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Whether each text is an evaluation text of `shortest_words` or more, or has an n-gram of one; shape (n,).
 
-        A pair is contaminated if either side is. An evaluation text shorter than an n-gram is found as a whole text
-        only, not inside a document.
+        A pair is contaminated if either side is. An evaluation text shorter than an n-gram is found only as a whole
+        text, not inside a document.
         """
         parts = [np.zeros(0, bool)]
         for grams in hash_grams([normalize(text) for text in texts], self.ngram_words):
@@ -103,7 +103,7 @@ class EvaluationTexts:
 
 
 class _Finder:
-    """Membership in a set of hashes: a table of their low bits answers for nearly all that are not in it."""
+    """Membership in a set of hashes. A table of their low bits rejects nearly all others at once."""
 
     def __init__(self, hashes: UInt64s) -> None:
         self._hashes = hashes  # sorted

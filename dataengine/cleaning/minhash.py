@@ -1,4 +1,4 @@
-"""Shingles of texts, their MinHash signatures, and the keys by which near duplicates are proposed."""
+"""Shingles of texts, their MinHash signatures, and the keys that propose near duplicates."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from dataengine.permutation import hash_numbers
 _BLOCK = 4096  # texts
 SHINGLE_WORDS = 5
 PERMUTATIONS = 128  # rows of a signature
-MINHASH_SEED = 17  # of MinHash
-_RECALL = 0.999  # of texts just as alike as the threshold, by the bands
-# 12 bytes: a hash, and the record's number in its unit.
+MINHASH_SEED = 17
+_RECALL = 0.999  # of the bands, for texts exactly as similar as the threshold
+# 12 bytes: a hash and the record's number in its unit.
 NEAR_KEY = np.dtype([("hash", "<u8"), ("record", "<u4")])
-# 44 bytes: also the last two bits of each row of the signature.
+# 44 bytes: in addition the last two bits of each signature row.
 SKETCH_KEY = np.dtype([("hash", "<u8"), ("record", "<u4"), ("sketch", "<u8", (2, PERMUTATIONS // 64))])
 
 
 @dataclass(frozen=True)
 class Shingles:
-    """The shingles of n texts, one text after the other; a shingle may stand twice unless the sets are `distinct`."""
+    """The shingles of n texts, one text after the other. A shingle may occur twice, except after `distinct`."""
 
     hashes: UInt64s  # (m,)
     sizes: Int64s  # (n,)
@@ -40,7 +40,7 @@ class Shingles:
         return np.cumsum(self.sizes)
 
     def distinct(self) -> Shingles:
-        """The same as sets: those of each text sorted, none twice."""
+        """The shingles as sets: sorted in each text, none twice."""
         hashes, ends = self.hashes.copy(), self.ends
         for start, end in zip((ends - self.sizes).tolist(), ends.tolist(), strict=True):
             hashes[start:end].sort()
@@ -51,11 +51,11 @@ class Shingles:
         return Shingles(hashes[fresh], counts[ends] - counts[ends - self.sizes])
 
     def select(self, chosen: NDArray[np.bool_]) -> Shingles:
-        """Those of some of the texts."""
+        """The shingles of the chosen texts."""
         return Shingles(self.hashes[np.repeat(chosen, self.sizes)], self.sizes[chosen])
 
     def take(self, order: Int64s) -> Shingles:
-        """The texts in another order: text k of the result is text order[k]."""
+        """Reorder the texts: text k of the result is text order[k]."""
         sizes, begins = self.sizes[order], (self.ends - self.sizes)[order]
         ends = np.cumsum(sizes)
         return Shingles(self.hashes[np.repeat(begins - (ends - sizes), sizes) + np.arange(len(self.hashes))], sizes)
@@ -70,8 +70,8 @@ def join(parts: Sequence[Shingles]) -> Shingles:
 
 
 def shingle_texts(texts: Sequence[str]) -> Shingles:
-    """The shingles of texts: 5 words, or 10 Chinese or Japanese characters (`hash_grams`, where symbols count and
-    punctuation does not). A shorter text is one shingle; a text without a letter, digit or symbol has none."""
+    """The shingles of texts: 5 words, or 10 Chinese or Japanese characters (`hash_grams` with symbols, without
+    punctuation). A shorter text is one shingle. A text without a letter, digit or symbol has none."""
     hashes: list[UInt64s] = [np.empty(0, np.uint64)]
     sizes: list[Int64s] = [np.empty(0, np.int64)]
     for grams in hash_grams([normalize(text) for text in texts], SHINGLE_WORDS, symbols=True):
@@ -84,12 +84,12 @@ def shingle_texts(texts: Sequence[str]) -> Shingles:
 
 
 def sign(shingles: Shingles) -> UInt32s:
-    """MinHash signatures of texts that have shingles, shape (n, PERMUTATIONS): two texts agree in each row with the
-    probability of their similarity."""
+    """MinHash signatures of texts with shingles, shape (n, PERMUTATIONS). The probability that two texts agree in a row
+    is their similarity."""
     rensa = _load_rensa()
     signatures = np.empty((len(shingles.sizes), PERMUTATIONS), np.uint32)
     offsets = np.concatenate([[0], shingles.ends])
-    for first in range(0, len(signatures), _BLOCK):  # rows come as lists, which take ten times the memory
+    for first in range(0, len(signatures), _BLOCK):  # rows come as lists, which need 10x the memory
         here = offsets[first : first + _BLOCK + 1]
         tokens = shingles.hashes[here[0] : here[-1]]
         matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
@@ -101,9 +101,10 @@ def sign(shingles: Shingles) -> UInt32s:
 
 @lru_cache(maxsize=1)
 def _load_rensa() -> Any:
-    """rensa on one thread: workers are processes of their own, and a pool of threads does not outlive a fork.
+    """Load rensa with one thread: workers are separate processes, and a thread pool does not survive a fork.
 
-    It makes its pool with the first large matrix, by this variable of the environment; other libraries read it too.
+    rensa creates its pool with the first large matrix and reads this environment variable. Other libraries read it,
+    too, so it is restored.
     """
     before = os.environ.get("RAYON_NUM_THREADS")
     os.environ["RAYON_NUM_THREADS"] = "1"
@@ -125,10 +126,10 @@ def _load_rensa() -> Any:
 
 @lru_cache
 def choose_bands(threshold: float) -> tuple[int, int]:
-    """Bands and rows in one: two texts share a band with a probability 1 - (1 - similarity^rows)^bands.
+    """The number of bands and of rows per band. Two texts share a band with probability 1-(1-similarity^rows)^bands.
 
-    The most rows, hence the fewest pairs for nothing, by which this is _RECALL at the threshold. Raises InputError for
-    a threshold that is not between 0 and 1.
+    Takes the most rows, hence the fewest useless pairs, for which this is _RECALL at the threshold. Raises InputError
+    for a threshold that is not between 0 and 1.
     """
     if not 0 < threshold < 1:
         raise InputError(f"near-duplicate threshold {threshold:g} is not between 0 and 1. Give one such as 0.8.")
@@ -140,7 +141,7 @@ def choose_bands(threshold: float) -> tuple[int, int]:
 
 
 def band_hashes(signatures: UInt32s, threshold: float) -> UInt64s:
-    """A hash of each band of signatures (n, PERMUTATIONS), shape (n, bands); hashes of two bands are never equal but
+    """A hash of each band of signatures (n, PERMUTATIONS), shape (n, bands). Hashes of different bands are equal only
     by chance."""
     bands, rows = choose_bands(threshold)
     cut = signatures[:, : bands * rows].reshape(len(signatures), bands, rows).astype(np.uint64)
@@ -161,8 +162,8 @@ def mix_hashes(values: UInt64s) -> UInt64s:
 
 
 def band_keys(texts: Sequence[str], threshold: float, records: Int64s) -> tuple[NDArray[Any], Int64s, Shingles]:
-    """Keys of texts, the numbers of whose records are given, in the order of these: of dtype NEAR_KEY, shape
-    (bands * n,) for the n texts that have shingles; and the records and shingles of these."""
+    """Keys of texts in the order of the given record numbers, dtype NEAR_KEY, shape (bands * n,) for the n texts with
+    shingles; and the records and shingles of these."""
     shingles = shingle_texts(texts)
     chosen = shingles.sizes > 0
     if not chosen.all():
@@ -178,7 +179,7 @@ def make_near_keys(hashes: UInt64s, records: Int64s) -> NDArray[Any]:
 
 
 def sketch_keys(shingles: Shingles, records: Int64s, threshold: float) -> NDArray[Any]:
-    """Keys of the bands of texts with their sketches: of dtype SKETCH_KEY, shape (bands * n,)."""
+    """Keys of the bands of texts, with sketches: dtype SKETCH_KEY, shape (bands * n,)."""
     signatures = sign(shingles)
     hashes = band_hashes(signatures, threshold)
     keys = np.empty(hashes.size, SKETCH_KEY)

@@ -1,18 +1,18 @@
-"""Near duplicates: MinHash bands propose pairs of texts, exact sets of shingles decide.
+"""Near duplicates: MinHash bands propose pairs of texts, and exact sets of shingles decide.
 
     texts -> shingles -> signatures -> band keys -> links between records -> components -> compare -> twins
                                        sketches   -> links between records in large components
 
-A text is removed only if its Jaccard similarity with a text that is kept is at or above the threshold, counted on their
-whole sets of shingles: no text is removed for a similarity that is estimated, nor for a text that is itself removed.
-What bands do not propose is not found: of twins at the threshold 1 in 1,000 at most, far fewer above it.
+A text is removed only if its Jaccard similarity with a kept text reaches the threshold, computed on their whole sets
+of shingles. An estimated similarity removes no text, and neither does a text that is itself removed. Pairs that no band
+proposes are missed: at most 1 in 1,000 twins at the threshold, far fewer above it.
 
-A band that many texts share (a template's) proposes too many pairs. Texts in such a crowd are linked by the single rows
-of their signatures that no crowd shares, which are those of their own shingles, and each is compared with the first
-texts of its crowds besides. So the work grows with the number of texts, not with its square.
+A band shared by many texts, such as a template, proposes too many pairs. Texts in such a crowd are linked by the single
+signature rows that no crowd shares, which stem from their own shingles. In addition each is compared with the first
+texts of its crowds. So the work grows with the number of texts, not with its square.
 
-Where texts are put together from the same passages, links lead from each to all others. In such a large component only
-those bands count that texts share whose signatures are alike, by two bits of each row.
+If texts consist of the same passages, links connect each with all others. In such a large component a shared band
+counts only if the signatures are similar, judged by two bits of each row.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ from dataengine.cleaning.minhash import (
 )
 from dataengine.permutation import hash_numbers
 
-CROWD = 256  # records; a key that more have links none of them
-LARGE = 1 << 12  # records; in a component of more, links are looked at again
-REPRESENTATIVES = 2  # first records of a crowd, with which all others in it are compared
+CROWD = 256  # records; a key of more records links none of them
+LARGE = 1 << 12  # records; the links of larger components are checked again
+REPRESENTATIVES = 2  # first records of a crowd; all others in it are compared with them
 _BLOCK = 4096  # texts
-_SLOTS = 20  # bits of a hash, in a table that counts the rows of a block
-_FEW = 8  # texts of a component in which each is compared with all, and candidates of which none is passed over
-_CLEARLY, _DEVIATIONS = 0.05, 2.5  # sketches of texts so much above the threshold agree, but for 1 in 160
-_MOST_PAIRS = 1 << 22  # held at a time
-_MARGIN = 0.05  # of many candidates, those estimated to be no more than this below the threshold are compared
-_MOST_FIRST = 4  # of representatives that may be of other components, the likeliest
-# A removed record and the kept one that it is a twin of, by `record_ids`.
+_SLOTS = 20  # bits of a hash, for a table that counts the rows of a block
+_FEW = 8  # texts of a component that are all compared; candidates that are all compared
+_CLEARLY, _DEVIATIONS = 0.05, 2.5  # sketches of texts this far above the threshold agree, except 1 in 160
+_MOST_PAIRS = 1 << 22  # in memory at a time
+_MARGIN = 0.05  # of many candidates, only those estimated at most this far below the threshold are compared
+_MOST_FIRST = 4  # most likely representatives of other components to compare
+# A removed record and its kept twin, by `record_ids`.
 TWIN = np.dtype([("record", "<u8"), ("kept", "<u8"), ("similarity", "<f4")])
 
 
 def row_keys(shingles: Shingles, records: Int64s) -> NDArray[Any]:
-    """Keys of the single rows of signatures, without those that a crowd in a block of these records shares.
+    """Keys of single signature rows, without those that a crowd in a block of these records shares.
 
-    Rows are counted by a table of hashes, so one in thousands is taken for another's: a text has 128 of them.
+    A table of hashes counts the rows, so one in thousands is mistaken for another. A text has 128 of them.
     """
     keys = [np.empty(0, NEAR_KEY)]
     signatures = sign(shingles)
@@ -73,21 +73,21 @@ def row_keys(shingles: Shingles, records: Int64s) -> NDArray[Any]:
 
 
 def record_ids(part: int, records: NDArray[Any]) -> UInt64s:
-    """One number for each record of a stream, which rises in canonical order: part, then record in it."""
+    """One number per record of a stream. It ascends in canonical order: part, then record in the part."""
     return np.uint64(part << 32) | records.astype(np.uint64)
 
 
 @dataclass(frozen=True)
 class Links:
-    """What keys say of records: pairs that share a key, each record with the first that has it; and crowds."""
+    """The links between records: pairs that share a key (each record with the first that has it), and crowds."""
 
-    pairs: UInt64s  # (n, 2), ids; the first of a pair is the earlier record
+    pairs: UInt64s  # (n, 2) ids; the first of a pair is the earlier record
     crowded: UInt64s  # (m,) ids of records in crowds, sorted
     representatives: UInt64s  # ids of the first records of each crowd, sorted
 
 
 def link_records(parts: Sequence[tuple[int, NDArray[Any]]]) -> Links:
-    """The links by the keys of one range of the key space: numbers of parts, in order, and the sorted keys of each."""
+    """The links in one range of the key space, given the numbers of parts, in order, and the sorted keys of each."""
     hashes, ids, _ = _in_order(parts)
     starts, sizes, run = _equal_runs(hashes)
     crowd = (sizes > CROWD)[run]
@@ -102,12 +102,13 @@ def link_records(parts: Sequence[tuple[int, NDArray[Any]]]) -> Links:
 
 
 def link_alike(parts: Sequence[tuple[int, NDArray[Any]]], threshold: float) -> UInt64s:
-    """The components of records that share a key which no crowd has and whose sketches agree as those of twins do, by
-    the keys of one range, of dtype SKETCH_KEY; as `connect` gives them."""
+    """The components of records that share a key outside of crowds and have sketches as similar as those of twins.
+
+    Takes the keys of one range, dtype SKETCH_KEY. Returns them in the form of `connect`."""
     hashes, ids, order = _in_order(parts)
     sketches = np.concatenate([np.empty(0, SKETCH_KEY), *(keys for _, keys in parts)])["sketch"][order]
     _, sizes, run = _equal_runs(hashes)
-    differing = (1 - min(threshold + _CLEARLY, 1.0)) * 3 / 4  # of the rows; one in four has the same bits by chance
+    differing = (1 - min(threshold + _CLEARLY, 1.0)) * 3 / 4  # share of rows; one in four agrees by chance
     most = PERMUTATIONS * differing + _DEVIATIONS * (PERMUTATIONS * differing * (1 - differing)) ** 0.5
     at, held, pairs = np.flatnonzero(sizes[run] <= CROWD), 0, [np.empty((0, 2), np.uint64)]
     for step in range(1, CROWD):
@@ -125,16 +126,16 @@ def link_alike(parts: Sequence[tuple[int, NDArray[Any]]], threshold: float) -> U
 
 
 def _in_order(parts: Sequence[tuple[int, NDArray[Any]]]) -> tuple[UInt64s, UInt64s, Int64s]:
-    """The hashes of keys of all parts, sorted; the ids of their records, which of equal hashes are in canonical order;
-    and the order that makes them so."""
+    """The sorted hashes of the keys of all parts; the ids of their records, in canonical order for equal hashes; and
+    the order that sorts them."""
     hashes = np.concatenate([np.empty(0, np.uint64), *(keys["hash"] for _, keys in parts)])
     ids = np.concatenate([np.empty(0, np.uint64), *(record_ids(part, keys["record"]) for part, keys in parts)])
-    order = np.argsort(hashes, kind="stable")  # each part is in the order of records already
+    order = np.argsort(hashes, kind="stable")  # each part is already in the order of records
     return hashes[order], ids[order], order
 
 
 def _equal_runs(hashes: UInt64s) -> tuple[Int64s, Int64s, Int64s]:
-    """Where each run of equal hashes begins, how long it is, and the run that each hash is in."""
+    """The beginning and length of each run of equal hashes, and the run of each hash."""
     fresh = np.ones(len(hashes), bool)
     fresh[1:] = hashes[1:] != hashes[:-1]
     starts = np.flatnonzero(fresh)
@@ -142,8 +143,8 @@ def _equal_runs(hashes: UInt64s) -> tuple[Int64s, Int64s, Int64s]:
 
 
 def connect(pairs: UInt64s) -> UInt64s:
-    """The components of the graph whose edges are pairs of ids, shape (n, 2): each id that is in some pair, sorted, and
-    the smallest id of its component; shape (m, 2). A component's rows are pairs of the same component again."""
+    """The components of the graph with pairs of ids as edges, shape (n, 2): each id, sorted, with the smallest id of
+    its component; shape (m, 2). These rows are pairs again and give the same components."""
     ids, places = np.unique(pairs, return_inverse=True)
     labels, ends = np.arange(len(ids)), places.reshape(-1, 2)
     while True:
@@ -158,7 +159,7 @@ def connect(pairs: UInt64s) -> UInt64s:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Records that may be twins, n of them, by rising ids."""
+    """n records that may be twins, by ascending ids."""
 
     ids: UInt64s  # (n,)
     components: UInt64s  # (n,): the smallest id of each record's component
@@ -167,24 +168,24 @@ class Candidates:
 
     @property
     def sizes(self) -> Int64s:
-        """Of each record's component."""
+        """The size of each record's component."""
         _, places, sizes = np.unique(self.components, return_inverse=True, return_counts=True)
         return sizes[places]
 
     def relink(self, chosen: NDArray[np.bool_], components: UInt64s) -> Candidates:
-        """The same, with others in place of the components of the chosen records: as `connect` gives them."""
+        """Replace the components of the chosen records by others, in the form of `connect`."""
         labels = np.where(chosen, self.ids, self.components)
         labels[np.searchsorted(self.ids, components[:, 0])] = components[:, 1]
         return Candidates(self.ids, labels, self.crowded, self.first)._of_several()
 
     def _of_several(self) -> Candidates:
-        """Without those that are alone in their component and in no crowd."""
+        """Remove records that are alone in their component and in no crowd."""
         kept = (self.sizes > 1) | self.crowded
         return Candidates(self.ids[kept], self.components[kept], self.crowded[kept], self.first[kept])
 
 
 def find_candidates(links: Links, components: UInt64s) -> Candidates:
-    """What is to be compared by links; `components` are those of all pairs, as `connect` gives them."""
+    """The records to compare, from links. `components` are those of all pairs, in the form of `connect`."""
     ids = np.union1d(components[:, 0], links.crowded)
     nobody = Candidates(ids, ids, np.isin(ids, links.crowded), np.isin(ids, links.representatives))
     return nobody.relink(np.zeros(len(ids), bool), components)
@@ -192,11 +193,11 @@ def find_candidates(links: Links, components: UInt64s) -> Candidates:
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts to be compared, n of them in the order of their ids."""
+    """n texts to compare, in the order of their ids."""
 
     ids: UInt64s  # (n,)
-    components: UInt64s  # (n,): those of two components are not compared
-    crowded: NDArray[np.bool_]  # (n,): whether a text is to be compared with the representatives
+    components: UInt64s  # (n,): texts of different components are not compared
+    crowded: NDArray[np.bool_]  # (n,): the text is compared with the representatives
     shingles: Shingles  # distinct
 
     def none(self) -> Texts:
@@ -206,13 +207,12 @@ class Texts:
 
 
 def compare(texts: Texts, representatives: Texts, threshold: float) -> tuple[NDArray[Any], UInt64s]:
-    """The near duplicates among texts, in the order of the ids: of dtype TWIN, shape (k,); and the ids of those that
-    are like more than a crowd of others, of which they were compared with some only.
+    """The near duplicates among texts in the order of their ids, dtype TWIN, shape (k,); and the ids of texts that are
+    similar to more than a crowd of others and were compared with only some of them.
 
-    Representatives come first, then the texts by their ids. Each is compared with those before it that are kept, in its
-    own component or among the representatives, if they share a band (in small components, with all; of many, with those
-    that are likely twins), and is removed at or above the threshold. What becomes of representatives does not depend on
-    the texts.
+    Representatives come first, then the texts by id. Each is compared with earlier kept texts that share a band, in its
+    own component or among the representatives: in small components with all, otherwise with the likely twins. At or
+    above the threshold it is removed. The verdict on representatives does not depend on the texts.
     """
     whole = _join(representatives, texts)
     count = len(representatives.ids)
@@ -274,15 +274,14 @@ def _join(one: Texts, other: Texts) -> Texts:
 
 
 def _kept_with(kept: dict[int, list[int]], keys: Sequence[int]) -> list[int]:
-    """Those that have one of the keys, as often as they have one."""
+    """The texts with one of the keys, once for each such key."""
     return [number for key in keys if key in kept for number in kept[key]]
 
 
 def _likeliest(
     candidates: list[int], row: int, rows: dict[int, int], signatures: UInt32s, threshold: float
 ) -> list[int]:
-    """Candidates in the order in which they are compared: few of them all, of many those that are likely by signature,
-    the likeliest first."""
+    """The candidates to compare, most likely first: few candidates all, of many only those with a similar signature."""
     if len(candidates) < 2:
         return candidates
     distinct = list(dict.fromkeys(candidates))
@@ -294,7 +293,7 @@ def _likeliest(
 
 
 def jaccard(one: UInt64s, other: UInt64s) -> float:
-    """The similarity of two sets that are sorted, none empty: what they share over what they have in all."""
+    """The Jaccard similarity of two sorted sets that are not empty: the size of the intersection over the union."""
     if len(one) > len(other):
         one, other = other, one
     common = int(np.count_nonzero(other.take(other.searchsorted(one), mode="clip") == one))
@@ -302,7 +301,7 @@ def jaccard(one: UInt64s, other: UInt64s) -> float:
 
 
 def find_near_duplicates(texts: Sequence[str], threshold: float) -> NDArray[Any]:
-    """The near duplicates among a few texts, their ids counted from 0: of dtype TWIN. What units do for a stream."""
+    """The near duplicates among a few texts with ids from 0, dtype TWIN. The units do the same for a stream."""
     keys, records, shingles = band_keys(texts, threshold, np.arange(len(texts)))
     links = link_records([(0, sort_near_keys(keys))])
     ids = records.astype(np.uint64)

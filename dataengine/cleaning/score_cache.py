@@ -1,4 +1,4 @@
-"""Quality scores of sentence pairs, each computed once: kept by pair and model, published chunk by chunk."""
+"""Quality scores of sentence pairs. Each is computed once, stored by pair and model, and published in chunks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dataengine.storage.store import Store
 
 KEY = np.dtype([("high", "<u8"), ("low", "<u8")])  # xxh3-128 of a pair
 SCORE = np.dtype([("high", "<u8"), ("low", "<u8"), ("score", "<f4")])
-_READERS = 16  # threads; a chunk is small, so that reading one from an object store is mostly waiting
+_READERS = 16  # threads; chunks are small, so reading them from a bucket is mostly waiting
 
 
 class Scorer(Protocol):
@@ -28,12 +28,12 @@ class Scorer(Protocol):
     sha256: str  # identity of the model
 
     def score(self, sources: Sequence[str], targets: Sequence[str]) -> NDArray[np.float32]:
-        """Scores of pairs, higher is better; shape (n,), in the order given."""
+        """Scores of pairs, higher is better; shape (n,), in the given order."""
         ...
 
 
 def hash_pairs(sources: Sequence[str], targets: Sequence[str]) -> NDArray[Any]:
-    """Keys of pairs, dtype KEY, shape (n,): xxh3-128 of source, NUL, target, as they are: nothing is normalised."""
+    """Keys of pairs, dtype KEY, shape (n,): xxh3-128 of source, NUL, target, without normalization."""
     digests = b"".join(
         xxhash.xxh3_128_digest(f"{source}\0{target}".encode()) for source, target in zip(sources, targets, strict=True)
     )
@@ -44,7 +44,7 @@ def hash_pairs(sources: Sequence[str], targets: Sequence[str]) -> NDArray[Any]:
 
 
 def lookup(table: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.float32]:
-    """Scores of keys (n,) in a sorted SCORE table, NaN where it has none; shape (n,)."""
+    """Scores of keys (n,) in a sorted SCORE table, NaN for missing ones; shape (n,)."""
     found = np.full(len(keys), np.nan, np.float32)
     if len(table):
         at = np.minimum(_find_places(table, keys), len(table) - 1)
@@ -54,7 +54,7 @@ def lookup(table: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _find_places(table: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.int64]:
-    """How many entries of a sorted table are less than each key: `np.searchsorted`, which would copy the table."""
+    """The number of entries in a sorted table below each key, like `np.searchsorted`, without copying the table."""
     begin, end = np.zeros(len(keys), np.int64), np.full(len(keys), len(table), np.int64)
     high, low = table["high"], table["low"]
     for _ in range(len(table).bit_length()):
@@ -68,7 +68,7 @@ def _find_places(table: NDArray[Any], keys: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _sort_scores(table: NDArray[Any]) -> NDArray[Any]:
-    """Sort a SCORE array by key; of entries with one key the first stays."""
+    """Sort a SCORE array by key. Of entries with the same key the first stays."""
     table = table[np.lexsort((table["low"], table["high"]))]
     repeated = np.zeros(len(table), bool)
     repeated[1:] = (table["high"][1:] == table["high"][:-1]) & (table["low"][1:] == table["low"][:-1])
@@ -79,26 +79,26 @@ def _sort_scores(table: NDArray[Any]) -> NDArray[Any]:
 class ScoreCache:
     """Scores that one model gave to pairs in one direction, in a store.
 
-    Files are `scores/MODEL/DIRECTION/PART/CHUNK.npy`: SCORE arrays sorted by key. PART is the digest of the part of a
-    source that the pairs were read from, CHUNK the hash of the keys. Files are written whole and never change, so any
-    number of processes may add scores.
+    Files are `scores/MODEL/DIRECTION/PART/CHUNK.npy`: SCORE arrays sorted by key. PART is the digest of the pairs'
+    source part, CHUNK the hash of the keys. Files appear whole and never change, so any number of processes may add
+    scores.
     """
 
     store: Store
     model_sha256: str
-    direction: str  # such as en-id: scores of a pair differ with the side that is the source
+    direction: str  # such as en-id: the score of a pair depends on which side is the source
 
     @property
     def prefix(self) -> str:
-        """Where the files of this model and direction lie in the store."""
+        """The key prefix of the files of this model and direction."""
         return f"scores/{self.model_sha256[:16]}/{self.direction}/"
 
     def load(self, part_digest: str) -> NDArray[Any]:
-        """Sorted SCORE table of a part. Raises InputError if a file in its folder is none of ours, or is damaged."""
+        """Sorted SCORE table of a part. Raises InputError if a file in its folder is not a score file or is damaged."""
         return self._load(f"{self.prefix}{part_digest}/")
 
     def load_all(self) -> NDArray[Any]:
-        """Sorted SCORE table of all parts, 20 bytes a pair: for pairs that moved to other files."""
+        """Sorted SCORE table of all parts, 20 bytes per pair, for pairs that moved to other files."""
         return self._load(self.prefix)
 
     def add(self, part_digest: str, keys: NDArray[Any], scores: NDArray[np.float32]) -> NDArray[Any]:
@@ -108,8 +108,8 @@ class ScoreCache:
         """
         if not np.isfinite(scores).all():
             raise InputError(
-                f"model {self.model_sha256[:16]} gave a score that is not a number, in {self.direction}, part "
-                f"{part_digest}. Check the model: pairs cannot be compared with a threshold by it."
+                f"model {self.model_sha256[:16]} gave a NaN or infinite score in {self.direction}, part "
+                f"{part_digest}. Check the model."
             )
         table = np.empty(len(keys), SCORE)
         table["high"], table["low"], table["score"] = keys["high"], keys["low"], scores
@@ -133,8 +133,8 @@ class ScoreCache:
             if table.dtype == SCORE and table.ndim == 1:
                 return table
         raise InputError(
-            f"{self.store.url}/{file} is no file of scores, or is damaged. Remove it and run `dataengine score` again: "
-            "it scores what is missing."
+            f"{self.store.url}/{file} is not a score file, or is damaged. Remove it and run `dataengine score` again: "
+            "it computes the missing scores."
         )
 
 
@@ -148,13 +148,12 @@ def score_part(
     chunk: int = 16384,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[int, int]:
-    """Give every pair of a part a score in the cache; return how many pairs were (scored, already scored).
+    """Put a score of every pair of a part into the cache; return the numbers of pairs (scored, already scored).
 
-    `records` are batches of (sources, targets). A pair that the part has twice is scored once and counted among the
-    already scored the second time. Scores in `known`, such as `cache.load_all()`, are copied to the part. Each
-    `chunk` of new pairs is published as soon as it has its scores: a process that dies loses one chunk at most.
-    `on_progress` takes the number of pairs done. Raises ValueError if the scorer is not the model of the cache, and as
-    `load` and `add`.
+    `records` are batches of (sources, targets). A pair that occurs twice is scored once, and counts as already scored
+    the second time. Scores in `known`, such as `cache.load_all()`, are copied to the part. Each `chunk` of new pairs is
+    published once it is scored, so a killed process loses at most one chunk. `on_progress` is called with numbers of
+    finished pairs. Raises ValueError if the scorer is not the model of the cache, and errors of `load` and `add`.
     """
     part = _PartScores(scorer, cache, part_digest, np.empty(0, SCORE) if known is None else known, chunk, on_progress)
     for sources, targets in records:
@@ -164,7 +163,7 @@ def score_part(
 
 
 class _PartScores:
-    """A part's scores as they grow. Pairs without one wait until they fill a chunk."""
+    """The growing scores of a part. Pairs without a score wait until they fill a chunk."""
 
     def __init__(
         self,
@@ -185,7 +184,7 @@ class _PartScores:
         self.scored = self.total = 0  # pairs
 
     def add(self, sources: Sequence[str], targets: Sequence[str]) -> None:
-        """Take a batch of pairs; score and publish once a chunk of them waits."""
+        """Add a batch of pairs; score and publish them once a chunk is full."""
         keys, waited = hash_pairs(sources, targets), len(self._waiting)
         for k in np.flatnonzero(np.isnan(lookup(self._table, keys))).tolist():
             self._waiting[keys[k].tobytes()] = (sources[k], targets[k])
@@ -195,12 +194,12 @@ class _PartScores:
             self._publish()
 
     def finish(self) -> None:
-        """Score and publish what waits."""
+        """Score and publish the waiting pairs."""
         if self._waiting:
             self._publish()
 
     def _publish(self) -> None:
-        """Give the oldest chunk its scores: known ones, else the model's."""
+        """Publish the oldest chunk with known scores, otherwise with the model's."""
         pairs = {key: self._waiting.pop(key) for key in list(islice(self._waiting, self._chunk))}
         keys = np.frombuffer(b"".join(pairs), KEY)
         scores = lookup(self._known, keys)

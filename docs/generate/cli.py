@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from dataengine import cli
+from dataengine.commands import arguments
 
 PROGRAMS = ("train", "evaluate", "report", "audit", "replay", "export")
 _HEAD = """<!-- Generated from the programs' parsers by docs/generate/cli.py. Do not edit: python -m docs.generate -->
@@ -30,7 +31,13 @@ def dataengine_parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of each subcommand of `dataengine`, by what is typed."""
     make = getattr(cli, "make_parser", None) or cli._make_parser
     commands = next(action for action in make()._actions if isinstance(action, argparse._SubParsersAction))
-    return {f"dataengine {name}": parser for name, parser in commands.choices.items()}
+    programs = launched_programs()  # of which the trainer's own parsers say more
+    return {f"dataengine {name}": parser for name, parser in commands.choices.items() if name not in programs}
+
+
+def launched_programs() -> dict[str, str]:
+    """The file of each program that `dataengine` starts, by the name of its command."""
+    return {program.name: f"trainer/{program.module}.py" for program in getattr(arguments, "PROGRAMS", ())}
 
 
 def trainer_parsers() -> dict[str, argparse.ArgumentParser]:

@@ -234,8 +234,8 @@ def test_what_a_user_may_not_mean_is_noted(
     twice = [f"streams.mono.documents=[{name}, {name}]", "budget={steps: 99}"]
     assert exit_code(["build", config_path, *twice]) == 0
     notes = capsys.readouterr().err
-    assert f"note: stream 'mono' reads {name.with_name('mono.0.jsonl')} 2 times over" in notes
-    assert "note: small was built before with another plan, which this one replaces" in notes
+    assert f"note: stream 'mono' reads {name.with_name('mono.0.jsonl')} 2 times" in notes
+    assert "note: small was built before with another plan; this build replaces it" in notes
     assert "note: the stages take 16 of the budget's 99 steps" in notes
     assert exit_code(["plan", config_path, *twice, "train.learning_rate=1e-3", "out=elsewhere"]) == 0
     assert "small: plan " in capsys.readouterr().out
@@ -420,7 +420,7 @@ def test_build_lists_the_most_frequent_reasons_first_and_inspect_repeats_the_not
     assert exit_code(["build", str(path), "--workers", "1"]) == 0
     assert re.findall(r"^mono: (\d+) unusable: ", capsys.readouterr().out, re.MULTILINE) == ["3", "2", "1"]
     assert exit_code(["inspect", str(path), "--workers", "1"]) == 0
-    assert "its texts are not looked at. Chinese is zh\n" in capsys.readouterr().err
+    assert "its texts are not checked. Chinese is zh\n" in capsys.readouterr().err
 
 
 def test_a_build_shows_what_a_parents_steps_draw(

@@ -21,7 +21,7 @@ from pathlib import Path
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from docs.generate.cli import dataengine_parsers, trainer_parsers
+from docs.generate.cli import dataengine_parsers, launched_programs, trainer_parsers
 from tests.docs.documents import ROOT, Block, logical_lines
 
 PROGRAMS = ("dataengine", "composer", "python", "python3", "make")
@@ -121,6 +121,9 @@ def make_targets() -> frozenset[str]:
 def _check_dataengine(words: Sequence[str], place: Place) -> list[str]:
     if not words or words[0] in ("--help", "--version") or is_placeholder(words[0]):
         return []
+    if words[0] in launched_programs():  # dataengine train -n 2 CONFIG
+        own = ["-n", *words[2:3]] if words[1:2] == ["-n"] else []
+        return _check_arguments(programs()[launched_programs()[words[0]]], words[1 + len(own) :], place)
     parser = subcommands().get(words[0])
     return _check_arguments(parser, words[1:], place) if parser else [f"dataengine has no command {words[0]}"]
 

@@ -16,17 +16,27 @@ from pathlib import Path
 
 from dataengine.cleaning.rules.settings import DocumentRules, PairRules
 from dataengine.config.schema import Config
+from docs.generate.cli import launched_programs
 from tests.docs import experiments
 from tests.docs.commands import is_placeholder, make_targets, options_in, programs, subcommands
 from tests.docs.documents import ROOT, Document, Span
 
 _FOLDERS = ("dataengine", "trainer", "yamls", "docs", "tests", "demo", "benchmarks", "launch", "examples", ".github")
 _PACKAGES = ("dataengine", "trainer", "docs", "benchmarks", "tests")
-_OWN = "yamls/mine/"  # the reader's
+_OWN = "yamls/mine"  # the reader's
 _NO_NAMES = ("python", "e.g", "i.e")
 _LAUNCHER = ("-n", "-m", "--nproc", "--master_addr", "--master_port", "--node_rank", "--world_size", "--base_rank")
 # Options of others' programs that the documents name
-_OTHERS = ("--no-deps", "--gpus", "--strict", "--index-url", "--no-build-isolation", "--signal")
+_OTHERS = (
+    "--shm-size",
+    "--build-arg",
+    "--no-deps",
+    "--gpus",
+    "--strict",
+    "--index-url",
+    "--no-build-isolation",
+    "--signal",
+)
 
 
 def problems(document: Document) -> list[str]:
@@ -68,6 +78,8 @@ def _check_command(text: str) -> Iterator[str]:
     if words[0] in ("dataengine", "build"):
         name = "build" if words[0] == "build" else words[1]
         if name.startswith("-") or is_placeholder(name):
+            return
+        if name in launched_programs():
             return
         if name not in subcommands():
             yield f"dataengine has no command {name}"
@@ -150,6 +162,8 @@ def _bound(node: ast.stmt) -> set[str]:
     """The names that an assignment or an import binds."""
     if isinstance(node, ast.Import | ast.ImportFrom):
         return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+        return set(ast.literal_eval(node.value))
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
 

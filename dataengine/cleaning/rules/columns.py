@@ -1,10 +1,10 @@
 """Texts as columns: a batch is one buffer of code points, not a loop.
 
-A table gives each of the 0x110000 code points its class (a letter of some script, a digit of some value, white space
-...); one `bincount` over a batch counts every class in every text, and most rules are arithmetic on these counts. Where
-a rule must look at the text itself (links, markup, repeats, equal sides), a condition on the columns that no offender
-escapes first picks the few texts to look at. A decision depends on its own pair or document alone, never on the batch.
-Every rule looks at a text as it shows, without invisible characters; only `max_characters` counts these too."""
+A table maps each of the 0x110000 code points to a class: a letter of a script, a digit of a value, white space, and so
+on. One `bincount` over a batch counts every class in every text, and most rules are arithmetic on these counts. If a
+rule needs the text itself (links, markup, repeats, equal sides), a vectorized pre-filter without false negatives
+selects candidates, and only these are checked one by one. A decision depends only on its own pair or document, never on
+the batch. Rules see a text as displayed, without invisible characters; only `max_characters` counts these, too."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from dataengine.characters import without_invisible
 from dataengine.cleaning.rules.scripts import DENSE_SCRIPTS, SCRIPT_RANGES, script_ranges, scripts_of
 
 NUM_CODE_POINTS = 0x110000  # of Unicode
-_BLOCK = 1 << 17  # characters decided at a time; a block's columns stay in the processor's cache
-# The classes of code points. Each has exactly one; those of letters come last.
+_BLOCK = 1 << 17  # characters processed at a time; the columns of a block fit the processor's cache
+# The classes of code points. Each code point has exactly one; classes of letters come last.
 _SINGLES = "<>&;@:/{#…"
 _OTHER, SPACE_CLASS, BROKEN_CLASS, _MARK, SYMBOL_CLASS, _INVISIBLE = range(6)
 DIGIT_CLASS = 6  # and the nine after it, by value
 _SINGLE = {character: DIGIT_CLASS + 10 + k for k, character in enumerate(_SINGLES)}
-_LETTER = DIGIT_CLASS + 10 + len(_SINGLES)  # of no script in the table
+_LETTER = DIGIT_CLASS + 10 + len(_SINGLES)  # a letter of no script in the table
 _SCRIPTS = {script: _LETTER + 1 + k for k, script in enumerate(SCRIPT_RANGES)}
 _DENSE = [_SCRIPTS[script] for script in DENSE_SCRIPTS]
 _NUM_CLASSES = _LETTER + 1 + len(_SCRIPTS)
@@ -36,7 +36,7 @@ _NUM_CLASSES = _LETTER + 1 + len(_SCRIPTS)
 
 @lru_cache(maxsize=1)
 def _class_table() -> NDArray[np.uint8]:
-    """The class of each code point, uint8 of shape (0x110000,); takes about 0.1 s, once a process."""
+    """The class of each code point, uint8 of shape (0x110000,). Takes about 0.1 s, once per process."""
     classes = defaultdict(
         lambda: _OTHER, {"Cc": BROKEN_CLASS, "Co": BROKEN_CLASS, "Cs": BROKEN_CLASS, "Nd": DIGIT_CLASS}
     )
@@ -63,7 +63,7 @@ def _class_table() -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=1)
 def _invisible() -> Bools:
-    """Which code points show nothing, shape (0x110000,)."""
+    """Which code points are invisible, shape (0x110000,)."""
     shown = without_invisible("".join(map(chr, range(NUM_CODE_POINTS))))
     invisible = np.ones(NUM_CODE_POINTS, np.bool_)
     invisible[np.frombuffer(shown.encode("utf-32-le", "surrogatepass"), np.dtype("<u4"))] = False
@@ -72,9 +72,9 @@ def _invisible() -> Bools:
 
 @lru_cache(maxsize=1)
 def fold_table() -> NDArray[np.uint32]:
-    """A number for each code point, such that texts that `fold` to the same have equal sums; shape (0x110000,).
+    """A number for each code point, so that texts with equal `fold` have equal sums; shape (0x110000,).
 
-    `str.casefold` maps each character alone, so the sum over a text is the sum over what it folds to.
+    `str.casefold` maps each character separately, so the sum over a text is the sum over its folded form.
     """
     codes = np.arange(NUM_CODE_POINTS, dtype=np.uint32)
     mixed = (codes ^ (codes >> np.uint32(7))) * np.uint32(0x2C1B3C6D)
@@ -91,12 +91,12 @@ def fold_table() -> NDArray[np.uint32]:
 
 
 def fold(text: str) -> str:
-    """A text without case, white space, punctuation, marks and invisible characters: so equal sides are found."""
+    """A text without case, white space, punctuation, marks and invisible characters, for comparing sides."""
     return re.sub(r"[\W_]+", "", without_invisible(text).casefold())
 
 
 class TextColumn:
-    """Texts as they show, end to end in one array, a line feed after each, and the classes counted in each text."""
+    """Displayed texts in one array, with a line feed after each, and the count of each class in each text."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = texts
@@ -121,27 +121,27 @@ class TextColumn:
             self.texts[number] = without_invisible(self.texts[number])
 
     def wrong_length(self, least: int | None, most: int | None) -> Bools:
-        """Too few characters that show, or too many of all."""
+        """Too few visible characters, or too many in total."""
         return outside_bounds(self.lengths, least, None) | outside_bounds(self.whole_lengths, None, most)
 
     def total(self, values: Bools) -> Int64s:
-        """For how many characters of each text something holds."""
+        """The number of characters of each text for which `values` is true."""
         totals: Int64s = np.add.reduceat(values, self.starts, dtype=np.int64)
         return totals
 
     def of_classes(self, classes: slice | list[int]) -> Int64s:
-        """Characters of some classes in each text; of a class named twice, twice their number."""
+        """The number of characters of some classes in each text. A class named twice counts twice."""
         totals: Int64s = self.counts[classes].sum(axis=0)
         return totals
 
     def count(self, characters: str) -> Int64s:
-        """How often some of the characters that have a class of their own occur in each text."""
+        """The number of occurrences of characters with a class of their own in each text."""
         return self.of_classes([_SINGLE[character] for character in characters])
 
     @cached_property
     def solid(self) -> Int64s:
         """Characters that are not white space."""
-        return self.lengths + 1 - self.of_classes([SPACE_CLASS])  # the line feed after it is white space too
+        return self.lengths + 1 - self.of_classes([SPACE_CLASS])  # the line feed after it is white space, too
 
     @cached_property
     def dense(self) -> Int64s:
@@ -150,18 +150,18 @@ class TextColumn:
 
     @cached_property
     def letters(self) -> Int64s:
-        """Letters, those of dense scripts counted as three."""
+        """Letters; a letter of a dense script counts as three."""
         return self.of_classes(slice(_LETTER, None)) + 2 * self.dense
 
     def few_letters(self, share: float) -> Bools:
-        """Letters and marks are too few among the characters that are not white space; a dense letter is three."""
+        """Letters and marks are too few among the characters except white space. A dense letter counts as three."""
         few: Bools = self.letters + self.counts[_MARK] < share * (self.solid + 2 * self.dense)
         return few
 
     def wrong_script(self, language: str | None, share: float) -> Bools:
-        """Letters of the language's scripts are too few among all letters; a dense letter is three.
+        """Letters of the language's scripts are too few among all letters. A dense letter counts as three.
 
-        So a Chinese sentence may name a Latin word or two, as UTF-8, in which a Han letter takes three bytes, suggests.
+        So a Chinese sentence may contain a Latin word or two. A Han letter also takes three bytes in UTF-8.
         """
         if not scripts_of(language):
             return np.zeros(len(self.texts), np.bool_)
@@ -169,14 +169,14 @@ class TextColumn:
         return wrong
 
     def letters_of(self, language: str | None) -> Int64s:
-        """Letters of the language's scripts, those of dense scripts counted as three."""
+        """Letters of the language's scripts. A dense letter counts as three."""
         scripts = [_SCRIPTS[script] for script in scripts_of(language)]
         dense = [script for script in scripts if script in _DENSE]
         return self.of_classes(scripts + dense + dense)
 
 
 def script_shares(texts: Sequence[str], language: str | None) -> NDArray[np.float64]:
-    """The share of each text's letters that are of the language's scripts, a dense letter as three; shape (n,).
+    """The share of each text's letters in the language's scripts. A dense letter counts as three; shape (n,).
 
     NaN for a text without letters; 0 for all if the scripts are not known.
     """
@@ -197,7 +197,7 @@ def outside_bounds(values: Int64s | NDArray[np.float64], least: float | None, mo
 
 
 def confirm_suspects(suspects: Bools, offends: Callable[[int], bool]) -> Bools:
-    """Those of the suspects that do offend."""
+    """The suspects that really offend, checked one by one."""
     found = np.zeros(len(suspects), np.bool_)
     for number in np.flatnonzero(suspects).tolist():
         found[number] = offends(number)
@@ -205,7 +205,7 @@ def confirm_suspects(suspects: Bools, offends: Callable[[int], bool]) -> Bools:
 
 
 def note_first_drop(decided: NDArray[np.uint8], drops: Sequence[Bools | None]) -> None:
-    """Write 1 + the number of the first rule that drops it for each text that some rule drops."""
+    """For each dropped text write 1 + the number of the first rule that drops it."""
     for number in reversed(range(len(drops))):
         drop = drops[number]
         if drop is not None:
@@ -213,7 +213,7 @@ def note_first_drop(decided: NDArray[np.uint8], drops: Sequence[Bools | None]) -
 
 
 def text_blocks(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Cut texts of so many characters into runs of at most `_BLOCK` characters, or one text."""
+    """Split texts of these lengths into runs of at most `_BLOCK` characters, or of one text."""
     start = size = 0
     for stop, length in enumerate(lengths):
         if stop > start and size + length > _BLOCK:

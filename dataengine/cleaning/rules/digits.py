@@ -1,11 +1,11 @@
-"""Digits that a text and its translation have in common, Chinese numerals among them."""
+"""Digits that a text and its translation share, including Chinese numerals."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 
-# Chinese digits with their values: usual, financial, Japanese and older ones, and those for twenty, thirty and forty.
+# Chinese digits and their values: common, financial, Japanese and older ones, and those of twenty, thirty and forty.
 _HAN_DIGITS = dict(
     zip(
         "〇零○一壹壱弌幺二贰貳弐弍两兩廿三叁參叄参弎卅四肆卌五伍六陆陸七柒八捌九玖",
@@ -20,14 +20,15 @@ _HAN_NUMBER = re.compile(
     rf"|(?P<quarters>[一三])刻|(?P<clock>[点點时時])\s*半|(?P<half>半)|(?P<run>[{_HAN_NUMERALS}]+)"
 )
 _HAN_WORDS = tuple("一幺参參陆陸伍拾")  # alone these are mostly words (一个 "a", 参数 "parameter"),
-_HAN_COUNTED = tuple("月日号號年分秒")  # but for 第一 and before these
+_HAN_COUNTED = tuple("月日号號年分秒")  # except in 第一 and before these
 
 
 def han_numbers(text: str) -> list[Counter[int]]:
-    """The digits but zeros of each number that a text writes in Chinese numerals.
+    """The digits except zeros of each number in Chinese numerals.
 
-    Since zeros do not count, 一九八七 and 一千九百八十七 are the digits of 1987, 十二 of 12, 一万二千 of 12,000. 半
-    after an hour is 30 (三点半: 3:30), else 0.5; 一刻 is 15 and 三刻 45 minutes. What is mostly a word is left out.
+    Zeros do not count, so 一九八七 and 一千九百八十七 have the digits of 1987, 十二 of 12, 一万二千 of 12,000. 半 after
+    an hour is 30 (三点半: 3:30), otherwise 0.5. 一刻 is 15 and 三刻 45 minutes. Numerals that are mostly words do not
+    count.
     """
     numbers = []
     for found in _HAN_NUMBER.finditer(text):
@@ -46,7 +47,7 @@ def han_numbers(text: str) -> list[Counter[int]]:
 
 
 def _han_digits(run: str) -> Counter[int]:
-    """The digits but zeros of a number in Chinese numerals; a unit without a digit before it is one of it (十二)."""
+    """The digits except zeros of a number in Chinese numerals. A unit without a digit before it means one (十二)."""
     digits: Counter[int] = Counter()
     before = ""
     for character in run:
@@ -60,11 +61,11 @@ def _han_digits(run: str) -> Counter[int]:
 
 
 def differing_digits(source: str, target: str) -> tuple[int, int]:
-    """How many digits of each side the other side lacks.
+    """The number of digits of each side that the other side lacks.
 
-    Digits of every script count by their value, each by itself, zeros not at all: so 12,000 agrees with 1.2万 and
-    12/25/2020 with 2020年12月25日. A number in Chinese numerals stands for digits of the other side if all of its own
-    are wanted there, those with most digits first; it wants none itself, as 一 may be a word on the other side.
+    Digits of every script count by value, one by one, without zeros. So 12,000 agrees with 1.2万, and 12/25/2020 with
+    2020年12月25日. A number in Chinese numerals matches digits that it lacks on its side if all its digits are among
+    them; numbers with most digits come first. It needs no match itself, because 一 may be a word on the other side.
     """
     digits, others = (Counter(int(digit) for digit in re.findall(r"\d", text)) for text in (source, target))
     digits[0] = others[0] = 0
@@ -72,7 +73,7 @@ def differing_digits(source: str, target: str) -> tuple[int, int]:
 
 
 def _left(missing: Counter[int], other_side: str) -> int:
-    """How many of the digits that a side lacks it does not write in Chinese numerals either."""
+    """The number of digits that a side lacks, also in Chinese numerals."""
     if missing:
         for number in sorted(han_numbers(other_side), key=Counter.total, reverse=True):
             if number <= missing:
@@ -81,7 +82,7 @@ def _left(missing: Counter[int], other_side: str) -> int:
 
 
 def digits_differ(source: str, target: str, max_missing: int) -> bool:
-    """Each side has a digit that the other lacks, or one has more than `max_missing` that the other lacks.
+    """Each side has a digit that the other lacks, or one side has more than `max_missing` such digits.
 
     So a few digits may be words on the other side (October 1, 10月1日).
     """
@@ -90,14 +91,14 @@ def digits_differ(source: str, target: str, max_missing: int) -> bool:
 
 
 def without_arguments(text: str) -> str:
-    """A text without the numbers that printf's arguments get where a translation takes them out of turn: `%2$s`."""
+    """A text without the numbers of reordered printf arguments, such as `%2$s`."""
     return re.sub(r"%[1-9]\$", "%", text)
 
 
 def few_digits_in_common(source: str, target: str, min_overlap: float) -> bool:
-    """Of the digits of both sides too few are on the other side too, counted as `differing_digits` does.
+    """Too few digits of both sides are also on the other side, counted as in `differing_digits`.
 
-    OpusFilter's NonZeroNumeralsFilter asks for their order as well, which translations change.
+    OpusFilter's NonZeroNumeralsFilter also compares their order, which translations change.
     """
     digits = sum(character.isdecimal() and int(character) > 0 for character in source + target)
     return sum(differing_digits(source, target)) > (1 - min_overlap) * digits

@@ -1,4 +1,4 @@
-"""Cleaning rules for documents, as column operations; suspects are looked at one by one."""
+"""Cleaning rules for documents, as column operations. Suspects are checked one by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dataengine.text.language_codes import base_language
 
 # Scripts written without spaces between words.
 _UNSPACED = {"Bopomofo", "Han", "Hiragana", "Katakana", "Khmer", "Lao", "Myanmar", "Thai", "Tibetan"}
-# Mean length of a word where it is far from the 5.3 characters of English, in messages of Debian's programs.
+# Mean word length in messages of Debian programs, for languages far from the 5.3 characters of English.
 _ENGLISH_WORD = 5.3
 _WORD_LENGTHS = {
     "ko": 3.5, "vi": 3.6, "pa": 4.4, "hi": 4.4, "de": 7.2, "lt": 7.2, "ug": 7.4, "eu": 7.5, "te": 7.7, "ka": 7.9,
@@ -35,7 +35,7 @@ _WORD_LENGTHS = {
 
 
 class _Documents(TextColumn):
-    """Documents as one column, and their lines: what ends with a line feed and is not blank."""
+    """Documents as one column, and their lines that are not blank."""
 
     def __init__(self, texts: Sequence[str], language: str | None) -> None:
         super().__init__(texts)
@@ -43,8 +43,8 @@ class _Documents(TextColumn):
 
     @cached_property
     def lines(self) -> tuple[Int64s, Int64s, Int64s, Int64s]:
-        """Of each line the position of its line feed, its document, its characters that are not white space, and a sum
-        that equal lines share."""
+        """For each line: the position of its line feed, its document, its number of characters except white space, and
+        a sum that is the same for equal lines."""
         ends = np.flatnonzero(self.codes == ord("\n"))
         starts = np.concatenate([[0], ends[:-1] + 1])
         solid = np.add.reduceat(self.classes != SPACE_CLASS, starts, dtype=np.int64)
@@ -83,7 +83,7 @@ def _document_wrong_script(documents: _Documents, rules: DocumentRules) -> Bools
 
 
 def _document_word_length(documents: _Documents, rules: DocumentRules) -> Bools | None:
-    if _UNSPACED.issuperset(scripts_of(documents.language)):  # or the language is unknown
+    if _UNSPACED.issuperset(scripts_of(documents.language)):  # also true for an unknown language
         return None
     space = documents.classes == SPACE_CLASS
     begins = ~space
@@ -94,8 +94,8 @@ def _document_word_length(documents: _Documents, rules: DocumentRules) -> Bools 
 
 
 def word_length_bounds(language: str | None, rules: DocumentRules) -> tuple[float | None, float | None]:
-    """The least and the most mean length of a word in a language: the rules' bounds, wider where words are usually
-    shorter or longer than in English."""
+    """Bounds of the mean word length in a language: those of the rules, wider if words are usually shorter or longer
+    than in English."""
     usual = _WORD_LENGTHS.get(base_language(language), _ENGLISH_WORD) / _ENGLISH_WORD
     least, most = rules.min_word_length, rules.max_word_length
     return least and least * min(usual, 1.0), most and most * max(usual, 1.0)
@@ -105,7 +105,7 @@ def _document_ellipsis_lines(documents: _Documents, rules: DocumentRules) -> Boo
     if rules.max_ellipsis_lines is None:
         return None
     dot, ellipsis = documents.codes == ord("."), documents.codes == ord("…")
-    behind = np.zeros(len(dot), np.bool_)  # an ellipsis ends right before this character
+    behind = np.zeros(len(dot), np.bool_)  # an ellipsis ends directly before this character
     behind[1:] = ellipsis[:-1]
     behind[3:] |= dot[:-3] & dot[1:-2] & dot[2:-1]
     ends, owners, _, _ = documents.lines
@@ -115,7 +115,7 @@ def _document_ellipsis_lines(documents: _Documents, rules: DocumentRules) -> Boo
 
 
 def repeats_lines(text: str, max_share: float) -> bool:
-    """More than a share of a text's characters, white space aside, stand in lines that occurred in it before."""
+    """More than a share of a text's characters, without white space, is in lines that occurred before."""
     seen: set[str] = set()
     whole = repeated = 0
     for line in map(str.strip, text.split("\n")):
@@ -127,7 +127,7 @@ def repeats_lines(text: str, max_share: float) -> bool:
 
 
 def _document_repeated_lines(documents: _Documents, rules: DocumentRules) -> Bools | None:
-    """Suspects are documents with many lines of equal sums: all equal lines, and some others."""
+    """Suspects are documents with many lines of equal sums: all equal lines have them, and a few others."""
     share = rules.max_repeated_lines
     if share is None:
         return None
@@ -168,7 +168,7 @@ DOCUMENT_RULES: tuple[str, ...] = tuple(_DOCUMENT_CHECKS)
 
 
 def check_documents(texts: Sequence[str], language: str | None, rules: DocumentRules) -> NDArray[np.uint8]:
-    """Decide on each document: 0 if it is kept, else 1 + the index in DOCUMENT_RULES of the first rule; shape (n,).
+    """Decide on each document: 0 to keep it, else 1 + the index in DOCUMENT_RULES of the first rule; shape (n,).
 
     Without a language, or with an unknown one, `wrong_script` and `word_length` do not apply.
     """

@@ -1,4 +1,4 @@
-"""Cleaning rules for sentence pairs, as column operations; suspects are looked at one by one."""
+"""Cleaning rules for sentence pairs, as column operations. Suspects are checked one by one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Pairs(TextColumn):
         self.languages = languages
 
     def either(self, of_texts: Bools) -> Bools:
-        """What holds for a pair if it holds for one of its sides."""
+        """True for a pair if true for one of its sides."""
         return of_texts[: self.size] | of_texts[self.size :]
 
     def sides(self, pair: int) -> tuple[str, str]:
@@ -79,8 +79,8 @@ def _pair_wrong_script(pairs: _Pairs, rules: PairRules) -> Bools | None:
 def _pair_length_ratio(pairs: _Pairs, rules: PairRules) -> Bools | None:
     """One side is too much longer than the other, in UTF-8 bytes.
 
-    A Han letter takes three bytes and says about as much as three Latin ones (English and Chinese sides of software
-    messages: 50 and 54 bytes in the mean, but 50 and 18 characters), so one ratio does for all pairs of languages.
+    A Han letter takes three bytes and carries about as much as three Latin ones, so one ratio works for all language
+    pairs. English and Chinese sides of software messages have 50 and 54 bytes on average, but 50 and 18 characters.
     """
     if rules.max_length_ratio is None:
         return None
@@ -93,14 +93,14 @@ def _pair_length_ratio(pairs: _Pairs, rules: PairRules) -> Bools | None:
 
 
 def _pair_digit_mismatch(pairs: _Pairs, rules: PairRules) -> Bools | None:
-    """`digits_differ` for the texts as they stand, and also for them `without_arguments`."""
+    """`digits_differ` for the texts, and also for the texts `without_arguments`."""
     most = rules.max_missing_digits
     if most is None:
         return None
     digits = pairs.counts[DIGIT_CLASS + 1 : DIGIT_CLASS + 10]
     surplus = digits[:, : pairs.size] - digits[:, pairs.size :]
     source, target = np.maximum(surplus, 0).sum(axis=0), np.maximum(-surplus, 0).sum(axis=0)
-    # Chinese numerals make less of a difference, never more.
+    # Chinese numerals can only reduce the difference.
     differ = ((source > 0) & (target > 0)) | (np.maximum(source, target) > most)
 
     def differ_indeed(pair: int) -> bool:
@@ -113,7 +113,7 @@ def _pair_digit_mismatch(pairs: _Pairs, rules: PairRules) -> Bools | None:
 
 
 def _pair_surplus_digits(pairs: _Pairs, rules: PairRules) -> Bools | None:
-    """`few_digits_in_common` for the texts as they stand, and also for them `without_arguments`."""
+    """`few_digits_in_common` for the texts, and also for the texts `without_arguments`."""
     least = rules.min_digit_overlap
     if least is None:
         return None
@@ -142,7 +142,7 @@ def _terminal_table() -> Bools:
 
 
 def _pair_terminal_punctuation(pairs: _Pairs, rules: PairRules) -> Bools | None:
-    """The difference of the sides' numbers of marks that end sentences, and those of each beyond one, are too many.
+    """Too many sentence-final marks: the difference of both sides, plus those beyond the first on each side.
 
     OpusFilter's TerminalPunctuationFilter (Vázquez et al. 2019), whose score is -log(1 + this): -2 is between 6 and 7.
     """
@@ -155,9 +155,9 @@ def _pair_terminal_punctuation(pairs: _Pairs, rules: PairRules) -> Bools | None:
 
 
 def copies(source: str, target: str, max_share: float) -> bool:
-    """More than a share of the shorter side's characters stand in one piece on the longer side too.
+    """More than a share of the shorter side's characters is one piece that the longer side also contains.
 
-    As OpusFilter's LongestCommonSubstringFilter, and case counts as there.
+    Like OpusFilter's LongestCommonSubstringFilter, case-sensitive.
     """
     shorter, longer = sorted((source, target), key=len)
     size = math.floor(max_share * len(shorter)) + 1
@@ -166,9 +166,9 @@ def copies(source: str, target: str, max_share: float) -> bool:
 
 
 def _pair_copied_text(pairs: _Pairs, rules: PairRules) -> Bools | None:
-    """Suspects are pairs whose sides have so many couples of characters in common as a long piece has.
+    """Suspects are pairs whose sides share as many character bigrams as a long piece has.
 
-    Couples are counted in a few slots; two on one slot make more in common, never less.
+    Bigrams are counted in a few slots. A collision can only raise the number of shared ones.
     """
     share = rules.max_copied_share
     if share is None:
@@ -189,7 +189,7 @@ _EMAIL = re.compile(r"[a-z0-9._%+-]{1,64}@[a-z0-9-]+(?:\.[a-z0-9-]+)+", re.IGNOR
 
 
 def find_links(text: str) -> Counter[str]:
-    """E-mail addresses and the hosts of URLs in lower case; of a host the last two labels, as sites are localised."""
+    """E-mail addresses and hosts of URLs in lower case. Of a host the last two labels, as sites are localized."""
     hosts = (".".join(host.lower().strip(".").split(".")[-2:]) for host in _URL.findall(text))
     return Counter([*hosts, *(address.lower() for address in _EMAIL.findall(text))])
 
@@ -220,7 +220,7 @@ _MARKUP = re.compile(
 
 
 def has_markup(text: str) -> bool:
-    """An HTML tag (whole, or cut off after an attribute's name), comment or entity is in the text."""
+    """The text contains an HTML tag (whole, or cut off after the name of an attribute), comment or entity."""
     return _MARKUP.search(text) is not None
 
 
@@ -235,13 +235,13 @@ _GRAM = 4  # characters
 
 
 def repeats(text: str, max_share: float) -> bool:
-    """More than a share of a text's runs of four characters occurred in it before: `buy now, buy now, buy now`."""
+    """More than a share of a text's 4-grams of characters occurred before: `buy now, buy now, buy now`."""
     windows = len(text) - _GRAM + 1
     return len({text[k : k + _GRAM] for k in range(windows)}) < (1 - max_share) * windows
 
 
 def _pair_repetition(pairs: _Pairs, rules: PairRules) -> Bools | None:
-    """Suspects are texts with few different runs; two that fall on one slot of a table make them fewer, never more."""
+    """Suspects are texts with few different 4-grams. Collisions in the table can only lower the number."""
     share = rules.max_repeated_share
     if share is None:
         return None
@@ -258,14 +258,14 @@ def _pair_repetition(pairs: _Pairs, rules: PairRules) -> Bools | None:
     places = np.arange(size, dtype=np.int32)
     last = np.empty(1 << bits, np.int32)
     last[slots] = places
-    different = pairs.total(last[slots] == places)  # counts the four runs, too, that leave the text
+    different = pairs.total(last[slots] == places)  # also counts the four 4-grams that reach beyond the text
     suspects = different < (1 - share) * (pairs.lengths - _GRAM + 1) + _GRAM
     return pairs.either(confirm_suspects(suspects, lambda text: repeats(pairs.texts[text], share)))
 
 
 # In the order of application.
-# A new rule: its key in settings.py, the same in plain Python in benchmarks/rules.py (which the tests compare), a line
-# in docs/reference/rules.md. It changes the identity of every stream with `pair_rules`.
+# A new rule needs a key in settings.py, the same rule in plain Python in benchmarks/rules.py (tests compare them), and
+# a line in docs/reference/rules.md. It changes the identity of every stream with `pair_rules`.
 _PAIR_CHECKS: dict[str, Callable[[_Pairs, PairRules], Bools | None]] = {
     "length": _pair_length,
     "broken_characters": _pair_broken_characters,
@@ -287,7 +287,7 @@ PAIR_RULES: tuple[str, ...] = tuple(_PAIR_CHECKS)
 def check_pairs(
     sources: Sequence[str], targets: Sequence[str], languages: tuple[str, str], rules: PairRules
 ) -> NDArray[np.uint8]:
-    """Decide on each pair: 0 if it is kept, else 1 + the index in PAIR_RULES of the first rule that drops it; (n,)."""
+    """Decide on each pair: 0 to keep it, else 1 + the index in PAIR_RULES of the first rule that drops it; (n,)."""
     if len(sources) != len(targets):
         raise ValueError(f"{len(sources)} sources and {len(targets)} targets: each source needs a target")
     lengths = [len(source) + len(target) for source, target in zip(sources, targets, strict=True)]

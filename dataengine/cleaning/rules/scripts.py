@@ -1,4 +1,4 @@
-"""Scripts of Unicode, and which of them each language is written in."""
+"""Unicode scripts, and the scripts of each language."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _SCRIPT_TAGS = {
     "hani": "Han Bopomofo", "hans": "Han Bopomofo", "hant": "Han Bopomofo", "jpan": "Han Hiragana Katakana",
     "kore": "Hangul Han",
 }  # fmt: skip
-DENSE_SCRIPTS = ("Han", "Hiragana", "Katakana", "Hangul")  # a letter says about what three of an alphabet do
+DENSE_SCRIPTS = ("Han", "Hiragana", "Katakana", "Hangul")  # a letter carries about as much as three of an alphabet
 
 
 def script_ranges(script: str) -> list[tuple[int, int]]:
@@ -96,9 +96,9 @@ def script_ranges(script: str) -> list[tuple[int, int]]:
 
 @lru_cache
 def scripts_of(language: str | None) -> tuple[str, ...]:
-    """The scripts that a language (`zh`, `zh-TW`, `zho`) is written in, or the one that its code names (`sr-Cyrl`).
+    """The scripts of a language (`zh`, `zh-TW`, `zho`), or the script that its code names (`sr-Cyrl`).
 
-    None if it is unknown.
+    Empty if the language is unknown.
     """
     if named := _SCRIPT_TAGS.get(script_subtag(language)):
         return tuple(script for script in _SCRIPT_LANGUAGES if script in named.split())

@@ -99,8 +99,8 @@ def test_a_file_read_by_several_names_is_told(
         streams={"mono": {"documents": documents}}, stages=[{"name": "all", "steps": 2, "mix": {"mono": 1}}]
     )
     build(config, workers=1)
-    notes = [line for line in capfd.readouterr().err.splitlines() if "times over" in line]
-    assert notes == [f"note: stream 'mono' reads {mono} (also as {dotted}, {link}, {hard}) 5 times over"]
+    notes = [line for line in capfd.readouterr().err.splitlines() if " times" in line]
+    assert notes == [f"note: stream 'mono' reads {mono} (also as {dotted}, {link}, {hard}) 5 times"]
 
 
 def test_bytes_do_not_depend_on_workers(make_config: ConfigMaker, tmp_path: Path) -> None:
@@ -407,11 +407,11 @@ def test_a_record_of_which_the_tokenizer_knows_nothing_is_unusable(
     assert (stream["unknown_tokens"], stream["vanished_characters"]) == (0, vanished)
     assert f"mono: {vanished} characters vanished: the tokenizer has no token for them" in describe_build(result)
     notes = capsys.readouterr().err
-    assert notes.count("has no token for a line break: the lines of a document, and the two sides of a pair, run") == 1
-    assert notes.count("makes one space, or less, of several spaces or of a tab: the indentation of code") == 1
+    assert notes.count("has no token for a line break, so it joins the lines of a document and the two sides") == 1
+    assert notes.count("collapses repeated spaces and tabs, so documents lose the indentation of") == 1
     assert build_error(documents_only(make_config, path, **settings, store=str(tmp_path / "strict"))).endswith(
         f"The first: {path}, line 98: {UNKNOWN_TEXT}: 打开文件 (all of them, with files and lines: {tmp_path}/strict/"
-        f"{built.rejects}). Fix them, give a tokenizer that knows these texts or falls back on bytes, "
+        f"{built.rejects}). Fix them, use a tokenizer that knows these texts or falls back to bytes, "
         "or raise max_bad_fraction to go on without them."
     )
 
@@ -542,8 +542,7 @@ def test_one_pair_cannot_exchange_its_target(make_config: ConfigMaker, tmp_path:
     stream = {"pairs": [str(path)], "directions": ["en-zh", "zh-en"], "adjacent": False}
     config = make_config(streams={"moved": stream}, stages=[{"name": "only", "drain": True, "mix": {"moved": 1}}])
     assert build_error(config) == (
-        "stream 'moved' is one pair, which cannot take another's target (`adjacent: false`). "
-        "Add pairs to streams.moved."
+        "stream 'moved' has a single pair, and `targets: shuffled` needs two. Add pairs to streams.moved."
     )
 
 
@@ -578,7 +577,7 @@ def test_empty_and_tiny_sources(make_config: ConfigMaker, tmp_path: Path) -> Non
     path = tmp_path / "docs.jsonl"
     path.write_text("\n\n")
     assert build_error(documents_only(make_config, path)) == (
-        "stream 'mono': its files hold no records. Give files that do under streams.mono."
+        "stream 'mono': its files contain no records. Name other files in streams.mono."
     )
     write_jsonl(path, [{"text": "tiny"}])
     message = build_error(documents_only(make_config, path))
@@ -614,7 +613,7 @@ def test_missing_file_truncated_archive_and_small_stream(make_config: ConfigMake
 
 
 def test_shards_beyond_mds_are_refused(make_config: ConfigMaker) -> None:
-    assert "MDS holds less than 4 GiB" in build_error(make_config(samples_per_shard=100_000_000))
+    assert "an MDS shard must be smaller than 4 GiB" in build_error(make_config(samples_per_shard=100_000_000))
 
 
 def test_bos_begins_documents(make_config: ConfigMaker) -> None:

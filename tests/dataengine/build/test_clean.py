@@ -223,7 +223,7 @@ def check_build(config: Config) -> Expected:
     except InputError as error:
         message = str(error)
         if not expected.records:
-            assert message.endswith("its files hold no records. Give files that do under streams.s.")
+            assert message.endswith("its files contain no records. Name other files in streams.s.")
         elif expected.rejected.total() == expected.records:
             all_of_them = f"all {expected.records:,} records are" if expected.records > 1 else "the only record is"
             assert message.startswith(f"stream 's': {all_of_them} unusable (")
@@ -654,14 +654,19 @@ def test_an_evaluation_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
     with pytest.raises(InputError) as error:
         build(documents(tmp_path, {"decontaminate": [str(tmp_path / "none.txt")]}))
-    assert str(error.value) == f"`decontaminate` of stream 's': no file {tmp_path / 'none.txt'}. Correct the paths."
+    assert (
+        str(error.value)
+        == f"`decontaminate` of stream 's': no file matches {tmp_path / 'none.txt'}. Correct the paths."
+    )
 
 
 def test_a_language_that_cannot_be_told_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
-    with pytest.raises(InputError, match=r"language 'xx' is not among the \d+ that language identification knows"):
+    with pytest.raises(InputError, match=r"language 'xx' is not one of the \d+ that language identification knows"):
         build(documents(tmp_path, {"min_language_score": 0.5}, language="xx"))
-    with pytest.raises(InputError, match=r"language 'cn' is not among .* knows \(did you mean 'zh'\?\)\. Use the code"):
+    with pytest.raises(
+        InputError, match=r"language 'cn' is not one of .* knows \(did you mean 'zh'\?\)\. Use the code"
+    ):
         build(documents(tmp_path, {"min_language_score": 0.5}, language="cn"))
 
 

@@ -281,7 +281,7 @@ def test_a_ray_node_that_is_lost_changes_nothing(
 def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path / "store"))
     config = make_config(**cleaned(corpora), store=store.url)
-    with pytest.raises(InputError, match=r"a worker process died .* run the same command again, with fewer --workers"):
+    with pytest.raises(InputError, match=r"a worker process died.* Run the same command again, with fewer --workers"):
         build(config, workers=2, store=crash(store, "before a receipt", tmp_path))
 
 

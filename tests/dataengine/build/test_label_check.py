@@ -83,7 +83,7 @@ def test_another_language_is_always_found(language: str, label: str, tmp_path: P
 def test_a_note_says_where_what_and_what_to_do(tmp_path: Path) -> None:
     path = write_documents(tmp_path / "docs.jsonl", ["Der \x1b[31mrote\nText " + text for text in GERMAN] * 4)
     assert notes_on_documents(path, "en") == [
-        f"stream 'mono': {path} should be 'en', but 6 of 6 pieces looked at look like 'de' (line 1: "
+        f"stream 'mono': {path} should be 'en', but 6 of 6 excerpts look like 'de' (line 1: "
         '"Der \\x1b[31mrote Text Die Datei konnte nicht geöffnet werden, w"; line 2: '
         '"Der \\x1b[31mrote Text Wählen Sie aus, welche Spalten in der Tab"). '
         "If so, correct streams.mono.language or documents"
@@ -193,7 +193,7 @@ def test_a_note_says_how_many_files_were_looked_at(tmp_path: Path, monkeypatch: 
     for k in range(40):
         write_documents(tmp_path / f"{k:02}.jsonl", COLUMNS["en" if k else "de"][:40])
     notes = check_labels("mono", plan(f"{tmp_path}/*.jsonl"), RecordFormat(("text",)), ("en",), None)
-    assert notes[1:] == ["stream 'mono': looked at 20 of 40 files; others may be wrong as well"]
+    assert notes[1:] == ["stream 'mono': checked 20 of 40 files; others may be wrong, too"]
     write_documents(tmp_path / "00.jsonl", COLUMNS["en"][:40])
     assert check_labels("mono", plan(f"{tmp_path}/*.jsonl"), RecordFormat(("text",)), ("en",), None) == []
 
@@ -260,13 +260,13 @@ def test_what_cannot_be_read_gives_no_note(content: bytes, tmp_path: Path) -> No
 
 def test_a_code_that_cannot_be_checked_is_named(tmp_path: Path) -> None:
     path = write_documents(tmp_path / "docs.jsonl", COLUMNS["zh"])
-    unknown = "is not a language code that can be checked, so its texts are not looked at"
+    unknown = "is not a language code that can be checked, so its texts are not checked"
     assert notes_on_documents(path, "chinese") == [f"stream 'mono': 'chinese' {unknown}. Chinese is zh"]
     assert notes_on_documents(path, "cn") == [f"stream 'mono': 'cn' {unknown}. Chinese is zh"]
     assert notes_on_documents(path, "xx") == [f"stream 'mono': 'xx' {unknown}"]
     form = RecordFormat(("en", "ch"), ("en", "ch"))
     assert check_labels("both", [], form, ("en", "ch"), None, {"en": "English", "ch": "Chinese"}) == [
-        "stream 'both': 'ch' is not a language code that can be checked, so side ch of its pairs is not looked at. "
+        "stream 'both': 'ch' is not a language code that can be checked, so side ch of its pairs is not checked. "
         "Chinese is zh"
     ]
 

@@ -133,8 +133,8 @@ def test_plain_text_gives_its_lines(tmp_path: Path) -> None:
     [
         ("test.jsonl", b'{"a": "b"}\n{"a": \n', r"test\.jsonl, line 2: not JSON: .*\. Write one value a line"),
         ("test.txt", b"good\nb\xffd\n", r"test\.txt, line 2: not UTF-8 at byte 1\. Convert the file"),
-        ("test.txt", b"\n \xe2\x80\x8b\n", r"test\.txt holds no text\. Give a file that does"),
-        ("test.jsonl", b'{"a": 1}\n', r"test\.jsonl holds no text\. Give a file that does"),
+        ("test.txt", b"\n \xe2\x80\x8b\n", r"test\.txt contains no text\. Name another file"),
+        ("test.jsonl", b'{"a": 1}\n', r"test\.jsonl contains no text\. Name another file"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

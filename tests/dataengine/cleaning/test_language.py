@@ -88,7 +88,7 @@ def test_close_languages_are_the_same_and_others_are_not() -> None:
     assert same_language("wuu", "zh")
     assert same_language("tl", "fil")
     assert not same_language("en", "id")
-    with pytest.raises(InputError, match="language 'jp' is not among the"):
+    with pytest.raises(InputError, match="language 'jp' is not one of the"):
         same_language("ja", "jp")
 
 
@@ -148,7 +148,7 @@ def test_marks_stay_with_their_letters() -> None:
 
 def test_an_unknown_language_is_an_error_that_names_the_one_that_may_be_meant() -> None:
     with pytest.raises(
-        InputError, match=r"language 'jp' is not among the \d+ that .* knows \(did you mean 'ja'\?\)\. Use the code of"
+        InputError, match=r"language 'jp' is not one of the \d+ that .* knows \(did you mean 'ja'\?\)\. Use the code of"
     ):
         score_language([ENGLISH], "jp")
 

@@ -119,7 +119,7 @@ def test_a_file_that_holds_no_scores_is_named(tmp_path: Path, content: bytes | s
     broken = {None: whole[::-1], "cut": whole[:-20], "flipped": whole[:300] + bytes([whole[300] ^ 1]) + whole[301:]}
     (tmp_path / path).write_bytes(content if isinstance(content, bytes) else broken[content])
     for load in (cache.load_all, lambda: cache.load("part")):
-        with pytest.raises(InputError, match=f"{path} is no file of scores, or is damaged. Remove it and run"):
+        with pytest.raises(InputError, match=f"{path} is not a score file, or is damaged. Remove it and run"):
             load()
 
 
@@ -185,7 +185,7 @@ def test_pairs_that_moved_between_files_keep_their_scores(tmp_path: Path) -> Non
 
 def test_a_score_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, DigestScorer())
-    with pytest.raises(InputError, match="gave a score that is not a number, in en-id, part part"):
+    with pytest.raises(InputError, match="gave a NaN or infinite score in en-id, part part"):
         cache.add("part", keys_of(PAIRS[:2]), np.array([0.5, np.nan], np.float32))
     assert cache.store.sizes("") == {}
 

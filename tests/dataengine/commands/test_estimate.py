@@ -211,7 +211,7 @@ def test_a_stream_without_a_usable_record_stops_the_build(
         "encoding of the files."
     )
     path.write_text("\n")
-    assert "its files hold no records" in stopping(make_config, path, clean=clean)
+    assert "its files contain no records" in stopping(make_config, path, clean=clean)
 
 
 def test_too_many_unusable_records_stop_the_build(make_config: ConfigMaker, tmp_path: Path) -> None:

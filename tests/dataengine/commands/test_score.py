@@ -144,7 +144,7 @@ def test_a_build_drops_exactly_the_pairs_below_the_threshold(
         build(config)
     assert re.fullmatch(
         rf"{len(kept)} of {len(kept)} pairs that cleaning keeps of \S+pairs\.0\.jsonl and 1 more files have no zh-en "
-        r"score by this model\. Score them first: dataengine score CONFIG \(all slices, if there are several\)\.",
+        r"score from this model\. Score them first: dataengine score CONFIG \(all slices, if there are several\)\.",
         str(error.value),
     )
     assert not list(Path(config.store).rglob("index.json"))
