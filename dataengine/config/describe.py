@@ -178,6 +178,7 @@ def _number_words(schema: Mapping[str, Any]) -> str:
         f"below {below:g}" if below is not None else "",
     ]
     stated = f"{words} {', '.join(filter(None, bounds))}".strip()
+    stated = re.sub(r"(from \S+), at most", r"\1 to", stated)
     return f"{stated} (such as 2_000 or 2M)" if most == MAX_NUMBER else stated
 
 

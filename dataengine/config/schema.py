@@ -53,7 +53,7 @@ class BudgetConfig(Section):
 class ParentConfig(Section):
     """Fork the schedule of another run: keep its steps before `step`, then run the stages of this config.
 
-    No sample that the parent has drawn by then is drawn again.
+    Samples that the parent has drawn by then count as drawn.
     """
 
     manifest: Annotated[str, NOTHING]
@@ -92,8 +92,7 @@ class StageConfig(Section):
     proportion to their remaining samples. `all` for some and `rest` for one: spread all remaining samples of some
     streams evenly, and fill each batch from the other."""
     to_mix: dict[Name, Weight] | None = None
-    """Move linearly from the weights of `mix` to these over the stage, in up to 100 steps of equal size. Default: one
-    mix."""
+    """Move linearly from the weights of `mix` to these over the stage, in up to 100 parts. Default: one mix."""
     at: Annotated[float, Field(ge=0, le=1)] | None = None
     """Start the stage after this fraction of the other stages' steps, and split the stage that runs there. Default: in
     the order of the file."""
