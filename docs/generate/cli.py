@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 from collections.abc import Iterator
 
-from dataengine import cli
-from dataengine.commands import arguments
+from dataengine.cli import make_parser
+from dataengine.commands.arguments import COMMANDS, PROGRAMS
+from trainer.run.arguments import PARSERS
 
-PROGRAMS = ("train", "evaluate", "report", "audit", "replay", "export")
 _HEAD = """<!-- Generated from the programs' parsers by docs/generate/cli.py. Do not edit: python -m docs.generate -->
 # Commands
 
-`dataengine COMMAND --help` and `python -m trainer PROGRAM --help` print the same. CONFIG is the YAML file of an
-experiment. KEY=VALUE replaces a setting, such as `batch_size=64`. Settings and exit codes have pages of their own.
+`dataengine COMMAND --help` prints the same. CONFIG is the YAML file of an experiment. KEY=VALUE replaces a setting,
+such as `batch_size=64`. [Settings](config.md) and [exit codes](exit-codes.md) have pages of their own.
 
 """
 
@@ -29,20 +28,13 @@ def pages() -> dict[str, str]:
 
 def dataengine_parsers() -> dict[str, argparse.ArgumentParser]:
     """The parser of each subcommand of `dataengine`, by what is typed."""
-    make = getattr(cli, "make_parser", None) or cli._make_parser
-    commands = next(action for action in make()._actions if isinstance(action, argparse._SubParsersAction))
-    programs = launched_programs()  # of which the trainer's own parsers say more
-    return {f"dataengine {name}": parser for name, parser in commands.choices.items() if name not in programs}
-
-
-def launched_programs() -> dict[str, str]:
-    """The file of each program that `dataengine` starts, by the name of its command."""
-    return {program.name: f"trainer/{program.module}.py" for program in getattr(arguments, "PROGRAMS", ())}
+    commands = next(action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return {f"dataengine {command.name}": commands.choices[command.name] for command in COMMANDS}
 
 
 def trainer_parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each program of the trainer, by what is typed."""
-    return {f"trainer/{name}.py": importlib.import_module(f"trainer.{name}").make_parser() for name in PROGRAMS}
+    """The parser of each program of the trainer that `dataengine` starts, by what is typed."""
+    return {f"dataengine {program.name}": PARSERS[program.module]() for program in PROGRAMS}
 
 
 def usage(parser: argparse.ArgumentParser) -> str:

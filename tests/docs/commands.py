@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from dataengine.commands.arguments import PROGRAMS as PROGRAMS_OF_TRAINER
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
-from docs.generate.cli import dataengine_parsers, launched_programs, trainer_parsers
+from docs.generate.cli import dataengine_parsers, trainer_parsers
 from tests.docs.documents import ROOT, Block, logical_lines
+from trainer.run.arguments import PARSERS
 
 PROGRAMS = ("dataengine", "composer", "python", "python3", "make")
 SHELL = ("", "sh", "bash", "shell", "console")  # languages of blocks that hold commands
@@ -121,9 +123,8 @@ def make_targets() -> frozenset[str]:
 def _check_dataengine(words: Sequence[str], place: Place) -> list[str]:
     if not words or words[0] in ("--help", "--version") or is_placeholder(words[0]):
         return []
-    if words[0] in launched_programs():  # dataengine train -n 2 CONFIG
-        own = ["-n", *words[2:3]] if words[1:2] == ["-n"] else []
-        return _check_arguments(programs()[launched_programs()[words[0]]], words[1 + len(own) :], place)
+    if words[0] in launched_programs() and words[1:2] == ["-n"]:  # dataengine train -n 2 CONFIG
+        words = [words[0], *words[3:]]
     parser = subcommands().get(words[0])
     return _check_arguments(parser, words[1:], place) if parser else [f"dataengine has no command {words[0]}"]
 
@@ -194,13 +195,19 @@ def options_in(file: Path) -> frozenset[str]:
 @cache
 def subcommands() -> Mapping[str, argparse.ArgumentParser]:
     """The parsers of `dataengine`."""
-    return {name.removeprefix("dataengine "): parser for name, parser in dataengine_parsers().items()}
+    parsers = {**dataengine_parsers(), **trainer_parsers()}
+    return {name.removeprefix("dataengine "): parser for name, parser in parsers.items()}
+
+
+def launched_programs() -> frozenset[str]:
+    """The commands that Composer's launcher can start on several ranks."""
+    return frozenset(program.name for program in PROGRAMS_OF_TRAINER if program.ranks)
 
 
 @cache
 def programs() -> Mapping[str, argparse.ArgumentParser]:
     """The parsers of the trainer's programs by their paths."""
-    return trainer_parsers()
+    return {f"trainer/{name}.py": make() for name, make in PARSERS.items()}
 
 
 def _check_arguments(parser: argparse.ArgumentParser, words: Sequence[str], place: Place) -> list[str]:

@@ -27,8 +27,8 @@ def test_commands_of_documents(documents: list[Document], places: dict[str, Plac
 def commands_elsewhere() -> Iterator[Command]:
     """Those of --help, of comments in YAML, of docstrings and comments of launch scripts, and their own lines."""
     for name, parser in {**dataengine_parsers(), **trainer_parsers()}.items():
-        for text in re.findall(r"example[^:]*:(.*)", (parser.epilog or "").replace("\n", " ")):
-            yield from (Command(f"{name} --help", words) for words in split_line(text.strip()))
+        examples = (parser.epilog or "").partition("example:\n")[2].splitlines()
+        yield from (Command(f"{name} --help", words) for line in examples for words in split_line(line.strip()))
     for path in [*(ROOT / "yamls").rglob("*.yaml"), *(ROOT / "launch").rglob("*")]:
         if path.is_file():
             yield from commands_of_file(str(path.relative_to(ROOT)), path.read_text(encoding="utf-8"))
