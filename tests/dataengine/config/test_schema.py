@@ -41,7 +41,7 @@ def test_languages_have_their_names_of_cldr_unless_the_config_gives_others(tmp_p
     assert Config.model_fields["languages"].default == usual
 
 
-EXAMPLES = [command.example for command in COMMANDS if " yamls/" in command.example]
+EXAMPLES = [example for command in COMMANDS for example in command.examples if " yamls/" in example]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -325,7 +325,7 @@ def test_ctrl_c_is_a_message_during_the_import_of_torch(experiment: Experiment, 
     process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert words == "stopped; the same command goes on with what is left\n"
+    assert words == "stopped; run the same command again to resume\n"
 
 
 def test_errors_keep_their_kind_among_ranks() -> None:

@@ -307,7 +307,7 @@ def test_ctrl_c_says_how_to_go_on(experiment: Experiment, tmp_path: Path) -> Non
     process.send_signal(signal.SIGINT)
     _, words = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert words.strip().endswith("stopped; the same command goes on with what is left")
+    assert words.strip().endswith("stopped; run the same command again to resume")
     assert "Traceback" not in words
 
 

@@ -20,9 +20,9 @@ from trainer.run.interrupts import NOT_BEGUN
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 WORDS = {
     "train": NOT_BEGUN,
-    "evaluate": "stopped; the same command goes on with what is left",
-    "report": "stopped before the report was whole; the same command makes it",
-    "export": "stopped; no part of the export is left",
+    "evaluate": "stopped; run the same command again to resume",
+    "report": "stopped before the report was written; run the same command again",
+    "export": "stopped; nothing is exported",
     "replay": "stopped",
     "audit": "stopped",
 }
