@@ -145,7 +145,7 @@ class _Run:
         return self.budget - others
 
     def check_length(self, stage: StageConfig, steps: int, length: int) -> None:
-        """Raise InputError for a stage without steps, and for a run with more samples or tokens than 64 bits can count."""
+        """Raise InputError for a stage without steps, or a run with more samples or tokens than int64 can count."""
         if steps < 1:
             reason = "its streams have no full batch left" if stage.drain else "its length is less than a batch"
             raise InputError(
