@@ -88,9 +88,10 @@ def load_plan(path: str, overrides: Sequence[str] = ()) -> Plan:
 def plan(config: Config) -> Manifest:
     """Return the manifest of a config without building, as `dataengine plan` shows it.
 
-    If the config is built and has not changed, this is the built manifest. Otherwise streams may have the sizes that
-    the config assumes (`streams.NAME.assume`); the schedule is exact for these sizes, but there are no samples to read.
-    Raises InputError if a size is unknown.
+    If the config is built and has not changed, this is the built manifest. Otherwise it is the manifest that a build
+    would make of the streams in the store. A stream that is not there has the size that the config assumes
+    (`streams.NAME.assume`): the schedule is exact for this size, but there are no samples to read. Raises InputError if
+    a size is unknown.
 
         config = dataengine.load_config("yamls/mini/uni_en_zh.yaml")
         schedule = dataengine.plan(config).schedule
