@@ -123,8 +123,8 @@ def make_targets() -> frozenset[str]:
 def _check_dataengine(words: Sequence[str], place: Place) -> list[str]:
     if not words or words[0] in ("--help", "--version") or is_placeholder(words[0]):
         return []
-    if words[0] in launched_programs() and words[1:2] == ["-n"]:  # dataengine train -n 2 CONFIG
-        words = [words[0], *words[3:]]
+    if words[0] in launched_programs() and list(words[1:2]) == ["-n"]:  # dataengine train -n 2 CONFIG
+        words = (words[0], *words[3:])
     parser = subcommands().get(words[0])
     return _check_arguments(parser, words[1:], place) if parser else [f"dataengine has no command {words[0]}"]
 

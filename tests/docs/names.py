@@ -120,7 +120,7 @@ def _check_dotted(text: str) -> Iterator[str]:
     elif first in _PACKAGES and not re.search(r"\.(json|csv|lock|html)$", text):
         if not is_python_name(text):
             yield f"there is no {text}"
-    elif first in _sections() and not experiments.is_key(tuple(text.split("."))):
+    elif first in _sections() and not experiments.is_key(tuple(re.sub(r"(\.[A-Z]+)+$", "", text).split("."))):
         yield f"there is no key {text}"
 
 
