@@ -61,7 +61,7 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
         words = "; ".join(f"step {number:,} ({why})" for number, why in skipped.items())
         print(f"{len(skipped):,} steps seen and not trained on: {words}")
     cursors = manifest.schedule.cursors(steps)
-    drawn = [("stream", "samples drawn", "passes")]
+    drawn = [("stream", "samples drawn", "epochs")]
     for stream in manifest.streams:
         count = cursors.get(stream.name, 0)
         drawn.append((stream.name, f"{count:,}", f"{count / stream.samples:.3f}"))

@@ -169,7 +169,7 @@ class Pulse:
                 self._beat()
                 verdict = self._verdict()
             except RuntimeError:  # from the store, which rank 0 serves
-                verdict = 1, f"rank 0, where the ranks meet ({self._group.address}), is gone or does not answer"
+                verdict = 1, f"rank 0 ({self._group.address}) is gone or does not answer"
             if verdict is not None:
                 self._end(*verdict)
 

@@ -149,7 +149,7 @@ COURSES = [
     (wait_for_a_bucket, [0, 0, 0], ""),
     (crash, [1, 1, 1], " failed: KeyError: 'a bug'\n"),
     (die, [1, 1, -9], "no sign of life from rank 2 (process "),
-    (lose_the_first, [-9, 1, 1], "rank 0, where the ranks meet (127.0.0.1:"),
+    (lose_the_first, [-9, 1, 1], "rank 0 (127.0.0.1:"),
 ]
 
 
