@@ -34,6 +34,7 @@ def write_experiment(
 ) -> str:
     """The file. `tokens` are the estimated tokens of each stream; `notes` are about the tokenizer."""
     batch = batch_size(proposal.streams, tokens)
+    steps = [_steps(members, tokens, batch) for members in _stages(proposal.streams).values()]
     lines = ["# yaml-language-server: $schema=schema.json"] if schema else []
     lines += [
         "# Written by `dataengine init`. Paths are relative to the working directory. Check the comments that say",
@@ -53,7 +54,8 @@ def write_experiment(
     lines += ["", "streams:"]
     for stream in proposal.streams:
         lines += _stream_lines(stream)
-    lines += ["", *_stage_lines(proposal.streams, tokens, batch), "", *_MODEL.splitlines(), "", *_train_lines(batch)]
+    lines += ["", *_stage_lines(proposal.streams, tokens, batch), "", *_MODEL.splitlines()]
+    lines += ["", *_train_lines(batch, steps)]
     lines += ["", *_evaluate_lines(proposal)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -122,12 +124,12 @@ def _one_line(text: str) -> str:
 
 
 def batch_size(streams: Sequence[StreamGuess], tokens: Mapping[str, float]) -> int:
-    """The usual one, or less if a stage would be short."""
+    """Return the usual batch size, or a smaller one if a stage would be short; even, so that two ranks can share it."""
     fewest = min(_samples(stage, tokens) for stage in _stages(streams).values())
     size = BATCH_SIZE
-    while size > 1 and fewest < size * _FEWEST_STEPS:
+    while size > 2 and fewest < size * _FEWEST_STEPS:
         size //= 2
-    return size
+    return size if fewest >= size else 1
 
 
 def short_stages(streams: Sequence[StreamGuess], tokens: Mapping[str, float]) -> list[str]:
@@ -153,6 +155,12 @@ def _samples(streams: Sequence[StreamGuess], tokens: Mapping[str, float]) -> flo
     return sum(tokens[stream.name] for stream in streams) / (SEQ_LEN + 1)
 
 
+def _steps(streams: Sequence[StreamGuess], tokens: Mapping[str, float], batch: int) -> int:
+    """Steps of a stage that goes once through its streams, or _MOST_STEPS if these are many more."""
+    estimated = int(_samples(streams, tokens) / batch)
+    return _MOST_STEPS if estimated > 1.5 * _MOST_STEPS else estimated
+
+
 def _stage_lines(streams: Sequence[StreamGuess], tokens: Mapping[str, float], batch: int) -> list[str]:
     lines = [
         "# One stage after the other. `drain: true` goes once through its streams, whatever their size.",
@@ -161,7 +169,7 @@ def _stage_lines(streams: Sequence[StreamGuess], tokens: Mapping[str, float], ba
     ]
     for name, members in _stages(streams).items():
         estimated = _samples(members, tokens) / batch
-        length = {"steps": _MOST_STEPS} if estimated > 1.5 * _MOST_STEPS else {"drain": True}
+        length = {"steps": _MOST_STEPS} if _steps(members, tokens, batch) < int(estimated) else {"drain": True}
         stage = {"name": name, **length, "mix": {stream.name: "by_size" for stream in members}}
         if len(lines) > 3:
             stage["restart_learning_rate"] = True
@@ -169,15 +177,16 @@ def _stage_lines(streams: Sequence[StreamGuess], tokens: Mapping[str, float], ba
     return lines
 
 
-def _train_lines(batch: int) -> list[str]:
+def _train_lines(batch: int, steps: Sequence[int]) -> list[str]:
+    """Settings that fit stages of these steps: a warm-up well inside the shortest stage, about five checkpoints."""
     return [
         "train:",
         "  learning_rate: 0.002",
         "  min_learning_rate: 0.0002",
-        "  warmup_steps: 20",
+        f"  warmup_steps: {min(20, min(steps) // 5)}",
         "  decay_steps: end",
         f"  microbatch_size: {min(8, batch)}",
-        "  checkpoint_interval: 100",
+        f"  checkpoint_interval: {max(1, min(100, sum(steps) // 5))} # steps; a kill loses at most as many",
         "  loader_workers: 1",
     ]
 

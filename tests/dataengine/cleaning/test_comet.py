@@ -210,7 +210,7 @@ def test_a_model_that_needs_references_is_refused(copy: Path, changes: dict[str,
 
 def test_a_missing_encoder_is_named(copy: Path, offline: None) -> None:
     shutil.rmtree(copy / "encoder")
-    with pytest.raises(InputError, match=f"tokenizer's files of {STRANGER} into .*copy/encoder"):
+    with pytest.raises(InputError, match=f"tokenizer files of {STRANGER} into .*copy/encoder"):
         load_scorer(str(copy), "cpu")
 
 

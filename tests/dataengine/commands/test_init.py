@@ -223,10 +223,20 @@ def test_the_page_on_your_data_shows_what_init_prints_and_writes(
     assert capsys.readouterr().out == (ROOT / "docs/outputs/init.txt").read_text()
     assert (here / "yamls" / "mine.yaml").read_text() == (ROOT / "docs/outputs/init.yaml").read_text()
     page = (ROOT / "docs/getting-started/your-data.md").read_text()
-    shown = re.findall(r"<!-- from: (\S+) -->\n((?:    .*\n)+)", page)
+    shown = re.findall(r"<!-- from: (\S+) -->\n+((?:    .*\n)+)", page)
     assert len(shown) == 3
     for file, block in shown:
         assert textwrap.dedent(block) in (ROOT / file).read_text()
+
+
+def test_a_small_corpus_gets_settings_that_fit_its_stages(here: Path) -> None:
+    write(here, {"d/a.en.txt": text(texts()["en"][:60]), "d/p.jsonl": jsonl(rows(["en", "zh"], *PAIRS)[:60])})
+    assert init("mine", "d", "--tokenizer", DEMO / "tokenizer.model") == 0
+    config = load_config("mine.yaml")
+    first, second = build(config, workers=1).manifest.schedule.stages
+    assert config.batch_size % 2 == 0  # for two ranks
+    assert 2 * config.train.warmup_steps <= min(first.steps, second.steps)
+    assert config.train.checkpoint_interval <= first.steps + second.steps
 
 
 def test_files_of_a_bucket_are_found_and_built(object_store: ObjectStore, here: Path) -> None:

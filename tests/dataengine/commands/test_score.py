@@ -244,7 +244,9 @@ def test_streams_without_scores_are_named(make_scored: MakeScored) -> None:
 
 def test_a_model_that_is_not_there_is_named(make_scored: MakeScored, tmp_path: Path) -> None:
     config = make_scored({"en-zh": 0.0}, scores={"model": str(tmp_path / "none"), "thresholds": {"en-zh": 0.0}})
-    expected = rf"^model {tmp_path}/none: no such file or folder\. Correct the path, or give a name on the hub\.$"
+    expected = (
+        rf"^model {tmp_path}/none: no such file or folder\. Correct the path, or give a name on the Hugging Face hub\.$"
+    )
     with pytest.raises(InputError, match=expected):
         build(config)
     with pytest.raises(InputError, match=expected):

@@ -288,7 +288,7 @@ def test_errors_say_what_to_do(experiment: Experiment, capsys: pytest.CaptureFix
         (["evaluate.dev=null"], "evaluate.dev"),
         (["--sets", "reasoning"], "`evaluate.reasoning` names no task"),
         (["--sets", "test", "evaluate.test={}"], "`evaluate.test` names no set"),
-        (["--sets", "dev,tests"], "'tests' is none of dev, test, reasoning (did you mean 'test'?)"),
+        (["--sets", "dev,tests"], "'tests' is not one of dev, test, reasoning (did you mean 'test'?)"),
         (["--stp", 4], "unknown option --stp (did you mean '--step'?)"),
         (["--all", "--every", 0], "--every 0: expected 1 or more"),
     ):
