@@ -1,4 +1,4 @@
-"""chosen.json: which checkpoint is best, by mean BLEU on the development sets over directions (paper, section 4)."""
+"""chosen.json: the best checkpoint, by mean BLEU over directions on the development sets (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VERSION = 1  # of chosen.json
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """What a checkpoint is chosen by: the plain mean of a metric over directions."""
+    """The criterion of a choice: the plain mean of a metric over directions."""
 
     metric: str = "bleu"
     """The metric."""
@@ -55,7 +55,7 @@ class PassedOver:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """chosen.json: the chosen checkpoint, and what it was chosen from."""
+    """chosen.json: the chosen checkpoint, and its candidates."""
 
     version: int = VERSION
     """Version of the format."""
@@ -71,11 +71,11 @@ class Choice:
     """Checkpoints that were not evaluated, by step."""
 
     def encode(self) -> bytes:
-        """Write chosen.json."""
+        """Return the content of chosen.json."""
         return json.dumps(asdict(self), indent=2).encode()
 
     def table(self) -> str:
-        """A table of the candidates, the chosen one marked."""
+        """Return a table of the candidates, with the chosen one marked."""
         rows = [("checkpoint", *self.by.directions, "mean BLEU", "")]
         for one in self.candidates:
             cells = [f"{one.scores[direction]:.2f}" for direction in self.by.directions]
@@ -90,9 +90,9 @@ def read_choice(path: Path) -> Choice:
 
 
 def choose(results: Sequence[Results], directions: Sequence[str], shots: int, beams: int) -> Choice:
-    """Choose the checkpoint of the highest mean BLEU on `dev`; of equals the one trained shortest.
+    """Choose the checkpoint with the highest mean BLEU on `dev`; of equal ones, the earliest.
 
-    `results` are of one checkpoint each. Raises InputError if none has all directions.
+    `results` has one entry per checkpoint. Raises InputError if none has all directions.
     """
     candidates, identities = [], {}
     for result in sorted(results, key=lambda one: one.step):
@@ -115,5 +115,5 @@ def choose(results: Sequence[Results], directions: Sequence[str], shots: int, be
 
 
 def _mean(scores: Mapping[str, float], directions: Sequence[str]) -> float:
-    """The plain mean over directions."""
+    """Return the plain mean over directions."""
     return math.fsum(scores[direction] for direction in directions) / len(directions)

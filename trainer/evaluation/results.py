@@ -1,6 +1,7 @@
-"""OUT/evaluations/step-00000040/: results.json, and the translations of each set as JSON lines. Needs no torch.
+"""OUT/evaluations/step-00000040/: results.json, and the translations of each set as JSON lines. Does not need torch.
 
-Several evaluations of one checkpoint may run at once, with other sets or settings: each adds its part to what is there.
+Several evaluations of one checkpoint may run at the same time, with different sets or settings: each adds its results
+to the existing ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from trainer.run.folder import Run
 from trainer.run.lock import lock_folder
 from trainer.run.log_csv import parse_rows
 
-VERSION = 2  # of results.json; raise when the same prompts would be completed otherwise
+VERSION = 2  # of results.json; raise it if completions of equal prompts change
 _READABLE = (1, VERSION)  # 1: without checkpoint, log, and the hashes of translations
 _RESULTS = "results.json"
 METRICS = ("acc", "acc_norm")  # of reasoning tasks
@@ -50,7 +51,7 @@ class Score:
 
 @dataclass(frozen=True)
 class CometScore:
-    """The mean score of a COMET model, and which model it is."""
+    """The mean score of a COMET model, and the identity of the model."""
 
     score: float
     """Mean over the sentences."""
@@ -65,13 +66,13 @@ class CometScore:
 
     @property
     def signature(self) -> str:
-        """What tells its scores from those of another model of the name."""
+        """The identity of the model: different for another model of the same name."""
         return self.sha256
 
 
 @dataclass(frozen=True)
 class Languages:
-    """In which language answers are, of those long enough to tell; shares are None without any."""
+    """Counts of answers by language, among those long enough to identify; shares are None without any."""
 
     judged: int
     """Translations that are long enough to tell their language."""
@@ -89,7 +90,7 @@ class Languages:
 
 @dataclass(frozen=True)
 class Translation:
-    """One sentence of a set, and what a checkpoint made of it: a line of a file of translations."""
+    """One sentence of a set with its translation by a checkpoint: a line of a file of translations."""
 
     source: str
     """The source sentence."""
@@ -103,7 +104,7 @@ class Translation:
 
 @dataclass(frozen=True, kw_only=True)
 class SetScores:
-    """One checkpoint on one set, direction and number of examples in the prompt, with one way of decoding."""
+    """The scores of a checkpoint on one set, in one direction, with one number of examples and way of decoding."""
 
     set: str
     """`dev` or `test`."""
@@ -148,29 +149,29 @@ class SetScores:
 
     @property
     def beams(self) -> int:
-        """Of the search; 1 is greedy."""
+        """Number of beams of the search; 1 is greedy."""
         beams = self.decoding["beams"]
         assert isinstance(beams, int)
         return beams
 
     def line(self, checkpoint: str) -> str:
-        """All of it for people, after the name of the checkpoint."""
+        """Format all scores in one line, after the name of the checkpoint."""
         words = [f"{checkpoint} {self.set} {self.direction} {self.shots}-shot: BLEU {self.bleu}", f"chrF {self.chrf}"]
         words += [f"{Path(model).name} {score.score:.4f}" for model, score in self.comet.items()]
         if self.languages and self.languages.off_target is not None:
             words.append(f"off-target {self.languages.off_target:.1%}")
         words += [f"{name.replace('_', ' ')} {count:,}" for name, count in self.counts.items() if count]
-        return ", ".join([*words, f"of {self.sentences:,}"])
+        return ", ".join([*words, f"of {self.sentences:,} sentences"])
 
     def has_translations_of(self, other: SetScores, *keys: str) -> bool:
-        """Whether both are of the same translations and references."""
+        """Return whether both have the same translations and references."""
         names = ("fingerprint", "texts_sha256", *keys)
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScores:
-    """Accuracies of one reasoning task, None if lm-eval gives none of the kind, and what they depend on."""
+    """Accuracies of one reasoning task, None if lm-eval does not report them, and everything they depend on."""
 
     shots: int
     """Examples in the prompt."""
@@ -194,7 +195,7 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class SetContamination:
-    """How many sentences of a set stand in the training streams."""
+    """The number of sentences of a set that are in the training streams."""
 
     sentences: int
     """Sentences of the set."""
@@ -206,7 +207,7 @@ class SetContamination:
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """results.json: all that is known of one checkpoint."""
+    """results.json: all results of one checkpoint."""
 
     version: int = VERSION
     """Version of the format."""
@@ -230,17 +231,17 @@ class Results:
     """Evaluation sentences in the training streams, by set and direction; null if not counted."""
 
     def at(self, name: str) -> SetScores | None:
-        """The entry whose translations are in the file `name`."""
+        """Return the entry whose translations are in the file `name`."""
         return next((one for one in self.translation if one.translations == name), None)
 
 
 def results_folder(step: int) -> str:
-    """Where the results of the checkpoint after `step` steps lie, below a run."""
+    """Return the folder of the results of the checkpoint after `step` steps, relative to the run."""
     return f"evaluations/step-{step:08d}"
 
 
 def new_results(name: str, checkpoint: Checkpoint, rows: LogRows, tokens: int) -> Results:
-    """Those of a checkpoint of the run `name`, trained on `tokens`, before anything was evaluated."""
+    """Return empty results for a checkpoint of the run `name`, trained on `tokens` tokens."""
     return Results(
         run=name,
         step=checkpoint.step,
@@ -253,7 +254,7 @@ def new_results(name: str, checkpoint: Checkpoint, rows: LogRows, tokens: int) -
 
 
 def read_log_rows(run: Run) -> LogRows:
-    """By steps trained, what the log has of the last step that tells one training from another; empty without a log."""
+    """Return, by steps trained, the log's values that distinguish one training from another; empty without a log."""
     try:
         content = (run.folder / "log.csv").read_bytes() if run.store is None else run.store.read("log.csv")
     except FileNotFoundError:
@@ -263,10 +264,10 @@ def read_log_rows(run: Run) -> LogRows:
 
 
 def is_of_run(results: Results, checkpoints: Mapping[int, Checkpoint], rows: LogRows, plan_id: str) -> bool:
-    """Whether results are of this run's checkpoint of their step, and not of one that was trained before or anew.
+    """Return whether results belong to this run's checkpoint of their step, not to one of another training.
 
-    `checkpoints` are those that exist, by step. One that was removed is known by its row of the log; where a log has no
-    such row, though later ones, or there is none, by its plan.
+    `checkpoints` are the existing ones, by step. A removed checkpoint is identified by its row of the log. Its plan is
+    used instead if there is no log, or if the log has later rows but lost this one.
     """
     step = results.step
     if step in checkpoints:
@@ -278,17 +279,17 @@ def is_of_run(results: Results, checkpoints: Mapping[int, Checkpoint], rows: Log
 
 
 def damaged(path: Path, error: Exception) -> InputError:
-    """For a file of an evaluation that cannot be read."""
+    """Return the error for an unreadable file of an evaluation."""
     return InputError(f"{path} is damaged ({error}). Remove it, and evaluate again.")
 
 
 def read_any_results(path: Path) -> Results:
-    """Read results.json of this version or an older one. Raises InputError if it is damaged or of another version."""
+    """Read results.json of this version or an older one. Raises InputError if it is damaged or has another version."""
     return read_versioned(path, Results, _READABLE)
 
 
 def read_versioned(path: Path, kind: type[T], versions: Sequence[int]) -> T:
-    """Read a file of an evaluation. Raises InputError if it is damaged or of another version than these."""
+    """Read a file of an evaluation. Raises InputError if it is damaged or has none of these versions."""
     content = path.read_bytes()
     try:
         version = decode(Versioned, content).version
@@ -297,24 +298,24 @@ def read_versioned(path: Path, kind: type[T], versions: Sequence[int]) -> T:
     except ValueError as error:
         raise damaged(path, error) from None
     known = " and ".join(map(str, versions))
-    raise InputError(f"{path} has version {version}, this program reads {known}. Evaluate again with it.")
+    raise InputError(f"{path} has version {version}, this program reads {known}. Evaluate again.")
 
 
 def read_translations(path: Path, sentences: int) -> list[Translation]:
-    """Read the translations of a set. Raises OSError or ValueError if they are not so many, or damaged."""
+    """Read the translations of a set. Raises OSError or ValueError for damage or another number."""
     found = decode_lines(Translation, path.read_bytes())
     if len(found) != sentences:
-        raise ValueError(f"{len(found):,} sentences, not {sentences:,}")
+        raise ValueError(f"{len(found):,} sentences instead of {sentences:,}")
     return found
 
 
 def encode_translations(translations: Sequence[Translation]) -> bytes:
-    """Write translations as JSON lines."""
+    """Return translations as JSON lines."""
     return b"".join(orjson.dumps(one) + b"\n" for one in translations)
 
 
 def encode_results(results: Results) -> bytes:
-    """Write results.json."""
+    """Return the content of results.json."""
     content = asdict(results)
     for entry in content["translation"]:
         if entry["languages_reason"] is None:
@@ -327,7 +328,7 @@ def encode_results(results: Results) -> bytes:
 
 
 def read_results(run: Run, step: int) -> Results | None:
-    """What is kept of a step; None for nothing, or what another version made. Raises InputError if it is damaged."""
+    """Return the results of a step; None if missing or of another version. Raises InputError if damaged."""
     key = f"{results_folder(step)}/{_RESULTS}"
     run.fetch(key)
     path = run.folder / key
@@ -337,7 +338,7 @@ def read_results(run: Run, step: int) -> Results | None:
             return None
         found = decode(Results, content)
         if found.step != step or not found.checkpoint or not all(one.translations for one in found.translation):
-            raise ValueError("it does not say what it is of")
+            raise ValueError("it does not identify its checkpoint and translations")
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -346,7 +347,7 @@ def read_results(run: Run, step: int) -> Results | None:
 
 
 def read_all_results(run: Run) -> list[Results]:
-    """Those of all steps, oldest first, whether their checkpoints still exist. Raises InputError as `read_results`."""
+    """Return the results of all steps, oldest first, even without checkpoints. Raises errors of `read_results`."""
     names = {path.parent.name for path in run.folder.glob(f"evaluations/step-*/{_RESULTS}")}
     if run.store is not None:
         keys = [key.split("/") for key in run.store.sizes("evaluations/")]
@@ -356,7 +357,7 @@ def read_all_results(run: Run) -> list[Results]:
 
 
 def with_earlier(run: Run, new: Results) -> Results:
-    """What earlier evaluations left of the checkpoint of `new`; `new` if they are of another one of its step."""
+    """Return the results of earlier evaluations of the checkpoint of `new`; `new` if there are none."""
     found = read_results(run, new.step)
     return found if found is not None and found.checkpoint == new.checkpoint else new
 
@@ -370,11 +371,11 @@ def add_results(
     contamination: Mapping[str, SetContamination] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Results:
-    """Add to the results of a checkpoint what an evaluation found, beside what others found meanwhile; return them all.
+    """Add results of an evaluation to those of its checkpoint, which others may change meanwhile; return them all.
 
-    `new` are those of `new_results`; what is there of another checkpoint is left behind. `files` are contents of
-    translations by their names. In a bucket, what another machine adds in the same moment may be lost; it is made again
-    when it is asked for.
+    `new` comes from `new_results`. Existing results of another checkpoint of the same step are dropped. `files` maps
+    file names to translations. In a bucket, results that another machine adds at the same moment may be lost; they are
+    computed again when requested.
     """
     place = results_folder(new.step)
     folder = run.folder / place
@@ -397,7 +398,7 @@ def add_results(
 
 
 def _with_comet(entry: SetScores, known: SetScores | None) -> SetScores:
-    """An entry with the scores that COMET models of another evaluation gave the same translations and references."""
+    """Return an entry with the COMET scores of another evaluation, if it has the same translations and references."""
     if known is None or not entry.has_translations_of(known, "sha256"):
         return entry
     return replace(entry, comet={**known.comet, **entry.comet})

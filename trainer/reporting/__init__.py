@@ -1,5 +1,5 @@
-"""One page on many runs: tables, figures, significance and the paper's values beside ours.
+"""One page for many runs: tables, figures, significance, and the paper's values beside ours.
 
-Run folders come in (`read`); report.html, report.md and report.csv go out (`page`). It reads files alone: it may
-not know torch, checkpoints' weights or the ranks.
+Input: run folders (`read`). Output: report.html, report.md and report.csv (`page`). The package only reads files: no
+module here knows torch, the weights of checkpoints, or ranks.
 """

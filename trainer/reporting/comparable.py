@@ -1,4 +1,4 @@
-"""Which results of runs may stand in one column: of equal texts, search, prompt and signature. Others are marked."""
+"""Find the comparable results of a column: equal texts, search, prompt and signature. Others are marked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _Search = tuple[str, str]  # set and decoding
 
 
 def is_comparable(one: SetResult, other: SetResult) -> bool:
-    """Whether the scores of two results differ by what the runs have made alone."""
+    """Return whether only the models can cause a difference between two scores."""
     return way_of(one) == way_of(other)
 
 
 def way_of(one: SetResult) -> tuple[object, ...]:
-    """What must be equal for two results to be compared."""
+    """Return the way of measuring: two results are comparable if it is equal."""
     texts = (one.texts_sha256, one.sentences, one.prompt)
     return (_search(one), one.direction, one.shots, *texts, one.bleu.signature, one.chrf.signature)
 
@@ -28,14 +28,14 @@ def _search(one: SetResult) -> _Search:
 
 
 class Comparable:
-    """For every direction and number of examples the way of measuring that most runs share.
+    """The most common way of measuring in each column (a direction and a number of examples).
 
-    Of ways that equally many share: the test set, then the plainest search, then the most sentences. Set and search are
-    the same in all columns where they can be.
+    If two ways are equally common: the test set, then the fewest beams, then the most sentences. All columns use the
+    same set and search where possible.
     """
 
     def __init__(self, runs: Sequence[Iterable[SetResult]]) -> None:
-        """Takes the results of each run."""
+        """`runs` has the results of each run."""
         found = [list(results) for results in runs]
         usual = _majority(found, _search)
         self._chosen: dict[_Column, SetResult] = {}
@@ -47,17 +47,17 @@ class Comparable:
             self._chosen[column] = chosen
 
     def pick(self, results: Iterable[SetResult], direction: str, shots: int) -> SetResult | None:
-        """The result of a column that is measured as most are, else another one, else None."""
+        """Return the result of a column that is measured like most; else another of the column, else None."""
         here = [one for one in results if _column(one) == (direction, shots)]
         return next((one for one in here if not self.difference(one)), here[0] if here else None)
 
     def pick_alike(self, results: Iterable[SetResult], direction: str, shots: int) -> SetResult | None:
-        """The result of a column if it is measured as most are, else None."""
+        """Return the result of a column if it is measured like most, else None."""
         found = self.pick(results, direction, shots)
         return None if found is None or self.difference(found) else found
 
     def difference(self, one: SetResult) -> str:
-        """How a result was measured otherwise than most of its column, in words; nothing if it was not."""
+        """Describe how a result was measured differently from most of its column; empty if it was not."""
         most = self._chosen.get(_column(one))
         return "" if most is None or is_comparable(one, most) else ", ".join(_differences(one, most))
 
@@ -67,7 +67,7 @@ def _column(one: SetResult) -> _Column:
 
 
 def _majority(runs: Sequence[Sequence[SetResult]], of: Callable[[SetResult], object]) -> SetResult | None:
-    """One of the results that have of it what most runs have, each column counted."""
+    """Return a result with the most common value of `of`; a run counts once per value and column."""
     counts = Counter(value for results in runs for value, _ in {(of(one), _column(one)) for one in results})
     return max(
         (one for results in runs for one in results),
@@ -77,20 +77,20 @@ def _majority(runs: Sequence[Sequence[SetResult]], of: Callable[[SetResult], obj
 
 
 def _differences(one: SetResult, most: SetResult) -> Iterator[str]:
-    """What of a result is another than of most."""
+    """Yield the differences between a result and most of its column."""
     if one.set != most.set:
         yield f"on {one.set}"
     elif one.sentences != most.sentences:
         yield f"{one.sentences:,} sentences"
     elif one.texts_sha256 != most.texts_sha256:
-        yield "other texts"
+        yield "different texts"
     if one.beams != most.beams:
         yield "greedy" if one.beams == 1 else f"{one.beams} beams"
     for name in sorted({*one.decoding, *most.decoding} - {"beams", "method"}):
         if one.decoding.get(name) != most.decoding.get(name):
             yield f"{name.replace('_', ' ')} {one.decoding.get(name)}"
     if one.prompt != most.prompt and one.set == most.set:
-        yield "another prompt"
+        yield "different prompt"
     for name, ours, theirs in (("BLEU", one.bleu, most.bleu), ("chrF", one.chrf, most.chrf)):
         if ours.signature != theirs.signature:
             parts = set(ours.signature.split("|")) - set(theirs.signature.split("|"))

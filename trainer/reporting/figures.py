@@ -1,4 +1,4 @@
-"""Pictures of a report, as SVG to put into a page: text stays text, and equal input gives equal bytes."""
+"""Figures of a report as inline SVG: text stays text, and equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainer.evaluation.results import Score
 from trainer.reporting.line_charts import Panel, limits, picture, stack
 from trainer.reporting.runs import Floats, TrainedRun
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the yellow one is too light for lines.
+# Okabe and Ito's colours, which colour-blind readers can distinguish. Their yellow is too light for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47", "#7A5195", "#6B6B6B")
 _STREAMS = (
     "#8A97A8",
@@ -40,21 +40,21 @@ _STREAMS = (
     "#B07D52",
 )
 _MARKERS = "osD^vPX*<>"
-_SIGNS = "●■◆▲▼✚✖★◀▶"  # the same as text
-_WIDTH = 12.2  # inches, a page's column
-_POINTS = 240  # of a curve of training
-_PANEL = (390, 200)  # pixels; a run's training has two lines of three
+_SIGNS = "●■◆▲▼✚✖★◀▶"  # the same markers as text
+_WIDTH = 12.2  # inches, the width of the page's column
+_POINTS = 240  # of a training curve, at most
+_PANEL = (390, 200)  # pixels; a run's training figure has two rows of three panels
 _PLACES = [(_PANEL[0] * column, _PANEL[1] * line, *_PANEL) for line in range(2) for column in range(3)]
 _MEASURED = {
     "grad_norm": "gradient norm",
     "learning_rate": "learning rate",
-    "tokens_per_second": "tokens a second",
-    "memory_gb": "memory of a rank (GB)",
+    "tokens_per_second": "tokens per second",
+    "memory_gb": "memory per rank (GB)",
 }
 
 
 def style() -> AbstractContextManager[None]:
-    """Settings of all pictures."""
+    """Return the settings of all figures."""
     return matplotlib.rc_context(
         {
             "svg.fonttype": "none",
@@ -80,7 +80,7 @@ def style() -> AbstractContextManager[None]:
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """A figure as an <svg> element; `name` is its own in the page, `label` says what is seen."""
+    """Return a figure as an <svg> element; `name` must be unique in the page, `label` describes the figure."""
     picture = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(picture, format="svg", metadata={"Date": None})
@@ -88,7 +88,7 @@ def to_svg(figure: Figure, name: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r' id="', f' id="{name}-', svg)
     svg = re.sub(r'((?:href="|url\()#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r'font: ([\d.]+)px [^;"]*', r"font-size: \1px", svg)  # the page's own font
+    svg = re.sub(r'font: ([\d.]+)px [^;"]*', r"font-size: \1px", svg)  # use the font of the page
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2]
     begin = (
@@ -106,11 +106,11 @@ class Curve:
     direction: str
     shots: int
     points: Sequence[tuple[int, Score]]  # by step
-    others: Sequence[str] = ()  # ways in which results that are not among the points were measured
+    others: Sequence[str] = ()  # differences of results that are not comparable, so not among the points
 
 
 def run_colours(runs: Sequence[TrainedRun]) -> dict[str, str]:
-    """A colour for each run, by label: of the palette, or around the circle if there are more."""
+    """Return a colour for each run, by label: from the palette, or for more runs from the colour circle."""
     if len(runs) <= len(PALETTE):
         return {run.label: PALETTE[number] for number, run in enumerate(runs)}
     shades = (hsv_to_rgb(k / len(runs), 0.85, (0.85, 0.6)[k % 2]) for k in range(len(runs)))
@@ -118,21 +118,21 @@ def run_colours(runs: Sequence[TrainedRun]) -> dict[str, str]:
 
 
 def run_signs(runs: Sequence[TrainedRun]) -> dict[str, str]:
-    """The sign of each run in the curves, by label."""
+    """Return the marker of each run in the curves, by label."""
     return {run.label: _SIGNS[number % len(_SIGNS)] for number, run in enumerate(runs)}
 
 
 def stream_colours(runs: Sequence[TrainedRun]) -> dict[str, str]:
-    """A colour for each stream, the same in all runs; documents come first."""
+    """Return a colour for each stream, the same in all runs; documents come first."""
     kinds = {name: run.kind(name) for run in runs for name in run.streams}
     names = sorted(kinds, key=lambda name: (kinds[name] != "documents", kinds[name], name))
     return {name: _STREAMS[number % len(_STREAMS)] for number, name in enumerate(names)}
 
 
 def bleu_curves(runs: Sequence[TrainedRun], curves: Sequence[Curve], shots: int) -> str:
-    """BLEU on dev over steps, a panel a direction: what is learned, and forgotten once its data are used up.
+    """Draw BLEU on dev over steps, a panel per direction: what a run learns, and forgets once its data are used up.
 
-    The page says which run has which colour and sign: beside hundreds of names there is no room for the curves.
+    The page has the legend, since a legend of hundreds of runs would leave no room for the curves.
     """
     colours, directions = run_colours(runs), list(dict.fromkeys(one.direction for one in curves))
     signs = {run.label: _MARKERS[number % len(_MARKERS)] for number, run in enumerate(runs)}
@@ -172,7 +172,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, sign: str, chosen: int | 
 
 
 def _draw_boundaries(panels: Sequence[Axes], runs: Sequence[TrainedRun], colours: Mapping[str, str]) -> None:
-    """Where stages of each run begin: a tick at the top in the run's colour."""
+    """Mark the start of each stage with a tick at the top, in the colour of the run."""
     for axes in panels:
         for run in runs:
             for start in [row.start for row in stage_rows(run.manifest.schedule)[1:]]:
@@ -183,7 +183,7 @@ def _draw_boundaries(panels: Sequence[Axes], runs: Sequence[TrainedRun], colours
 
 
 def mix_strip(run: TrainedRun, colours: Mapping[str, str]) -> str:
-    """The schedule of a run as a narrow band: the share of each stream over steps."""
+    """Draw the schedule of a run as a narrow band: the share of each stream over steps."""
     schedule = run.manifest.schedule
     edges, shares = mix_shares(run.manifest, _some_steps(schedule.steps, schedule.stage_starts), run.streams)
     tops: Floats = 20.0 - 20 * np.vstack([np.zeros(shares.shape[1]), np.cumsum(shares, axis=0)])
@@ -196,16 +196,16 @@ def _describe_mix(run: TrainedRun) -> str:
 
 
 def _some_steps(steps: int, starts: Sequence[int]) -> NDArray[np.int64]:
-    """Steps at which a mix is drawn: few enough that a share is a mean over some steps, not the counts of one."""
+    """Return the steps at which a mix is drawn: so few that a share is a mean over several steps, not one step's."""
     found = [*np.linspace(0, steps - 1, min(100, max(2, steps // 8))).astype(int).tolist(), *starts]
     return np.unique(np.array([step for step in found if step < steps], dtype=np.int64))
 
 
 def training(run: TrainedRun, colours: Mapping[str, str]) -> str:
-    """Loss per stream, mix, gradient norm, learning rate, speed and memory of one run, over steps."""
+    """Draw loss per stream, mix, gradient norm, learning rate, speed and memory of one run, over steps."""
     losses = {name: _thin(*run.column(f"loss/{name}")) for name in run.streams}
     joined = np.concatenate([values for _, values in losses.values()])
-    panels = [Panel("training loss (nats a token)", _PLACES[0], run.steps, *limits(joined))]
+    panels = [Panel("training loss (nats per token)", _PLACES[0], run.steps, *limits(joined))]
     for name, (steps, values) in losses.items():
         if len(steps):
             panels[0].line(steps, values, colours[name])
@@ -243,7 +243,7 @@ def _mix_panel(run: TrainedRun, colours: Mapping[str, str]) -> Panel:
 
 
 def _thin(steps: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """Means over stretches of steps, at most `_POINTS` of them."""
+    """Return means over at most `_POINTS` intervals of steps."""
     if len(steps) <= _POINTS:
         return steps, values
     parts = np.array_split(np.arange(len(steps)), _POINTS)

@@ -1,4 +1,4 @@
-"""What stands out in a report, in words."""
+"""The main findings of a report, as sentences."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from trainer.reporting.figures import Curve
 from trainer.reporting.runs import TrainedRun
 from trainer.reporting.significance import Significance
 
-_OFF_TARGET = 0.2  # from here on it is worth a sentence
-_LEARNED = 2.0  # BLEU; a run that never had as much has nothing to forget
+_OFF_TARGET = 0.2  # a share of answers; from this share on, a sentence mentions it
+_LEARNED = 2.0  # BLEU; a run that never reaches it has nothing to forget
 
 
 def describe_highlights(
@@ -20,7 +20,7 @@ def describe_highlights(
     significance: Significance,
     curves: Sequence[Curve],
 ) -> Iterator[str]:
-    """What stands out, in words."""
+    """Yield the main findings, as sentences."""
     pick = significance.compared.pick_alike
     for number in shots:
         best = []
@@ -28,20 +28,20 @@ def describe_highlights(
             scored = [(found.bleu.score, run.label) for run in runs if (found := pick(run.results, direction, number))]
             if len(scored) > 1:
                 score, label = max(scored, key=lambda pair: pair[0])
-                best.append(f"{direction} {label} ({score:.2f})")
+                best.append(f"{label} in {direction} ({score:.2f})")
         if best:
-            yield f"Best in BLEU, {tables.shots_words(number)}: {', '.join(best)}."
+            yield f"Best {tables.shots_words(number)} BLEU: {', '.join(best)}."
     for run in runs:
         if run.lost_steps:
-            yield f"{run.label}: log.csv has lost steps {run.lost_steps}; its curves go straight across them."
+            yield f"{run.label}: steps missing from log.csv: {run.lost_steps}. The curves connect their neighbours."
         if run.skipped:
             shown = ", ".join(f"{step:,}" for step in run.skipped)
-            yield f"{run.label}: steps that were seen and not trained on, which its curves leave out: {shown}."
+            yield f"{run.label}: steps not trained on: {shown}. The curves of loss and gradient norm omit them."
         marks = [significance.mark(run, direction, number) for number in shots for direction in directions]
         if any(marks) and significance.baseline is not None:
             yield (
-                f"{run.label} is significantly better than {significance.baseline.label} in {marks.count('▲')} "
-                f"and worse in {marks.count('▼')} of {len(marks)} comparisons."
+                f"{run.label} is significantly better than {significance.baseline.label} in {marks.count('▲')} of "
+                f"{len(marks)} comparisons and worse in {marks.count('▼')}."
             )
     yield from (words for one in curves if one.shots == curves[0].shots and (words := _forgetting(one)))
     for run in runs:
@@ -54,13 +54,13 @@ def describe_highlights(
             and share - (found.languages.references_off_target or 0) >= _OFF_TARGET
         ]
         if astray:
-            yield f"{run.label} answers in a wrong language: {', '.join(astray)}."
+            yield f"{run.label} often answers in the wrong language: {', '.join(astray)}."
 
 
 def _forgetting(curve: Curve) -> str:
-    """What is said of a run whose last checkpoint is far below its best one, with intervals apart; else nothing.
+    """Describe a run whose last checkpoint is far below its best one; else return an empty string.
 
-    Nor is anything said of a run whose best score is near zero.
+    Also empty if the intervals of the two overlap, or if the best score is near zero.
     """
     if len(curve.points) < 3:
         return ""
@@ -71,6 +71,6 @@ def _forgetting(curve: Curve) -> str:
     if last.high >= peak.low or last.score >= peak.score / 2:
         return ""
     return (
-        f"{curve.label} forgets {curve.direction}: BLEU {peak.score:.2f} at step {step:,}, "
-        f"{last.score:.2f} at step {end:,}."
+        f"{curve.label} forgets {curve.direction}: BLEU on dev falls from {peak.score:.2f} at step {step:,} "
+        f"to {last.score:.2f} at step {end:,}."
     )

@@ -1,4 +1,4 @@
-"""The page of a report on many runs, with its CSV and its Markdown."""
+"""The page of a report on many runs, with its CSV and Markdown files."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ def write_report(
     trials: int = 10_000,
     samples: int = 8,
 ) -> list[Path]:
-    """Write a report on runs; return the paths of its page, its CSV and its Markdown.
+    """Write a report on runs; return the paths of its page, CSV and Markdown.
 
-    Runs and results that cannot be used are left out, with a note, also on the page. Raises InputError if no run is
-    left, and for a baseline that is none of the runs.
+    Unusable runs and results are left out; a printed note and the page list them. Raises InputError if no run is left,
+    or if the baseline is not one of the runs.
     """
     refuse_url(out)
     if out.suffix not in (".html", ".htm"):
-        raise InputError(f"--out {out}: the page's name must end in .html")
+        raise InputError(f"--out {out}: the file name must end in .html")
     if trials < 1:
         raise InputError(f"--trials {trials}: expected 1 or more")
     order = list(paper.SETTINGS)
@@ -91,7 +91,7 @@ def _find_baseline(runs: Sequence[TrainedRun], name: str | None) -> TrainedRun |
     for run in runs:
         if name in (run.label, run.setting, run.manifest.name, run.url):
             return run
-    raise InputError(f"--baseline {name} is none of the runs: {', '.join(run.label for run in runs)}")
+    raise InputError(f"--baseline {name} is not one of the runs: {', '.join(run.label for run in runs)}")
 
 
 def _page(runs: Sequence[TrainedRun], significance: Significance, samples: int, problems: Sequence[str]) -> str:
@@ -140,7 +140,7 @@ def _title(runs: Sequence[TrainedRun]) -> str:
 
 
 def _curves(runs: Sequence[TrainedRun]) -> list[Curve]:
-    """BLEU on dev over the checkpoints of each run, direction and number of examples, measured as in most runs."""
+    """Return BLEU on dev over checkpoints, per run, direction and number of examples, measured like most runs."""
     results = [[result for one in run.evaluations for result in one.on("dev")] for run in runs]
     compared = Comparable(results)
     columns = {(one.shots, one.direction) for found in results for one in found}
@@ -160,15 +160,15 @@ def _by_shots(curves: Sequence[Curve]) -> dict[int, list[Curve]]:
 
 
 def _not_drawn(curves: Sequence[Curve]) -> str:
-    """The results that have no place in a picture, and why."""
+    """List the results that a figure leaves out, and why."""
     words = [f"{one.label} {one.direction} ({', '.join(one.others)})" for one in curves if one.others]
-    return f"Measured otherwise, and not drawn: {'; '.join(words)}." if words else ""
+    return f"Not drawn, because measured differently: {'; '.join(words)}." if words else ""
 
 
 def _means(
     runs: Sequence[TrainedRun], set_name: str, directions: Sequence[str], shots: Sequence[int]
 ) -> dict[str, tuple[str, str]]:
-    """By label: mean BLEU of the judged checkpoint with the fewest shots, and how it differs from those of others."""
+    """Return by label: mean BLEU of the judged checkpoint with the fewest shots, and how its measurement differs."""
     results = {run.label: run.judged.on(set_name) if run.judged else () for run in runs}
     compared = Comparable(list(results.values()))
     means = {}
@@ -183,7 +183,7 @@ def _means(
 
 
 def _measured(runs: Sequence[TrainedRun]) -> list[tuple[SetResult, list[str]]]:
-    """How scores came about: a result of each way, and the runs that have it."""
+    """Return one result for each way of measuring, with the runs that were measured so."""
     ways: dict[object, tuple[SetResult, list[str]]] = {}
     for run in runs:
         for one in run.results:
@@ -192,7 +192,7 @@ def _measured(runs: Sequence[TrainedRun]) -> list[tuple[SetResult, list[str]]]:
 
 
 def _settings(run: TrainedRun) -> list[tuple[str, str]]:
-    """The settings of a run that a reader asks for first."""
+    """Return the most important settings of a run."""
     first = run.history[0][1].train.model_dump() if run.history else run.config.get("train") or {}
     changes = [
         f"; from step {step:,}: "
@@ -204,10 +204,11 @@ def _settings(run: TrainedRun) -> list[tuple[str, str]]:
     stages = ", ".join(f"{row.name} {row.steps:,} steps" for row in rows[:12]) + (" ..." if len(rows) > 12 else "")
     return [
         ("plan id", run.manifest.plan_id),
-        ("place", run.url),
+        ("location", run.url),
         (
             "schedule",
-            f"{run.manifest.schedule.steps:,} steps of {run.manifest.batch_size:,} x {run.manifest.seq_len:,}",
+            f"{run.manifest.schedule.steps:,} steps, each {run.manifest.batch_size:,} samples of "
+            f"{run.manifest.seq_len:,} tokens",
         ),
         ("stages", stages),
         ("model", ", ".join(f"{key} {value}" for key, value in model.items())),
@@ -217,7 +218,7 @@ def _settings(run: TrainedRun) -> list[tuple[str, str]]:
 
 
 def _csv(runs: Sequence[TrainedRun], significance: Significance) -> str:
-    """Every score of every evaluated checkpoint, a row each; p-values of the judged ones."""
+    """Return a row for each score of each evaluated checkpoint, and p-values of the judged checkpoints."""
     content = io.StringIO()
     writer = csv.DictWriter(content, _COLUMNS, lineterminator="\n")
     writer.writeheader()

@@ -27,18 +27,18 @@ from trainer.run.settings import SETTINGS, History, parse_history
 
 
 def read_runs(runs: Sequence[str], cache: str) -> list[TrainedRun]:
-    """Read run folders or URLs, each once, in the order given; labels are the shortest names that tell them apart.
+    """Read run folders or URLs, each once, in the order given; their labels are the shortest unique names.
 
-    A folder that is no run stands for all runs below it. Raises InputError for a place without a run and for damaged
+    A folder that is not a run means all runs below it. Raises InputError for a place without a run and for damaged
     files.
     """
     return _label([_read_run(url, cache) for url in _each_run(runs)])
 
 
 def read_usable_runs(runs: Sequence[str], cache: str) -> tuple[list[TrainedRun], list[str]]:
-    """Read the runs that can be read; return them, and what is wrong with the others.
+    """Read the readable runs; return them, and the problems of the others.
 
-    Raises InputError if none can be read.
+    Raises InputError if no run is readable.
     """
     found: list[TrainedRun] = []
     problems: list[InputError] = []
@@ -68,7 +68,7 @@ def _label(found: Sequence[TrainedRun]) -> list[TrainedRun]:
 
 
 def _runs_below(place: str) -> list[str]:
-    """The place itself if it is a run, a URL or has no run below, else the folders of runs below it."""
+    """Return the place itself if it is a run, a URL or a folder without runs; else the run folders below it."""
     if is_url(place) or Path(place, "log.csv").is_file():
         return [place]
     return sorted(str(log.parent) for log in Path(place).rglob("log.csv")) or [place]
@@ -77,7 +77,7 @@ def _runs_below(place: str) -> list[str]:
 def _read_run(url: str, cache: str) -> TrainedRun:
     folder = local_folder(url, cache)
     if not (folder / "log.csv").is_file():
-        raise InputError(f"no log.csv in {folder}: give the folder (a config's `out`) of a run that has trained")
+        raise InputError(f"no log.csv in {folder}: name the folder of a run that has trained (`out` in its config)")
     manifest, rows = read_run_manifest(folder), read_log(folder / "log.csv")
     config = _read_config(folder / "config.yaml") if (folder / "config.yaml").is_file() else {}
     run = open_run(url, cache)
@@ -103,12 +103,12 @@ def _read_run(url: str, cache: str) -> TrainedRun:
         built_note=note,
     )
     for column in (*(f"loss/{name}" for name in trained.streams), *MEASURES):
-        trained.column(column)  # raises where it is damaged
+        trained.column(column)  # raises InputError if it is damaged
     if trained.judged and run.store is not None:
         _fetch_translations(run, trained.judged)
     problems = [
-        f"{one.path} is of a checkpoint that was trained anew since. Evaluate again: trainer/evaluate.py CONFIG "
-        f"--step {one.step}"
+        f"{one.path} belongs to a checkpoint that has been trained again since. Evaluate the new one: "
+        f"trainer/evaluate.py CONFIG --step {one.step}"
         for one in anew
     ]
     problems += [one.problem for one in trained.results if one.problem]
@@ -116,13 +116,13 @@ def _read_run(url: str, cache: str) -> TrainedRun:
 
 
 def _trained_anew(run: Run, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """Those of a checkpoint in whose place there is another one now."""
+    """Return the evaluations of checkpoints that other ones have replaced."""
     if run.store is not None:
         now = {found.step: found.identity for found in all_checkpoints(run)} if evaluations else {}
     else:
         now = {}
         for one in evaluations:
-            with suppress(InputError):  # it is gone, or being saved
+            with suppress(InputError):  # it no longer exists, or is being saved
                 now[one.step] = read_checkpoint(checkpoint_folder(run.folder, one.step)).identity
     return [one for one in evaluations if one.checkpoint and one.checkpoint != now.get(one.step, one.checkpoint)]
 
@@ -132,7 +132,7 @@ def _read_history(path: Path) -> History:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Read a config.yaml, also of an older version. Raises InputError if it is damaged."""
+    """Read a config.yaml of this or an older version. Raises InputError if it is damaged."""
     values = _load_quickly(path) or read_layers(path, ())[0]
     streams = values["streams"] if isinstance(values.get("streams"), dict) else {}
     places: list[tuple[str, ...]] = [(key,) for key in ("train", "model", "streams", "languages", "evaluate")]
@@ -143,14 +143,14 @@ def _read_config(path: Path) -> dict[str, Any]:
             section = section.get(key) or {}
             if not isinstance(section, dict):
                 raise InputError(
-                    f"{path} is damaged: {'.'.join(place)} has no keys of its own. Bring it back from a copy: "
-                    "STORE/experiments/NAME/config.yaml"
+                    f"{path} is damaged: {'.'.join(place)} has no keys. Restore the file from its copy, "
+                    "STORE/experiments/NAME/config.yaml."
                 )
     return values
 
 
 def _load_quickly(path: Path) -> dict[str, Any] | None:
-    """A resolved config, in a tenth of the time of `read_layers`, which says what is wrong where this is None."""
+    """Load a resolved config ten times as fast as `read_layers`; None if `read_layers` must read it or name errors."""
     try:
         values = yaml.load(path.read_bytes(), yaml.CSafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
@@ -163,17 +163,17 @@ def _fetch_translations(run: Run, evaluation: Evaluation) -> None:
 
 
 def _read_build(config: Mapping[str, Any], manifest: Manifest) -> tuple[tuple[StreamReport, ...], str]:
-    """The report of the build that made a run's plan; nothing, and why, if it is not there."""
+    """Return the report of the build of a run's plan; if it is not available, nothing and the reason."""
     store = config.get("store")
     if not store:
-        return (), "config.yaml names no store"
+        return (), "config.yaml does not name a store"
     place = f"{store}/{report_key(manifest.name)}"
     try:
         report = read_report(open_store(str(store)), manifest.name)
     except DamagedError:
         return (), f"{place} cannot be read"
     except (OSError, InputError):
-        return (), f"{place} is not there"
+        return (), f"{place} does not exist"
     if report.plan_id != manifest.plan_id:
-        return (), f"{place} is of another build"
+        return (), f"{place} belongs to another build"
     return report.streams, ""

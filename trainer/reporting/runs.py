@@ -1,4 +1,4 @@
-"""A run, its evaluations and its build as a report needs them."""
+"""A run with its evaluations and its build, for a report."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ from trainer.evaluation.results import (
 from trainer.run.log_csv import gap_words, missing_steps, skipped_steps
 from trainer.run.settings import History
 
-MEASURES = ("learning_rate", "grad_norm", "tokens_per_second", "memory_gb")  # columns of the log that are drawn
+MEASURES = ("learning_rate", "grad_norm", "tokens_per_second", "memory_gb")  # columns of log.csv in the figures
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SetResult(SetScores):
-    """One checkpoint on one set, direction and number of examples in the prompt, and where its translations are."""
+    """The scores of a checkpoint on one set, in one direction, and the path of its translations."""
 
     path: Path
 
     @property
     def rows(self) -> Sequence[Translation]:
-        """The stored translations, in the order of the set; empty if the file is not here or is damaged."""
+        """The stored translations, in the order of the set; empty if the file is missing or damaged."""
         return self._stored[0]
 
     @property
     def problem(self) -> str:
-        """What is wrong with the stored translations; nothing if they are whole or not here."""
+        """An error message if the file of translations is damaged; empty if it is intact or missing."""
         return self._stored[1]
 
     @cached_property
@@ -59,33 +59,33 @@ class SetResult(SetScores):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Results):
-    """The results of one checkpoint, and the file that they are in."""
+    """The results of one checkpoint, and the path of their file."""
 
     path: Path
 
     @cached_property
     def sets(self) -> tuple[SetResult, ...]:
-        """One for each set, direction, number of examples and way of decoding."""
+        """The results: one per set, direction, number of examples and way of decoding."""
         folder = self.path.parent
         return tuple(SetResult(**vars(one), path=folder / Path(one.translations).name) for one in self.translation)
 
     def find(self, set_name: str, direction: str, shots: int) -> SetResult | None:
-        """The result of a set; of several ways of decoding the first."""
+        """Return the result of a set; the first one if there are several ways of decoding."""
         return next((one for one in self.on(set_name) if (one.direction, one.shots) == (direction, shots)), None)
 
     def on(self, set_name: str) -> tuple[SetResult, ...]:
-        """The results of a set, in all directions, numbers of examples and ways of decoding."""
+        """Return the results of a set, in all directions, numbers of examples and ways of decoding."""
         return tuple(one for one in self.sets if one.set == set_name)
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run and all that is known of it."""
+    """A run with everything that a report shows."""
 
-    label: str  # short, and its own among the runs of a report
+    label: str  # short, and unique in a report
     url: str
     manifest: Manifest
-    config: Mapping[str, Any]  # as config.yaml has it
+    config: Mapping[str, Any]  # content of config.yaml
     history: History  # of its `train` settings
     rows: Sequence[Mapping[str, str]]  # of log.csv
     evaluations: tuple[Evaluation, ...]  # by step
@@ -97,22 +97,22 @@ class TrainedRun:
 
     @property
     def setting(self) -> str:
-        """The config's name without folders, by which the paper's settings are matched."""
+        """The config's name without folders; the paper's settings are matched by it."""
         return self.manifest.name.rpartition("/")[2]
 
     @property
     def steps(self) -> int:
-        """Steps trained; 0 of a run that has just begun."""
+        """Number of trained steps; 0 for a run that has just begun."""
         return int(self.rows[-1]["step"]) + 1 if self.rows else 0
 
     @property
     def lost_steps(self) -> str:
-        """The steps below the last one that the log has no rows of, in words; nothing if it has all."""
+        """The steps before the last one that are missing from the log, as text; empty if there are none."""
         return gap_words(missing_steps(self.rows, 0, self.steps))
 
     @property
     def tokens(self) -> int:
-        """Tokens predicted."""
+        """Number of predicted tokens."""
         return self.steps * self.manifest.batch_size * self.manifest.seq_len
 
     @property
@@ -121,9 +121,9 @@ class TrainedRun:
         return tuple(stream.name for stream in self.manifest.streams)
 
     def column(self, name: str) -> tuple[Floats, Floats]:
-        """Steps trained and a column of the log, both of shape (rows that have a value,); empty if none has.
+        """Return steps trained and a column of the log, both of shape (rows with a value,), which may be empty.
 
-        Losses and norms of steps that were not trained on are left out: they are spikes, or no numbers.
+        Losses and norms of skipped steps are left out: they are spikes, NaN or infinite.
         """
         if name not in self._columns:
             self._columns[name] = self._read_column(name)
@@ -131,12 +131,12 @@ class TrainedRun:
 
     @property
     def _judged(self) -> set[str]:
-        """Columns by which a step is found bad."""
+        """Columns that decide whether a step is skipped."""
         return {"loss", "grad_norm", *(f"loss/{name}" for name in self.streams)}
 
     @property
     def skipped(self) -> Mapping[int, str]:
-        """The steps that were seen and not trained on, and why."""
+        """The skipped steps (seen, but not trained on), with reasons."""
         return skipped_steps(self.rows)
 
     def _read_column(self, name: str) -> tuple[Floats, Floats]:
@@ -144,19 +144,19 @@ class TrainedRun:
             rows = [row for row in self.rows if row.get(name) and not (row.get("skipped") and name in self._judged)]
             found = [(int(row["step"]) + 1, float(row[name])) for row in rows]
         except ValueError as error:
-            raise InputError(f"{self.url}/log.csv is damaged, column {name}: {error}. Remove or mend it.") from None
+            raise InputError(f"{self.url}/log.csv is damaged, column {name}: {error}. Fix or remove it.") from None
         both = np.array(found, dtype=np.float64).reshape(-1, 2)
         return both[:, 0], both[:, 1]
 
     @property
     def final_losses(self) -> dict[str, float]:
-        """The last logged training loss of each stream, nats a token; streams that were not drawn are absent."""
+        """The last logged training loss of each stream, nats per token; streams without samples so far are absent."""
         losses = {name: self.column(f"loss/{name}")[1] for name in self.streams}
         return {name: float(values[-1]) for name, values in losses.items() if len(values)}
 
     @property
     def judged(self) -> Evaluation | None:
-        """The evaluation of the chosen checkpoint; else that of the last one evaluated."""
+        """The evaluation of the judged checkpoint: the chosen one, else the last one evaluated."""
         if not self.evaluations:
             return None
         chosen = self.chosen and next((one for one in self.evaluations if one.step == self.chosen.step), None)
@@ -169,41 +169,41 @@ class TrainedRun:
 
     @property
     def reasoning(self) -> Mapping[str, TaskScores]:
-        """The accuracies of the judged checkpoint by task."""
+        """The accuracies of the judged checkpoint, by task."""
         return self.judged.reasoning if self.judged else {}
 
     @property
     def contamination(self) -> Mapping[str, SetContamination]:
-        """What was found for the judged checkpoint of each set in the training streams."""
+        """The contamination of each set, as recorded for the judged checkpoint."""
         return (self.judged and self.judged.contamination) or {}
 
     @property
     def judged_on(self) -> str:
-        """`test` if the judged checkpoint has been there, else `dev`; nothing if it has no translations."""
+        """`test` if the judged checkpoint was evaluated on it, else `dev`; empty without translations."""
         names = {one.set for one in self.sets}
         return "test" if "test" in names else "dev" if names else ""
 
     @property
     def is_chosen(self) -> bool:
-        """Whether `judged` is the choice of chosen.json."""
+        """Whether the judged checkpoint is that of chosen.json."""
         return bool(self.chosen and self.judged and self.judged.step == self.chosen.step)
 
     @property
     def judged_because(self) -> str:
-        """Why `judged` is the one, in words."""
-        return "chosen on dev" if self.is_chosen else "the last one evaluated"
+        """The reason why this checkpoint is the judged one."""
+        return "chosen on dev" if self.is_chosen else "last one evaluated"
 
     def result(self, direction: str, shots: int, set_name: str = "") -> SetResult | None:
-        """Of the judged checkpoint, on the set that it is judged on unless another is named."""
+        """Return a result of the judged checkpoint, by default on the set that it is judged on."""
         return self.judged.find(set_name or self.judged_on, direction, shots) if self.judged else None
 
     @property
     def results(self) -> tuple[SetResult, ...]:
-        """Those of the judged checkpoint on the set that it is judged on."""
+        """The results of the judged checkpoint on the set that it is judged on."""
         return self.judged.on(self.judged_on) if self.judged else ()
 
     def kind(self, stream: str) -> str:
-        """What a stream is made of: `documents`, `pairs`, `exchanged` (not adjacent) or `sides`."""
+        """Return the kind of a stream: `documents`, `pairs`, `exchanged` (shuffled targets) or `sides`."""
         settings = (self.config.get("streams") or {}).get(stream) or {}
         if settings.get("sides"):
             return "sides"
@@ -212,5 +212,5 @@ class TrainedRun:
         return "documents"
 
     def language(self, code: str) -> str:
-        """The full name of a language."""
+        """Return the full name of a language."""
         return str((self.config.get("languages") or {}).get(code, code))

@@ -1,4 +1,4 @@
-"""Sentences for a report: half spread over a set, half those that the runs differ most in."""
+"""Sentences for a report: half are spread over a set, half are those on which the runs differ most."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from trainer.reporting import tables
 from trainer.reporting.comparable import Comparable
 from trainer.reporting.runs import SetResult, TrainedRun
 
-_LOOKED_AT = 20_000  # answers of a direction that are scored one by one, to find where the runs differ
+_LOOKED_AT = 20_000  # answers per direction that are scored one by one, to find where the runs differ
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sentence, and what each run made of it: label, how it was measured otherwise, the answer and its chrF."""
+    """A sentence and the answers of the runs: label, difference in measuring, answer and its chrF."""
 
     source: str
     reference: str
@@ -31,14 +31,14 @@ class Samples:
 
     direction: str
     languages: tuple[str, str]
-    words: str  # the set and the shots
+    words: str  # set, shots and number of sentences
     sentences: Sequence[Sample]
 
 
 def choose_samples(
     runs: Sequence[TrainedRun], directions: Sequence[str], shots: Sequence[int], count: int, compared: Comparable
 ) -> Iterator[Samples]:
-    """Sentences for each direction: half spread over the set, half those that the runs differ most in."""
+    """Yield sentences per direction: half are spread over the set, half are those on which the runs differ most."""
     for direction in directions:
         picked = [(run, one) for run in runs if (one := compared.pick(run.results, direction, shots[0]))]
         found = [(run, one) for run, one in picked if one.rows]
@@ -80,7 +80,7 @@ def choose_samples(
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """At most `count` numbers below `total`, evenly apart, the first and the last among them."""
+    """Return at most `count` numbers below `total`, evenly spaced, including the first and the last."""
     return list(dict.fromkeys(np.linspace(0, total - 1, min(total, count)).astype(int).tolist()))
 
 

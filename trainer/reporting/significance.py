@@ -1,4 +1,4 @@
-"""Whether runs differ from the baseline: p-values, kept in a file."""
+"""Significance of differences from the baseline: p-values, kept in a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEVEL = 0.05  # of significance (paper, section 4.1)
 
 @dataclass
 class Significance:
-    """p-values of runs against the baseline, if there is one, kept in a file, since each takes seconds."""
+    """p-values of runs against an optional baseline. Each takes seconds, so a file keeps them."""
 
     baseline: TrainedRun | None
     compared: Comparable  # the results of the judged checkpoints
@@ -29,10 +29,10 @@ class Significance:
         try:
             self.known = dict(json.loads(self.path.read_bytes()))
         except (OSError, ValueError, TypeError):
-            self.known = {}  # made anew
+            self.known = {}  # computed again
 
     def p_value(self, run: TrainedRun, direction: str, shots: int) -> float | None:
-        """Of the difference in BLEU; None if there is nothing to compare."""
+        """Return the p-value of the difference in BLEU; None without comparable results."""
         ours, theirs = self._both(run, direction, shots)
         if run is self.baseline or ours is None or theirs is None or not is_comparable(ours, theirs):
             return None
@@ -50,7 +50,7 @@ class Significance:
         return self.known[key]
 
     def mark(self, run: TrainedRun, direction: str, shots: int) -> str:
-        """An arrow if a run is significantly better or worse than the baseline."""
+        """Return ▲ or ▼ if a run is significantly better or worse than the baseline, else an empty string."""
         p = self.p_value(run, direction, shots)
         if p is None or p >= LEVEL:
             return ""
@@ -60,6 +60,6 @@ class Significance:
         return "▲" if ours.bleu.score > theirs.bleu.score else "▼"
 
     def _both(self, run: TrainedRun, direction: str, shots: int) -> tuple[SetResult | None, SetResult | None]:
-        """A run's result and the baseline's."""
+        """Return the result of a run and that of the baseline."""
         baseline = () if self.baseline is None else self.baseline.results
         return self.compared.pick(run.results, direction, shots), self.compared.pick(baseline, direction, shots)

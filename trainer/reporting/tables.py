@@ -1,4 +1,4 @@
-"""Tables of a report: runs in rows, the paper's values beside ours, marks of significance."""
+"""Tables of a report: a row per run, with the paper's values beside ours and marks of significance."""
 
 from __future__ import annotations
 
@@ -16,20 +16,24 @@ from trainer.reporting.comparable import Comparable
 from trainer.reporting.runs import SetResult, TrainedRun
 from trainer.reporting.significance import LEVEL, Significance
 
-_OTHER = "≠: measured otherwise than most of the column, in the way that stands behind it; not to be compared."
+_OTHER = "≠: not comparable with most of the column; the text after it says how the measurement differs."
+_PAPER = (
+    "Last line of a cell, or in parentheses: the paper's value for the setting of the same name. A signed number: the "
+    "run's value minus the paper's. "
+)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a table, and what stands around it."""
+    """One value of a table, with its annotations."""
 
     value: str = ""
-    detail: str = ""  # an interval
-    mark: str = ""  # significantly above or below the baseline
+    detail: str = ""  # an interval or a standard error
+    mark: str = ""  # ▲ or ▼: significantly above or below the baseline
     paper: str = ""
-    delta: str = ""  # ours less the paper's
+    delta: str = ""  # our value minus the paper's
     best: bool = False
-    other: str = ""  # how it was measured otherwise than its column
+    other: str = ""  # how it was measured differently from most of its column
 
 
 @dataclass(frozen=True)
@@ -38,64 +42,64 @@ class Row:
 
     label: str
     cells: Sequence[Cell]
-    run: str | None = None  # whose colour it has
+    run: str | None = None  # the run whose colour the row has
     quiet: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a heading of one or two lines."""
+    """A table with a header of one or two lines."""
 
     name: str
     title: str
     header: Sequence[str]
     rows: Sequence[Row]
-    groups: Sequence[tuple[str, int]] = ()  # headings over so many columns
+    groups: Sequence[tuple[str, int]] = ()  # headings, each with its number of columns
     note: str = ""
 
 
 def all_directions(runs: Sequence[TrainedRun]) -> list[str]:
-    """Directions of the judged checkpoints, in the paper's order, others behind."""
+    """Return the directions of the judged checkpoints: the paper's in its order, then others."""
     found = {one.direction for run in runs for one in run.sets}
     return sorted(found, key=paper_module.place_of)
 
 
 def all_shots(runs: Sequence[TrainedRun]) -> list[int]:
-    """Numbers of examples of the judged checkpoints."""
+    """Return the numbers of examples of the judged checkpoints."""
     return sorted({one.shots for run in runs for one in run.sets})
 
 
 def shots_words(shots: int) -> str:
-    """For headings."""
+    """Return a number of examples as text, for headings."""
     return "zero-shot" if shots == 0 else f"{shots}-shot"
 
 
 def is_of_paper(runs: Sequence[TrainedRun]) -> bool:
-    """Whether a run has a setting of the paper's, by its name, and was evaluated on one of the paper's directions."""
+    """Return whether a run has the name of one of the paper's settings, and results in one of its directions."""
     settings = any(run.setting in paper_module.SETTINGS for run in runs)
     return settings and bool(set(all_directions(runs)) & set(paper_module.DIRECTIONS))
 
 
 @dataclass(frozen=True)
 class _Bleu:
-    """BLEU of one direction and number of examples, and the paper's: the table of translations in long form."""
+    """BLEU of one direction and number of examples, ours and the paper's: the translation table in long form."""
 
-    label: str  # of its row
+    label: str  # of the row
     shots: int
     direction: str
     found: SetResult | None
     paper: float | None
-    run: TrainedRun | None  # if its row is of one run
-    quiet: bool  # of a model of the paper
+    run: TrainedRun | None  # None if the row is not of a single run
+    quiet: bool  # whether the row is one of the paper's other models
 
     @property
     def score(self) -> float | None:
-        """Ours."""
+        """Our BLEU."""
         return self.found.bleu.score if self.found else None
 
 
 def translation_table(runs: Sequence[TrainedRun], significance: Significance) -> Table | None:
-    """BLEU in the form of the paper's table 3, also of the settings in its tables 5 and 7."""
+    """Return BLEU in the form of the paper's table 3, including the settings of its tables 5 and 7."""
     directions, shots = all_directions(runs), all_shots(runs)
     if not directions:
         return None
@@ -105,7 +109,7 @@ def translation_table(runs: Sequence[TrainedRun], significance: Significance) ->
     judged = {run.judged_on for run in runs if run.judged_on}
     return Table(
         "translation",
-        f"Translation: BLEU on {' and '.join(sorted(judged))}" + " (the paper's tables 3, 5 and 7)" * with_paper,
+        f"Translation: BLEU on {' and '.join(sorted(judged))}" + " (as in the paper's tables 3, 5 and 7)" * with_paper,
         [*directions, "mean"] * len(shots),
         rows,
         groups=[(shots_words(number), len(directions) + 1) for number in shots],
@@ -114,7 +118,7 @@ def translation_table(runs: Sequence[TrainedRun], significance: Significance) ->
 
 
 def _bleu_values(runs: Sequence[TrainedRun], compared: Comparable, *, with_paper: bool) -> Iterator[_Bleu]:
-    """The runs' BLEU; beside the paper's also last (uni), a run for each direction, and the paper's other models."""
+    """Yield the runs' BLEU; with the paper, also that of last (uni), a run per direction, and its other models."""
     directions, shots = all_directions(runs), all_shots(runs)
 
     def row(
@@ -139,7 +143,7 @@ def _bleu_values(runs: Sequence[TrainedRun], compared: Comparable, *, with_paper
 
 
 def _pivot(values: Sequence[_Bleu], significance: Significance) -> Iterator[Row]:
-    """Rows of values, with a mean for each number of examples; rows of the paper only if they have a value."""
+    """Yield rows of values, with a mean per number of examples; rows of the paper only if they have a value."""
     best = _best_bleu(values, significance.compared)
     for label, part in groupby(values, key=lambda value: value.label):
         line, cells = list(part), list[Cell]()
@@ -156,7 +160,7 @@ def _pivot(values: Sequence[_Bleu], significance: Significance) -> Iterator[Row]
 
 
 def _best_bleu(values: Sequence[_Bleu], compared: Comparable) -> dict[tuple[int, str], float]:
-    """The highest BLEU of the runs in each column, of those measured as most are; only where there are several."""
+    """Return the highest comparable BLEU of the runs in each column; only for columns with several runs."""
     scores: dict[tuple[int, str], list[float]] = {}
     for value in values:
         if value.run and value.found and not compared.difference(value.found):
@@ -179,7 +183,7 @@ def _bleu_cell(value: _Bleu, best: Mapping[tuple[int, str], float], significance
 
 
 def _joined(cells: Sequence[Cell]) -> str:
-    """What is other in some cells, for their mean; only if it has one."""
+    """Return the differences of some cells, for their mean; empty if there is no mean."""
     others = dict.fromkeys(cell.other for cell in cells if cell.other)
     return "" if any(cell.value == "–" for cell in cells) else ", ".join(others)
 
@@ -187,20 +191,17 @@ def _joined(cells: Sequence[Cell]) -> str:
 def _explain(
     runs: Sequence[TrainedRun], rows: Sequence[Row], significance: Significance, *, with_paper: bool
 ) -> Iterator[str]:
-    """The signs of the table, those that it has."""
+    """Yield explanations of the signs that are in the table."""
     cells = [cell for row in rows for cell in row.cells]
     if any(cell.detail for cell in cells):
-        yield "With 95 % bootstrap intervals."
+        yield "Ranges: 95 % bootstrap intervals."
     if significance.baseline is not None and len(runs) > 1:
         yield (
-            f"▲ ▼: better or worse than {significance.baseline.label} with p < {LEVEL} by paired approximate "
-            f"randomization ({significance.trials:,} trials)."
+            f"▲ ▼: significantly better or worse than {significance.baseline.label} (p < {LEVEL}, paired approximate "
+            f"randomization, {significance.trials:,} trials)."
         )
     if with_paper:
-        yield (
-            "In grey the paper's value for the setting of the same name, and ours less it; the paper's models and test "
-            "sets are its own."
-        )
+        yield f"{_PAPER}The paper's models and test sets may differ from those of this report."
     if any(cell.best for cell in cells):
         yield "Bold: the best run of a column."
     if note := _note_others(rows):
@@ -221,7 +222,7 @@ def _interval(score: Score | CometScore, digits: int = 2) -> str:
 
 
 def other_metrics_table(runs: Sequence[TrainedRun], compared: Comparable) -> Table | None:
-    """chrF and COMET of the same translations."""
+    """Return chrF and COMET of the same translations."""
     directions, shots = all_directions(runs), all_shots(runs)
     if not directions:
         return None
@@ -254,7 +255,7 @@ def other_metrics_table(runs: Sequence[TrainedRun], compared: Comparable) -> Tab
 
 
 def failures_table(runs: Sequence[TrainedRun]) -> Table | None:
-    """How translations fail: wrong language, nothing, a copy, no end."""
+    """Count failed translations: in the wrong language, empty, copied, unfinished."""
     counts = ("empty", "copied", "unfinished", "source_cut", "longer_than_context")
     rows = []
     for run in runs:
@@ -272,19 +273,21 @@ def failures_table(runs: Sequence[TrainedRun]) -> Table | None:
         return None
     return Table(
         "failures",
-        "How translations fail",
-        ["sentences", "off-target", "references' own", *(name.replace("_", " ") for name in counts)],
+        "Failed translations",
+        ["sentences", "off-target", "references off-target", *(name.replace("_", " ") for name in counts)],
         rows,
         note=(
-            "Off-target: the share of answers, of those long enough to tell, whose likeliest language (lid.176) is not "
-            "the target; the same of the references is the identifier's own error. Unfinished: cut at the limit of new "
-            "tokens. Longer than context: prompt and new tokens exceed the length that the model was trained on."
+            "Off-target: the share of answers that are not in the target language, among those long enough to identify "
+            "(lid.176). References off-target: the same share of the references, which is the error of the language "
+            "identification. Copied: equal to the source. Unfinished: cut off at the limit of new tokens. Source cut: "
+            "truncated to the limit of source tokens. Longer than context: prompt and new tokens exceed the sequence "
+            "length of training."
         ),
     )
 
 
 def contamination_table(runs: Sequence[TrainedRun]) -> Table | None:
-    """Evaluation sentences in the training streams."""
+    """Return the number of evaluation sentences in the training streams."""
     rows = []
     for run in runs:
         for name, found in run.contamination.items():
@@ -296,16 +299,16 @@ def contamination_table(runs: Sequence[TrainedRun]) -> Table | None:
     return Table(
         "contamination",
         "Evaluation sentences in the training data",
-        ["sentences", "found", "in streams"],
+        ["sentences", "found", "by stream"],
         rows,
-        note="Whole texts of 5 words or more, and 13 words in a row of them inside longer texts.",
+        note="Found: a training text equals the sentence (of 5 words or more), or contains 13 consecutive words of it.",
     )
 
 
 def reasoning_tables(runs: Sequence[TrainedRun]) -> list[Table]:
-    """lm-eval's accuracies in the form of the paper's tables 4, 12 and 13, then other tasks.
+    """Return lm-eval's accuracies in the form of the paper's tables 4, 12 and 13, then those of other tasks.
 
-    The paper's models stand beside ours if a run has a setting of the paper's.
+    The paper's models have rows if a run has one of the paper's settings.
     """
     with_paper = any(run.setting in paper_module.SETTINGS for run in runs)
     judged = [run for run in runs if run.reasoning]
@@ -335,17 +338,17 @@ def _reasoning_table(runs: Sequence[TrainedRun], paper: paper_module.ReasoningTa
             )
     return Table(
         f"reasoning-{paper.table}",
-        f"Reasoning, {paper.language}" + f" (the paper's table {paper.table})" * with_paper,
+        f"Reasoning, {paper.language}" + f" (as in the paper's table {paper.table})" * with_paper,
         [*(f"{task.label} ({task.metric})" for task in paper.tasks), "mean"],
         rows,
-        note="Zero-shot accuracy in percent and its standard error"
-        + ("; acc_norm where the paper's level says so. " if with_paper else ". ")
+        note="Zero-shot accuracy in percent, with its standard error. "
+        + f"Each task shows acc or acc_norm, whichever the paper seems to report. {_PAPER}" * with_paper
         + _note_others(rows),
     )
 
 
 def _other_tasks_table(runs: Sequence[TrainedRun], names: Sequence[str]) -> Table:
-    """Tasks that the paper has not."""
+    """Return the accuracies of tasks that the paper does not report."""
     most = {name: _usual_way(runs, name) for name in names}
     rows = [
         Row(
@@ -363,7 +366,7 @@ def _note_others(rows: Sequence[Row]) -> str:
     return _OTHER * any(cell.other for row in rows for cell in row.cells)
 
 
-_TASK_WAY = ("shots", "samples", "bos", "version")  # what must be equal for accuracies of a task to be compared
+_TASK_WAY = ("shots", "samples", "bos", "version")  # accuracies are comparable if these are equal
 
 
 def _task_way(run: TrainedRun, task: str) -> tuple[Any, ...] | None:
@@ -372,13 +375,13 @@ def _task_way(run: TrainedRun, task: str) -> tuple[Any, ...] | None:
 
 
 def _usual_way(runs: Sequence[TrainedRun], task: str) -> tuple[Any, ...] | None:
-    """How most runs measured a task; of equals the first."""
+    """Return the way in which most runs measured a task; the first one if several are equally common."""
     ways = Counter(way for run in runs if (way := _task_way(run, task)) is not None)
     return max(ways, key=lambda way: ways[way], default=None)
 
 
 def _task_difference(run: TrainedRun, task: str, most: tuple[Any, ...] | None) -> str:
-    """How a run measured a task otherwise than most, in words."""
+    """Describe how a run measured a task differently from most; empty if it did not."""
     way = _task_way(run, task)
     if way is None or most is None:
         return ""
@@ -399,7 +402,7 @@ def _both(run: TrainedRun, task: str) -> str:
 
 
 def data_table(run: TrainedRun, number: int) -> Table | None:
-    """What the build made of the sources of run `number`."""
+    """Return the counts of each stream in the build of run `number`; None without its report."""
     if not run.built:
         return None
     rows = []
@@ -418,7 +421,7 @@ def data_table(run: TrainedRun, number: int) -> Table | None:
 
 
 def markdown(table: Table) -> str:
-    """A table as Markdown, the paper's values in parentheses."""
+    """Return a table as Markdown, with the paper's values in parentheses."""
     header = list(table.header)
     if table.groups:
         names = [name for name, count in table.groups for _ in range(count)]

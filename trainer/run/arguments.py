@@ -60,7 +60,7 @@ def report_parser() -> argparse.ArgumentParser:
     parser = _program_parser(
         "report",
         "Make one self-contained page of runs: the paper's tables with the runs' results beside them, BLEU over steps, "
-        "training, translations side by side, and data. Also writes NAME.csv with every number in long form, and "
+        "training, translations side by side, and data. Also writes NAME.csv with every score in long form, and "
         "NAME.md with the tables.",
         ("report runs/mini/* --out report.html --baseline no_parallel",),
     )

@@ -212,7 +212,7 @@ def test_damage_of_an_entry_is_named_by_its_key(tmp_path: Path, changes: dict[st
     with pytest.raises(InputError, match=rf"^{path} is damaged \({words}\)\. Remove it, and evaluate again\.$"):
         read_any_results(path)
     path.write_text('{"version": 3}')
-    with pytest.raises(InputError, match=r"has version 3, this program reads 1 and 2\. Evaluate again with it\."):
+    with pytest.raises(InputError, match=r"has version 3, this program reads 1 and 2\. Evaluate again\."):
         read_any_results(path)
 
 
@@ -222,7 +222,7 @@ def test_translations_are_lines_of_their_four_keys(tmp_path: Path) -> None:
         '{"source":"a","reference":"ä","hypothesis":"","unfinished":true}\n'
     )
     assert read_translations(tmp_path / "a.jsonl", 1) == [Translation("a", "ä", "", True)]
-    with pytest.raises(ValueError, match="1 sentences, not 2"):
+    with pytest.raises(ValueError, match="1 sentences instead of 2"):
         read_translations(tmp_path / "a.jsonl", 2)
 
 
@@ -251,6 +251,6 @@ def test_a_line_for_people_has_what_is_known() -> None:
     scored = entry("a", comet={"Unbabel/m": COMET}, counts=counts, sentences=2000)
     assert scored.line("step-8") == (
         "step-8 dev en-zh 0-shot: BLEU 1.00, chrF 2.00 [1.50, 2.50], m 0.5000, off-target 0.0%, "
-        "longer than context 1,200, of 2,000"
+        "longer than context 1,200, of 2,000 sentences"
     )
     assert "off-target" not in entry("a", languages=None).line("step-8")

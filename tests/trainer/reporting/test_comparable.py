@@ -1,4 +1,4 @@
-"""What may stand in one column of a report."""
+"""Comparable results in a column of a report."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def result(score: float = 10.0, **changes: Any) -> SetResult:
         ({"decoding": BEAM}, "5 beams"),
         ({"decoding": {**DECODING, "max_new_tokens": 96}}, "max new tokens 96"),
         ({"sentences": 20, "texts_sha256": "u"}, "20 sentences"),
-        ({"texts_sha256": "u"}, "other texts"),
+        ({"texts_sha256": "u"}, "different texts"),
         ({"set": "dev", "texts_sha256": "u", "sentences": 30}, "on dev"),
-        ({"prompt": "q"}, "another prompt"),
+        ({"prompt": "q"}, "different prompt"),
         ({"bleu": Score(1, "tok:intl|version:2", None, None)}, "BLEU tok:intl"),
         ({"set": "dev", "decoding": BEAM}, "on dev, 5 beams"),
     ],

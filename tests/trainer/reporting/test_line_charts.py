@@ -33,7 +33,7 @@ def test_curves_have_gaps_where_values_are_none() -> None:
 
 
 def test_words_stay_inside_the_picture() -> None:
-    panel = Panel("tokens a second", (0, 0, 390, 200), 12_345, *limits(np.array([3e5, 4e5]), from_zero=True))
+    panel = Panel("tokens per second", (0, 0, 390, 200), 12_345, *limits(np.array([3e5, 4e5]), from_zero=True))
     root = ElementTree.fromstring(picture(390, 200, "<&", [panel.svg()]))
     texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
     assert {"0", "200,000", "10,000"} <= {text.text for text in texts}

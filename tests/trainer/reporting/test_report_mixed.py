@@ -1,4 +1,4 @@
-"""Reports on runs that are no plain set of the paper's settings: other searches, parts of sets, damaged, just begun."""
+"""Reports on runs beyond a plain set of the paper's settings: other searches, parts of sets, damaged, just begun."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ def test_results_that_cannot_be_compared_are_marked_and_left_out_of_comparisons(
     assert better.count("**") == 4
     assert better.count("▲") == 2
     assert "≠" not in better
-    assert "≠: measured otherwise than most of the column" in markdown
-    assert "better is significantly better than plain in 2 and worse in 0 of 2 comparisons." in text
+    assert "≠: not comparable with most of the column" in markdown
+    assert "better is significantly better than plain in 2 of 2 comparisons and worse in 0." in text
     assert "other is significantly" not in text
-    assert re.search(r"Best in BLEU, zero-shot: en-zh better \([\d.]+\), zh-en better", text)
-    assert f"Measured otherwise, and not drawn: other en-zh ({words}); other zh-en ({words})." in text
+    assert re.search(r"Best zero-shot BLEU: better in en-zh \([\d.]+\), better in zh-en", text)
+    assert f"Not drawn, because measured differently: other en-zh ({words}); other zh-en ({words})." in text
     if change is beams:  # of a part of the sentences, those side by side are not the same
         assert f"other ≠ {words}" in text
 
@@ -163,9 +163,9 @@ def test_a_run_that_has_just_begun_is_shown_as_such(runs: Path) -> None:
     shutil.copytree(runs / "plain", out, ignore=shutil.ignore_patterns("evaluations", "chosen.json"))
     (out / "log.csv").write_text((out / "log.csv").read_text().splitlines()[0] + "\n")
     text, _ = write(runs)
-    assert "It has just begun: no step is trained yet." in text
+    assert "This run has just begun: no step has been trained yet." in text
     assert f"none yet of {len((runs / 'plain/log.csv').read_text().splitlines()) - 1}" in text
-    assert "It has just begun" in write(runs, "begun")[0]
+    assert "This run has just begun" in write(runs, "begun")[0]
 
 
 def test_damaged_files_of_one_run_do_not_take_the_page_from_others(
@@ -194,7 +194,7 @@ def test_damaged_files_of_one_run_do_not_take_the_page_from_others(
         "plain",
         "better",
     ]
-    assert re.search(r"Best in BLEU, zero-shot: en-zh better", text)
+    assert re.search(r"Best zero-shot BLEU: better in en-zh", text)
     with pytest.raises(InputError, match=r"no-log/log\.csv is damaged"):
         write_report([str(runs / "no-log")], runs / "a.html")
 

@@ -83,14 +83,14 @@ def test_a_build_that_is_gone_or_another_is_said(folder: Path) -> None:
     text = (folder / "config.yaml").read_text()
     place = next(line.removeprefix("store: ") for line in text.splitlines() if line.startswith("store: "))
     (folder / "config.yaml").write_text(text.replace(f"store: {place}", f"store: {folder}/none"))
-    assert "is not there" in read(folder).built_note
+    assert "does not exist" in read(folder).built_note
     (folder / "config.yaml").unlink()
-    assert read(folder).built_note == "config.yaml names no store"
+    assert read(folder).built_note == "config.yaml does not name a store"
     report = folder / "store" / "experiments" / "mini" / "parallel_first" / "build_report.json"
     report.parent.mkdir(parents=True)
     report.write_text(json.dumps({"plan_id": "another"}))
     (folder / "config.yaml").write_text(f"store: {folder}/store\n")
-    assert "is of another build" in read(folder).built_note
+    assert "belongs to another build" in read(folder).built_note
 
 
 def test_without_a_choice_the_last_evaluation_is_judged(folder: Path) -> None:
@@ -152,7 +152,7 @@ def test_translations_that_were_cut_short_are_named(folder: Path) -> None:
     lines = found.path.read_bytes().splitlines(keepends=True)
     found.path.write_bytes(b"".join(lines[:-1]))
     (problem,) = read(folder).problems
-    assert problem.startswith(f"{found.path} is damaged ({len(lines) - 1} sentences, not {len(lines)})")
+    assert problem.startswith(f"{found.path} is damaged ({len(lines) - 1} sentences instead of {len(lines)})")
 
 
 def test_a_run_that_has_just_begun_has_no_steps(folder: Path) -> None:
@@ -187,7 +187,8 @@ def test_results_of_a_checkpoint_that_was_trained_anew_are_left_out(folder: Path
         (checkpoint.folder / "COMPLETE.json").unlink()
     run = read(folder)
     told = (
-        f"{path} is of a checkpoint that was trained anew since. Evaluate again: trainer/evaluate.py CONFIG --step 80"
+        f"{path} belongs to a checkpoint that has been trained again since. Evaluate the new one: "
+        "trainer/evaluate.py CONFIG --step 80"
     )
     assert run.problems == ((told,) if now == "another" else ())
     assert [one.step for one in run.evaluations] == [step for step in STEPS if step != 80 or now != "another"]
