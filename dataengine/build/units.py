@@ -56,15 +56,15 @@ class Receipt:
     dropped: dict[str, int] = field(default_factory=dict)
     """Records dropped by cleaning, by reason."""
     tokens: int = 0
-    """Tokens in the unit's shards and tail."""
+    """Tokens in the task's shards and tail."""
     tail: int = 0
-    """Tokens after the unit's last whole sample, in tail.npy."""
+    """Tokens after the task's last whole sample, in tail.npy."""
     runs: int = 0
     """Sorted runs written; of a search for evaluation texts, records that hold one."""
     near_runs: int = 0
     """Sorted runs of near-duplicate keys written."""
     shards: list[Shard] = field(default_factory=list)
-    """The unit's shards in order."""
+    """The task's shards in order."""
     notes: Notes = field(default_factory=dict)
     """Notes on usable records: text -> count, first line (from 1 in the part), excerpt."""
     unknown: int = 0

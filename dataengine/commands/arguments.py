@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from dataengine.errors import did_you_mean
 
 _STORES = (
-    "Sources and `store` are local paths or s3://bucket/prefix. Credentials are found as by the AWS tools; "
+    "Sources and `store` are local paths or s3://bucket/prefix. Credentials are those of the AWS tools; "
     "S3_ENDPOINT_URL names another S3-compatible store."
 )
 BUILD, LOOK = "build data", "look at data and plans"  # groups of commands in the help

@@ -77,8 +77,8 @@ class CleanConfig(SectionOfOneKind):
     """Drop exact duplicates after normalization; the first record stays. Documents: [text]. Pairs: `pair` for both
     sides, or a language code for one side, such as [pair, zh]."""
     near_dedup: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Drop records whose sets of 5-word shingles have at least this Jaccard similarity to an earlier record, such as
-    0.9. Default: off."""
+    """Drop records whose sets of 5-word shingles have at least this Jaccard similarity to an earlier record that stays,
+    such as 0.9. Default: off."""
     decontaminate: tuple[str, ...] = ()
     """Files with evaluation texts, in any format of `evaluate`. Records that share a whole text, 13 words in a row or
     26 Chinese characters with them are dropped."""

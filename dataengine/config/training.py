@@ -61,7 +61,7 @@ class InitConfig(Section):
     checkpoint: str
     """The checkpoint to start from: RUN/checkpoints/step-N, or RUN for its newest. A folder or a URL."""
     mode: Literal["restart", "continue"]
-    """`restart` begins at step 0 of this plan, with a new warm-up. `continue` goes on at the step of `parent`, with the
+    """`restart` begins at step 0 of this plan, with a new warm-up. `continue` starts at the step of `parent`, with the
     parent's learning rate."""
 
 

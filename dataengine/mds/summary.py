@@ -47,9 +47,9 @@ class Summary:
     sources: tuple[SourceLines, ...]
     """The parts of the sources, in the order of the stream."""
     packed: tuple[int | None, ...]
-    """For each packed unit the index of its part in `sources`; null if documents.npy of the unit names it."""
+    """For each packed task the index of its part in `sources`; null if documents.npy of the task names it."""
     segments: tuple[tuple[int, int, int, int], ...]
-    """Where the tokens of the packed units lie in the stream: rows of unit, start in the stream, start in the unit,
+    """Where the tokens of the packed tasks are in the stream: rows of task, start in the stream, start in the task,
     tokens."""
     index_sha256: str
     """SHA-256 of index.json."""

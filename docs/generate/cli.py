@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterator
 
 from dataengine.cli import make_parser
@@ -38,8 +39,11 @@ def trainer_parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 def usage(parser: argparse.ArgumentParser) -> str:
-    """The usage on one line, whatever the width of the terminal."""
-    return " ".join(parser.format_usage().removeprefix("usage: ").split())
+    """The usage in lines of at most 90 characters, whatever the width of the terminal."""
+    words = " ".join(parser.format_usage().removeprefix("usage: ").split())
+    kept = re.sub(r"\[[^]]*\]", lambda option: option[0].replace(" ", "\0"), words)  # no line ends inside of an option
+    lines = textwrap.wrap(kept, 90, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def _anchor(title: str) -> str:

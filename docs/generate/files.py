@@ -67,8 +67,8 @@ _STORE = (
     ),
     File(
         "units/FINGERPRINT/receipt.json",
-        "The result of a unit of work. JSON with a last key `xxh3`, the hash of all others. It comes last: a folder "
-        "without it is not finished. The unit's arrays (`.npy`) and shards lie beside it. You may remove `units/` "
+        "The result of a task of a build. JSON with a last key `xxh3`, the hash of all others. It comes last: a folder "
+        "without it is not finished. The task's arrays (`.npy`) and shards are beside it. You may remove `units/` "
         "after a build.",
         "dataengine.build.units.Receipt",
     ),
@@ -115,8 +115,8 @@ _RUN = (
     ),
     File(
         "training.lock",
-        "The lock of the run. On a disk it holds the name of the process, and the kernel's lock on it counts. In a "
-        "bucket it is JSON, written again every 15 s.",
+        "The lock of the run. On a disk, the kernel locks the file, and its content names the process. In a bucket it "
+        "is JSON, written again every 15 s.",
         "trainer.run.lock._Holder",
     ),
     File(

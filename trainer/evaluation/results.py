@@ -33,7 +33,7 @@ LogRows = Mapping[int, Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Score:
-    """A corpus score; `low` and `high` bound its 95 % interval, None if it was not computed."""
+    """A corpus score with its 95 % interval, if that was computed."""
 
     score: float
     """The corpus score."""
@@ -72,7 +72,7 @@ class CometScore:
 
 @dataclass(frozen=True)
 class Languages:
-    """Counts of answers by language, among those long enough to identify; shares are None without any."""
+    """Counts of answers by language, among those that are long enough to identify."""
 
     judged: int
     """Translations that are long enough to tell their language."""
@@ -171,7 +171,7 @@ class SetScores:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskScores:
-    """Accuracies of one reasoning task, None if lm-eval does not report them, and everything they depend on."""
+    """Accuracies of one reasoning task that lm-eval reports, and everything that they depend on."""
 
     shots: int
     """Examples in the prompt."""

@@ -24,7 +24,7 @@ def train_parser() -> argparse.ArgumentParser:
         "the launcher's variables WORLD_SIZE, NODE_RANK, MASTER_ADDR and MASTER_PORT.",
         "train -n 2 yamls/mini/uni_en_zh.yaml train.max_steps=100",
         "train yamls/mini/uni_en_zh.yaml --dry-run",
-        more="exit codes: 0 finished, or stopped by a signal; 2 something must be fixed first; 3 the loss or gradient "
+        more="Exit codes: 0 finished, or stopped by a signal; 2 something must be fixed first; 3 the loss or gradient "
         "of a step is bad. Composer's launcher may replace 2 and 3 by a code of its own, which is not 0 either.",
     )
     _add_ranks(parser, "default: one for each GPU, or one without GPUs")
@@ -86,7 +86,7 @@ def audit_parser() -> argparse.ArgumentParser:
         "Recompute the digest of every logged step from the run's manifest and compare. --lines writes down every "
         "document that was trained on; --find shows the steps that saw a source line.",
         ("audit runs/mini/uni_en_zh", "audit runs/mini/uni_en_zh --find demo/data/mono.en.jsonl.zst:17"),
-        more="exit codes: 0 the log is complete and agrees with the manifest; 1 it differs, or has lost steps; 2 "
+        more="Exit codes: 0 the log is complete and agrees with the manifest; 1 it differs, or has lost steps; 2 "
         " something cannot be read.",
     )
     _add_run(parser)
