@@ -96,7 +96,7 @@ def _tell_finished(start: Start, resume: Checkpoint) -> None:
     """Finish the uploads of a finished run; report changed settings, and that there is nothing to do."""
     finish_uploads(start.config, start.run, resume)
     _tell_log(start.run.folder / "log.csv", resume.step)
-    words = "%s was %s in this run: %s would change nothing any more"
+    words = "%s was %s in this run: changing it to %s has no effect now"
     tell_changes(put_aside_damaged(start.run.folder), start.last, start.config, start.manifest.schedule, words)
     log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, start.last)
 

@@ -266,7 +266,7 @@ def text_section(study: Study) -> Section | None:
                 near = [loss for at, loss in losses[stream].items() if step - 50 < at <= step]
                 cells.append(Cell(f"{np.mean(near):.3f}" if near else "–"))
             rows.append(Row(f"step {step:,}", cells))
-        tables.append(Table(f"text-{number}", f"{name[5:]}: BLEU on dev, and training loss (nats a token)",
+        tables.append(Table(f"text-{number}", f"{name[5:]}: BLEU on dev, and training loss (nats per token)",
                             [*run.directions, *run.run.streams], rows))  # fmt: skip
         colours = figures.stream_colours([run.run])
         pictures.append(figures.training(run.run, colours))

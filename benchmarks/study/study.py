@@ -198,7 +198,7 @@ def choose_jobs(*, fast: bool, seeds: int, only: str | None, text: Path | None) 
         for name in only.split(","):
             if name not in names:
                 hint = did_you_mean(name, names)
-                raise InputError(f"--only: '{name}' is no setting{hint}. Settings: {', '.join(names)}")
+                raise InputError(f"--only: '{name}' is not a setting{hint}. Settings: {', '.join(names)}")
             if all(job.setting != name for job in wanted):
                 remedy = "Add --text FOLDER" if name.startswith("text/") and text is None else "Leave out --fast"
                 raise InputError(f"--only: '{name}' is not part of this study. {remedy}")

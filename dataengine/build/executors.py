@@ -128,7 +128,7 @@ class LocalEngine:
                     process.terminate()  # the pool then counts as broken, and has ended when this block is left
                 if isinstance(error, BrokenProcessPool):
                     raise InputError(
-                        "a worker process died, perhaps because memory ran out. Finished work stays. Run the same "
+                        "a worker process died, perhaps because memory ran out. Finished work is kept. Run the same "
                         "command again, with fewer --workers if memory is short."
                     ) from None
                 raise
@@ -239,7 +239,7 @@ def _result(ray: Any, reference: Any) -> Receipt:
         raise
     except ray.exceptions.RayError as error:
         raise InputError(
-            f"a Ray task failed after all retries: {error}. Finished work stays. Run the same command again."
+            f"a Ray task failed after all retries: {error}. Finished work is kept. Run the same command again."
         ) from None
 
 

@@ -177,7 +177,7 @@ def read_built_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStre
     """A stream of the store. Raises InputError if its index differs or a shard is missing or has another size."""
     made = summary.read_summary(store, plan.folder)
     if hashlib.sha256(store.read(f"{plan.folder}/index.json")).hexdigest() != made.index_sha256:
-        raise summary.damaged_stream(store, f"{plan.folder}/index.json", "is damaged: its hash is another")
+        raise summary.damaged_stream(store, f"{plan.folder}/index.json", "is damaged: its hash differs")
     sizes = store.sizes(f"{plan.folder}/")
     for shard in made.shards:
         key = f"{plan.folder}/{shard.stored.basename}"

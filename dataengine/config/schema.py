@@ -248,7 +248,7 @@ class Config(Section):
         if self.init and self.init.mode == "continue" and self.parent is None:
             raise PlacedError(
                 ("init", "mode"),
-                "init.mode `continue` needs `parent`, the plan that goes on: {manifest: RUN/manifest.json, step: N}",
+                "init.mode `continue` needs `parent`, the plan to continue: {manifest: RUN/manifest.json, step: N}",
             )
         if self.batch_size % self.lanes:
             raise PlacedError(("lanes",), f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")

@@ -226,7 +226,7 @@ def _check(manifest: Manifest) -> None:
             if "/" in name or name in ("", ".", ".."):
                 raise ValueError(f"stream '{stream.name}' has a shard named {name!r}")
         if stream.remote.startswith("/") or {"", ".", ".."} & set(stream.remote.split("/")):
-            raise ValueError(f"stream '{stream.name}' lies at {stream.remote!r}, outside of the store")
+            raise ValueError(f"stream '{stream.name}' is at {stream.remote!r}, outside of the store")
     if unknown := set(manifest.schedule.streams) - {stream.name for stream in manifest.streams}:
         raise ValueError(f"its stages draw from {', '.join(sorted(unknown))}, which it does not describe")
 

@@ -67,7 +67,12 @@ def test_what_is_wrong_is_named_with_file_and_line(text: str, said: str) -> None
             "`yamls/mine/first.yaml`",
             "`bos: true`",
         ),
-        *("`num_fewshot`", "`trainer/run/log_csv.py:17`", "[text](../README.md#documentation)", "[text](https://a.b/c)"),
+        *(
+            "`num_fewshot`",
+            "`trainer/run/log_csv.py:17`",
+            "[text](../README.md#documentation)",
+            "[text](https://a.b/c)",
+        ),
     ],
 )
 def test_what_exists_is_well(text: str) -> None:

@@ -142,7 +142,7 @@ def test_a_server_that_is_down_for_long(bucket: Bucket, monkeypatch: pytest.Monk
     assert time.monotonic() > begun[0] + DOWN_S
     assert exact(log) == exact(bucket.straight)
     assert [one.step for one in found if one.key] == [4, 6, 10, 12, 16]
-    assert "training goes on" in ranks.printed(bucket.run("down").folder)
+    assert "training continues" in ranks.printed(bucket.run("down").folder)
 
 
 @pytest.mark.parametrize("fault", ["no marker", "file cut short", "file missing", "content changed"])

@@ -127,7 +127,7 @@ def test_a_child_that_dies_before_its_first_step_starts_again(
     log = ranks.train(family.config, out, *changes, ranks=1)
     assert rates(log) == [family.rate(step, 6) for step in range(14)]
     audit(out)
-    assert "14 steps, every digest of the log is what plan" in capsys.readouterr().out
+    assert "14 steps, every digest in the log matches plan" in capsys.readouterr().out
     assert [step for step, _ in read_history(out)] == [0, 10]
 
 

@@ -127,7 +127,7 @@ def test_continue_goes_on_with_everything_and_repeats_nothing(
     drawn = np.concatenate([child.order.sample_ids(step) for step in range(14)])
     assert len(np.unique(drawn)) == len(drawn)
     audit(out)
-    assert "14 steps, every digest of the log is what plan" in capsys.readouterr().out
+    assert "14 steps, every digest in the log matches plan" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_step_does_not_continue(experiment: Experiment) -> None:

@@ -74,7 +74,7 @@ def test_expectations_are_measured_within_a_seed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "no_paralel"], "--only: 'no_paralel' is no setting (did you mean 'no_parallel'?). Settings: "),
+        (["--only", "no_paralel"], "--only: 'no_paralel' is not a setting (did you mean 'no_parallel'?). Settings: "),
         (
             ["--only", "text/parallel_last_all"],
             "--only: 'text/parallel_last_all' is not part of this study. Add --text FOLDER",

@@ -149,7 +149,7 @@ def check_model(model: ModelConfig, checkpoint: Checkpoint, *, resume: bool = Fa
     """
     if differing := model_differences(model, checkpoint):
         raise InputError(
-            f"{checkpoint.place} is of another model: {', '.join(differing)}. "
+            f"{checkpoint.place} has a different model: {', '.join(differing)}. "
             "Restore these settings under `model`, or give this run another `out`."
         )
     seed = checkpoint.model.get("init_seed", model.init_seed)

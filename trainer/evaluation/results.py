@@ -337,7 +337,7 @@ def read_results(run: Run, step: int) -> Results | None:
             return None
         found = decode(Results, content)
         if found.step != step or not found.checkpoint or not all(one.translations for one in found.translation):
-            raise ValueError("it does not say what it is of")
+            raise ValueError("it does not name its checkpoint")
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -141,7 +141,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s is damaged (%s) and is written anew", path, error)
+        log.warning("%s is damaged (%s) and is written again", path, error)
         return None
 
 

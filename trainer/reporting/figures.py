@@ -205,7 +205,7 @@ def training(run: TrainedRun, colours: Mapping[str, str]) -> str:
     """Loss per stream, mix, gradient norm, learning rate, speed and memory of one run, over steps."""
     losses = {name: _thin(*run.column(f"loss/{name}")) for name in run.streams}
     joined = np.concatenate([values for _, values in losses.values()])
-    panels = [Panel("training loss (nats a token)", _PLACES[0], run.steps, *limits(joined))]
+    panels = [Panel("training loss (nats per token)", _PLACES[0], run.steps, *limits(joined))]
     for name, (steps, values) in losses.items():
         if len(steps):
             panels[0].line(steps, values, colours[name])

@@ -36,7 +36,7 @@ def describe_highlights(
             yield f"{run.label}: log.csv has lost steps {run.lost_steps}; its curves go straight across them."
         if run.skipped:
             shown = ", ".join(f"{step:,}" for step in run.skipped)
-            yield f"{run.label}: steps that were seen and not trained on, which its curves leave out: {shown}."
+            yield f"{run.label}: skipped steps, which its curves leave out: {shown}."
         marks = [significance.mark(run, direction, number) for number in shots for direction in directions]
         if any(marks) and significance.baseline is not None:
             yield (

@@ -107,8 +107,8 @@ def _read_run(url: str, cache: str) -> TrainedRun:
     if trained.judged and run.store is not None:
         _fetch_translations(run, trained.judged)
     problems = [
-        f"{one.path} is of a checkpoint that was trained anew since. Evaluate again: trainer/evaluate.py CONFIG "
-        f"--step {one.step}"
+        f"{one.path} is from a checkpoint that was since trained again. Evaluate again: "
+        f"python trainer/evaluate.py CONFIG --step {one.step}"
         for one in anew
     ]
     problems += [one.problem for one in trained.results if one.problem]
@@ -175,5 +175,5 @@ def _read_build(config: Mapping[str, Any], manifest: Manifest) -> tuple[tuple[St
     except (OSError, InputError):
         return (), f"{place} is not there"
     if report.plan_id != manifest.plan_id:
-        return (), f"{place} is of another build"
+        return (), f"{place} is from another build"
     return report.streams, ""

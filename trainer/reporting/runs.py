@@ -136,7 +136,7 @@ class TrainedRun:
 
     @property
     def skipped(self) -> Mapping[int, str]:
-        """The steps that were seen and not trained on, and why."""
+        """The skipped steps, and why."""
         return skipped_steps(self.rows)
 
     def _read_column(self, name: str) -> tuple[Floats, Floats]:
@@ -144,7 +144,7 @@ class TrainedRun:
             rows = [row for row in self.rows if row.get(name) and not (row.get("skipped") and name in self._judged)]
             found = [(int(row["step"]) + 1, float(row[name])) for row in rows]
         except ValueError as error:
-            raise InputError(f"{self.url}/log.csv is damaged, column {name}: {error}. Remove or mend it.") from None
+            raise InputError(f"{self.url}/log.csv is damaged, column {name}: {error}. Remove or fix it.") from None
         both = np.array(found, dtype=np.float64).reshape(-1, 2)
         return both[:, 0], both[:, 1]
 

@@ -227,7 +227,7 @@ class _HuggingFace:
         eos = [token for token in (named or _USUAL_EOS) if whole.token_to_id(token) is not None]
         if len(eos) != 1:
             raise InputError(
-                f"tokenizer {path}: cannot tell its eos_token (tried {', '.join(named or _USUAL_EOS)}). "
+                f"tokenizer {path}: cannot find its eos_token (tried {', '.join(named or _USUAL_EOS)}). "
                 "Name one of its tokens as `eos_token`."
             )
         bos = [token for token in roles.get("bos_token", _USUAL_BOS) if whole.token_to_id(token) is not None]

@@ -206,10 +206,10 @@ def test_a_store_that_cannot_be_written_is_read(make_config: ConfigMaker, capsys
     assert capsys.readouterr().err == ""
     result = build(make_config(["train.learning_rate=0.5"]), store=store)
     assert (result.new, result.manifest) == (False, manifest)
-    assert "experiments/small/config.yaml stays as it was: " in capsys.readouterr().err
+    assert "experiments/small/config.yaml is unchanged: " in capsys.readouterr().err
     Path(config.store, "source_hashes.json").unlink()
     assert not build(config, store=store).new
-    assert "source_hashes.json stays as it was: " in capsys.readouterr().err
+    assert "source_hashes.json is unchanged: " in capsys.readouterr().err
     with pytest.raises(OSError, match="Read-only"):
         build(make_config(["seed=5"]), store=store)
 

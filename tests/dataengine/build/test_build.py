@@ -346,7 +346,7 @@ def test_too_many_bad_records_fail_the_build(make_config: ConfigMaker, tmp_path:
     assert message == (
         "stream 'mono': 2 of 100 records are unusable (1 'text' is empty, 1 no key 'text'), more than max_bad_fraction "
         f'0.01 allows. The first: {path}, line 99: \'text\' is empty: {{"text": " "}} (all of them, with files and '
-        f"lines: {rejects}). Fix them, or raise max_bad_fraction to go on without them."
+        f"lines: {rejects}). Fix them, or raise max_bad_fraction to continue without them."
     )
     assert [json.loads(line) for line in rejects.read_text().splitlines()] == [
         {"file": str(path), "line": 99, "reason": "'text' is empty", "excerpt": '{"text": " "}'},
@@ -412,7 +412,7 @@ def test_a_record_of_which_the_tokenizer_knows_nothing_is_unusable(
     assert build_error(documents_only(make_config, path, **settings, store=str(tmp_path / "strict"))).endswith(
         f"The first: {path}, line 98: {UNKNOWN_TEXT}: 打开文件 (all of them, with files and lines: {tmp_path}/strict/"
         f"{built.rejects}). Fix them, use a tokenizer that knows these texts or falls back to bytes, "
-        "or raise max_bad_fraction to go on without them."
+        "or raise max_bad_fraction to continue without them."
     )
 
 
@@ -671,7 +671,7 @@ def test_damaged_index_is_noticed(make_config: ConfigMaker) -> None:
     build(config, workers=1)
     index = next(Path(config.store, "streams").glob("mono-*/index.json"))
     index.write_bytes(index.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"index\.json is damaged: its hash is another\. Remove .*, and build again"):
+    with pytest.raises(InputError, match=r"index\.json is damaged: its hash differs\. Remove .*, and build again"):
         build(config, workers=1)
 
 

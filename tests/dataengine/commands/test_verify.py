@@ -142,7 +142,7 @@ def test_a_folder_of_a_stream_is_checked_without_a_manifest(built: Built, capsys
 
 
 def test_a_content_that_is_not_what_was_compressed_is_noticed(make_config: ConfigMaker) -> None:
-    """The hash of the stored file alone would not show it: a stream whose raw hash is another."""
+    """The hash of the stored file alone would not show it: a stream whose raw hash differs."""
     config = make_config(**FORMATS["compressed"])
     store, stream = open_store(config.store), build(config).manifest.streams[0]
     index = store.read(f"{stream.remote}/index.json")
@@ -150,7 +150,7 @@ def test_a_content_that_is_not_what_was_compressed_is_noticed(make_config: Confi
     store.write(f"{stream.remote}/index.json", index.replace(raw.encode(), b"0" * 64))
     below, found = open_stream(f"{config.store}/{stream.remote}")
     (problem,) = verify(below, [found])[0]
-    assert problem.endswith("shard.00000.mds.zstd is damaged: its content is not what was compressed")
+    assert problem.endswith("shard.00000.mds.zstd is damaged: its decompressed content has changed")
 
 
 @pytest.mark.parametrize(

@@ -841,7 +841,7 @@ def test_a_broken_archive_is_an_error(tmp_path: Path, suffix: str) -> None:
         with pytest.raises(InputError) as error:
             read(path)
         assert str(error.value) == (
-            f"{path}: broken archive: its first bytes are of no archive, and are not text. Fetch the file again."
+            f"{path}: broken archive: its first bytes are neither an archive nor text. Fetch the file again."
         )
     packed = PACK[suffix](b'{"text": "a"}\n')
     path.write_bytes(packed + b"garbage after the end")
@@ -1247,7 +1247,7 @@ def test_a_parquet_column_that_stands_twice_is_an_error_if_it_is_wanted(tmp_path
     for key, twice in (("text", "text"), ("meta.x", "meta.x")):
         with pytest.raises(InputError) as error:
             read(path, RecordFormat((key,)))
-        assert str(error.value) == f"{path}: 2 columns are named '{twice}'. Write the file anew with one of them."
+        assert str(error.value) == f"{path}: 2 columns are named '{twice}'. Write the file again with one of them."
     assert read(path, RecordFormat(("other",)))[0] == [(1, ("c",))]
     assert read(path, RecordFormat(("meta.y",)))[0] == [(1, ("m",))]
 
@@ -1335,7 +1335,8 @@ def test_a_name_that_tells_no_format_needs_one(tmp_path: Path, name: str) -> Non
     with pytest.raises(InputError) as error:
         plan(path)
     assert str(error.value) == (
-        f"stream 's': cannot tell the format of {path} by its name (.jsonl, .ndjson, .json, .tsv, .txt, .text, .tmx, "
+        f"stream 's': cannot detect the format of {path} from its name (.jsonl, .ndjson, .json, .tsv, .txt, .text, "
+        ".tmx, "
         ".parquet, then .gz, .zst, .xz, .bz2 or nothing). State streams.s.format: jsonl, tsv, text, tmx or parquet."
     )
     (part,) = plan(path, format="text")

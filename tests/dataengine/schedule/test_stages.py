@@ -93,7 +93,7 @@ def test_a_stream_without_samples_is_not_to_be_repeated() -> None:
             resolve([{"steps": 2, "mix": {"a": 1}}], {"a": samples}, lanes=2, passes=4)
         assert str(error.value) == (
             "stream 'a' is too small: stage 'stage0' draws 20 samples (2,000 tokens), but it has "
-            f"{words}. Add sources to streams.a, or loosen what drops its records."
+            f"{words}. Add sources to streams.a, or relax the rules that drop its records."
         )
 
 

@@ -690,7 +690,7 @@ def test_unusable_tokenizers(tmp_path: Path, hf_path: Path) -> None:
         load_tokenizer(DEMO / "README.md")
     with pytest.raises(InputError, match=r"has no piece '<nope>'\. Correct `eos_token`"):
         load_tokenizer(DEMO / "tokenizer.model", "<nope>")
-    with pytest.raises(InputError, match=r"cannot tell its eos_token \(tried <nope>\)"):
+    with pytest.raises(InputError, match=r"cannot find its eos_token \(tried <nope>\)"):
         load_tokenizer(hf_path, "<nope>")
 
 

@@ -93,7 +93,7 @@ def test_a_choice_is_among_all_results_and_a_removed_checkpoint_is_judged_by_its
     assert evaluate(*common) == 2
     words = capsys.readouterr().err
     assert f"step 8 was chosen but cannot be evaluated on test: {out} no longer has a checkpoint of 8 steps," in words
-    assert f"export {export} is of another checkpoint" in words
+    assert f"export {export} is from another checkpoint" in words
     assert chosen(out)["step"] == 8
     name_origin(out, 8, identity)
     assert evaluate(*common) == 0

@@ -281,7 +281,7 @@ CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (log_is_a_folder, "out: {folder}/run/log.csv is a folder, but must be a file. Move it away."),
     (no_usable_checkpoint, "is usable, though 1 were finished"),
     (no_checkpoints_any_more, "has no checkpoint, although its log.csv has steps up to 7 and the first checkpoint was"),
-    (other_model, "/checkpoints/step-00000004 is of another model: hidden_size was 64 and is 32. Restore these "),
+    (other_model, "/checkpoints/step-00000004 has a different model: hidden_size was 64 and is 32. Restore these "),
     (
         other_seed,
         "model.init_seed is 4, but the run of {folder}/run/checkpoints/step-00000004 started with seed "
@@ -297,7 +297,7 @@ CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (damaged_init, "__0_0.distcp has 0 bytes, not 101: the checkpoint is damaged. Name a run folder with "),
     (
         init_of_another_model,
-        "init.checkpoint {folder}/before is of another model: hidden_size was 64 and is 32. Set these under `model`.",
+        "init.checkpoint {folder}/before has a different model: hidden_size was 64 and is 32. Set these under `model`.",
     ),
     (init_of_another_step, "is of step 4, but with init.mode `continue` training resumes at parent.step, 6."),
     (

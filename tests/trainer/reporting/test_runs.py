@@ -90,7 +90,7 @@ def test_a_build_that_is_gone_or_another_is_said(folder: Path) -> None:
     report.parent.mkdir(parents=True)
     report.write_text(json.dumps({"plan_id": "another"}))
     (folder / "config.yaml").write_text(f"store: {folder}/store\n")
-    assert "is of another build" in read(folder).built_note
+    assert "is from another build" in read(folder).built_note
 
 
 def test_without_a_choice_the_last_evaluation_is_judged(folder: Path) -> None:
@@ -186,10 +186,11 @@ def test_results_of_a_checkpoint_that_was_trained_anew_are_left_out(folder: Path
     if now == "unfinished":
         (checkpoint.folder / "COMPLETE.json").unlink()
     run = read(folder)
-    told = (
-        f"{path} is of a checkpoint that was trained anew since. Evaluate again: trainer/evaluate.py CONFIG --step 80"
+    problem = (
+        f"{path} is from a checkpoint that was since trained again. Evaluate again: "
+        "python trainer/evaluate.py CONFIG --step 80"
     )
-    assert run.problems == ((told,) if now == "another" else ())
+    assert run.problems == ((problem,) if now == "another" else ())
     assert [one.step for one in run.evaluations] == [step for step in STEPS if step != 80 or now != "another"]
 
 
