@@ -248,7 +248,7 @@ def count_parameters(run: StudyRun) -> int:
 
 
 def text_section(study: Study) -> Section | None:
-    """Real text: losses and BLEU over steps, whatever they are."""
+    """Real text: losses and BLEU over steps."""
     names = study.named("text/")
     if not names:
         return None

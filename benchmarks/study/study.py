@@ -116,7 +116,7 @@ class Job:
 
     @property
     def key(self) -> list[str]:
-        """What the run is made of."""
+        """The values that identify the run: plan, config and interval of checkpoints."""
         return [self.manifest.plan_id, self.config.model_dump_json(), str(_EVERY)]
 
 
@@ -211,7 +211,7 @@ def choose_jobs(*, fast: bool, seeds: int, only: str | None, text: Path | None) 
 
 
 def make_inputs(text: Path | None) -> None:
-    """The files that streams are made of."""
+    """The source files of the streams."""
     folder = Path("runs/study/world")
     stamp = folder / "of.txt"
     made_by = f"seed {WORLD_SEED}\n{Path(world.__file__).read_text()}"

@@ -109,7 +109,7 @@ class LocalEngine:
     ) -> Iterator[tuple[int, Receipt]]:
         context = multiprocessing.get_context("spawn")
         counter: Synchronized[int] = context.Value("q", 0)
-        told = 0
+        reported = 0
         workers = min(self.workers, len(order))
         with ProcessPoolExecutor(workers, context, _start_worker, (counter, os.getpid())) as pool:
             with _ignoring_interrupts():  # workers inherit this until they have started
@@ -119,8 +119,8 @@ class LocalEngine:
                 while waiting:
                     done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                     read = counter.value
-                    progress.read(read - told)
-                    told = read
+                    progress.read(read - reported)
+                    reported = read
                     for future in done:
                         yield futures[future], future.result()
             except BaseException as error:  # also Ctrl-C: waiting units do not start, running ones leave nothing

@@ -220,7 +220,7 @@ def _choose(files: Sequence[Paths]) -> list[Paths]:
 
 
 def _read(part: SourcePart, form: RecordFormat, count: int) -> list[_Record]:
-    """The first records of a part, as far as it can be read. Of plain text the first lines, whatever `split` says."""
+    """The first records of a part, as far as it can be read. For plain text the first lines, regardless of `split`."""
     found: list[_Record] = []
     reading = Reading(part, replace(form, label_key=None, split="line"), lambda size: None)
     with suppress(InputError, OSError), closing(reading.batches(count)) as batches:

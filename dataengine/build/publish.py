@@ -138,7 +138,7 @@ def _link_checked(store: Store, source: str, key: str) -> None:
 
 
 def find_segments(packed: Packed, width: int) -> tuple[tuple[int, int, int, int], ...]:
-    """Where the tokens of each unit lie in the stream: (unit, start in the stream, start in the unit, tokens).
+    """The place of each unit's tokens in the stream: (unit, start in the stream, start in the unit, tokens).
 
     First the units' own shards, then the part of each group's tails in its shards, then the rest of all tails.
     """

@@ -26,7 +26,7 @@ _UNKNOWN = 0.001  # of the tokens: worth a warning
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the experiment, and print what was seen, what was not used, and what to type next."""
+    """Write the experiment, and print what was found, what was not used, and the next commands."""
     name, path = options.config, _yaml_path(options.config, options.to)
     if not options.overrides:
         raise InputError(f"init {name} needs files: dataengine init {name} FILE_OR_FOLDER_OR_URL ...")

@@ -61,7 +61,7 @@ class InitConfig(Section):
     checkpoint: str
     """The checkpoint to start from: RUN/checkpoints/step-N, or RUN for its newest. A folder or a URL."""
     mode: Literal["restart", "continue"]
-    """`restart` begins at step 0 of this plan, with a new warm-up. `continue` goes on at the step of `parent`, with the
+    """`restart` begins at step 0 of this plan, with a new warm-up. `continue` resumes at the step of `parent`, with the
     parent's learning rate."""
 
 
@@ -185,7 +185,7 @@ class EvaluateConfig(Section):
     comet: tuple[str, ...] = ()
     """COMET and CometKiwi models that score the translations: folders, or names on the Hugging Face hub."""
     reasoning: tuple[str, ...] = ()
-    """Tasks of lm-eval, such as [arc_easy, xcopa_zh]. `paper` stands for the 14 scores of the paper."""
+    """Tasks of lm-eval, such as [arc_easy, xcopa_zh]. `paper` selects the 14 scores of the paper."""
     task_folder: str | None = None
     """A folder with lm-eval task files of your own. Default: only the tasks of lm-eval."""
 

@@ -32,7 +32,7 @@ class Heard:
     shares: dict[str, float]  # by the identifier's codes; they sum to at most 1
 
     def share(self, language: str) -> float:
-        """The part of the texts that is in a language, or in one that is hardly told from it."""
+        """The part of the texts that is in a language, or in one that is hard to distinguish from it."""
         return sum(self.shares.get(code, 0.0) for code in model_codes(language))
 
     @property

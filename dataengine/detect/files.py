@@ -61,7 +61,7 @@ def is_tokenizer(path: str) -> bool:
 
 
 def _no_data(path: str) -> str:
-    """Why a file of a folder is no data by its name; "" if it may be."""
+    """Why the name of a file in a folder excludes it as data; "" if it may be data."""
     name = path.rpartition("/")[2]
     if _OTHER.match(name) or name in ("tokenizer_config.json", "config.json", "special_tokens_map.json"):
         return "not data by its name"

@@ -204,7 +204,7 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def _store_of(path: str, name: str) -> str:
-    """The store that a manifest lies in; empty if its path is not that of an experiment in a store."""
+    """The store that holds a manifest; empty if its path is not that of an experiment in a store."""
     place = path.removesuffix(f"experiments/{name}/manifest.json")
     return "" if place == path or place[-1:] not in ("", "/") else place.rstrip("/") or ("/" if place else ".")
 

@@ -1,6 +1,7 @@
 """OUT/evaluations/step-00000040/: results.json, and the translations of each set as JSON lines. Needs no torch.
 
-Several evaluations of one checkpoint may run at once, with other sets or settings: each adds its part to what is there.
+Several evaluations of one checkpoint may run at once, with other sets or settings: each adds its
+part to the existing results.
 """
 
 from __future__ import annotations
@@ -65,16 +66,16 @@ class CometScore:
 
     @property
     def signature(self) -> str:
-        """What tells its scores from those of another model of the name."""
+        """The hash of the model, which distinguishes models of the same name."""
         return self.sha256
 
 
 @dataclass(frozen=True)
 class Languages:
-    """In which language answers are, of those long enough to tell; shares are None without any."""
+    """The languages of the answers that are long enough to identify; shares are None without any."""
 
     judged: int
-    """Translations that are long enough to tell their language."""
+    """Translations that are long enough to identify their language."""
     target: int
     """Of these, in the target language."""
     source: int
@@ -89,7 +90,7 @@ class Languages:
 
 @dataclass(frozen=True)
 class Translation:
-    """One sentence of a set, and what a checkpoint made of it: a line of a file of translations."""
+    """A sentence of a set and its translation by a checkpoint: a line of a file of translations."""
 
     source: str
     """The source sentence."""
@@ -177,7 +178,7 @@ class TaskScores:
     samples: int
     """Questions of the task."""
     bos: bool | None = None
-    """BOS stood before the prompt."""
+    """Whether BOS preceded the prompt."""
     version: str = ""
     """Version of the task in lm-eval."""
     acc: float | None = None
@@ -194,7 +195,7 @@ class TaskScores:
 
 @dataclass(frozen=True)
 class SetContamination:
-    """How many sentences of a set stand in the training streams."""
+    """How many sentences of a set are in the training streams."""
 
     sentences: int
     """Sentences of the set."""
@@ -235,7 +236,7 @@ class Results:
 
 
 def results_folder(step: int) -> str:
-    """Where the results of the checkpoint after `step` steps lie, below a run."""
+    """The folder with the results of the checkpoint after `step` steps, relative to the run."""
     return f"evaluations/step-{step:08d}"
 
 
@@ -253,7 +254,7 @@ def new_results(name: str, checkpoint: Checkpoint, rows: LogRows, tokens: int) -
 
 
 def read_log_rows(run: Run) -> LogRows:
-    """By steps trained, what the log has of the last step that tells one training from another; empty without a log."""
+    """By steps trained, the logged values of the last step that identify a training; empty without a log."""
     try:
         content = (run.folder / "log.csv").read_bytes() if run.store is None else run.store.read("log.csv")
     except FileNotFoundError:
@@ -263,10 +264,10 @@ def read_log_rows(run: Run) -> LogRows:
 
 
 def is_of_run(results: Results, checkpoints: Mapping[int, Checkpoint], rows: LogRows, plan_id: str) -> bool:
-    """Whether results are of this run's checkpoint of their step, and not of one that was trained before or anew.
+    """Whether results are of this run's checkpoint of their step, and not of one from an earlier or later training.
 
-    `checkpoints` are those that exist, by step. One that was removed is known by its row of the log; where a log has no
-    such row, though later ones, or there is none, by its plan.
+    `checkpoints` are those that exist, by step. A removed checkpoint is identified by its row in the log. If the log
+    is missing or lacks this row but has later ones, the plan identifies it.
     """
     step = results.step
     if step in checkpoints:
@@ -301,7 +302,7 @@ def read_versioned(path: Path, kind: type[T], versions: Sequence[int]) -> T:
 
 
 def read_translations(path: Path, sentences: int) -> list[Translation]:
-    """Read the translations of a set. Raises OSError or ValueError if they are not so many, or damaged."""
+    """Read the translations of a set. Raises OSError or ValueError if their number differs or they are damaged."""
     found = decode_lines(Translation, path.read_bytes())
     if len(found) != sentences:
         raise ValueError(f"{len(found):,} sentences, not {sentences:,}")
@@ -327,7 +328,7 @@ def encode_results(results: Results) -> bytes:
 
 
 def read_results(run: Run, step: int) -> Results | None:
-    """What is kept of a step; None for nothing, or what another version made. Raises InputError if it is damaged."""
+    """The stored results of a step; None without any, or for another version. Raises InputError if they are damaged."""
     key = f"{results_folder(step)}/{_RESULTS}"
     run.fetch(key)
     path = run.folder / key
@@ -370,11 +371,11 @@ def add_results(
     contamination: Mapping[str, SetContamination] | None = None,
     files: Mapping[str, bytes] | None = None,
 ) -> Results:
-    """Add to the results of a checkpoint what an evaluation found, beside what others found meanwhile; return them all.
+    """Merge the results of an evaluation into those that others stored meanwhile; return all.
 
-    `new` are those of `new_results`; what is there of another checkpoint is left behind. `files` are contents of
-    translations by their names. In a bucket, what another machine adds in the same moment may be lost; it is made again
-    when it is asked for.
+    `new` are those of `new_results`. Stored results of another checkpoint are dropped. `files` are contents of
+    translations by their names. In a bucket, results that another machine adds at the same moment may be lost; the
+    next evaluation that needs them computes them again.
     """
     place = results_folder(new.step)
     folder = run.folder / place

@@ -1,4 +1,4 @@
-"""Which results of runs may stand in one column: of equal texts, search, prompt and signature. Others are marked."""
+"""Which results can share a column: those with equal texts, search, prompt and signature. Others are marked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _Search = tuple[str, str]  # set and decoding
 
 
 def is_comparable(one: SetResult, other: SetResult) -> bool:
-    """Whether the scores of two results differ by what the runs have made alone."""
+    """Whether two results were measured the same way, so that only the runs differ."""
     return way_of(one) == way_of(other)
 
 
 def way_of(one: SetResult) -> tuple[object, ...]:
-    """What must be equal for two results to be compared."""
+    """The conditions that must be equal to compare two results."""
     texts = (one.texts_sha256, one.sentences, one.prompt)
     return (_search(one), one.direction, one.shots, *texts, one.bleu.signature, one.chrf.signature)
 
@@ -57,7 +57,7 @@ class Comparable:
         return None if found is None or self.difference(found) else found
 
     def difference(self, one: SetResult) -> str:
-        """How a result was measured otherwise than most of its column, in words; nothing if it was not."""
+        """How a result was measured differently than most of its column, in words; nothing if it was not."""
         most = self._chosen.get(_column(one))
         return "" if most is None or is_comparable(one, most) else ", ".join(_differences(one, most))
 
@@ -67,7 +67,7 @@ def _column(one: SetResult) -> _Column:
 
 
 def _majority(runs: Sequence[Sequence[SetResult]], of: Callable[[SetResult], object]) -> SetResult | None:
-    """One of the results that have of it what most runs have, each column counted."""
+    """A result whose value of `of` is the most frequent one; runs are counted once per column."""
     counts = Counter(value for results in runs for value, _ in {(of(one), _column(one)) for one in results})
     return max(
         (one for results in runs for one in results),
@@ -77,7 +77,7 @@ def _majority(runs: Sequence[Sequence[SetResult]], of: Callable[[SetResult], obj
 
 
 def _differences(one: SetResult, most: SetResult) -> Iterator[str]:
-    """What of a result is another than of most."""
+    """How a result was measured differently from most."""
     if one.set != most.set:
         yield f"on {one.set}"
     elif one.sentences != most.sentences:

@@ -25,7 +25,7 @@ from trainer.evaluation.results import Score
 from trainer.reporting.line_charts import Panel, limits, picture, stack
 from trainer.reporting.runs import Floats, TrainedRun
 
-# Okabe and Ito's colours, told apart by colour-blind readers; the yellow one is too light for lines.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; yellow is too light for lines.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8B6F47", "#7A5195", "#6B6B6B")
 _STREAMS = (
     "#8A97A8",
@@ -130,9 +130,9 @@ def stream_colours(runs: Sequence[TrainedRun]) -> dict[str, str]:
 
 
 def bleu_curves(runs: Sequence[TrainedRun], curves: Sequence[Curve], shots: int) -> str:
-    """BLEU on dev over steps, a panel a direction: what is learned, and forgotten once its data are used up.
+    """BLEU on dev over steps, one panel per direction: learning, and forgetting once the data are used up.
 
-    The page says which run has which colour and sign: beside hundreds of names there is no room for the curves.
+    The page itself has the key of colours and signs: hundreds of names would leave no room for the curves.
     """
     colours, directions = run_colours(runs), list(dict.fromkeys(one.direction for one in curves))
     signs = {run.label: _MARKERS[number % len(_MARKERS)] for number, run in enumerate(runs)}

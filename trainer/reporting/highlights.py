@@ -1,4 +1,4 @@
-"""What stands out in a report, in words."""
+"""The highlights of a report, as sentences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def describe_highlights(
     significance: Significance,
     curves: Sequence[Curve],
 ) -> Iterator[str]:
-    """What stands out, in words."""
+    """The highlights, as sentences."""
     pick = significance.compared.pick_alike
     for number in shots:
         best = []

@@ -20,10 +20,10 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 24, 24  # of a panel, around its plot
 
 @dataclass
 class Panel:
-    """One plot within a picture: steps, its title, and what is drawn in it."""
+    """One plot within a picture: its steps, title and curves."""
 
     title: str
-    place: tuple[float, float, float, float]  # left, top, width and height, with what stands around the plot
+    place: tuple[float, float, float, float]  # left, top, width and height, including the labels around the plot
     steps: float  # the last one; the first is 0
     low: float
     high: float
@@ -31,7 +31,7 @@ class Panel:
     shapes: list[str] = field(default_factory=list)
 
     def line(self, steps: Floats, values: Floats, colour: str) -> None:
-        """Draw a curve; it has gaps where a value is none or lies outside."""
+        """Draw a curve; it has gaps where a value is missing or outside."""
         inside = np.isfinite(values) & (values > 0 if self.log else True)
         for run in np.split(np.arange(len(values)), np.flatnonzero(~inside)):
             kept = run[inside[run]]

@@ -162,7 +162,7 @@ def _by_shots(curves: Sequence[Curve]) -> dict[int, list[Curve]]:
 def _not_drawn(curves: Sequence[Curve]) -> str:
     """The results that have no place in a picture, and why."""
     words = [f"{one.label} {one.direction} ({', '.join(one.others)})" for one in curves if one.others]
-    return f"Measured otherwise, and not drawn: {'; '.join(words)}." if words else ""
+    return f"Measured differently, and not drawn: {'; '.join(words)}." if words else ""
 
 
 def _means(

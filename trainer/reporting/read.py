@@ -27,16 +27,16 @@ from trainer.run.settings import SETTINGS, History, parse_history
 
 
 def read_runs(runs: Sequence[str], cache: str) -> list[TrainedRun]:
-    """Read run folders or URLs, each once, in the order given; labels are the shortest names that tell them apart.
+    """Read run folders or URLs, each once, in the order given; labels are the shortest unique names.
 
-    A folder that is no run stands for all runs below it. Raises InputError for a place without a run and for damaged
+    A folder that is not a run means all runs below it. Raises InputError for a place without a run and for damaged
     files.
     """
     return _label([_read_run(url, cache) for url in _each_run(runs)])
 
 
 def read_usable_runs(runs: Sequence[str], cache: str) -> tuple[list[TrainedRun], list[str]]:
-    """Read the runs that can be read; return them, and what is wrong with the others.
+    """Read the runs that can be read; return them, and the problems of the others.
 
     Raises InputError if none can be read.
     """

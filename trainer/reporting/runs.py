@@ -150,7 +150,7 @@ class TrainedRun:
 
     @property
     def final_losses(self) -> dict[str, float]:
-        """The last logged training loss of each stream, nats a token; streams that were not drawn are absent."""
+        """The last logged training loss of each stream, in nats per token; streams that were not drawn are absent."""
         losses = {name: self.column(f"loss/{name}")[1] for name in self.streams}
         return {name: float(values[-1]) for name, values in losses.items() if len(values)}
 
@@ -203,7 +203,7 @@ class TrainedRun:
         return self.judged.on(self.judged_on) if self.judged else ()
 
     def kind(self, stream: str) -> str:
-        """What a stream is made of: `documents`, `pairs`, `exchanged` (not adjacent) or `sides`."""
+        """The content of a stream: `documents`, `pairs`, `exchanged` (not adjacent) or `sides`."""
         settings = (self.config.get("streams") or {}).get(stream) or {}
         if settings.get("sides"):
             return "sides"

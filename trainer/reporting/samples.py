@@ -18,7 +18,7 @@ _LOOKED_AT = 20_000  # answers of a direction that are scored one by one, to fin
 
 @dataclass(frozen=True)
 class Sample:
-    """A sentence, and what each run made of it: label, how it was measured otherwise, the answer and its chrF."""
+    """A sentence and its translation by each run: label, how it was measured differently, the answer and its chrF."""
 
     source: str
     reference: str

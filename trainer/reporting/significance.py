@@ -29,7 +29,7 @@ class Significance:
         try:
             self.known = dict(json.loads(self.path.read_bytes()))
         except (OSError, ValueError, TypeError):
-            self.known = {}  # made anew
+            self.known = {}  # computed again
 
     def p_value(self, run: TrainedRun, direction: str, shots: int) -> float | None:
         """Of the difference in BLEU; None if there is nothing to compare."""

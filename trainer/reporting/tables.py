@@ -16,12 +16,12 @@ from trainer.reporting.comparable import Comparable
 from trainer.reporting.runs import SetResult, TrainedRun
 from trainer.reporting.significance import LEVEL, Significance
 
-_OTHER = "≠: measured otherwise than most of the column, in the way that stands behind it; not to be compared."
+_OTHER = "≠: measured differently from most of the column, in the way given after it; not comparable."
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a table, and what stands around it."""
+    """One value of a table, with its marks and notes."""
 
     value: str = ""
     detail: str = ""  # an interval
@@ -29,7 +29,7 @@ class Cell:
     paper: str = ""
     delta: str = ""  # ours less the paper's
     best: bool = False
-    other: str = ""  # how it was measured otherwise than its column
+    other: str = ""  # how it was measured differently than its column
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Table:
     title: str
     header: Sequence[str]
     rows: Sequence[Row]
-    groups: Sequence[tuple[str, int]] = ()  # headings over so many columns
+    groups: Sequence[tuple[str, int]] = ()  # headings, each over a number of columns
     note: str = ""
 
 
@@ -276,9 +276,9 @@ def failures_table(runs: Sequence[TrainedRun]) -> Table | None:
         ["sentences", "off-target", "references' own", *(name.replace("_", " ") for name in counts)],
         rows,
         note=(
-            "Off-target: the share of answers, of those long enough to tell, whose likeliest language (lid.176) is not "
-            "the target; the same of the references is the identifier's own error. Unfinished: cut at the limit of new "
-            "tokens. Longer than context: prompt and new tokens exceed the length that the model was trained on."
+            "Off-target: the share of answers, of those long enough to identify, whose likeliest language (lid.176) is "
+            "not the target; the same of the references is the identifier's own error. Unfinished: cut at the limit of "
+            "new tokens. Longer than context: prompt and new tokens exceed the length that the model was trained on."
         ),
     )
 
@@ -305,7 +305,7 @@ def contamination_table(runs: Sequence[TrainedRun]) -> Table | None:
 def reasoning_tables(runs: Sequence[TrainedRun]) -> list[Table]:
     """lm-eval's accuracies in the form of the paper's tables 4, 12 and 13, then other tasks.
 
-    The paper's models stand beside ours if a run has a setting of the paper's.
+    The paper's models appear beside ours if a run has a setting of the paper's.
     """
     with_paper = any(run.setting in paper_module.SETTINGS for run in runs)
     judged = [run for run in runs if run.reasoning]
@@ -399,7 +399,7 @@ def _both(run: TrainedRun, task: str) -> str:
 
 
 def data_table(run: TrainedRun, number: int) -> Table | None:
-    """What the build made of the sources of run `number`."""
+    """The build's counts of the sources of run `number`."""
     if not run.built:
         return None
     rows = []

@@ -29,7 +29,7 @@ _LOCK = "training.lock"
 def hold(folder: Path) -> Iterator[None]:
     """Lock a run's folder for this process, so that two trainings do not write to it. Creates the folder if needed.
 
-    The kernel holds the lock until the process ends, in whatever way; children do not inherit it. On a shared disk with
+    The kernel holds the lock until the process ends, for any reason; children do not inherit it. On a shared disk with
     locks it also excludes other machines. Raises InputError if another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)

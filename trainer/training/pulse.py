@@ -2,9 +2,9 @@
 
 A collective cannot name the missing rank, and its timeout must be longer than a bucket outage that one rank may wait
 for. Here, a rank that waits for its batch has the time of an outage, and a rank that computes has STUCK_S. A thread in
-each rank writes its state every BEAT_S; the thread of rank 0 judges all states. On a verdict every rank ends, whatever
-its main thread waits for. Time in which a process is suspended (Ctrl-Z, a scheduler, a paused machine) does not count.
-Needs no Composer.
+each rank writes its state every BEAT_S; the thread of rank 0 judges all states. On a verdict every rank ends, even if
+its main thread is blocked. Time in which a process is suspended (Ctrl-Z, a scheduler, a paused machine) does not
+count. Needs no Composer.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Place(NamedTuple):
 
 
 def judge(states: Sequence[State], silent_s: Sequence[float]) -> str | None:
-    """Return which ranks the others wait for in vain, and what to do; None while all ranks make progress.
+    """Return which ranks the others wait for without progress, and what to do; None while all ranks make progress.
 
     `silent_s`: seconds since each rank's last heartbeat.
     """

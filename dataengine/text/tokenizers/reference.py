@@ -141,7 +141,7 @@ class _SentencePiece:
                 f"tokenizer {path}: its end-of-sentence token is its unknown token {self._pieces[unknown]!r}, which "
                 "unknown text becomes. Name another as `eos_token`."
             )
-        # Texts are not searched for pieces of type CONTROL, but a word or a single character that is no other piece may
+        # Texts are not searched for pieces of type CONTROL, but a word or a character that is not another piece may
         # still become one.
         self._content, self._encoder = content, whole
         try:

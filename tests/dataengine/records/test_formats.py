@@ -57,7 +57,7 @@ def read_backwards(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> B
     number = 0
     for lines in line_blocks(part, 0, on_bytes):
         block = RecordBlock(form)
-        for number, line in enumerate(lines, number + 1):  # noqa: B020 (counting goes on)
+        for number, line in enumerate(lines, number + 1):  # noqa: B020 (counting continues)
             block.add(number, [(line or b"").decode()[::-1]], "", "")
         yield block.records
     return number

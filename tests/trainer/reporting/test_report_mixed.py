@@ -88,11 +88,11 @@ def test_results_that_cannot_be_compared_are_marked_and_left_out_of_comparisons(
     assert better.count("**") == 4
     assert better.count("▲") == 2
     assert "≠" not in better
-    assert "≠: measured otherwise than most of the column" in markdown
+    assert "≠: measured differently than most of the column" in markdown
     assert "better is significantly better than plain in 2 and worse in 0 of 2 comparisons." in text
     assert "other is significantly" not in text
     assert re.search(r"Best in BLEU, zero-shot: en-zh better \([\d.]+\), zh-en better", text)
-    assert f"Measured otherwise, and not drawn: other en-zh ({words}); other zh-en ({words})." in text
+    assert f"Measured differently, and not drawn: other en-zh ({words}); other zh-en ({words})." in text
     if change is beams:  # of a part of the sentences, those side by side are not the same
         assert f"other ≠ {words}" in text
 
