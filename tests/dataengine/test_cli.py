@@ -330,7 +330,7 @@ def test_ctrl_c_ends_a_build_with_a_word_and_a_second_start_completes_it(
     assert not list(store.rglob(".writing-*"))
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(config_path: str) -> None:
+def test_a_reader_that_has_seen_enough_is_not_an_error(config_path: str) -> None:
     command = [sys.executable, "-m", "dataengine", "plan", config_path, "--steps", "0:16"]
     assert exit_code(["build", config_path]) == 0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -17,7 +17,7 @@ from trainer.model.optimizer import apply_settings, make_optimizer
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then", "words"), [("cuda", "", "with CUDA"), ("", "cuda", "without CUDA")])
-def test_a_run_goes_on_without_cuda_and_with_it(first: str, then: str, words: str, experiment: Experiment) -> None:
+def test_a_run_continues_without_cuda_and_with_it(first: str, then: str, words: str, experiment: Experiment) -> None:
     out = experiment.folder / f"from {first or 'cpu'}"
     ranks.train(experiment.config, out, "train.max_steps=6", ranks=1, probe=first)
     log = ranks.train(experiment.config, out, "train.max_steps=12", probe=then)

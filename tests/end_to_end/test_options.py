@@ -85,7 +85,7 @@ def test_a_dry_run_describes_and_trains_nothing(experiment: Experiment) -> None:
     assert "error: train.wandb is online, but there is no key for " in ranks.printed(out)
 
 
-def test_all_problems_are_told_at_once(experiment: Experiment) -> None:
+def test_all_problems_are_reported_at_once(experiment: Experiment) -> None:
     out = experiment.folder / "problems"
     changes = [
         "train.loss=liger",

@@ -107,7 +107,7 @@ def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -
 
 
 @pytest.mark.slow
-def test_continue_goes_on_with_everything_and_repeats_nothing(
+def test_continue_takes_over_everything_and_repeats_nothing(
     experiment: Experiment,
     capsys: pytest.CaptureFixture[str],
 ) -> None:

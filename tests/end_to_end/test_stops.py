@@ -39,7 +39,7 @@ def test_a_signal_to_any_rank_saves_and_ends_all_with_0(
     assert exact(log) == exact(experiment.straight)
 
 
-def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(experiment: Experiment) -> None:
+def test_a_loss_that_is_not_a_number_stops_all_ranks_before_the_update(experiment: Experiment) -> None:
     out = experiment.folder / "nan"
     codes = ranks.finish(ranks.start(experiment.config, out, probe="nan"))
     assert codes == [3, 3], ranks.printed(out)

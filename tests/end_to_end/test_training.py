@@ -66,7 +66,7 @@ def test_checkpoints_fall_on_intervals_stage_ends_and_the_end(experiment: Experi
 
 
 @pytest.mark.parametrize("rows", slow_but([5, 9, 13], [9]))
-def test_a_killed_run_goes_on_bit_for_bit(experiment: Experiment, rows: int) -> None:
+def test_a_killed_run_resumes_bit_for_bit(experiment: Experiment, rows: int) -> None:
     out = experiment.folder / f"killed{rows}"
     ranks.kill_at(ranks.start(experiment.config, out), out, rows)
     assert len(complete_checkpoints(out)) in (1, 2, 3, 4)

@@ -304,7 +304,7 @@ def test_no_path_of_a_manifest_leaves_its_root(manifest_content: bytes, tmp_path
         read_manifest(path)
 
 
-def test_what_lies_beside_shards(make_config: ConfigMaker, tmp_path: Path) -> None:
+def test_files_beside_shards(make_config: ConfigMaker, tmp_path: Path) -> None:
     """A damaged summary, of this version or an earlier one, list of unusable records or index is named, or is read."""
     path = tmp_path / "docs.jsonl"
     path.write_text('{"text": "one"}\n' * 90 + "{broken\n")

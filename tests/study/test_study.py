@@ -84,7 +84,7 @@ def test_expectations_are_measured_within_a_seed() -> None:
         (["train.max_step=5"], "override train.max_step=5: unknown key 'train.max_step' (did you mean 'max_steps'?)"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_made(
+def test_mistakes_are_reported_before_anything_is_written(
     arguments: list[str],
     message: str,
     tmp_path: Path,

@@ -75,7 +75,7 @@ def test_a_log_with_gaps_is_incomplete(
     assert f"INCOMPLETE: log.csv has lost {words} Each digest that is there covers all steps before it.\n" in printed
 
 
-def test_only_the_steps_that_are_asked_for_count(run: Path) -> None:
+def test_only_the_requested_steps_count(run: Path) -> None:
     lose(run, 9)
     assert (look(run, 9), look(run, 10)) == (0, 1)
 

@@ -67,7 +67,7 @@ def test_second_build_does_nothing(make_config: ConfigMaker) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path(config.store).rglob("*")} == before
 
 
-def test_a_source_changed_in_place_with_its_size_and_time_restored_is_built_anew(
+def test_a_source_changed_in_place_with_its_size_and_time_restored_is_built_again(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "mono.jsonl"
@@ -87,7 +87,7 @@ def test_a_source_changed_in_place_with_its_size_and_time_restored_is_built_anew
     assert build(config, workers=1).manifest.plan_id == first.manifest.plan_id  # hashed once more, and the same
 
 
-def test_a_file_read_by_several_names_is_told(
+def test_a_file_read_by_several_names_is_reported(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mono, link, hard = corpora / "mono.0.jsonl", tmp_path / "link.jsonl", tmp_path / "hard.jsonl"
@@ -221,7 +221,7 @@ def test_units_may_be_removed_after_a_build(make_config: ConfigMaker) -> None:
 
 
 @pytest.mark.parametrize("moment", [0.05, 0.3, 0.6])
-def test_killed_build_goes_on_to_the_same_bytes(make_config: ConfigMaker, tmp_path: Path, moment: float) -> None:
+def test_killed_build_resumes_to_the_same_bytes(make_config: ConfigMaker, tmp_path: Path, moment: float) -> None:
     whole = make_config(store=str(tmp_path / "whole"))
     build(whole, workers=1)
     config = make_config(store=str(tmp_path / "killed"))
@@ -625,7 +625,7 @@ def test_bos_begins_documents(make_config: ConfigMaker) -> None:
     assert tokens[0] == 1
 
 
-def test_damaged_shard_is_noticed_and_removal_mends_it(make_config: ConfigMaker) -> None:
+def test_damaged_shard_is_noticed_and_removal_fixes_it(make_config: ConfigMaker) -> None:
     config = make_config()
     build(config, workers=1)
     shard = next(Path(config.store, "streams").glob("mono-*/shard.00000.mds"))

@@ -660,7 +660,7 @@ def test_an_evaluation_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_language_that_cannot_be_told_is_named(tmp_path: Path) -> None:
+def test_a_language_that_cannot_be_identified_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
     with pytest.raises(InputError, match=r"language 'xx' is not one of the \d+ that language identification knows"):
         build(documents(tmp_path, {"min_language_score": 0.5}, language="xx"))

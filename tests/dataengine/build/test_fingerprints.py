@@ -317,7 +317,7 @@ def test_every_key_of_a_config_is_changed() -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizers"])
-def test_another_version_of_the_tokenizer_library_is_another_fingerprint(
+def test_another_version_of_the_tokenizer_library_changes_the_fingerprint(
     warm: tuple[Path, dict[str, Any], BuildResult], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, experiment, before = warm
@@ -404,7 +404,7 @@ class Recording(LocalEngine):
         return super().run(units, store, title)
 
 
-def test_what_is_no_part_of_an_identity_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_part_of_an_identity_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = write_experiment(tmp_path)
     experiment["evaluate"] = {"dev": {"en-zh": str(tmp_path / "more-pairs.jsonl")}}
     experiment["streams"]["mono"]["clean"]["document_rules"] = None

@@ -60,7 +60,7 @@ def words(chance: random.Random, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 45, 48, 66])
-def test_no_text_goes_for_one_that_goes_itself_whatever_the_groups(
+def test_no_text_is_dropped_for_a_dropped_one_in_any_grouping(
     prepared: Any, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Windows over one text in a random order, with crowds and groups of a few: representatives are twins of others."""

@@ -156,7 +156,7 @@ def test_a_score_depends_on_its_pair_alone(folder: Path, scorer: CometScorer, sc
     assert scorer.score([], []).shape == (0,)
 
 
-def test_sides_are_told_apart(scorer: CometScorer, scores: NDArray[np.float32]) -> None:
+def test_sides_are_distinguished(scorer: CometScorer, scores: NDArray[np.float32]) -> None:
     assert np.abs(scorer.score(TARGETS, SOURCES) - scores).max() > 1e-3
 
 

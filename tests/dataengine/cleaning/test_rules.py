@@ -147,7 +147,7 @@ def test_good_pairs_are_kept(direction: str, source: str, target: str) -> None:
     assert pair_verdict(source, target, direction) == "kept"
 
 
-def test_rules_that_opusfilter_has_are_off_unless_asked_for() -> None:
+def test_rules_that_opusfilter_has_are_off_unless_set() -> None:
     for rule, direction, source, target in DROPPED:
         off = rule in ("terminal_punctuation", "surplus_digits", "copied_text")
         assert pair_verdict(source, target, direction) == ("kept" if off else rule)
@@ -328,7 +328,7 @@ def test_each_rule_drops_its_documents(rule: str, language: str, text: str) -> N
     assert document_verdict(text, language, NO_DOCUMENT_RULE) == "kept"
 
 
-def test_curly_braces_and_lorem_ipsum_are_off_unless_asked_for() -> None:
+def test_curly_braces_and_lorem_ipsum_are_off_unless_set() -> None:
     assert document_verdict("Lorem ipsum in curly {braces} is no reason to drop a text.", "en") == "kept"
 
 

@@ -98,7 +98,7 @@ def test_one_flipped_bit_names_the_shard_and_the_others_are_still_checked(
     assert error.endswith(f"then build again: dataengine build {built.config_path}\n")
 
 
-def test_the_advice_mends_a_damaged_store(built: Built) -> None:
+def test_the_advice_fixes_a_damaged_store(built: Built) -> None:
     before = {key: built.store.read(key) for key in built.shard_keys}
     for key in built.shard_keys[:2]:
         if (path := Path(built.store.url, key)).exists():
@@ -161,7 +161,7 @@ def test_a_content_that_is_not_what_was_compressed_is_noticed(make_config: Confi
         (lambda folder: (folder / "index.json").write_text('{"version": 2}'), "FOLDER/index.json is damaged: shards: "),
     ],
 )
-def test_a_folder_that_is_no_stream(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+def test_a_folder_that_is_not_a_stream(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path)
     with pytest.raises(InputError) as error:
         open_stream(str(tmp_path))

@@ -249,7 +249,7 @@ def test_tsv_takes_quotes_as_characters_and_needs_the_right_number_of_columns(tm
 
 
 @pytest.mark.parametrize("rest", [b"", b"alone\n"])
-def test_a_heading_in_a_tsv_is_no_record_and_not_unusable(tmp_path: Path, rest: bytes) -> None:
+def test_a_heading_in_a_tsv_is_not_a_record_and_not_unusable(tmp_path: Path, rest: bytes) -> None:
     path = write(tmp_path / "a.tsv", b"\n\nen\tzh\r\na\tb\n" + rest)
     records, rejects, _, lines = read(path, PAIR)
     assert records == [(4, ("a", "b"))]
@@ -282,7 +282,7 @@ def test_a_heading_within_a_tsv_is_unusable_and_one_of_another_order_an_error(tm
         ("en-US\tzh\ten", ("en-US", "zh", "en"), "x\tz\te"),
     ],
 )
-def test_a_heading_is_obeyed_whatever_columns_are_stated(
+def test_a_heading_overrides_stated_columns(
     tmp_path: Path, stated: tuple[str, ...], heading: str, names: tuple[str, ...], row: str
 ) -> None:
     form = replace(PAIR, columns=stated)
@@ -670,7 +670,7 @@ def test_nan_in_json_is_named(tmp_path: Path, value: str, other: str) -> None:
         ("text", '{"text": "a", "set": "x", "set": "y"}', "set"),
     ],
 )
-def test_a_key_that_stands_twice_makes_its_record_unusable(
+def test_a_key_that_appears_twice_makes_its_record_unusable(
     tmp_path: Path, key: str, line: str, doubled: str | None, other: str
 ) -> None:
     path = write(tmp_path / "a.jsonl", (line + "\n" + other).encode())
@@ -1234,7 +1234,7 @@ def test_a_wrong_column_is_an_error(tmp_path: Path, key: str, said: str, rows: i
     assert str(error.value) == f"{path}: {said}"
 
 
-def test_a_parquet_column_that_stands_twice_is_an_error_if_it_is_wanted(tmp_path: Path) -> None:
+def test_a_parquet_column_that_appears_twice_is_an_error_if_it_is_wanted(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet as files
 
@@ -1330,7 +1330,7 @@ def test_the_format_follows_from_the_name(tmp_path: Path, name: str, format: str
 
 
 @pytest.mark.parametrize("name", ["corpus.en", "corpus", "corpus.en.gz"])
-def test_a_name_that_tells_no_format_needs_one(tmp_path: Path, name: str) -> None:
+def test_a_name_without_a_format_needs_one(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, b"one\ntwo\n")
     with pytest.raises(InputError) as error:
         plan(path)
@@ -1540,7 +1540,7 @@ def test_batches_of_long_records_end_early(tmp_path: Path, monkeypatch: pytest.M
     assert [batch.lines for batch in batches] == [[1, 2, 3], [4, 5, 6], [7, 8]]
 
 
-def test_bytes_are_told_as_they_are_read(tmp_path: Path) -> None:
+def test_bytes_are_reported_as_they_are_read(tmp_path: Path) -> None:
     texts = [f"document {n}" for n in range(3000)]
     jsonl = b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts)
     paths = [write(tmp_path / f"a.jsonl{suffix}", jsonl) for suffix in SUFFIXES]

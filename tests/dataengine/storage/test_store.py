@@ -237,7 +237,7 @@ def test_builds_in_two_pid_namespaces_leave_each_other_alone(
     assert open_store(str(tmp_path)).sizes("") == {"units/1/receipt.json": 2}
 
 
-def test_in_a_pid_namespace_the_dead_are_told_from_the_living(tmp_path: Path) -> None:
+def test_in_a_pid_namespace_the_dead_are_distinguished_from_the_living(tmp_path: Path) -> None:
     """Under unshare without its own /proc, whose numbers are those of the namespace outside."""
     code = f"""
 import os, sys, subprocess

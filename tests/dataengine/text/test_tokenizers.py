@@ -211,7 +211,7 @@ def test_text_comes_back(paths: list[Path]) -> None:
             assert tokenizer.decode(tokenizer.encode([text])[0]) == text
 
 
-def test_ids_do_not_depend_on_when_gigatoken_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_do_not_depend_on_when_gigatoken_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gigatoken, "_RENEW_TOKENS", 0)
     tokenizer = load_tokenizer(DEMO / "tokenizer.model", engine="auto")
     for some in (ENGLISH[:20], ENGLISH[20:40]):
@@ -265,7 +265,7 @@ def test_json_that_gigatoken_encodes_otherwise_goes_to_tokenizers(
     assert reason in tokenizer.fallback_reason
 
 
-def test_a_changed_file_is_loaded_anew(byte_level_path: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_loaded_again(byte_level_path: Path, tmp_path: Path) -> None:
     path = edit_tokenizer(byte_level_path, lambda spec: None, tmp_path)
     before = load_tokenizer(path, engine="auto")
     edit_tokenizer(byte_level_path, lower, tmp_path)
@@ -420,7 +420,7 @@ def test_the_unknown_token_stays_for_unknown_text_alone(tmp_path: Path) -> None:
     assert ids["<"] in tokenizer.encode(["<unk>"])[0]
 
 
-def test_an_end_that_is_the_unknown_token_is_not_made_of_unknown_text(tmp_path: Path) -> None:
+def test_an_end_that_is_the_unknown_token_does_not_come_from_unknown_text(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(save(ignoring_merges(), tmp_path, eos_token="<unk>"))
     assert tokenizer.encode(["a打b"]) == [[WORDS.index("a"), WORDS.index("b")]]
     assert tokenizer.count_lost(["a打b"], np.array([5, 6], np.uint32)) == (0, 1)

@@ -267,7 +267,7 @@ def test_a_damaged_copy_is_fetched_again(run: Run, caplog: pytest.LogCaptureFixt
     assert fetch_checkpoint(Run(run.url, run.folder, None), checkpoint) == []
 
 
-def test_damage_in_the_bucket_is_told_and_the_one_before_is_taken(run: Run) -> None:
+def test_damage_in_the_bucket_is_reported_and_the_one_before_is_used(run: Run) -> None:
     upload(run, 5)
     upload(run, 10)
     content = bytearray(store_of(run).read("checkpoints/step-00000010/__0_0.distcp"))
@@ -317,7 +317,7 @@ def test_one_answer_that_an_object_is_not_there_is_not_believed(
         assert fetch_checkpoint(run, checkpoint) == []
 
 
-def test_a_file_that_stays_away_is_told(run: Run) -> None:
+def test_a_file_that_stays_away_is_reported(run: Run) -> None:
     upload(run, 10)
     checkpoint = newest(run)
     store_of(run).remove("checkpoints/step-00000010/__0_0.distcp")
@@ -350,7 +350,7 @@ def test_retention_keeps_what_is_saved_after_a_later_one_was_passed_over(tmp_pat
     assert (tmp_path / "checkpoints" / "aside-step-00000016" / MARKER).is_file()
 
 
-def test_a_store_that_cannot_be_read_is_no_fault_of_the_checkpoint(
+def test_a_store_that_cannot_be_read_is_not_a_fault_of_the_checkpoint(
     run: Run, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

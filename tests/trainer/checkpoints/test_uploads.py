@@ -219,7 +219,7 @@ def test_a_local_run_has_nothing_to_upload(tmp_path: Path) -> None:
         Uploader(open_run(str(tmp_path), "cache"))
 
 
-def test_retention_goes_on_after_a_resume(run: Run) -> None:
+def test_retention_continues_after_a_resume(run: Run) -> None:
     for steps in ((5, 10, 15), (20, 25)):  # an uploader of a new process does not know the steps before
         uploader = Uploader(run, keep=2)
         for step in steps:

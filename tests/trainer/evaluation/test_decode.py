@@ -56,7 +56,7 @@ def test_completions_equal_those_of_generate_without_shared_beginnings(decoding:
         assert made.text == TOKENIZER.decode(plain).split("\n")[0].strip()
 
 
-def test_rows_that_end_leave_the_batch_and_the_others_go_on() -> None:
+def test_rows_that_end_leave_the_batch_and_the_others_continue() -> None:
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight[TOKENIZER.eos_id] *= 1.6  # some end early
@@ -163,7 +163,7 @@ def test_sources_are_cut_only_where_the_config_says_so_and_counted() -> None:
     assert cut.ids[1] == whole.ids[1]
 
 
-def test_bos_stands_before_a_prompt_only_where_asked_for() -> None:
+def test_bos_precedes_a_prompt_only_if_set() -> None:
     bos = Decoding(beams=1, length_penalty=1.0, max_new_tokens=6, max_source_tokens=None, bos=True)
     with_bos, without = (make_prompts(["Hi"], [[]], ("English", "Chinese"), TOKENIZER, d).ids[0] for d in (bos, GREEDY))
     assert with_bos == [TOKENIZER.bos_id, *without]

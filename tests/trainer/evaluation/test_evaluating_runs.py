@@ -136,7 +136,7 @@ def test_a_checkpoint_that_is_gone_before_it_is_read_is_passed_over(
     assert "step 16 was passed over" in caplog.text
 
 
-def test_following_evaluates_a_step_that_was_trained_anew_again(
+def test_following_evaluates_a_step_again_that_was_trained_again(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])

@@ -341,7 +341,7 @@ def test_weights_that_are_loaded_may_have_begun_with_any_seed(place: Place) -> N
         train(lambda: place.config)
 
 
-def test_a_run_goes_on_without_the_checkpoint_that_it_began_with(place: Place) -> None:
+def test_a_run_continues_without_the_checkpoint_that_it_began_with(place: Place) -> None:
     place.build()
     place.save(4, init={"checkpoint": "before"})
     place.overrides = [f"init={{checkpoint: {place.folder}/before, mode: restart}}"]
