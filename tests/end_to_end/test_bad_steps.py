@@ -1,4 +1,4 @@
-"""Steps that must not be trained on, weights that are not finite: a run goes on from what is clean, or says what is."""
+"""Steps that must not be trained on, weights that are not finite: a run resumes from clean weights, or names them."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Family:
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path) -> Family:
-    """A parent of 14 steps whose rate begins anew at step 6; checkpoints after each second step."""
+    """A parent of 14 steps whose rate restarts at step 6; checkpoints after each second step."""
     folder = tmp_path_factory.mktemp("family")
     experiment = {**small_experiment(corpora, tokenizer_path, folder), "name": "parent", "stages": STAGES}
     experiment["train"] |= {"checkpoint_interval": 2, "loader_workers": 0}
@@ -147,7 +147,7 @@ def test_a_restart_that_is_changed_at_a_resume_is_reported_kept_and_replayed(
     assert rates(log) == [family.rate(step, 6) for step in range(14)]
     assert restarts(out) == [(0, (6,)), (10, (6,))]
 
-    # Every step of it is made again by its own settings, whatever config.yaml says now.
+    # Every step of it is made again with its own settings, not those now in config.yaml.
     for checkpoint in complete_checkpoints(out)[1:]:
         shutil.rmtree(checkpoint.folder)
     for step in (9, 13):

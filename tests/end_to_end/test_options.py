@@ -42,7 +42,7 @@ def test_compiled_layers_give_the_same_run(experiment: Experiment) -> None:
 
 @pytest.mark.slow
 def test_tensorboard_and_wandb_offline_show_the_log(experiment: Experiment) -> None:
-    """Also of a run that is resumed: each step once, and another W&B run if steps are trained anew."""
+    """Also of a run that is resumed: each step once, and another W&B run if steps are trained again."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = experiment.folder / "shown"

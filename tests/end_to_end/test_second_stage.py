@@ -73,7 +73,7 @@ def test_restart_takes_weights_and_moments_and_begins_its_own_plan(
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
     assert float(log[0]["loss"]) == pytest.approx(loss, rel=1e-5)
 
-    # The moments go on: both updates hold for one and the same gradient, with this stage's betas.
+    # The moments continue: both updates hold for one and the same gradient, with this stage's betas.
     before, after = moments(load_all(straight, 12, tmp_path)), moments(load_all(out, 1, tmp_path))
     assert before.keys() == after.keys()
     for name, was in before.items():

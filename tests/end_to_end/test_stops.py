@@ -61,7 +61,7 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks_before_the_update(experimen
 
 @pytest.mark.slow
 def test_a_rank_that_waits_for_another_ends_when_asked(experiment: Experiment) -> None:
-    """The other one never comes: nothing is to be saved, and nobody is waited for."""
+    """The other one never comes: there is nothing to save and no rank to wait for."""
     out = experiment.folder / "alone"
     first, second = ranks.start(experiment.config, out)
     second.kill()

@@ -67,7 +67,7 @@ def test_all_settings_have_the_same_model_training_and_budget() -> None:
 
 
 def test_every_word_is_one_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And labels and prompts are no bytes."""
+    """Labels and prompts are not bytes."""
     from sentencepiece import SentencePieceProcessor
 
     monkeypatch.setattr(world, "DOCUMENTS", 10)

@@ -173,7 +173,7 @@ def test_pairs_come_once_each_shuffled_over_all_files(
     places = {document: place for place, document in enumerate(expected)}
     order = [places[document] for document in got]
     assert np.mean(np.abs(np.diff(order))) > len(expected) / 4  # a random order has a third
-    assert hashlib.sha256(repr(order).encode()).hexdigest()[:16] == ORDER_OF_PAIRS  # whatever the runs and ranges were
+    assert hashlib.sha256(repr(order).encode()).hexdigest()[:16] == ORDER_OF_PAIRS  # for any runs and ranges
 
 
 ORDER_OF_PAIRS = "0f020c339a9dce5c"
@@ -190,7 +190,7 @@ def test_a_file_that_is_named_twice_is_shuffled_twice(make_config: ConfigMaker, 
     documents = [one for flow in unit_flows(config, "en-zh") for one in split_documents(flow, eos_id)]
     assert Counter(Counter(documents).values())[2] > 390
     neighbours = sum(one == other for one, other in itertools.pairwise(documents))
-    assert neighbours < 10  # a copy does not lie beside its twin
+    assert neighbours < 10  # a copy is not beside its twin
 
 
 def test_a_stream_is_shared_and_a_changed_source_rebuilds_only_its_unit(

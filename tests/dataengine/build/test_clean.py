@@ -139,7 +139,7 @@ def read_plainly(path: Path, stream: Stream, found: Expected) -> Iterator[tuple[
 
 
 def reason_by_itself(texts: tuple[str, ...], label: str, stream: Stream) -> str | None:
-    """Why a record goes, whatever the others are."""
+    """Why a record is dropped, regardless of the others."""
     clean = stream.clean
     if clean.subsets and label in clean.subsets.drop:
         return "subset"
@@ -322,7 +322,7 @@ SIZES = st.sampled_from([{}, {"_BATCH": 3, "RUN_KEYS": 5, "RANGE_KEYS": 7}])
 
 
 def check_in_pieces(config: Config, part_bytes: int, sizes: Mapping[str, int]) -> None:
-    """Check a build of parts of so many bytes, with small batches, runs and ranges if `sizes` says so."""
+    """Check a build of parts of a number of bytes, with small batches, runs and ranges if `sizes` says so."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
             patch.setattr(external_sort if name == "RUN_KEYS" else cleaning, name, size)

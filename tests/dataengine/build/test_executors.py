@@ -1,4 +1,4 @@
-"""Builds that die, on every engine and store, and go on to the same bytes."""
+"""Builds that die, on every engine and store, and resume to the same bytes."""
 
 from __future__ import annotations
 
@@ -344,7 +344,7 @@ def test_a_damaged_file_of_an_unfinished_build_is_named_or_changes_nothing(
             build(config, workers=1)
         assert tree(open_store(config.store)) == undisturbed
         undo()
-    # What is missing may be made anew, and shingles are held of parts, too, that have no text to compare.
+    # Missing files may be made again, and shingles are held of parts, too, that have no text to compare.
     assert named >= (1 if wanted.endswith(("held.npy", "shingles.npy")) else 3)
 
 

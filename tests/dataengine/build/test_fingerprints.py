@@ -1,6 +1,6 @@
 """A law: change anything that a build depends on, alone, and either the bytes stay or the fingerprint differs.
 
-Without it a build would take up a stream that was made of something else. Each change is built twice: in a store that
+Without it a build would reuse a stream made from something else. Each change is built twice: in a store that
 has the unchanged build, and in an empty one. Both have to give the same bytes.
 """
 
@@ -366,7 +366,7 @@ NO_IDENTITY: dict[str, Callable[[Any, Path], Any]] = {
 
 
 def copies(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """Copies of files, with what lies beside a tokenizer."""
+    """Copies of files, with the files beside a tokenizer."""
     for path in paths:
         for beside in {Path(path), *Path(path).parent.glob("tokenizer_config.json")}:
             shutil.copy(beside, folder)
@@ -374,7 +374,7 @@ def copies(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
 
 
 def unidentified(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The fields of a unit that are no part of its identity: Class.field, and the way to it."""
+    """The fields of a unit that are not part of its identity: Class.field, and the way to it."""
     for info in fields(value):
         inner = getattr(value, info.name)
         if not info.metadata.get("identity", True):

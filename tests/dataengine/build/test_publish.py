@@ -1,4 +1,4 @@
-"""Where the tokens of units lie in a stream."""
+"""The places of units' tokens in a stream."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def printed(loaded: Loaded) -> str:
 
 
 def places(text: str) -> dict[str, str]:
-    """The place of each line that has one, by what stands on the line; equal lines must have equal places."""
+    """The place of each line that has one, by the content of the line; equal lines must have equal places."""
     rows = [re.fullmatch(r"[ -]*(.*?) +# (.*)", line) for line in text.splitlines()]
     return {row[1]: row[2] for row in rows if row}
 

@@ -45,7 +45,7 @@ def dirty(tmp_path: Path, corpora: Path) -> dict[str, Any]:
             mixed.append({"en": "no Chinese"})
     path = write_jsonl(tmp_path / "mixed.jsonl", mixed)
     content = path.read_bytes().splitlines(keepends=True)
-    content.insert(100, b"\n")  # blank lines are no records, but count as lines
+    content.insert(100, b"\n")  # blank lines are not records, but count as lines
     content.insert(250, b"{broken\n")
     path.write_bytes(b"".join(content))
     return {

@@ -27,7 +27,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Built:
-    """A finished build and where it lies."""
+    """A finished build and its store."""
 
     store: Store
     result: BuildResult

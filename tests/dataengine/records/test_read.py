@@ -50,7 +50,7 @@ Found = list[tuple[int, tuple[str, ...]]]
 
 
 def compress(content: bytes, suffix: str, frames: int = 1) -> bytes:
-    """Content as a file of this suffix, in so many frames (members) after each other."""
+    """Content as a file of this suffix, in a number of frames (members) after each other."""
     step = max(1, -(-len(content) // frames))
     pieces = [content[at : at + step] for at in range(0, len(content), step)] or [b""]
     pack = {"": lambda piece: piece, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
@@ -105,7 +105,7 @@ def tmx(units: Sequence[str], head: str = '<!DOCTYPE tmx SYSTEM "tmx14.dtd">') -
 
 
 def unit(**texts: str) -> str:
-    """A translation unit; `_` in a language's name stands for a hyphen; texts are XML."""
+    """A translation unit; `_` in a language's name means a hyphen; texts are XML."""
     sides = "".join(f'<tuv xml:lang="{code.replace("_", "-")}"><seg>{text}</seg></tuv>' for code, text in texts.items())
     return f"<tu>{sides}</tu>"
 
@@ -763,7 +763,7 @@ def test_a_line_over_the_limit_is_rejected_once(
     assert read(jsonl)[0] == [(1, ("a",)), (3, ("b",))]
 
 
-# For a process of its own. Linux' peak of resident memory, which unlike that of getrusage starts anew with a program.
+# For a process of its own. Linux' peak of resident memory, which unlike that of getrusage starts again with a program.
 PEAK = """
 import sys
 from pathlib import Path
@@ -1633,7 +1633,7 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(object_store: Objec
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.tmx"])
 def test_a_local_file_that_changes_after_it_was_listed_is_an_error(tmp_path: Path, name: str) -> None:
-    """Its units would be remembered under the hash of what it was; of equal length, so that only the hash tells."""
+    """Its units would be remembered under the earlier content's hash; the length is equal, so only the hash differs."""
     path, form = tmp_path / name, RecordFormat(("en",), ("en",))
 
     def write(word: str) -> None:

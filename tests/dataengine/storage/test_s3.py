@@ -532,7 +532,7 @@ def test_a_store_that_never_works_is_an_error_after_all_attempts(
 
 
 class Unpacking(BaseHTTPRequestHandler):
-    """A store that tells the size of a packed object, and sends it unpacked and whole whatever is asked."""
+    """A store that reports the size of a packed object, but always sends it unpacked and whole."""
 
     protocol_version = "HTTP/1.1"
 

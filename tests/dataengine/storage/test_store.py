@@ -439,7 +439,7 @@ def test_a_store_without_conditional_writes_is_written_without_after_saying_so(
     monkeypatch.setattr(s3, "_PLAIN", {})
     with faulty_proxy(object_store.endpoint, fault) as (endpoint, _):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
-        if status == 403:  # a refusal of another kind is no reason
+        if status == 403:  # a refusal of another kind is not a reason
             with pytest.raises(InputError, match="access denied"):
                 fill(store, "u", FILES)
             return

@@ -84,7 +84,7 @@ def byte_level_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def paths(hf_path: Path, byte_level_path: Path) -> list[Path]:
-    """Tokenizers that gigatoken can stand in for; more can be named in DATAENGINE_TEST_TOKENIZERS."""
+    """Tokenizers that gigatoken can replace; more can be named in DATAENGINE_TEST_TOKENIZERS."""
     named = os.environ.get("DATAENGINE_TEST_TOKENIZERS", "").split(os.pathsep)
     return [DEMO / "tokenizer.model", hf_path, byte_level_path, *(Path(path) for path in named if path)]
 
@@ -492,7 +492,7 @@ def test_no_text_gives_a_control_piece(
 
 
 def test_the_last_line_of_defence(tmp_path: Path) -> None:
-    """A text with the secret name of a control token, which nobody writes by chance."""
+    """A text with the secret name of a control token, which does not occur by chance."""
     tokenizer = load_tokenizer(save(words(), tmp_path, eos_token="</s>"))
     with pytest.raises(InputError, match=r"produces the control token 2 for a text that begins with 'good \\ufdd0"):
         tokenizer.encode_flat(["good", f"good {hidden_name(tokenizer.sha256, 2)}"])

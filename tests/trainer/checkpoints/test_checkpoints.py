@@ -107,7 +107,7 @@ def test_the_newest_whole_one_is_taken(tmp_path: Path, caplog: pytest.LogCapture
     assert warnings[2] == f"passing over {unfinished}: the checkpoint was not finished (no COMPLETE.json)"
     assert "COMPLETE.json is damaged: it names step 10" in warnings[3]
     assert newest_checkpoint(local(tmp_path)) == newest
-    assert len(caplog.records) == 4  # each is told once
+    assert len(caplog.records) == 4  # each is reported once
 
 
 @pytest.mark.parametrize("marker", [{"step": 5}, {"step": "five"}, {"files": {"a": "b"}}, {"files": {}}, []])
@@ -336,14 +336,14 @@ def test_a_finished_checkpoint_is_set_aside_and_an_unfinished_one_goes(tmp_path:
     assert complete_checkpoints(tmp_path) == []
     set_aside(save(tmp_path, 5))
     assert finished.with_name("aside-step-00000005-2").is_dir()
-    with pytest.raises(InputError, match="2 were finished"):  # a run does not begin anew over them
+    with pytest.raises(InputError, match="2 were finished"):  # a run does not start over on top of them
         newest_checkpoint(local(tmp_path))
 
 
 def test_retention_keeps_what_is_saved_after_a_later_one_was_passed_over(tmp_path: Path) -> None:
     for step in (8, 12, 16):
         save(tmp_path, step)
-    set_aside_later(tmp_path, 12)  # 16 is damaged: the run goes on from 12
+    set_aside_later(tmp_path, 12)  # 16 is damaged: the run resumes from 12
     save(tmp_path, 14)
     remove_old(local(tmp_path), 1)
     assert [found.step for found in complete_checkpoints(tmp_path)] == [14]

@@ -327,7 +327,7 @@ def test_a_second_one_set_aside_leaves_the_first(run: Run) -> None:
         clear_bucket(run, None)
     assert store_of(run).read(f"checkpoints/aside-step-00000015/{MARKER}") == b"first"
     assert store_of(run).read(f"checkpoints/aside-step-00000015-2/{MARKER}") == b"second"
-    with pytest.raises(InputError, match="2 were finished"):  # a run does not begin anew over them
+    with pytest.raises(InputError, match="2 were finished"):  # a run does not start over on top of them
         newest_checkpoint(run)
 
 

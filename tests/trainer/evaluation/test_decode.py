@@ -32,7 +32,7 @@ def tiny_model() -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("decoding", [GREEDY, BEAM], ids=["greedy", "beam"])
 def test_a_completion_does_not_depend_on_its_batch(decoding: Decoding) -> None:
-    """Prompts share a beginning, which is computed once; padding stands behind it."""
+    """Prompts share a beginning, which is computed once; padding follows it."""
     translator = Translator(tiny_model(), TOKENIZER, decoding)
     head = "Translate this from English to Chinese:\nEnglish: "
     texts = [head + "Hello", head + "A much longer sentence than the first one", head + "中文", head, head + "x " * 20]
@@ -178,7 +178,7 @@ def test_shots_are_the_same_for_all_sentences_but_never_the_sentence_itself() ->
     for source, chosen in zip(sources, shots, strict=False):
         assert source not in [shot[0] for shot in chosen]
         assert sum(shot in usual for shot in chosen) >= 4
-    assert choose_shots(list(reversed(pool)), ["another"], 5) == [usual]  # whatever the order of the file
+    assert choose_shots(list(reversed(pool)), ["another"], 5) == [usual]  # for any order of the file
     assert choose_shots([], ["a", "b"], 0) == [[], []]
     with pytest.raises(ValueError, match="5 examples need 6 pairs with different sources, there are 5"):
         choose_shots(pool[:5] * 2, ["a"], 5)

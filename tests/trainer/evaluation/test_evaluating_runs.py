@@ -49,7 +49,7 @@ def candidates(out: Path) -> dict[int, float]:
 
 
 def name_origin(out: Path, step: int, identity: str) -> Path:
-    """What trainer/export.py says an export was made of; return the export."""
+    """Write the note of trainer/export.py on an export's origin; return the export."""
     folder = out / f"exports/step-{step:08d}"
     (folder / "export.json").write_text(json.dumps({"checkpoint": identity, "step": step}))
     return folder
@@ -73,7 +73,7 @@ def on_first_batch(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]
 def test_a_choice_is_among_all_results_and_a_removed_checkpoint_is_judged_by_its_export(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every look finds one checkpoint more, the one before is removed, and the program starts anew each time."""
+    """Every look finds one checkpoint more, the one before is removed, and the program starts again each time."""
     out = copy_run(experiment, tmp_path / "run", steps=[8])
     identity = read_checkpoint(checkpoint_folder(out, 8)).identity
     common = (experiment.config, f"out={out}", "--all", SHORT, "train.keep_checkpoints=1")

@@ -83,7 +83,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenize
 
 
 def learn(model: LlamaForCausalLM, config: Config, pairs: list[tuple[str, str]]) -> dict[int, dict[str, torch.Tensor]]:
-    """Train on the very prompts and references; weights after so many updates."""
+    """Train on the very prompts and references; weights after a number of updates."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(config.tokenizer)
     for parameter in model.parameters():
@@ -179,7 +179,7 @@ def test_the_same_command_again_translates_nothing(experiment: Experiment, monke
     monkeypatch.setattr("trainer.evaluation.weights.empty_model", no_model)
     assert evaluate(experiment.config, "--all") == 0
     assert results(experiment.out, 8) == before
-    assert evaluate(experiment.config, "--step", 8, "evaluate.bootstrap=0") == 0  # scores anew
+    assert evaluate(experiment.config, "--step", 8, "evaluate.bootstrap=0") == 0  # scores again
     with pytest.raises(AssertionError, match="a model was loaded"):
         evaluate(experiment.config, "--step", 8, "evaluate.max_new_tokens=5")
     with pytest.raises(AssertionError, match="a model was loaded"):

@@ -1,4 +1,4 @@
-"""Exports of checkpoints of random weights: the ways in which people load them, and when they are made anew."""
+"""Exports of checkpoints of random weights: the ways in which people load them, and when they are made again."""
 
 from __future__ import annotations
 
@@ -273,7 +273,7 @@ def test_an_export_is_made_again_for_another_checkpoint_only(config: Config) -> 
     (checkpoint,) = complete_checkpoints(Path(config.out))
     assert read_identity(folder) == replace(identity, checkpoint=checkpoint.identity)
 
-    (folder / "export.json").unlink()  # as of an older version: nobody knows what it is of
+    (folder / "export.json").unlink()  # as from an older version: its origin is unknown
     assert read_identity(folder) is None
     (folder / "config.json").write_text("{}")
     assert torch.equal(first_weight(export(config)), now.model.embed_tokens.weight)

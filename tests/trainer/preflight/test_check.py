@@ -1,4 +1,4 @@
-"""Each thing that can stand in the way of a run, on real conditions."""
+"""Each thing that can prevent a run, under real conditions."""
 
 from __future__ import annotations
 

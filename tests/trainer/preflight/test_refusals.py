@@ -40,7 +40,7 @@ __all__ = ["object_store"]
 
 
 class Alone(Rendezvous):
-    """One rank that hears of no other, whatever the environment says of their number."""
+    """One rank alone, with any number of ranks in the environment."""
 
     def __init__(self, ranks: Ranks, timeout: timedelta) -> None:
         super().__init__(Ranks(), timeout)
@@ -382,7 +382,7 @@ def test_keys_that_may_not_write_to_the_bucket(place: Place, object_store: Objec
 
 
 def test_a_run_that_was_removed_from_its_bucket_does_not_come_back(place: Place, object_store: ObjectStore) -> None:
-    """By the working copy on this disk. One that no upload has reached yet has its manifest there, and goes on."""
+    """By the working copy on this disk. One without any upload yet has its manifest there, and continues."""
     place.build()
     place.overrides = [f"out={object_store.url}/run", f"cache={place.folder}/cache"]
     folder = place.save(4)

@@ -1,4 +1,4 @@
-"""What may stand in one column of a report."""
+"""Which results can share one column of a report."""
 
 from __future__ import annotations
 

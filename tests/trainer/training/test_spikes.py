@@ -111,7 +111,7 @@ def test_what_is_remembered_comes_back_exactly(losses: list[float]) -> None:
     other.load(detector.dump())
     expected = detector.compare({"a": 1.0}, {"a": 1})
     assert other.compare({"a": 1.0}, {"a": 1, "b": 0}) == expected
-    assert SpikeDetector(["b"], 2.0, 10).load(detector.dump()) is None  # a stream that is no more
+    assert SpikeDetector(["b"], 2.0, 10).load(detector.dump()) is None  # a stream that is gone
     older = SpikeDetector(["a", "absent"], 2.0, 10)
     older.load(json.dumps({"a": losses, "absent": losses}))
     assert older.compare({"a": 1.0}, {"a": 1}) == older.compare({"absent": 1.0}, {"absent": 1}) == expected

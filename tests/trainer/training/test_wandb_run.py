@@ -1,4 +1,4 @@
-"""A run's W&B: one id until steps are trained anew, and never the end of a training."""
+"""A run's W&B: one id until steps are trained again, and never the end of a training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_steps_that_are_trained_again_get_a_run_of_their_own(tmp_path: Path) -> 
     first, before = wandb_id(place, log, 0)
     assert before is None
     write_log(tmp_path, 10)
-    assert wandb_id(place, log, 10) == (first, None)  # stopped as asked: it goes on
+    assert wandb_id(place, log, 10) == (first, None)  # stopped on request: it continues
     second, before = wandb_id(place, log, 6)  # killed: steps 6 to 9 come again
     assert before == first != second
     assert json.loads(place.read_text()) == {"id": second, "from": first, "step": 6}
