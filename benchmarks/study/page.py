@@ -201,7 +201,7 @@ def question_sections(study: Study) -> Iterator[Section | None]:
     )  # fmt: skip
     yield compare_section(
         study, "rate", "Learning rate: restart against continue",
-        "A rate that decays by a cosine over the whole budget, and one that is warmed up anew when the pairs begin, as "
+        "A rate that decays by a cosine over the whole budget, and one that warms up again when the pairs begin, as "
         "the paper's second stage did.",
         {"continue": "rate/continue", "restart": "rate/restart"}, PAIR_DIRECTIONS,
     )  # fmt: skip

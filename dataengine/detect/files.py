@@ -69,7 +69,7 @@ def _no_data(path: str) -> str:
     known = format_by_name(path) or suffix in ("", ".csv", ".xml", ".sgm") or is_url(path)
     if known or re.fullmatch(r"\.\d+", suffix) or known_code(suffix[1:]):
         return ""
-    return f"{suffix} is not a format that is read; if it is data, give the file itself"
+    return f"{suffix} is not a supported format; if it is data, give the file itself"
 
 
 def pattern_of(files: Sequence[str]) -> list[str]:

@@ -32,7 +32,10 @@ def test_a_signal_to_any_rank_saves_and_ends_all_with_0(
     assert ranks.finish(processes) == [0, 0], ranks.printed(out)
     step = len(read_log(out / "log.csv"))
     assert 8 <= step <= 10
-    assert f"stopped as requested after {step} steps, with a checkpoint; the same command resumes" in ranks.printed(out)
+    assert (
+        f"stopped as requested after {step} steps, with a checkpoint; run the same command again to resume"
+        in ranks.printed(out)
+    )
     assert complete_checkpoints(out)[-1].step == step
     log = ranks.train(experiment.config, out)
     assert f"steps {step} to 16" in ranks.printed(out)

@@ -183,7 +183,7 @@ def _means(
 
 
 def _measured(runs: Sequence[TrainedRun]) -> list[tuple[SetResult, list[str]]]:
-    """How scores came about: a result of each way, and the runs that have it."""
+    """The ways of measuring: one result of each, and the runs measured so."""
     ways: dict[object, tuple[SetResult, list[str]]] = {}
     for run in runs:
         for one in run.results:
@@ -192,7 +192,7 @@ def _measured(runs: Sequence[TrainedRun]) -> list[tuple[SetResult, list[str]]]:
 
 
 def _settings(run: TrainedRun) -> list[tuple[str, str]]:
-    """The settings of a run that a reader asks for first."""
+    """The settings of a run that matter most to a reader."""
     first = run.history[0][1].train.model_dump() if run.history else run.config.get("train") or {}
     changes = [
         f"; from step {step:,}: "

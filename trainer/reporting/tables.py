@@ -187,7 +187,7 @@ def _joined(cells: Sequence[Cell]) -> str:
 def _explain(
     runs: Sequence[TrainedRun], rows: Sequence[Row], significance: Significance, *, with_paper: bool
 ) -> Iterator[str]:
-    """The signs of the table, those that it has."""
+    """Explain the signs that the table has."""
     cells = [cell for row in rows for cell in row.cells]
     if any(cell.detail for cell in cells):
         yield "With 95 % bootstrap intervals."

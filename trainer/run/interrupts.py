@@ -13,7 +13,7 @@ from types import FrameType
 
 from trainer.run.ranks import Ranks
 
-NOT_BEGUN = "stopped before the first step; the same command begins again"
+NOT_BEGUN = "stopped before the first step; run the same command again"
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _GRACE_S = 2.0  # for the exception to end the process; compiled code that waits for other ranks ignores it

@@ -95,8 +95,8 @@ def notes_of(steps: int, *restarts: int, mode: str = "", fork: int = 0, **train:
 def test_a_rate_that_hardly_falls_is_reported() -> None:
     """The paper's run of 155,000 steps and its second stage are not; the same rate in a run of 20,000 steps is."""
     assert notes_of(20_000) == [
-        "the learning rate hardly falls: it ends at 3.9986e-04 of 4.0000e-04, for train.decay_steps is 1,430,512 in a "
-        "run of 20,000 steps. With train.decay_steps=end it falls to train.min_learning_rate"
+        "the learning rate hardly falls: it ends at 3.9986e-04 of 4.0000e-04, because train.decay_steps is 1,430,512 "
+        "in a run of 20,000 steps. With train.decay_steps=end it falls to train.min_learning_rate"
     ]
     assert notes_of(157_000, 155_000) == []
     assert notes_of(143_051) != []
@@ -123,8 +123,8 @@ def test_a_rate_that_only_rises_is_reported() -> None:
 def test_a_rate_that_is_at_its_minimum_for_most_of_the_run_is_reported() -> None:
     mini = {"warmup_steps": 20, "decay_steps": 400}
     assert notes_of(5_000, **mini) == [
-        "the learning rate is at train.min_learning_rate in 4,600 of 5,000 steps, for train.decay_steps is 400. With "
-        "train.decay_steps=end it falls up to the end"
+        "the learning rate is at train.min_learning_rate in 4,600 of 5,000 steps, because train.decay_steps is 400. "
+        "With train.decay_steps=end it falls until the end"
     ]
     assert notes_of(800, **mini) == []
     assert notes_of(801, **mini) != []

@@ -173,7 +173,7 @@ def test_a_store_that_never_works_is_given_up_and_said(
     assert str(raised.value) == uploader.failure
     assert f"step 5 could not be uploaded to {run.url}: {run.url}/checkpoints/step-00000005/" in str(raised.value)
     assert "the store is failing or too busy" in str(raised.value)
-    assert f"The checkpoints are in {run.folder}; the same command uploads them" in str(raised.value)
+    assert f"The checkpoints are in {run.folder}; run the same command again to upload them" in str(raised.value)
     uploader.submit(10, (), {}, b"")  # is kept on disk, and nothing hangs
     assert len(complete_checkpoints(run.folder)) == 1
 

@@ -1,4 +1,4 @@
-"""Reports on runs that are not a plain set of the paper's settings: other searches, partial sets, damaged, just begun."""
+"""Reports on runs that are not a plain set of the paper's settings: other searches, partial sets, damaged, new."""
 
 from __future__ import annotations
 
@@ -163,9 +163,9 @@ def test_a_run_that_has_just_begun_is_shown_as_such(runs: Path) -> None:
     shutil.copytree(runs / "plain", out, ignore=shutil.ignore_patterns("evaluations", "chosen.json"))
     (out / "log.csv").write_text((out / "log.csv").read_text().splitlines()[0] + "\n")
     text, _ = write(runs)
-    assert "It has just begun: no step is trained yet." in text
+    assert "It has just started: no step is trained yet." in text
     assert f"none yet of {len((runs / 'plain/log.csv').read_text().splitlines()) - 1}" in text
-    assert "It has just begun" in write(runs, "begun")[0]
+    assert "It has just started" in write(runs, "begun")[0]
 
 
 def test_damaged_files_of_one_run_do_not_take_the_page_from_others(
