@@ -223,7 +223,7 @@ def test_the_page_on_your_data_shows_what_init_prints_and_writes(
     assert capsys.readouterr().out == (ROOT / "docs/outputs/init.txt").read_text()
     assert (here / "yamls" / "mine.yaml").read_text() == (ROOT / "docs/outputs/init.yaml").read_text()
     page = (ROOT / "docs/getting-started/your-data.md").read_text()
-    shown = re.findall(r"<!-- from: (\S+) -->\n((?:    .*\n)+)", page)
+    shown = re.findall(r"<!-- from: (\S+) -->\n\n?((?:    .*\n)+)", page)
     assert len(shown) == 3
     for file, block in shown:
         assert textwrap.dedent(block) in (ROOT / file).read_text()
