@@ -46,7 +46,7 @@ bench: $(INSTALLED) ## run the benchmarks in their quick form (not spikes.py, wh
 audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies (asks the network)
 	$(BIN)/uvx pip-audit --requirement requirements.lock --no-deps --disable-pip
 
-lock: $(INSTALLED) ## resolve the dependencies anew
+lock: $(INSTALLED) ## resolve the dependencies again
 	$(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url --no-header --no-annotate \
 	    --extra eval --extra comet --extra dev --extra docs --quiet --upgrade -o requirements.lock
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BaseException as error:
         if not _is_interrupt(error):
             raise
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         sys.exit(130)
 
 

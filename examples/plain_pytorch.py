@@ -33,7 +33,7 @@ def train(manifest: dataengine.Manifest, out: Path, steps: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        assert state["plan_id"] == manifest.plan_id, f"{checkpoint} is of another plan: give another folder"
+        assert state["plan_id"] == manifest.plan_id, f"{checkpoint} is from another plan: give another folder"
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, losses = state["step"], state["losses"]

@@ -61,7 +61,7 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
 
 
 def new_bucket(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """A new bucket, as the fixture gives; the environment is as it was once `monkeypatch` is undone."""
+    """A new bucket, as the fixture gives; undoing `monkeypatch` restores the environment."""
     endpoint, client = server().endpoint, server().client
     for name in [name for name in os.environ if name.startswith(("AWS_", "S3_", "GCS_")) and name != "AWS_CA_BUNDLE"]:
         monkeypatch.delenv(name)

@@ -41,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def audit(run: Path, step: int | None = None, lines: Path | None = None, find: str | None = None) -> None:
-    """Compare log and manifest; print what was drawn. Exits with 1 if they differ or the log has gaps.
+    """Compare log and manifest; print the samples drawn. Exits with 1 if they differ or the log has gaps.
 
-    Raises InputError for what cannot be read.
+    Raises InputError for files that cannot be read.
     """
     manifest = read_run_manifest(run)
     if step is not None and step < 1:
@@ -51,15 +51,15 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
     found = schedule_audit.audit(manifest, run / "log.csv", step)
     steps, skipped, rows = found.steps, found.skipped, read_log(run / "log.csv")  # a damaged log may have lost rows
     if step and step > (last := min(int(rows[-1]["step"]) + 1, manifest.schedule.steps)):
-        print(f"note: the log ends after {last:,} steps, and {step:,} were asked for", file=sys.stderr)
+        print(f"note: the log ends after {last:,} steps; --step is {step:,}", file=sys.stderr)
     if found.different_at is not None:
         print(_difference(found, manifest, rows, run))
         sys.exit(1)
-    print(f"{manifest.name}: {steps:,} steps, every digest of the log is what plan {manifest.plan_id[:12]} gives")
+    print(f"{manifest.name}: {steps:,} steps, every digest in the log matches plan {manifest.plan_id[:12]}")
     print(f"digest {found.digest}")
     if skipped:
         words = "; ".join(f"step {number:,} ({why})" for number, why in skipped.items())
-        print(f"{len(skipped):,} steps seen and not trained on: {words}")
+        print(f"{len(skipped):,} steps skipped, not trained on: {words}")
     cursors = manifest.schedule.cursors(steps)
     drawn = [("stream", "samples drawn", "epochs")]
     for stream in manifest.streams:
@@ -83,18 +83,18 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
 
 
 def _difference(found: schedule_audit.Audit, manifest: Manifest, rows: Sequence[Mapping[str, str]], run: Path) -> str:
-    """Where the log and the manifest part."""
+    """Describe the first step at which log and manifest differ."""
     step, path = found.different_at, run / "manifest.json"
     if step == manifest.schedule.steps:
         return (
-            f"DIFFERENT at step {step}: the log goes on to step {rows[-1]['step']}, and {path} has {step:,} steps. The "
-            "run was not trained on what it says from this step on."
+            f"DIFFERENT at step {step}: the log continues to step {rows[-1]['step']}, and {path} has {step:,} steps. "
+            "The run was not trained on this manifest from that step on."
         )
     lost = sum(end - begin + 1 for begin, end in found.missing)
     (logged,) = (row["digest"] for row in rows if int(row["step"]) == step)
     return (
         f"DIFFERENT at step {step}: the log has {logged[:16]}, the manifest gives {found.digest[:16]}. The run was not "
-        f"trained on what {path} says from this step on"
+        f"trained on the samples of {path} from this step on"
         f"{f', or skipped one of the {lost:,} steps whose rows the log has lost' if lost else ''}."
     )
 
@@ -102,7 +102,7 @@ def _difference(found: schedule_audit.Audit, manifest: Manifest, rows: Sequence[
 def _write_lines(
     manifest: Manifest, provenance: Sequence[StreamProvenance], steps: int, skipped: Container[int], path: Path
 ) -> None:
-    """Write every part of a document of the first steps, in the order of training; what was not trained on says so."""
+    """Write every part of a document of the first steps, in the order of training, and mark those of skipped steps."""
     files: Counter[str] = Counter()
     with output_file(path) as file:
         for step in tqdm(range(steps), desc="documents", unit="step", disable=None):
@@ -128,13 +128,13 @@ def _write_lines(
 def _find_line(
     manifest: Manifest, provenance: Sequence[StreamProvenance], steps: int, skipped: Container[int], find: str
 ) -> None:
-    """Print the steps that saw a source line, and which of them were not trained on."""
+    """Print the steps that drew a source line, and which of them were skipped."""
     name, _, line = find.rpartition(":")
     if not name or not line.isdigit():
         raise InputError(f"--find {find} is not of the form FILE:LINE, such as corpus/docs.jsonl:17")
     if not any(name in stream.sources for stream in provenance):
         known = sorted({source for stream in provenance for source in stream.sources})
-        raise InputError(f"{name} is no source of this run; they are {', '.join(known)}")
+        raise InputError(f"{name} is not a source of this run; they are {', '.join(known)}")
     wanted = [
         stream.samples_of(name, int(line)) + first
         for stream, first in zip(provenance, manifest.order.first_ids.tolist(), strict=False)
@@ -151,5 +151,5 @@ def _find_line(
             seen.append(f"  step {step}, slot {slot}: {manifest.streams[number].name} sample {sample}{note}")
     print(f"{find} is in {len(ids)} sample(s), drawn {len(seen)} time(s) in {steps:,} steps")
     if not len(ids):
-        print("`dataengine inspect CONFIG --line FILE:LINE` says why: no such line, unusable, or dropped by cleaning")
+        print("`dataengine inspect CONFIG --line FILE:LINE` shows why: no such line, unusable, or dropped by cleaning")
     print("\n".join(seen))

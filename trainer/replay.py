@@ -54,7 +54,7 @@ def describe(made: Replay, top: int) -> list[str]:
             f"{made.grad_norm:.4f}"
         )
         if made.weights_of < made.step:
-            head += f" (--catch-up first trains what is between: {made.step - made.weights_of:,})"
+            head += f" (--catch-up first trains the steps between: {made.step - made.weights_of:,})"
     ranked = sorted(made.samples, key=lambda sample: -(sample.loss if sample.loss is not None else 0.0))[:top]
     rows = [("slot", "stream", "sample id", "loss", "from", "text")]
     for sample in ranked:

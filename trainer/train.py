@@ -25,7 +25,7 @@ from trainer.run.interrupts import NOT_BEGUN, end_plainly
 from trainer.run.lock import hold, hold_bucket, holder_of
 from trainer.run.log_csv import gap_words, missing_steps, read_whole_rows
 from trainer.run.ranks import Ranks
-from trainer.run.settings import put_aside_damaged, tell_changes
+from trainer.run.settings import put_aside_damaged, warn_of_changes
 from trainer.run.signals import let_rank_0_end_first
 from trainer.training.spikes import BadStepError
 from trainer.training.start import Start, describe_start, looked_at, raise_gathered
@@ -76,7 +76,7 @@ def train(load: Callable[[], Config]) -> None:
             assert resume is not None
             start.pulse.close()
             if rank == 0:
-                _tell_finished(start, resume)
+                _report_finished(start, resume)
             return
         start.group.run_on_rank0(lambda: take_run(start.run, held))
         start.pulse.at("importing Composer")
@@ -92,16 +92,16 @@ def take_run(run: Run, held: ExitStack) -> None:
     held.enter_context(hold_bucket(run))
 
 
-def _tell_finished(start: Start, resume: Checkpoint) -> None:
+def _report_finished(start: Start, resume: Checkpoint) -> None:
     """Finish the uploads of a finished run; report changed settings, and that there is nothing to do."""
     finish_uploads(start.config, start.run, resume)
-    _tell_log(start.run.folder / "log.csv", resume.step)
-    words = "%s was %s in this run: %s would change nothing any more"
-    tell_changes(put_aside_damaged(start.run.folder), start.last, start.config, start.manifest.schedule, words)
+    _warn_of_lost_steps(start.run.folder / "log.csv", resume.step)
+    words = "%s was %s in this run: changing it to %s has no effect now"
+    warn_of_changes(put_aside_damaged(start.run.folder), start.last, start.config, start.manifest.schedule, words)
     log.info("nothing to do: %s has %d of %d steps", resume.place, resume.step, start.last)
 
 
-def _tell_log(path: Path, steps: int) -> None:
+def _warn_of_lost_steps(path: Path, steps: int) -> None:
     """Warn if the log of a finished run is damaged: no training will repair it."""
     rows, problem = read_whole_rows(path) if path.is_file() else ([], "it is missing")
     if gaps := missing_steps(rows, 0, steps):
@@ -111,7 +111,7 @@ def _tell_log(path: Path, steps: int) -> None:
 
 
 def finish_uploads(config: Config, run: Run, resume: Checkpoint) -> None:
-    """Upload what is left here by a process that was killed after its last step."""
+    """Upload the files that a process left here when it was killed after its last step."""
     if run.store is None or resume.key:
         return
     uploader = Uploader(run, keep=config.train.keep_checkpoints, outage_limit_s=config.train.outage_limit)

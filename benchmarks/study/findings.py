@@ -1,4 +1,4 @@
-"""What the study was expected to show, and what it showed."""
+"""The study's expectations and findings."""
 
 from __future__ import annotations
 

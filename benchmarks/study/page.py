@@ -201,7 +201,7 @@ def question_sections(study: Study) -> Iterator[Section | None]:
     )  # fmt: skip
     yield compare_section(
         study, "rate", "Learning rate: restart against continue",
-        "A rate that decays by a cosine over the whole budget, and one that is warmed up anew when the pairs begin, as "
+        "A rate that decays by a cosine over the whole budget, and one that warms up again when the pairs begin, as "
         "the paper's second stage did.",
         {"continue": "rate/continue", "restart": "rate/restart"}, PAIR_DIRECTIONS,
     )  # fmt: skip
@@ -248,7 +248,7 @@ def count_parameters(run: StudyRun) -> int:
 
 
 def text_section(study: Study) -> Section | None:
-    """Real text: losses and BLEU over steps, whatever they are."""
+    """Real text: losses and BLEU over steps."""
     names = study.named("text/")
     if not names:
         return None
@@ -266,7 +266,7 @@ def text_section(study: Study) -> Section | None:
                 near = [loss for at, loss in losses[stream].items() if step - 50 < at <= step]
                 cells.append(Cell(f"{np.mean(near):.3f}" if near else "–"))
             rows.append(Row(f"step {step:,}", cells))
-        tables.append(Table(f"text-{number}", f"{name[5:]}: BLEU on dev, and training loss (nats a token)",
+        tables.append(Table(f"text-{number}", f"{name[5:]}: BLEU on dev, and training loss (nats per token)",
                             [*run.directions, *run.run.streams], rows))  # fmt: skip
         colours = figures.stream_colours([run.run])
         pictures.append(figures.training(run.run, colours))

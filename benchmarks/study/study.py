@@ -116,7 +116,7 @@ class Job:
 
     @property
     def key(self) -> list[str]:
-        """What the run is made of."""
+        """The values that identify the run: plan, config and interval of checkpoints."""
         return [self.manifest.plan_id, self.config.model_dump_json(), str(_EVERY)]
 
 
@@ -198,7 +198,7 @@ def choose_jobs(*, fast: bool, seeds: int, only: str | None, text: Path | None) 
         for name in only.split(","):
             if name not in names:
                 hint = did_you_mean(name, names)
-                raise InputError(f"--only: '{name}' is no setting{hint}. Settings: {', '.join(names)}")
+                raise InputError(f"--only: '{name}' is not a setting{hint}. Settings: {', '.join(names)}")
             if all(job.setting != name for job in wanted):
                 remedy = "Add --text FOLDER" if name.startswith("text/") and text is None else "Leave out --fast"
                 raise InputError(f"--only: '{name}' is not part of this study. {remedy}")
@@ -211,7 +211,7 @@ def choose_jobs(*, fast: bool, seeds: int, only: str | None, text: Path | None) 
 
 
 def make_inputs(text: Path | None) -> None:
-    """The files that streams are made of."""
+    """The source files of the streams."""
     folder = Path("runs/study/world")
     stamp = folder / "of.txt"
     made_by = f"seed {WORLD_SEED}\n{Path(world.__file__).read_text()}"

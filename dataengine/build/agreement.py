@@ -180,7 +180,7 @@ def tokenizer_mismatch(path: str, tokenizer: Tokenizer, manifest: Manifest, *, r
     if tokenizer.eos_id != manifest.eos_id:
         return (
             f"tokenizer mismatch: the documents of manifest {manifest.plan_id[:12]} end with token {manifest.eos_id}, "
-            f"but the end of {path} is now {tokenizer.eos_id}. Set `eos_token`, or tokenizer_config.json beside the "
-            f"tokenizer, as it was{'; or build again: dataengine build CONFIG' if rebuild else '.'}"
+            f"but the end of {path} is now {tokenizer.eos_id}. Restore `eos_token`, or tokenizer_config.json beside "
+            f"the tokenizer{'; or build again: dataengine build CONFIG' if rebuild else '.'}"
         )
     return None

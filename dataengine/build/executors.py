@@ -109,7 +109,7 @@ class LocalEngine:
     ) -> Iterator[tuple[int, Receipt]]:
         context = multiprocessing.get_context("spawn")
         counter: Synchronized[int] = context.Value("q", 0)
-        told = 0
+        reported = 0
         workers = min(self.workers, len(order))
         with ProcessPoolExecutor(workers, context, _start_worker, (counter, os.getpid())) as pool:
             with _ignoring_interrupts():  # workers inherit this until they have started
@@ -119,8 +119,8 @@ class LocalEngine:
                 while waiting:
                     done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                     read = counter.value
-                    progress.read(read - told)
-                    told = read
+                    progress.read(read - reported)
+                    reported = read
                     for future in done:
                         yield futures[future], future.result()
             except BaseException as error:  # also Ctrl-C: waiting units do not start, running ones leave nothing
@@ -128,7 +128,7 @@ class LocalEngine:
                     process.terminate()  # the pool then counts as broken, and has ended when this block is left
                 if isinstance(error, BrokenProcessPool):
                     raise InputError(
-                        "a worker process died, perhaps because memory ran out. Finished work stays. Run the same "
+                        "a worker process died, perhaps because memory ran out. Finished work is kept. Run the same "
                         "command again, with fewer --workers if memory is short."
                     ) from None
                 raise
@@ -239,7 +239,7 @@ def _result(ray: Any, reference: Any) -> Receipt:
         raise
     except ray.exceptions.RayError as error:
         raise InputError(
-            f"a Ray task failed after all retries: {error}. Finished work stays. Run the same command again."
+            f"a Ray task failed after all retries: {error}. Finished work is kept. Run the same command again."
         ) from None
 
 

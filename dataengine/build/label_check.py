@@ -3,7 +3,7 @@
 Records are short and mixed with names and code, so language identification of one record is unreliable. The check joins
 the beginnings of several records to pieces of about 250 bytes. lid.176 identifies 99 % of such pieces of software
 messages, manuals and poetry correctly. A file is reported if most of its pieces are clearly in another language, or
-have hardly a letter of the scripts of their own. A report changes no byte and stops no build.
+have almost no letters of their own scripts. A report changes no byte and stops no build.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def _choose(files: Sequence[Paths]) -> list[Paths]:
 
 
 def _read(part: SourcePart, form: RecordFormat, count: int) -> list[_Record]:
-    """The first records of a part, as far as it can be read. Of plain text the first lines, whatever `split` says."""
+    """The first records of a part, as far as it can be read. For plain text the first lines, regardless of `split`."""
     found: list[_Record] = []
     reading = Reading(part, replace(form, label_key=None, split="line"), lambda size: None)
     with suppress(InputError, OSError), closing(reading.batches(count)) as batches:
@@ -308,7 +308,7 @@ def _describe(
             continue
         path = part.paths[k] if len(part.paths) > 1 else part.paths[0]
         side = f"side {code} of " if form.languages else ""
-        what = f"look like '{finding.language}'" if finding.language else "have hardly a letter of its script"
+        what = f"look like '{finding.language}'" if finding.language else "have almost no letters of its script"
         fix = f"streams.{name}.{'pairs or keys' if form.languages else 'language or documents'}"
         notes.append(
             f"stream '{name}': {side}{path} should be '{code}', but {finding.wrong} of {finding.pieces} excerpts "

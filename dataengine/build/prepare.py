@@ -106,7 +106,7 @@ def try_write(store: Store, key: str, content: bytes) -> None:
         store.write(key, content)
     except (OSError, InputError) as error:
         reason = str(error).partition(". ")[0]  # without the advice: the user need not act
-        note(f"{store.url}/{key} stays as it was: {reason}")
+        note(f"{store.url}/{key} is unchanged: {reason}")
 
 
 def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:

@@ -138,7 +138,7 @@ def _link_checked(store: Store, source: str, key: str) -> None:
 
 
 def find_segments(packed: Packed, width: int) -> tuple[tuple[int, int, int, int], ...]:
-    """Where the tokens of each unit lie in the stream: (unit, start in the stream, start in the unit, tokens).
+    """The place of each unit's tokens in the stream: (unit, start in the stream, start in the unit, tokens).
 
     First the units' own shards, then the part of each group's tails in its shards, then the rest of all tails.
     """
@@ -177,7 +177,7 @@ def read_built_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStre
     """A stream of the store. Raises InputError if its index differs or a shard is missing or has another size."""
     made = summary.read_summary(store, plan.folder)
     if hashlib.sha256(store.read(f"{plan.folder}/index.json")).hexdigest() != made.index_sha256:
-        raise summary.damaged_stream(store, f"{plan.folder}/index.json", "is damaged: its hash is another")
+        raise summary.damaged_stream(store, f"{plan.folder}/index.json", "is damaged: its hash differs")
     sizes = store.sizes(f"{plan.folder}/")
     for shard in made.shards:
         key = f"{plan.folder}/{shard.stored.basename}"

@@ -146,7 +146,7 @@ def describe_rejects(
     if bad < records:
         many = f"{bad:,} of {records:,} records{sampled} are unusable ({_words(rejected)}), more than max_bad_fraction "
         many += f"{max_bad_fraction:g} allows"
-        advice = ["fix them", *_other_key(plan, reason), "raise max_bad_fraction to go on without them"]
+        advice = ["fix them", *_other_key(plan, reason), "raise max_bad_fraction to continue without them"]
     else:
         many = f"all {records:,} records{sampled} are unusable" if records > 1 else "the only record is unusable"
         many += f" ({_words(rejected)})"

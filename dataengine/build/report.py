@@ -70,7 +70,7 @@ class BuildReport:
 
 
 def report_key(name: str) -> str:
-    """Where the report of the experiment `name` lies in the store."""
+    """The key of the report of the experiment `name` in the store."""
     return f"experiments/{name}/build_report.json"
 
 

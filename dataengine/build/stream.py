@@ -93,7 +93,7 @@ def clean_stream(
         if crowded:
             note(
                 f"stream '{plan.name}': {crowded:,} texts are similar to many others and were compared with only some "
-                "of these, so a few near duplicates may stay"
+                "of these, so a few near duplicates may remain"
             )
     if with_scores:
         model = str(plan.cleaning.score_model)

@@ -53,11 +53,11 @@ Texts = tuple[list[str], ...]  # of each language
 class TokenFormat:
     """How text becomes tokens, and tokens samples."""
 
-    tokenizer: str = field(metadata={"identity": False})  # path; its sha256 stands for it
+    tokenizer: str = field(metadata={"identity": False})  # path; its sha256 identifies it
     tokenizer_sha256: str
     library: str  # decides the ids of a text, given the tokenizer: the reference library and its version
     engine: Literal["auto", "reference"] = field(metadata={"identity": False})  # both give the same ids
-    eos_token: str | None = field(metadata={"identity": False})  # as the config has it; eos_id stands for it
+    eos_token: str | None = field(metadata={"identity": False})  # as in the config; eos_id identifies it
     eos_id: int
     bos_id: int | None  # begins each document; None: no BOS
     controls: tuple[int, ...]  # sorted ids that no text produces

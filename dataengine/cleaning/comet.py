@@ -87,8 +87,8 @@ def load_scorer(model: str, device: str = "auto", batch_size: int = 64, *, refer
     otherwise from the hub or its cache, by the name in the checkpoint.
 
     `device` is auto (the first GPU, or the CPU), cpu, cuda or cuda:N. A GPU computes in float16, which changes a score
-    by about 1e-3. On a CPU scores equal those of the model's own `predict` to 1e-5, whatever else is in a batch. One
-    process uses one device; score parts in several processes to use more.
+    by about 1e-3. On a CPU scores equal those of the model's own `predict` to 1e-5, in any batch. One process
+    uses one device; score parts in several processes to use more.
 
     With `references`, a model that can use them needs them (XCOMET and UniTE also score without).
 
@@ -119,7 +119,7 @@ def load_scorer(model: str, device: str = "auto", batch_size: int = 64, *, refer
     if encoder.is_dir():
         changes["pretrained_model"] = str(encoder)
     if hparams.get("layer_transformation") == "sparsemax_patch":
-        # This marks models from before comet 2.2.4, which asked for sparsemax and were trained with softmax. comet
+        # This marks models from before comet 2.2.4, which requested sparsemax and were trained with softmax. comet
         # itself honours the mark only if pkg_resources can be imported, which setuptools 82 and later lack.
         changes["layer_transformation"] = "softmax"
     try:

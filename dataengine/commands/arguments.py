@@ -292,7 +292,7 @@ COMMANDS = (
         "inspect.run",
         "what cleaning drops, and what samples hold",
         "Show how many records are unusable and how many each rule drops, with examples from the sources. --sample "
-        "shows a sample with the files and lines it is made of. --line shows the samples that hold a source line.",
+        "shows a sample with its source files and lines. --line shows the samples that hold a source line.",
         (
             "inspect yamls/parallel_last_all_filtered.yaml --stream zh-filtered --reason 'score zh-en' --count 20",
             "inspect yamls/mini/uni_en_zh.yaml --stream mono --sample 7",

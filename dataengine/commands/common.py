@@ -37,7 +37,7 @@ def read_experiment_manifest(options: argparse.Namespace, config: Config) -> Man
 
 
 def read_built_manifest(options: argparse.Namespace, config: Config) -> Manifest:
-    """The manifest of an experiment that is built as its config stands now."""
+    """The manifest of an experiment that is built with its current config."""
     return manifests.read_built_manifest(config, command_again(options, "build"))
 
 

@@ -87,7 +87,7 @@ def _scalar(value: object) -> str:
 def describe_key(loaded: Loaded, path: str) -> str:
     """A key with its description, type and default, what it decides, its value, and what set it.
 
-    `path` is dotted, such as train.seed; STREAM and STAGE stand for any stream and stage. Raises InputError for a key
+    `path` is dotted, such as train.seed; STREAM and STAGE mean any stream and stage. Raises InputError for a key
     that does not exist.
     """
     loc = first_name(tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in path.split(".")))

@@ -1,8 +1,8 @@
 """Find evaluation sentences in the training records that the build kept.
 
-Equal is what `decontaminate` takes for equal: a whole text of 5 words or more, or an n-gram of 13 words inside a longer
-one. The search is made of units like those of a build: it is done once for a stream and its sets, by all workers, and a
-stream from which these very sentences were removed is known to be clean without reading it.
+Texts are compared as by `decontaminate`: a whole text of 5 words or more, or an n-gram of 13 words inside a longer
+one. The search consists of units like those of a build: all workers share it, and each stream is searched once for its
+sets. A stream from which these very sentences were removed is clean and is not read.
 """
 
 from __future__ import annotations

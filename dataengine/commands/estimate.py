@@ -144,16 +144,16 @@ def _drop_duplicates(
 def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimate, notes: Notes) -> Iterator[Records]:
     """Batches of records from about the first `wanted` bytes of a part; counts them, and the unusable ones.
 
-    Adds to `notes` what is to be said of them.
+    Adds remarks about them to `notes`.
 
-    Bytes and records have to be of the same stretch, or the estimate is wrong: what a reader has read ahead counts as
-    neither.
+    Bytes and records must cover the same range, or the estimate is wrong, so data that a reader has read ahead does not
+    count.
     """
     whole = part
     by_line = format_of(part.format, plan.records).splitter is LINES
     used, read, before = part.size, 0, 0
 
-    def hear(count: int) -> None:
+    def add(count: int) -> None:
         nonlocal read
         read += count
 
@@ -163,7 +163,7 @@ def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimat
             path = Path(folder, f"the beginning of {Path(part.paths[0]).name} (plain)")
             path.write_bytes(text)
             part = replace(whole_file(path, part.format), columns=part.columns)
-        reading = Reading(part, plan.records, hear)
+        reading = Reading(part, plan.records, add)
         held: list[Records] = []
         for batch in reading.batches(_BATCH if by_line else 1):
             if not by_line and read > before:  # the first record of the next block

@@ -32,7 +32,7 @@ _BEFORE = "export.json"  # the name in exports of earlier versions
 
 @dataclass(frozen=True)
 class _About:
-    """export.summary: what an export was made from. A killed export goes on only with the same values."""
+    """export.summary: the origin of an export. A killed export resumes only with the same values."""
 
     plan_id: str
     """SHA-256 of the manifest."""

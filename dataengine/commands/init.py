@@ -26,7 +26,7 @@ _UNKNOWN = 0.001  # of the tokens: worth a warning
 
 
 def run(options: argparse.Namespace) -> None:
-    """Write the experiment, and print what was seen, what was not used, and what to type next."""
+    """Write the experiment, and print what was found, what was not used, and the next commands."""
     name, path = options.config, _yaml_path(options.config, options.to)
     if not options.overrides:
         raise InputError(f"init {name} needs files: dataengine init {name} FILE_OR_FOLDER_OR_URL ...")
@@ -59,7 +59,7 @@ def _yaml_path(name: str, to: str | None) -> Path:
         raise InputError(f"'{name}' is not a name: it has letters, digits, _, - and /. Give one, such as mine.")
     path = Path(to) if to else Path("yamls" if Path("yamls").is_dir() else ".", f"{name}.yaml")
     if path.exists():
-        raise InputError(f"{path} exists, and init replaces nothing. Give another name, or --to FILE.")
+        raise InputError(f"{path} exists, and init does not overwrite it. Give another name, or --to FILE.")
     return path
 
 
@@ -69,12 +69,14 @@ def _choose_tokenizer(options: argparse.Namespace, proposal: Proposal, path: Pat
         return Path(options.tokenizer), True
     if proposal.tokenizers and not options.vocab_size:
         first, *others = proposal.tokenizers
-        proposal.unused += [(other, f"a second tokenizer; {first} is taken") for other in others]
+        proposal.unused += [(other, f"a second tokenizer; {first} is used") for other in others]
         return Path(first), True
     proposal.unused += [(other, "a tokenizer; --vocab-size asks for a new one") for other in proposal.tokenizers]
     model = path.with_suffix(".model")
     if model.exists():
-        raise InputError(f"{model} exists, and init replaces nothing. Take it with --tokenizer {model}, or remove it.")
+        raise InputError(
+            f"{model} exists, and init does not overwrite it. Use it with --tokenizer {model}, or remove it."
+        )
     return model, False
 
 

@@ -30,7 +30,7 @@ from dataengine.storage.store import Store
 from dataengine.tables import size_words, table
 from dataengine.text.tokenizers.load import load_tokenizer
 
-_MOST_SHARDS = 1 << 18  # of a stream that is not built; larger shards stand for more
+_MOST_SHARDS = 1 << 18  # of a stream that is not built; more are counted as larger shards
 _MOST_LISTED = 100_000  # samples of a step whose ids are shown
 _UNKNOWN = "assumed"  # in place of the hashes of streams that are not built
 

@@ -112,14 +112,14 @@ def score_streams(
             scored = before = 0
             with tqdm(total=total, desc=f"{name}, {direction}", unit="pair", file=sys.stderr, disable=None) as bar:
 
-                def hear(count: int, bar: tqdm[Any] = bar) -> None:
+                def update(count: int, bar: tqdm[Any] = bar) -> None:
                     bar.update(count)
 
                 for part, codes in parts:
                     pairs = _pairs(
                         plan, Reading(part, plan.records, lambda count: None, np.packbits(codes == 0)), direction
                     )
-                    new, old = score_part(pairs, scorer, cache, part.digest, known=known, on_progress=hear)
+                    new, old = score_part(pairs, scorer, cache, part.digest, known=known, on_progress=update)
                     scored, before = scored + new, before + old
             rows.append((name, direction, f"{scored:,}", f"{before:,}"))
     return "\n".join(table(rows, left=(0, 1)))

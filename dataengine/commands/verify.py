@@ -113,7 +113,7 @@ def _check_origins(store: Store, stream: Stream) -> Iterator[str]:
         yield from _check_file(
             store,
             f"{stream.remote}/{name}",
-            lambda content: "" if is_intact_npy(content) else "is damaged: its hash is another",
+            lambda content: "" if is_intact_npy(content) else "is damaged: its hash differs",
         )
 
 

@@ -1,6 +1,6 @@
-"""What is known of a key of a config: its description, type, default, names, and what it decides.
+"""Everything about a key of a config: its description, type, default, names, and what it decides.
 
-Descriptions are the docstrings behind the fields. They are read from the source when they are asked for: pydantic's
+Descriptions are the docstrings behind the fields. They are read from the source on demand: pydantic's
 `use_attribute_docstrings` would read them at each import, which adds 40 ms to the start of every command.
 """
 
@@ -51,7 +51,7 @@ class Key:
 
     @property
     def type(self) -> str:
-        """What may stand as its value, in words."""
+        """Its possible values, in words."""
         if values := VALUES.get(self.name) if self.old_name else None:
             return _one_of(list(values))
         return _type_words(_properties(self.section)[self.field])
@@ -67,7 +67,7 @@ class Key:
 
     @property
     def is_required(self) -> bool:
-        """Whether an experiment, together with its bases, must state it where its section stands."""
+        """Whether an experiment, together with its bases, must state it wherever it has its section."""
         return self.section.model_fields[self.field].is_required() and "Default: " not in self.description
 
 

@@ -89,7 +89,7 @@ class PlacedError(ValueError):
 
 
 def short_value(value: object) -> str:
-    """A value as it was written, cut if it is long."""
+    """A value as written in the config, cut if it is long."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     try:

@@ -88,7 +88,7 @@ class StageConfig(Section):
     rest: bool = False
     """Take the part of the budget that the other stages leave. Only one stage may."""
     mix: Mix
-    """What each batch is made of, by stream. Relative weights: {mono: 3, en-zh: 1}. `by_size` for all streams: in
+    """The streams of each batch, by weight. Relative weights: {mono: 3, en-zh: 1}. `by_size` for all streams: in
     proportion to their remaining samples. `all` for some and `rest` for one: spread all remaining samples of some
     streams evenly, and fill each batch from the other."""
     to_mix: dict[Name, Weight] | None = None
@@ -248,7 +248,7 @@ class Config(Section):
         if self.init and self.init.mode == "continue" and self.parent is None:
             raise PlacedError(
                 ("init", "mode"),
-                "init.mode `continue` needs `parent`, the plan that goes on: {manifest: RUN/manifest.json, step: N}",
+                "init.mode `continue` needs `parent`, the plan to continue: {manifest: RUN/manifest.json, step: N}",
             )
         if self.batch_size % self.lanes:
             raise PlacedError(("lanes",), f"lanes ({self.lanes}) must divide batch_size ({self.batch_size})")

@@ -185,7 +185,7 @@ class EvaluateConfig(Section):
     comet: tuple[str, ...] = ()
     """COMET and CometKiwi models that score the translations: folders, or names on the Hugging Face hub."""
     reasoning: tuple[str, ...] = ()
-    """Tasks of lm-eval, such as [arc_easy, xcopa_zh]. `paper` stands for the 14 scores of the paper."""
+    """Tasks of lm-eval, such as [arc_easy, xcopa_zh]. `paper` selects the 14 scores of the paper."""
     task_folder: str | None = None
     """A folder with lm-eval task files of your own. Default: only the tasks of lm-eval."""
 

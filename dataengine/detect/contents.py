@@ -32,7 +32,7 @@ class Heard:
     shares: dict[str, float]  # by the identifier's codes; they sum to at most 1
 
     def share(self, language: str) -> float:
-        """The part of the texts that is in a language, or in one that is hardly told from it."""
+        """The part of the texts that is in a language, or in one that is hard to distinguish from it."""
         return sum(self.shares.get(code, 0.0) for code in model_codes(language))
 
     @property
@@ -108,10 +108,10 @@ def _pairs(sample: Sample, columns: dict[str, list[str]], heard: dict[str, Heard
             continue
         if code not in named or len(columns[key]) > len(columns[named[code]]):
             if code in named:
-                notes.append(f"{key} and {named[code]} both name {code}: {key}, which has more texts, is taken")
+                notes.append(f"{key} and {named[code]} both name {code}: {key}, which has more texts, is used")
             named[code] = key
         else:
-            notes.append(f"{key} and {named[code]} both name {code}: {named[code]} is taken")
+            notes.append(f"{key} and {named[code]} both name {code}: {named[code]} is used")
     if len(named) > 1:
         for code, key in named.items():
             notes += _conflict(f"key {key}", code, heard[key])
@@ -168,7 +168,7 @@ def _documents(sample: Sample, columns: dict[str, list[str]], heard: dict[str, H
     usual = [key for key in _TEXT_KEYS if letters.get(key, 0) >= 0.5 * letters[best]]
     key = usual[0] if usual else best
     others = [other for other in columns if other != key]
-    notes = [f"the text is taken from {key}, not from {', '.join(others)}"] if others else []
+    notes = [f"the text is read from {key}, not from {', '.join(others)}"] if others else []
     language, said = name_language(sample, key, heard[key])
     if language is None and not usual and letters[key] < _FEWEST_LETTERS * min(len(columns[key]), 1000):
         return None

@@ -163,7 +163,7 @@ def _steps(streams: Sequence[StreamGuess], tokens: Mapping[str, float], batch: i
 
 def _stage_lines(streams: Sequence[StreamGuess], tokens: Mapping[str, float], batch: int) -> list[str]:
     lines = [
-        "# One stage after the other. `drain: true` goes once through its streams, whatever their size.",
+        "# One stage after the other. `drain: true` reads its streams once, regardless of their size.",
         "# For a run of a stated length: `budget: {steps: N}`, and `fraction: 0.75` or `rest: true` instead.",
         "stages:",
     ]

@@ -61,7 +61,7 @@ def is_tokenizer(path: str) -> bool:
 
 
 def _no_data(path: str) -> str:
-    """Why a file of a folder is no data by its name; "" if it may be."""
+    """Why the name of a file in a folder excludes it as data; "" if it may be data."""
     name = path.rpartition("/")[2]
     if _OTHER.match(name) or name in ("tokenizer_config.json", "config.json", "special_tokens_map.json"):
         return "not data by its name"
@@ -69,7 +69,7 @@ def _no_data(path: str) -> str:
     known = format_by_name(path) or suffix in ("", ".csv", ".xml", ".sgm") or is_url(path)
     if known or re.fullmatch(r"\.\d+", suffix) or known_code(suffix[1:]):
         return ""
-    return f"{suffix} is not a format that is read; if it is data, give the file itself"
+    return f"{suffix} is not a supported format; if it is data, give the file itself"
 
 
 def pattern_of(files: Sequence[str]) -> list[str]:

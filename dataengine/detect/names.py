@@ -30,11 +30,11 @@ class Token(NamedTuple):
     start: int
     end: int
     language: str
-    strong: bool  # stands where codes stand, and is no usual word
+    strong: bool  # in a usual place for codes, and not a common word
 
 
 def known_code(text: str) -> str | None:
-    """The language of a code such as zh, zho, zh-CN, zho_Hans; None for a text that is no code."""
+    """The language of a code such as zh, zho, zh-CN, zho_Hans; None for a text that is not a code."""
     if not _CODE.fullmatch(text):
         return None
     first = re.split("[-_]", text)[0]

@@ -44,7 +44,7 @@ class Sample:
     file: FoundFile
     format: str  # a name of formats.FORMATS
     rows: list[Row]
-    bad: int  # lines that are no record
+    bad: int  # lines that are not records
     scale: float  # the whole file over what was sampled
     columns: tuple[str, ...] = ()  # TSV without a heading: names for its columns
     split: str = "line"  # plain text: what a document is
@@ -158,7 +158,7 @@ def _sample_tsv(file: FoundFile, lines: list[str], width: int, scale: float) -> 
 
 def _is_heading(cells: list[str], rows: list[list[str]]) -> bool:
     """Whether a first line names columns: short, different cells, of which two (or the only one) are names of
-    languages or usual words; or one that is no number above numbers only."""
+    languages or usual words; or one that is not a number, above numbers only."""
     if len(set(cells)) < len(cells) or not all(_CELL.fullmatch(cell) for cell in cells):
         return False
     known = sum(map(_names_column, cells))

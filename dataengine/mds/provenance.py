@@ -87,7 +87,7 @@ class StreamProvenance:
         if number is not None:
             found["source"] = number
         if len(found) and int(found["source"].max()) >= len(self._summary.sources):
-            raise damaged_stream(self.store, key, "does not go with the stream's summary")
+            raise damaged_stream(self.store, key, "does not match the stream's summary")
         return found, np.cumsum(found["tokens"], dtype=np.int64)
 
     def origins(self, sample: int) -> Iterator[Origin]:

@@ -136,7 +136,7 @@ def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
         raise DamagedError(f"{store.url}/{key} is damaged: it cannot be decompressed: {error}") from None
     for algorithm, expected in shard.raw.hashes.items():
         if hash_bytes(raw, algorithm) != expected:
-            raise DamagedError(f"{store.url}/{key} is damaged: its content is not what was compressed")
+            raise DamagedError(f"{store.url}/{key} is damaged: its decompressed content has changed")
     return raw
 
 

@@ -1,6 +1,6 @@
 """The files beside the shards of a stream: how it was made, and its unusable records.
 
-    stream.summary   JSON: the sources, the counts, and where each document lies; a hash of it at the end
+    stream.summary   JSON: the sources, the counts, and the place of each document; a hash of it at the end
     rejects.jsonl    the unusable records with their files and lines; only if there are some
 
 No other name than index.json may end in `.json`: `streaming.base.util.merge_index` reads every such file below a folder

@@ -92,7 +92,7 @@ def unpack(path: str, stored: Iterator[bytes]) -> Iterator[bytes]:
         refuse_others(path, head)
         if path.lower().endswith(SUFFIXES) and not _is_text(head):
             raise InputError(
-                f"{path}: broken archive: its first bytes are of no archive, and are not text. Fetch the file again."
+                f"{path}: broken archive: its first bytes are neither an archive nor text. Fetch the file again."
             )
         yield from stored
         return

@@ -50,7 +50,7 @@ def line_blocks(
     Raises InputError if lines end in carriage returns alone, unless `one_text`. `hashing` is as in `content_chunks`.
     """
     splitter, first = LineSplitter(), part.start == 0
-    returns = ended = False  # whether a carriage return stands within the first line; at the end of what is read of it
+    returns = ended = False  # whether a carriage return is within the first line; at the end of the part read so far
     chunks = content_chunks(part, number, on_bytes, hashing)
     if first:
         head, chunks = archives.peek(chunks)

@@ -58,7 +58,7 @@ def read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blo
             way, counts = ([key], top) if key in top else (_way_to(key), nested)
             if twice := [name for name in way if counts[name] > 1]:
                 raise InputError(
-                    f"{path}: {counts[twice[0]]} columns are named '{twice[0]}'. Write the file anew with one of them."
+                    f"{path}: {counts[twice[0]]} columns are named '{twice[0]}'. Write the file again with one of them."
                 )
             if not _is_text(types[key]):
                 raise InputError(f"{path}: column '{key}' is {types[key]}, not text. {_correct_keys(form)}")

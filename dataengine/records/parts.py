@@ -134,7 +134,7 @@ def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
         raise InputError(f"stream '{stream}': cannot read {pattern}. Give a local path, or one in s3:// or gs://")
     if not files:
         where = "" if is_url(pattern) else f" (relative paths start at the working directory, {Path.cwd()})"
-        where += "; ~ and $ stand for themselves" if pattern.startswith(("~", "$")) else ""
+        where += "; ~ and $ are not expanded" if pattern.startswith(("~", "$")) else ""
         raise InputError(f"stream '{stream}': no file {pattern}. Correct the path under streams.{stream}{where}.")
     return files
 
@@ -148,7 +148,7 @@ def _format_of(path: str, stream: str) -> str:
             "lines=True, force_ascii=False))."
         )
     raise InputError(
-        f"stream '{stream}': cannot tell the format of {path} by its name ({', '.join(SUFFIXES)}, then "
+        f"stream '{stream}': cannot detect the format of {path} from its name ({', '.join(SUFFIXES)}, then "
         f"{', '.join(archives.SUFFIXES)} or nothing). State streams.{stream}.format: {', '.join(STATED[:-1])} or "
         f"{STATED[-1]}."
     )

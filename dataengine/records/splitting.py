@@ -39,7 +39,7 @@ def read_start(file: FoundFile, size: int) -> bytes:
 
 
 def _split_lines(file: FoundFile, part_bytes: int) -> list[Span]:
-    """Spans of a file that end at line ends. An archive is one span, whatever its name."""
+    """Spans of a file that end at line ends. An archive is one span, regardless of its name."""
     head = read_start(file, archives.HEAD)
     archives.refuse_others(file.path, head)
     if archives.archive_kind(head):

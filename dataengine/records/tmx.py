@@ -125,7 +125,7 @@ def read_tmx(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
         for text in chain(read_xml(path, content_chunks(part, 0, on_bytes)), [None]):
             parser.Parse(text or "", text is None)
             block = RecordBlock(form)
-            for number, unit in enumerate(units, number + 1):  # noqa: B020 (counting goes on)
+            for number, unit in enumerate(units, number + 1):  # noqa: B020 (counting continues)
                 _take_unit(block, number, unit, wanted)
             units.clear()
             yield block.records

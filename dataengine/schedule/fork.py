@@ -47,8 +47,8 @@ class Parent:
         if child.prefix_sha256(self.step) == self.manifest.prefix_sha256(self.step):
             return
         raise InputError(
-            f"this config cannot go on from {self.path} at step {self.step:,}, for the steps before would change: "
-            f"{', '.join(self.manifest.differences(child, self.step))}. Keep what the parent has, or drop `parent`."
+            f"this config cannot continue {self.path} at step {self.step:,}, because earlier steps would change: "
+            f"{', '.join(self.manifest.differences(child, self.step))}. Keep the parent's values, or drop `parent`."
         )
 
 

@@ -1,4 +1,4 @@
-"""The rows of a run's log.csv, one a step, and the digest in them. The trainer writes them; this module reads them."""
+"""The rows of a run's log.csv, one per step, with their digests. The trainer writes them; this module reads them."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ _MANIFEST = TypeAdapter(Manifest)
 
 
 def _store_of(path: str, name: str) -> str:
-    """The store that a manifest lies in; empty if its path is not that of an experiment in a store."""
+    """The store that holds a manifest; empty if its path is not that of an experiment in a store."""
     place = path.removesuffix(f"experiments/{name}/manifest.json")
     return "" if place == path or place[-1:] not in ("", "/") else place.rstrip("/") or ("/" if place else ".")
 
@@ -226,7 +226,7 @@ def _check(manifest: Manifest) -> None:
             if "/" in name or name in ("", ".", ".."):
                 raise ValueError(f"stream '{stream.name}' has a shard named {name!r}")
         if stream.remote.startswith("/") or {"", ".", ".."} & set(stream.remote.split("/")):
-            raise ValueError(f"stream '{stream.name}' lies at {stream.remote!r}, outside of the store")
+            raise ValueError(f"stream '{stream.name}' is at {stream.remote!r}, outside of the store")
     if unknown := set(manifest.schedule.streams) - {stream.name for stream in manifest.streams}:
         raise ValueError(f"its stages draw from {', '.join(sorted(unknown))}, which it does not describe")
 

@@ -86,14 +86,14 @@ def horizon_notes(settings: Settings, steps: int, *, first: int = 0, init: InitC
     flat = sum(max(0, end - max(begin + horizon, first)) for begin, end in spans)
     if 2 * flat > steps - first:
         return [
-            f"the learning rate is at train.min_learning_rate in {flat:,} of {steps - first:,} steps, for "
-            f"train.decay_steps is {horizon:,}. With train.decay_steps=end it falls up to the end"
+            f"the learning rate is at train.min_learning_rate in {flat:,} of {steps - first:,} steps, because "
+            f"train.decay_steps is {horizon:,}. With train.decay_steps=end it falls until the end"
         ]
     if horizon > 10 * longest and not is_second_stage:
         return [
             f"the learning rate hardly falls: it ends at {settings.rate(steps - 1):.4e} of {train.learning_rate:.4e}, "
-            f"for train.decay_steps is {horizon:,} in a run of {steps:,} steps. With train.decay_steps=end it falls to "
-            "train.min_learning_rate"
+            f"because train.decay_steps is {horizon:,} in a run of {steps:,} steps. With "
+            "train.decay_steps=end it falls to train.min_learning_rate"
         ]
     return []
 

@@ -127,7 +127,7 @@ class ShardCache:
         self._fetched[number, shard] = self._fetched.get((number, shard), 0) + 1
         if self._fetched[number, shard] == _THRASH:
             log.warning(
-                "%s was fetched %d times by this process: the cache evicts what is still in use. Raise cache_limit.",
+                "%s was fetched %d times by this process: the cache evicts shards still in use. Raise cache_limit.",
                 path,
                 _THRASH,
             )

@@ -60,7 +60,7 @@ class Stage:
 
     The order of the streams decides their slots, so streams are always sorted by name. A stage that a fork leaves early
     keeps its quotas, which decide its slots, and ends after `cut` steps. Adjacent stages of the same name are pieces of
-    one stage, unless a fork lies between them.
+    one stage, unless a fork is between them.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Schedule:
 
     @cached_property
     def stage_edges(self) -> list[int]:
-        """The start of each stage and the end of the last, as indexes of pieces: a stage lies between two edges."""
+        """The start of each stage and the end of the last, as indexes of pieces: a stage is between two edges."""
         stages, starts = self.stages, self.stage_starts
         begins = [
             k

@@ -205,7 +205,7 @@ class _Run:
             few = f"only {size.samples:,} samples, fewer than the {self.lanes} lanes" if size.samples else "no samples"
             return (
                 f"stream '{name}' is too small: stage '{stage}' draws {want:,} samples ({want * self.seq_len:,} "
-                f"tokens), but it has {few}. Add sources to streams.{name}, or loosen what drops its records."
+                f"tokens), but it has {few}. Add sources to streams.{name}, or relax the rules that drop its records."
             )
         drawn = a_pass * size.passes - have
         needed = -(-(drawn + want) // a_pass)

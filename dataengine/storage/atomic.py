@@ -31,7 +31,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """As `write_file`, for a file that is written in parts. On an error, the file at `path` stays as it was."""
+    """As `write_file`, for a file that is written in parts. On an error, the file at `path` does not change."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
@@ -47,7 +47,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def output_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that the user asked for, to be written whole or not at all.
+    """Open an output file, to be written whole or not at all.
 
     A pipe, or another path that is not a regular file such as /dev/stdout, is written directly. Raises InputError for a
     folder or a URL.

@@ -64,7 +64,7 @@ class Store(ABC):
 
     @abstractmethod
     def remove_leftovers(self, prefix: str) -> None:
-        """Remove half-written files of dead processes that lie directly in a folder."""
+        """Remove half-written files of dead processes directly in a folder."""
 
 
 @contextmanager

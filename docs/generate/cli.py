@@ -28,13 +28,13 @@ def pages() -> dict[str, str]:
 
 
 def dataengine_parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each subcommand of `dataengine`, by what is typed."""
+    """The parser of each subcommand of `dataengine`, by its command."""
     commands = next(action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
     return {f"dataengine {command.name}": commands.choices[command.name] for command in COMMANDS}
 
 
 def trainer_parsers() -> dict[str, argparse.ArgumentParser]:
-    """The parser of each program of the trainer that `dataengine` starts, by what is typed."""
+    """The parser of each program of the trainer that `dataengine` starts, by its command."""
     return {f"dataengine {program.name}": PARSERS[program.module]() for program in PROGRAMS}
 
 

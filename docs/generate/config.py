@@ -35,7 +35,7 @@ Built configs are stored under the old names.
 
 **Sections.** A section is a mapping with keys of its own.
 
-**Names in capitals.** STREAM stands for the name of a stream, N for a number, RUN for a run folder.
+**Names in capitals.** STREAM is the name of a stream, N a number, RUN a run folder.
 
 **Decides.** The column says what changes with a key:
 
@@ -183,7 +183,7 @@ def _section_schema(keys: list[Key], schema: dict[str, Any]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for key in keys:
         stored = _adapt(schema["properties"][key.field]) | _default(key)
-        if "$ref" in stored:  # draft 7 ignores what stands beside a reference
+        if "$ref" in stored:  # draft 7 ignores keys beside a reference
             stored = {"allOf": [{"$ref": stored["$ref"]}]}
         if key.old_name:
             properties[key.old_name] = {**stored, "description": f"The old name of `{key.name}`. {key.description}"}

@@ -22,7 +22,7 @@ class File:
     """A file format."""
 
     path: str  # in the store or the run folder
-    about: str  # who writes it, and what it is for
+    about: str  # who writes it, and its purpose
     of: str = ""  # MODULE.CLASS that its content is, or of a line of it; MODULE.CONSTANT for a table of columns
     version: str = ""  # MODULE.CONSTANT
 
@@ -93,7 +93,7 @@ _RUN = (
     ),
     File(
         "log.csv",
-        "A row per step. `trainer/train.py` writes it; STREAM stands for the name of each stream.",
+        "A row per step. `trainer/train.py` writes it; STREAM is the name of each stream.",
         "trainer.run.log_csv.COLUMNS",
     ),
     File(

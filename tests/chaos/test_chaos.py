@@ -21,7 +21,7 @@ def test_disturbed_as_undisturbed(lab: Lab) -> None:
     assert found.events
 
 
-def test_a_silent_difference_would_be_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_difference_would_be_reported(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge itself."""
     changed = [dict(row) for row in lab.reference.log]
     changed[3]["loss"] = "1.0"
@@ -31,6 +31,6 @@ def test_a_silent_difference_would_be_told(lab: Lab, monkeypatch: pytest.MonkeyP
     assert (found.verdict, found.words) == ("different", "the losses")
 
 
-def test_a_hang_would_be_told(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hang_would_be_reported(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.chaos.scenario.DEADLINE_S", 0)
     assert lab.scenario(4).verdict == "hang"

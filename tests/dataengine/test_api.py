@@ -47,7 +47,7 @@ def whole(manifest: dataengine.Manifest) -> list[tuple[int, list[list[int]], lis
     return parts(manifest.batches())
 
 
-def test_a_batch_is_the_plans_samples_as_they_lie_in_the_shards(
+def test_a_batch_is_the_plans_samples_as_stored_in_the_shards(
     config: dataengine.Config, manifest: dataengine.Manifest
 ) -> None:
     rows = [
@@ -103,7 +103,7 @@ def test_a_bucket_gives_the_arrays_of_a_local_store(
     assert parts(read.batches(12, cache=tmp_path / "cache")) == whole[12:]
 
 
-def test_the_store_of_a_manifest_is_where_it_lies_or_is_given(
+def test_the_store_of_a_manifest_is_found_or_given(
     config: dataengine.Config,
     manifest: dataengine.Manifest,
     whole: list,
@@ -213,7 +213,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert imported("import dataengine; dir(dataengine)", (*HEAVY, "numpy", "pydantic", "yaml", "orjson")) == set()
 
 
-def test_all_names_come_without_torch_whatever_was_imported_before() -> None:
+def test_all_names_come_without_torch_after_any_imports() -> None:
     code = "import dataengine.build.build as module\nfrom dataengine import *\nimport dataengine as d\n"
     code += "assert all(callable(getattr(d, name)) for name in d.__all__)\n"
     code += "assert module is d.build.build and d.build is build"

@@ -323,14 +323,14 @@ def test_ctrl_c_ends_a_build_with_a_word_and_a_second_start_completes_it(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, ""), error
-    assert error.endswith("stopped; run the same command again to go on\n")
+    assert error.endswith("stopped; run the same command again to resume\n")
     assert not (store / "experiments").exists()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert streams(store) == streams(whole)
     assert not list(store.rglob(".writing-*"))
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(config_path: str) -> None:
+def test_a_reader_that_has_seen_enough_is_not_an_error(config_path: str) -> None:
     command = [sys.executable, "-m", "dataengine", "plan", config_path, "--steps", "0:16"]
     assert exit_code(["build", config_path]) == 0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -392,7 +392,7 @@ def test_ctrl_c_begins_no_more_units(make_config: ConfigMaker, tmp_path: Path) -
     while not list(units.glob("*/receipt.json")) and process.poll() is None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == "stopped; run the same command again to go on\n"
+    assert process.communicate(timeout=60)[1] == "stopped; run the same command again to resume\n"
     finished = len(list(units.glob("*/receipt.json")))
     time.sleep(1)
     assert len(list(units.glob("*/receipt.json"))) == finished < 100  # of some 300

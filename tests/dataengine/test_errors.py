@@ -37,14 +37,14 @@ def full(place: str | None = None) -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place)
 
 
-def test_what_the_user_can_mend_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_user_can_fix_is_a_message(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(lambda: None) == 0
     assert run_command(lambda: fail(InputError("this"))) == 2
     assert run_command(lambda: fail(InputError("that")), quiet=True) == 2
     assert capsys.readouterr().err == "error: this\n"
 
 
-def test_a_full_disk_is_told_wherever_it_is_met(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     def wrapped() -> None:
         try:
             raise full("a/b")
@@ -71,7 +71,7 @@ def test_a_path_that_cannot_be_used_is_named(capsys: pytest.CaptureFixture[str],
     )
 
 
-def test_an_error_of_a_loader_worker_is_told_without_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_a_loader_worker_is_reported_without_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     class Refuses(Dataset[int]):
         def __getitem__(self, index: int) -> int:
             raise InputError("shard 3 is damaged.\nRestore it.")

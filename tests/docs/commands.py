@@ -85,7 +85,7 @@ def split_line(line: str) -> list[tuple[str, ...]]:
 
 
 def _from_program(words: Sequence[str]) -> tuple[str, ...] | None:
-    """A command without what stands before it: variables, srun and the like, a path of the program."""
+    """A command without the words before it: variables, srun and the like, a path of the program."""
     if ">" in words or "<" in words:
         words = words[: min(words.index(sign) for sign in ("<", ">") if sign in words)]
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
@@ -232,7 +232,7 @@ def _check_arguments(parser: argparse.ArgumentParser, words: Sequence[str], plac
 
 
 def _sample_of(parser: argparse.ArgumentParser, before: str, word: str) -> str:
-    """A number in the place of a placeholder that stands for one."""
+    """A number in the place of a placeholder for one."""
     action = parser._option_string_actions.get(before)
     return "1" if action is not None and action.type is not None and is_placeholder(word) else word
 

@@ -35,7 +35,7 @@ _ANY = "*"  # in a path: any name
 
 @cache
 def key_paths() -> frozenset[tuple[str, ...]]:
-    """Every key of a config as a path; `*` stands for names and numbers."""
+    """Every key of a config as a path; `*` means names and numbers."""
     found = set(_paths_of(Config, ())) | {("base",)}
     for (*above, alias), stored in ALIASES.items():
         path = tuple(_ANY if name.isupper() else name for name in above)
@@ -59,7 +59,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 @cache
 def all_keys() -> frozenset[str]:
-    """Every name of a key, wherever it stands."""
+    """Every name of a key, in any section."""
     return frozenset(name for path in key_paths() for name in path if name != _ANY)
 
 
@@ -204,7 +204,7 @@ def _line_of(message: str, text: str, block: Block) -> int:
         return 0
     if text == block.text:
         return int(found[1]) - 1
-    line = text.splitlines()[int(found[1]) - 1].strip()  # of the YAML that was written anew: look for its key
+    line = text.splitlines()[int(found[1]) - 1].strip()  # of the YAML that was written again: look for its key
     key = re.match(r"[\w-]+", line.lstrip("- "))
     return next((n for n, one in enumerate(block.lines) if key and re.search(rf"\b{key[0]}\b", one)), 0)
 

@@ -2,7 +2,7 @@
 
 Checked: `a.b` that begins with a section of a config, `key: value`, `--option`, `dataengine X ...` and `make X`, paths
 below the repository's folders, names of Python and Markdown files, `dataengine.x.y`, relative links and their anchors,
-and words with an underscore, which must stand somewhere in the code. Not checked: other single words, files of runs and
+and words with an underscore, which must be somewhere in the code. Not checked: other single words, files of runs and
 stores, what is in the reader's own yamls/mine/, and names in blocks (`commands` and `experiments` look at these).
 """
 
@@ -60,7 +60,7 @@ def _check(text: str) -> Iterator[str]:
     elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_*][\w-]*)+(\(\))?", text):
         yield from _check_dotted(text.removesuffix("()"))
     elif re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", text) and text not in known_words():
-        yield "this word stands nowhere in the code"
+        yield "this word is nowhere in the code"
 
 
 def _like_key(name: str) -> bool:

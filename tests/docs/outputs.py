@@ -5,7 +5,7 @@
     <!-- output: outputs/X#TITLE --> the lines up to <!-- /output --> are in that section of a kept file, in its order
                                      (the path begins at the page's folder or at docs/)
 
-A line `...` in a block stands for any number of lines. Commands are run in a folder with this repository's yamls and
+A line `...` in a block matches any number of lines. Commands are run in a folder with this repository's yamls and
 data, one after the other as a reader would, so those that need a built stream find what an earlier one built. Only
 RUNS are run: what trains or needs minutes is to be kept in docs/outputs. Not checked: blocks without such a comment.
 """
@@ -69,7 +69,7 @@ def _next_block(document: Document, number: int) -> tuple[str, ...]:
 
 
 def differences(shown: Sequence[str], printed: Sequence[str]) -> str:
-    """What differs between a shown and a printed output, in words; "" if nothing does. `...` stands for any lines."""
+    """What differs between a shown and a printed output, in words; "" if nothing does. `...` matches any lines."""
     wanted = [_normal(line) for line in shown if line.strip()]
     there = [_normal(line) for line in printed if line.strip()]
     at = 0

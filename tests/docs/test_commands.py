@@ -1,4 +1,4 @@
-"""Every command of the documents and of --help can be typed as it stands."""
+"""Every command of the documents and of --help runs as written."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def commands_elsewhere() -> Iterator[Command]:
 
 
 def commands_of_file(name: str, text: str) -> Iterator[Command]:
-    """The commands of a script, and those that stand indented in comments."""
+    """The commands of a script, and those indented in comments."""
     script = not name.endswith((".yaml", ".yml", ".md"))
     block = Block(name, 1, "", tuple(text.splitlines()), "")
     for number, line in commands.logical_lines(block):

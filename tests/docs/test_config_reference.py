@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
 
 
 def mappings(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The sections in a file, with where they stand."""
+    """The sections in a file, with their places."""
     if isinstance(value, dict):
         yield at, value
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
@@ -119,7 +119,7 @@ def test_every_key_has_one_row_in_the_reference() -> None:
     page = pages()["docs/reference/config.md"]
     rows = re.findall(r"^\| `(\w+)`", page, flags=re.MULTILINE)
     keys = {key.path: key for key in walk()}
-    # Keys of both kinds of stream stand once; `clean` of each kind has a row
+    # Keys of both kinds of stream appear once; `clean` of each kind has a row
     assert len(rows) == len(keys) + 1
     assert set(rows) == {key.name for key in keys.values()}
     for key in keys.values():

@@ -30,7 +30,7 @@ Save this as `yamls/mine/y.yaml`:
 """
 
 
-def test_blocks_have_their_lines_language_and_what_stands_before() -> None:
+def test_blocks_have_their_lines_language_and_context() -> None:
     found = parse("docs/page.md", PAGE)
     assert [(block.at(0), block.language, block.lines) for block in found.blocks] == [
         ("docs/page.md:5", "", ("indented \\", "    on", "second")),
@@ -41,7 +41,7 @@ def test_blocks_have_their_lines_language_and_what_stands_before() -> None:
     assert found.blocks[3].before == "Save this as `yamls/mine/y.yaml`:"
 
 
-def test_inline_code_and_links_stand_outside_of_blocks() -> None:
+def test_inline_code_and_links_are_outside_of_blocks() -> None:
     found = parse("docs/page.md", PAGE)
     assert [(span.at.rpartition(":")[2], span.text) for span in found.spans] == [
         ("3", "code"),

@@ -42,7 +42,7 @@ def comments_of(text: str) -> str:
         ("`yamls/uni_en_xx`", "there is no yamls/uni_en_xx"),
         ("`dataengine.mds.types.Shart`", "there is no dataengine.mds.types.Shart"),
         ("`trainer.train.mian()`", "there is no trainer.train.mian"),
-        ("`read_manifesto`", "this word stands nowhere in the code"),
+        ("`read_manifesto`", "this word is nowhere in the code"),
         ("`shema.py`", "no file has the name shema.py"),
         ("[text](missing.md)", "the link missing.md leads nowhere"),
         ("[text](../README.md#no-such-heading)", "README.md has no such heading"),

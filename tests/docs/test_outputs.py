@@ -103,7 +103,7 @@ SHOWN = ["a 1", "...", "c 3"]
         (["2,371 samples"], ["2,372 samples"], "shown: '2,371 samples', printed: '2,372 samples'"),
     ],
 )
-def test_dots_stand_for_lines_and_times_do_not_count(shown: list[str], printed: list[str], said: str) -> None:
+def test_dots_match_lines_and_times_do_not_count(shown: list[str], printed: list[str], said: str) -> None:
     assert differences(shown, printed) == said
 
 

@@ -22,14 +22,14 @@ DEADLINE_S = 240
 
 
 def free_port() -> int:
-    """A port of loopback that nobody uses."""
+    """An unused port of loopback."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """What Composer's launcher tells a rank of one machine, and what reaches a bucket from here."""
+    """The environment that Composer's launcher gives a rank of one machine, and the variables of a bucket."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -90,7 +90,7 @@ def refuse(config: Path, out: Path, *overrides: str, ranks: int = 2) -> str:
 
 
 def kill_at(processes: Sequence[ForkServerProcess], out: Path, rows: int, delay_s: float = 0.0) -> None:
-    """SIGKILL all ranks once the log has so many rows, or a little later."""
+    """SIGKILL all ranks once the log has this number of rows, or a little later."""
     deadline = time.monotonic() + DEADLINE_S
     log = out / "log.csv"
     while not (log.is_file() and len(read_log(log)) >= rows):
@@ -177,7 +177,7 @@ def _seem_to_have_cuda(module: Any) -> None:
 
 
 def _lose_a_number() -> None:
-    """Let the first microbatch of step 6 on this rank have a loss that is no number."""
+    """Let the first microbatch of step 6 on this rank have a NaN loss."""
     import trainer.model.composer_model
 
     own, calls = trainer.model.composer_model.TranslationModel.loss, iter(range(1000))

@@ -1,4 +1,4 @@
-"""Steps that must not be trained on, weights that are not finite: a run goes on from what is clean, or says what is."""
+"""Steps that must not be trained on, weights that are not finite: a run resumes from clean weights, or names them."""
 
 from __future__ import annotations
 
@@ -225,8 +225,8 @@ def test_audit_and_replay_know_skipped_steps(
     shutil.copytree(whole, out)
     audit(out, lines=tmp_path / "lines.jsonl")
     printed = capsys.readouterr().out
-    assert f"16 steps, every digest of the log is what plan {experiment.manifest.plan_id[:12]} gives" in printed
-    assert f"1 steps seen and not trained on: step 7 ({log[7]['skipped']})" in printed
+    assert f"16 steps, every digest in the log matches plan {experiment.manifest.plan_id[:12]}" in printed
+    assert f"1 steps skipped, not trained on: step 7 ({log[7]['skipped']})" in printed
     parts = [orjson.loads(line) for line in (tmp_path / "lines.jsonl").read_bytes().splitlines()]
     assert {part["step"] for part in parts if part.get("skipped")} == {7}
     part = next(part for part in parts if part["step"] == 7)

@@ -46,7 +46,7 @@ class Bucket:
     straight: list[dict[str, str]]
 
     def run(self, name: str) -> Run:
-        """A run in the bucket; its working copy lies in a cache of its own."""
+        """A run in the bucket; its working copy is in a cache of its own."""
         return open_run(f"{self.store.url}/{name}", str(self.folder / f"{name}.cache"))
 
     def changes(self, run: Run) -> list[str]:
@@ -91,7 +91,7 @@ def test_ten_kills_at_random_steps_change_nothing(bucket: Bucket) -> None:
     resumed = 0
     for kill in range(10):
         if kill in (3, 6):
-            shutil.rmtree(run.folder.parent.parent)  # another machine goes on
+            shutil.rmtree(run.folder.parent.parent)  # another machine resumes
         processes = ranks.start(bucket.config, run.folder, *bucket.changes(run), "train.checkpoint_interval=2")
         begun = ranks.wait_for(r"steps (\d+) to 16 of plan", run.folder)
         rows = min(15, int(begun[1]) + chance.randint(0, 3))
@@ -126,7 +126,7 @@ def test_faults_of_the_server_cost_time_only(bucket: Bucket, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_a_server_that_is_down_for_long(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It goes down with the first upload; the steps go on meanwhile, and the end waits for it."""
+    """It goes down with the first upload; training continues meanwhile, and the end waits for it."""
     begun: list[float] = []
 
     def fault(number: int, method: str, headers: Mapping[str, str]) -> int | str | None:
@@ -142,7 +142,7 @@ def test_a_server_that_is_down_for_long(bucket: Bucket, monkeypatch: pytest.Monk
     assert time.monotonic() > begun[0] + DOWN_S
     assert exact(log) == exact(bucket.straight)
     assert [one.step for one in found if one.key] == [4, 6, 10, 12, 16]
-    assert "training goes on" in ranks.printed(bucket.run("down").folder)
+    assert "training continues" in ranks.printed(bucket.run("down").folder)
 
 
 @pytest.mark.parametrize("fault", ["no marker", "file cut short", "file missing", "content changed"])

@@ -1,4 +1,4 @@
-"""A run goes on with another kind of device, and with another number of ranks, from the same checkpoints."""
+"""A run continues on another kind of device, and on another number of ranks, from the same checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.model.optimizer import apply_settings, make_optimizer
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "then", "words"), [("cuda", "", "with CUDA"), ("", "cuda", "without CUDA")])
-def test_a_run_goes_on_without_cuda_and_with_it(first: str, then: str, words: str, experiment: Experiment) -> None:
+def test_a_run_continues_without_cuda_and_with_it(first: str, then: str, words: str, experiment: Experiment) -> None:
     out = experiment.folder / f"from {first or 'cpu'}"
     ranks.train(experiment.config, out, "train.max_steps=6", ranks=1, probe=first)
     log = ranks.train(experiment.config, out, "train.max_steps=12", probe=then)
@@ -31,7 +31,7 @@ def test_a_run_goes_on_without_cuda_and_with_it(first: str, then: str, words: st
 
 @pytest.mark.slow
 def test_one_rank_that_shards_gives_the_same_to_the_last_bit(experiment: Experiment) -> None:
-    """As one rank does on CUDA; its checkpoints go on in a run that does not shard, and the other way round."""
+    """As one rank does on CUDA; a run that does not shard continues from its checkpoints, and the other way round."""
     plain, mesh = experiment.folder / "plain", experiment.folder / "mesh"
     ranks.train(experiment.config, plain, "train.max_steps=6", ranks=1)
     ranks.train(experiment.config, mesh, "train.max_steps=6", ranks=1, probe="mesh of one")

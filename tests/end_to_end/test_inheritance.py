@@ -59,7 +59,7 @@ class Family:
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path) -> Family:
-    """A parent of 14 steps whose rate begins anew at step 6; checkpoints after each second step."""
+    """A parent of 14 steps whose rate restarts at step 6; checkpoints after each second step."""
     folder = tmp_path_factory.mktemp("family")
     experiment = {**small_experiment(corpora, tokenizer_path, folder), "name": "parent", "stages": STAGES}
     experiment["train"] |= {"checkpoint_interval": 2, "loader_workers": 0}
@@ -81,7 +81,7 @@ def restarts(out: Path) -> list[tuple[int, tuple[int, ...]]]:
     return [(step, settings.restarts) for step, settings in read_history(out)]
 
 
-def test_a_child_goes_on_with_its_parents_rate_and_its_child_too(family: Family) -> None:
+def test_a_child_continues_its_parents_rate_and_its_child_too(family: Family) -> None:
     child, grandchild = family.folder / "child", family.folder / "grandchild"
     log = ranks.train(family.config, child, *family.child("child", TAIL, family.parent, 10), ranks=1)
     assert rates(log) == [family.rate(step, 6) for step in range(14)]
@@ -107,7 +107,7 @@ def test_a_stage_with_the_name_of_a_parents_stage_restarts_at_its_own_first_step
     assert rates(ranks.train(family.config, without, *changes, ranks=1)) == [family.rate(step, 6) for step in range(14)]
 
 
-def test_a_second_stage_that_begins_anew_inherits_nothing(family: Family) -> None:
+def test_a_second_stage_that_restarts_inherits_nothing(family: Family) -> None:
     out = family.folder / "anew"
     changes = family.child("anew", TAIL, family.parent, 10, mode="restart")
     assert rates(ranks.train(family.config, out, *changes, ranks=1)) == [family.rate(step) for step in range(4)]
@@ -127,11 +127,11 @@ def test_a_child_that_dies_before_its_first_step_starts_again(
     log = ranks.train(family.config, out, *changes, ranks=1)
     assert rates(log) == [family.rate(step, 6) for step in range(14)]
     audit(out)
-    assert "14 steps, every digest of the log is what plan" in capsys.readouterr().out
+    assert "14 steps, every digest in the log matches plan" in capsys.readouterr().out
     assert [step for step, _ in read_history(out)] == [0, 10]
 
 
-def test_a_restart_that_is_changed_at_a_resume_is_told_kept_and_replayed(
+def test_a_restart_that_is_changed_at_a_resume_is_reported_kept_and_replayed(
     family: Family, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the middle of `mixed` nothing can be changed any more; at its first step everything can."""
@@ -147,7 +147,7 @@ def test_a_restart_that_is_changed_at_a_resume_is_told_kept_and_replayed(
     assert rates(log) == [family.rate(step, 6) for step in range(14)]
     assert restarts(out) == [(0, (6,)), (10, (6,))]
 
-    # Every step of it is made again by its own settings, whatever config.yaml says now.
+    # Every step of it is made again with its own settings, not those now in config.yaml.
     for checkpoint in complete_checkpoints(out)[1:]:
         shutil.rmtree(checkpoint.folder)
     for step in (9, 13):
@@ -179,7 +179,7 @@ def test_a_parent_of_an_earlier_version_is_inherited_by_its_config_and_a_damaged
     assert restarts(out) == [(0, (6,))]
 
 
-def test_a_decay_to_the_end_goes_by_the_plan_and_a_plan_that_grows_is_told(family: Family) -> None:
+def test_a_decay_to_the_end_follows_the_plan_and_a_plan_that_grows_is_reported(family: Family) -> None:
     out, store = family.folder / "to_the_end", f"store={family.folder / 'end_store'}"
     changes = ["train.decay_steps=end", store]
     build(load_config(family.config, changes), workers=1)

@@ -42,7 +42,7 @@ def test_compiled_layers_give_the_same_run(experiment: Experiment) -> None:
 
 @pytest.mark.slow
 def test_tensorboard_and_wandb_offline_show_the_log(experiment: Experiment) -> None:
-    """Also of a run that is resumed: each step once, and another W&B run if steps are trained anew."""
+    """Also of a run that is resumed: each step once, and another W&B run if steps are trained again."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     out = experiment.folder / "shown"
@@ -70,7 +70,7 @@ def test_a_dry_run_describes_and_trains_nothing(experiment: Experiment) -> None:
     assert ranks.finish(processes) == [0, 0]
     printed = ranks.printed(out)
     assert "training     16 of 16 steps, 4,096 tokens" in printed
-    assert "8 samples of 32 tokens on 2 ranks: 4 a rank, microbatches of 2, 2 a step" in printed
+    assert "8 samples of 32 tokens on 2 ranks: 4 per rank, microbatches of 2, 2 per step" in printed
     assert re.search(r"memory of a step on a GPU: \d+\.\d MB with microbatches of 2\n", printed)
     assert "to train: steps 0 to 16, a new run" in printed
     assert not Path(out).exists()
@@ -79,13 +79,13 @@ def test_a_dry_run_describes_and_trains_nothing(experiment: Experiment) -> None:
     assert f"to train: steps 4 to 16, from {out}/checkpoints/step-00000004" in ranks.printed(out)
     changed = ranks.start(experiment.config, out, "--dry-run", "model.hidden_size=64")
     assert ranks.finish(changed) == [2, 2]
-    assert "is of another model: hidden_size was 32 and is 64" in ranks.printed(out)
+    assert "has a different model: hidden_size was 32 and is 64" in ranks.printed(out)
     keyless = ranks.start(experiment.config, out, "--dry-run", "train.wandb={project: test}")  # one rank looks for it
     assert ranks.finish(keyless) == [2, 2]
     assert "error: train.wandb is online, but there is no key for " in ranks.printed(out)
 
 
-def test_all_problems_are_told_at_once(experiment: Experiment) -> None:
+def test_all_problems_are_reported_at_once(experiment: Experiment) -> None:
     out = experiment.folder / "problems"
     changes = [
         "train.loss=liger",

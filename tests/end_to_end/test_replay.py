@@ -47,7 +47,7 @@ def test_the_newest_bad_step_is_shown_with_its_sources(
     printed = capsys.readouterr().out.splitlines()
     assert end.value.code == 0
     assert printed[0].startswith("step 5, by the weights after 4 steps: loss ")
-    assert printed[0].endswith("(--catch-up first trains what is between: 1)")
+    assert printed[0].endswith("(--catch-up first trains the steps between: 1)")
     assert len(printed) == 1 + 1 + 3
     losses = [float(line.split()[3]) for line in printed[2:]]
     assert losses == sorted(losses, reverse=True)

@@ -73,7 +73,7 @@ def test_restart_takes_weights_and_moments_and_begins_its_own_plan(
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item()
     assert float(log[0]["loss"]) == pytest.approx(loss, rel=1e-5)
 
-    # The moments go on: both updates hold for one and the same gradient, with this stage's betas.
+    # The moments continue: both updates hold for one and the same gradient, with this stage's betas.
     before, after = moments(load_all(straight, 12, tmp_path)), moments(load_all(out, 1, tmp_path))
     assert before.keys() == after.keys()
     for name, was in before.items():
@@ -107,7 +107,7 @@ def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -
 
 
 @pytest.mark.slow
-def test_continue_goes_on_with_everything_and_repeats_nothing(
+def test_continue_takes_over_everything_and_repeats_nothing(
     experiment: Experiment,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -127,7 +127,7 @@ def test_continue_goes_on_with_everything_and_repeats_nothing(
     drawn = np.concatenate([child.order.sample_ids(step) for step in range(14)])
     assert len(np.unique(drawn)) == len(drawn)
     audit(out)
-    assert "14 steps, every digest of the log is what plan" in capsys.readouterr().out
+    assert "14 steps, every digest in the log matches plan" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_step_does_not_continue(experiment: Experiment) -> None:

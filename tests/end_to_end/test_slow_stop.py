@@ -75,7 +75,7 @@ def test_a_step_that_takes_longer_than_the_launcher_waits_is_finished_and_saved(
     else:
         process.terminate()
     printed, _ = process.communicate(timeout=300)  # until the last rank has closed it
-    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM), printed  # sent away, it killed nobody
+    assert process.returncode in (128 + signal.SIGTERM, -signal.SIGTERM), printed  # sent away, it killed no process
     assert complete_checkpoints(out)[-1].step == len(read_log(out / "log.csv")) == 7, printed
     assert "stopped as requested after 7 steps, with a checkpoint" in printed
     log = ranks.train(experiment.config, out)

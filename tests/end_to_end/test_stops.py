@@ -32,14 +32,17 @@ def test_a_signal_to_any_rank_saves_and_ends_all_with_0(
     assert ranks.finish(processes) == [0, 0], ranks.printed(out)
     step = len(read_log(out / "log.csv"))
     assert 8 <= step <= 10
-    assert f"stopped as requested after {step} steps, with a checkpoint; the same command resumes" in ranks.printed(out)
+    assert (
+        f"stopped as requested after {step} steps, with a checkpoint; run the same command again to resume"
+        in ranks.printed(out)
+    )
     assert complete_checkpoints(out)[-1].step == step
     log = ranks.train(experiment.config, out)
     assert f"steps {step} to 16" in ranks.printed(out)
     assert exact(log) == exact(experiment.straight)
 
 
-def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(experiment: Experiment) -> None:
+def test_a_loss_that_is_not_a_number_stops_all_ranks_before_the_update(experiment: Experiment) -> None:
     out = experiment.folder / "nan"
     codes = ranks.finish(ranks.start(experiment.config, out, probe="nan"))
     assert codes == [3, 3], ranks.printed(out)
@@ -61,7 +64,7 @@ def test_a_loss_that_is_no_number_stops_all_ranks_before_the_update(experiment: 
 
 @pytest.mark.slow
 def test_a_rank_that_waits_for_another_ends_when_asked(experiment: Experiment) -> None:
-    """The other one never comes: nothing is to be saved, and nobody is waited for."""
+    """The other one never comes: there is nothing to save and no rank to wait for."""
     out = experiment.folder / "alone"
     first, second = ranks.start(experiment.config, out)
     second.kill()

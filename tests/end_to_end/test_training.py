@@ -66,7 +66,7 @@ def test_checkpoints_fall_on_intervals_stage_ends_and_the_end(experiment: Experi
 
 
 @pytest.mark.parametrize("rows", slow_but([5, 9, 13], [9]))
-def test_a_killed_run_goes_on_bit_for_bit(experiment: Experiment, rows: int) -> None:
+def test_a_killed_run_resumes_bit_for_bit(experiment: Experiment, rows: int) -> None:
     out = experiment.folder / f"killed{rows}"
     ranks.kill_at(ranks.start(experiment.config, out), out, rows)
     assert len(complete_checkpoints(out)) in (1, 2, 3, 4)
@@ -79,7 +79,7 @@ def test_a_finished_run_has_nothing_to_do(experiment: Experiment) -> None:
     before = (experiment.folder / "straight" / "log.csv").read_bytes()
     ranks.train(experiment.config, experiment.folder / "straight", "train.learning_rate=0.02")
     printed = ranks.printed(experiment.folder / "straight")
-    assert "train.learning_rate was 0.01 in this run: 0.02 would change nothing any more" in printed
+    assert "train.learning_rate was 0.01 in this run: changing it to 0.02 has no effect now" in printed
     assert "nothing to do: " in printed
     assert (experiment.folder / "straight" / "log.csv").read_bytes() == before
 
@@ -269,7 +269,7 @@ def test_a_child_that_would_change_the_past_is_refused(experiment: Experiment) -
     store = load_config(experiment.config).store
     parent = f"parent={{manifest: {store}/experiments/small/manifest.json, step: 9}}"
     with pytest.raises(
-        InputError, match=r"cannot go on from .* at step 9, for the steps before would change: seed was 17"
+        InputError, match=r"cannot continue .* at step 9, because earlier steps would change: seed was 17"
     ):
         build(load_config(experiment.config, ["name=bad", parent, "seed=18"]), workers=1)
     with pytest.raises(InputError, match=r"parent\.step is 99, but .* has 16 steps"):
@@ -283,7 +283,7 @@ def test_the_audit_proves_a_run_and_finds_its_documents(
     lines = tmp_path / "lines.jsonl"
     audit(out, step=8, lines=lines)
     printed = capsys.readouterr().out
-    assert "8 steps, every digest of the log is what plan" in printed
+    assert "8 steps, every digest in the log matches plan" in printed
     assert f"digest {experiment.straight[7]['digest']}" in printed
     parts = [json.loads(line) for line in lines.read_text().splitlines()]
     assert sum(part["tokens"] for part in parts) == 8 * 8 * 33
@@ -291,7 +291,7 @@ def test_the_audit_proves_a_run_and_finds_its_documents(
     audit(out, find=f"{chosen['file']}:{chosen['line']}")
     assert f"step {chosen['step']}, slot {chosen['slot']}: {chosen['stream']} sample" in capsys.readouterr().out
     audit(out, find=f"{chosen['file']}:99999")
-    assert "`dataengine inspect CONFIG --line FILE:LINE` says why" in capsys.readouterr().out
+    assert "`dataengine inspect CONFIG --line FILE:LINE` shows why" in capsys.readouterr().out
     log = (out / "log.csv").read_text()
     (out / "log.csv").write_text("".join(row for n, row in enumerate(log.splitlines(keepends=True)) if n not in (4, 5)))
     with pytest.raises(SystemExit) as stop:
@@ -299,7 +299,7 @@ def test_the_audit_proves_a_run_and_finds_its_documents(
     assert stop.value.code == 1
     printed = capsys.readouterr()
     assert "INCOMPLETE: log.csv has lost 2 steps: 3 to 4. Each digest that is there covers all" in printed.out
-    assert "note: the log ends after 16 steps, and 99 were asked for" in printed.err
+    assert "note: the log ends after 16 steps; --step is 99" in printed.err
     (out / "log.csv").write_text(log.replace(experiment.straight[5]["digest"], "0" * 64))
     with pytest.raises(SystemExit) as stop:
         audit(out)
@@ -329,14 +329,14 @@ def test_a_checkpoint_that_is_not_there_is_named(experiment: Experiment) -> None
     config = load_config(experiment.config, [f"out={experiment.folder / 'straight'}"])
     with pytest.raises(InputError, match=r"straight has no checkpoint of 5 steps; it has those of 4, 6, 10, 12, 16"):
         export(config, 5)
-    with pytest.raises(InputError, match=r"is of another model: hidden_size was 32 and is 64"):
+    with pytest.raises(InputError, match=r"has a different model: hidden_size was 32 and is 64"):
         export(load_config(experiment.config, [f"out={config.out}", "model.hidden_size=64"]), 4)
 
 
 def test_another_model_is_refused(experiment: Experiment) -> None:
     out = copy_run(experiment, "other_model")
     assert refusal(experiment, out, "model.hidden_size=64", "train.max_steps=20") == (
-        f"{out}/checkpoints/step-00000016 is of another model: hidden_size was 32 and is 64. Restore these "
+        f"{out}/checkpoints/step-00000016 has a different model: hidden_size was 32 and is 64. Restore these "
         "settings under `model`, or give this run another `out`."
     )
 

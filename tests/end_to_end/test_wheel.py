@@ -77,7 +77,7 @@ def test_all_commands_of_an_installed_wheel(wheel: Path, tmp_path: Path, corpora
     run(site.parents[2] / "bin" / "dataengine", "build", "small.yaml", cwd=folder)
     assert "first" in command("dataengine", "plan", "small.yaml")
     command("trainer", "train", "small.yaml")
-    assert "4 steps, every digest of the log is what plan" in command("trainer", "audit", "run")
+    assert "4 steps, every digest in the log matches plan" in command("trainer", "audit", "run")
     command("trainer", "evaluate", "small.yaml")
     assert (folder / "run" / "evaluations" / "step-00000004" / "results.json").is_file()
     command("trainer", "report", "run")

@@ -1,4 +1,4 @@
-"""Whatever stands in a file, readers either read it or say what is wrong: InputError, never another exception.
+"""For any content of a file, readers either read it or raise InputError, never another exception.
 
 More examples: FUZZ_EXAMPLES=20000 python -m pytest tests/fuzz
 """
@@ -41,7 +41,7 @@ from trainer.reporting.read import read_runs
 
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "120")),
-    derandomize="FUZZ_EXAMPLES" not in os.environ,  # the same ones in every `make test`, other ones if asked for
+    derandomize="FUZZ_EXAMPLES" not in os.environ,  # the same ones in every `make test`, others if FUZZ_EXAMPLES is set
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -251,7 +251,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def test_manifests(manifest_content: bytes, tmp_path: Path) -> None:
-    """A manifest of other values is refused, or is one whose order can be asked for."""
+    """A manifest of other values is refused, or is one with a usable order."""
     path = tmp_path / "manifest.json"
     original = json.loads(manifest_content)
     all_places = places(original)
@@ -304,7 +304,7 @@ def test_no_path_of_a_manifest_leaves_its_root(manifest_content: bytes, tmp_path
         read_manifest(path)
 
 
-def test_what_lies_beside_shards(make_config: ConfigMaker, tmp_path: Path) -> None:
+def test_files_beside_shards(make_config: ConfigMaker, tmp_path: Path) -> None:
     """A damaged summary, of this version or an earlier one, list of unusable records or index is named, or is read."""
     path = tmp_path / "docs.jsonl"
     path.write_text('{"text": "one"}\n' * 90 + "{broken\n")

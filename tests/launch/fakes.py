@@ -1,4 +1,4 @@
-"""Programs that stand in the place of a scheduler's or of Composer's launcher, as shell scripts in a folder."""
+"""Programs in the place of a scheduler's or of Composer's launcher, as shell scripts in a folder."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_expectations_are_measured_within_a_seed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "no_paralel"], "--only: 'no_paralel' is no setting (did you mean 'no_parallel'?). Settings: "),
+        (["--only", "no_paralel"], "--only: 'no_paralel' is not a setting (did you mean 'no_parallel'?). Settings: "),
         (
             ["--only", "text/parallel_last_all"],
             "--only: 'text/parallel_last_all' is not part of this study. Add --text FOLDER",
@@ -84,7 +84,7 @@ def test_expectations_are_measured_within_a_seed() -> None:
         (["train.max_step=5"], "override train.max_step=5: unknown key 'train.max_step' (did you mean 'max_steps'?)"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_made(
+def test_mistakes_are_reported_before_anything_is_written(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -121,7 +121,7 @@ def test_runs_share_what_is_the_same(built: list[study.Job]) -> None:
     assert of["parallel_last_all", 1] == of["parallel_last_all", 2] == of["uni_id_en", 2] == 1200
     assert [of[f"placement/at_{tenth}0", 1] for tenth in range(1, 10)] == [120 * tenth for tenth in range(1, 10)]
     assert of["rate/continue", 1] == 0  # another rate
-    assert of["rate/restart", 1] == 1200  # where it is warmed up anew
+    assert of["rate/restart", 1] == 1200  # where it is warmed up again
     assert of["ladder/large_distributed", 1] == 0  # another model
     assert {job.manifest.schedule.steps for job in built} == {1600}
     for job, steps in shared.items():

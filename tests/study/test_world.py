@@ -32,7 +32,7 @@ def test_equal_seeds_give_equal_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(" " not in row["zh"] for row in rows)
 
 
-def test_no_combination_of_dev_stands_in_training() -> None:
+def test_no_combination_of_dev_is_in_training() -> None:
     made = world.World(17)
     draw = random.Random(1)
     nouns, verbs = list(range(6)), list(range(5))
@@ -67,7 +67,7 @@ def test_all_settings_have_the_same_model_training_and_budget() -> None:
 
 
 def test_every_word_is_one_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And labels and prompts are no bytes."""
+    """Labels and prompts are not bytes."""
     from sentencepiece import SentencePieceProcessor
 
     monkeypatch.setattr(world, "DOCUMENTS", 10)

@@ -71,11 +71,11 @@ def test_a_log_with_gaps_is_incomplete(
     lose(run, *lost)
     assert look(run) == 1
     printed = capsys.readouterr().out
-    assert "16 steps, every digest of the log is what plan" in printed
+    assert "16 steps, every digest in the log matches plan" in printed
     assert f"INCOMPLETE: log.csv has lost {words} Each digest that is there covers all steps before it.\n" in printed
 
 
-def test_only_the_steps_that_are_asked_for_count(run: Path) -> None:
+def test_only_the_requested_steps_count(run: Path) -> None:
     lose(run, 9)
     assert (look(run, 9), look(run, 10)) == (0, 1)
 
@@ -93,7 +93,7 @@ def test_steps_that_the_manifest_does_not_have_are_a_difference(run: Path, capsy
     with (run / "log.csv").open("a") as log:
         log.write(f"16,any,1.0,{'0' * 64}\n")
     assert look(run) == 1
-    assert capsys.readouterr().out.startswith("DIFFERENT at step 16: the log goes on to step 16, and ")
+    assert capsys.readouterr().out.startswith("DIFFERENT at step 16: the log continues to step 16, and ")
     assert look(run, 16) == 0
 
 

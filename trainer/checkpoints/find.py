@@ -22,7 +22,7 @@ from trainer.checkpoints.marker import (
 from trainer.run.folder import Run, open_run
 
 log = logging.getLogger(__name__)
-HOW_TO_TRAIN = "Train first: composer trainer/train.py CONFIG"
+HOW_TO_TRAIN = "Train first: composer -n RANKS trainer/train.py CONFIG"
 _TOLD: set[tuple[str, str]] = (
     set()
 )  # checkpoints passed over, with the reason, that this process has logged; it may look often

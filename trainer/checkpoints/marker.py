@@ -149,7 +149,7 @@ def check_model(model: ModelConfig, checkpoint: Checkpoint, *, resume: bool = Fa
     """
     if differing := model_differences(model, checkpoint):
         raise InputError(
-            f"{checkpoint.place} is of another model: {', '.join(differing)}. "
+            f"{checkpoint.place} has a different model: {', '.join(differing)}. "
             "Restore these settings under `model`, or give this run another `out`."
         )
     seed = checkpoint.model.get("init_seed", model.init_seed)
@@ -163,7 +163,7 @@ def check_model(model: ModelConfig, checkpoint: Checkpoint, *, resume: bool = Fa
 def model_differences(model: ModelConfig, marker: Marker) -> list[str]:
     """Return the settings in which a checkpoint's model differs, as text.
 
-    Ignores `init_seed`: the weights are loaded, whatever they started with.
+    Ignores `init_seed`: the weights are loaded, so their initialization does not matter.
     """
     sizes, before = model.model_dump(mode="json"), marker.model
     return [

@@ -80,7 +80,7 @@ class Uploader:
                 if left <= 0:
                     raise InputError(
                         f"{self._pending} uploads to {self._run.url} are not finished after {timeout_s:g} s. "
-                        f"The checkpoints are in {self._run.folder}; the same command uploads them when it starts."
+                        f"The checkpoints are in {self._run.folder}; run the same command again to upload them."
                     )
                 if not self._changed.wait(left) and left == _SAY_S:
                     log.info("waiting for %d uploads to %s", self._pending, self._run.url)
@@ -108,7 +108,7 @@ class Uploader:
                 with self._changed:
                     self.failure = (
                         f"{what} could not be uploaded to {self._run.url}: {error or type(error).__name__} The "
-                        f"checkpoints are in {self._run.folder}; the same command uploads them when it starts."
+                        f"checkpoints are in {self._run.folder}; run the same command again to upload them."
                     )
                     self._changed.notify_all()
                 log.error("%s", self.failure)

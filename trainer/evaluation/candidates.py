@@ -132,7 +132,7 @@ def _judge(evaluation: Evaluation, results: Results, sets: Sequence[str]) -> Non
     except CheckpointError as error:
         raise InputError(
             f"step {results.step:,} was chosen but cannot be evaluated on {' and '.join(sets)}: {error}. Restore it "
-            "from a copy; its results on dev stay."
+            "from a copy; its results on dev are kept."
         ) from None
 
 

@@ -107,7 +107,7 @@ def choose(results: Sequence[Results], directions: Sequence[str], shots: int, be
     if not candidates:
         raise InputError(
             f"no checkpoint has been evaluated on dev with {shots} shots in {', '.join(directions)}: "
-            "run trainer/evaluate.py CONFIG --all"
+            "python trainer/evaluate.py CONFIG --all"
         )
     best = max(candidates, key=lambda one: (one.mean, -one.step)).step
     by = Criterion(directions=tuple(directions), shots=shots, beams=beams)

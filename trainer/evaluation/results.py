@@ -75,7 +75,7 @@ class Languages:
     """Counts of answers by language, among those that are long enough to identify."""
 
     judged: int
-    """Translations that are long enough to tell their language."""
+    """Translations that are long enough to identify their language."""
     target: int
     """Of these, in the target language."""
     source: int
@@ -178,7 +178,7 @@ class TaskScores:
     samples: int
     """Questions of the task."""
     bos: bool | None = None
-    """BOS stood before the prompt."""
+    """Whether BOS preceded the prompt."""
     version: str = ""
     """Version of the task in lm-eval."""
     acc: float | None = None

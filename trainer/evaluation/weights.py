@@ -85,5 +85,5 @@ class Weights:
                 raise CheckpointError(problem)
             log.warning("%s; using its export %s, which does not name its checkpoint", problem, folder)
         elif exported.checkpoint != self.identity:
-            raise CheckpointError(f"{problem}, and the export {folder} is of another checkpoint")
+            raise CheckpointError(f"{problem}, and the export {folder} is from another checkpoint")
         return cast(LlamaForCausalLM, LlamaForCausalLM.from_pretrained(folder))

@@ -30,7 +30,7 @@ _SHOWN = 3  # texts that are encoded otherwise
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """export.json: which checkpoint a folder was made of."""
+    """export.json: which checkpoint a folder was exported from."""
 
     version: int = _VERSION
     """Version of the format."""

@@ -172,8 +172,8 @@ def _added_token(number: int, piece: str) -> dict[str, Any]:
 def _normalizer(spec: Any, *, in_parts: bool) -> dict[str, Any]:
     """Return the normalization of sentencepiece before it splits a text (`normalizer.cc`).
 
-    `in_parts`: tokenizers hands over what stands between user-defined symbols, a part at a time, so that nothing can be
-    done here at the ends of the text.
+    `in_parts`: tokenizers passes the text between user-defined symbols one part at a time, so the ends of the whole
+    text cannot be handled here.
     """
     parts: list[dict[str, Any]] = []
     if spec.precompiled_charsmap:

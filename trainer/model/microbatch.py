@@ -64,9 +64,9 @@ def choose_microbatch(
 
     Raises InputError on all ranks for `auto` without a GPU, or if not even one sample fits.
     """
-    wish, world_size = train.microbatch_size, group.ranks.world_size
-    if wish != "auto":
-        return min(wish, manifest.batch_size // world_size)
+    configured, world_size = train.microbatch_size, group.ranks.world_size
+    if configured != "auto":
+        return min(configured, manifest.batch_size // world_size)
     devices = group.gather(_own_device())
     if None in devices:
         raise InputError(NO_GPU_TO_MEASURE)
@@ -141,7 +141,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s is damaged (%s) and is written anew", path, error)
+        log.warning("%s is damaged (%s) and is written again", path, error)
         return None
 
 
@@ -194,8 +194,8 @@ def _advise(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_si
 
 def describe_memory(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int) -> str:
     """Return one line: the memory of a step by microbatch size, and the memory of this machine's GPU."""
-    wish, of_rank = train.microbatch_size, manifest.batch_size // world_size
-    sizes = divisors(of_rank) if wish == "auto" else [min(wish, of_rank)]
+    configured, of_rank = train.microbatch_size, manifest.batch_size // world_size
+    sizes = divisors(of_rank) if configured == "auto" else [min(configured, of_rank)]
     needed = apart(_of_sizes, model, manifest, train, world_size, sizes)
     figures = ", ".join(f"{size_words(count)} with microbatches of {size}" for size, count in needed.items())
     device = _own_device()

@@ -1,4 +1,4 @@
-"""AdamW with the run's own settings at every step, whatever settings a checkpoint holds."""
+"""AdamW with the run's own settings at every step, regardless of the settings in a checkpoint."""
 
 from __future__ import annotations
 

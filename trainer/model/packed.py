@@ -120,10 +120,10 @@ AttentionInterface.register(_ON_CPU, _attend_on_cpu)
 AttentionMaskInterface.register(_ON_CPU, sdpa_mask)  # for transformers' own forward pass
 
 
-def _choose_attention(wish: str) -> str:
+def _choose_attention(configured: str) -> str:
     """Choose flash_attention_2 on CUDA if flash-attn can be imported, else SDPA; log the choice, return its name."""
-    if wish != "auto":
-        chosen, reason = wish, "as configured"
+    if configured != "auto":
+        chosen, reason = configured, "as configured"
     elif not torch.cuda.is_available():
         chosen, reason = "sdpa", "no CUDA device"
     else:

@@ -33,7 +33,7 @@ def describe(
     if size == "auto":
         split = "microbatches as large as fit"
     else:
-        split = f"microbatches of {min(size, of_rank)}, {-(-of_rank // size)} a step"
+        split = f"microbatches of {min(size, of_rank)}, {-(-of_rank // size)} per step"
     tokens = steps * manifest.batch_size * manifest.seq_len
     bytes_each, kept = checkpoint_bytes(config.model, manifest.vocab_size), kept_checkpoints(config, manifest)
     batch = f"{manifest.batch_size:,} samples of {manifest.seq_len:,} tokens on {count_ranks(world_size)}"
@@ -41,7 +41,7 @@ def describe(
         ("experiment", f"{config.name}, plan {manifest.plan_id[:12]}"),
         ("model", f"{num_parameters(config.model, manifest.vocab_size):,} parameters"),
         ("training", f"{steps:,} of {manifest.schedule.steps:,} steps, {tokens:,} tokens"),
-        ("batch", f"{batch}: {of_rank} a rank, {split}"),
+        ("batch", f"{batch}: {of_rank} per rank, {split}"),
         ("checkpoints", f"{size_words(bytes_each)} each, {kept} kept: {size_words(kept * bytes_each)}"),
         ("out", config.out),
         ("store", config.store + (f", cached in {config.cache}" if is_url(config.store) else "")),

@@ -67,7 +67,7 @@ def find_init(config: Config, init: InitConfig, manifest: Manifest) -> tuple[Run
             "RUN/checkpoints/step-N."
         ) from None
     if differing := model_differences(config.model, found):
-        raise InputError(f"{where} is of another model: {', '.join(differing)}. Set these under `model`.")
+        raise InputError(f"{where} has a different model: {', '.join(differing)}. Set these under `model`.")
     if init.mode == "continue" and config.parent:
         if found.step != config.parent.step:
             raise InputError(_other_step(init.checkpoint, found.step, config.parent.step))

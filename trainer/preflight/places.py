@@ -246,7 +246,7 @@ def check_bucket(url: str) -> list[Problem]:
             Problem(f"out: {error}" if isinstance(error, InputError) else f"out: {error}, though it was just written.")
         ]
     if back != content:
-        return [Problem(f"out: {url}/{key} was read back with another content. Do not use this bucket.")]
+        return [Problem(f"out: {url}/{key} was read back with different content. Do not use this bucket.")]
     return []
 
 

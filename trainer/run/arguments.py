@@ -39,7 +39,7 @@ def evaluate_parser() -> argparse.ArgumentParser:
         "Translate the sets of `evaluate` with a checkpoint, score the translations, and write them and results.json "
         "to OUT/evaluations/step-N/. --all and --follow evaluate every checkpoint on `evaluate.dev`, choose the one "
         "with the highest mean BLEU (OUT/chosen.json), and evaluate that one on `evaluate.test` and "
-        "`evaluate.reasoning`. Finished results are kept: after an interruption, the same command resumes.",
+        "`evaluate.reasoning`. Finished results are kept: after an interruption, run the same command again to resume.",
         "evaluate yamls/mini/uni_en_zh.yaml --all evaluate.num_beams=5",
         "evaluate -n 2 yamls/mini/uni_en_zh.yaml --step 80 --sets dev,test",
     )

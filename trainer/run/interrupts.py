@@ -13,7 +13,7 @@ from types import FrameType
 
 from trainer.run.ranks import Ranks
 
-NOT_BEGUN = "stopped before the first step; the same command begins again"
+NOT_BEGUN = "stopped before the first step; run the same command again"
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _GRACE_S = 2.0  # for the exception to end the process; compiled code that waits for other ranks ignores it
@@ -26,12 +26,12 @@ def end_plainly(words: str) -> None:
     compiled code may block, or turn the exception into another error. The thread also prints the words, because
     Composer's import installs a handler that prints nothing.
     """
-    told, rank = threading.Event(), Ranks.from_environment().rank
+    printed, rank = threading.Event(), Ranks.from_environment().rank
 
     def handle(number: int, frame: FrameType | None) -> None:
         for each in _NUMBERS:
             signal.signal(each, signal.SIG_DFL)  # a second one ends the process on the spot
-        told.wait(_GRACE_S)
+        printed.wait(_GRACE_S)
         raise SystemExit(128 + number)
 
     def listen() -> None:
@@ -42,7 +42,7 @@ def end_plainly(words: str) -> None:
         if rank == 0:
             line = f"{words}\n"
             os.write(2, (f"\n{line}" if os.isatty(2) else line).encode())
-        told.set()
+        printed.set()
         time.sleep(_GRACE_S)
         os._exit(128 + number)
 

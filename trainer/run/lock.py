@@ -29,7 +29,7 @@ _LOCK = "training.lock"
 def hold(folder: Path) -> Iterator[None]:
     """Lock a run's folder for this process, so that two trainings do not write to it. Creates the folder if needed.
 
-    The kernel holds the lock until the process ends, in whatever way; children do not inherit it. On a shared disk with
+    The kernel holds the lock until the process ends, for any reason; children do not inherit it. On a shared disk with
     locks it also excludes other machines. Raises InputError if another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,9 @@ class _Lease:
         """Return whether a dead process left a lock. Raises InputError if a live process holds the run."""
         before = self._read()
         if before and (before.machine, _place(before.holder)) != (self.machine, _place(self.holder)):
-            log.info("%s was held by %s: looking for %.0f s if it still is", self.url, before.holder, 3 * self.beat_s)
+            log.info(
+                "%s was held by %s: checking for %.0f s whether it still is", self.url, before.holder, 3 * self.beat_s
+            )
             time.sleep(3 * self.beat_s)
             if (now := self._read()) and now != before:
                 raise self._taken(now)

@@ -169,7 +169,7 @@ def _places(steps: Sequence[int]) -> str:
     return f"at step {', '.join(f'{step:,}' for step in steps)}" if steps else "at no step"
 
 
-def tell_changes(
+def warn_of_changes(
     history: History,
     step: int,
     config: Config,

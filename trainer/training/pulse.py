@@ -2,9 +2,9 @@
 
 A collective cannot name the missing rank, and its timeout must be longer than a bucket outage that one rank may wait
 for. Here, a rank that waits for its batch has the time of an outage, and a rank that computes has STUCK_S. A thread in
-each rank writes its state every BEAT_S; the thread of rank 0 judges all states. On a verdict every rank ends, whatever
-its main thread waits for. Time in which a process is suspended (Ctrl-Z, a scheduler, a paused machine) does not count.
-Needs no Composer.
+each rank writes its state every BEAT_S; the thread of rank 0 judges all states. On a verdict every rank ends, even if
+its main thread is blocked. Time in which a process is suspended (Ctrl-Z, a scheduler, a paused machine) does not
+count. Needs no Composer.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Place(NamedTuple):
 
 
 def judge(states: Sequence[State], silent_s: Sequence[float]) -> str | None:
-    """Return which ranks the others wait for in vain, and what to do; None while all ranks make progress.
+    """Return which ranks the others wait for without progress, and what to do; None while all ranks make progress.
 
     `silent_s`: seconds since each rank's last heartbeat.
     """
@@ -71,7 +71,8 @@ def judge(states: Sequence[State], silent_s: Sequence[float]) -> str | None:
         seconds = max(silent_s[rank] for rank in lost)
         return (
             f"no sign of life from {_names(lost)} for {seconds:.0f} s. The process was killed (check dmesg for the "
-            "kernel's out-of-memory killer), or its machine or the network is down. The same command resumes."
+            "kernel's out-of-memory killer), or its machine or the network is down. Run the same command "
+            "again to resume."
         )
     last = min((state.place for state in running.values()), default=0)
     behind = {rank: state for rank, state in running.items() if state.place == last}
@@ -82,12 +83,13 @@ def judge(states: Sequence[State], silent_s: Sequence[float]) -> str | None:
     if len(behind) == len(running):
         return (
             f"no rank made progress for {first.since_s:.0f} s, all are {first.doing}, at {_lines(running)}. If all are "
-            "at one line, check the network between the nodes and the GPUs (nvidia-smi). The same command resumes."
+            "at one line, check the network between the nodes and the GPUs (nvidia-smi). Run the same "
+            "command again to resume."
         )
     return (
         f"{_names(stuck)} made no progress for {first.since_s:.0f} s while {first.doing}, at {first.line}, and the "
-        "other ranks wait. The same command resumes. If it hangs there again, look at that process (py-spy dump --pid "
-        "PID), its GPU and its disk."
+        "other ranks wait. Run the same command again to resume. If it hangs there again, look at that process "
+        "(py-spy dump --pid PID), its GPU and its disk."
     )
 
 

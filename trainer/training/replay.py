@@ -51,7 +51,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Replay:
-    """A step as it was trained, or would have been."""
+    """A step with its samples and losses, trained or not."""
 
     step: int
     """The replayed step."""

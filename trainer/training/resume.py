@@ -113,7 +113,7 @@ def fetch_whole(run: Run, checkpoint: Checkpoint, group: Collective) -> list[str
 
 
 def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginning) -> Settings:
-    """Write the run's manifest, config and settings; remove from its bucket what it will write again.
+    """Write the run's manifest, config and settings; remove from its bucket the files that it will write again.
 
     A run that continues another one also gets the log and the settings of the earlier steps. Returns the settings from
     here on.

@@ -91,7 +91,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
                 uploader.wait()
     if stop.agreed:
         step = int(trainer.state.timestamp.batch)
-        log.info("stopped as requested after %d steps, with a checkpoint; the same command resumes", step)
+        log.info("stopped as requested after %d steps, with a checkpoint; run the same command again to resume", step)
     else:
         log.info("trained %d steps; log %s, checkpoints %s", last, run.folder / "log.csv", f"{run.url}/checkpoints")
 

@@ -29,7 +29,7 @@ from trainer.preflight.problems import Problem, raise_problems
 from trainer.run.folder import SMALL_FILES, Run, open_run
 from trainer.run.log_csv import read_whole_rows
 from trainer.run.ranks import Collective, Ranks, Rendezvous
-from trainer.run.settings import History, history_before, read_history, settings_from, tell_changes
+from trainer.run.settings import History, history_before, read_history, settings_from, warn_of_changes
 from trainer.training.pulse import Pulse
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def check_new(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
 
 def settings_ahead(history: History, step: int, config: Config, schedule: Schedule) -> Settings:
     """Return a run's settings from a step on; warn of changes, and of a learning rate that hardly falls."""
-    tell_changes(history, step, config, schedule)
+    warn_of_changes(history, step, config, schedule)
     settings = settings_from(history, step, config, schedule)
     for words in horizon_notes(settings, schedule.steps, first=config.first_step, init=config.init):
         log.warning("%s", words)

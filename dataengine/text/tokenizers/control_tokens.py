@@ -1,7 +1,7 @@
 """Keep control tokens (EOS, BOS and others that are not text) out of the ids of texts.
 
 Texts are encoded by the given tokenizer with its control tokens renamed to names that no text has. So neither its
-vocabulary, its merges nor its search for added tokens can find them, whatever the context or the normalizer. Ids do not
+vocabulary, its merges nor its search for added tokens can find them, in any context and with any normalizer. Ids do not
 change.
 """
 

@@ -141,7 +141,7 @@ class _SentencePiece:
                 f"tokenizer {path}: its end-of-sentence token is its unknown token {self._pieces[unknown]!r}, which "
                 "unknown text becomes. Name another as `eos_token`."
             )
-        # Texts are not searched for pieces of type CONTROL, but a word or a single character that is no other piece may
+        # Texts are not searched for pieces of type CONTROL, but a word or a character that is not another piece may
         # still become one.
         self._content, self._encoder = content, whole
         try:
@@ -227,7 +227,7 @@ class _HuggingFace:
         eos = [token for token in (named or _USUAL_EOS) if whole.token_to_id(token) is not None]
         if len(eos) != 1:
             raise InputError(
-                f"tokenizer {path}: cannot tell its eos_token (tried {', '.join(named or _USUAL_EOS)}). "
+                f"tokenizer {path}: cannot find its eos_token (tried {', '.join(named or _USUAL_EOS)}). "
                 "Name one of its tokens as `eos_token`."
             )
         bos = [token for token in roles.get("bos_token", _USUAL_BOS) if whole.token_to_id(token) is not None]

@@ -164,7 +164,7 @@ def test_each_change_spoils_a_build_only_if_the_build_depends_on_it(make_config:
     shutil.copy(config.tokenizer, moved)
     assert changed(tokenizer=str(moved)) == []
     other = moved.with_name("gone.model")
-    assert changed(tokenizer=str(other)) == []  # nobody can say what it held
+    assert changed(tokenizer=str(other)) == []  # its content is unknown
 
 
 def test_a_copied_store_is_planned_inspected_and_built_without_a_write(
@@ -206,10 +206,10 @@ def test_a_store_that_cannot_be_written_is_read(make_config: ConfigMaker, capsys
     assert capsys.readouterr().err == ""
     result = build(make_config(["train.learning_rate=0.5"]), store=store)
     assert (result.new, result.manifest) == (False, manifest)
-    assert "experiments/small/config.yaml stays as it was: " in capsys.readouterr().err
+    assert "experiments/small/config.yaml is unchanged: " in capsys.readouterr().err
     Path(config.store, "source_hashes.json").unlink()
     assert not build(config, store=store).new
-    assert "source_hashes.json stays as it was: " in capsys.readouterr().err
+    assert "source_hashes.json is unchanged: " in capsys.readouterr().err
     with pytest.raises(OSError, match="Read-only"):
         build(make_config(["seed=5"]), store=store)
 
@@ -249,7 +249,7 @@ def test_a_damaged_config_of_a_build_is_named(make_config: ConfigMaker) -> None:
         read_built_config(store, "small")
     with pytest.raises(InputError, match=r"no .*/experiments/none/config\.yaml beside the manifest"):
         read_built_config(store, "none")
-    build(config)  # writes it anew
+    build(config)  # writes it again
     assert read_built_config(store, "small") == config
 
 

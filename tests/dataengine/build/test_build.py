@@ -67,7 +67,7 @@ def test_second_build_does_nothing(make_config: ConfigMaker) -> None:
     assert {path: path.stat().st_mtime_ns for path in Path(config.store).rglob("*")} == before
 
 
-def test_a_source_changed_in_place_with_its_size_and_time_restored_is_built_anew(
+def test_a_source_changed_in_place_with_its_size_and_time_restored_is_built_again(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "mono.jsonl"
@@ -87,7 +87,7 @@ def test_a_source_changed_in_place_with_its_size_and_time_restored_is_built_anew
     assert build(config, workers=1).manifest.plan_id == first.manifest.plan_id  # hashed once more, and the same
 
 
-def test_a_file_read_by_several_names_is_told(
+def test_a_file_read_by_several_names_is_reported(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     mono, link, hard = corpora / "mono.0.jsonl", tmp_path / "link.jsonl", tmp_path / "hard.jsonl"
@@ -173,7 +173,7 @@ def test_pairs_come_once_each_shuffled_over_all_files(
     places = {document: place for place, document in enumerate(expected)}
     order = [places[document] for document in got]
     assert np.mean(np.abs(np.diff(order))) > len(expected) / 4  # a random order has a third
-    assert hashlib.sha256(repr(order).encode()).hexdigest()[:16] == ORDER_OF_PAIRS  # whatever the runs and ranges were
+    assert hashlib.sha256(repr(order).encode()).hexdigest()[:16] == ORDER_OF_PAIRS  # for any runs and ranges
 
 
 ORDER_OF_PAIRS = "0f020c339a9dce5c"
@@ -190,7 +190,7 @@ def test_a_file_that_is_named_twice_is_shuffled_twice(make_config: ConfigMaker, 
     documents = [one for flow in unit_flows(config, "en-zh") for one in split_documents(flow, eos_id)]
     assert Counter(Counter(documents).values())[2] > 390
     neighbours = sum(one == other for one, other in itertools.pairwise(documents))
-    assert neighbours < 10  # a copy does not lie beside its twin
+    assert neighbours < 10  # a copy is not beside its twin
 
 
 def test_a_stream_is_shared_and_a_changed_source_rebuilds_only_its_unit(
@@ -221,7 +221,7 @@ def test_units_may_be_removed_after_a_build(make_config: ConfigMaker) -> None:
 
 
 @pytest.mark.parametrize("moment", [0.05, 0.3, 0.6])
-def test_killed_build_goes_on_to_the_same_bytes(make_config: ConfigMaker, tmp_path: Path, moment: float) -> None:
+def test_killed_build_resumes_to_the_same_bytes(make_config: ConfigMaker, tmp_path: Path, moment: float) -> None:
     whole = make_config(store=str(tmp_path / "whole"))
     build(whole, workers=1)
     config = make_config(store=str(tmp_path / "killed"))
@@ -346,7 +346,7 @@ def test_too_many_bad_records_fail_the_build(make_config: ConfigMaker, tmp_path:
     assert message == (
         "stream 'mono': 2 of 100 records are unusable (1 'text' is empty, 1 no key 'text'), more than max_bad_fraction "
         f'0.01 allows. The first: {path}, line 99: \'text\' is empty: {{"text": " "}} (all of them, with files and '
-        f"lines: {rejects}). Fix them, or raise max_bad_fraction to go on without them."
+        f"lines: {rejects}). Fix them, or raise max_bad_fraction to continue without them."
     )
     assert [json.loads(line) for line in rejects.read_text().splitlines()] == [
         {"file": str(path), "line": 99, "reason": "'text' is empty", "excerpt": '{"text": " "}'},
@@ -412,7 +412,7 @@ def test_a_record_of_which_the_tokenizer_knows_nothing_is_unusable(
     assert build_error(documents_only(make_config, path, **settings, store=str(tmp_path / "strict"))).endswith(
         f"The first: {path}, line 98: {UNKNOWN_TEXT}: 打开文件 (all of them, with files and lines: {tmp_path}/strict/"
         f"{built.rejects}). Fix them, use a tokenizer that knows these texts or falls back to bytes, "
-        "or raise max_bad_fraction to go on without them."
+        "or raise max_bad_fraction to continue without them."
     )
 
 
@@ -625,7 +625,7 @@ def test_bos_begins_documents(make_config: ConfigMaker) -> None:
     assert tokens[0] == 1
 
 
-def test_damaged_shard_is_noticed_and_removal_mends_it(make_config: ConfigMaker) -> None:
+def test_damaged_shard_is_noticed_and_removal_fixes_it(make_config: ConfigMaker) -> None:
     config = make_config()
     build(config, workers=1)
     shard = next(Path(config.store, "streams").glob("mono-*/shard.00000.mds"))
@@ -671,7 +671,7 @@ def test_damaged_index_is_noticed(make_config: ConfigMaker) -> None:
     build(config, workers=1)
     index = next(Path(config.store, "streams").glob("mono-*/index.json"))
     index.write_bytes(index.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"index\.json is damaged: its hash is another\. Remove .*, and build again"):
+    with pytest.raises(InputError, match=r"index\.json is damaged: its hash differs\. Remove .*, and build again"):
         build(config, workers=1)
 
 

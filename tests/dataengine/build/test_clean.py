@@ -139,7 +139,7 @@ def read_plainly(path: Path, stream: Stream, found: Expected) -> Iterator[tuple[
 
 
 def reason_by_itself(texts: tuple[str, ...], label: str, stream: Stream) -> str | None:
-    """Why a record goes, whatever the others are."""
+    """Why a record is dropped, regardless of the others."""
     clean = stream.clean
     if clean.subsets and label in clean.subsets.drop:
         return "subset"
@@ -322,7 +322,7 @@ SIZES = st.sampled_from([{}, {"_BATCH": 3, "RUN_KEYS": 5, "RANGE_KEYS": 7}])
 
 
 def check_in_pieces(config: Config, part_bytes: int, sizes: Mapping[str, int]) -> None:
-    """Check a build of parts of so many bytes, with small batches, runs and ranges if `sizes` says so."""
+    """Check a build of parts of a number of bytes, with small batches, runs and ranges if `sizes` says so."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
             patch.setattr(external_sort if name == "RUN_KEYS" else cleaning, name, size)
@@ -660,7 +660,7 @@ def test_an_evaluation_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_a_language_that_cannot_be_told_is_named(tmp_path: Path) -> None:
+def test_a_language_that_cannot_be_identified_is_named(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
     with pytest.raises(InputError, match=r"language 'xx' is not one of the \d+ that language identification knows"):
         build(documents(tmp_path, {"min_language_score": 0.5}, language="xx"))

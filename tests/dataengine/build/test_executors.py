@@ -1,4 +1,4 @@
-"""Builds that die, on every engine and store, and go on to the same bytes."""
+"""Builds that die, on every engine and store, and resume to the same bytes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def in_child(run: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("workers", slow_but([1, 2], [1]))
 @pytest.mark.parametrize("moment", slow_but(MOMENTS, ["before a receipt", "before a decision", "before index.json"]))
-def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
+def test_a_build_that_was_killed_resumes_to_the_same_bytes(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], moment: str, workers: int
 ) -> None:
     store = LocalStore(str(tmp_path / "store"))
@@ -116,7 +116,7 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("moment", slow_but(MOMENTS, ["before index.json"]))
-def test_a_build_in_a_bucket_that_was_killed_goes_on_to_the_same_bytes(
+def test_a_build_in_a_bucket_that_was_killed_resumes_to_the_same_bytes(
     make_config: ConfigMaker,
     corpora: Path,
     tmp_path: Path,
@@ -219,7 +219,7 @@ IN_UNITS = [moment for moment, (operation, _, _) in MOMENTS.items() if operation
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", [moment for moment in MOMENTS if moment not in IN_UNITS])
-def test_a_build_on_ray_whose_driver_is_killed_goes_on_to_the_same_bytes(
+def test_a_build_on_ray_whose_driver_is_killed_resumes_to_the_same_bytes(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], cluster: Any, moment: str
 ) -> None:
     store = LocalStore(str(tmp_path / "store"))
@@ -278,7 +278,7 @@ def test_a_ray_node_that_is_lost_changes_nothing(
     assert tree(store) == undisturbed
 
 
-def test_a_worker_that_dies_is_told(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_reported(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
     store = LocalStore(str(tmp_path / "store"))
     config = make_config(**cleaned(corpora), store=store.url)
     with pytest.raises(InputError, match=r"a worker process died.* Run the same command again, with fewer --workers"):
@@ -344,11 +344,11 @@ def test_a_damaged_file_of_an_unfinished_build_is_named_or_changes_nothing(
             build(config, workers=1)
         assert tree(open_store(config.store)) == undisturbed
         undo()
-    # What is missing may be made anew, and shingles are held of parts, too, that have no text to compare.
+    # Missing files may be made again, and shingles are held of parts, too, that have no text to compare.
     assert named >= (1 if wanted.endswith(("held.npy", "shingles.npy")) else 3)
 
 
-def test_no_ray_cluster_is_told_at_once(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+def test_no_ray_cluster_is_reported_at_once(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
     config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
     with pytest.raises(InputError, match=r"no Ray cluster at 127\.0\.0\.1:9: .* or correct --ray-address"):
         build(config, engine=RayEngine("127.0.0.1:9"))

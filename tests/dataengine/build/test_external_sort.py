@@ -82,7 +82,7 @@ def test_a_run_is_written_once_enough_waits(tmp_path: Path) -> None:
     assert keys["hash"].tolist() == [0, 1, 1 << 63, 1 << 63]
 
 
-def test_damage_is_noticed_in_the_ranges_that_it_lies_in(tmp_path: Path) -> None:
+def test_damage_is_noticed_in_its_ranges(tmp_path: Path) -> None:
     write(tmp_path, [[(n << 56, 1) for n in range(256)]], most=1)
     path, store = tmp_path / "units" / "u" / "run.00000.letters", LocalStore(str(tmp_path))
     content = path.read_bytes()
@@ -110,6 +110,6 @@ def test_runs_of_keys_have_one_array(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("total", "most", "ranges"), [(0, 10, 1), (10, 10, 1), (11, 10, 2), (10**9, 10, BUCKETS)])
-def test_ranges_hold_at_most_so_many(total: int, most: int, ranges: int) -> None:
+def test_ranges_hold_at_most_the_given_number(total: int, most: int, ranges: int) -> None:
     assert num_ranges(total, most) == ranges
     assert [buckets_of(n, ranges)[0] for n in range(1, ranges)] == [buckets_of(n, ranges)[1] for n in range(ranges - 1)]

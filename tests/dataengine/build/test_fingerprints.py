@@ -1,6 +1,6 @@
 """A law: change anything that a build depends on, alone, and either the bytes stay or the fingerprint differs.
 
-Without it a build would take up a stream that was made of something else. Each change is built twice: in a store that
+Without it a build would reuse a stream made from something else. Each change is built twice: in a store that
 has the unchanged build, and in an empty one. Both have to give the same bytes.
 """
 
@@ -317,7 +317,7 @@ def test_every_key_of_a_config_is_changed() -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizers"])
-def test_another_version_of_the_tokenizer_library_is_another_fingerprint(
+def test_another_version_of_the_tokenizer_library_changes_the_fingerprint(
     warm: tuple[Path, dict[str, Any], BuildResult], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, experiment, before = warm
@@ -366,7 +366,7 @@ NO_IDENTITY: dict[str, Callable[[Any, Path], Any]] = {
 
 
 def copies(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
-    """Copies of files, with what lies beside a tokenizer."""
+    """Copies of files, with the files beside a tokenizer."""
     for path in paths:
         for beside in {Path(path), *Path(path).parent.glob("tokenizer_config.json")}:
             shutil.copy(beside, folder)
@@ -374,7 +374,7 @@ def copies(paths: Sequence[str], folder: Path) -> tuple[str, ...]:
 
 
 def unidentified(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The fields of a unit that are no part of its identity: Class.field, and the way to it."""
+    """The fields of a unit that are not part of its identity: Class.field, and the way to it."""
     for info in fields(value):
         inner = getattr(value, info.name)
         if not info.metadata.get("identity", True):
@@ -404,7 +404,7 @@ class Recording(LocalEngine):
         return super().run(units, store, title)
 
 
-def test_what_is_no_part_of_an_identity_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_part_of_an_identity_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = write_experiment(tmp_path)
     experiment["evaluate"] = {"dev": {"en-zh": str(tmp_path / "more-pairs.jsonl")}}
     experiment["streams"]["mono"]["clean"]["document_rules"] = None

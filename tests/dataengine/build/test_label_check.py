@@ -218,7 +218,7 @@ def test_each_of_some_folders_is_looked_at(tmp_path: Path) -> None:
     assert f"{tmp_path}/one/0.jsonl should be 'en'" in note
 
 
-def test_a_file_that_begins_otherwise_than_it_goes_on_is_looked_at_in_several_places(tmp_path: Path) -> None:
+def test_a_file_with_an_unusual_beginning_is_checked_in_several_places(tmp_path: Path) -> None:
     path = write_documents(tmp_path / "docs.jsonl", COLUMNS["en"][:10] + COLUMNS["de"] * 20)
     parts = plan(str(path), 20_000)
     assert len(parts) > 5
@@ -233,14 +233,14 @@ def test_code_and_what_the_model_does_not_know_give_no_note(language: str, tmp_p
     assert notes_on_documents(write_documents(tmp_path / "mixed.jsonl", mixed), language) == []
 
 
-def test_a_language_that_only_its_script_tells_is_looked_at(tmp_path: Path) -> None:
+def test_a_language_that_only_its_script_identifies_is_checked(tmp_path: Path) -> None:
     (note,) = notes_on_documents(write_documents(tmp_path / "docs.jsonl", COLUMNS["zh"]), "ha")  # Hausa, in Latin
     assert "should be 'ha'" in note
     symbols = ["□□□ 12.5 %, ████ 37"] * 100  # no letters
     assert notes_on_documents(write_documents(tmp_path / "symbols.jsonl", symbols), "zh") == []
 
 
-def test_plain_text_is_looked_at_by_lines_whatever_a_document_is(tmp_path: Path) -> None:
+def test_plain_text_is_checked_by_lines_for_any_kind_of_document(tmp_path: Path) -> None:
     path = tmp_path / "book.txt"
     path.write_text("\n".join(GERMAN * 10), encoding="utf-8")
     for split in ("line", "paragraph", "file"):

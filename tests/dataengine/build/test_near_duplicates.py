@@ -60,7 +60,7 @@ def words(chance: random.Random, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 45, 48, 66])
-def test_no_text_goes_for_one_that_goes_itself_whatever_the_groups(
+def test_no_text_is_dropped_for_a_dropped_one_in_any_grouping(
     prepared: Any, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Windows over one text in a random order, with crowds and groups of a few: representatives are twins of others."""
@@ -125,7 +125,7 @@ def test_twins_are_found_in_a_component_of_many_groups(
 def test_texts_of_a_component_that_is_cut_are_counted(
     prepared: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Windows that are twins of their neighbours make one component, whatever is looked at."""
+    """Windows that are twins of their neighbours make one component, even if only some are compared."""
     monkeypatch.setattr(near_duplicates_module, "_LEAST_GROUP", 50)
     monkeypatch.setattr(near_duplicates_module, "_MOST_GROUP", 50)
     text = words(random.Random(3), 6 * 400 + 300)

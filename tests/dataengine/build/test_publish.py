@@ -1,4 +1,4 @@
-"""Where the tokens of units lie in a stream."""
+"""The places of units' tokens in a stream."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_the_shards_of_a_group_hold_comes_before_the_rest_of_all_tails() ->
 
 
 @given(st.data())
-def test_the_tokens_of_each_unit_stand_once_in_the_stream_and_in_their_order(data: st.DataObject) -> None:
+def test_the_tokens_of_each_unit_appear_once_in_the_stream_and_in_their_order(data: st.DataObject) -> None:
     units = data.draw(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 35)), min_size=1, max_size=8))
     groups: list[tuple[int, int]] = []
     if data.draw(st.booleans()):

@@ -32,7 +32,7 @@ class Count(Unit):
 
 @dataclass
 class Engine:
-    """Gives each unit a receipt with its number, and notes what it is asked for."""
+    """Gives each unit a receipt with its number, and records the requests."""
 
     turns: list[tuple[str, list[int]]] = field(default_factory=list)
 

@@ -81,7 +81,7 @@ def predict(folder: Path, **changes: Any) -> NDArray[np.float32]:
 
 def test_scores_are_those_of_comets_predict(folder: Path, scores: NDArray[np.float32]) -> None:
     assert scores.dtype == np.float32
-    assert scores.std() > 0.01  # the tiny model tells pairs apart
+    assert scores.std() > 0.01  # the tiny model distinguishes pairs
     np.testing.assert_allclose(scores, predict(folder), rtol=0, atol=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_a_score_depends_on_its_pair_alone(folder: Path, scorer: CometScorer, sc
     assert scorer.score([], []).shape == (0,)
 
 
-def test_sides_are_told_apart(scorer: CometScorer, scores: NDArray[np.float32]) -> None:
+def test_sides_are_distinguished(scorer: CometScorer, scores: NDArray[np.float32]) -> None:
     assert np.abs(scorer.score(TARGETS, SOURCES) - scores).max() > 1e-3
 
 

@@ -156,7 +156,7 @@ HELD = {
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".ZST"])
 @pytest.mark.parametrize("name", [*HELD, *map(str.upper, HELD)])
-def test_the_same_is_found_whatever_the_format_of_the_evaluation_set(tmp_path: Path, name: str, suffix: str) -> None:
+def test_the_same_is_found_for_any_format_of_the_evaluation_set(tmp_path: Path, name: str, suffix: str) -> None:
     pack = {"": bytes, ".gz": gzip.compress, ".ZST": zstandard.compress}[suffix]
     (tmp_path / (name + suffix)).write_bytes(pack(HELD[name.lower()].encode()))
     evaluation = EvaluationTexts.load([tmp_path / (name + suffix)])

@@ -124,7 +124,7 @@ def test_text_keys_agree_for_texts_that_normalize_alike_and_number_the_records()
     assert len(text_keys([], 3, 0)) == 0
 
 
-def test_pair_keys_tell_which_side_a_word_is_on() -> None:
+def test_pair_keys_distinguish_the_side_of_a_word() -> None:
     keys = pair_keys(["a b", "a", "A  b", "b"], ["c", "b c", "C", "a c"], 2, 0)
     first, second, third, fourth = bare(keys)
     assert first == third
@@ -195,7 +195,7 @@ def test_a_gram_weighs_a_chinese_character_as_half_a_word() -> None:
     assert len(grams_of("文字采用 a b c", 5)) == 1
 
 
-def test_an_ngram_is_found_whatever_stands_around_it() -> None:
+def test_an_ngram_is_found_in_any_context() -> None:
     inner = grams_of("保存 the file 在此文件夹", 4)
     assert len(inner) == 3
     assert set(inner) <= set(grams_of("x y z，请保存 the file 在此文件夹 then 打开 it again", 4))

@@ -284,7 +284,7 @@ def test_small_sets_are_compared_as_all_with_all(texts: list[str], threshold: fl
 
 
 def test_what_is_found_does_not_depend_on_where_crowds_begin() -> None:
-    """With crowds of ten already, the same goes as without any, but for texts that only representatives betray."""
+    """With crowds of ten already, the same goes as without any, except for texts that only representatives reveal."""
     chance = random.Random(6)
     texts = templated(chance, 150)
     texts += [text.rsplit(" ", 1)[0] + " changed" for text in texts[:50]]

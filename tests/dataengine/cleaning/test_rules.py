@@ -124,7 +124,7 @@ DROPPED = [
     ("digit_mismatch", "en-zh", "Copyright of the authors of 1998", "作者的版权"),
     ("digit_mismatch", "en-zh", "It was founded in 1987.", "它成立于一九八八年。"),
     ("digit_mismatch", "en-zh", "See Article 1234 of the law.", "见该法第一千二百三十五条。"),
-    ("digit_mismatch", "en-zh", "argument 3 must be a number", "参数 2 必须是一个数"),  # 参 is no 3 here, nor 一 a 1
+    ("digit_mismatch", "en-zh", "argument 3 must be a number", "参数 2 必须是一个数"),  # 参 is not a 3 here, nor 一 a 1
     ("digit_mismatch", "en-zh", "argument 1 must be a number", "实参 2 必须是一个数"),
     ("link_mismatch", "en-zh", "See https://example.org for more.", "更多内容请见 https://other.org 。"),
     ("link_mismatch", "en-id", "Write to info@example.org for help.", "Kirim surel untuk bantuan."),
@@ -147,7 +147,7 @@ def test_good_pairs_are_kept(direction: str, source: str, target: str) -> None:
     assert pair_verdict(source, target, direction) == "kept"
 
 
-def test_rules_that_opusfilter_has_are_off_unless_asked_for() -> None:
+def test_rules_that_opusfilter_has_are_off_unless_set() -> None:
     for rule, direction, source, target in DROPPED:
         off = rule in ("terminal_punctuation", "surplus_digits", "copied_text")
         assert pair_verdict(source, target, direction) == ("kept" if off else rule)
@@ -328,7 +328,7 @@ def test_each_rule_drops_its_documents(rule: str, language: str, text: str) -> N
     assert document_verdict(text, language, NO_DOCUMENT_RULE) == "kept"
 
 
-def test_curly_braces_and_lorem_ipsum_are_off_unless_asked_for() -> None:
+def test_curly_braces_and_lorem_ipsum_are_off_unless_set() -> None:
     assert document_verdict("Lorem ipsum in curly {braces} is no reason to drop a text.", "en") == "kept"
 
 

@@ -78,7 +78,7 @@ def test_lookup_finds_what_a_dictionary_finds(entries: dict[tuple[int, int], flo
     np.testing.assert_array_equal(found, expected)
 
 
-def test_lookup_tells_keys_at_the_ends_of_their_range_apart() -> None:
+def test_lookup_distinguishes_keys_at_the_ends_of_their_range() -> None:
     top = 2**64 - 1
     table = make_table({(0, 0): 0.25, (0, top): 0.5, (top, 0): 0.75, (top, top): 1.0})
     asked = np.array([(top, top), (0, top), (0, 1), (top, 0), (0, 0)], KEY)
@@ -183,7 +183,7 @@ def test_pairs_that_moved_between_files_keep_their_scores(tmp_path: Path) -> Non
     np.testing.assert_array_equal(lookup(cache.load("new"), keys_of(moved)), expected)
 
 
-def test_a_score_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+def test_a_score_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
     cache = open_cache(tmp_path, DigestScorer())
     with pytest.raises(InputError, match="gave a NaN or infinite score in en-id, part part"):
         cache.add("part", keys_of(PAIRS[:2]), np.array([0.5, np.nan], np.float32))

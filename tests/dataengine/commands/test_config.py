@@ -27,7 +27,7 @@ def printed(loaded: Loaded) -> str:
 
 
 def places(text: str) -> dict[str, str]:
-    """The place of each line that has one, by what stands on the line; equal lines must have equal places."""
+    """The place of each line that has one, by the content of the line; equal lines must have equal places."""
     rows = [re.fullmatch(r"[ -]*(.*?) +# (.*)", line) for line in text.splitlines()]
     return {row[1]: row[2] for row in rows if row}
 
@@ -60,7 +60,7 @@ def test_each_key_names_the_line_of_the_file_that_states_it(monkeypatch: pytest.
             assert f"{name}:" in line or f"{old_names.get(name)}:" in line
 
 
-def test_file_override_and_default_are_told_apart(small: Path) -> None:
+def test_file_override_and_default_are_distinguished(small: Path) -> None:
     overrides = ["train.seed=3", "streams.mono.passes=2", "languages.de=Deutsch", "stages.0.steps=9"]
     found = places(printed(load_with_places(small, overrides)))
     base = small.parent.parent / "base" / "base.yaml"

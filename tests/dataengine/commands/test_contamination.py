@@ -89,7 +89,7 @@ def test_a_second_look_reads_nothing(planted: Any, monkeypatch: pytest.MonkeyPat
         check_contamination(config, {"dev en-zh": make_set(LONG)})
 
 
-def test_another_way_of_comparing_searches_anew(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_way_of_comparing_searches_again(planted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     config = planted()
     build(config, workers=1)
     sets = {"dev en-zh": make_set(SHORT)}

@@ -103,7 +103,7 @@ EXPORT_MOMENTS = {
 
 @pytest.mark.parametrize("moment", EXPORT_MOMENTS)
 @pytest.mark.parametrize("where", ["local", "bucket"])
-def test_an_export_that_was_killed_goes_on_to_the_same_bytes(
+def test_an_export_that_was_killed_resumes_to_the_same_bytes(
     make_config: ConfigMaker,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -123,7 +123,7 @@ def test_the_same_files_give_the_same_bytes_and_nothing_is_replaced(
     assert init("mine", "d") == 2
     assert (
         capsys.readouterr().err
-        == "error: mine.yaml exists, and init replaces nothing. Give another name, or --to FILE.\n"
+        == "error: mine.yaml exists, and init does not overwrite it. Give another name, or --to FILE.\n"
     )
     (here / "mine.yaml").unlink()
     assert init("mine", "d") == 2

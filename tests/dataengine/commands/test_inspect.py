@@ -45,7 +45,7 @@ def dirty(tmp_path: Path, corpora: Path) -> dict[str, Any]:
             mixed.append({"en": "no Chinese"})
     path = write_jsonl(tmp_path / "mixed.jsonl", mixed)
     content = path.read_bytes().splitlines(keepends=True)
-    content.insert(100, b"\n")  # blank lines are no records, but count as lines
+    content.insert(100, b"\n")  # blank lines are not records, but count as lines
     content.insert(250, b"{broken\n")
     path.write_bytes(b"".join(content))
     return {
@@ -260,7 +260,7 @@ def test_a_line_is_found_in_the_samples_that_show_it(
     )
 
 
-def test_a_line_in_no_sample_is_told_why(make_config: ConfigMaker, dirty: dict[str, Any], corpora: Path) -> None:
+def test_a_line_in_no_sample_is_explained(make_config: ConfigMaker, dirty: dict[str, Any], corpora: Path) -> None:
     config = make_config(**dirty)
     manifest, store = build(config).manifest, open_store(config.store)
     prepared, path = prepare(config, store), Path(dirty["streams"]["en-zh"]["pairs"][0])
@@ -281,7 +281,7 @@ def test_a_line_in_no_sample_is_told_why(make_config: ConfigMaker, dirty: dict[s
     assert why(f"{path}:99999").splitlines() == [f"en-zh: in no sample: the file has {len(lines):,} lines"]
 
 
-def test_sources_that_changed_since_the_build_are_told(
+def test_sources_that_changed_since_the_build_are_reported(
     make_config: ConfigMaker, tmp_path: Path, corpora: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "a.jsonl"
@@ -380,7 +380,7 @@ def test_a_line_must_be_named_as_one(make_config: ConfigMaker, place: str) -> No
         inspect_samples.describe_line(build(config).manifest, open_store(config.store), place)
 
 
-def test_a_file_that_is_no_source_is_told(make_config: ConfigMaker, corpora: Path) -> None:
+def test_a_file_that_is_not_a_source_is_reported(make_config: ConfigMaker, corpora: Path) -> None:
     config = make_config()
     with pytest.raises(InputError) as error:
         inspect_samples.describe_line(build(config).manifest, open_store(config.store), f"{DEMO}/sources.tsv:3")

@@ -27,7 +27,7 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Built:
-    """A finished build and where it lies."""
+    """A finished build and its store."""
 
     store: Store
     result: BuildResult
@@ -98,7 +98,7 @@ def test_one_flipped_bit_names_the_shard_and_the_others_are_still_checked(
     assert error.endswith(f"then build again: dataengine build {built.config_path}\n")
 
 
-def test_the_advice_mends_a_damaged_store(built: Built) -> None:
+def test_the_advice_fixes_a_damaged_store(built: Built) -> None:
     before = {key: built.store.read(key) for key in built.shard_keys}
     for key in built.shard_keys[:2]:
         if (path := Path(built.store.url, key)).exists():
@@ -142,7 +142,7 @@ def test_a_folder_of_a_stream_is_checked_without_a_manifest(built: Built, capsys
 
 
 def test_a_content_that_is_not_what_was_compressed_is_noticed(make_config: ConfigMaker) -> None:
-    """The hash of the stored file alone would not show it: a stream whose raw hash is another."""
+    """The hash of the stored file alone would not show it: a stream whose raw hash differs."""
     config = make_config(**FORMATS["compressed"])
     store, stream = open_store(config.store), build(config).manifest.streams[0]
     index = store.read(f"{stream.remote}/index.json")
@@ -150,7 +150,7 @@ def test_a_content_that_is_not_what_was_compressed_is_noticed(make_config: Confi
     store.write(f"{stream.remote}/index.json", index.replace(raw.encode(), b"0" * 64))
     below, found = open_stream(f"{config.store}/{stream.remote}")
     (problem,) = verify(below, [found])[0]
-    assert problem.endswith("shard.00000.mds.zstd is damaged: its content is not what was compressed")
+    assert problem.endswith("shard.00000.mds.zstd is damaged: its decompressed content has changed")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_content_that_is_not_what_was_compressed_is_noticed(make_config: Confi
         (lambda folder: (folder / "index.json").write_text('{"version": 2}'), "FOLDER/index.json is damaged: shards: "),
     ],
 )
-def test_a_folder_that_is_no_stream(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
+def test_a_folder_that_is_not_a_stream(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path)
     with pytest.raises(InputError) as error:
         open_stream(str(tmp_path))

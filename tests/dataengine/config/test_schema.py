@@ -134,7 +134,7 @@ def test_unknown_key_that_is_one_elsewhere(tmp_path: Path, key: str, meant: str)
     ("name", "words"),
     [("loop", "cannot read config {path}: Too many levels of symbolic links."), ("zero", "more than 10,000,000 char")],
 )
-def test_a_file_that_is_no_config(tmp_path: Path, name: str, words: str) -> None:
+def test_a_file_that_is_not_a_config(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "zero").symlink_to("/dev/zero")
     assert words.replace("{path}", str(tmp_path / name)) in message(tmp_path / name)
@@ -377,7 +377,7 @@ FLOATS = {"learning_rate", "min_learning_rate", "eps", "weight_decay", "clip_nor
 FLOATS |= {"rms_norm_eps", "rope_theta", "length_penalty"}
 
 
-def test_a_key_that_stands_twice_in_an_override(tmp_path: Path) -> None:
+def test_a_key_that_appears_twice_in_an_override(tmp_path: Path) -> None:
     path = write(tmp_path, "a.yaml", BASE)
     assert message(path, "train={seed: 1, seed: 2}") == (
         "override 'train={seed: 1, seed: 2}': key 'train.seed' is given twice. Remove one."

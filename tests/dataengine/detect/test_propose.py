@@ -197,10 +197,10 @@ def test_each_file_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path) 
     expected = {
         "array.json": "is JSON with one array",
         "bad.gz": "broken archive",
-        "b.zip": ".zip is not a format",
+        "b.zip": ".zip is not a supported format",
         "c.csv": "CSV is not read",
         "empty.txt": "is empty",
-        "image.png": ".png is not a format that is read",
+        "image.png": ".png is not a supported format",
         "numbers.jsonl": "no key holds text",
         "page.txt": "is XML, SGML or HTML",
         "README": "not data by its name",

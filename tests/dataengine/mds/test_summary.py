@@ -1,4 +1,4 @@
-"""What lies beside a stream's shards: it disturbs no other reader, is read in its former form, and damage is named."""
+"""Files beside a stream's shards: other readers ignore them, older forms are read, and damage is named."""
 
 from __future__ import annotations
 

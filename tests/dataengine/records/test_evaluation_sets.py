@@ -237,7 +237,7 @@ ALL_TEXTS: dict[str, tuple[str, set[str]]] = {
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst", ".xz", ".bz2", ".GZ"])
 @pytest.mark.parametrize("upper", [False, True])
 @pytest.mark.parametrize("name", ALL_TEXTS)
-def test_all_texts_of_every_format_are_read_whatever_the_case_of_its_name(
+def test_all_texts_of_every_format_are_read_for_any_case_of_its_name(
     tmp_path: Path, name: str, upper: bool, compression: str
 ) -> None:
     content, expected = ALL_TEXTS[name]
@@ -265,7 +265,7 @@ def test_deep_values_are_read(tmp_path: Path) -> None:
     assert read_texts(write(tmp_path / "a.jsonl", "[" * 1000 + '"deep"' + "]" * 1000)) == ["deep"]
 
 
-def test_a_folder_of_flores_stands_for_all_its_files(tmp_path: Path) -> None:
+def test_a_folder_of_flores_means_all_its_files(tmp_path: Path) -> None:
     names = [write(tmp_path / "dev" / f"{code}.dev", "Hello.\n") for code in ("eng_Latn", "zho_Hans")]
     write(tmp_path / "dev" / "README", "x")
     assert find_text_files(str(tmp_path / "dev")) == names

@@ -53,11 +53,11 @@ def test_only_plain_text_is_cut_and_read_by_what_a_document_is(name: str, split:
 
 
 def read_backwards(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
-    """Lines whose characters stand in reverse order."""
+    """Lines with their characters in reverse order."""
     number = 0
     for lines in line_blocks(part, 0, on_bytes):
         block = RecordBlock(form)
-        for number, line in enumerate(lines, number + 1):  # noqa: B020 (counting goes on)
+        for number, line in enumerate(lines, number + 1):  # noqa: B020 (counting continues)
             block.add(number, [(line or b"").decode()[::-1]], "", "")
         yield block.records
     return number

@@ -24,7 +24,7 @@ def split(chunks: Sequence[bytes]) -> list[bytes | None]:
 def test_any_cut_of_a_file_gives_the_lines_of_its_whole(chunks: list[bytes], longest: int) -> None:
     expected: list[bytes | None] = list(b"".join(chunks).split(b"\n"))
     if not expected[-1]:
-        expected.pop()  # behind the last line feed is no line
+        expected.pop()  # there is no line after the last line feed
     assert split(chunks) == expected
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines_module, "LONGEST_LINE", longest)

@@ -50,7 +50,7 @@ Found = list[tuple[int, tuple[str, ...]]]
 
 
 def compress(content: bytes, suffix: str, frames: int = 1) -> bytes:
-    """Content as a file of this suffix, in so many frames (members) after each other."""
+    """Content as a file of this suffix, in a number of frames (members) after each other."""
     step = max(1, -(-len(content) // frames))
     pieces = [content[at : at + step] for at in range(0, len(content), step)] or [b""]
     pack = {"": lambda piece: piece, ".gz": gzip.compress, ".zst": zstandard.compress}[suffix]
@@ -105,7 +105,7 @@ def tmx(units: Sequence[str], head: str = '<!DOCTYPE tmx SYSTEM "tmx14.dtd">') -
 
 
 def unit(**texts: str) -> str:
-    """A translation unit; `_` in a language's name stands for a hyphen; texts are XML."""
+    """A translation unit; `_` in a language's name means a hyphen; texts are XML."""
     sides = "".join(f'<tuv xml:lang="{code.replace("_", "-")}"><seg>{text}</seg></tuv>' for code, text in texts.items())
     return f"<tu>{sides}</tu>"
 
@@ -249,7 +249,7 @@ def test_tsv_takes_quotes_as_characters_and_needs_the_right_number_of_columns(tm
 
 
 @pytest.mark.parametrize("rest", [b"", b"alone\n"])
-def test_a_heading_in_a_tsv_is_no_record_and_not_unusable(tmp_path: Path, rest: bytes) -> None:
+def test_a_heading_in_a_tsv_is_not_a_record_and_not_unusable(tmp_path: Path, rest: bytes) -> None:
     path = write(tmp_path / "a.tsv", b"\n\nen\tzh\r\na\tb\n" + rest)
     records, rejects, _, lines = read(path, PAIR)
     assert records == [(4, ("a", "b"))]
@@ -282,7 +282,7 @@ def test_a_heading_within_a_tsv_is_unusable_and_one_of_another_order_an_error(tm
         ("en-US\tzh\ten", ("en-US", "zh", "en"), "x\tz\te"),
     ],
 )
-def test_a_heading_is_obeyed_whatever_columns_are_stated(
+def test_a_heading_overrides_stated_columns(
     tmp_path: Path, stated: tuple[str, ...], heading: str, names: tuple[str, ...], row: str
 ) -> None:
     form = replace(PAIR, columns=stated)
@@ -670,7 +670,7 @@ def test_nan_in_json_is_named(tmp_path: Path, value: str, other: str) -> None:
         ("text", '{"text": "a", "set": "x", "set": "y"}', "set"),
     ],
 )
-def test_a_key_that_stands_twice_makes_its_record_unusable(
+def test_a_key_that_appears_twice_makes_its_record_unusable(
     tmp_path: Path, key: str, line: str, doubled: str | None, other: str
 ) -> None:
     path = write(tmp_path / "a.jsonl", (line + "\n" + other).encode())
@@ -763,7 +763,7 @@ def test_a_line_over_the_limit_is_rejected_once(
     assert read(jsonl)[0] == [(1, ("a",)), (3, ("b",))]
 
 
-# For a process of its own. Linux' peak of resident memory, which unlike that of getrusage starts anew with a program.
+# For a process of its own. Linux' peak of resident memory, which unlike that of getrusage starts again with a program.
 PEAK = """
 import sys
 from pathlib import Path
@@ -841,7 +841,7 @@ def test_a_broken_archive_is_an_error(tmp_path: Path, suffix: str) -> None:
         with pytest.raises(InputError) as error:
             read(path)
         assert str(error.value) == (
-            f"{path}: broken archive: its first bytes are of no archive, and are not text. Fetch the file again."
+            f"{path}: broken archive: its first bytes are neither an archive nor text. Fetch the file again."
         )
     packed = PACK[suffix](b'{"text": "a"}\n')
     path.write_bytes(packed + b"garbage after the end")
@@ -1234,7 +1234,7 @@ def test_a_wrong_column_is_an_error(tmp_path: Path, key: str, said: str, rows: i
     assert str(error.value) == f"{path}: {said}"
 
 
-def test_a_parquet_column_that_stands_twice_is_an_error_if_it_is_wanted(tmp_path: Path) -> None:
+def test_a_parquet_column_that_appears_twice_is_an_error_if_it_is_wanted(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet as files
 
@@ -1247,7 +1247,7 @@ def test_a_parquet_column_that_stands_twice_is_an_error_if_it_is_wanted(tmp_path
     for key, twice in (("text", "text"), ("meta.x", "meta.x")):
         with pytest.raises(InputError) as error:
             read(path, RecordFormat((key,)))
-        assert str(error.value) == f"{path}: 2 columns are named '{twice}'. Write the file anew with one of them."
+        assert str(error.value) == f"{path}: 2 columns are named '{twice}'. Write the file again with one of them."
     assert read(path, RecordFormat(("other",)))[0] == [(1, ("c",))]
     assert read(path, RecordFormat(("meta.y",)))[0] == [(1, ("m",))]
 
@@ -1330,12 +1330,13 @@ def test_the_format_follows_from_the_name(tmp_path: Path, name: str, format: str
 
 
 @pytest.mark.parametrize("name", ["corpus.en", "corpus", "corpus.en.gz"])
-def test_a_name_that_tells_no_format_needs_one(tmp_path: Path, name: str) -> None:
+def test_a_name_without_a_format_needs_one(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, b"one\ntwo\n")
     with pytest.raises(InputError) as error:
         plan(path)
     assert str(error.value) == (
-        f"stream 's': cannot tell the format of {path} by its name (.jsonl, .ndjson, .json, .tsv, .txt, .text, .tmx, "
+        f"stream 's': cannot detect the format of {path} from its name (.jsonl, .ndjson, .json, .tsv, .txt, .text, "
+        ".tmx, "
         ".parquet, then .gz, .zst, .xz, .bz2 or nothing). State streams.s.format: jsonl, tsv, text, tmx or parquet."
     )
     (part,) = plan(path, format="text")
@@ -1539,7 +1540,7 @@ def test_batches_of_long_records_end_early(tmp_path: Path, monkeypatch: pytest.M
     assert [batch.lines for batch in batches] == [[1, 2, 3], [4, 5, 6], [7, 8]]
 
 
-def test_bytes_are_told_as_they_are_read(tmp_path: Path) -> None:
+def test_bytes_are_reported_as_they_are_read(tmp_path: Path) -> None:
     texts = [f"document {n}" for n in range(3000)]
     jsonl = b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts)
     paths = [write(tmp_path / f"a.jsonl{suffix}", jsonl) for suffix in SUFFIXES]
@@ -1632,7 +1633,7 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(object_store: Objec
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.tmx"])
 def test_a_local_file_that_changes_after_it_was_listed_is_an_error(tmp_path: Path, name: str) -> None:
-    """Its units would be remembered under the hash of what it was; of equal length, so that only the hash tells."""
+    """Its units would be remembered under the earlier content's hash; the length is equal, so only the hash differs."""
     path, form = tmp_path / name, RecordFormat(("en",), ("en",))
 
     def write(word: str) -> None:

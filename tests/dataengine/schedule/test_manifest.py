@@ -103,7 +103,7 @@ def test_of_many_differences_the_first_are_named() -> None:
     assert found[4:] == ["and 56 more"]
 
 
-def test_a_stage_that_ends_later_is_no_difference_before_that() -> None:
+def test_a_stage_that_ends_later_is_not_a_difference_before_that() -> None:
     before, now = (manifest((Stage("x", length, {"a": 60, "b": 30}),)) for length in (9, 7))
     assert before.differences(now, 7) == ["the order of streams or stages has changed"]
     assert before.differences(now, 8) == [

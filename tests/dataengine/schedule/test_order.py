@@ -20,7 +20,7 @@ def test_permute_is_a_bijection(size: int, key: int) -> None:
 
 @given(st.integers(1, 2**62), st.integers(0, 2**64 - 1), st.data())
 def test_permute_is_that_of_whole_numbers_at_any_size(size: int, key: int, data: st.DataObject) -> None:
-    """Against Python's integers, which cannot overflow; so it is one to one at sizes that nobody can list."""
+    """Against Python's integers, which cannot overflow; so it is one to one at sizes that cannot be listed."""
     first = data.draw(st.integers(0, size - 1))
     positions = np.arange(first, min(first + 20, size), dtype=np.int64)
     found = permute(positions, size, key).tolist()

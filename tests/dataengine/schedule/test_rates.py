@@ -51,7 +51,7 @@ def test_the_reference_lags_by_a_quarter_of_a_step_in_the_warm_up() -> None:
         assert learning_rate(step, PAPER) - reference == pytest.approx(4e-4 / 8000, rel=1e-6)
 
 
-def test_a_restart_warms_up_anew() -> None:
+def test_a_restart_warms_up_again() -> None:
     """The paper's second stage (PAPER, reference code): 2.0e-4 at its step 1,000, 4.0e-4 at 2,000."""
     rates = [learning_rate(155_000 + step, PAPER, [155_000]) for step in (0, 999, 1999, 3999)]
     assert rates == pytest.approx([2e-7, 2e-4, 4e-4, 4e-4], rel=1e-4)
@@ -77,7 +77,7 @@ def test_a_decay_to_the_end_is_one_of_as_many_steps_as_are_left(steps: int, warm
         assert learning_rate(steps, train, restarts, steps) == train.min_learning_rate
 
 
-def test_the_end_is_the_plans_whatever_max_steps_is(make_config: ConfigMaker) -> None:
+def test_the_end_is_the_plans_for_any_max_steps(make_config: ConfigMaker) -> None:
     config = make_config(["train.decay_steps=end", "train.max_steps=3"])
     schedule = Schedule(8, 1, (Stage("a", 16, {"mono": 128}),))
     assert planned_settings(config, schedule).end == 16
@@ -92,11 +92,11 @@ def notes_of(steps: int, *restarts: int, mode: str = "", fork: int = 0, **train:
     return horizon_notes(settings, steps, first=fork, init=init)
 
 
-def test_a_rate_that_hardly_falls_is_told() -> None:
+def test_a_rate_that_hardly_falls_is_reported() -> None:
     """The paper's run of 155,000 steps and its second stage are not; the same rate in a run of 20,000 steps is."""
     assert notes_of(20_000) == [
-        "the learning rate hardly falls: it ends at 3.9986e-04 of 4.0000e-04, for train.decay_steps is 1,430,512 in a "
-        "run of 20,000 steps. With train.decay_steps=end it falls to train.min_learning_rate"
+        "the learning rate hardly falls: it ends at 3.9986e-04 of 4.0000e-04, because train.decay_steps is 1,430,512 "
+        "in a run of 20,000 steps. With train.decay_steps=end it falls to train.min_learning_rate"
     ]
     assert notes_of(157_000, 155_000) == []
     assert notes_of(143_051) != []
@@ -108,7 +108,7 @@ def test_a_rate_that_hardly_falls_is_told() -> None:
     assert notes_of(20_000, min_learning_rate=4e-4) == []
 
 
-def test_a_rate_that_only_rises_is_told() -> None:
+def test_a_rate_that_only_rises_is_reported() -> None:
     told = [
         "the learning rate ends at 1.0000e-04, within its warm-up: train.warmup_steps is 2,000 in a run of 500 "
         "steps. Lower it"
@@ -120,11 +120,11 @@ def test_a_rate_that_only_rises_is_told() -> None:
     assert notes_of(157_000, 156_500) == []
 
 
-def test_a_rate_that_is_at_its_minimum_for_most_of_the_run_is_told() -> None:
+def test_a_rate_that_is_at_its_minimum_for_most_of_the_run_is_reported() -> None:
     mini = {"warmup_steps": 20, "decay_steps": 400}
     assert notes_of(5_000, **mini) == [
-        "the learning rate is at train.min_learning_rate in 4,600 of 5,000 steps, for train.decay_steps is 400. With "
-        "train.decay_steps=end it falls up to the end"
+        "the learning rate is at train.min_learning_rate in 4,600 of 5,000 steps, because train.decay_steps is 400. "
+        "With train.decay_steps=end it falls until the end"
     ]
     assert notes_of(800, **mini) == []
     assert notes_of(801, **mini) != []
@@ -134,7 +134,7 @@ def test_a_rate_that_is_at_its_minimum_for_most_of_the_run_is_told() -> None:
     assert notes_of(1_400, 1_201, mode="continue", fork=1_000, **mini) != []
 
 
-def test_no_experiment_of_the_repository_is_told_so() -> None:
+def test_no_experiment_of_the_repository_gets_these_notes() -> None:
     for path in sorted((ROOT / "yamls").rglob("*.yaml")):
         if path.parent.name == "base":
             continue

@@ -93,7 +93,7 @@ def test_a_stream_without_samples_is_not_to_be_repeated() -> None:
             resolve([{"steps": 2, "mix": {"a": 1}}], {"a": samples}, lanes=2, passes=4)
         assert str(error.value) == (
             "stream 'a' is too small: stage 'stage0' draws 20 samples (2,000 tokens), but it has "
-            f"{words}. Add sources to streams.a, or loosen what drops its records."
+            f"{words}. Add sources to streams.a, or relax the rules that drop its records."
         )
 
 
@@ -162,7 +162,7 @@ def test_a_run_that_64_bits_cannot_count_is_refused() -> None:
         resolve([{"steps": MAX_RUN_SAMPLES // 10 + 1, "mix": {"a": 1}}], huge, seq_len=1)
 
 
-def test_streams_that_a_stage_names_and_does_not_draw_from_are_told() -> None:
+def test_streams_that_a_stage_names_and_does_not_draw_from_are_reported() -> None:
     def idle(stage: dict[str, Any], lanes: int = 1, **sizes: int) -> list[str]:
         config = StageConfig.model_validate({"name": "x", **stage})
         streams = {name: StreamSize(samples) for name, samples in {"a": 9000, "b": 9000, **sizes}.items()}

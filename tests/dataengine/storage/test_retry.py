@@ -83,7 +83,7 @@ def test_an_outage_is_tried_until_the_limit_and_not_much_longer(limit: float, ta
         assert limit - 1e-6 <= since_the_first <= limit + takes_s + 20 + 1e-6
 
 
-def test_what_came_slowly_before_an_outage_is_no_part_of_it() -> None:
+def test_what_came_slowly_before_an_outage_is_not_part_of_it() -> None:
     with fake_clock() as clock:
         assert retry(Flaky([OutageError("down")], clock, takes_s=10_000), outage_limit=60) == "whole"
 
@@ -98,7 +98,7 @@ def test_another_error_is_raised_at_once(kind: type[Exception]) -> None:
 
 
 @given(st.lists(st.sampled_from([DamagedError("damaged"), MissingError("missing"), OutageError("down")]), max_size=12))
-def test_a_doubted_answer_counts_at_the_last_look_whatever_the_outages_between(errors: list[InputError]) -> None:
+def test_a_doubted_answer_counts_at_the_last_look_despite_outages(errors: list[InputError]) -> None:
     doubts = [place for place, error in enumerate(errors) if not isinstance(error, OutageError)]
     with fake_clock() as clock:
         action = Flaky(errors, clock)

@@ -416,7 +416,7 @@ def test_a_wrong_secret_is_named(object_store: ObjectStore, monkeypatch: pytest.
         open_file(f"{object_store.url}/k")
 
 
-def test_a_wrong_clock_is_named_whatever_is_asked(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_clock_is_named_for_any_request(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     url = put(object_store, "k", b"text")
     late = datetime.datetime.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(hours=3)
     with monkeypatch.context() as patch, faulty_proxy(object_store.endpoint, lambda *_: None) as (endpoint, methods):
@@ -493,7 +493,7 @@ def test_an_endpoint_where_nobody_listens_is_an_error_after_all_attempts(
         (400, "InvalidArgument", InputError),
     ],
 )
-def test_an_outage_is_told_from_a_refusal(status: int, code: str, kind: type[Exception]) -> None:
+def test_an_outage_is_distinguished_from_a_refusal(status: int, code: str, kind: type[Exception]) -> None:
     answer = {"Error": {"Code": code, "Message": "words"}, "ResponseMetadata": {"HTTPStatusCode": status}}
     assert type(s3_client.explain(ClientError(answer, "PutObject"), "s3://b/k")) is kind
 
@@ -532,7 +532,7 @@ def test_a_store_that_never_works_is_an_error_after_all_attempts(
 
 
 class Unpacking(BaseHTTPRequestHandler):
-    """A store that tells the size of a packed object, and sends it unpacked and whole whatever is asked."""
+    """A store that reports the size of a packed object, but always sends it unpacked and whole."""
 
     protocol_version = "HTTP/1.1"
 
@@ -553,7 +553,7 @@ class Unpacking(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_store_that_unpacks_an_object_is_told(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_unpacks_an_object_is_reported(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Unpacking) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("S3_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
@@ -598,7 +598,7 @@ def test_google_is_asked_unless_another_endpoint_is_given(monkeypatch: pytest.Mo
     assert client.meta.endpoint_url == "https://storage.googleapis.com"
 
 
-def test_an_endpoint_without_a_scheme_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_without_a_scheme_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("S3_ENDPOINT_URL", "127.0.0.1:8333")
     with pytest.raises(
         InputError, match=r"S3_ENDPOINT_URL is 127\.0\.0\.1:8333: it must begin with http:// or https://"

@@ -237,7 +237,7 @@ def test_builds_in_two_pid_namespaces_leave_each_other_alone(
     assert open_store(str(tmp_path)).sizes("") == {"units/1/receipt.json": 2}
 
 
-def test_in_a_pid_namespace_the_dead_are_told_from_the_living(tmp_path: Path) -> None:
+def test_in_a_pid_namespace_the_dead_are_distinguished_from_the_living(tmp_path: Path) -> None:
     """Under unshare without its own /proc, whose numbers are those of the namespace outside."""
     code = f"""
 import os, sys, subprocess
@@ -439,7 +439,7 @@ def test_a_store_without_conditional_writes_is_written_without_after_saying_so(
     monkeypatch.setattr(s3, "_PLAIN", {})
     with faulty_proxy(object_store.endpoint, fault) as (endpoint, _):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
-        if status == 403:  # a refusal of another kind is no reason
+        if status == 403:  # a refusal of another kind is not a reason
             with pytest.raises(InputError, match="access denied"):
                 fill(store, "u", FILES)
             return

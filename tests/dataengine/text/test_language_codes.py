@@ -44,7 +44,7 @@ def test_the_script_that_a_code_names() -> None:
         *[(code, "", "") for code in ("ch", "xx", "", "tw", "klingon")],
     ],
 )
-def test_what_a_code_that_is_none_may_stand_for(code: str, name: str, meant: str) -> None:
+def test_what_an_unknown_code_may_mean(code: str, name: str, meant: str) -> None:
     assert meant_language(code, name) == meant
 
 

@@ -84,7 +84,7 @@ def byte_level_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def paths(hf_path: Path, byte_level_path: Path) -> list[Path]:
-    """Tokenizers that gigatoken can stand in for; more can be named in DATAENGINE_TEST_TOKENIZERS."""
+    """Tokenizers that gigatoken can replace; more can be named in DATAENGINE_TEST_TOKENIZERS."""
     named = os.environ.get("DATAENGINE_TEST_TOKENIZERS", "").split(os.pathsep)
     return [DEMO / "tokenizer.model", hf_path, byte_level_path, *(Path(path) for path in named if path)]
 
@@ -211,7 +211,7 @@ def test_text_comes_back(paths: list[Path]) -> None:
             assert tokenizer.decode(tokenizer.encode([text])[0]) == text
 
 
-def test_ids_do_not_depend_on_when_gigatoken_is_loaded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_do_not_depend_on_when_gigatoken_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gigatoken, "_RENEW_TOKENS", 0)
     tokenizer = load_tokenizer(DEMO / "tokenizer.model", engine="auto")
     for some in (ENGLISH[:20], ENGLISH[20:40]):
@@ -265,7 +265,7 @@ def test_json_that_gigatoken_encodes_otherwise_goes_to_tokenizers(
     assert reason in tokenizer.fallback_reason
 
 
-def test_a_changed_file_is_loaded_anew(byte_level_path: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_loaded_again(byte_level_path: Path, tmp_path: Path) -> None:
     path = edit_tokenizer(byte_level_path, lambda spec: None, tmp_path)
     before = load_tokenizer(path, engine="auto")
     edit_tokenizer(byte_level_path, lower, tmp_path)
@@ -420,7 +420,7 @@ def test_the_unknown_token_stays_for_unknown_text_alone(tmp_path: Path) -> None:
     assert ids["<"] in tokenizer.encode(["<unk>"])[0]
 
 
-def test_an_end_that_is_the_unknown_token_is_not_made_of_unknown_text(tmp_path: Path) -> None:
+def test_an_end_that_is_the_unknown_token_does_not_come_from_unknown_text(tmp_path: Path) -> None:
     tokenizer = load_tokenizer(save(ignoring_merges(), tmp_path, eos_token="<unk>"))
     assert tokenizer.encode(["a打b"]) == [[WORDS.index("a"), WORDS.index("b")]]
     assert tokenizer.count_lost(["a打b"], np.array([5, 6], np.uint32)) == (0, 1)
@@ -492,7 +492,7 @@ def test_no_text_gives_a_control_piece(
 
 
 def test_the_last_line_of_defence(tmp_path: Path) -> None:
-    """A text with the secret name of a control token, which nobody writes by chance."""
+    """A text with the secret name of a control token, which does not occur by chance."""
     tokenizer = load_tokenizer(save(words(), tmp_path, eos_token="</s>"))
     with pytest.raises(InputError, match=r"produces the control token 2 for a text that begins with 'good \\ufdd0"):
         tokenizer.encode_flat(["good", f"good {hidden_name(tokenizer.sha256, 2)}"])
@@ -690,7 +690,7 @@ def test_unusable_tokenizers(tmp_path: Path, hf_path: Path) -> None:
         load_tokenizer(DEMO / "README.md")
     with pytest.raises(InputError, match=r"has no piece '<nope>'\. Correct `eos_token`"):
         load_tokenizer(DEMO / "tokenizer.model", "<nope>")
-    with pytest.raises(InputError, match=r"cannot tell its eos_token \(tried <nope>\)"):
+    with pytest.raises(InputError, match=r"cannot find its eos_token \(tried <nope>\)"):
         load_tokenizer(hf_path, "<nope>")
 
 

@@ -107,7 +107,7 @@ def test_the_newest_whole_one_is_taken(tmp_path: Path, caplog: pytest.LogCapture
     assert warnings[2] == f"passing over {unfinished}: the checkpoint was not finished (no COMPLETE.json)"
     assert "COMPLETE.json is damaged: it names step 10" in warnings[3]
     assert newest_checkpoint(local(tmp_path)) == newest
-    assert len(caplog.records) == 4  # each is told once
+    assert len(caplog.records) == 4  # each is reported once
 
 
 @pytest.mark.parametrize("marker", [{"step": 5}, {"step": "five"}, {"files": {"a": "b"}}, {"files": {}}, []])
@@ -267,7 +267,7 @@ def test_a_damaged_copy_is_fetched_again(run: Run, caplog: pytest.LogCaptureFixt
     assert fetch_checkpoint(Run(run.url, run.folder, None), checkpoint) == []
 
 
-def test_damage_in_the_bucket_is_told_and_the_one_before_is_taken(run: Run) -> None:
+def test_damage_in_the_bucket_is_reported_and_the_one_before_is_used(run: Run) -> None:
     upload(run, 5)
     upload(run, 10)
     content = bytearray(store_of(run).read("checkpoints/step-00000010/__0_0.distcp"))
@@ -317,7 +317,7 @@ def test_one_answer_that_an_object_is_not_there_is_not_believed(
         assert fetch_checkpoint(run, checkpoint) == []
 
 
-def test_a_file_that_stays_away_is_told(run: Run) -> None:
+def test_a_file_that_stays_away_is_reported(run: Run) -> None:
     upload(run, 10)
     checkpoint = newest(run)
     store_of(run).remove("checkpoints/step-00000010/__0_0.distcp")
@@ -336,21 +336,21 @@ def test_a_finished_checkpoint_is_set_aside_and_an_unfinished_one_goes(tmp_path:
     assert complete_checkpoints(tmp_path) == []
     set_aside(save(tmp_path, 5))
     assert finished.with_name("aside-step-00000005-2").is_dir()
-    with pytest.raises(InputError, match="2 were finished"):  # a run does not begin anew over them
+    with pytest.raises(InputError, match="2 were finished"):  # a run does not start over on top of them
         newest_checkpoint(local(tmp_path))
 
 
 def test_retention_keeps_what_is_saved_after_a_later_one_was_passed_over(tmp_path: Path) -> None:
     for step in (8, 12, 16):
         save(tmp_path, step)
-    set_aside_later(tmp_path, 12)  # 16 is damaged: the run goes on from 12
+    set_aside_later(tmp_path, 12)  # 16 is damaged: the run resumes from 12
     save(tmp_path, 14)
     remove_old(local(tmp_path), 1)
     assert [found.step for found in complete_checkpoints(tmp_path)] == [14]
     assert (tmp_path / "checkpoints" / "aside-step-00000016" / MARKER).is_file()
 
 
-def test_a_store_that_cannot_be_read_is_no_fault_of_the_checkpoint(
+def test_a_store_that_cannot_be_read_is_not_a_fault_of_the_checkpoint(
     run: Run, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

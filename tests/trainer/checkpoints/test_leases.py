@@ -72,7 +72,7 @@ def remove_slowly(folder: Path, begun: Event, done: Event) -> None:
         shutil.rmtree(folder)
 
 
-def test_who_waited_for_a_removal_holds_the_folder_that_it_makes_anew(tmp_path: Path) -> None:
+def test_who_waited_for_a_removal_holds_the_folder_that_it_makes_again(tmp_path: Path) -> None:
     """As an evaluation that fetches a checkpoint to where a training removes its copy at that moment."""
     here = read_checkpoint(save(tmp_path, 10))
     in_bucket = replace(here, key=f"checkpoints/{here.folder.name}")

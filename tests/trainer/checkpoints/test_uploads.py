@@ -173,7 +173,7 @@ def test_a_store_that_never_works_is_given_up_and_said(
     assert str(raised.value) == uploader.failure
     assert f"step 5 could not be uploaded to {run.url}: {run.url}/checkpoints/step-00000005/" in str(raised.value)
     assert "the store is failing or too busy" in str(raised.value)
-    assert f"The checkpoints are in {run.folder}; the same command uploads them" in str(raised.value)
+    assert f"The checkpoints are in {run.folder}; run the same command again to upload them" in str(raised.value)
     uploader.submit(10, (), {}, b"")  # is kept on disk, and nothing hangs
     assert len(complete_checkpoints(run.folder)) == 1
 
@@ -219,7 +219,7 @@ def test_a_local_run_has_nothing_to_upload(tmp_path: Path) -> None:
         Uploader(open_run(str(tmp_path), "cache"))
 
 
-def test_retention_goes_on_after_a_resume(run: Run) -> None:
+def test_retention_continues_after_a_resume(run: Run) -> None:
     for steps in ((5, 10, 15), (20, 25)):  # an uploader of a new process does not know the steps before
         uploader = Uploader(run, keep=2)
         for step in steps:
@@ -327,7 +327,7 @@ def test_a_second_one_set_aside_leaves_the_first(run: Run) -> None:
         clear_bucket(run, None)
     assert store_of(run).read(f"checkpoints/aside-step-00000015/{MARKER}") == b"first"
     assert store_of(run).read(f"checkpoints/aside-step-00000015-2/{MARKER}") == b"second"
-    with pytest.raises(InputError, match="2 were finished"):  # a run does not begin anew over them
+    with pytest.raises(InputError, match="2 were finished"):  # a run does not start over on top of them
         newest_checkpoint(run)
 
 

@@ -1,4 +1,4 @@
-"""Shards of a bucket on this disk: whole, once, whatever fails; and no more of them than allowed."""
+"""Shards of a bucket on this disk: whole, once, despite failures; and no more of them than allowed."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def tiny_model() -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("decoding", [GREEDY, BEAM], ids=["greedy", "beam"])
 def test_a_completion_does_not_depend_on_its_batch(decoding: Decoding) -> None:
-    """Prompts share a beginning, which is computed once; padding stands behind it."""
+    """Prompts share a beginning, which is computed once; padding follows it."""
     translator = Translator(tiny_model(), TOKENIZER, decoding)
     head = "Translate this from English to Chinese:\nEnglish: "
     texts = [head + "Hello", head + "A much longer sentence than the first one", head + "中文", head, head + "x " * 20]
@@ -56,7 +56,7 @@ def test_completions_equal_those_of_generate_without_shared_beginnings(decoding:
         assert made.text == TOKENIZER.decode(plain).split("\n")[0].strip()
 
 
-def test_rows_that_end_leave_the_batch_and_the_others_go_on() -> None:
+def test_rows_that_end_leave_the_batch_and_the_others_continue() -> None:
     model = tiny_model()
     with torch.no_grad():
         model.lm_head.weight[TOKENIZER.eos_id] *= 1.6  # some end early
@@ -163,7 +163,7 @@ def test_sources_are_cut_only_where_the_config_says_so_and_counted() -> None:
     assert cut.ids[1] == whole.ids[1]
 
 
-def test_bos_stands_before_a_prompt_only_where_asked_for() -> None:
+def test_bos_precedes_a_prompt_only_if_set() -> None:
     bos = Decoding(beams=1, length_penalty=1.0, max_new_tokens=6, max_source_tokens=None, bos=True)
     with_bos, without = (make_prompts(["Hi"], [[]], ("English", "Chinese"), TOKENIZER, d).ids[0] for d in (bos, GREEDY))
     assert with_bos == [TOKENIZER.bos_id, *without]
@@ -178,7 +178,7 @@ def test_shots_are_the_same_for_all_sentences_but_never_the_sentence_itself() ->
     for source, chosen in zip(sources, shots, strict=False):
         assert source not in [shot[0] for shot in chosen]
         assert sum(shot in usual for shot in chosen) >= 4
-    assert choose_shots(list(reversed(pool)), ["another"], 5) == [usual]  # whatever the order of the file
+    assert choose_shots(list(reversed(pool)), ["another"], 5) == [usual]  # for any order of the file
     assert choose_shots([], ["a", "b"], 0) == [[], []]
     with pytest.raises(ValueError, match="5 examples need 6 pairs with different sources, there are 5"):
         choose_shots(pool[:5] * 2, ["a"], 5)

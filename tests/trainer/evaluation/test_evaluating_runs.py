@@ -49,7 +49,7 @@ def candidates(out: Path) -> dict[int, float]:
 
 
 def name_origin(out: Path, step: int, identity: str) -> Path:
-    """What trainer/export.py says an export was made of; return the export."""
+    """Write the note of trainer/export.py on an export's origin; return the export."""
     folder = out / f"exports/step-{step:08d}"
     (folder / "export.json").write_text(json.dumps({"checkpoint": identity, "step": step}))
     return folder
@@ -73,7 +73,7 @@ def on_first_batch(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]
 def test_a_choice_is_among_all_results_and_a_removed_checkpoint_is_judged_by_its_export(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every look finds one checkpoint more, the one before is removed, and the program starts anew each time."""
+    """Every look finds one checkpoint more, the one before is removed, and the program starts again each time."""
     out = copy_run(experiment, tmp_path / "run", steps=[8])
     identity = read_checkpoint(checkpoint_folder(out, 8)).identity
     common = (experiment.config, f"out={out}", "--all", SHORT, "train.keep_checkpoints=1")
@@ -93,7 +93,7 @@ def test_a_choice_is_among_all_results_and_a_removed_checkpoint_is_judged_by_its
     assert evaluate(*common) == 2
     words = capsys.readouterr().err
     assert f"step 8 was chosen but cannot be evaluated on test: {out} no longer has a checkpoint of 8 steps," in words
-    assert f"export {export} is of another checkpoint" in words
+    assert f"export {export} is from another checkpoint" in words
     assert chosen(out)["step"] == 8
     name_origin(out, 8, identity)
     assert evaluate(*common) == 0
@@ -136,7 +136,7 @@ def test_a_checkpoint_that_is_gone_before_it_is_read_is_passed_over(
     assert "step 16 was passed over" in caplog.text
 
 
-def test_following_evaluates_a_step_that_was_trained_anew_again(
+def test_following_evaluates_a_step_again_that_was_trained_again(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])

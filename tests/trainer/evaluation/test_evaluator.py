@@ -83,7 +83,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenize
 
 
 def learn(model: LlamaForCausalLM, config: Config, pairs: list[tuple[str, str]]) -> dict[int, dict[str, torch.Tensor]]:
-    """Train on the very prompts and references; weights after so many updates."""
+    """Train on the very prompts and references; weights after a number of updates."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(config.tokenizer)
     for parameter in model.parameters():
@@ -179,14 +179,14 @@ def test_the_same_command_again_translates_nothing(experiment: Experiment, monke
     monkeypatch.setattr("trainer.evaluation.weights.empty_model", no_model)
     assert evaluate(experiment.config, "--all") == 0
     assert results(experiment.out, 8) == before
-    assert evaluate(experiment.config, "--step", 8, "evaluate.bootstrap=0") == 0  # scores anew
+    assert evaluate(experiment.config, "--step", 8, "evaluate.bootstrap=0") == 0  # scores again
     with pytest.raises(AssertionError, match="a model was loaded"):
         evaluate(experiment.config, "--step", 8, "evaluate.max_new_tokens=5")
     with pytest.raises(AssertionError, match="a model was loaded"):
         evaluate(experiment.config, "--step", 8, "evaluate.shots=[0,2]")
 
 
-def test_few_shot_and_beam_results_stand_beside_zero_shot_ones(experiment: Experiment, tmp_path: Path) -> None:
+def test_few_shot_and_beam_results_are_kept_beside_zero_shot_ones(experiment: Experiment, tmp_path: Path) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])
     assert evaluate(experiment.config, f"out={out}", "evaluate.shots=[0,2]") == 0
     assert evaluate(experiment.config, f"out={out}", "evaluate.beams=3") == 0
@@ -227,7 +227,7 @@ def test_comet_models_score_translations_once(
 
 
 @pytest.mark.slow
-def test_reasoning_tasks_run_once_and_stand_beside_the_translations(
+def test_reasoning_tasks_run_once_and_are_kept_beside_the_translations(
     experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = make_tasks(tmp_path / "tasks")
@@ -249,7 +249,7 @@ def test_reasoning_tasks_run_once_and_stand_beside_the_translations(
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on_with_other_ranks_and_gives_the_same(
+def test_a_killed_evaluation_resumes_with_other_ranks_and_gives_the_same(
     experiment: Experiment, tmp_path: Path
 ) -> None:
     straight = copy_run(experiment, tmp_path / "straight", steps=[8])
@@ -296,7 +296,7 @@ def test_errors_say_what_to_do(experiment: Experiment, capsys: pytest.CaptureFix
         assert words in capsys.readouterr().err
 
 
-def test_ctrl_c_says_how_to_go_on(experiment: Experiment, tmp_path: Path) -> None:
+def test_ctrl_c_says_how_to_resume(experiment: Experiment, tmp_path: Path) -> None:
     out = copy_run(experiment, tmp_path / "run", steps=[8])
     command = [sys.executable, "trainer/evaluate.py", str(experiment.config), f"out={out}"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)

@@ -182,7 +182,7 @@ def test_scores_of_nothing_and_of_everything() -> None:
     assert all_of_it.counts == {"empty": 0, "copied": 2}
 
 
-def test_answers_of_spaces_are_empty_and_copies_are_told_without_spaces() -> None:
+def test_answers_of_spaces_are_empty_and_copies_are_found_without_spaces() -> None:
     sources, hypotheses = ["", " ", "a b", " a b", "a"], ["", " ", "a b ", "a b\u3000", "A"]
     found = score_translations(sources, hypotheses, ["a b"] * 5, "id-en", tokenize={}, bootstrap=0)
     assert found.counts == {"empty": 2, "copied": 2}

@@ -1,4 +1,4 @@
-"""Sets in languages that a run never sees are left out; whatever may be transfer stays."""
+"""Sets in languages that a run never sees are left out; possible transfer stays."""
 
 from __future__ import annotations
 

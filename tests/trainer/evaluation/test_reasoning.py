@@ -164,14 +164,14 @@ def test_the_papers_tasks_are_found_without_listing_all() -> None:
         assert words in Path(manager.task_index[name].yaml_path).read_text(encoding="utf-8")
 
 
-def test_paper_stands_for_fourteen_tasks() -> None:
+def test_paper_selects_fourteen_tasks() -> None:
     assert len(PAPER_TASKS) == 14
     assert expand_tasks(["questions", "paper", "arc_easy"]) == ["questions", *PAPER_TASKS]
     assert sum(name.endswith("_zh") for name in PAPER_TASKS) == 4
     assert sum(name.endswith("_id") for name in PAPER_TASKS) == 2
 
 
-def test_what_a_result_is_made_of_changes_with_whatever_decides_it(
+def test_the_key_of_a_result_changes_with_everything_that_decides_it(
     task_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The task's file, one that it includes, its Python, its data, lm-eval, and the hub's revision; not its place."""
@@ -226,7 +226,7 @@ def test_what_a_result_is_made_of_changes_with_whatever_decides_it(
     assert made(first)["lm_eval"] == "0.0"
 
 
-def test_the_papers_tasks_say_what_they_are_made_of() -> None:
+def test_the_papers_tasks_name_their_contents() -> None:
     manager = find_tasks(PAPER_TASKS, None)
     found = [made_of(manager, name) for name in PAPER_TASKS]
     assert len({one["task_sha256"] for one in found}) == len(PAPER_TASKS)

@@ -145,7 +145,7 @@ def test_scores_of_other_comet_models_stay_while_the_translations_do(run: Run, c
         assert found.translation[0].comet == {"two": OTHER}
 
 
-def test_a_step_that_was_trained_anew_inherits_nothing(checkpoint: Checkpoint) -> None:
+def test_a_step_that_was_trained_again_inherits_nothing(checkpoint: Checkpoint) -> None:
     found = new(checkpoint, {10: ROW})
     anew = replace(checkpoint, hashes=dict.fromkeys(checkpoint.files, "0" * 16))
     assert is_of_run(found, {10: checkpoint}, {10: {**ROW, "loss": "3"}}, "plan")  # it is there, and the same

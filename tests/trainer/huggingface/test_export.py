@@ -1,4 +1,4 @@
-"""Exports of checkpoints of random weights: the ways in which people load them, and when they are made anew."""
+"""Exports of checkpoints of random weights: the ways in which people load them, and when they are made again."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_another_eos_stays_text_in_texts(settings: dict[str, Any], texts: Path, 
     assert_equal(ours, theirs)
 
 
-def test_bos_stands_before_texts_if_training_put_it_there(tokenizer_path: Path, tmp_path: Path) -> None:
+def test_bos_precedes_texts_if_training_put_it_there(tokenizer_path: Path, tmp_path: Path) -> None:
     ours = load_tokenizer(tokenizer_path)
     write_tokenizer(tokenizer_path, ours, tmp_path, bos=True, max_length=128)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
@@ -252,7 +252,7 @@ def test_files_are_as_readable_as_others(config: Config) -> None:
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
 
 
-def test_an_export_is_made_anew_for_another_checkpoint_only(config: Config) -> None:
+def test_an_export_is_made_again_for_another_checkpoint_only(config: Config) -> None:
     before = save_checkpoint(config, seed=1)
     folder = export(config, 4)
     (checkpoint,) = complete_checkpoints(Path(config.out))
@@ -273,7 +273,7 @@ def test_an_export_is_made_anew_for_another_checkpoint_only(config: Config) -> N
     (checkpoint,) = complete_checkpoints(Path(config.out))
     assert read_identity(folder) == replace(identity, checkpoint=checkpoint.identity)
 
-    (folder / "export.json").unlink()  # as of an older version: nobody knows what it is of
+    (folder / "export.json").unlink()  # as from an older version: its origin is unknown
     assert read_identity(folder) is None
     (folder / "config.json").write_text("{}")
     assert torch.equal(first_weight(export(config)), now.model.embed_tokens.weight)

@@ -32,7 +32,7 @@ def test_the_largest_size_that_fits(sizes: list[int], each: int, room: int) -> N
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_two_small_models_tell_what_a_step_of_a_large_one_takes(*, recompute: bool) -> None:
+def test_two_small_models_give_the_memory_of_a_large_one(*, recompute: bool) -> None:
     predicted, whole = (
         [count(SIZES, MANIFEST, size, shard_ranks=2, recompute=recompute) for size in (2, 4)]
         for count in (step_bytes, fake_step_bytes)

@@ -1,4 +1,4 @@
-"""Each thing that can stand in the way of a run, on real conditions."""
+"""Each thing that can prevent a run, under real conditions."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_end_of_documents_that_is_not_the_build_s_is_a_problem(make_config: C
     assert sum(words in problem.text for problem in problems) == 1
 
 
-def test_problems_of_nodes_are_told_once_with_their_names(caplog: pytest.LogCaptureFixture) -> None:
+def test_problems_of_nodes_are_reported_once_with_their_names(caplog: pytest.LogCaptureFixture) -> None:
     found = [
         Problem("the disk is full", node="b"),
         Problem("the disk is full", node="a"),

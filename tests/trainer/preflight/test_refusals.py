@@ -40,7 +40,7 @@ __all__ = ["object_store"]
 
 
 class Alone(Rendezvous):
-    """One rank that hears of no other, whatever the environment says of their number."""
+    """One rank alone, with any number of ranks in the environment."""
 
     def __init__(self, ranks: Ranks, timeout: timedelta) -> None:
         super().__init__(Ranks(), timeout)
@@ -281,7 +281,7 @@ CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (log_is_a_folder, "out: {folder}/run/log.csv is a folder, but must be a file. Move it away."),
     (no_usable_checkpoint, "is usable, though 1 were finished"),
     (no_checkpoints_any_more, "has no checkpoint, although its log.csv has steps up to 7 and the first checkpoint was"),
-    (other_model, "/checkpoints/step-00000004 is of another model: hidden_size was 64 and is 32. Restore these "),
+    (other_model, "/checkpoints/step-00000004 has a different model: hidden_size was 64 and is 32. Restore these "),
     (
         other_seed,
         "model.init_seed is 4, but the run of {folder}/run/checkpoints/step-00000004 started with seed "
@@ -297,7 +297,7 @@ CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (damaged_init, "__0_0.distcp has 0 bytes, not 101: the checkpoint is damaged. Name a run folder with "),
     (
         init_of_another_model,
-        "init.checkpoint {folder}/before is of another model: hidden_size was 64 and is 32. Set these under `model`.",
+        "init.checkpoint {folder}/before has a different model: hidden_size was 64 and is 32. Set these under `model`.",
     ),
     (init_of_another_step, "is of step 4, but with init.mode `continue` training resumes at parent.step, 6."),
     (
@@ -341,7 +341,7 @@ def test_weights_that_are_loaded_may_have_begun_with_any_seed(place: Place) -> N
         train(lambda: place.config)
 
 
-def test_a_run_goes_on_without_the_checkpoint_that_it_began_with(place: Place) -> None:
+def test_a_run_continues_without_the_checkpoint_that_it_began_with(place: Place) -> None:
     place.build()
     place.save(4, init={"checkpoint": "before"})
     place.overrides = [f"init={{checkpoint: {place.folder}/before, mode: restart}}"]
@@ -382,7 +382,7 @@ def test_keys_that_may_not_write_to_the_bucket(place: Place, object_store: Objec
 
 
 def test_a_run_that_was_removed_from_its_bucket_does_not_come_back(place: Place, object_store: ObjectStore) -> None:
-    """By the working copy on this disk. One that no upload has reached yet has its manifest there, and goes on."""
+    """By the working copy on this disk. One without any upload yet has its manifest there, and continues."""
     place.build()
     place.overrides = [f"out={object_store.url}/run", f"cache={place.folder}/cache"]
     folder = place.save(4)

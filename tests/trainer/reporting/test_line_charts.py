@@ -16,7 +16,7 @@ def points(shape: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (pair.split(",") for pair in found[1].split())]
 
 
-def test_a_curve_lies_within_its_plot_and_higher_values_higher() -> None:
+def test_a_curve_is_within_its_plot_and_higher_values_higher() -> None:
     steps, values = np.arange(1.0, 101), np.arange(100.0) ** 2
     panel = Panel("loss", PLACE, 100, *limits(values))
     panel.line(steps, values, "red")

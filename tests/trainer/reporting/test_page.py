@@ -260,7 +260,7 @@ def test_markdown_has_the_tables(written: Path) -> None:
                    for line in content.splitlines())  # fmt: skip
 
 
-def test_settings_that_changed_on_the_way_are_told(runs: Path, tmp_path: Path) -> None:
+def test_settings_that_changed_on_the_way_are_reported(runs: Path, tmp_path: Path) -> None:
     changed = tmp_path / "changed"
     shutil.copytree(runs / "no_parallel", changed)
     first = load_config(changed / "config.yaml").train

@@ -149,7 +149,7 @@ def score(value: float, spread: float | None) -> Score:
         ([(5, None), (40, None), (1, None)], False),  # nobody knows
         ([(5, 1), (40, 5), (1, None)], False),
         ([(5, 1), (40, 5), (30, 1)], False),  # less, but not lost
-        ([(40, 5), (1, 1)], False),  # two are no curve
+        ([(40, 5), (1, 1)], False),  # two are not a curve
         ([(0.25, 0.05), (0.1, 0.05), (0, 0)], False),  # near zero from the start
     ],
 )

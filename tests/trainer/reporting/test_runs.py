@@ -107,7 +107,7 @@ def test_a_run_without_evaluations_is_its_training(folder: Path) -> None:
     assert run.final_losses
 
 
-def test_labels_tell_runs_apart(folder: Path, made: list[Path]) -> None:
+def test_labels_of_runs_are_unique(folder: Path, made: list[Path]) -> None:
     assert [run.label for run in read_runs([*map(str, made), f"{made[0]}/"], "unused")] == [
         "no_parallel",
         "parallel_first",
@@ -115,7 +115,7 @@ def test_labels_tell_runs_apart(folder: Path, made: list[Path]) -> None:
     assert [run.label for run in read_runs([str(made[1]), str(folder)], "unused")] == [str(made[1]), str(folder)]
 
 
-def test_a_folder_of_runs_stands_for_its_runs(made: list[Path]) -> None:
+def test_a_folder_of_runs_means_its_runs(made: list[Path]) -> None:
     above = {str(path.parent) for path in made}
     found = read_runs(sorted(above), "unused")
     assert {run.url for run in found} >= {str(path) for path in made}
@@ -162,7 +162,7 @@ def test_a_run_that_has_just_begun_has_no_steps(folder: Path) -> None:
     assert (run.steps, run.tokens, run.final_losses) == (0, 0, {})
 
 
-def test_a_column_that_is_no_number_is_named(folder: Path) -> None:
+def test_a_column_that_is_not_a_number_is_named(folder: Path) -> None:
     text = (folder / "log.csv").read_text()
     (folder / "log.csv").write_text(text.replace(",0.002,", ",fast,", 1))
     with pytest.raises(InputError, match=r"log\.csv is damaged, column learning_rate: could not convert"):
@@ -176,7 +176,7 @@ def test_a_place_without_a_log_is_named(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("now", ["another", "the same", "none", "unfinished"])
-def test_results_of_a_checkpoint_that_was_trained_anew_are_left_out(folder: Path, now: str) -> None:
+def test_results_of_a_checkpoint_that_was_trained_again_are_left_out(folder: Path, now: str) -> None:
     path = folder / "evaluations/step-00000080/results.json"
     checkpoint = read_checkpoint(save(folder, 80))
     identity = checkpoint.identity if now == "the same" else "of the first training"
@@ -186,15 +186,15 @@ def test_results_of_a_checkpoint_that_was_trained_anew_are_left_out(folder: Path
     if now == "unfinished":
         (checkpoint.folder / "COMPLETE.json").unlink()
     run = read(folder)
-    told = (
+    problem = (
         f"{path} belongs to a checkpoint that has been trained again since. Evaluate the new one: "
         "trainer/evaluate.py CONFIG --step 80"
     )
-    assert run.problems == ((told,) if now == "another" else ())
+    assert run.problems == ((problem,) if now == "another" else ())
     assert [one.step for one in run.evaluations] == [step for step in STEPS if step != 80 or now != "another"]
 
 
-def test_runs_that_cannot_be_read_are_left_out_and_told(folder: Path, made: list[Path]) -> None:
+def test_runs_that_cannot_be_read_are_left_out_and_reported(folder: Path, made: list[Path]) -> None:
     path = folder / "evaluations/step-00000040/results.json"
     path.write_text("{")
     runs, left_out = read_usable_runs([str(folder), *map(str, made)], "unused")
@@ -223,7 +223,7 @@ def test_a_run_in_a_bucket_comes_with_its_evaluations(
         assert one.rows == other.rows != ()
 
 
-def test_steps_that_were_not_trained_on_are_told_and_in_no_curve(folder: Path) -> None:
+def test_skipped_steps_are_reported_and_in_no_curve(folder: Path) -> None:
     before = read(folder)
     assert not before.skipped
     path, last = folder / "log.csv", before.steps - 1
@@ -241,7 +241,7 @@ def test_steps_that_were_not_trained_on_are_told_and_in_no_curve(folder: Path) -
     assert after.column("learning_rate")[0].tolist() == before.column("learning_rate")[0].tolist()
 
 
-def test_steps_that_a_log_has_lost_are_told(folder: Path) -> None:
+def test_steps_that_a_log_has_lost_are_reported(folder: Path) -> None:
     assert read(folder).lost_steps == ""
     lines = (folder / "log.csv").read_text().splitlines(keepends=True)
     (folder / "log.csv").write_text("".join(lines[:3] + lines[6:10] + lines[11:]))

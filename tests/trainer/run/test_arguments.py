@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from trainer.run.arguments import PARSERS, config_parser, parse
 
 
-def test_overrides_stand_before_and_after_options() -> None:
+def test_overrides_may_come_before_and_after_options() -> None:
     parser = config_parser("program", "It does.", "program a.yaml")
     parser.add_argument("--step", type=int)
     options = parse(parser, ["a.yaml", "out=b", "--step", "4", "cache=c"])

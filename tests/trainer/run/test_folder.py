@@ -135,7 +135,7 @@ def test_a_holder_outlasts_an_outage(
 
 @pytest.mark.parametrize("place", ["here", "there"])
 def test_a_bucket_of_a_killed_training_is_free(object_store: ObjectStore, tmp_path: Path, place: str) -> None:
-    """At once for the same folder, which `hold` keeps; else once it is seen that nobody writes any more."""
+    """At once for the same folder, which `hold` keeps; else once no process writes any more."""
     killed, run = (open_run(f"{object_store.url}/run", str(tmp_path / name)) for name in ("here", place))
     process = multiprocessing.get_context("fork").Process(target=_hold_and_die, args=(killed,))
     process.start()

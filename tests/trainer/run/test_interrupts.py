@@ -88,7 +88,7 @@ def test_a_signal_before_a_program_has_read_all(
     program: str, number: signal.Signals, delay_s: float, make_config: ConfigMaker, tmp_path: Path
 ) -> None:
     write_run(make_config(), tmp_path / "run")
-    config = tmp_path / "run" / "config.yaml"  # which all but the report read for as long as nobody writes into it
+    config = tmp_path / "run" / "config.yaml"  # which all but the report read for as long as no process writes into it
     config.unlink()
     os.mkfifo(config)
     arguments = {

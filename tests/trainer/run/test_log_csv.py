@@ -28,7 +28,7 @@ def rows(*steps: int) -> str:
         ("", 0, ""),
         ("step,sta", 0, ""),
         (HEAD + rows(0) + "garbage\n" + rows(1), 1, "line 3 is not a row of a step after 0"),
-        (HEAD + rows(0, 2), 2, ""),  # what a damage took, and the resume told
+        (HEAD + rows(0, 2), 2, ""),  # lost to damage, and reported by the resume
         (HEAD + rows(0, 2, 1), 2, "line 4 is not a row of a step after 2"),
         (HEAD + rows(0, 0), 1, "line 3 is not a row of a step after 0"),
         (HEAD + rows(0) + rows(1).replace("1.5", "1,5"), 1, "line 3 is not a row of a step after 0"),

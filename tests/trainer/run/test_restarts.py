@@ -1,4 +1,4 @@
-"""From which steps the learning rate begins anew, over changes of the config and forks."""
+"""From which steps the learning rate restarts, over changes of the config and forks."""
 
 from __future__ import annotations
 

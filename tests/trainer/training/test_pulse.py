@@ -32,7 +32,7 @@ STATES = [
 Course = Callable[[Rendezvous, Path], None]
 
 
-def test_all_is_well_while_ranks_go_on_or_may_wait() -> None:
+def test_all_is_well_while_ranks_continue_or_may_wait() -> None:
     assert judge(STATES, [0.0, 1.0, 2.0]) is None
     old = [replace(state, since_s=STUCK_S + 1) for state in STATES]
     waiting = replace(STATES[1], place=6, since_s=STUCK_S + 2, patience_s=4000.0)  # for a bucket; all wait for it
@@ -178,7 +178,7 @@ def take_steps(group: Rendezvous, place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ranks_that_are_suspended_together_go_on(tmp_path: Path) -> None:
+def test_ranks_that_are_suspended_together_continue(tmp_path: Path) -> None:
     """As by Ctrl-Z and `fg`, by a scheduler that suspends jobs, or in a machine that is paused."""
 
     def suspend() -> None:

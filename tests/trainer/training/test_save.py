@@ -33,7 +33,7 @@ class FakeState:
 
 
 def remove_in_vain(remove: Callable[..., None]) -> Callable[..., None]:
-    """shutil.rmtree on a disk where the first folder is not empty after all: training goes on."""
+    """shutil.rmtree on a disk where the first folder is not empty after all: training continues."""
     failed = []
 
     def then(path: Path, ignore_errors: bool = False) -> None:
@@ -46,7 +46,7 @@ def remove_in_vain(remove: Callable[..., None]) -> Callable[..., None]:
 
 
 def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment: dict[str, str]) -> None:
-    """Steps 1 to 5 of a run that saves after steps 2 and 4, and once more because it is told to, at 4 and 5."""
+    """Steps 1 to 5 of a run that saves after steps 2 and 4, and once more on request, at 4 and 5."""
     os.environ.clear()
     os.environ.update(environment)
     nodes = len(set(caches))

@@ -28,7 +28,7 @@ def test_the_usual_loss_weighs_the_streams_by_their_samples() -> None:
     )
 
 
-def test_another_mix_is_no_spike() -> None:
+def test_another_mix_is_not_a_spike() -> None:
     detector = fed({"a": [9.0] * 10, "b": [1.0] * 10})
     assert detector.judge({"a": 9.0}, {"a": 4, "b": 0}, 1.0) is None  # after steps of b alone
 
@@ -50,7 +50,7 @@ def test_a_stream_with_few_losses_is_left_out(of_new: int, judged: bool) -> None
         (2.5, math.inf, "the gradient's norm is inf (the loss is 2.5000)"),
     ],
 )
-def test_what_is_no_number_is_always_bad(loss: float, norm: float, reason: str) -> None:
+def test_what_is_not_a_number_is_always_bad(loss: float, norm: float, reason: str) -> None:
     assert SpikeDetector(["a"], None, 10).judge({"a": loss}, {"a": 4}, norm) == reason
 
 
@@ -90,7 +90,7 @@ def test_what_is_known_by_heart_doubles_its_loss_by_chance() -> None:
 
 
 @pytest.mark.parametrize(("absent", "judged"), [(9, True), (10, False), (500, False)])
-def test_a_stream_that_was_away_for_long_begins_anew(absent: int, judged: bool) -> None:
+def test_a_stream_that_was_away_for_long_starts_over(absent: int, judged: bool) -> None:
     detector = fed({"a": [0.5] * 100, "b": []}, window=100)
     other = SpikeDetector(["a", "b"], 2.0, 100)
     for step in range(absent):
@@ -111,7 +111,7 @@ def test_what_is_remembered_comes_back_exactly(losses: list[float]) -> None:
     other.load(detector.dump())
     expected = detector.compare({"a": 1.0}, {"a": 1})
     assert other.compare({"a": 1.0}, {"a": 1, "b": 0}) == expected
-    assert SpikeDetector(["b"], 2.0, 10).load(detector.dump()) is None  # a stream that is no more
+    assert SpikeDetector(["b"], 2.0, 10).load(detector.dump()) is None  # a stream that is gone
     older = SpikeDetector(["a", "absent"], 2.0, 10)
     older.load(json.dumps({"a": losses, "absent": losses}))
     assert older.compare({"a": 1.0}, {"a": 1}) == older.compare({"absent": 1.0}, {"absent": 1}) == expected

@@ -1,4 +1,4 @@
-"""A run's W&B: one id until steps are trained anew, and never the end of a training."""
+"""A run's W&B: one id until steps are trained again, and never the end of a training."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def write_log(folder: Path, steps: int) -> Path:
     return path
 
 
-def test_steps_that_are_trained_anew_get_a_run_of_their_own(tmp_path: Path) -> None:
+def test_steps_that_are_trained_again_get_a_run_of_their_own(tmp_path: Path) -> None:
     place, log = tmp_path / "wandb.json", write_log(tmp_path, 0)
     first, before = wandb_id(place, log, 0)
     assert before is None
     write_log(tmp_path, 10)
-    assert wandb_id(place, log, 10) == (first, None)  # stopped as asked: it goes on
+    assert wandb_id(place, log, 10) == (first, None)  # stopped on request: it continues
     second, before = wandb_id(place, log, 6)  # killed: steps 6 to 9 come again
     assert before == first != second
     assert json.loads(place.read_text()) == {"id": second, "from": first, "step": 6}
@@ -32,7 +32,7 @@ def test_steps_that_are_trained_anew_get_a_run_of_their_own(tmp_path: Path) -> N
     assert wandb_id(place, log, 12) == (second, None)
 
 
-def test_without_a_network_a_run_goes_on_offline(
+def test_without_a_network_a_run_continues_offline(
     make_config: ConfigMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import wandb
