@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from dataengine.config.aliases import VALUES, second_name
 from dataengine.config.fields import Decision, Loc, decision_of, dotted
 from dataengine.config.schema import Config
 from dataengine.config.streams import PairStream
@@ -30,6 +31,11 @@ class Difference:
     key: str  # dotted, such as stages.1.steps
     then: object  # as JSON has it
     now: object
+
+    def as_written(self, value: object) -> object:
+        """One of the values as documents write it."""
+        words = VALUES.get(second_name(self.key).rpartition(".")[2], {})
+        return next((word for word, stored in words.items() if stored == value), value)
 
 
 def differences(then: BaseModel, now: BaseModel, *, of: Collection[Decision]) -> list[Difference]:
@@ -124,7 +130,8 @@ def disagreements(
     else:
         when, remedy = f"{run} was trained", f"Give this run's own config, such as {run}/config.yaml, or another `out`."
     settings = [
-        f"{one.key} is {_short(one.now)} in the config, but was {_short(one.then)} when {when}. {remedy}"
+        f"{second_name(one.key)} is {_short(one.as_written(one.now))} in the config, but was "
+        f"{_short(one.as_written(one.then))} when {when}. {remedy}"
         for one in found
         if one.key != "tokenizer"
     ]

@@ -84,6 +84,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         note(f"{config.name} was built before with another plan; this build replaces it")
     result = BuildResult(manifest, experiment_url(config), list(built.values()), new, time.monotonic() - begun)
     if new:
+        if before not in (None, manifest.content):  # a killed build never leaves it beside the config of another plan
+            store.remove(f"{folder}/manifest.json")
         store.write(report_key(config.name), _report(result).content)
         store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)

@@ -128,9 +128,11 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
 
 
 def read_source_hashes(store: Store) -> dict[str, Any]:
-    """The hashes of sources that earlier builds computed, by path and version."""
-    hashes: dict[str, Any] = orjson.loads(read_if_there(store, _HASHES) or b"{}")
-    return hashes
+    """The hashes of sources that earlier builds computed, by path and version; none from a damaged file."""
+    with suppress(orjson.JSONDecodeError):
+        hashes = orjson.loads(read_if_there(store, _HASHES) or b"{}")
+        return hashes if isinstance(hashes, dict) else {}
+    return {}
 
 
 def load_token_format(config: Config) -> tuple[Tokenizer, TokenFormat]:

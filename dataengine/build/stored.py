@@ -12,6 +12,8 @@ from dataengine.mds.types import Stream
 from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
 
+_NOTHING = "nothing is built there, or its source_hashes.json is gone"
+
 
 @dataclass(frozen=True)
 class StoredStreams:
@@ -33,7 +35,7 @@ def find_stored_streams(config: Config, store: Store) -> StoredStreams:
     """
     hashes = read_source_hashes(store)
     if not hashes:
-        return StoredStreams(missing=dict.fromkeys(config.streams_in_use, "nothing is built there"))
+        return StoredStreams(missing=dict.fromkeys(config.streams_in_use, _NOTHING))
     try:
         tokenizer, form = load_token_format(config)
     except InputError as error:

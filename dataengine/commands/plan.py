@@ -13,6 +13,7 @@ from dataengine.build.agreement import build_differences, read_built_config
 from dataengine.build.experiment import experiment_url, make_built_manifest, make_manifest
 from dataengine.build.stored import find_stored_streams
 from dataengine.commands.common import parse_steps, show
+from dataengine.config.aliases import second_name
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import AssumeConfig
@@ -48,6 +49,8 @@ def run(options: argparse.Namespace) -> None:
             show(line)
     else:
         show(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
+    if words := stale_note(plan):
+        note(words)
     if options.plot:
         from dataengine.schedule.plot import plot_plan  # which imports matplotlib
 
@@ -106,7 +109,7 @@ def _plan_config(config: Config) -> Plan:
         return _plan_unbuilt(config, store, f"is not built in {config.store}")
     manifest = read_manifest(experiment_url(config))
     if changed := build_differences(config, read_built_config(store, config.name), manifest):
-        keys = ", ".join(one.key for one in changed)
+        keys = ", ".join(second_name(one.key) for one in changed)
         return _plan_unbuilt(config, store, f"was built with other settings ({keys})")
     return Plan(manifest, (), store, config)
 
@@ -131,6 +134,24 @@ def _plan_unbuilt(config: Config, store: Store, reason: str) -> Plan:
         config=config,
         origin=f"not built, planned from {origin}",
         missing=stored.missing,
+    )
+
+
+def stale_note(plan: Plan) -> str:
+    """Why a build may give another plan than the built one that is shown; "" if it gives the same."""
+    if plan.origin or plan.config is None or plan.store is None:
+        return ""
+    built = f"{plan.manifest.name} is shown as it is built"
+    try:
+        stored = find_stored_streams(plan.config, plan.store)
+        if stored.missing or stored.tokenizer is None:
+            return f"{built}; a build may give another plan. {_reasons(stored.missing)}"
+        again = make_built_manifest(plan.config, stored.streams, stored.tokenizer)
+    except InputError as error:
+        return f"{built}; a build would fail: {error}"
+    same = again.content == plan.manifest.content
+    return (
+        "" if same else f"{built}; a build would give plan {again.plan_id[:12]}. Build again: dataengine build CONFIG"
     )
 
 

@@ -25,6 +25,14 @@ def first_name(loc: Loc) -> Loc:
     return (*loc[: depth - 1], ALIASES[pattern[:depth]], *loc[depth:]) if depth else loc
 
 
+def second_name(key: str) -> str:
+    """The dotted place of a key by its second name, as documents write it; the same if it has none."""
+    *above, last = key.split(".")
+    pattern = ("streams", "STREAM", *above[2:]) if above[:1] == ["streams"] else tuple(above)
+    known = {(loc[:-1], stored): str(loc[-1]) for loc, stored in ALIASES.items()}
+    return ".".join([*above, known.get((pattern, last), last)])
+
+
 def lines_of_first_names(lines: Mapping[Loc, str]) -> dict[Loc, str]:
     """The place of each key by its first name. A place where the second name was written also states that name."""
     places = {}

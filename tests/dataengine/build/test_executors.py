@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from dataengine.build.agreement import read_built_config
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
 from dataengine.errors import InputError
@@ -113,6 +114,18 @@ def test_a_build_that_was_killed_resumes_to_the_same_bytes(
     build(config, workers=workers)
     assert tree(store) == undisturbed
     assert not list(Path(store.url).rglob(".writing-*"))
+
+
+def test_a_killed_build_leaves_no_manifest_beside_the_config_of_another_plan(
+    make_config: ConfigMaker, tmp_path: Path
+) -> None:
+    store = LocalStore(str(tmp_path / "store"))
+    build(make_config())
+    changed = make_config(seed=99)
+    assert in_child(lambda: build(changed, store=crash(store, "before the manifest", tmp_path))) == 9
+    assert read_built_config(store, "small").seed == 99
+    assert store.size("experiments/small/manifest.json") is None
+    assert build(changed).manifest.seed == 99
 
 
 @pytest.mark.parametrize("moment", slow_but(MOMENTS, ["before index.json"]))

@@ -241,6 +241,9 @@ def test_a_config_of_other_bytes_is_not_planned_from_the_streams_in_the_store(bu
     for change in ("seq_len=16", "samples_per_shard=32", "eos_token=<s>"):
         with pytest.raises(InputError, match=r"mono, en-zh, both are unknown\. mono, en-zh, both: "):
             load_plan(built, [change])
+    match = r"was built with other settings \(streams.mono.epochs, streams.both.targets\)"
+    with pytest.raises(InputError, match=match):
+        load_plan(built, ["streams.both.targets=shuffled", "streams.mono.epochs=2"])
     match = r"was built with other settings \(streams.both.directions\), and the sizes of streams both are unknown"
     with pytest.raises(InputError, match=match):
         load_plan(built, ["streams.both.directions=[zh-en]"])
@@ -280,6 +283,41 @@ def test_changed_sources_are_not_planned_from_the_old_stream(make_config: Config
     source.unlink()
     with pytest.raises(InputError, match=f"mono: no file {source}"):
         load_plan(path, ["stages.0.steps=3"])
+
+
+def test_a_built_plan_says_if_a_build_would_give_another(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_jsonl(tmp_path / "documents.jsonl", [{"text": f"number {n} " * 30} for n in range(60)])
+    config = make_config(
+        streams={"mono": {"documents": [str(source)]}}, stages=[{"name": "all", "steps": 2, "mix": {"mono": 1}}]
+    )
+    path, store = write_config(config, tmp_path / "config.yaml"), Path(config.store)
+
+    def noted() -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["plan", path])
+        assert stop.value.code == 0
+        return capsys.readouterr().err
+
+    build(config)
+    assert not noted()
+    hashes = store / "source_hashes.json"
+    known = hashes.read_bytes()
+    hashes.write_bytes(known[:40])  # which a build computes again
+    assert "a build may give another plan. mono: nothing is built there, or its source_hashes.json is gone." in noted()
+    build(config)
+    assert (hashes.read_bytes(), noted()) == (known, "")
+    source.write_text(source.read_text() + '{"text": "one more"}\n')
+    assert f"a build may give another plan. mono: {source} is new, or has changed since it was last built." in noted()
+    build(load_config(path, ["name=other"]))
+    assert "note: small is shown as it is built; a build would give plan " in noted()
+    build(config)
+    capsys.readouterr()
+    assert not noted()
+    (index,) = (store / load_plan(path).manifest.streams[0].remote).glob("index.json")
+    index.write_bytes(index.read_bytes()[:-1])
+    assert "a build would fail: " in noted()
 
 
 def test_plans_that_cannot_be_shown(make_config: ConfigMaker, tmp_path: Path) -> None:
