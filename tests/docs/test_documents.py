@@ -55,3 +55,7 @@ def test_inline_code_and_links_are_outside_of_blocks() -> None:
 def test_continued_lines_are_one() -> None:
     block = parse("docs/page.md", PAGE).blocks[0]
     assert list(logical_lines(block)) == [(0, "indented      on"), (2, "second")]
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
