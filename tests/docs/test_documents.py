@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.docs.documents import logical_lines, parse
+from tests.docs.documents import ROOT, logical_lines, parse
 
 PAGE = """# Title
 
