@@ -55,9 +55,11 @@ def run(options: argparse.Namespace) -> None:
 
 def _yaml_path(name: str, to: str | None) -> Path:
     """Where the experiment goes. Raises InputError if something is there, or the name is none."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_/-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*(/[A-Za-z0-9_-]+)*", name):
         raise InputError(f"'{name}' is not a name: it has letters, digits, _, - and /. Give one, such as mine.")
     path = Path(to) if to else Path("yamls" if Path("yamls").is_dir() else ".", f"{name}.yaml")
+    if path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"--to {path} is not a YAML file. Give a name that ends in .yaml.")
     if path.exists():
         raise InputError(f"{path} exists, and init does not overwrite it. Give another name, or --to FILE.")
     return path

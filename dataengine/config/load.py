@@ -61,7 +61,11 @@ def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
 
 def dump_config(config: Config) -> str:
     """The resolved config as YAML. `load_config` reads it as an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json")
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if re.search("[\x85\u2028\u2029]", text):  # line breaks for YAML, which reads them as spaces
+        return yaml.safe_dump(values, sort_keys=False)
+    return text
 
 
 def _drop_nulls(values: Mapping[str, object]) -> None:

@@ -30,6 +30,8 @@ def find_shown(paths: Sequence[str]) -> Shown:
     """The files of all paths, each once. Raises InputError for a path that names nothing."""
     shown, seen = Shown(), set[str]()
     for path in paths:
+        if not path.strip():
+            raise InputError("a path is empty. Give files, folders, globs or s3:// URLs that exist.")
         direct = [file for file in find_files(path) if not path.endswith("/")]
         below = direct or find_files(_below(path))
         if not below:
@@ -39,7 +41,9 @@ def find_shown(paths: Sequence[str]) -> Shown:
             if name in seen:
                 continue
             seen.add(name)
-            if is_tokenizer(file.path):
+            if re.search("[\ud800-\udfff]", file.path):
+                shown.unused.append((file.path.encode("utf-8", "backslashreplace").decode(), "its name is not UTF-8"))
+            elif is_tokenizer(file.path):
                 shown.tokenizers.append(file.path)
             elif why := "" if direct == [file] else _no_data(file.path):
                 shown.unused.append((file.path, why))

@@ -48,6 +48,7 @@ class Sample:
     scale: float  # the whole file over what was sampled
     columns: tuple[str, ...] = ()  # TSV without a heading: names for its columns
     split: str = "line"  # plain text: what a document is
+    lines: tuple[str, ...] = ()  # plain text: with blank ones
 
     @property
     def stated_format(self) -> str | None:
@@ -112,12 +113,15 @@ def _sample_lines(file: FoundFile, lines: list[str], text: bytes, scale: float) 
     usual = max(set(counts), key=counts.count)
     if (usual and counts.count(usual) >= 0.9 * len(counts)) or (name == "tsv" and not usual):
         return _sample_tsv(file, shown, usual + 1, scale)
+    if name == "jsonl" and len(lines) == 1 and scale > 1:
+        raise InputError(f"line 1 of {file.path} is longer than the {len(text):,} bytes that are looked at.")
     if name == "jsonl":
         raise InputError(f"{file.path} is not JSON Lines: line 1 is {shown[0][:80]!r}. Rename it, or fix it.")
     blocks = len(re.findall(r"\n[ \t\r]*\n\s*(?=\S)", "\n".join(lines).strip())) + 1
     split = "paragraph" if blocks > 1 and len(shown) >= 1.5 * blocks else "line"
     texts = re.split(r"\n[ \t\r]*\n\s*", "\n".join(lines).strip()) if split == "paragraph" else shown
-    return Sample(file, "text", [{"text": one} for one in texts], 0, scale, split=split)
+    whole = tuple(lines if lines[-1] else lines[:-1])
+    return Sample(file, "text", [{"text": one} for one in texts], 0, scale, split=split, lines=whole)
 
 
 def _json_rows(lines: list[str]) -> tuple[list[Row], int]:

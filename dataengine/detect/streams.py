@@ -140,7 +140,7 @@ def _sources(shown: Shown) -> tuple[list[Source], list[FoundFile]]:
                     other.append(file)
                 else:
                     shown.unused.append((file.path, str(error)))
-    twins, single = _find_twins(samples)
+    twins, single = _find_twins(samples, shown)
     sources = [_twin_source(files) for files in twins]
     last: Source | None = None
     for file, sample in single:
@@ -205,7 +205,7 @@ def _bytes(texts: Sequence[str]) -> int:
 
 
 def _find_twins(
-    samples: Sequence[tuple[FoundFile, Sample | None]],
+    samples: Sequence[tuple[FoundFile, Sample | None]], shown: Shown
 ) -> tuple[list[dict[str, tuple[FoundFile, Sample]]], list[tuple[FoundFile, Sample | None]]]:
     """Plain text files that are translations line by line, by language; and all others."""
     groups: dict[str, dict[str, tuple[FoundFile, Sample]]] = {}
@@ -219,6 +219,9 @@ def _find_twins(
         if len(left) > 1 and _are_twins([sample for _, sample in left.values()]):
             twins.append(left)
             used |= {file.path for file, _ in left.values()}
+        elif counts := _nearly_equal([sample for _, sample in left.values()]):
+            paths = ", ".join(file.path for file, _ in left.values())
+            shown.unused.append((f"{paths} as pairs", f"they have {counts} lines; a translation has as many"))
     return twins, [one for one in samples if one[0].path not in used]
 
 
@@ -238,29 +241,41 @@ def _twin_names(path: str) -> list[tuple[str, str]]:
 
 def _are_twins(samples: Sequence[Sample]) -> bool:
     """Whether files have translations of each other, by the numbers and the lengths of their lines."""
-    first, *others = [[str(row["text"]) for row in sample.rows] for sample in samples]
-    if any(sample.split != "line" for sample in samples):
-        return False
+    first, *others = [sample.lines for sample in samples]
     if all(sample.whole for sample in samples) and any(len(first) != len(other) for other in others):
         return False
     shared = min(map(len, (first, *others)))
-    return shared < _FEWEST_LINES or all(alike(first[:500], other[:500]) >= _LEAST_ALIKE for other in others)
+    return shared < _FEWEST_LINES or all(_go_together(first[:500], other[:500]) for other in others)
+
+
+def _go_together(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether lines are alike, without those that are blank on a side."""
+    full = [pair for pair in zip(one, other, strict=False) if not any(map(is_blank, pair))]
+    return bool(full) and alike(*zip(*full, strict=True)) >= _LEAST_ALIKE
+
+
+def _nearly_equal(samples: Sequence[Sample]) -> str:
+    """The numbers of lines of whole files that differ by at most a tenth; "" if they are equal or differ more."""
+    counts = [len(sample.lines) for sample in samples if sample.whole]
+    if len(counts) < max(len(samples), 2) or len(set(counts)) == 1 or min(counts) < 0.9 * max(counts):
+        return ""
+    return ", ".join(f"{count:,}" for count in counts)
 
 
 def _twin_source(files: dict[str, tuple[FoundFile, Sample]]) -> Source:
     codes = sorted(files, key=lambda code: (code != "en", code))
     contents = Contents("pairs", tuple(codes), tuple(codes))
-    columns = [[str(row["text"]) for row in files[code][1].rows] for code in codes]
-    first = files[codes[0]][1]
+    columns = [files[code][1].lines for code in codes]
+    lines = list(zip(*columns, strict=False))
     return Source(
         tuple(files[code][0] for code in codes),
         MOSES,
         None,
         contents,
-        records=min(map(len, columns)),
+        records=len(lines),
+        unusable=sum(1 for texts in lines if any(map(is_blank, texts))),
         text_bytes=tuple(files[c][1].scale * _bytes(column) for c, column in zip(codes, columns, strict=True)),
-        texts=tuple(tuple(column[:1000]) for column in columns),
-        split=first.split,
+        texts=tuple(tuple(text for text in column[:1000] if not is_blank(text)) for column in columns),
     )
 
 

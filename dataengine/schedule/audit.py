@@ -38,6 +38,8 @@ def audit(manifest: Manifest, log_csv: str | Path, steps: int | None = None) -> 
         result = dataengine.audit(manifest, "runs/mini/uni_en_zh/log.csv")
         assert result.different_at is None and not result.missing
     """
+    if steps is not None and steps < 1:
+        raise InputError(f"steps is {steps}, and an audit compares at least one: give a number from 1 on, or none")
     path = Path(log_csv)
     if not path.is_file():
         raise InputError(f"no log.csv in {path.parent}: give the folder of a run that has trained at least a step")

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Manifest:
             for batch in manifest.batches(start=100):
                 inputs, labels = batch.tokens[:, :-1], batch.tokens[:, 1:]
         """
-        steps = self.schedule.steps
+        steps, rank, world_size = self.schedule.steps, index(rank), index(world_size)
         if not 0 <= start <= steps:
             raise InputError(f"start is {start:,}, but the schedule has {steps:,} steps: give one from 0 to {steps:,}")
         if world_size < 1 or self.batch_size % world_size or not 0 <= rank < world_size:

@@ -8,7 +8,7 @@ for batch in manifest.batches(start=100):
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -78,7 +78,7 @@ class Batches(Sequence[Batch]):
     A slice is again a sequence of batches. Can be pickled, so it works in the workers of a DataLoader.
     """
 
-    manifest: Manifest
+    manifest: Manifest = field(repr=False)  # which may list a million shards
     steps: range
     rank: int
     world_size: int

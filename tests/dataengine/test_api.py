@@ -20,7 +20,8 @@ from dataengine.mds.reader import map_shard
 from dataengine.schedule.log_csv import next_digest
 from dataengine.schedule.reader import Batches, PlanReader
 from dataengine.storage.open import open_store
-from tests.conftest import ROOT, ConfigMaker, small_experiment, write_jsonl
+from dataengine.text.tokenizers.load import load_tokenizer
+from tests.conftest import DEMO, ROOT, ConfigMaker, small_experiment, write_jsonl
 from tests.object_store import ObjectStore, object_store
 
 __all__ = ["object_store"]
@@ -139,6 +140,12 @@ def test_steps_and_ranks_that_do_not_exist(manifest: dataengine.Manifest, argume
         manifest.batches(**arguments)
 
 
+def test_a_rank_is_a_whole_number_and_words_are_short(manifest: dataengine.Manifest) -> None:
+    with pytest.raises(TypeError, match="'float' object cannot be interpreted as an integer"):
+        manifest.batches(rank=0.5, world_size=2)  # type: ignore[arg-type]
+    assert len(repr(manifest.batches())) < 300
+
+
 def test_a_damaged_shard_is_refused(make_config: ConfigMaker) -> None:
     manifest = dataengine.build(make_config(), workers=1)
     for shard in Path(manifest.store).glob("streams/mono-*/*.mds"):
@@ -176,6 +183,27 @@ def test_decoded_text_is_that_of_the_documents(make_config: ConfigMaker, tmp_pat
     )
     decoded = [dataengine.decode(sample, config.tokenizer) for sample in dataengine.build(config).batches()[0].tokens]
     assert all(any(text in one for text in texts) for one in decoded)
+
+
+@pytest.mark.parametrize("tokenizer", [*sorted(DEMO.glob("*.model"))])
+def test_ids_outside_the_vocabulary_are_refused(tokenizer: Path) -> None:
+    last = load_tokenizer(tokenizer).vocab_size - 1
+    assert dataengine.decode([0, last], tokenizer)
+    for token in (-1, last + 1, 2**40):
+        with pytest.raises(dataengine.InputError, match=f"has no token {token}: its ids are 0 to {last:,}"):
+            dataengine.decode([3, token], tokenizer)
+    with pytest.raises(dataengine.InputError, match=r"not \(2, 3\): give batch\.tokens\[0\]"):
+        dataengine.decode(np.zeros((2, 3), np.int64), tokenizer)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_an_audit_of_no_steps_is_refused(manifest: dataengine.Manifest, tmp_path: Path, steps: int) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(f"step,stage,digest\n{'9' * 5000},a,{'0' * 64}\n")
+    with pytest.raises(dataengine.InputError, match=f"steps is {steps}, and an audit compares at least one"):
+        dataengine.audit(manifest, log, steps)
+    with pytest.raises(dataengine.InputError, match="line 2 is not a row of a step after -1"):
+        dataengine.audit(manifest, log)
 
 
 def test_an_audit_finds_the_first_step_that_is_not_the_plans(manifest: dataengine.Manifest, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _check(text: str) -> Iterator[str]:
         yield from _check_path(re.sub(r":\d+$", "", text))
     elif re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_*][\w-]*)+(\(\))?", text):
         yield from _check_dotted(text.removesuffix("()"))
-    elif re.fullmatch(r"[a-z]+(_[a-z0-9]+)+", text) and text not in known_words():
+    elif re.fullmatch(r"[a-z]+(_[a-z0-9]+)+|[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", text) and text not in known_words():
         yield "this word is nowhere in the code"
 
 
@@ -69,8 +69,14 @@ def _like_key(name: str) -> bool:
 
 
 def _check_command(text: str) -> Iterator[str]:
-    """A command in a sentence: its name and options; the rest may be left out."""
+    """A command in a sentence: its name, options, paths and settings; the rest may be left out."""
     words = text.split()
+    for word in words[1:]:
+        key, equals, _ = word.partition("=")
+        if re.fullmatch(r"[\w.*{}-]+(/[\w.*{}-]+)+", word):
+            yield from _check_path(word)
+        elif equals and key.partition(".")[0] in Config.model_fields and not experiments.is_key(tuple(key.split("."))):
+            yield f"there is no key {key}"
     if words[0] == "make":
         yield from (f"the Makefile has no target {words[1]}" for _ in range(words[1] not in make_targets() | {"X"}))
         return
@@ -190,6 +196,19 @@ def known_words() -> frozenset[str]:
     texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files if "docs" not in path.parts[-3:-1]]
     rules = [*PairRules.model_fields, *DocumentRules.model_fields]
     return frozenset(word for text in [*texts, " ".join(rules)] for word in re.findall(r"[A-Za-z_]\w*", text))
+
+
+def unknown_files(document: Document) -> list[str]:
+    """The files in the trees of a document whose names stand nowhere in the code, each with FILE:LINE."""
+    files = [file for folder in ("dataengine", "trainer") for file in (ROOT / folder).rglob("*.py")]
+    code = " ".join(file.read_text(encoding="utf-8") for file in files)
+    return [
+        f"{block.at(number)}: no code names {name}"
+        for block in document.blocks
+        for number, line in enumerate(block.lines)
+        for name in re.findall(r"^\s*(?:[\w-]+/)*([A-Za-z_]+\.[a-z]+)(?:\s|$)", line)
+        if not re.search(rf"\b{re.escape(name)}\b", code)
+    ]
 
 
 @cache

@@ -20,6 +20,13 @@ def test_names_in_comments_of_yamls() -> None:
     assert not found, "\n".join(found)
 
 
+def test_files_of_stores_and_run_folders(documents: list[Document]) -> None:
+    (page,) = [document for document in documents if document.place == "docs/concepts/stores-and-fingerprints.md"]
+    assert not names.unknown_files(page)
+    text = "    store/\n      source_hash.json   hashes\n      manifest.json\n"
+    assert names.unknown_files(parse("docs/page.md", text)) == ["docs/page.md:2: no code names source_hash.json"]
+
+
 def comments_of(text: str) -> str:
     """The comments of a YAML, each on its line."""
     return "\n".join(line.partition("#")[2].strip() for line in text.splitlines())
@@ -36,6 +43,9 @@ def comments_of(text: str) -> str:
         ("`dataengine verfy CONFIG`", "dataengine has no command verfy"),
         ("`dataengine plan --slice 1/8`", "plan has no option --slice"),
         ("`build --slise I/N`", "build has no option --slise"),
+        ("`dataengine plan yamls/paralel_first.yaml`", "there is no yamls/paralel_first.yaml"),
+        ("`dataengine build CONFIG streams.mono.epoch=2`", "there is no key streams.mono.epoch"),
+        ("`S3_ENDPOINT`", "this word stands nowhere in the code"),
         ("`python trainer/audit.py RUN --lins`", "trainer/audit.py has no option --lins"),
         ("`make demos`", "the Makefile has no target demos"),
         ("`dataengine/config/shema.py`", "there is no dataengine/config/shema.py"),

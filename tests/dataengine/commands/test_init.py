@@ -149,6 +149,13 @@ def test_unusable_records_are_allowed_for_and_counted(here: Path) -> None:
     assert f"max_bad_fraction: 0.01 # sampled records that cannot be used: en-zh 1 of {len(records)}" in written
 
 
+def test_lines_of_twins_that_are_blank_are_allowed_for(here: Path) -> None:
+    en, zh = list(texts()["en-zh.en"]), list(texts()["en-zh.zh"])
+    en[7] = zh[9] = ""
+    built = built_records(here / "x", {"a.en": "\n".join([*en, ""]).encode(), "a.zh": "\n".join([*zh, ""]).encode()})
+    assert built == {("en", "zh"): len(en) - 2}
+
+
 def read_by_this_process() -> int:
     """Bytes that system calls read so far."""
     return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])  # type: ignore[index]
@@ -201,6 +208,9 @@ def test_a_trained_tokenizer_gives_back_every_text(here: Path) -> None:
     [
         (["mine"], "init mine needs files: dataengine init mine FILE_OR_FOLDER_OR_URL ..."),
         (["../mine", "d"], "'../mine' is not a name: it has letters, digits, _, - and /. Give one, such as mine."),
+        (["mine/", "d"], "'mine/' is not a name"),
+        (["mine", "d", "--to", "mine.model"], "--to mine.model is not a YAML file. Give a name that ends in .yaml."),
+        (["mine", ""], "a path is empty. "),
         (["mine", "none"], "no file none. Give files, folders, globs or s3:// URLs that exist."),
         (["mine", "d", "--vocab-size", "20"], "cannot train a tokenizer of 20 pieces on 1 sentences: "),
     ],

@@ -89,9 +89,9 @@ def test_languages_add_to_the_usual_ones(tmp_path: Path) -> None:
 
 
 def test_resolved_config_reads_back_equal(make_config: ConfigMaker, tmp_path: Path) -> None:
-    config = make_config()
-    path = write(tmp_path, "resolved.yaml", dump_config(config))
-    assert load_config(path) == config
+    for config in (make_config(), make_config(out="a\x85b\u2028c # d: 'é'")):
+        path = write(tmp_path, "resolved.yaml", dump_config(config))
+        assert load_config(path) == config
 
 
 def test_counts_with_suffixes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,11 @@ def docs(name: str, file: str, content: bytes, format: str, key: str, language: 
 
 def pairs(name: str, file: str, content: bytes, format: str, keys: tuple[str, str], languages: tuple[str, str]) -> Case:
     return Case(name, {file: content}, format, "pairs", keys, languages)
+
+
+def blank(lines: Sequence[str], step: int) -> list[str]:
+    """Lines of which every `step`th is blank."""
+    return ["" if k % step == 0 else line for k, line in enumerate(lines)]
 
 
 # fmt: off
@@ -103,6 +109,8 @@ CASES = [
         ("en", "id")),
     Case("twins .txt", {"t.en.txt": text(ZH_EN), "t.zh.txt": text(ZH)}, "moses", "pairs", ("en", "zh"), ("en", "zh")),
     Case("twin folders", {"en/a.txt": text(ID_EN), "id/a.txt": text(ID)}, "moses", "pairs", ("en", "id"), ("en", "id")),
+    Case("Moses with blank lines", {"c.en": text(blank(ZH_EN, 7)), "c.zh": text(blank(ZH, 9))}, "moses", "pairs",
+        ("en", "zh"), ("en", "zh")),
     docs("short texts", "buttons.txt", text([UI[k % 4] for k in range(40)]), "text", "text", None),
 ]
 # fmt: on
@@ -125,6 +133,14 @@ def found_in(folder: Path, files: dict[str, bytes]) -> dict[str, tuple[str | Non
 def test_twins_by_name_that_are_no_translations_are_documents(tmp_path: Path) -> None:
     files = {"wiki.en.txt": text(EN), "wiki.zh.txt": text(ZH)}
     assert found_in(tmp_path, files) == {"mono-en": ("en",), "mono-zh": ("zh",)}
+
+
+def test_twins_of_almost_as_many_lines_are_named(tmp_path: Path) -> None:
+    found = propose([str(write(tmp_path / "d", {"c.en": text(ZH_EN), "c.zh": text(ZH[:-1])}))])
+    assert [stream.name for stream in found.streams] == ["mono-en", "mono-zh"]
+    ((paths, why),) = found.unused
+    assert paths == f"{tmp_path}/d/c.en, {tmp_path}/d/c.zh as pairs"
+    assert why == f"they have {N:,}, {N - 1:,} lines; a translation has as many"
 
 
 def test_three_languages_make_a_stream_for_each_pair_with_english(tmp_path: Path) -> None:
@@ -186,12 +202,14 @@ def test_each_file_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path) 
         "c.csv": b"a,b\n1,2\n",
         "empty.txt": b"",
         "image.png": b"\x89PNG",
+        "long.jsonl": jsonl([{"text": "long " * (1 << 18)}]),
         "numbers.jsonl": jsonl([{"n": k} for k in range(9)]),
         "page.txt": b"<!DOCTYPE html><p>one",
         "README": b"read me",
         "wide.txt": "one two".encode("utf-16"),
     }
     folder = write(tmp_path / "d", files)
+    (folder / "\udcff.txt").write_bytes(text(EN))
     (folder / "bad.gz").write_bytes(b"\x1f\x8b\x08 nothing")
     reasons = {Path(path).name: why for path, why in propose([str(folder)]).unused}
     expected = {
@@ -205,6 +223,8 @@ def test_each_file_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path) 
         "page.txt": "is XML, SGML or HTML",
         "README": "not data by its name",
         "wide.txt": "is UTF-16",
+        "long.jsonl": "line 1 of ",
+        r"\udcff.txt": "its name is not UTF-8",
     }
     assert reasons.keys() == expected.keys()
     assert {name: said for name, said in expected.items() if said not in reasons[name]} == {}
