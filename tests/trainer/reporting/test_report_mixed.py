@@ -88,7 +88,7 @@ def test_results_that_cannot_be_compared_are_marked_and_left_out_of_comparisons(
     assert better.count("**") == 4
     assert better.count("▲") == 2
     assert "≠" not in better
-    assert "≠: measured differently than most of the column" in markdown
+    assert "≠: measured differently from most of the column" in markdown
     assert "better is significantly better than plain in 2 and worse in 0 of 2 comparisons." in text
     assert "other is significantly" not in text
     assert re.search(r"Best in BLEU, zero-shot: en-zh better \([\d.]+\), zh-en better", text)

@@ -260,7 +260,7 @@ def test_nodes_must_have_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert codes == [2] * 4
     assert printed[0].startswith("error: out runs/own is not shared by all nodes: ")
     assert "(rank 0) does not see the file of " in printed[0]
-    assert "(rank 2) wrote there." in printed[0]
+    assert "(rank 2). Each node would save" in printed[0]
     assert len(set(printed)) == 1
     assert not list(tmp_path.rglob("own")), "nothing is left"
     codes, printed = run(shared_folder, tmp_path, ranks=4, nodes=2)
