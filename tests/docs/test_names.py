@@ -45,7 +45,7 @@ def comments_of(text: str) -> str:
         ("`build --slise I/N`", "build has no option --slise"),
         ("`dataengine plan yamls/paralel_first.yaml`", "there is no yamls/paralel_first.yaml"),
         ("`dataengine build CONFIG streams.mono.epoch=2`", "there is no key streams.mono.epoch"),
-        ("`S3_ENDPOINT`", "this word stands nowhere in the code"),
+        ("`S3_ENDPOINT`", "this word is nowhere in the code"),
         ("`python trainer/audit.py RUN --lins`", "trainer/audit.py has no option --lins"),
         ("`make demos`", "the Makefile has no target demos"),
         ("`dataengine/config/shema.py`", "there is no dataengine/config/shema.py"),
