@@ -44,7 +44,7 @@ def test_a_job_near_its_time_limit_saves_is_requeued_and_resumes(experiment: Exp
         os.killpg(int(task), signal.SIGTERM)
     printed, _ = process.communicate(timeout=600)
     assert process.returncode == 143, printed
-    assert "stopped as asked after " in printed
+    assert "stopped as requested after " in printed
     assert cluster.recorded("requeued")
     (tmp_path / "requeued").unlink()
     process = start(cluster, experiment, out)
