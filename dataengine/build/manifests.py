@@ -46,9 +46,9 @@ def read_built_manifest(config: Config, build_again: str = "dataengine build CON
         keys = ", ".join(one.key for one in changed)
         plain = [one for one in changed if isinstance(one.then, int | float | str) and one.key != "tokenizer"]
         then = shlex.join(f"{one.key}={one.then}" for one in plain)
-        words = f", or give those that it was built with: {then}" if len(plain) == len(changed) else ""
+        words = f", or give the settings of the build: {then}" if len(plain) == len(changed) else ""
         raise InputError(
-            f"'{config.name}' was built with other settings ({keys}). Build it as they are now: {build_again}{words}"
+            f"'{config.name}' was built with other settings ({keys}). Build it with these settings: {build_again}{words}"
         )
     return manifest
 
