@@ -48,7 +48,8 @@ def read_built_manifest(config: Config, build_again: str = "dataengine build CON
         then = shlex.join(f"{one.key}={one.then}" for one in plain)
         words = f", or give the settings of the build: {then}" if len(plain) == len(changed) else ""
         raise InputError(
-            f"'{config.name}' was built with other settings ({keys}). Build it with these settings: {build_again}{words}"
+            f"'{config.name}' was built with other settings ({keys}). "
+            f"Build it with these settings: {build_again}{words}"
         )
     return manifest
 
