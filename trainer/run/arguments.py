@@ -84,7 +84,8 @@ def audit_parser() -> argparse.ArgumentParser:
     parser = _program_parser(
         "audit",
         "Recompute the digest of every logged step from the run's manifest and compare. --lines writes down every "
-        "document that was trained on; --find shows the steps that saw a source line.",
+        "document that was trained on; --find shows the steps that saw a source line. Steps count from 0, lines from 1 "
+        "with the heading.",
         ("audit runs/mini/uni_en_zh", "audit runs/mini/uni_en_zh --find demo/data/mono.en.jsonl.zst:17"),
         more="Exit codes: 0 the log is complete and agrees with the manifest; 1 it differs, or has lost steps; 2 "
         " something cannot be read.",
