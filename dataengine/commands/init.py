@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dataengine.commands.common import show
 from dataengine.config.load import load_config
-from dataengine.detect.experiment import short_stages, write_experiment
+from dataengine.detect.experiment import short_streams, write_experiment
 from dataengine.detect.files import schema_beside
 from dataengine.detect.streams import Proposal, StreamGuess, propose
 from dataengine.detect.tokenizer import VOCAB_SIZE, Cost, cost_of, own_costs, sentences_of, train_tokenizer
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
     costs = {stream.name: _cost(tokenizer, stream) for stream in proposal.streams}
     tokens = {stream.name: _estimate(tokenizer, stream, costs[stream.name]) for stream in proposal.streams}
     warnings = [] if trained else _warnings(proposal, tokenizer, costs)
-    warnings += short_stages(proposal.streams, tokens)
+    warnings += short_streams(proposal.streams, tokens)
     text = write_experiment(name, proposal, str(model), tokens, [*words, *warnings], schema=schema_beside(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text.encode())

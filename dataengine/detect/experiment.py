@@ -132,13 +132,13 @@ def batch_size(streams: Sequence[StreamGuess], tokens: Mapping[str, float]) -> i
     return size if fewest >= size else 1
 
 
-def short_stages(streams: Sequence[StreamGuess], tokens: Mapping[str, float]) -> list[str]:
-    """A warning for each stage whose streams do not fill a sample, so that no build is possible."""
-    found = {name: round(sum(tokens[stream.name] for stream in members)) for name, members in _stages(streams).items()}
+def short_streams(streams: Sequence[StreamGuess], tokens: Mapping[str, float]) -> list[str]:
+    """A warning for each stream that does not fill a sample, so that no build is possible."""
     return [
-        f"stage {name} has about {count:,} tokens, and a sample has {SEQ_LEN + 1}: add text, or lower seq_len"
-        for name, count in found.items()
-        if count <= SEQ_LEN
+        f"stream {stream.name} has about {tokens[stream.name]:,.0f} tokens, and a sample has {SEQ_LEN + 1}: add text, "
+        "lower seq_len, or leave the stream out"
+        for stream in streams
+        if round(tokens[stream.name]) <= SEQ_LEN
     ]
 
 

@@ -18,6 +18,7 @@ from dataengine.build.build import build
 from dataengine.cli import main
 from dataengine.config.load import load_config
 from dataengine.detect.samples import SAMPLE_BYTES
+from dataengine.errors import InputError
 from dataengine.records.formats import FORMATS
 from dataengine.tables import size_words
 from dataengine.text.tokenizers.load import load_tokenizer
@@ -262,10 +263,14 @@ def test_files_of_a_bucket_are_found_and_built(object_store: ObjectStore, here: 
 
 
 def test_text_that_fills_no_sample_is_warned_of(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(here, {"d/a.txt": b"One sentence in English, which is long enough.\n"})
-    assert init("mine", "d", "--vocab-size", "300") == 0
-    said = r"warning: stage monolingual has about \d+ tokens, and a sample has 129: add text, or lower seq_len\n"
-    assert re.search(said, capsys.readouterr().out)
+    write(
+        here, {"d/a.txt": b"One sentence in English, which is long enough.\n", "d/b.zh.txt": text(texts()["en-zh.zh"])}
+    )
+    assert init("mine", "d", "--vocab-size", "3000") == 0
+    said = r"warning: stream (\S+) has about \d+ tokens, and a sample has 129: add text, lower seq_len, or leave"
+    assert re.findall(said, capsys.readouterr().out) == ["mono-text"]
+    with pytest.raises(InputError, match=r"stream 'mono-text' has .* too few for one sample"):
+        build(load_config("mine.yaml"))
 
 
 def test_the_size_of_a_stream_is_that_of_its_own_languages(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
