@@ -174,12 +174,13 @@ Fault = Callable[[int, str, Mapping[str, str]], int | str | None]
 
 
 @contextmanager
-def faulty_proxy(target: str, fault: Fault, *, etags: bool = True) -> Iterator[tuple[str, list[str]]]:
+def faulty_proxy(target: str, fault: Fault, *, etags: bool = True, only: str = "") -> Iterator[tuple[str, list[str]]]:
     """Pass requests on to the server at `target`; yield the endpoint, and the methods of the requests so far.
 
     `fault` takes the number of a request (from 0), its method and its headers; it returns the status of an error to
     answer with, "cut" to break the connection in the middle of the body, "reset" to reset it before, or None. Without
-    `etags` they are taken out of all answers.
+    `etags` they are taken out of all answers. With `only`, requests to other buckets get 404 and do not count: threads
+    of earlier tests may still try theirs.
     """
     methods: list[str] = []
 
@@ -188,7 +189,7 @@ def faulty_proxy(target: str, fault: Fault, *, etags: bool = True) -> Iterator[t
 
         def handle_all(self) -> None:
             bucket = self.path.split("/")[1]
-            if bucket in _deleted or not bucket.startswith("test-"):  # a thread of an earlier test still tries
+            if bucket in _deleted or not bucket.startswith("test-") or (only and bucket != only):
                 self.send_error(404)
                 return
             number = len(methods)

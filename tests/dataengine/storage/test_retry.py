@@ -149,7 +149,8 @@ def test_a_store_that_fails_on_purpose(
     monkeypatch.setattr("dataengine.storage.retry.pause_s", lambda state: 0.0)
     open_store(object_store.url).write("a", b"content")
     answers = dict(enumerate(faults))
-    with faulty_proxy(object_store.endpoint, lambda number, *_: answers.get(number)) as (endpoint, methods):
+    only = object_store.bucket
+    with faulty_proxy(object_store.endpoint, lambda n, *_: answers.get(n), only=only) as (endpoint, methods):
         monkeypatch.setenv("S3_ENDPOINT_URL", endpoint)
         outcome: object
         try:
