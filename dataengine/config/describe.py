@@ -112,16 +112,17 @@ def descriptions(section: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     for parent in reversed(section.__mro__):
         if issubclass(parent, BaseModel) and parent is not BaseModel:
-            found |= _docstrings(parent)
+            (node,) = ast.parse(textwrap.dedent(inspect.getsource(parent))).body
+            assert isinstance(node, ast.ClassDef)
+            found |= field_docstrings(node)
     return found
 
 
-def _docstrings(section: type[BaseModel]) -> dict[str, str]:
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(section))).body
-    assert isinstance(tree, ast.ClassDef)
+def field_docstrings(node: ast.ClassDef) -> dict[str, str]:
+    """The docstrings behind the fields of a class's source, each as one paragraph; fields without one are left out."""
     return {
         field.target.id: " ".join(text.value.value.split())
-        for field, text in pairwise(tree.body)
+        for field, text in pairwise(node.body)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
         if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
     }

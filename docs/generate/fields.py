@@ -1,4 +1,4 @@
-"""The fields of a dataclass with their types and docstrings, read from the source: nothing is imported."""
+"""The fields of a dataclass with their types and docstrings, read from the source; their modules are not imported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from dataengine.config.describe import field_docstrings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,17 +97,12 @@ _NAMES = {"int": "integer", "str": "text", "float": "number", "bool": "true or f
 
 
 def _fields(node: ast.ClassDef) -> Iterator[Field]:
-    for statement, after in zip(node.body, [*node.body[1:], None], strict=True):
+    meanings = field_docstrings(node)
+    for statement in node.body:
         match statement:
             case ast.AnnAssign(target=ast.Name(id=name), annotation=kind, value=default):
                 if "ClassVar" not in ast.unparse(kind):
-                    yield Field(name, kind, _text(after), default is not None)
-
-
-def _text(node: ast.stmt | None) -> str:
-    """The docstring that a statement is; "" for any other one."""
-    is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-    return " ".join(node.value.value.split()) if is_text else ""
+                    yield Field(name, kind, meanings.get(name, ""), default is not None)
 
 
 @cache
