@@ -37,7 +37,7 @@ lint: $(INSTALLED) ## ruff, mypy, which packages may import which, and dead link
 	$(MKDOCS)
 
 docs: $(INSTALLED) ## write the generated reference pages, then the site: site/index.html
-	$(if $(wildcard docs/generate/__main__.py),PYTHONPATH=. $(BIN)/python -m docs.generate)
+	PYTHONPATH=. $(BIN)/python -m docs.generate
 	$(MKDOCS)
 
 bench: $(INSTALLED) ## run the benchmarks in their quick form (not spikes.py, which trains 73 models)

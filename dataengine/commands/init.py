@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(model)
     if trained:
         words.append(f"trained on {len(sentences):,} sampled sentences: {tokenizer.vocab_size:,} pieces")
-    costs = {stream.name: _cost(tokenizer, stream) for stream in proposal.streams}
+    costs = {stream.name: cost_of(tokenizer, stream.texts) for stream in proposal.streams}
     tokens = {stream.name: _estimate(tokenizer, stream, costs[stream.name]) for stream in proposal.streams}
     warnings = [] if trained else _warnings(proposal, tokenizer, costs)
     warnings += short_streams(proposal.streams, tokens)
@@ -80,10 +80,6 @@ def _choose_tokenizer(options: argparse.Namespace, proposal: Proposal, path: Pat
             f"{model} exists, and init does not overwrite it. Use it with --tokenizer {model}, or remove it."
         )
     return model, False
-
-
-def _cost(tokenizer: Tokenizer, stream: StreamGuess) -> Cost:
-    return cost_of(tokenizer, stream.texts)
 
 
 def _estimate(tokenizer: Tokenizer, stream: StreamGuess, cost: Cost) -> float:

@@ -35,10 +35,6 @@ class Cost:
         return self.tokens / max(self.characters, 1)
 
     @property
-    def per_byte(self) -> float:
-        return self.tokens / max(self.bytes, 1)
-
-    @property
     def unknown_share(self) -> float:
         return self.unknown / max(self.tokens, 1)
 
