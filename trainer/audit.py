@@ -21,7 +21,7 @@ from dataengine.config.load import load_config
 from dataengine.errors import InputError, run_command
 from dataengine.mds.provenance import StreamProvenance
 from dataengine.schedule import audit as schedule_audit
-from dataengine.schedule.log_csv import missing_steps, read_log
+from dataengine.schedule.log_csv import missing_steps
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import output_file
 from dataengine.storage.open import open_store
@@ -48,8 +48,9 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
     manifest = read_run_manifest(run)
     if step is not None and step < 1:
         raise InputError(f"--step {step}: expected 1 or more, the number of steps to look at")
-    found = schedule_audit.audit(manifest, run / "log.csv", step)
-    steps, skipped, rows = found.steps, found.skipped, read_log(run / "log.csv")  # a damaged log may have lost rows
+    rows = schedule_audit.read_rows(run / "log.csv")  # a damaged log may have lost some
+    found = schedule_audit.compare(manifest, rows, step)
+    steps, skipped = found.steps, found.skipped
     if step and step > (last := min(int(rows[-1]["step"]) + 1, manifest.schedule.steps)):
         print(f"note: the log ends after {last:,} steps; --step is {step:,}", file=sys.stderr)
     if found.different_at is not None:

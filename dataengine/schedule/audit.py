@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,12 +41,21 @@ def audit(manifest: Manifest, log_csv: str | Path, steps: int | None = None) -> 
     """
     if steps is not None and steps < 1:
         raise InputError(f"steps is {steps}, and an audit compares at least one: give a number from 1 on, or none")
-    path = Path(log_csv)
+    return compare(manifest, read_rows(Path(log_csv)), steps)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a run's log.csv. Raises InputError if it is missing, damaged or empty."""
     if not path.is_file():
         raise InputError(f"no log.csv in {path.parent}: give the folder of a run that has trained at least a step")
     rows = read_log(path)
     if not rows:
         raise InputError(f"{path} has no steps yet")
+    return rows
+
+
+def compare(manifest: Manifest, rows: Sequence[Mapping[str, str]], steps: int | None = None) -> Audit:
+    """Compare the rows of a log with a manifest, as `audit` does."""
     logged, skipped = {int(row["step"]): row["digest"] for row in rows}, skipped_steps(rows)
     end, planned = max(logged) + 1, manifest.schedule.steps
     compared = min(end, planned, end if steps is None else steps)
