@@ -53,11 +53,10 @@ find_python() {
     fail 'uv could not fetch Python 3.11. Install Python 3.11, 3.12 or 3.13, or set PYTHON to the path of one.'
 }
 
-# A uv, if need be in a temporary folder.
+# A uv, if need be in a .venv of any Python 3, which is about to be made new.
 find_uv() {
   command -v uv && return
-  folder=$(mktemp -d)
-  python3 -m venv "$folder" >&2 && "$folder/bin/python" -m pip install --quiet 'uv>=0.5' >&2 && echo "$folder/bin/uv"
+  python3 -m venv --clear .venv >&2 && .venv/bin/python -m pip install --quiet 'uv>=0.5' >&2 && echo .venv/bin/uv
 }
 
 case $stack in
@@ -80,8 +79,8 @@ elif [ -n "$made" ] && [ "$made" != "$stack $PWD" ]; then
   why="it holds the stack $made"
 fi
 if [ -n "$why" ]; then
-  python=$(find_python)
   [ ! -d .venv ] || say "makes .venv new: $why"
+  python=$(find_python)
   "$python" -m venv --clear --without-pip .venv
   echo "$stack $PWD" >$stamp
 fi
@@ -91,5 +90,6 @@ sum=$(cat $lock pyproject.toml | cksum)
 say "installs the $stack stack for Python $(identity .venv/bin/python) into .venv (7 GB, about a minute)"
 .venv/bin/python -m ensurepip >/dev/null
 .venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
-.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps -r $lock -e .
+# -c: for the packages that pyproject.toml overrides, uv takes its ranges in the place of the lines of -r.
+.venv/bin/uv pip install --quiet --python .venv/bin/python --no-deps -r $lock -c $lock -e .
 printf '%s\n%s\n' "$stack $PWD" "$sum" >$stamp

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-TOOLS = ("cat", "chmod", "cksum", "cp", "dirname", "env", "mkdir", "mktemp", "rm", "sed", "sh")
+TOOLS = ("cat", "chmod", "cksum", "cp", "dirname", "env", "mkdir", "rm", "sed", "sh")
 # A Python that claims a version and a place. `venv` copies it; pip "installs" a uv that writes down what it is asked.
 PYTHON = """\
 #!/bin/sh
@@ -41,9 +41,11 @@ case "$1 $2" in
   "python dir") echo "$FETCHED" ;;
   "python install") echo "uv fetches $3" >> "$RECORD"; [ -e "$FETCHED/python$3" ] ;;
   "python find") echo "$FETCHED/python$3" ;;
-  "pip install") for word; do case $word in *.lock) echo "uv installs $word" >> "$RECORD" ;; esac; done ;;
+  "pip install") echo "uv installs ${*#*--no-deps }" >> "$RECORD" ;;
 esac
 """
+LOCKS = ("requirements.lock", "requirements-newest.lock")
+DECLARED, NEWEST = (f"uv installs -r {lock} -c {lock} -e ." for lock in LOCKS)
 
 
 class Machine:
@@ -56,7 +58,7 @@ class Machine:
         for tool in TOOLS:
             (self.path / tool).symlink_to(shutil.which(tool) or tool)
         shutil.copy(ROOT / "install.sh", self.clone)
-        for name in ("requirements.lock", "requirements-newest.lock", "pyproject.toml"):
+        for name in (*LOCKS, "pyproject.toml"):
             (self.clone / name).write_text("first")
         self.write(folder / "hidden/uv", UV)
 
@@ -116,7 +118,7 @@ def test_the_first_python_that_fits_is_taken(machine: Machine, pythons: Mapping[
         else:
             machine.add_python("3.11" if version == "bare" else version, name, bare=version == "bare")
     code, said, asked = machine.install()
-    assert (code, asked) == (0, [f"venv {taken}", "uv installs requirements.lock"]), said
+    assert (code, asked) == (0, [f"venv {taken}", DECLARED]), said
     assert f"installs the declared stack for Python {taken}" in said
 
 
@@ -145,7 +147,7 @@ def test_uv_fetches_a_python_where_none_fits_and_says_so(machine: Machine) -> No
     machine.add_program("uv", UV)
     machine.add_python("3.11", folder="fetched")
     code, said, asked = machine.install()
-    assert (code, asked) == (0, ["uv fetches 3.11", "venv 3.11", "uv installs requirements.lock"]), said
+    assert (code, asked) == (0, ["uv fetches 3.11", "venv 3.11", DECLARED]), said
     assert said.startswith("install.sh: no Python 3.11, 3.12 or 3.13 is here: uv fetches 3.11 into ")
 
 
@@ -154,7 +156,7 @@ def test_without_uv_any_python3_brings_one(machine: Machine) -> None:
     machine.add_python("3.11", folder="fetched")
     code, said, asked = machine.install()
     assert code == 0, said
-    assert asked == ["venv 3.10", "uv fetches 3.11", "venv 3.11", "uv installs requirements.lock"]
+    assert asked == ["venv 3.10", "uv fetches 3.11", "venv 3.11", DECLARED]
 
 
 def test_what_to_install_is_said_where_nothing_helps(machine: Machine) -> None:
@@ -175,7 +177,7 @@ def test_what_is_installed_is_not_installed_again(machine: Machine) -> None:
     assert machine.install(PYTHON="python3.11", STACK="declared") == (0, "", [])
     for name in ("requirements.lock", "pyproject.toml"):
         (machine.clone / name).write_text("second")
-        assert machine.install()[2] == ["uv installs requirements.lock"]  # into the .venv that is there
+        assert machine.install()[2] == [DECLARED]  # into the .venv that is there
 
 
 def test_an_installation_that_failed_is_done_again(machine: Machine) -> None:
@@ -183,16 +185,16 @@ def test_an_installation_that_failed_is_done_again(machine: Machine) -> None:
     broken = machine.folder / "broken"
     machine.write(broken, UV.replace('"pip install")', '"pip install") exit 1;'))
     assert machine.install(UV=str(broken), STACK="newest")[0] == 1
-    assert machine.install()[2] == ["uv installs requirements-newest.lock"]
+    assert machine.install()[2] == [NEWEST]
 
 
 def test_a_stack_stays_until_the_other_is_named_which_makes_all_new(machine: Machine) -> None:
     machine.add_python("3.12")
-    assert machine.install(STACK="newest")[2] == ["venv 3.12", "uv installs requirements-newest.lock"]
+    assert machine.install(STACK="newest")[2] == ["venv 3.12", NEWEST]
     machine.add_python("3.11")
     assert machine.install() == (0, "", [])
     code, said, asked = machine.install(STACK="declared")
-    assert (code, asked) == (0, ["venv 3.12", "uv installs requirements.lock"])  # its Python stays, too
+    assert (code, asked) == (0, ["venv 3.12", DECLARED])  # its Python stays, too
     assert f"makes .venv new: it holds the stack newest {machine.clone}" in said
     code, said, _ = machine.install(STACK="latest")
     assert (code, said) == (2, "install.sh: STACK=latest is not a stack. Stacks: declared, newest.\n")
@@ -203,7 +205,7 @@ def test_another_python_makes_all_new(machine: Machine) -> None:
     machine.add_python("3.12")
     machine.install()
     code, said, asked = machine.install(PYTHON="python3.12")
-    assert (code, asked) == (0, ["venv 3.12", "uv installs requirements.lock"])
+    assert (code, asked) == (0, ["venv 3.12", DECLARED])
     assert "makes .venv new: its Python is 3.11 in " in said
     assert machine.install() == (0, "", [])
 
@@ -215,7 +217,7 @@ def test_an_environment_without_its_python_is_made_new(machine: Machine) -> None
     python.unlink()
     python.symlink_to(machine.folder / "removed")
     code, said, asked = machine.install()
-    assert (code, asked) == (0, ["venv 3.12", "uv installs requirements.lock"])
+    assert (code, asked) == (0, ["venv 3.12", DECLARED])
     assert "makes .venv new: its Python does not fit: it does not run" in said
 
 
@@ -223,7 +225,7 @@ def test_an_environment_of_a_moved_clone_is_made_new(machine: Machine) -> None:
     machine.add_python("3.12")
     machine.install()
     machine.clone = machine.clone.rename(machine.folder / "moved")
-    assert machine.install()[2] == ["venv 3.12", "uv installs requirements.lock"]
+    assert machine.install()[2] == ["venv 3.12", DECLARED]
 
 
 def test_the_environment_may_be_on_the_path(machine: Machine) -> None:
@@ -233,14 +235,14 @@ def test_the_environment_may_be_on_the_path(machine: Machine) -> None:
     own = machine.clone / ".venv/bin"
     shutil.copy(own / "python", own / "python3.11")
     code, said, asked = machine.install(STACK="newest", PATH=f"{own}:{machine.path}")
-    assert (code, asked) == (0, ["venv 3.12", "uv installs requirements-newest.lock"]), said
+    assert (code, asked) == (0, ["venv 3.12", NEWEST]), said
 
 
 def test_an_environment_from_before_stacks_had_names_stays(machine: Machine) -> None:
     machine.add_python("3.11")
     machine.install()
     (machine.clone / ".venv/.installed").write_text("")
-    assert machine.install()[2] == ["uv installs requirements.lock"]
+    assert machine.install()[2] == [DECLARED]
 
 
 def test_the_pythons_are_those_of_the_package() -> None:
