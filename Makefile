@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
-install: ## set up .venv, which all targets do
+install: ## set up .venv, which all targets do first (STACK=newest for the newest GPUs; PYTHON=python3.12)
 	@./install.sh
 
 demo: install ## build, train, kill, resume, evaluate on real text (5 minutes on 2 cores)

@@ -19,6 +19,8 @@ fail() {
   exit 2
 }
 
+[ $# = 0 ] || fail "takes no arguments, but variables before its name: STACK=newest ./install.sh"
+
 # "fits", or what is wrong with a program. It has to be run: shims of pyenv exist for versions that are not chosen.
 check() {
   "$1" - 2>/dev/null <<'END' || echo 'it does not run'

@@ -76,14 +76,14 @@ class Machine:
     def add_program(self, name: str, text: str) -> None:
         self.write(self.path / name, text)
 
-    def install(self, **environment: str) -> tuple[int, str, list[str]]:
+    def install(self, *words: str, **environment: str) -> tuple[int, str, list[str]]:
         """Run it; return its exit code, what it printed, and what it asked Pythons and uv for."""
         record = self.folder / "record"
         record.write_text("")
         known = {"PATH": str(self.path), "RECORD": str(record), "UV": str(self.folder / "hidden/uv")}
         known["FETCHED"] = str(self.folder / "fetched")
         ended = subprocess.run(
-            ["/bin/sh", str(self.clone / "install.sh")],
+            ["/bin/sh", str(self.clone / "install.sh"), *words],
             env=known | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -198,6 +198,13 @@ def test_a_stack_stays_until_the_other_is_named_which_makes_all_new(machine: Mac
     assert f"makes .venv new: it holds the stack newest {machine.clone}" in said
     code, said, _ = machine.install(STACK="latest")
     assert (code, said) == (2, "install.sh: STACK=latest is not a stack. Stacks: declared, newest.\n")
+
+
+def test_settings_behind_the_name_are_refused(machine: Machine) -> None:
+    machine.add_python("3.11")
+    code, said, asked = machine.install("STACK=newest")
+    assert (code, asked) == (2, [])
+    assert "STACK=newest ./install.sh" in said
 
 
 def test_another_python_makes_all_new(machine: Machine) -> None:
