@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -258,6 +259,22 @@ def test_the_pythons_are_those_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     major, minor = high.split(", ")
     assert project["requires-python"] == f">={low.replace(', ', '.')},<{major}.{int(minor) + 1}"
+
+
+@pytest.mark.parametrize(
+    ("lock", "cuda"), [("requirements.lock", "nvidia-cuda-runtime-cu12"), ("requirements-newest.lock", "cuda-toolkit")]
+)
+def test_the_page_states_what_the_locks_hold(lock: str, cuda: str) -> None:
+    page, versions = (ROOT / "docs/getting-started/installation.md").read_text(), defaultdict(list)
+    for name, version in re.findall(r"^([\w-]+)==(\S+)", (ROOT / lock).read_text(), re.MULTILINE):
+        versions[name].append(version)
+    rows = [re.split(r" *\| *", line) for line in page.splitlines()]
+    [[name, torch, transformers, numpy]] = [row[1:2] + row[3:6] for row in rows if f"`{lock}`" in row]
+    [[built_for]] = [row[2:3] for row in rows if row[1:2] == [name.split()[0]] and row[2:3] != [f"`{lock}`"]]
+    assert [torch] == versions["torch"]
+    assert versions["transformers"][0].startswith(f"{transformers}.")
+    assert [".".join(version.split(".")[:2]) for version in versions["numpy"]] == re.findall(r"2\.\d+", numpy)[::-1]
+    assert versions[cuda][0].startswith(f"{built_for}.")
 
 
 def test_the_script_is_clean() -> None:
