@@ -5,10 +5,12 @@ Each name here works with all of them. COMET's encoder has a module of its own: 
 
 from __future__ import annotations
 
+import json
 import pickle
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,6 +41,27 @@ def _cache_name() -> str:
 
     parameters = inspect.signature(LlamaForCausalLM.forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"  # transformers 5.40 removes the old name
+
+
+def make_readable_by_all(folder: Path) -> None:
+    """Let transformers 4 read an exported model and its tokenizer that transformers 5 wrote.
+
+    It does not know the new name of the tokenizer's class, and would ignore the place of the rotary base.
+    """
+    for name, complete in (("tokenizer_config.json", _name_tokenizer), ("config.json", _name_rotary_base)):
+        path = folder / name
+        settings = json.loads(path.read_bytes())
+        complete(settings)
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _name_tokenizer(settings: dict[str, Any]) -> None:
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # known to both; transformers 5 writes TokenizersBackend
+
+
+def _name_rotary_base(settings: dict[str, Any]) -> None:
+    if "rope_parameters" in settings:
+        settings["rope_theta"] = settings["rope_parameters"]["rope_theta"]
 
 
 # The pickle of a checkpoint's `.metadata`.

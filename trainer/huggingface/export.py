@@ -113,6 +113,7 @@ def read_identity(folder: Path) -> Identity | None:
 
 def _fill(folder: Path, config: Config, manifest: Manifest, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's weights and its tokenizer into a folder."""
+    from trainer.compat import make_readable_by_all
     from trainer.model.decoder import empty_model, load_weights
 
     model = empty_model(config.model, manifest)
@@ -125,6 +126,7 @@ def _fill(folder: Path, config: Config, manifest: Manifest, checkpoint: Checkpoi
     if spare := list(range(manifest.vocab_size, model.config.vocab_size)):  # rows that pad the embedding
         settings.suppress_tokens = spare
     model.save_pretrained(folder)
+    make_readable_by_all(folder)
     usual = (folder / "config.json").stat().st_mode
     for path in folder.iterdir():
         path.chmod(usual)  # safetensors makes its files readable by the owner only
