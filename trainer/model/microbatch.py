@@ -18,11 +18,11 @@ import torch
 
 from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.errors import InputError
+from dataengine.hardware.sizes import NO_GPU_TO_MEASURE, divisors
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import write_file
 from dataengine.tables import size_words
 from trainer.model.memory import apart, largest_fitting, step_bytes
-from trainer.model.sizes import NO_GPU_TO_MEASURE, divisors
 from trainer.run.ranks import Collective
 
 log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dataengine.config.training import ModelConfig
-from trainer.model.flops import flops_per_token, peak_flops
+from dataengine.hardware.flops import flops_per_token, peak_flops
 
 
 def test_flops_of_tinyllama_by_hand() -> None:

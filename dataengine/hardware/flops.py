@@ -7,10 +7,8 @@ count.
 
 from __future__ import annotations
 
-import torch
-
 from dataengine.config.training import ModelConfig
-from trainer.model.sizes import layer_parameters, outer_parameters
+from dataengine.hardware.sizes import layer_parameters, outer_parameters
 
 # Dense bf16 operations per second, from the vendors' data sheets. The first name found in the device's name counts.
 _PEAKS = (
@@ -44,8 +42,3 @@ def flops_per_token(model: ModelConfig, vocab_size: int, seq_len: int) -> float:
 def peak_flops(device_name: str) -> float | None:
     """Return a device's bf16 operations per second; None if unknown."""
     return next((peak for name, peak in _PEAKS if name.lower() in device_name.lower()), None)
-
-
-def device_peak() -> float | None:
-    """Return the bf16 operations per second of this process's device; None on CPU."""
-    return peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
