@@ -1,4 +1,5 @@
-"""What a model needs of a GPU: parameters, operations; and what GPUs have.
+"""What a run needs of GPUs, and what GPUs have: parameters, memory, operations, hours.
 
-Input: the `model` section of a config and the sizes of a batch. Output: figures. Pure arithmetic: no file, no device.
+Input: the sections `model` and `train`, a manifest's sizes, a number of ranks. Output: figures. Pure arithmetic: no
+device is asked, and nothing here may import torch. `fitting` has the rule of `train.microbatch_size: auto`.
 """

@@ -1,4 +1,4 @@
-"""Operations of a training step and of a device: the two sides of model FLOPs utilization (MFU).
+"""Operations of a training step, and the share of a GPU's operations that training reaches (MFU).
 
 PaLM (arXiv 2204.02311, appendix B): 6 N + 12 L d T operations per token, forward and backward, for N parameters in
 matrix products (all but the input embedding), L layers of width d and T tokens of context. Recomputation does not
@@ -7,28 +7,20 @@ count.
 
 from __future__ import annotations
 
-from dataengine.config.training import ModelConfig
-from dataengine.hardware.sizes import layer_parameters, outer_parameters
+from dataengine.config.training import ModelConfig, TrainConfig
+from dataengine.hardware.sizes import layer_parameters, num_parameters, outer_parameters
 
-# Dense bf16 operations per second, from the vendors' data sheets. The first name found in the device's name counts.
-_PEAKS = (
-    ("B200", 2250e12),
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("H800", 989e12),
-    ("A100", 312e12),
-    ("A800", 312e12),
-    ("L40S", 362e12),
-    ("L40", 181e12),
-    ("L4", 121e12),
-    ("A40", 150e12),
-    ("A10", 125e12),
-    ("RTX 4090", 165e12),
-    ("RTX 3090", 71e12),
-    ("V100", 125e12),
-)
+# The share of a GPU's operations that a run reaches, from low to high: estimates, from what others report for bf16 and
+# FSDP. docs/internals/gpu-memory.md lists them.
+_FAST_FROM = 500e12  # operations per second from which on memory and launches limit more than the tensor cores do
+_FAST = (0.28, 0.42)  # H100, 1B to 8B: torchtitan 33 % eager; llm-foundry 41 to 46 % with fused norms
+_SLOW = (0.38, 0.56)  # A100: TinyLlama 56 %, torchtitan 57 %, llm-foundry 58 to 64 %
+_SMALL_BELOW = 500_000_000  # parameters
+_SMALL = (0.6, 0.85)  # llm-foundry on A100: 125M 0.75 and 350M 0.87 of 1B's share
+_MACHINE = 8  # GPUs of a machine
+_MACHINES = (0.65, 1.0)  # torchtitan on 128 GPUs 0.97 of 8; KempnerForge on 32, four to a machine, 0.5
+_COMPILED = (1.1, 1.2)  # torchtitan: 1.16
+_RECOMPUTED = (0.75, 0.9)  # 6 of 8 N operations count; llm-foundry: 0.85 to 0.9, with larger microbatches
 
 
 def flops_per_token(model: ModelConfig, vocab_size: int, seq_len: int) -> float:
@@ -39,6 +31,16 @@ def flops_per_token(model: ModelConfig, vocab_size: int, seq_len: int) -> float:
     return 6.0 * multiplied + 12.0 * model.num_hidden_layers * model.hidden_size * seq_len
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Return a device's bf16 operations per second; None if unknown."""
-    return next((peak for name, peak in _PEAKS if name.lower() in device_name.lower()), None)
+def mfu_range(model: ModelConfig, train: TrainConfig, vocab_size: int, peak: float, gpus: int) -> tuple[float, float]:
+    """Return the lowest and the highest MFU to expect on GPUs of `peak` operations per second: an estimate."""
+    low, high = _FAST if peak >= _FAST_FROM else _SLOW
+    factors = (
+        (num_parameters(model, vocab_size) < _SMALL_BELOW, _SMALL),
+        (gpus > _MACHINE, _MACHINES),
+        (train.compile, _COMPILED),
+        (train.activation_checkpointing, _RECOMPUTED),
+    )
+    for applies, (least, most) in factors:
+        if applies:
+            low, high = low * least, high * most
+    return low, high

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import psutil
 
 from dataengine.config.training import ModelConfig, TrainConfig, WandbConfig
-from dataengine.hardware.sizes import NO_GPU_TO_MEASURE, num_parameters
+from dataengine.hardware.fitting import NO_GPU_TO_MEASURE
+from dataengine.hardware.sizes import num_parameters
 from dataengine.mds.reader import SHARDS_MAPPED
 from dataengine.schedule.manifest import Manifest
 from dataengine.tables import size_words

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import pytest
-
-from dataengine.config.training import ModelConfig
-from dataengine.hardware.flops import flops_per_token, peak_flops
+from dataengine.config.training import ModelConfig, TrainConfig
+from dataengine.hardware.flops import flops_per_token, mfu_range
 
 
 def test_flops_of_tinyllama_by_hand() -> None:
@@ -15,9 +13,14 @@ def test_flops_of_tinyllama_by_hand() -> None:
     assert flops_per_token(tied, 32_000, 2048) == flops_per_token(ModelConfig(), 32_000, 2048)
 
 
-@pytest.mark.parametrize(
-    ("name", "peak"),
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12), ("?", None)],
-)
-def test_peaks_by_device_name(name: str, peak: float | None) -> None:
-    assert peak_flops(name) == peak
+def test_what_lowers_the_expected_mfu() -> None:
+    """The figures of the table, and nothing else: a large model on one machine of H100 or A100."""
+    model, train = ModelConfig(), TrainConfig()
+    assert mfu_range(model, train, 32_000, 989e12, 8) == (0.28, 0.42)
+    assert mfu_range(model, train, 32_000, 312e12, 8) == (0.38, 0.56)
+    assert mfu_range(model, train, 32_000, 989e12, 16) == (0.28 * 0.65, 0.42)
+    recomputed = TrainConfig(activation_checkpointing=True)
+    assert mfu_range(model, recomputed, 32_000, 989e12, 8) == (0.28 * 0.75, 0.42 * 0.9)
+    assert mfu_range(model, TrainConfig(compile=True), 32_000, 989e12, 8) == (0.28 * 1.1, 0.42 * 1.2)
+    small = ModelConfig(hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12)
+    assert mfu_range(small, train, 32_000, 989e12, 8) == (0.28 * 0.6, 0.42 * 0.85)
