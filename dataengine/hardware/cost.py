@@ -51,7 +51,10 @@ def _measured(of_gpu: float, operations: float, peak: float) -> str:
 
 def _estimated(work: Work, operations: float, peak: float, steps: int) -> list[tuple[str, str]]:
     """Return rows on the speed to expect and the hours that follow."""
-    low, high = mfu_range(work.model, work.train, work.manifest.vocab_size, peak, work.ranks)
+    expected = mfu_range(work.model, work.train, work.manifest.vocab_size, peak, work.ranks)
+    if expected is None:
+        return [("speed", "no estimate for so small a model, which cannot keep a GPU busy")]
+    low, high = expected
     slow, fast = (mfu * peak / operations for mfu in (low, high))
     tokens = steps * work.manifest.batch_size * work.manifest.seq_len
     least, most = (tokens / speed / work.ranks / 3600 for speed in (fast, slow))

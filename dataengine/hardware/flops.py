@@ -15,6 +15,7 @@ from dataengine.hardware.sizes import layer_parameters, num_parameters, outer_pa
 _FAST_FROM = 500e12  # operations per second from which on memory and launches limit more than the tensor cores do
 _FAST = (0.28, 0.42)  # H100, 1B to 8B: torchtitan 33 % eager; llm-foundry 41 to 46 % with fused norms
 _SLOW = (0.38, 0.56)  # A100: TinyLlama 56 %, torchtitan 57 %, llm-foundry 58 to 64 %
+_TINY_BELOW = 50_000_000  # parameters; a GPU mostly waits for launches, and nobody reports shares
 _SMALL_BELOW = 500_000_000  # parameters
 _SMALL = (0.6, 0.85)  # llm-foundry on A100: 125M 0.75 and 350M 0.87 of 1B's share
 _MACHINE = 8  # GPUs of a machine
@@ -31,11 +32,19 @@ def flops_per_token(model: ModelConfig, vocab_size: int, seq_len: int) -> float:
     return 6.0 * multiplied + 12.0 * model.num_hidden_layers * model.hidden_size * seq_len
 
 
-def mfu_range(model: ModelConfig, train: TrainConfig, vocab_size: int, peak: float, gpus: int) -> tuple[float, float]:
-    """Return the lowest and the highest MFU to expect on GPUs of `peak` operations per second: an estimate."""
+def mfu_range(
+    model: ModelConfig, train: TrainConfig, vocab_size: int, peak: float, gpus: int
+) -> tuple[float, float] | None:
+    """Return the lowest and the highest MFU to expect on GPUs of `peak` operations per second: an estimate.
+
+    None for tiny models.
+    """
+    parameters = num_parameters(model, vocab_size)
+    if parameters < _TINY_BELOW:
+        return None
     low, high = _FAST if peak >= _FAST_FROM else _SLOW
     factors = (
-        (num_parameters(model, vocab_size) < _SMALL_BELOW, _SMALL),
+        (parameters < _SMALL_BELOW, _SMALL),
         (gpus > _MACHINE, _MACHINES),
         (train.compile, _COMPILED),
         (train.activation_checkpointing, _RECOMPUTED),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,11 @@ def test_a_measured_speed_wins() -> None:
     lines = describe_cost(work(), H100, 160_000, tokens_per_second=400_000)
     assert lines[-1] == "speed       50,000 tokens/s on a GPU: 37% of 989 TFLOP/s (MFU)"
     assert not any(line.startswith("time") for line in lines)
+
+
+def test_no_speed_is_made_up_for_a_tiny_model() -> None:
+    tiny = replace(work(), model=ModelConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1))
+    assert describe_cost(tiny, H100, 10)[-1].startswith("speed       no estimate for so small a model")
 
 
 def test_sizes_that_do_not_fit() -> None:

@@ -24,3 +24,5 @@ def test_what_lowers_the_expected_mfu() -> None:
     assert mfu_range(model, TrainConfig(compile=True), 32_000, 989e12, 8) == (0.28 * 1.1, 0.42 * 1.2)
     small = ModelConfig(hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12)
     assert mfu_range(small, train, 32_000, 989e12, 8) == (0.28 * 0.6, 0.42 * 0.85)
+    tiny = small.model_copy(update={"num_hidden_layers": 1})
+    assert mfu_range(tiny, train, 1000, 989e12, 8) is None
