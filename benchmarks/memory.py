@@ -1,7 +1,8 @@
 """Peak GPU memory of a step, for plans of several sizes, without a GPU: `python benchmarks/memory.py`.
 
-Each plan is computed from two models of 3 and 4 layers, as `train.microbatch_size: auto` and `--dry-run` do. With
---whole the model of all layers is computed as well: one to three minutes each.
+Each plan is counted by PyTorch on two models of 3 and 4 layers, as `train.microbatch_size: auto` and `--dry-run` do,
+and computed in closed form, as `dataengine plan --gpu` does. With --whole the model of all layers is counted as well:
+one to three minutes each.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ sys.path[0] = str(ROOT)
 
 from dataengine.config.load import load_config  # noqa: E402
 from dataengine.config.training import ModelConfig  # noqa: E402
+from dataengine.hardware.memory import step_bytes as closed_form  # noqa: E402
 from dataengine.schedule.manifest import Manifest  # noqa: E402
 from dataengine.schedule.slots import Stage  # noqa: E402
 from trainer.model.memory import fake_step_bytes, step_bytes  # noqa: E402
@@ -52,11 +54,11 @@ def main() -> None:
             found = function(model, manifest, microbatch, shard_ranks=ranks, recompute=recompute)  # noqa: B023
             return found / 1e9, time.perf_counter() - begun
 
-        gigabytes, seconds = count(step_bytes)
+        (gigabytes, seconds), (closed, _) = count(step_bytes), count(closed_form)
         line = f"{name} {ranks:3} ranks, microbatch {microbatch:2}{', recomputed' if recompute else '            '}: "
-        line += f"{gigabytes:6.2f} GB in {seconds:3.0f} s"
+        line += f"{gigabytes:6.2f} GB in {seconds:3.0f} s; closed form {closed:6.2f} GB"
         row = {"benchmark": "memory", "model": name, "ranks": ranks, "microbatch": microbatch, "recompute": recompute}
-        row |= {"ours": round(gigabytes, 2), "unit": "GB"}
+        row |= {"ours": round(gigabytes, 2), "closed_form": round(closed, 2), "unit": "GB"}
         if options.whole:
             whole, took = count(fake_step_bytes)
             line += f"; all layers {whole:6.2f} GB in {took:3.0f} s"

@@ -35,13 +35,14 @@ from composer.utils import dist  # noqa: E402
 from dataengine.build.build import build  # noqa: E402
 from dataengine.config.load import load_config  # noqa: E402
 from dataengine.config.schema import Config  # noqa: E402
+from dataengine.hardware.flops import flops_per_token  # noqa: E402
+from dataengine.hardware.sizes import num_parameters  # noqa: E402
 from dataengine.schedule.manifest import Manifest  # noqa: E402
 from dataengine.schedule.rates import planned_settings  # noqa: E402
 from trainer.model.composer_model import TranslationModel, build_model  # noqa: E402
-from trainer.model.flops import device_peak, flops_per_token  # noqa: E402
+from trainer.model.device import device_peak  # noqa: E402
 from trainer.model.microbatch import choose_microbatch  # noqa: E402
 from trainer.model.optimizer import OptimizerSettings, make_optimizer  # noqa: E402
-from trainer.model.sizes import num_parameters  # noqa: E402
 from trainer.run.folder import open_run  # noqa: E402
 from trainer.run.ranks import ProcessGroup, Ranks  # noqa: E402
 from trainer.training.callbacks.gradients import ClipGradients  # noqa: E402

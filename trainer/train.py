@@ -16,6 +16,7 @@ if __name__ == "__main__":  # by path: as `python -m trainer train`, with the pa
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.errors import run_command
+from dataengine.hardware.gpus import find_gpu
 from trainer.checkpoints.marker import Checkpoint
 from trainer.checkpoints.uploads import Uploader, resume_uploads
 from trainer.preflight.problems import Problem
@@ -35,7 +36,10 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exits with 0, 2 for unusable input, or 3 for a step that must not be trained on."""
-    options = parse(train_parser(), arguments)
+    parser = train_parser()
+    options = parse(parser, arguments)
+    if options.gpu and not options.dry_run:
+        parser.error("--gpu goes with --dry-run")
     end_plainly(NOT_BEGUN)  # `main` can be called directly, too
     rank = Ranks.from_environment().rank
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -45,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return load_config(options.config, options.overrides)
 
     try:
-        code = run_command(lambda: dry_run(load) if options.dry_run else train(load), quiet=rank != 0)
+        code = run_command(lambda: dry_run(load, options.gpu) if options.dry_run else train(load), quiet=rank != 0)
     except BadStepError as error:
         code = 3
         if rank == 0:
@@ -55,13 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def dry_run(load: Callable[[], Config]) -> None:
+def dry_run(load: Callable[[], Config], gpu_name: str | None = None) -> None:
     """Check everything that the run needs, and describe the run. Raises InputError with all problems."""
+    gpu = find_gpu(gpu_name) if gpu_name else None
     with looked_at(load) as start:
         holder = holder_of(start.run) if start.group.ranks.rank == 0 else ""
         raise_gathered(start.group, [Problem(holder)] if holder else [])
         if start.group.ranks.rank == 0:
-            describe_start(start)
+            describe_start(start, gpu)
 
 
 def train(load: Callable[[], Config]) -> None:

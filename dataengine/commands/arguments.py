@@ -186,16 +186,25 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         "--diff", metavar="OTHER", help="show the first step at which OTHER, a config or manifest, differs"
     )
     parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="number of nodes (default: 1)")
-    parser.add_argument("--tokens-per-second", type=positive, metavar="N", help="estimate the hours of the run")
     parser.add_argument(
-        "--gpus", type=positive, metavar="N", help="with --tokens-per-second: estimate the GPU-hours of N GPUs"
+        "--gpu", metavar="NAME", help="estimate memory, microbatch and hours on GPUs such as h100-80, a100-40 or h200"
+    )
+    parser.add_argument(
+        "--gpus", type=positive, metavar="N", help="with --gpu, --tokens-per-second: number of GPUs in total"
+    )
+    parser.add_argument(
+        "--tokens-per-second",
+        type=positive,
+        metavar="N",
+        help="hours at this speed of all GPUs together, instead of an estimate",
     )
 
 
 def _misuse_of_plan(options: argparse.Namespace) -> str:
     if options.text and not options.steps:
         return "--text goes with --steps"
-    return "--gpus goes with --tokens-per-second" if options.gpus and not options.tokens_per_second else ""
+    goes = options.tokens_per_second or options.gpu
+    return "--gpus goes with --gpu or --tokens-per-second" if options.gpus and not goes else ""
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -304,11 +313,13 @@ COMMANDS = (
         "plan.run",
         "the content of every training step",
         "Show the schedule of a manifest or a config: stages, shares, epochs, samples that are never drawn, and the "
-        "cost of reading. A config that is not built, or not with these settings, is planned from the streams in the "
-        "store and from assumed sizes. Nothing is written, so `plan` answers what a changed setting would do.",
+        "cost of reading; with --gpu also memory, the microbatch that fits, and hours on GPUs. A config that is not "
+        "built, or not with these settings, is planned from the streams in the store and from assumed sizes. Nothing "
+        "is written, so `plan` answers what a changed setting would do.",
         (
             "plan yamls/parallel_last_all.yaml --plot plan.png --diff yamls/parallel_first.yaml",
             "plan yamls/mini/uni_en_zh.yaml stages.0.steps=60 --diff yamls/mini/uni_en_zh.yaml",
+            "plan yamls/parallel_last_all.yaml --gpu h100-80 --gpus 8",
         ),
         _add_plan,
         _misuse_of_plan,

@@ -18,6 +18,11 @@ from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import AssumeConfig
 from dataengine.errors import InputError, note
+from dataengine.hardware.cost import describe_cost
+from dataengine.hardware.fitting import Work
+from dataengine.hardware.gpus import Gpu, find_gpu
+from dataengine.hardware.memory import ERROR, step_bytes
+from dataengine.hardware.sizes import divisors
 from dataengine.mds.types import Shard, StoredFile, Stream
 from dataengine.schedule.fork import inherited_restarts
 from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
@@ -33,6 +38,7 @@ from dataengine.text.tokenizers.load import load_tokenizer
 
 _MOST_SHARDS = 1 << 18  # of a stream that is not built; more are counted as larger shards
 _MOST_LISTED = 100_000  # samples of a step whose ids are shown
+_VOCABULARY = 32_000  # tokens, if the tokenizer is not there: the paper's
 _UNKNOWN = "assumed"  # in place of the hashes of streams that are not built
 
 
@@ -48,7 +54,8 @@ def run(options: argparse.Namespace) -> None:
         for line in describe_steps(plan, first, last, options.text or 0):
             show(line)
     else:
-        show(describe_plan(plan, nodes=options.nodes, tokens_per_second=options.tokens_per_second, gpus=options.gpus))
+        speed = options.tokens_per_second
+        show(describe_plan(plan, nodes=options.nodes, tokens_per_second=speed, gpus=options.gpus, gpu=options.gpu))
     if words := stale_note(plan):
         note(words)
     if options.plot:
@@ -187,9 +194,17 @@ def _assumed_stream(name: str, assume: AssumeConfig | None, width: int, samples_
 
 
 def describe_plan(
-    plan: Plan, *, nodes: int = 1, tokens_per_second: float | None = None, gpus: int | None = None
+    plan: Plan,
+    *,
+    nodes: int = 1,
+    tokens_per_second: float | None = None,
+    gpus: int | None = None,
+    gpu: str | None = None,
 ) -> str:
-    """Tables of a plan: stages, streams, bytes that each of `nodes` nodes reads, and hours on `gpus` GPUs in total."""
+    """Tables of a plan: stages, streams, bytes that each of `nodes` nodes reads, and hours on `gpus` GPUs in total.
+
+    `gpu` is the short name of a GPU: then also memory, the microbatch that fits, and hours without a measured speed.
+    """
     manifest, schedule = plan.manifest, plan.manifest.schedule
     plan_id = "" if plan.assumed else f"plan {manifest.plan_id[:12]}"
     title = f"{manifest.name}: {', '.join(filter(None, (plan_id, plan.origin)))}"
@@ -239,6 +254,8 @@ def describe_plan(
         hours = total / tokens_per_second / 3600
         of_gpus = f" on {gpus} GPUs: {hours * gpus:,.0f} GPU-hours" if gpus else ""
         lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s{of_gpus}")
+    if gpu:
+        lines += ["", *gpu_cost(plan, find_gpu(gpu), gpus or 1, tokens_per_second), ""]
     if plan.assumed:
         lines.append("Sizes marked (assumed) are the config's. The build counts them: dataengine build CONFIG")
     if plan.missing:
@@ -246,6 +263,37 @@ def describe_plan(
     if plan.config:
         notes += idle_streams(plan.config.stages, schedule.own_stages, schedule.lanes)
     return "\n".join([*lines, *(f"note: {words}" for words in notes)])
+
+
+def gpu_cost(plan: Plan, gpu: Gpu, gpus: int, tokens_per_second: float | None = None) -> list[str]:
+    """Lines on what the run needs of GPUs of a kind: memory, the microbatch that fits, hours.
+
+    Raises InputError for a plan without a model, or a number of GPUs that does not divide the batch.
+    """
+    config, manifest = plan.config, plan.manifest
+    if config is None:
+        raise InputError("--gpu needs a config: a manifest has no model")
+    if manifest.batch_size % gpus:
+        fitting = [n for n in divisors(manifest.batch_size) if n < 2 * gpus]
+        raise InputError(
+            f"batch_size {manifest.batch_size:,} is not divisible by {gpus:,} GPUs. Give --gpus {fitting[-1]:,}, or "
+            f"another batch_size."
+        )
+    vocabulary, note = _vocabulary(plan)
+    work = Work(config.model, replace(manifest, vocab_size=vocabulary), config.train, gpus, step_bytes)
+    last = min(config.train.max_steps or manifest.schedule.steps, manifest.schedule.steps)
+    steps = max(last - config.first_step, 0)
+    return [*describe_cost(work, gpu, steps, error=ERROR, tokens_per_second=tokens_per_second), *note]
+
+
+def _vocabulary(plan: Plan) -> tuple[int, list[str]]:
+    """The tokens of a plan's vocabulary; and a line if the number is assumed, since there is no tokenizer yet."""
+    if plan.manifest.vocab_size or plan.config is None:
+        return plan.manifest.vocab_size, []
+    try:
+        return load_tokenizer(plan.config.tokenizer, plan.config.eos_token).vocab_size, []
+    except InputError:
+        return _VOCABULARY, [f"{plan.config.tokenizer} cannot be read: assumed a vocabulary of {_VOCABULARY:,} tokens"]
 
 
 def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:

@@ -82,7 +82,7 @@ def test_unusable_input_is_one_paragraph_and_exit_code_2(tmp_path: Path, capsys:
         (["build", "x", "--sample", "4M"], "--sample goes with --dry-run"),
         (["build", "x", "--ray-address", "here:1"], "--ray-address goes with --engine ray"),
         (["plan", "x", "--text", "1"], "--text goes with --steps"),
-        (["plan", "x", "--gpus", "8"], "--gpus goes with --tokens-per-second"),
+        (["plan", "x", "--gpus", "8"], "--gpus goes with --gpu or --tokens-per-second"),
         (["plan", "x", "--tokens-per-second", "0"], "must be a number from 1 on, got 0"),
         (["worker", "x"], "the following arguments are required: --slice"),
         (["build", "x", "--slice", "1/2", "--finalize"], "only one of --dry-run, --engine ray, --slice and --finalize"),

@@ -74,6 +74,9 @@ def test_a_dry_run_describes_and_trains_nothing(experiment: Experiment) -> None:
     assert re.search(r"memory of a step on a GPU: \d+\.\d MB with microbatches of 2\n", printed)
     assert "to train: steps 0 to 16, a new run" in printed
     assert not Path(out).exists()
+    assert ranks.finish(ranks.start(experiment.config, out, "--dry-run", "--gpu", "h100-80")) == [0, 0]
+    assert "GPUs        2 x h100-80 with 84.9 GB\n" in ranks.printed(out)
+    assert "microbatch  4 is the largest that leaves a tenth of the memory free\n" in ranks.printed(out)
     ranks.train(experiment.config, out, "train.max_steps=4")
     assert ranks.finish(ranks.start(experiment.config, out, "--dry-run")) == [0, 0]
     assert f"to train: steps 4 to 16, from {out}/checkpoints/step-00000004" in ranks.printed(out)

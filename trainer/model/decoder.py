@@ -7,11 +7,11 @@ from typing import Any
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dataengine.config.training import ModelConfig
+from dataengine.hardware.sizes import embedding_rows
 from dataengine.schedule.manifest import Manifest
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.marker import Checkpoint
 from trainer.compat import no_init_weights
-from trainer.model.sizes import embedding_rows
 
 _PREFIX = "decoder.hf."  # of the weights' names in a checkpoint: `TranslationModel.decoder`, `PackedDecoder.hf`
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK_TOKENS = 4096  # positions whose logits are in memory at a time
+from dataengine.hardware.memory import CHUNK_TOKENS
 
 
 class MeanCrossEntropy(torch.autograd.Function):
@@ -25,8 +25,8 @@ class MeanCrossEntropy(torch.autograd.Function):
         losses = states.new_empty(len(states), dtype=torch.float32)
         grad_states = torch.empty_like(states) if needs else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs else None
-        for start in range(0, len(states), _CHUNK_TOKENS):
-            part = slice(start, min(start + _CHUNK_TOKENS, len(states)))
+        for start in range(0, len(states), CHUNK_TOKENS):
+            part = slice(start, min(start + CHUNK_TOKENS, len(states)))
             logits = (states[part] @ weight.t()).float()  # (part, vocab)
             log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
             label = labels[part, None]

@@ -3,15 +3,14 @@
 PyTorch runs the step on fake tensors, sharded over fake ranks, and counts bytes. A whole 1.1B model takes a minute
 this way. Two models with few layers take seconds and give the same figure, since each layer adds the same amount. Not
 included: the CUDA context, NCCL, fragmentation. `compile` and liger's loss are counted as the code that they replace,
-which needs at least as much.
+which needs at least as much. dataengine/hardware/memory.py computes the same in closed form, without torch.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -49,12 +48,6 @@ def step_bytes(model: ModelConfig, manifest: Manifest, microbatch: int, *, shard
     layers, few = model.num_hidden_layers, min(model.num_hidden_layers, _FEW_LAYERS)
     peak = of_layers(few)
     return peak if layers == few else peak + (layers - few) * (of_layers(few + 1) - peak)
-
-
-def largest_fitting(sizes: Sequence[int], needed: Callable[[int], int], room: int) -> int:
-    """Return the largest of ascending sizes whose need is at most `room`; 0 if none fits."""
-    number = bisect_right(sizes, room, key=needed)
-    return sizes[number - 1] if number else 0
 
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:

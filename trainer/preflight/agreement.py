@@ -6,10 +6,10 @@ from dataengine.build.agreement import disagreements, read_built_config
 from dataengine.config.schema import Config
 from dataengine.config.training import TrainConfig
 from dataengine.errors import InputError
+from dataengine.hardware.sizes import divisors
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.open import open_store
 from dataengine.text.tokenizers.load import load_tokenizer
-from trainer.model.sizes import divisors
 from trainer.preflight.problems import Problem
 from trainer.run.folder import Run, read_run_manifest
 from trainer.run.ranks import count_ranks

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from dataengine.config.schema import Config
+from dataengine.hardware.sizes import checkpoint_bytes, num_parameters
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings
 from dataengine.schedule.stages import stage_rows
 from dataengine.storage.paths import is_url
 from dataengine.tables import size_words, table
 from trainer.checkpoints.steps import kept_checkpoints, last_step
-from trainer.model.sizes import checkpoint_bytes, num_parameters
 from trainer.run.ranks import count_ranks
 
 

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 import psutil
 
 from dataengine.config.training import ModelConfig, TrainConfig, WandbConfig
+from dataengine.hardware.fitting import NO_GPU_TO_MEASURE
+from dataengine.hardware.sizes import num_parameters
 from dataengine.mds.reader import SHARDS_MAPPED
 from dataengine.schedule.manifest import Manifest
 from dataengine.tables import size_words
-from trainer.model.sizes import NO_GPU_TO_MEASURE, num_parameters
 from trainer.preflight.problems import Problem
 from trainer.run.ranks import Ranks, count_ranks
 

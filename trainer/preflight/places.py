@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dataengine.config.schema import Config
 from dataengine.errors import DamagedError, InputError, MissingError
+from dataengine.hardware.sizes import checkpoint_bytes
 from dataengine.mds.reader import read_index
 from dataengine.mds.types import Stream
 from dataengine.schedule.manifest import Manifest
@@ -23,7 +24,6 @@ from dataengine.storage.paths import is_url
 from dataengine.storage.store import Store
 from dataengine.tables import size_words
 from trainer.checkpoints.steps import kept_checkpoints
-from trainer.model.sizes import checkpoint_bytes
 from trainer.preflight.problems import Problem
 from trainer.run.folder import SMALL_FILES, parse_json, run_folder
 from trainer.run.ranks import Collective, Ranks

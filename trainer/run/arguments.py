@@ -29,6 +29,11 @@ def train_parser() -> argparse.ArgumentParser:
     )
     _add_ranks(parser, "default: one for each GPU, or one without GPUs")
     parser.add_argument("--dry-run", action="store_true", help="check and describe the run; train nothing")
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="with --dry-run: memory and hours on GPUs such as h100-80, a100-40 or h200 (default: this machine's)",
+    )
     return parser
 
 

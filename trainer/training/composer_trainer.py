@@ -8,6 +8,7 @@ import torch
 from composer import Callback, DataSpec, Trainer
 
 from dataengine.config.schema import Config
+from dataengine.hardware.flops import flops_per_token
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings
 from dataengine.schedule.shard_cache import ShardCache
@@ -17,7 +18,7 @@ from trainer.checkpoints.uploads import Uploader
 from trainer.data.dataset import ScheduledDataset, make_loader, to_tensors
 from trainer.data.prefetch import Prefetcher
 from trainer.model.composer_model import build_model, is_sharded, sharding
-from trainer.model.flops import device_peak, flops_per_token
+from trainer.model.device import device_peak
 from trainer.model.optimizer import OptimizerSettings, make_optimizer
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective

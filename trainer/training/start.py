@@ -13,6 +13,8 @@ from dataengine.build.experiment import experiment_url
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
+from dataengine.hardware.fitting import Work
+from dataengine.hardware.gpus import Gpu
 from dataengine.schedule.manifest import Manifest, read_manifest
 from dataengine.schedule.rates import Settings, horizon_notes
 from dataengine.schedule.slots import Schedule
@@ -86,16 +88,19 @@ def raise_gathered(group: Collective, problems: list[Problem]) -> None:
     raise_problems(problem for found in group.gather(problems) for problem in found)
 
 
-def describe_start(start: Start) -> None:
-    """Print a description of the run."""
+def describe_start(start: Start, gpu: Gpu | None) -> None:
+    """Print a description of the run, and what it needs of GPUs: of this kind, or of this process's."""
     config, manifest, resume, world_size = start.config, start.manifest, start.resume, start.group.ranks.world_size
-    from trainer.model.microbatch import describe_memory
+    from trainer.model.device import own_gpu
+    from trainer.model.memory import step_bytes
+    from trainer.model.microbatch import describe_needs
 
     step = resume.step if resume else config.first_step
     settings = settings_ahead(history_so_far(config, start.run, resume), step, config, manifest.schedule)
     where = f"steps {step:,} to {start.last:,}, {f'from {resume.place}' if resume else 'a new run'}"
     print(describe(config, manifest, world_size, settings=settings, first=step))
-    print(f"\n{describe_memory(config.model, manifest, config.train, world_size)}")
+    work = Work(config.model, manifest, config.train, world_size, step_bytes)
+    print(f"\n{describe_needs(work, gpu or own_gpu(), start.last - step)}")
     print(f"to train: {where if step < start.last else 'nothing, all steps are trained'}")
 
 

@@ -38,6 +38,33 @@ def test_every_experiment_of_the_paper_can_be_planned_before_it_is_built(path: P
     assert "<svg" in (tmp_path / "plan.html").read_text()
 
 
+def test_a_plan_says_what_it_costs_on_gpus() -> None:
+    """Here of a config without its tokenizer: 32,000 tokens are assumed."""
+    ladder = str(ROOT / "yamls/ladder/1b_distributed.yaml")
+    lines = describe_plan(load_plan(ladder), gpu="h100-80", gpus=8).splitlines()
+    at = lines.index("GPUs        8 x h100-80 with 84.9 GB")
+    assert lines[at + 1].startswith("memory      67.9 GB at the peak of a step with microbatches of 16 (within 2% of")
+    assert lines[at + 5] == "time        103 to 154 hours for 160,000 steps: 821 to 1,231 GPU-hours"
+    assert lines[at + 6].endswith("llama2.model cannot be read: assumed a vocabulary of 32,000 tokens")
+    stops = describe_plan(load_plan(ladder, ["train.max_steps=1000"]), gpu="h100-80", gpus=8)
+    assert " for 1,000 steps: " in stops
+    one = describe_plan(load_plan(ladder), gpu="a100-40")
+    assert "microbatch  4 is the largest that leaves a tenth of the memory free" in one
+    with pytest.raises(InputError, match=r"batch_size 512 is not divisible by 7 GPUs. Give --gpus 8, or another"):
+        describe_plan(load_plan(ladder), gpu="h100-80", gpus=7)
+
+
+def test_a_built_plan_has_its_own_vocabulary(make_config: ConfigMaker, tmp_path: Path) -> None:
+    config = make_config()
+    build(config, workers=1)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert "assumed a vocabulary" not in describe_plan(load_plan(str(path)), gpu="l4")
+    manifest = f"{config.store}/experiments/{config.name}/manifest.json"
+    with pytest.raises(InputError, match="--gpu needs a config: a manifest has no model"):
+        describe_plan(load_plan(manifest), gpu="l4")
+
+
 def test_settings_have_equal_budgets() -> None:
     """What is added replaces an equal amount of the monolingual stream (paper, section 3)."""
     steps = {name: load_plan(str(SETTINGS[name])).manifest.schedule.steps for name in SETTINGS}

@@ -12,12 +12,12 @@ from dataengine.build.build import build
 from dataengine.config.schema import Config
 from dataengine.config.training import ModelConfig, TrainConfig, WandbConfig
 from dataengine.errors import InputError
+from dataengine.hardware.sizes import num_parameters
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings, learning_rate
 from tests.conftest import ROOT, ConfigMaker
 from tests.object_store import ObjectStore, object_store
 from trainer.model.decoder import empty_model
-from trainer.model.sizes import num_parameters
 from trainer.preflight import node, places
 from trainer.preflight.agreement import check_microbatch, check_sharding, check_world_size
 from trainer.preflight.check import check_run

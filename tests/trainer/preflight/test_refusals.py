@@ -34,7 +34,7 @@ from trainer.preflight import node, places
 from trainer.run.folder import open_run, run_folder
 from trainer.run.lock import hold_bucket, holder_of
 from trainer.run.ranks import Ranks, Rendezvous
-from trainer.train import dry_run, train
+from trainer.train import dry_run, main, train
 
 __all__ = ["object_store"]
 
@@ -93,7 +93,7 @@ def place(tmp_path: Path, make_config: ConfigMaker, monkeypatch: pytest.MonkeyPa
     session.run_session = run_session  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "trainer.training.session", session)
     monkeypatch.setattr("trainer.training.start.Rendezvous", Alone)
-    monkeypatch.setattr("trainer.model.microbatch.describe_memory", lambda *_: "")  # which takes half a minute
+    monkeypatch.setattr("trainer.model.microbatch.describe_needs", lambda *_: "")  # which takes half a minute
     return Place(tmp_path, make_config, monkeypatch)
 
 
@@ -110,6 +110,17 @@ def both_refuse(config: Config) -> str:
     assert Path(config.out).exists() == before
     assert re.sub(r"\.probe-\w+", "", refusal(train, config)) == re.sub(r"\.probe-\w+", "", dry)
     return dry
+
+
+def test_a_gpu_is_named_for_dry_runs_only(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["a.yaml", "--gpu", "h200"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith("dataengine train: error: --gpu goes with --dry-run\n")
+    with pytest.raises(SystemExit) as exit:
+        main(["a.yaml", "--dry-run", "--gpu", "h2000"])
+    assert exit.value.code == 2
+    assert "error: unknown GPU 'h2000' (did you mean 'h200'?). Known: " in capsys.readouterr().err
 
 
 def not_built(place: Place) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataengine.config.training import ModelConfig
 
-NO_GPU_TO_MEASURE = "train.microbatch_size is auto, which needs a GPU, and this machine has none. Set a number."
 _VOCAB_MULTIPLE = 64  # as in TinyLlama (lit_gpt/config.py)
 _CHECKPOINT_BYTES = 12  # per parameter: an fp32 weight and AdamW's two fp32 moments
 
