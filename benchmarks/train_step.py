@@ -40,11 +40,12 @@ from dataengine.schedule.rates import planned_settings  # noqa: E402
 from trainer.model.composer_model import TranslationModel, build_model  # noqa: E402
 from trainer.model.flops import device_peak, flops_per_token  # noqa: E402
 from trainer.model.microbatch import choose_microbatch  # noqa: E402
-from trainer.model.optimizer import OptimizerSettings, make_optimizer  # noqa: E402
+from trainer.model.optimizer import make_optimizer  # noqa: E402
 from trainer.model.sizes import num_parameters  # noqa: E402
 from trainer.run.folder import open_run  # noqa: E402
 from trainer.run.ranks import ProcessGroup, Ranks  # noqa: E402
 from trainer.training.callbacks.gradients import ClipGradients  # noqa: E402
+from trainer.training.callbacks.settings import OptimizerSettings  # noqa: E402
 from trainer.training.callbacks.stop import StopRequest  # noqa: E402
 from trainer.training.composer_trainer import make_trainer  # noqa: E402
 from trainer.training.resume import Beginning  # noqa: E402

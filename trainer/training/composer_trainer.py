@@ -18,7 +18,7 @@ from trainer.data.dataset import ScheduledDataset, make_loader, to_tensors
 from trainer.data.prefetch import Prefetcher
 from trainer.model.composer_model import build_model, is_sharded, sharding
 from trainer.model.flops import device_peak, flops_per_token
-from trainer.model.optimizer import OptimizerSettings, make_optimizer
+from trainer.model.optimizer import make_optimizer
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
 from trainer.training.callbacks.gradients import ClipGradients
@@ -27,6 +27,7 @@ from trainer.training.callbacks.losses import StreamLosses
 from trainer.training.callbacks.prefetch import Prefetch
 from trainer.training.callbacks.rng import RestoreRng
 from trainer.training.callbacks.save import SaveCheckpoints
+from trainer.training.callbacks.settings import OptimizerSettings
 from trainer.training.callbacks.spikes import Watch
 from trainer.training.callbacks.step_log import Speed, StepLog
 from trainer.training.callbacks.stop import StopRequest, StopWhenAsked
