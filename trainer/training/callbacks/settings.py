@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from composer import Callback, Logger, State
-
 from dataengine.schedule.rates import Settings
 from trainer.model.optimizer import apply_settings
+from trainer.training.callbacks.protocol import Callback, State
 
 
 class OptimizerSettings(Callback):
@@ -18,6 +17,6 @@ class OptimizerSettings(Callback):
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
-    def batch_start(self, state: State, logger: Logger) -> None:
+    def batch_start(self, state: State) -> None:
         """Set the settings before anything reads them."""
-        apply_settings(state.optimizers[0], self._settings, int(state.timestamp.batch))
+        apply_settings(state.optimizer, self._settings, state.step)
