@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
@@ -134,6 +135,7 @@ class SaveCheckpoints(Callback):
             init=self._init,
             digest=self._ledger.digest,
             finite=True,
+            torch=torch.__version__,
         )
 
     def _complete(self, folder: Path, marker: Marker, own: Sequence[str]) -> None:
