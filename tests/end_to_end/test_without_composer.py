@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.end_to_end import ranks
-from tests.end_to_end.straight import Experiment
+from tests.end_to_end.straight import Experiment, exact
 from trainer.run.log_csv import read_log
 
 STOPPED_AT = 8
@@ -38,7 +38,10 @@ def logs(experiment: Experiment) -> dict[str, list[dict[str, str]]]:
 def test_a_loop_without_composer_has_the_samples_and_losses_of_the_trainer(
     experiment: Experiment, logs: dict[str, list[dict[str, str]]], name: str
 ) -> None:
+    """To the last bit on as many ranks; on another number, sums have another order."""
     plain, straight = logs[name], experiment.straight
+    if RUNS[name] == 2:
+        assert exact(plain) == exact(straight)
     for column in ("step", "stage", "digest", "learning_rate", "samples/mono", "samples/en-zh", "samples/both"):
         assert [row[column] for row in plain] == [row[column] for row in straight]
     for column in ("loss", "loss/mono", "loss/en-zh", "loss/both"):
