@@ -29,8 +29,6 @@ os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_S
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29476"}
 
 import torch  # noqa: E402
-from composer import Callback, Logger, State  # noqa: E402
-from composer.utils import dist  # noqa: E402
 
 from dataengine.build.build import build  # noqa: E402
 from dataengine.config.load import load_config  # noqa: E402
@@ -42,12 +40,15 @@ from dataengine.schedule.rates import planned_settings  # noqa: E402
 from trainer.model.composer_model import TranslationModel, build_model  # noqa: E402
 from trainer.model.device import device_peak  # noqa: E402
 from trainer.model.microbatch import choose_microbatch  # noqa: E402
-from trainer.model.optimizer import OptimizerSettings, make_optimizer  # noqa: E402
+from trainer.model.optimizer import make_optimizer  # noqa: E402
 from trainer.run.folder import open_run  # noqa: E402
 from trainer.run.ranks import ProcessGroup, Ranks  # noqa: E402
 from trainer.training.callbacks.gradients import ClipGradients  # noqa: E402
+from trainer.training.callbacks.protocol import Callback, State  # noqa: E402
+from trainer.training.callbacks.settings import OptimizerSettings  # noqa: E402
 from trainer.training.callbacks.stop import StopRequest  # noqa: E402
-from trainer.training.composer_trainer import make_trainer  # noqa: E402
+from trainer.training.composer_adapter import Adapter, adapt  # noqa: E402
+from trainer.training.composer_trainer import join_group, make_trainer  # noqa: E402
 from trainer.training.resume import Beginning  # noqa: E402
 from trainer.training.session import end_workers  # noqa: E402
 
@@ -85,7 +86,7 @@ class Turns(Callback):
     count: int = 0
     begun: float = 0.0
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+    def batch_checkpoint(self, state: State) -> None:
         """The last event of a step."""
         self.count += 1
         if self.count % self.steps:
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     turns, steps = (15, 20) if options.full else (5, 10)
-    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu")
+    join_group(timeout_s=900)
     for row, values in (("step_cpu", CPU), ("step_cuda_1b", CUDA)):
         if (row == "step_cuda_1b") != torch.cuda.is_available():
             print(
@@ -165,10 +166,11 @@ def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dic
         stop=StopRequest(),
     )
     watch = Turns(steps, plain_loop(config, manifest, microbatch))
-    for callback in trainer.state.callbacks:
-        if not isinstance(callback, ClipGradients | OptimizerSettings):  # the peer clips, too
-            _time(callback, watch)
-    trainer.state.callbacks.insert(len(trainer.state.callbacks) - 2, watch)  # before checkpoints are saved
+    for adapter in trainer.state.callbacks:
+        assert isinstance(adapter, Adapter)
+        if not isinstance(adapter.callback, ClipGradients | OptimizerSettings):  # the peer clips, too
+            _time(adapter.callback, watch)
+    trainer.state.callbacks.insert(len(trainer.state.callbacks) - 2, adapt(watch))  # before checkpoints are saved
     try:
         trainer.fit()
         trainer.close()
@@ -222,22 +224,15 @@ def cpu_peak() -> float:
 
 def _time(callback: Callback, watch: Turns) -> None:
     """Add the time of a callback's hooks to `watch.spent`."""
-    for name in (
-        "before_dataloader",
-        "after_dataloader",
-        "batch_start",
-        "after_loss",
-        "after_train_batch",
-        "batch_end",
-    ):
+    for name in ("before_dataloader", "batch_start", "after_loss", "after_train_batch", "batch_end"):
         if name in type(callback).__dict__:
             setattr(callback, name, _timed(getattr(callback, name), watch))
 
 
-def _timed(hook: Callable[..., Any], watch: Turns) -> Callable[..., Any]:
-    def call(*arguments: Any) -> Any:
+def _timed(hook: Callable[[State], None], watch: Turns) -> Callable[[State], None]:
+    def call(state: State) -> None:
         begun = time.perf_counter()
-        hook(*arguments)
+        hook(state)
         watch.spent += time.perf_counter() - begun
 
     return call

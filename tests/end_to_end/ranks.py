@@ -164,15 +164,12 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
 def _seem_to_have_cuda(module: Any) -> None:
     """Let checkpoints hold what those of a run on CUDA do: a random state of the device, and a fused optimizer."""
     import torch
-    from composer.utils import dist, reproducibility
 
-    own, make = reproducibility.get_rng_state, module.make_optimizer
+    import trainer.training.callbacks.rng
 
-    def get_rng_state() -> list[dict[str, Any]]:
-        state = torch.full((16,), dist.get_global_rank(), dtype=torch.uint8)
-        return [{**of_rank, "cuda": state} for of_rank in own()]
-
-    reproducibility.get_rng_state = get_rng_state
+    own, make = trainer.training.callbacks.rng.own_rng_state, module.make_optimizer
+    cuda = torch.full((16,), int(os.environ["RANK"]), dtype=torch.uint8)
+    trainer.training.callbacks.rng.own_rng_state = lambda: {**own(), "cuda": cuda}
     module.make_optimizer = lambda model, config, *, fused: make(model, config, fused=True)
 
 
@@ -206,8 +203,8 @@ def _apply(probe: str) -> None:
         trainer.model.composer_model.TranslationModel.loss = loss  # type: ignore[method-assign, assignment]
     elif os.environ["RANK"] == "1":
 
-        def damage(self: Any, state: Any, logger: Any) -> None:
-            if int(state.timestamp.batch) == int(which) + 1:
+        def damage(self: Any, state: Any) -> None:
+            if state.step == int(which) + 1:
                 with torch.no_grad():
                     rows = state.model.decoder.hf.model.embed_tokens.weight.to_local()
                     rows[-1 if kind == "weight" else slice(None), 0] = float("nan")
@@ -256,24 +253,25 @@ def _die_before_the_first_step(module: Any) -> None:
 
 def _draw_random_numbers(module: Any) -> None:
     """Let every step draw a random number on each rank and note it in OUT/random.RANK.txt."""
-    from composer import Callback
+    from trainer.training.callbacks.protocol import Callback, State
+    from trainer.training.composer_adapter import adapt
 
     class Probe(Callback):
         def __init__(self, path: Path) -> None:
             self.path = path
 
-        def before_forward(self, state: Any, logger: Any) -> None:
+        def after_loss(self, state: State) -> None:
             import torch
 
             with self.path.open("a") as file:
-                file.write(f"{int(state.timestamp.batch)} {torch.rand(1).item()!r}\n")
+                file.write(f"{state.step} {torch.rand(1).item()!r}\n")
 
     make = module.make_trainer
 
     def make_with_probe(config: Any, *arguments: Any, **named: Any) -> Any:
         made = make(config, *arguments, **named)
         Path(config.out).mkdir(parents=True, exist_ok=True)
-        made.state.callbacks.append(Probe(Path(config.out) / f"random.{os.environ['RANK']}.txt"))
+        made.state.callbacks.append(adapt(Probe(Path(config.out) / f"random.{os.environ['RANK']}.txt")))
         return made
 
     module.make_trainer = make_with_probe

@@ -39,9 +39,9 @@ import trainer.training.callbacks.step_log, trainer.run.signals, trainer.train
 trainer.run.signals.END_LAUNCHER_S = {LAUNCHER_WAITS_S / 2}
 own = trainer.training.callbacks.ledger.SampleLedger.batch_start
 
-def batch_start(self, state, logger):
-    own(self, state, logger)
-    if int(state.timestamp.batch) == 6 and os.environ["RANK"] == "1":
+def batch_start(self, state):
+    own(self, state)
+    if state.step == 6 and os.environ["RANK"] == "1":
         Path(os.environ["SLOW"]).touch()
         time.sleep({STEP_S})
 

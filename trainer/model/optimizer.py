@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from composer import Callback, Logger, State
 from torch import nn
 
 from dataengine.config.training import TrainConfig
@@ -20,21 +19,6 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *, fused: bool) -> tor
         weight_decay=config.weight_decay,  # on all parameters, norms and embeddings too, as in the paper
         fused=fused,
     )
-
-
-class OptimizerSettings(Callback):
-    """Set the learning rate and the other settings before each step.
-
-    A checkpoint holds the settings of its own run. A scheduler that multiplies a base rate would keep the old base,
-    and the first step of a second stage would use the last rate of the first stage.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        """Set the settings before anything reads them."""
-        apply_settings(state.optimizers[0], self._settings, int(state.timestamp.batch))
 
 
 def apply_settings(optimizer: torch.optim.Optimizer, settings: Settings, step: int) -> None:

@@ -5,36 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from composer import Callback, DataSpec, Trainer
+from composer import DataSpec, Trainer
+from composer.utils import dist
 
 from dataengine.config.schema import Config
-from dataengine.hardware.flops import flops_per_token
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings
 from dataengine.schedule.shard_cache import ShardCache
 from dataengine.storage.open import open_store
-from trainer.checkpoints.steps import planned_checkpoints
 from trainer.checkpoints.uploads import Uploader
 from trainer.data.dataset import ScheduledDataset, make_loader, to_tensors
 from trainer.data.prefetch import Prefetcher
 from trainer.model.composer_model import build_model, is_sharded, sharding
-from trainer.model.device import device_peak
-from trainer.model.optimizer import OptimizerSettings, make_optimizer
+from trainer.model.optimizer import make_optimizer
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
-from trainer.training.callbacks.gradients import ClipGradients
-from trainer.training.callbacks.ledger import SampleLedger
-from trainer.training.callbacks.losses import StreamLosses
+from trainer.training.callbacks.make import make_callbacks
 from trainer.training.callbacks.prefetch import Prefetch
 from trainer.training.callbacks.rng import RestoreRng
-from trainer.training.callbacks.save import SaveCheckpoints
-from trainer.training.callbacks.spikes import Watch
-from trainer.training.callbacks.step_log import Speed, StepLog
-from trainer.training.callbacks.stop import StopRequest, StopWhenAsked
+from trainer.training.callbacks.stop import StopRequest
+from trainer.training.composer_adapter import ComposerState, Destination, adapt
 from trainer.training.loggers import make_loggers
 from trainer.training.restore import load_state
 from trainer.training.resume import Beginning
-from trainer.training.spikes import SpikeDetector
+
+
+def join_group(timeout_s: float) -> None:
+    """Create torch's process group, of the backend that the Trainer expects; of one rank, too."""
+    dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout_s)
 
 
 def make_trainer(
@@ -61,41 +59,13 @@ def make_trainer(
     )
     dataset = ScheduledDataset(manifest, cache, world_size=ranks.world_size)
     model = build_model(config.model, manifest, config.train)
-    ledger, clip = SampleLedger(manifest, ranks.rank), ClipGradients(config.train.clip_norm)
-    losses = StreamLosses(manifest, ledger, stop)
-    names = [stream.name for stream in manifest.streams]
-    detector = SpikeDetector(names, config.train.spike_factor, config.train.spike_window)
-    peak = device_peak()
-    speed = Speed(
-        flops_per_token(config.model, manifest.vocab_size, manifest.seq_len), peak and peak * ranks.world_size
+    rng = RestoreRng(ranks.rank)
+    callbacks = make_callbacks(
+        config, manifest, run, group, begin, settings, rng, last=last, uploader=uploader, stop=stop
     )
-    step_log = StepLog(run.folder, manifest, ledger, clip, losses, speed, interval=config.train.log_interval, last=last)
-    save = SaveCheckpoints(
-        group,
-        run,
-        manifest,
-        config.model.model_dump(mode="json"),
-        planned_checkpoints(config, manifest),
-        config.train.keep_checkpoints,
-        ledger=ledger,
-        uploader=uploader,
-        init=begin.lineage,
-    )
-    allowed = config.train.max_skipped_steps if config.train.on_bad_step == "skip" else None
-    watch = Watch(group, run.folder, manifest, ledger, losses, clip, detector, save.newest, allowed)
-    callbacks: list[Callback] = [
-        OptimizerSettings(settings),
-        RestoreRng(),
-        ledger,
-        clip,
-        losses,
-        watch,
-        *([step_log] if ranks.rank == 0 else []),
-        save,
-        StopWhenAsked(stop, save),
-    ]
     if ranks.local_rank == 0:
         callbacks.append(Prefetch(Prefetcher(cache, manifest, begin.step)))
+    loggers = make_loggers(config, run.folder, begin.step) if ranks.rank == 0 else []
     trainer = Trainer(
         model=model,
         train_dataloader=DataSpec(
@@ -109,12 +79,13 @@ def make_trainer(
         precision="amp_bf16" if on_gpu else "fp32",  # Composer has no bf16 on CPU
         device_train_microbatch_size=microbatch,  # Composer's "auto" would change the order of sums
         parallelism_config={"fsdp": sharding(config.train)} if is_sharded(ranks.world_size) else None,
-        callbacks=callbacks,
-        loggers=make_loggers(config, run.folder, begin.step) if ranks.rank == 0 else [],
+        callbacks=[adapt(callback) for callback in callbacks],
+        loggers=[Destination(logger) for logger in loggers],
         seed=config.train.seed,
         run_name=config.name.replace("/", "-"),
         progress_bar=False,  # StepLog prints
     )
     if begin.checkpoint:
-        load_state(trainer, begin.checkpoint, restart=begin.restart)
+        state = ComposerState(trainer.state, trainer.logger)
+        rng.states = load_state(state, begin.checkpoint, group, restart=begin.restart)
     return trainer

@@ -1,4 +1,4 @@
-"""Recompute losses and gradients of a step, on one process and without Composer's loop."""
+"""Recompute losses and gradients of a step, on one process and without Composer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from torch.distributed.checkpoint.state_dict import (
 
 from dataengine.arrays import Tokens
 from dataengine.config.schema import Config
-from dataengine.mds.writer import COLUMN
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.marker import Checkpoint
-from trainer.model.composer_model import TranslationModel, build_model
 from trainer.model.optimizer import apply_settings, make_optimizer
+from trainer.model.packed import PackedDecoder, build_decoder
 from trainer.training.determinism import make_deterministic
 
 
@@ -33,13 +32,14 @@ class Recomputation:
     def __init__(self, config: Config, manifest: Manifest, checkpoint: Checkpoint | None, step: int) -> None:
         """Load a checkpoint whose files are local, written by any number of ranks. `step` is the first step to train.
 
-        The names in a checkpoint are Composer's.
+        The names in a checkpoint are Composer's; weights are those of `TranslationModel`.
         """
         if config.train.deterministic:
             make_deterministic()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._config, self._step = config.train, step
-        self._model: TranslationModel = build_model(config.model, manifest, config.train).to(device)
+        self._decoder: PackedDecoder = build_decoder(config.model, manifest, config.train).to(device)
+        self._model = nn.ModuleDict({"decoder": self._decoder})
         self._optimizer = make_optimizer(self._model, config.train, fused=device == "cuda")
         if checkpoint is None:
             return
@@ -70,7 +70,7 @@ class Recomputation:
         for part in torch.from_numpy(tokens.astype(np.int64)).to(device).split(microbatch):
             share, on_gpu = len(part) / len(tokens), device.type == "cuda"
             with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
-                each = pass_in_bf16(self._model, part, share) if on_gpu else _Pass(self._model)(part, share)
+                each = pass_in_bf16(self._decoder, part, share) if on_gpu else _Pass(self._decoder)(part, share)
             losses += each.tolist()
         gradients: list[Tensor] = [p.grad for p in self._model.parameters() if p.grad is not None]
         return losses, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
@@ -79,18 +79,18 @@ class Recomputation:
 class _Pass(nn.Module):
     """Forward and backward pass of a microbatch."""
 
-    def __init__(self, model: TranslationModel) -> None:
+    def __init__(self, decoder: PackedDecoder) -> None:
         super().__init__()
-        self.model = model
+        self.decoder = decoder
 
     def forward(self, part: Tensor, share: float) -> Tensor:
         """Add the gradient of a share of the mean loss; return the loss of each sample. (b, seq_len + 1) -> (b,)."""
-        mean, each = self.model({COLUMN: part})
+        mean, each = self.decoder(part)
         (mean * share).backward()
         return cast(Tensor, each)
 
 
-def pass_in_bf16(model: TranslationModel, part: Tensor, share: float) -> Tensor:
+def pass_in_bf16(decoder: PackedDecoder, part: Tensor, share: float) -> Tensor:
     """Run `_Pass` with weights and activations in bf16, as FSDP does on CUDA; gradients are fp32."""
-    weights = {f"model.{name}": parameter.bfloat16() for name, parameter in model.named_parameters()}
-    return cast(Tensor, torch.func.functional_call(_Pass(model), weights, (part, share)))
+    weights = {f"decoder.{name}": parameter.bfloat16() for name, parameter in decoder.named_parameters()}
+    return cast(Tensor, torch.func.functional_call(_Pass(decoder), weights, (part, share)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -27,8 +26,6 @@ from trainer.checkpoints.retention import lease
 from trainer.run.folder import SMALL_FILES, Run, check_config, parse_json, read_run_manifest
 from trainer.run.log_csv import read_log, skipped_steps
 from trainer.run.settings import read_history, settings_at
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,6 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
     with lease(checkpoint) if checkpoint else nullcontext():
         if checkpoint and (problems := fetch_checkpoint(of_run, checkpoint)):
             raise InputError(f"{problems[0]}. Remove this checkpoint, or restore it.")
-        log.info("importing Composer, which takes a while")
         from trainer.training.recompute import Recomputation
 
         trained = Recomputation(config, manifest, checkpoint, reached)

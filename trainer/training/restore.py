@@ -1,4 +1,4 @@
-"""Load a checkpoint into Composer's Trainer."""
+"""Load a checkpoint into a new training."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import logging
 from typing import Any
 
 import torch
-from composer import Trainer
-from composer.utils import reproducibility
 
 from trainer.checkpoints.load import load_checkpoint, saved_names
 from trainer.checkpoints.marker import Checkpoint
-from trainer.run.ranks import count_ranks
-from trainer.training.callbacks.rng import RestoreRng
+from trainer.run.ranks import Collective, count_ranks
+from trainer.training.callbacks.protocol import State
+from trainer.training.callbacks.rng import gather_rng_states
 
 log = logging.getLogger(__name__)
 # Parts of a checkpoint that a second stage with its own step 0 does not load.
@@ -20,30 +19,28 @@ _OF_THE_PLAN = ("timestamp", "schedulers", "dataset_state", "callbacks")
 _CUDA_STATE = "rng.0.cuda"  # name of the first rank's, in checkpoints that were made on CUDA
 
 
-def load_state(trainer: Trainer, checkpoint: Checkpoint, *, restart: bool) -> None:
-    """Load a checkpoint, written by any number of ranks, into a new trainer; `restart` leaves out its plan.
+def load_state(state: State, checkpoint: Checkpoint, group: Collective, *, restart: bool) -> list[dict[str, Any]]:
+    """Load a checkpoint, written by any number of ranks, into a new training; `restart` leaves out its plan.
 
-    Same as composer.utils.checkpoint.load_sharded_checkpoint, which refuses the unsharded model of a run on one rank.
-    Random states are restored at the first step, as far as the checkpoint has them: one made without CUDA has no
-    state of a GPU.
+    Composer's own function refuses the unsharded model of a run on one rank. Return the random states by rank, for
+    `RestoreRng`, as far as the checkpoint has them: one made without CUDA has no state of a GPU. After a restart there
+    are none.
     """
-    state = trainer.state
     content: dict[str, Any] = {"state": state.state_dict()}
     if restart:
         content["state"] = {key: value for key, value in content["state"].items() if key not in _OF_THE_PLAN}
     else:
-        states, had_cuda = reproducibility.get_rng_state(), _CUDA_STATE in saved_names(checkpoint)
+        states, had_cuda = gather_rng_states(group), _CUDA_STATE in saved_names(checkpoint)
         _tell_differences(checkpoint, len(states), had_cuda=had_cuda, has_cuda="cuda" in states[0])
         content["rng"] = [
-            {name: state for name, state in of_rank.items() if name != "cuda" or had_cuda}
+            {name: value for name, value in of_rank.items() if name != "cuda" or had_cuda}
             for of_rank in states[: checkpoint.world_size]
         ]
     with torch.no_grad():
         load_checkpoint(content, checkpoint)
-        state.load_state_dict(content["state"], trainer.logger, strict=True)
-    for callback in state.callbacks:
-        if isinstance(callback, RestoreRng):
-            callback.states = content.get("rng")
+        state.load_state_dict(content["state"])
+    loaded: list[dict[str, Any]] = content.get("rng", [])
+    return loaded
 
 
 def _tell_differences(checkpoint: Checkpoint, ranks: int, *, had_cuda: bool, has_cuda: bool) -> None:

@@ -8,7 +8,6 @@ import signal
 import warnings
 
 import torch
-from composer.utils import dist
 
 from dataengine.config.schema import Config
 from dataengine.schedule.manifest import Manifest
@@ -21,7 +20,8 @@ from trainer.run.ranks import ProcessGroup, Ranks, cannot_meet, count_ranks
 from trainer.run.signals import asked_to_stop, end_at_once
 from trainer.training.callbacks.pulse import TellWhere
 from trainer.training.callbacks.stop import StopRequest
-from trainer.training.composer_trainer import make_trainer
+from trainer.training.composer_adapter import adapt
+from trainer.training.composer_trainer import join_group, make_trainer
 from trainer.training.determinism import make_deterministic
 from trainer.training.pulse import Pulse
 from trainer.training.resume import Beginning, find_beginning, prepare_folder
@@ -33,7 +33,6 @@ _GROUP_TIMEOUT_S = 900.0  # in addition to an outage; the pulse ends a hang soon
 def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, pulse: Pulse, *, last: int) -> None:
     """Train from the run's current step to step `last`, or until a signal asks to stop. Closes the pulse at the end."""
     warnings.filterwarnings("ignore", message="FSDP2 Config/APIs are experimental")
-    warnings.filterwarnings("ignore", message=r"\s*The current world size")  # about random states, on a resume
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # torch's own checkpoint writer
     warnings.filterwarnings("ignore", message="No scheduler")  # OptimizerSettings sets the rate
     end_at_once()
@@ -43,7 +42,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
     # the pulse ends a run that hangs long before it.
     timeout_s = config.train.outage_limit + _GROUP_TIMEOUT_S
     try:
-        dist.initialize_dist("gpu" if torch.cuda.is_available() else "cpu", timeout=timeout_s)
+        join_group(timeout_s)
     except torch.distributed.DistError as error:
         raise cannot_meet(error) from None
     pulse.at("finding the checkpoint, and loading it", may_wait=True)
@@ -65,7 +64,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
     trainer = make_trainer(
         config, manifest, run, group, begin, settings, last=last, microbatch=microbatch, uploader=uploader, stop=stop
     )
-    trainer.state.callbacks.insert(0, TellWhere(pulse))
+    trainer.state.callbacks.insert(0, adapt(TellWhere(pulse)))
     log.info("%s", describe(config, manifest, ranks.world_size, microbatch, settings=settings, first=begin.step))
     log.info(
         "%s: %s, %s, steps %d to %d of plan %s",

@@ -21,15 +21,15 @@ __all__ = ["object_store"]
 
 
 class FakeState:
-    """What saving uses of Composer's State: a step, and tensors of which each rank has its own."""
+    """What saving uses of a training's state: a step, and tensors of which each rank has its own."""
 
     def __init__(self, rank: int) -> None:
-        self.rank, self.timestamp = rank, SimpleNamespace(batch=0)
+        self.rank, self.step = rank, 0
 
     def state_dict(self) -> dict[str, Any]:
         import torch
 
-        return {f"weight{self.rank}": torch.full((1000,), self.timestamp.batch + self.rank / 10)}
+        return {f"weight{self.rank}": torch.full((1000,), self.step + self.rank / 10)}
 
 
 def remove_in_vain(remove: Callable[..., None]) -> Callable[..., None]:
@@ -81,12 +81,11 @@ def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment:
         group, run, manifest, {"hidden_size": 8}, [2, 4], 2, ledger=ledger, uploader=uploader, init={"a": 1}
     )
     state: Any = FakeState(rank)
-    logger: Any = None
-    save.fit_start(state, logger)
+    save.fit_start(state)
     save.save_now(state)  # the step that training starts at
     for step in range(1, 6):
-        state.timestamp.batch, ledger.digest = step, f"digest {step}"
-        save.batch_checkpoint(state, logger)
+        state.step, ledger.digest = step, f"digest {step}"
+        save.batch_checkpoint(state)
         if step >= 4:
             before = checkpoint_folder(run.folder, 4).joinpath("COMPLETE.json").stat().st_mtime_ns if step == 4 else 0
             save.save_now(state)
@@ -95,7 +94,7 @@ def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment:
     if uploader is not None:
         uploader.wait(60)
         uploader.failure = "the bucket is gone" if rank == 1 else None
-        state.timestamp.batch = 6
+        state.step = 6
         with pytest.raises(InputError, match="the bucket is gone"):  # on both ranks
             save.save_now(state)
         uploader.failure = None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from composer import Callback, Logger, State
-from composer.utils import dist
 from torch.distributed.tensor import DTensor
+
+from trainer.training.callbacks.protocol import Callback, State
 
 
 class ClipGradients(Callback):
@@ -23,14 +23,14 @@ class ClipGradients(Callback):
         self._excess = 1.0
         self.norm = float("nan")
 
-    def fit_start(self, state: State, logger: Logger) -> None:
+    def fit_start(self, state: State) -> None:
         """Average ones over the ranks: the result is 1 if the backend averages, the number of ranks if it sums."""
-        ones = state.device.tensor_to_device(torch.ones(dist.get_world_size()))
+        ones = torch.ones(torch.distributed.get_world_size(), device=state.device)
         average = torch.empty_like(ones[:1])
         torch.distributed.reduce_scatter_tensor(average, ones, op=torch.distributed.ReduceOp.AVG)
         self._excess = float(average.item())
 
-    def after_train_batch(self, state: State, logger: Logger) -> None:
+    def after_train_batch(self, state: State) -> None:
         """Clip between the backward pass and the optimizer's step."""
         gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
         parts = [

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-from composer import Callback, Logger, State
-from composer.utils import dist
 from torch import Tensor
 
 from dataengine.schedule.manifest import Manifest
 from trainer.training.callbacks.ledger import SampleLedger
+from trainer.training.callbacks.protocol import Callback, State
 from trainer.training.callbacks.stop import StopRequest
 
 
@@ -28,22 +25,22 @@ class StreamLosses(Callback):
         self.counts: dict[str, int] = {}  # samples of each stream
         self.samples: list[tuple[Tensor, Tensor]] = []  # ids and losses of this rank's microbatches
 
-    def batch_start(self, state: State, logger: Logger) -> None:
+    def batch_start(self, state: State) -> None:
         """Reset the sums."""
-        self._sums = state.device.tensor_to_device(torch.zeros(2, len(self._names) + 1, dtype=torch.float64))
+        self._sums = torch.zeros(2, len(self._names) + 1, dtype=torch.float64, device=state.device)
         self.samples = []
 
-    def after_loss(self, state: State, logger: Logger) -> None:
+    def after_loss(self, state: State) -> None:
         """Add a microbatch's losses by stream, without waiting for the device."""
-        losses = cast(tuple[Tensor, Tensor], state.outputs)[1].double()  # (microbatch,)
+        losses = state.outputs[1].double()  # (microbatch,)
         self._sums[0].index_add_(0, state.batch["stream"], losses)
         self._sums[1].index_add_(0, state.batch["stream"], torch.ones_like(losses))
         self.samples.append((state.batch["sample_id"], losses))
 
-    def after_train_batch(self, state: State, logger: Logger) -> None:
+    def after_train_batch(self, state: State) -> None:
         """Sum over the ranks."""
         self._sums[:, -1] = self._sums.new_tensor([self._ledger.strays, self._stop.asked])
-        dist.all_reduce(self._sums)
+        torch.distributed.all_reduce(self._sums)
         losses, counts = self._sums.tolist()
         if losses[-1]:
             self._ledger.refuse(state)

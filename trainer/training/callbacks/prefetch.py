@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from composer import Callback, Logger, State
-
 from trainer.data.prefetch import Prefetcher
+from trainer.training.callbacks.protocol import Callback, State
 
 
 class Prefetch(Callback):
@@ -13,10 +12,10 @@ class Prefetch(Callback):
     def __init__(self, prefetcher: Prefetcher) -> None:
         self._prefetcher = prefetcher
 
-    def batch_start(self, state: State, logger: Logger) -> None:
+    def batch_start(self, state: State) -> None:
         """Request the shards of the steps from here on."""
-        self._prefetcher.advance(int(state.timestamp.batch))
+        self._prefetcher.advance(state.step)
 
-    def close(self, state: State, logger: Logger) -> None:
+    def close(self) -> None:
         """Stop its thread."""
         self._prefetcher.close()

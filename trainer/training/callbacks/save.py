@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from composer import Callback, Logger, State
-from composer.utils import reproducibility
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
@@ -31,6 +29,8 @@ from trainer.checkpoints.retention import remove_old, set_aside
 from trainer.checkpoints.uploads import Uploader
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
+from trainer.training.callbacks.protocol import Callback, State
+from trainer.training.callbacks.rng import gather_rng_states
 from trainer.training.finite import describe_not_finite, not_finite
 from trainer.training.spikes import BadStepError
 
@@ -68,9 +68,9 @@ class SaveCheckpoints(Callback):
         self._steps, self._keep, self._ledger, self._uploader = frozenset(steps), keep, ledger, uploader
         self._saved = -1  # step of the newest checkpoint
 
-    def fit_start(self, state: State, logger: Logger) -> None:
+    def fit_start(self, state: State) -> None:
         """Count the first step as saved; upload the log, which was cut to it."""
-        self._saved = int(state.timestamp.batch)
+        self._saved = state.step
         if self._uploader is not None and self._group.ranks.rank == 0:
             self._uploader.publish()
 
@@ -80,9 +80,9 @@ class SaveCheckpoints(Callback):
             return "No checkpoint was saved yet."
         return f"All weights and moments of the last checkpoint, of step {self._saved:,}, are finite."
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+    def batch_checkpoint(self, state: State) -> None:
         """Save if planned. This is a step's last event, so the saved state is that of the step's end."""
-        if int(state.timestamp.batch) in self._steps:
+        if state.step in self._steps:
             self.save_now(state)
 
     def save_now(self, state: State) -> None:
@@ -91,11 +91,11 @@ class SaveCheckpoints(Callback):
         Raises InputError on all ranks if one of them gave up its uploads; the checkpoint is then on disk.
         Raises BadStepError on all ranks, before anything is written, if a weight or a moment is not finite.
         """
-        step = int(state.timestamp.batch)
+        step = state.step
         if step == self._saved:
             return
-        # The content of composer.utils.checkpoint.save_checkpoint, in a folder of our own.
-        content: dict[str, Any] = {"state": state.state_dict(), "rng": reproducibility.get_rng_state()}
+        # The content of a checkpoint by Composer, in a folder of our own.
+        content: dict[str, Any] = {"state": state.state_dict(), "rng": gather_rng_states(self._group)}
         self._check_finite(step, content["state"])
         folder = checkpoint_folder(self._run.folder, step)
         own = self._write(folder, content)

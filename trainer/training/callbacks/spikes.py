@@ -10,14 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from composer import Callback, Logger, State
-
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import write_file
 from trainer.run.ranks import Collective
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
+from trainer.training.callbacks.protocol import Callback, State
 from trainer.training.finite import describe_not_finite, not_finite
 from trainer.training.spikes import BadSample, BadStep, BadStepError, SpikeDetector
 
@@ -53,18 +52,18 @@ class Watch(Callback):
         self._ledger, self._losses, self._clip, self._detector = ledger, losses, clip, detector
         self._skipped: list[int] = []  # steps
 
-    def after_train_batch(self, state: State, logger: Logger) -> None:
+    def after_train_batch(self, state: State) -> None:
         """Judge the step, after the losses and the norm are known."""
         reason = self._detector.judge(self._losses.losses, self._losses.counts, self._clip.norm)
         if reason is None:
             return
-        step = int(state.timestamp.batch)
+        step = state.step
         path = self._out / f"bad-step-{step:08d}.json"
         parts = self._group.gather([(ids.tolist(), losses.tolist()) for ids, losses in self._losses.samples])
         if self._group.ranks.rank == 0:
             write_file(path, json.dumps(asdict(self._describe(state, step, reason, parts)), indent=1).encode())
         damaged = not_finite(dict(state.model.named_parameters()), self._group)
-        if self._allowed is None or damaged or len(self._skipped) >= self._allowed or not state.optimizers[0].state:
+        if self._allowed is None or damaged or len(self._skipped) >= self._allowed or not state.optimizer.state:
             raise BadStepError(
                 f"step {step:,}: {reason}. Training stopped before this step's update. {self._newest()} The samples "
                 f"are in {path}. Look at them: python trainer/replay.py {self._out}. {self._remedy(damaged)}"
@@ -95,7 +94,7 @@ class Watch(Callback):
             again += f", or with a higher train.max_skipped_steps ({len(self._skipped)} were skipped before this one)"
         return f"{again}; or build a child plan (`parent`) that leaves these samples out."
 
-    def batch_end(self, state: State, logger: Logger) -> None:
+    def batch_end(self, state: State) -> None:
         """Remember the losses of a step that was trained on."""
         if not self._ledger.skipped:
             self._detector.add(self._losses.losses, self._losses.counts)
@@ -110,7 +109,7 @@ class Watch(Callback):
             plan_id=self._manifest.plan_id,
             losses=self._losses.losses,
             grad_norm=self._clip.norm,
-            learning_rate=state.optimizers[0].param_groups[0]["lr"],
+            learning_rate=state.optimizer.param_groups[0]["lr"],
             samples=[
                 BadSample(slot, self._manifest.streams[number].name, k, by_id.get(k))
                 for slot, (k, number) in enumerate(zip(ids.tolist(), streams, strict=True))

@@ -11,7 +11,6 @@ from typing import Any, TextIO
 
 import psutil
 import torch
-from composer import Callback, Logger, State
 
 from dataengine.errors import naming
 from dataengine.schedule.manifest import Manifest
@@ -20,6 +19,7 @@ from trainer.run.log_csv import dump_rows, expand_columns, gap_words, missing_st
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
+from trainer.training.callbacks.protocol import Callback, State
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,9 @@ class StepLog(Callback):
         self._begun = self._ended = self._asked = time.monotonic()  # of training, the last step, the wait for a batch
         self._first = 0
 
-    def fit_start(self, state: State, logger: Logger) -> None:
+    def fit_start(self, state: State) -> None:
         """Open the log; remove the rows after the checkpoint that this run resumes from, since they come again."""
-        self._first = int(state.timestamp.batch)
+        self._first = state.step
         self._begun = self._ended = time.monotonic()
         kept = [row for row in self._rows_so_far() if int(row["step"]) < self._first]
         write_file(self._path, dump_rows(kept, self._columns))
@@ -81,29 +81,29 @@ class StepLog(Callback):
             log.warning("log.csv has no rows of these steps: %s", gap_words(gaps))
         return rows
 
-    def before_dataloader(self, state: State, logger: Logger) -> None:
+    def before_dataloader(self, state: State) -> None:
         """Note the time at which the wait for a batch begins."""
         self._asked = time.monotonic()
 
-    def batch_start(self, state: State, logger: Logger) -> None:
+    def batch_start(self, state: State) -> None:
         """Note the time and the learning rate at the step's start."""
         self._started = time.monotonic()
         self._wait = self._started - self._asked
-        self._learning_rate = state.optimizers[0].param_groups[0]["lr"]
+        self._learning_rate = state.optimizer.param_groups[0]["lr"]
 
-    def batch_end(self, state: State, logger: Logger) -> None:
+    def batch_end(self, state: State) -> None:
         """Write the row of the finished step."""
         assert self._file is not None  # opened by fit_start
         now = time.monotonic()
         whole, self._ended = now - self._ended, now
-        done = int(state.timestamp.batch)  # steps trained
+        done = state.step  # steps trained
         schedule = self._manifest.schedule
         cursors = schedule.cursors(done)
         rate = self._manifest.batch_size * self._manifest.seq_len / whole
         row: dict[str, Any] = {
             "step": done - 1,
             "stage": schedule.stages[schedule.stage_index(done - 1)].name,
-            "loss": state.total_loss_dict["loss/train/total"],
+            "loss": state.loss,
             "learning_rate": self._learning_rate,
             "grad_norm": self._clip.norm,
             "seconds": round(now - self._started, 4),
@@ -122,7 +122,7 @@ class StepLog(Callback):
         with naming(self._path):
             csv.DictWriter(self._file, self._columns).writerow(row)
             self._file.flush()
-        logger.log_metrics({name: value for name, value in row.items() if isinstance(value, int | float)}, step=done)
+        state.log_metrics({name: value for name, value in row.items() if isinstance(value, int | float)})
         if done % self._interval == 0 or done == self._last:
             print(self._line(row, done), flush=True)
 
@@ -144,7 +144,7 @@ class StepLog(Callback):
             f"{', NOT TRAINED ON' if row['skipped'] else ''}"
         )
 
-    def close(self, state: State, logger: Logger) -> None:
+    def close(self) -> None:
         """Close the log."""
         if self._file is not None:
             self._file.close()

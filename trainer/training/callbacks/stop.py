@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from composer import Callback, Logger, State
-
+from trainer.training.callbacks.protocol import Callback, State
 from trainer.training.callbacks.save import SaveCheckpoints
 
 
@@ -25,8 +24,8 @@ class StopWhenAsked(Callback):
     def __init__(self, stop: StopRequest, save: SaveCheckpoints) -> None:
         self._stop, self._save = stop, save
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+    def batch_checkpoint(self, state: State) -> None:
         """Save and stop, after all other events of the step."""
         if self._stop.agreed:
             self._save.save_now(state)
-            state.stop_training()
+            state.stop()
