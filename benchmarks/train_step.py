@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +159,13 @@ def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dic
     }
 
 
-def prepare(values: dict[str, Any], folder: Path, steps: int) -> tuple[Config, Manifest, int, Trainer]:
-    """Build a store in a folder; return a trainer over it, as a run has it, and its microbatch size."""
+def prepare(
+    values: dict[str, Any], folder: Path, steps: int, vocab_size: int | None = None
+) -> tuple[Config, Manifest, int, Trainer]:
+    """Build a store in a folder; return a trainer over it, as a run has it, and its microbatch size.
+
+    `vocab_size` gives the model the vocabulary of another tokenizer, for its size and speed.
+    """
     path = folder / "experiment.yaml"
     experiment = {
         **COMMON,
@@ -173,6 +178,7 @@ def prepare(values: dict[str, Any], folder: Path, steps: int) -> tuple[Config, M
     path.write_text(json.dumps(experiment))  # JSON is YAML
     config = load_config(path)
     manifest = build(config, workers=1).manifest
+    manifest = replace(manifest, vocab_size=vocab_size or manifest.vocab_size)
     run = open_run(config.out, config.cache)
     run.folder.mkdir()
     group = ProcessGroup(Ranks())
