@@ -10,7 +10,7 @@ from typing import Literal
 Verdict = Literal["ok", "off", "failed", "not run", "-"]  # "-": a figure without an expectation
 
 _COUNTED: tuple[Verdict, ...] = ("ok", "off", "failed", "not run")
-_WIDTHS = (40, 22, 32)  # of the columns before the verdict
+_WIDTHS = (40, 30, 30)  # of the columns before the verdict
 
 
 @dataclass(frozen=True, kw_only=True)
