@@ -57,7 +57,10 @@ def main() -> None:
         sys.exit(2)
     begun, out = time.monotonic(), options.out.resolve()
     folder = empty_folder(out.with_suffix(""))
-    machine = Runner("cuda", folder, begun + 300).ask("environment", "environment", {}, 300)
+    try:
+        machine = Runner("cuda", folder, begun + 300).ask("environment", "environment", {}, 300)
+    except ProcessError as error:
+        sys.exit(f"PyTorch cannot describe this machine: {error}")
     device = options.device or ("cuda" if machine["cuda"] else "cpu")
     minutes = options.minutes or (10 if device == "cuda" else 60)
     print(f"{describe(machine, device)}\n\n{HEADING}", flush=True)
@@ -88,7 +91,7 @@ def missing_packages() -> str:
     bring = "" if WHEELS.is_dir() else f"Run `make gpu-wheels` where there is a network, and copy {place} to here. "
     return (
         f"missing: {', '.join(missing)}. {bring}Install the wheels for this program alone, in {ROOT}:\n\n"
-        f"    {sys.executable} -m pip install --no-index --no-deps --target {target} {place}/*.whl"
+        f"    {sys.executable} -m pip install --no-index --no-deps --upgrade --target {target} {place}/*.whl"
     )
 
 

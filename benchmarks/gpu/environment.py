@@ -33,7 +33,7 @@ def _device() -> dict[str, Any]:
         "memory": total,
         "free": free,
         "cudnn": torch.backends.cudnn.version(),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None,
     }
 
 

@@ -186,7 +186,7 @@ def test_packages_that_are_missing_are_told_with_the_command(monkeypatch: pytest
     monkeypatch.setattr(gpu_check, "WHEELS", ROOT / "dist" / "no-wheels")
     words = gpu_check.missing_packages()
     assert words.startswith("missing: xxhash. Run `make gpu-wheels` where there is a network")
-    assert words.endswith("-m pip install --no-index --no-deps --target .gpu-packages dist/no-wheels/*.whl")
+    assert words.endswith("-m pip install --no-index --no-deps --upgrade --target .gpu-packages dist/no-wheels/*.whl")
 
 
 def test_only_the_folder_of_an_earlier_check_is_replaced(tmp_path: Path) -> None:
