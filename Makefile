@@ -7,7 +7,7 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url --no-header --no-annotate --quiet \
     --upgrade --python-version 3.11 --extra eval --extra comet --extra dev --extra docs
 
-.PHONY: help install demo test test-all study chaos lint docs bench audit lock clean
+.PHONY: help install demo test test-all study chaos lint docs bench gpu-wheels audit lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -42,8 +42,16 @@ docs: install ## write the generated reference pages, then the site: site/index.
 	PYTHONPATH=. $(BIN)/python -m docs.generate
 	$(MKDOCS)
 
-bench: install ## run the benchmarks in their quick form (not spikes.py, which trains 73 models)
-	for program in $(filter-out benchmarks/spikes.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program || exit 1; done
+bench: install ## run the benchmarks in their quick form (not spikes.py, which trains 73 models, nor gpu_check.py)
+	for program in $(filter-out benchmarks/spikes.py benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program || exit 1; done
+
+gpu-wheels: install ## collect what benchmarks/gpu_check.py needs beside PyTorch, for Python 3.12 without a network
+	rm -rf dist/gpu-wheels
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+	    --python-version 3.12 --implementation cp --platform manylinux1_x86_64 --platform manylinux2010_x86_64 \
+	    --platform manylinux2014_x86_64 $(foreach glibc,$(shell seq 5 28),--platform manylinux_2_$(glibc)_x86_64) \
+	    --constraint requirements-newest.lock --requirement benchmarks/gpu/wheels.txt --dest dist/gpu-wheels
+	du -sh dist/gpu-wheels
 
 audit: install ## known vulnerabilities of the pinned dependencies (asks the network)
 	for lock in requirements*.lock; do $(BIN)/uvx pip-audit --requirement $$lock --no-deps --disable-pip || exit 1; done

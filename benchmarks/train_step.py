@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_S
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29476"}
 
 import torch  # noqa: E402
+from composer import Trainer  # noqa: E402
 
 from dataengine.build.build import build  # noqa: E402
 from dataengine.config.load import load_config  # noqa: E402
@@ -137,34 +138,7 @@ def main() -> None:
 def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dict[str, Any]:
     """Train for several turns of several steps; tokens/s of both, and the other columns of the table."""
     total = (turns + 1) * steps
-    path = folder / "experiment.yaml"
-    experiment = {
-        **COMMON,
-        **values,
-        "name": "benchmark",
-        "out": str(folder / "run"),
-        "store": str(folder / "store"),
-        "stages": [{"name": "all", "steps": total, "mix": {"mono": 1}}],
-    }
-    path.write_text(json.dumps(experiment))  # JSON is YAML
-    config = load_config(path)
-    manifest = build(config, workers=1).manifest
-    run = open_run(config.out, config.cache)
-    run.folder.mkdir()
-    group = ProcessGroup(Ranks())
-    microbatch = choose_microbatch(config.model, manifest, config.train, run.folder, group)
-    trainer = make_trainer(
-        config,
-        manifest,
-        run,
-        group,
-        Beginning(),
-        planned_settings(config, manifest.schedule),
-        last=total,
-        microbatch=microbatch,
-        uploader=None,
-        stop=StopRequest(),
-    )
+    config, manifest, microbatch, trainer = prepare(values, folder, total)
     watch = Turns(steps, plain_loop(config, manifest, microbatch))
     for adapter in trainer.state.callbacks:
         assert isinstance(adapter, Adapter)
@@ -187,6 +161,45 @@ def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dic
         "memory_gb": _memory_gb(),
         "parameters": num_parameters(config.model, manifest.vocab_size),
     }
+
+
+def prepare(
+    values: dict[str, Any], folder: Path, steps: int, vocab_size: int | None = None
+) -> tuple[Config, Manifest, int, Trainer]:
+    """Build a store in a folder; return a trainer over it, as a run has it, and its microbatch size.
+
+    `vocab_size` gives the model the vocabulary of another tokenizer, for its size and speed.
+    """
+    path = folder / "experiment.yaml"
+    experiment = {
+        **COMMON,
+        **values,
+        "name": "benchmark",
+        "out": str(folder / "run"),
+        "store": str(folder / "store"),
+        "stages": [{"name": "all", "steps": steps, "mix": {"mono": 1}}],
+    }
+    path.write_text(json.dumps(experiment))  # JSON is YAML
+    config = load_config(path)
+    manifest = build(config, workers=1).manifest
+    manifest = replace(manifest, vocab_size=vocab_size or manifest.vocab_size)
+    run = open_run(config.out, config.cache)
+    run.folder.mkdir()
+    group = ProcessGroup(Ranks())
+    microbatch = choose_microbatch(config.model, manifest, config.train, run.folder, group)
+    trainer = make_trainer(
+        config,
+        manifest,
+        run,
+        group,
+        Beginning(),
+        planned_settings(config, manifest.schedule),
+        last=steps,
+        microbatch=microbatch,
+        uploader=None,
+        stop=StopRequest(),
+    )
+    return config, manifest, microbatch, trainer
 
 
 def plain_loop(config: Config, manifest: Manifest, microbatch: int) -> Callable[[], None]:

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from dataengine.commands.arguments import COMMANDS, PROGRAMS, Command, Program, add_ranks, is_file, refuse_option
@@ -134,7 +134,7 @@ def make_parser(*, listed: bool = False) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"dataengine {version('dataengine')}")
+    parser.add_argument("--version", action="version", version=f"dataengine {_version()}")
     parser.add_argument(
         "--print-completion", action=_PrintCompletion, choices=_SHELLS, help="print a script for the shell and exit"
     )
@@ -149,6 +149,14 @@ def make_parser(*, listed: bool = False) -> argparse.ArgumentParser:
             add_ranks(one)
         is_file(one.add_argument("arguments", nargs="*"))
     return parser
+
+
+def _version() -> str:
+    """Return the installed version. A checkout runs without being installed, from its own folder."""
+    try:
+        return version("dataengine")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _texts(command: Command) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""Compute the memory of steps without a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dataengine.config.training import ModelConfig, TrainConfig
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.slots import Stage
+from trainer.model.memory import step_bytes
+from trainer.model.microbatch import largest_microbatch
+
+Question = tuple[int, int, bool]  # microbatch, ranks, activation checkpointing
+
+
+def answer(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the bytes of each of `questions`, and with a `room` of one rank the microbatch that `auto` takes.
+
+    Other keys: `model`, `seq_len`, `vocab_size`, `batch_size`.
+    """
+    model, batch = ModelConfig(**settings["model"]), settings["batch_size"]
+    stages = (Stage("all", 1, {"mono": batch}),)
+    manifest = Manifest("m", "t", settings["vocab_size"], 2, settings["seq_len"], batch, 1, 17, 8, (), stages)
+    questions: list[Question] = settings["questions"]
+    found: dict[str, Any] = {
+        "bytes": [
+            step_bytes(model, manifest, size, shard_ranks=ranks, recompute=recompute)
+            for size, ranks, recompute in questions
+        ]
+    }
+    if "room" in settings:
+        found["auto"], _ = largest_microbatch(model, manifest, TrainConfig(), 1, settings["room"])
+    return found
