@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
 import math
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.schedule.manifest import Manifest
+from trainer.model.attention import choose_attention
 from trainer.model.decoder import llama_config, new_model
 from trainer.model.loss import MeanCrossEntropy
-
-log = logging.getLogger(__name__)
 
 
 class PackedDecoder(nn.Module):
@@ -74,7 +69,7 @@ def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -
 
     The weights depend on `init_seed` alone, so they are the same on every rank.
     """
-    hf = new_model(llama_config(config, manifest, _choose_attention(train.attention)))
+    hf = new_model(llama_config(config, manifest, choose_attention(train.attention)))
     generator = torch.Generator().manual_seed(config.init_seed)
     std = math.sqrt(2 / 5 / config.hidden_size)
     output_std = 1 / math.sqrt(config.hidden_size) / config.num_hidden_layers
@@ -99,38 +94,3 @@ def recompute_layers(hf: LlamaForCausalLM) -> None:
     """
     for number, layer in enumerate(hf.model.layers):
         hf.model.layers[number] = checkpoint_wrapper(layer, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
-
-
-def _attend_on_cpu(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
-) -> tuple[Tensor, None]:
-    """Call transformers' SDPA, with keys and values repeated where they have fewer heads than queries.
-
-    Without a mask, transformers leaves the repetition to PyTorch (enable_gqa). On CPU, PyTorch then uses its plain
-    kernel instead of its flash kernel.
-    """
-    if mask is None:
-        groups = cast(int, module.num_key_value_groups)
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    return sdpa_attention_forward(module, query, key, value, mask, **settings)
-
-
-_ON_CPU = "sdpa_on_cpu"
-AttentionInterface.register(_ON_CPU, _attend_on_cpu)
-AttentionMaskInterface.register(_ON_CPU, sdpa_mask)  # for transformers' own forward pass
-
-
-def _choose_attention(configured: str) -> str:
-    """Choose flash_attention_2 on CUDA if flash-attn can be imported, else SDPA; log the choice, return its name."""
-    if configured != "auto":
-        chosen, reason = configured, "as configured"
-    elif not torch.cuda.is_available():
-        chosen, reason = "sdpa", "no CUDA device"
-    else:
-        try:
-            importlib.import_module("flash_attn")
-            chosen, reason = "flash_attention_2", "flash-attn is installed"
-        except ImportError as error:
-            chosen, reason = "sdpa", f"flash-attn cannot be imported: {error}"
-    log.info("attention: %s (%s)", chosen, reason)
-    return chosen if torch.cuda.is_available() or chosen != "sdpa" else _ON_CPU

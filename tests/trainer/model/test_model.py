@@ -138,7 +138,7 @@ def test_attention_is_called_causal_without_a_mask(monkeypatch: pytest.MonkeyPat
         return query.transpose(1, 2), None
 
     monkeypatch.setitem(AttentionInterface._global_mapping, "stub", stub)
-    monkeypatch.setattr(packed, "_choose_attention", lambda configured: "stub")
+    monkeypatch.setattr(packed, "choose_attention", lambda configured: "stub")
     build_model(SIZES, MANIFEST, TrainConfig())({"tokens": torch.zeros((3, 17), dtype=torch.int64)})
     assert calls == [((3, 4, 16, 16), (3, 2, 16, 16), (3, 2, 16, 16), None, 0.25, 0.0)] * 2
 
