@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Without --quiet, which would hide the warnings that --strict counts
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 INSTALLED := $(VENV)/.installed
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url --no-header --no-annotate --quiet \
+    --upgrade --extra eval --extra comet --extra dev --extra docs
 
 .PHONY: help install demo test test-all study chaos lint docs bench audit lock clean
 
@@ -46,9 +48,9 @@ bench: $(INSTALLED) ## run the benchmarks in their quick form (not spikes.py, wh
 audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies (asks the network)
 	$(BIN)/uvx pip-audit --requirement requirements.lock --no-deps --disable-pip
 
-lock: $(INSTALLED) ## resolve the dependencies again
-	$(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url --no-header --no-annotate \
-	    --extra eval --extra comet --extra dev --extra docs --quiet --upgrade -o requirements.lock
+lock: $(INSTALLED) ## resolve the dependencies of both stacks again
+	$(COMPILE) --constraint constraints-declared.txt -o requirements.lock
+	$(COMPILE) -o requirements-newest.lock
 
 clean: ## remove what the demonstration, the study and the chaos left
 	rm -rf runs/demo runs/study runs/chaos

@@ -10,6 +10,7 @@ import datetime
 import io
 import pickle
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from numpy._core import multiarray
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorProperties
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.torch_version import TorchVersion
 
 from dataengine.errors import InputError
 from trainer.checkpoints.marker import Checkpoint
+from trainer.compat import AnyTensorProperties, NewerTorchError, python_module
 
 _METADATA = frozenset(
     {
@@ -42,7 +44,6 @@ _METADATA = frozenset(
                 "Metadata",
                 "MetadataIndex",
                 "StorageMeta",
-                "TensorProperties",
                 "TensorStorageMetadata",
                 "_MEM_FORMAT_ENCODING",
             )
@@ -68,9 +69,12 @@ def load_checkpoint(content: dict[str, Any], checkpoint: Checkpoint, *, no_dist:
     """
     if no_dist:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
+    reader = _Reader(checkpoint)
     try:
-        dcp.load(content, storage_reader=_Reader(checkpoint), planner=_Planner(), no_dist=no_dist)
+        dcp.load(content, storage_reader=reader, planner=_Planner(), no_dist=no_dist)
     except CheckpointException as error:
+        if reader.problem is not None:  # torch 2.15 keeps only its text
+            raise reader.problem from None
         for failure, _ in error.failures.values():
             if isinstance(failure, InputError):
                 raise failure from None
@@ -90,10 +94,15 @@ def saved_names(checkpoint: Checkpoint) -> frozenset[str]:
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Return a class of the list, or a dtype of torch."""
+        module = python_module(module)
         if (module, name) == ("builtins", "getattr"):  # an enumeration's member, as Python before 3.11.4 writes it
             return _get_member
+        if (module, name) == (TensorProperties.__module__, TensorProperties.__name__):
+            return AnyTensorProperties
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) not in _METADATA and not is_dtype:
+            if module.startswith("torch.") and not hasattr(sys.modules.get(module), name):
+                raise NewerTorchError(f"{module}.{name}")
             raise pickle.UnpicklingError(f"it contains {module}.{name}, which our checkpoints do not")
         return super().find_class(module, name)
 
@@ -110,6 +119,7 @@ class _Reader(FileSystemReader):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.folder)
         self._checkpoint = checkpoint
+        self.problem: InputError | None = None
 
     def read_metadata(self) -> Metadata:
         """Read `.metadata`; all data must be in the checkpoint's own files."""
@@ -123,8 +133,14 @@ class _Reader(FileSystemReader):
                     raise pickle.UnpicklingError(f"its data are in {info.relative_path}, outside the checkpoint")
         except OSError:
             raise
+        except NewerTorchError as error:
+            self.problem = InputError(
+                f"{path} cannot be read: {error}. Install a newer torch, or use another checkpoint."
+            )
+            raise self.problem from None
         except Exception as error:  # damaged pickles raise any error
-            raise InputError(f"{path} cannot be trusted: {error}. Use another checkpoint.") from None
+            self.problem = InputError(f"{path} cannot be trusted: {error}. Use another checkpoint.")
+            raise self.problem from None
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata

@@ -29,7 +29,7 @@ class CheckpointError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """The content of COMPLETE.json. Older versions lack hashes, init, digest and finite."""
+    """The content of COMPLETE.json. Older versions lack hashes, init, digest, finite and torch."""
 
     step: int
     """Steps trained. The next step has this number."""
@@ -49,6 +49,8 @@ class Marker:
     """Digest of all samples trained on, as in log.csv. Empty in earlier versions."""
     finite: bool = False
     """All weights and moments were finite when they were saved. False in earlier versions, which did not check."""
+    torch: str = ""
+    """Version of torch that saved the checkpoint. Empty in earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from transformers import DynamicCache, LlamaForCausalLM, StoppingCriteria, Stopp
 
 from dataengine.text.pairs import LINES, translation_in
 from dataengine.text.tokenizers.base import Tokenizer
+from trainer.compat import with_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class Translator:
         tokens, mask = (one.to(self._model.device) for one in _pad(prompts, shared, self._tokenizer.eos_id))
         cache = DynamicCache(config=self._model.config)
         if shared:
-            self._model(tokens[:1, :shared], past_key_values=cache, logits_to_keep=1)
+            self._model(tokens[:1, :shared], logits_to_keep=1, **with_cache(cache))
             cache.batch_repeat_interleave(len(prompts) * beams)
         self._stop.start = tokens.shape[1]
         search = self._greedy if beams == 1 else self._beam
@@ -103,7 +104,7 @@ class Translator:
         prompt = tokens.shape[1]
         for count in range(1, self._decoding.max_new_tokens + 1):
             logits = self._model(
-                ids, attention_mask=attended, position_ids=at, past_key_values=cache, logits_to_keep=1
+                ids, attention_mask=attended, position_ids=at, logits_to_keep=1, **with_cache(cache)
             ).logits
             ids = logits[:, -1, : self._tokenizer.vocab_size].argmax(dim=1, keepdim=True)  # (rows, 1)
             tokens = torch.cat([tokens, ids], dim=1)
@@ -129,7 +130,7 @@ class Translator:
         output: Tensor = generate(
             input_ids=tokens,
             attention_mask=mask,
-            past_key_values=cache,
+            **with_cache(cache),
             do_sample=False,
             num_beams=beams,
             length_penalty=self._decoding.length_penalty,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.modeling_utils import no_init_weights
 
 from dataengine.config.training import ModelConfig
 from dataengine.schedule.manifest import Manifest
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.marker import Checkpoint
+from trainer.compat import no_init_weights
 from trainer.model.sizes import embedding_rows
 
 _PREFIX = "decoder.hf."  # of the weights' names in a checkpoint: `TranslationModel.decoder`, `PackedDecoder.hf`

@@ -55,6 +55,14 @@ def _tell_differences(checkpoint: Checkpoint, ranks: int, *, had_cuda: bool, has
             checkpoint.folder,
             *(("with", "without") if had_cuda else ("without", "with")),
         )
+    if checkpoint.torch and checkpoint.torch != torch.__version__:
+        log.warning(
+            "%s was saved with torch %s and training continues with torch %s: kernels differ, so losses change in "
+            "their last digits from here on; samples stay the same",
+            checkpoint.folder,
+            checkpoint.torch,
+            torch.__version__,
+        )
     if checkpoint.world_size != ranks:
         log.warning(
             "%s was saved on %s and training continues on %d: the order of sums over ranks differs, so losses change "

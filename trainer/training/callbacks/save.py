@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from composer import Callback, Logger, State
 from composer.utils import reproducibility
 from torch.distributed import checkpoint as dcp
@@ -134,6 +135,7 @@ class SaveCheckpoints(Callback):
             init=self._init,
             digest=self._ledger.digest,
             finite=True,
+            torch=torch.__version__,
         )
 
     def _complete(self, folder: Path, marker: Marker, own: Sequence[str]) -> None:
