@@ -53,14 +53,16 @@ class PackedDecoder(nn.Module):
         """Return the last hidden states, (b, seq_len) -> (b, seq_len, d), equal to those of LlamaModel.forward.
 
         LlamaModel.forward builds a (seq_len, seq_len) mask per microbatch. The mask costs an eighth of a step on CPU
-        and excludes PyTorch's fastest attention on CUDA. Without a mask, attention is causal.
+        and excludes PyTorch's fastest attention on CUDA. Without a mask, attention is causal. The layers get no position
+        ids: with them, flash-attn's function in transformers looks for packed sequences, and the host waits in each
+        layer.
         """
         model = self.hf.model
         hidden = model.embed_tokens(tokens)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, seq_len)
         rotary = model.rotary_emb(hidden, positions)
         for layer in model.layers:
-            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
         return cast(Tensor, model.norm(hidden))
 
 

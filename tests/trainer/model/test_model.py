@@ -135,6 +135,7 @@ def test_attention_is_called_causal_without_a_mask(monkeypatch: pytest.MonkeyPat
     ) -> tuple[Tensor, None]:
         calls.append((query.shape, key.shape, value.shape, mask, settings["scaling"], settings["dropout"]))
         assert module.is_causal
+        assert settings.get("position_ids") is None
         return query.transpose(1, 2), None
 
     monkeypatch.setitem(AttentionInterface._global_mapping, "stub", stub)
