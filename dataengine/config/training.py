@@ -109,8 +109,9 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, le=4 * 10**9)] = 3407
     """Seed of the random generators of training; each rank adds its number. Order and initial weights have seeds of
     their own."""
-    attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
-    """Attention kernel. `auto` uses flash-attn on CUDA if it is installed, and PyTorch's SDPA otherwise."""
+    attention: Literal["auto", "flash_attention_2", "cudnn", "sdpa"] = "auto"
+    """Attention kernel. `auto` uses flash-attn on CUDA if it is installed, and PyTorch's SDPA otherwise. `cudnn` is
+    SDPA with cuDNN's kernel, which may be faster on Hopper; PyTorch does not choose it by itself there."""
     loss: Literal["chunked", "liger"] = "chunked"
     """Cross-entropy kernel. `chunked` never holds the logits of a whole microbatch; `liger` uses liger-kernel and needs
     CUDA."""

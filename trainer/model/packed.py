@@ -53,9 +53,9 @@ class PackedDecoder(nn.Module):
         """Return the last hidden states, (b, seq_len) -> (b, seq_len, d), equal to those of LlamaModel.forward.
 
         LlamaModel.forward builds a (seq_len, seq_len) mask per microbatch. The mask costs an eighth of a step on CPU
-        and excludes PyTorch's fastest attention on CUDA. Without a mask, attention is causal. The layers get no position
-        ids: with them, flash-attn's function in transformers looks for packed sequences, and the host waits in each
-        layer.
+        and excludes PyTorch's fastest attention on CUDA. Without a mask, attention is causal. The layers get no
+        position ids: with them, flash-attn's function in transformers looks for packed sequences, and the host waits in
+        each layer.
         """
         model = self.hf.model
         hidden = model.embed_tokens(tokens)

@@ -13,6 +13,7 @@ from trainer.preflight.agreement import check_agreement, check_microbatch, check
 from trainer.preflight.init_checkpoint import check_init
 from trainer.preflight.node import (
     check_auto,
+    check_cudnn,
     check_devices,
     check_memory,
     check_open_files,
@@ -42,6 +43,7 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
         of_node += [
             *check_devices(ranks.local_world_size),
             *check_packages(config.train),
+            *check_cudnn(config.model, config.train, manifest.seq_len),
             *check_auto(config.train),
             *check_shared_memory(manifest, ranks.local_world_size),
             *check_memory(config.model, manifest, ranks.local_world_size),

@@ -81,16 +81,13 @@ def check_packages(train: TrainConfig) -> list[Problem]:
     import torch
 
     wanted: list[tuple[str, str, str]] = []  # setting, module, package
-    if train.attention == "flash_attention_2":
-        wanted.append(("train.attention: flash_attention_2", "flash_attn", "flash-attn"))
-    if train.loss == "liger":
-        wanted.append(("train.loss: liger", "liger_kernel.transformers", "liger-kernel"))
     found, on_gpu = [], torch.cuda.is_available()
-    if train.shard_ranks and not on_gpu:  # torch 2.7 waits for an event of the device (_fsdp_param_group.py)
-        found.append("train.shard_ranks needs CUDA devices, but this machine has none. Leave it out.")
     if not on_gpu:
-        found += [f"{what} needs CUDA devices, but this machine has none. Leave it out." for what, _, _ in wanted]
-        wanted = []
+        for_cuda = [f"train.attention: {train.attention}"] if train.attention in ("flash_attention_2", "cudnn") else []
+        for_cuda += ["train.shard_ranks"] if train.shard_ranks else []  # torch 2.7 waits for an event of the device
+        found += [f"{what} needs CUDA devices, but this machine has none. Leave it out." for what in for_cuda]
+    elif train.attention == "flash_attention_2":
+        wanted.append(("train.attention: flash_attention_2", "flash_attn", "flash-attn"))
     if train.tensorboard:
         wanted.append(("train.tensorboard", "torch.utils.tensorboard", "tensorboard"))
     if train.wandb:
@@ -108,6 +105,27 @@ def check_packages(train: TrainConfig) -> list[Problem]:
     if train.compile and not any(map(shutil.which, [os.environ.get("CXX", "g++"), "clang++", "gcc", "cc"])):
         found.append("train.compile needs a C compiler, but none is on PATH. Install gcc, or set train.compile=false.")
     return [Problem(text) for text in found]
+
+
+def check_cudnn(model: ModelConfig, train: TrainConfig, seq_len: int) -> list[Problem]:
+    """cuDNN must be able to compute the attention of this model on this device."""
+    import torch
+
+    if train.attention != "cudnn" or not torch.cuda.is_available():
+        return []
+    from trainer.model.attention import cudnn_refusal
+
+    reason = cudnn_refusal(model, seq_len)
+    if train.deterministic:
+        reason = "PyTorch has no deterministic form of it, and train.deterministic is set."
+    if reason is None:
+        return []
+    return [
+        Problem(
+            f"train.attention is cudnn, but cuDNN cannot compute this model's attention here: {reason} Set "
+            "train.attention to auto or sdpa."
+        )
+    ]
 
 
 def check_shared_memory(manifest: Manifest, local_world_size: int, folder: Path = Path("/dev/shm")) -> list[Problem]:
