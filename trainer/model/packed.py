@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,9 @@ from trainer.model.loss import MeanCrossEntropy
 class PackedDecoder(nn.Module):
     """A Hugging Face decoder and its loss in one module, so that FSDP gathers the output layer once for both."""
 
-    def __init__(self, hf: LlamaForCausalLM, loss: Literal["chunked", "liger"] = "chunked") -> None:
+    def __init__(self, hf: LlamaForCausalLM) -> None:
         super().__init__()
         self.hf = hf
-        self._loss = loss
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Shard each decoder layer separately and the rest with the root (paper: per block)."""
@@ -37,16 +36,7 @@ class PackedDecoder(nn.Module):
         materialized.
         """
         states, labels = self._decode(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].reshape(-1)
-        if self._loss == "liger":
-            from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
-
-            made = LigerFusedLinearCrossEntropyFunction.apply(
-                states, self.hf.lm_head.weight, labels, None, None, -100, 0.0, 0.0, "none"
-            )
-            losses = made[0] if isinstance(made, tuple) else made
-            mean, losses = losses.mean(), losses.detach()
-        else:
-            mean, losses = MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels)  # type: ignore[no-untyped-call]
+        mean, losses = MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels)  # type: ignore[no-untyped-call]
         return mean, losses.view(len(tokens), -1).mean(dim=1)
 
     def _decode(self, tokens: Tensor) -> Tensor:
@@ -86,7 +76,7 @@ def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -
             layer.forward = torch.compile(layer.forward)
     if train.activation_checkpointing:
         recompute_layers(hf)
-    return PackedDecoder(hf, train.loss)
+    return PackedDecoder(hf)
 
 
 def recompute_layers(hf: LlamaForCausalLM) -> None:
