@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
@@ -15,6 +14,7 @@ from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.schedule.manifest import Manifest
 from trainer.model.attention import choose_attention
 from trainer.model.decoder import llama_config, new_model
+from trainer.model.initial_weights import draw_weights
 from trainer.model.loss import MeanCrossEntropy
 
 
@@ -57,20 +57,15 @@ class PackedDecoder(nn.Module):
 
 
 def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
-    """Return a new decoder with the paper's initial weights (normal, std sqrt(2/5/d); outputs 1/(sqrt(d) layers)).
+    """Return a new decoder with its initial weights; see `draw_weights`."""
+    decoder = new_decoder(config, manifest, train)
+    draw_weights(decoder.hf, config)
+    return decoder
 
-    The weights depend on `init_seed` alone, so they are the same on every rank.
-    """
+
+def new_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
+    """Return a decoder with uninitialized weights. They take no memory until something is written to them."""
     hf = new_model(llama_config(config, manifest, choose_attention(train.attention)))
-    generator = torch.Generator().manual_seed(config.init_seed)
-    std = math.sqrt(2 / 5 / config.hidden_size)
-    output_std = 1 / math.sqrt(config.hidden_size) / config.num_hidden_layers
-    for name, parameter in hf.named_parameters():  # lists a tied output layer once
-        if parameter.dim() == 1:
-            nn.init.ones_(parameter)  # norms
-        else:
-            is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
-            nn.init.normal_(parameter, std=output_std if is_output else std, generator=generator)
     if train.compile:
         for layer in hf.model.layers:  # one by one, inside the FSDP wrappers: FSDP's hooks cannot be compiled
             layer.forward = torch.compile(layer.forward)

@@ -16,9 +16,11 @@ from trainer.checkpoints.steps import planned_checkpoints
 from trainer.checkpoints.uploads import Uploader
 from trainer.data.dataset import ScheduledDataset, make_loader, to_tensors
 from trainer.data.prefetch import Prefetcher
-from trainer.model.composer_model import build_model, is_sharded, sharding
+from trainer.model.composer_model import TranslationModel, is_sharded, sharding
 from trainer.model.flops import device_peak, flops_per_token
+from trainer.model.initial_weights import draw_weights
 from trainer.model.optimizer import OptimizerSettings, make_optimizer
+from trainer.model.packed import new_decoder
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
 from trainer.training.callbacks.gradients import ClipGradients
@@ -59,7 +61,7 @@ def make_trainer(
         outage_limit=config.train.outage_limit,
     )
     dataset = ScheduledDataset(manifest, cache, world_size=ranks.world_size)
-    model = build_model(config.model, manifest, config.train)
+    model = TranslationModel(new_decoder(config.model, manifest, config.train))
     ledger, clip = SampleLedger(manifest, ranks.rank), ClipGradients(config.train.clip_norm)
     losses = StreamLosses(manifest, ledger, stop)
     names = [stream.name for stream in manifest.streams]
@@ -116,4 +118,6 @@ def make_trainer(
     )
     if begin.checkpoint:
         load_state(trainer, begin.checkpoint, restart=begin.restart)
+    else:
+        draw_weights(model.decoder.hf, config.model)  # after sharding: no rank ever holds the whole model
     return trainer
