@@ -46,7 +46,7 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
             *check_cudnn(config.model, config.train, manifest.seq_len),
             *check_auto(config.train),
             *check_shared_memory(manifest, ranks.local_world_size),
-            *check_memory(config.model, manifest, ranks.local_world_size),
+            *check_memory(config.model, manifest, ranks),
             *check_folders(config),
             *([] if is_url(config.store) else check_streams(config.store, manifest)),
         ]

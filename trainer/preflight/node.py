@@ -18,13 +18,14 @@ from dataengine.config.training import ModelConfig, TrainConfig, WandbConfig
 from dataengine.mds.reader import SHARDS_MAPPED
 from dataengine.schedule.manifest import Manifest
 from dataengine.tables import size_words
-from trainer.model.sizes import NO_GPU_TO_MEASURE, num_parameters
+from trainer.model.sizes import NO_GPU_TO_MEASURE, largest_parameter, num_parameters
 from trainer.preflight.problems import Problem
 from trainer.run.ranks import Ranks, count_ranks
 
 log = logging.getLogger(__name__)
 _OTHER_FILES = 768  # files and sockets of a process besides its shards: libraries, NCCL, checkpoints, pipes
-_WEIGHT_BYTES = 4  # per parameter: trainer.model.composer_model builds the whole model in fp32 on each rank
+_WEIGHT_BYTES = 4  # per parameter: trainer.model.initial_weights draws each parameter whole, in fp32
+_STEP_BYTES = 16  # per parameter, of a step on CPU: weight, gradient and two moments
 _PROCESS_BYTES = 700 << 20  # of a rank beside its model: libraries (docs/internals/reliability.md)
 _SHM_ADVISED = 1 << 30  # bytes of /dev/shm for several GPUs (NCCL's manual: docker run --shm-size=1g)
 
@@ -144,18 +145,27 @@ def check_shared_memory(manifest: Manifest, local_world_size: int, folder: Path 
     return []
 
 
-def check_memory(model: ModelConfig, manifest: Manifest, local_world_size: int) -> list[Problem]:
-    """This node, or its container, must have enough memory for its ranks to build the model."""
-    of_rank = num_parameters(model, manifest.vocab_size) * _WEIGHT_BYTES
-    needed = local_world_size * (of_rank + _PROCESS_BYTES)
-    limit, what = memory_limit()
+def check_memory(model: ModelConfig, manifest: Manifest, ranks: Ranks) -> list[Problem]:
+    """This node, or its container, must have enough memory for its ranks; on CPU that includes the training itself."""
+    import torch
+
+    whole = largest_parameter(model, manifest.vocab_size) * _WEIGHT_BYTES
+    if torch.cuda.is_available():
+        of_rank, what = whole, "for one whole parameter while weights are drawn"
+        remedy = "Raise it, or start fewer ranks on a node."
+    else:
+        of_rank = whole + num_parameters(model, manifest.vocab_size) * _STEP_BYTES // ranks.world_size
+        what = "for its weights, gradients and moments in fp32"
+        remedy = "Raise it, train a smaller model, or use more machines."
+    needed = ranks.local_world_size * (of_rank + _PROCESS_BYTES)
+    limit, limited_by = memory_limit()
     if needed <= limit:
         return []
     return [
         Problem(
-            f"{count_ranks(local_world_size)} on this node need {size_words(needed)} while each builds the model "
-            f"({size_words(of_rank)} in fp32, {size_words(_PROCESS_BYTES)} for the process), but {what} is "
-            f"{size_words(limit)}. Raise it, or start fewer ranks on a node."
+            f"{count_ranks(ranks.local_world_size)} on this node need at least {size_words(needed)}, each "
+            f"{size_words(of_rank)} {what} and {size_words(_PROCESS_BYTES)} for the process, but {limited_by} is "
+            f"{size_words(limit)}. {remedy}"
         )
     ]
 
