@@ -228,13 +228,13 @@ def test_ranks_that_cannot_fit_in_the_container(make_config: ConfigMaker, monkey
     """1.1B parameters: 17.6 GB of weights, gradients and moments over all ranks on CPU; on GPUs, only processes."""
     _, manifest = built(make_config())
     monkeypatch.setattr(node, "memory_limit", lambda: (16 << 30, "the limit in /sys/fs/cgroup/memory.max"))
-    assert check_memory(ModelConfig(), manifest, Ranks(0, 16, 0, 8)) == []
-    (problem,) = check_memory(ModelConfig(), manifest, Ranks(0, 8, 0, 8))
+    assert check_memory(ModelConfig(), manifest, Ranks(world_size=16, local_world_size=8)) == []
+    (problem,) = check_memory(ModelConfig(), manifest, Ranks(world_size=8, local_world_size=8))
     assert problem.text.startswith("8 ranks on this node need at least 2")
     assert "but the limit in /sys/fs/cgroup/memory.max is 17.2 GB. Raise it, train a smaller" in problem.text
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert check_memory(ModelConfig(), manifest, Ranks(0, 8, 0, 8)) == []
-    (problem,) = check_memory(ModelConfig(), manifest, Ranks(0, 32, 0, 32))
+    assert check_memory(ModelConfig(), manifest, Ranks(world_size=8, local_world_size=8)) == []
+    (problem,) = check_memory(ModelConfig(), manifest, Ranks(world_size=32, local_world_size=32))
     assert problem.text.endswith("is 17.2 GB. Raise it, or start fewer ranks on a node.")
 
 
