@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
 from transformers import AttentionInterface, LlamaForCausalLM
@@ -175,6 +177,25 @@ def test_reasons_against_cudnn_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> 
         "No available kernel. head_dim should be no more than 128"
     )
     assert attention._reason("No available kernel.", []) == "No available kernel."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["sdpa", "cudnn"])
+def test_compiled_layers_are_one_graph(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers share it, and another microbatch adds one of any size. Without the compiler behind the graph."""
+    counter = CompileCounter()
+    monkeypatch.setattr(attention, "_CUDNN_ALONE", [SDPBackend.MATH])
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
+    torch._dynamo.reset()
+    sizes = SIZES.model_copy(update={"num_hidden_layers": 3})
+    compiled = build_model(sizes, MANIFEST, TrainConfig(compile=True, attention=kernel))
+    plain = build_model(sizes, MANIFEST, TrainConfig(attention=kernel))
+    for samples, graphs in ((4, 1), (2, 2), (3, 2)):
+        tokens = {"tokens": torch.arange(samples * 17).reshape(samples, 17)}
+        mean = compiled(tokens)[0]
+        mean.backward()
+        assert counter.frame_count == graphs
+        assert mean.item() == plain(tokens)[0].item()
 
 
 def test_gradients_of_the_loss_in_bf16_are_near_what_bf16_can_hold() -> None:
