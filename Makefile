@@ -1,63 +1,56 @@
-# Every target sets up what it needs in .venv; nothing but Python 3.11 and make is taken for granted.
-PYTHON ?= python3.11
-VENV := .venv
-BIN := $(VENV)/bin
+# Every target sets up what it needs in .venv; nothing but make and Python 3.11, 3.12 or 3.13 is taken for granted.
+# STACK=newest or STACK=declared chooses between the locks; .venv keeps its stack until the other one is named.
+export PYTHON STACK
+BIN := .venv/bin
 # Without --quiet, which would hide the warnings that --strict counts
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-INSTALLED := $(VENV)/.installed
 COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --no-emit-index-url --no-header --no-annotate --quiet \
-    --upgrade --extra eval --extra comet --extra dev --extra docs
+    --upgrade --python-version 3.11 --extra eval --extra comet --extra dev --extra docs
 
 .PHONY: help install demo test test-all study chaos lint docs bench audit lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/'
 
-install: $(INSTALLED) ## set up .venv, which all targets do
+install: ## set up .venv, which all targets do first (STACK=newest for the newest GPUs; PYTHON=python3.12)
+	@./install.sh
 
-demo: $(INSTALLED) ## build, train, kill, resume, evaluate on real text (5 minutes on 2 cores)
+demo: install ## build, train, kill, resume, evaluate on real text (5 minutes on 2 cores)
 	$(BIN)/python demo/demo.py
 
-test: $(INSTALLED) ## run the quick tests: what an hour's work can break (8 minutes on 2 cores)
+test: install ## run the quick tests: what an hour's work can break (8 minutes on 2 cores)
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --ignore tests/end_to_end
 	$(BIN)/python -m pytest -m 'not slow' tests/end_to_end
 
-test-all: $(INSTALLED) ## run the rest of the tests: kills, launches, clusters (24 minutes on 2 cores)
+test-all: install ## run the rest of the tests: kills, launches, clusters (24 minutes on 2 cores)
 	$(BIN)/python -m pytest -m slow
 
-study: $(INSTALLED) ## all settings and open questions in miniature, with a report (70 minutes on 2 cores; FAST=1: 15)
+study: install ## all settings and open questions in miniature, with a report (70 minutes on 2 cores; FAST=1: 15)
 	$(BIN)/python benchmarks/study/study.py $(if $(FAST),--fast) $(if $(TEXT),--text $(TEXT))
 
-chaos: $(INSTALLED) ## break it on purpose: SEEDS=20 experiments with random kills, damage and outages (10 to 20 minutes)
+chaos: install ## break it on purpose: SEEDS=20 experiments with random kills, damage and outages (10 to 20 minutes)
 	$(BIN)/python -m tests.chaos.chaos --seeds $(or $(SEEDS),20) --first $(or $(FIRST),1)
 
-lint: $(INSTALLED) ## ruff, mypy, which packages may import which, and dead links in docs/
+lint: install ## ruff, mypy, which packages may import which, and dead links in docs/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 	$(MKDOCS)
 
-docs: $(INSTALLED) ## write the generated reference pages, then the site: site/index.html
+docs: install ## write the generated reference pages, then the site: site/index.html
 	PYTHONPATH=. $(BIN)/python -m docs.generate
 	$(MKDOCS)
 
-bench: $(INSTALLED) ## run the benchmarks in their quick form (not spikes.py, which trains 73 models)
+bench: install ## run the benchmarks in their quick form (not spikes.py, which trains 73 models)
 	for program in $(filter-out benchmarks/spikes.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program || exit 1; done
 
-audit: $(INSTALLED) ## known vulnerabilities of the pinned dependencies (asks the network)
-	$(BIN)/uvx pip-audit --requirement requirements.lock --no-deps --disable-pip
+audit: install ## known vulnerabilities of the pinned dependencies (asks the network)
+	for lock in requirements*.lock; do $(BIN)/uvx pip-audit --requirement $$lock --no-deps --disable-pip || exit 1; done
 
-lock: $(INSTALLED) ## resolve the dependencies of both stacks again
+lock: install ## resolve the dependencies of both stacks again
 	$(COMPILE) --constraint constraints-declared.txt -o requirements.lock
 	$(COMPILE) -o requirements-newest.lock
 
 clean: ## remove what the demonstration, the study and the chaos left
 	rm -rf runs/demo runs/study runs/chaos
-
-$(INSTALLED): requirements.lock pyproject.toml
-	@echo 'installing into .venv (7 GB, about a minute)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock -e .
-	touch $(INSTALLED)

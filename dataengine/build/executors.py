@@ -44,8 +44,8 @@ class Engine(Protocol):
 
 
 def default_workers() -> int:
-    """The processors this process may use."""
-    return len(os.sched_getaffinity(0))
+    """The processors this process may use; all of the machine where the system does not say, as on macOS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Progress:

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from dataengine.cleaning.comet_encoder import adapt_encoder
 from dataengine.errors import InputError
 
 _LARGE = 1 << 30  # bytes; hashing takes half a second per GiB, so larger files get a progress bar
@@ -139,6 +140,7 @@ def load_scorer(model: str, device: str = "auto", batch_size: int = 64, *, refer
             f"files of {hparams.get('pretrained_model')} into {encoder}, or run once with a network. If the checkpoint "
             "is damaged, download it again (a file of a few lines is a Git LFS pointer)."
         ) from None
+    adapt_encoder(loaded.encoder)
     return CometScorer(loaded.eval().to(place), _hash_model(checkpoint), place, batch_size, needs_references)
 
 

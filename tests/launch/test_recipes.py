@@ -138,10 +138,14 @@ def test_the_dockerfile_is_clean() -> None:
 
 
 def test_the_image_has_what_torch_was_built_with() -> None:
-    dockerfile, lock = (LAUNCH / "Dockerfile").read_text(), (ROOT / "requirements.lock").read_text()
-    cuda = re.search(r"^nvidia-cuda-runtime-cu12==(\d+\.\d+)\.", lock, re.MULTILINE)
-    assert cuda is not None
-    assert f"ARG CUDA={cuda[1]}." in dockerfile
+    dockerfile = (LAUNCH / "Dockerfile").read_text()
+    for lock, package, argument in (
+        ("requirements.lock", "nvidia-cuda-runtime-cu12", "\nARG CUDA="),
+        ("requirements-newest.lock", "cuda-toolkit", "--build-arg STACK=newest --build-arg CUDA="),
+    ):
+        cuda = re.search(rf"^{package}==(\d+\.\d+)\.", (ROOT / lock).read_text(), re.MULTILINE)
+        assert cuda is not None
+        assert f"{argument}{cuda[1]}." in dockerfile
     assert re.findall(r"ARG FLASH_ATTN=(.*)", dockerfile) == re.findall(
         r'"flash-attn>=([\d.]+)', (ROOT / "pyproject.toml").read_text()
     )

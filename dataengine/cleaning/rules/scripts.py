@@ -6,14 +6,14 @@ from functools import lru_cache
 
 from dataengine.text.language_codes import base_language, script_subtag
 
-# Letters of the main scripts: ranges of Unicode's Scripts.txt (version 14), first and last code point. The categories
+# Letters of the main scripts: ranges of Unicode's Scripts.txt (version 15.1), first and last code point. The categories
 # of `unicodedata` then pick the letters inside a range. U+30FC and U+FF70, common to both kana, count as Katakana.
 SCRIPT_RANGES = {
     "Latin": "41-5A 61-7A AA BA C0-D6 D8-F6 F8-2B8 2E0-2E4 1D00-1D25 1D2C-1D5C 1D62-1D65 1D6B-1D77 1D79-1DBE "
     "1E00-1EFF 2071 207F 2090-209C 212A-212B 2132 214E 2160-2188 2C60-2C7F A722-A787 A78B-A7CA A7D0-A7D9 A7F2-A7FF "
-    "AB30-AB5A AB5C-AB64 AB66-AB69 FB00-FB06 FF21-FF3A FF41-FF5A 10780-107BA 1DF00-1DF1E",
+    "AB30-AB5A AB5C-AB64 AB66-AB69 FB00-FB06 FF21-FF3A FF41-FF5A 10780-107BA 1DF00-1DF1E 1DF25-1DF2A",
     "Greek": "370-373 376-37D 37F 386 388-3E1 3F0-3FF 1D26-1D2A 1D5D-1D61 1D66-1D6A 1DBF 1F00-1FFE 2126 AB65",
-    "Cyrillic": "400-52F 1C80-1C88 1D2B 1D78 A640-A69F",
+    "Cyrillic": "400-52F 1C80-1C88 1D2B 1D78 A640-A69F 1E030-1E08F",
     "Armenian": "531-58A FB13-FB17",
     "Hebrew": "591-5F4 FB1D-FB4F",
     "Arabic": "600-604 606-60B 60D-61A 61C-61E 620-63F 641-64A 656-66F 671-6DC 6DE-6FF 750-77F 870-8E1 8E3-8FF "
@@ -37,10 +37,11 @@ SCRIPT_RANGES = {
     "Ethiopic": "1200-139F 2D80-2DDE AB01-AB2E 1E7E0-1E7FE",
     "Khmer": "1780-17F9 19E0-19FF",
     "Mongolian": "1800-1801 1804 1806-18AA 11660-1166C",
-    "Hiragana": "3041-3096 309D-309F 1B001-1B11F 1B150-1B152 1F200",
-    "Katakana": "30A1-30FA 30FC-30FF 31F0-31FF 32D0-32FE 3300-3357 FF66-FF9D 1AFF0-1AFFE 1B000 1B120-1B122 1B164-1B167",
+    "Hiragana": "3041-3096 309D-309F 1B001-1B11F 1B132 1B150-1B152 1F200",
+    "Katakana": "30A1-30FA 30FC-30FF 31F0-31FF 32D0-32FE 3300-3357 FF66-FF9D 1AFF0-1AFFE 1B000 1B120-1B122 1B155 "
+    "1B164-1B167",
     "Bopomofo": "2EA-2EB 3105-312F 31A0-31BF",
-    "Han": "2E80-2FD5 3005 3007 3021-3029 3038-303B 3400-4DBF 4E00-9FFF F900-FAD9 16FE2-16FF1 20000-3134A",
+    "Han": "2E80-2FD5 3005 3007 3021-3029 3038-303B 3400-4DBF 4E00-9FFF F900-FAD9 16FE2-16FF1 20000-323AF",
 }
 # ISO 639-1 codes (a few of 639-3) by the scripts that the language is written in.
 _SCRIPT_LANGUAGES = {

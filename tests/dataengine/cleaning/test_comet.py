@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import torch
+import transformers
 import yaml
 from numpy.typing import NDArray
 
 from dataengine.cleaning.comet import CometScorer, hash_model, load_scorer
+from dataengine.cleaning.comet_encoder import _Join, adapt_encoder
 from dataengine.cleaning.score_cache import ScoreCache, hash_pairs, lookup, score_part
 from dataengine.errors import InputError
 from dataengine.records.lines import read_lines
@@ -57,7 +60,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     import transformers.utils.hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", True)
+    monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", True, raising=False)  # transformers 5 asks the hub
 
 
 def change_hparams(folder: Path, **changes: Any) -> None:
@@ -66,7 +69,7 @@ def change_hparams(folder: Path, **changes: Any) -> None:
 
 
 def predict(folder: Path, **changes: Any) -> NDArray[np.float32]:
-    """What comet itself computes."""
+    """The scores of comet's own `predict`, which needs `adapt_encoder` with transformers 5."""
     from comet.models import UnifiedMetric
 
     model = UnifiedMetric.load_from_checkpoint(
@@ -75,8 +78,24 @@ def predict(folder: Path, **changes: Any) -> NDArray[np.float32]:
         pretrained_model=str(folder / "encoder"),
         **changes,
     )
+    adapt_encoder(model.encoder)
     samples = [{"src": source, "mt": target} for source, target in zip(SOURCES, TARGETS, strict=True)]
     return np.array(model.predict(samples, batch_size=16, gpus=0, progress_bar=False).scores, np.float32)
+
+
+def test_an_adapted_encoder_gives_what_comets_own_gives(scorer: CometScorer) -> None:
+    """With transformers 4, which comet is written for."""
+    encoder = scorer._model.encoder
+    ids = encoder.tokenizer(["a pair", "一对"], padding=True, return_tensors="pt")
+    ours = encoder.forward(ids["input_ids"], ids["attention_mask"])
+    joined = encoder.tokenizer.build_inputs_with_special_tokens([5, 6], [7])
+    assert joined == [0, 5, 6, 2, 2, 7, 2]  # <s> A </s></s> B </s>
+    assert _Join(0, 2, size_separator=2)([5, 6], [7]) == joined
+    if transformers.__version__.startswith("4."):
+        theirs = type(encoder).forward(encoder, ids["input_ids"], ids["attention_mask"])
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ("sentemb", "wordemb", "attention_mask"))
+        assert all(map(torch.equal, ours["all_layers"], theirs["all_layers"]))
 
 
 def test_scores_are_those_of_comets_predict(folder: Path, scores: NDArray[np.float32]) -> None:
@@ -101,6 +120,7 @@ def test_scores_with_references_are_those_of_comets_predict(tmp_path: Path, sett
         for source, target, reference in zip(SOURCES, TARGETS, references, strict=True)
     ]
     model = load_from_checkpoint(str(checkpoint), local_files_only=True)
+    adapt_encoder(model.encoder)
     expected = model.predict(samples, batch_size=16, gpus=0, progress_bar=False).scores
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     assert np.abs(found - scorer.score(SOURCES, TARGETS, TARGETS)).max() > 1e-3  # references count
@@ -139,6 +159,7 @@ def test_a_checkpoint_without_encoder_folder_is_loaded_by_comets_own_function(tm
     content["hyper_parameters"]["pretrained_model"] = str(tmp_path / "elsewhere")
     _save(content, checkpoint)
     model = load_from_checkpoint(str(checkpoint), local_files_only=True)
+    adapt_encoder(model.encoder)
     samples = [{"src": source, "mt": target} for source, target in zip(SOURCES, TARGETS, strict=True)]
     expected = model.predict(samples[:40], batch_size=7, gpus=0, progress_bar=False).scores
     found = load_scorer(str(checkpoint), "cpu").score(SOURCES[:40], TARGETS[:40])
