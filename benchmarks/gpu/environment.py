@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from trainer.preflight.cuda import has_kernels
+
 _PACKAGES = ("torch", "torchvision", "transformers", "mosaicml", "mosaicml-streaming", "numpy", "triton", "flash-attn")
 
 
@@ -27,7 +29,7 @@ def _device() -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(),
         "capability": f"{major}.{minor}",
-        "has_kernels": has_kernels(major, minor, torch.cuda.get_arch_list()),
+        "has_kernels": has_kernels(torch.cuda.get_arch_list(), (major, minor)),
         "arch_list": torch.cuda.get_arch_list(),
         "driver": _driver(),
         "memory": total,
@@ -35,12 +37,6 @@ def _device() -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None,
     }
-
-
-def has_kernels(major: int, minor: int, arch_list: list[str]) -> bool:
-    """Return whether a wheel has kernels that run on a device: of its major version and at most its minor one."""
-    kernels = [name.removeprefix("sm_").rstrip("af") for name in arch_list if name.startswith("sm_")]
-    return any(int(number[:-1]) == major and int(number[-1]) <= minor for number in kernels)
 
 
 def _driver() -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from dataengine.config.fields import MAX_SIZE, NOTHING, Count, Direction, Least0, Section, Size
+
+log = logging.getLogger(__name__)
 
 
 class ModelConfig(Section):
@@ -109,11 +113,9 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, le=4 * 10**9)] = 3407
     """Seed of the random generators of training; each rank adds its number. Order and initial weights have seeds of
     their own."""
-    attention: Literal["auto", "flash_attention_2", "sdpa"] = "auto"
-    """Attention kernel. `auto` uses flash-attn on CUDA if it is installed, and PyTorch's SDPA otherwise."""
-    loss: Literal["chunked", "liger"] = "chunked"
-    """Cross-entropy kernel. `chunked` never holds the logits of a whole microbatch; `liger` uses liger-kernel and needs
-    CUDA."""
+    attention: Literal["auto", "flash_attention_2", "cudnn", "sdpa"] = "auto"
+    """Attention kernel. `auto` uses flash-attn on CUDA if it is installed, and PyTorch's SDPA otherwise. `cudnn` is
+    SDPA with cuDNN's kernel, which may be faster on Hopper; PyTorch does not choose it by itself there."""
     compile: bool = False
     """Compile the model with torch.compile. The first step then takes minutes longer."""
     activation_checkpointing: bool = False
@@ -140,6 +142,24 @@ class TrainConfig(Section):
     """Write TensorBoard event files under OUT/tensorboard."""
     wandb: Annotated[WandbConfig | None, NOTHING] = None
     """Log to Weights & Biases, such as {project: translation}. Default: off."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_loss(cls, values: object) -> object:
+        """Remove `loss`, a setting of earlier versions that the config.yaml of their runs has."""
+        if not isinstance(values, dict) or values.get("loss") not in ("chunked", "liger"):
+            return values
+        if values["loss"] == "liger":
+            _say_that_liger_is_gone()
+        return {key: value for key, value in values.items() if key != "loss"}
+
+
+@cache
+def _say_that_liger_is_gone() -> None:
+    log.warning(
+        "train.loss: liger no longer exists, and the built-in loss is used: it is more exact and computes the logits "
+        "once, not twice. Remove train.loss"
+    )
 
 
 # A file of pairs (JSON Lines or TSV with a key or heading per language, WMT .xml, a Flores-200 folder), or a file per

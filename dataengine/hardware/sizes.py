@@ -30,6 +30,11 @@ def outer_parameters(model: ModelConfig, vocab_size: int) -> int:
     return embedding_rows(vocab_size) * model.hidden_size * (1 if model.tie_word_embeddings else 2) + model.hidden_size
 
 
+def largest_parameter(model: ModelConfig, vocab_size: int) -> int:
+    """Return the size of the largest parameter: the embedding, or a matrix of the feed-forward layers."""
+    return model.hidden_size * max(embedding_rows(vocab_size), model.intermediate_size)
+
+
 def embedding_rows(vocab_size: int) -> int:
     """Return the rows of the embedding; rows beyond the vocabulary stay unused."""
     return -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE

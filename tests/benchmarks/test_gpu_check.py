@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from benchmarks import gpu_check
 from benchmarks.gpu import processes
 from benchmarks.gpu.check import Check
-from benchmarks.gpu.environment import has_kernels
 from benchmarks.gpu.memory import largest_running
 from benchmarks.gpu.processes import ProcessError, Runner, together
 from benchmarks.gpu.syncs import SyncCounter
@@ -154,22 +153,6 @@ def test_syncs_are_counted_by_place() -> None:
     with pytest.warns(UserWarning, match="synchronizing"):  # no longer counted
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
     assert counter.places[place] == 3
-
-
-@pytest.mark.parametrize(
-    ("device", "wheel", "runs"),
-    [
-        ((9, 0), ["sm_80", "sm_90"], True),
-        ((9, 0), ["sm_90a"], True),
-        ((8, 9), ["sm_80", "sm_90"], True),
-        ((8, 0), ["sm_86", "sm_90"], False),
-        ((10, 0), ["sm_80", "sm_90", "compute_90"], False),
-        ((10, 0), ["sm_100"], True),
-        ((12, 0), ["sm_100", "sm_120"], True),
-    ],
-)
-def test_whether_a_wheel_has_kernels_for_a_device(device: tuple[int, int], wheel: list[str], runs: bool) -> None:
-    assert has_kernels(*device, wheel) is runs
 
 
 def test_the_wheels_are_pinned_and_not_those_that_come_with_pytorch() -> None:

@@ -7,12 +7,16 @@ import json
 import pytest
 import torch
 
+from dataengine.config.load import load_config
 from dataengine.config.training import TrainConfig
 from dataengine.schedule.rates import Settings
 from tests.end_to_end import ranks
 from tests.end_to_end.straight import Experiment, exact
 from tests.end_to_end.test_options import assert_close
+from tests.trainer.fake_checkpoints import complete_checkpoints
+from trainer.model.decoder import empty_model, load_weights
 from trainer.model.optimizer import apply_settings, make_optimizer
+from trainer.model.packed import build_decoder
 
 
 @pytest.mark.slow
@@ -38,6 +42,20 @@ def test_one_rank_that_shards_gives_the_same_to_the_last_bit(experiment: Experim
     first = ranks.train(experiment.config, plain, "train.max_steps=12", ranks=1, probe="mesh of one")
     assert exact(ranks.train(experiment.config, mesh, "train.max_steps=12", ranks=1)) == exact(first)
     assert_close(first, experiment.straight[:12])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_begins_with_the_weights_of_the_unsharded_model(count: int, experiment: Experiment) -> None:
+    """At a learning rate that changes no weight; a resume loads them into an uninitialized model."""
+    out, still = experiment.folder / f"still{count}", ["train.learning_rate=1e-30", "train.min_learning_rate=1e-30"]
+    model = load_config(experiment.config).model
+    expected = build_decoder(model, experiment.manifest, TrainConfig()).hf.state_dict()
+    for steps in (1, 2):
+        ranks.train(experiment.config, out, *still, f"train.max_steps={steps}", ranks=count)
+        found = empty_model(model, experiment.manifest)
+        load_weights(found, complete_checkpoints(out)[-1])
+        assert all(torch.equal(weight, expected[name]) for name, weight in found.state_dict().items())
 
 
 @pytest.mark.slow

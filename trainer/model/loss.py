@@ -15,7 +15,7 @@ class MeanCrossEntropy(torch.autograd.Function):
 
     The forward pass also computes the gradients, chunk by chunk, so that logits are neither stored nor recomputed.
     This is exact for the mean only: the losses per position, shape (n,), carry no gradient. (Wijmans et al. 2024,
-    Cut Your Losses; liger-kernel does the same.)
+    Cut Your Losses.)
     """
 
     @staticmethod

@@ -2,8 +2,8 @@
 
 PyTorch runs the step on fake tensors, sharded over fake ranks, and counts bytes. A whole 1.1B model takes a minute
 this way. Two models with few layers take seconds and give the same figure, since each layer adds the same amount. Not
-included: the CUDA context, NCCL, fragmentation. `compile` and liger's loss are counted as the code that they replace,
-which needs at least as much. dataengine/hardware/memory.py computes the same in closed form, without torch.
+included: the CUDA context, NCCL, fragmentation. `compile` is counted as the code that it replaces, which needs at least
+as much. dataengine/hardware/memory.py computes the same in closed form, without torch.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def find_microbatch(
 
 def _terms(model: ModelConfig, manifest: Manifest, train: TrainConfig, world_size: int, gpu: Gpu) -> dict[str, Any]:
     """Return the conditions that a size is valid for."""
-    settings = ("activation_checkpointing", "attention", "compile", "loss", "shard_ranks")
+    settings = ("activation_checkpointing", "attention", "compile", "shard_ranks")
     sizes = model.model_dump(mode="json", exclude={"init_seed"})
     return {
         "device": gpu.name,

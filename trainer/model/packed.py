@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-import math
-from typing import Any, Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaForCausalLM
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.schedule.manifest import Manifest
+from trainer.model.attention import choose_attention
 from trainer.model.decoder import llama_config, new_model
+from trainer.model.initial_weights import draw_weights
 from trainer.model.loss import MeanCrossEntropy
-
-log = logging.getLogger(__name__)
 
 
 class PackedDecoder(nn.Module):
     """A Hugging Face decoder and its loss in one module, so that FSDP gathers the output layer once for both."""
 
-    def __init__(self, hf: LlamaForCausalLM, loss: Literal["chunked", "liger"] = "chunked") -> None:
+    def __init__(self, hf: LlamaForCausalLM) -> None:
         super().__init__()
         self.hf = hf
-        self._loss = loss
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Shard each decoder layer separately and the rest with the root (paper: per block)."""
@@ -42,54 +36,42 @@ class PackedDecoder(nn.Module):
         materialized.
         """
         states, labels = self._decode(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].reshape(-1)
-        if self._loss == "liger":
-            from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
-
-            made = LigerFusedLinearCrossEntropyFunction.apply(
-                states, self.hf.lm_head.weight, labels, None, None, -100, 0.0, 0.0, "none"
-            )
-            losses = made[0] if isinstance(made, tuple) else made
-            mean, losses = losses.mean(), losses.detach()
-        else:
-            mean, losses = MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels)  # type: ignore[no-untyped-call]
+        mean, losses = MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels)  # type: ignore[no-untyped-call]
         return mean, losses.view(len(tokens), -1).mean(dim=1)
 
     def _decode(self, tokens: Tensor) -> Tensor:
         """Return the last hidden states, (b, seq_len) -> (b, seq_len, d), equal to those of LlamaModel.forward.
 
         LlamaModel.forward builds a (seq_len, seq_len) mask per microbatch. The mask costs an eighth of a step on CPU
-        and excludes PyTorch's fastest attention on CUDA. Without a mask, attention is causal.
+        and excludes PyTorch's fastest attention on CUDA. Without a mask, attention is causal. The layers get no
+        position ids: with them, flash-attn's function in transformers looks for packed sequences, and the host waits in
+        each layer.
         """
         model = self.hf.model
         hidden = model.embed_tokens(tokens)
         positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, seq_len)
         rotary = model.rotary_emb(hidden, positions)
         for layer in model.layers:
-            hidden = layer(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
+            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
         return cast(Tensor, model.norm(hidden))
 
 
 def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
-    """Return a new decoder with the paper's initial weights (normal, std sqrt(2/5/d); outputs 1/(sqrt(d) layers)).
+    """Return a new decoder with its initial weights; see `draw_weights`."""
+    decoder = new_decoder(config, manifest, train)
+    draw_weights(decoder.hf, config)
+    return decoder
 
-    The weights depend on `init_seed` alone, so they are the same on every rank.
-    """
-    hf = new_model(llama_config(config, manifest, _choose_attention(train.attention)))
-    generator = torch.Generator().manual_seed(config.init_seed)
-    std = math.sqrt(2 / 5 / config.hidden_size)
-    output_std = 1 / math.sqrt(config.hidden_size) / config.num_hidden_layers
-    for name, parameter in hf.named_parameters():  # lists a tied output layer once
-        if parameter.dim() == 1:
-            nn.init.ones_(parameter)  # norms
-        else:
-            is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
-            nn.init.normal_(parameter, std=output_std if is_output else std, generator=generator)
+
+def new_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
+    """Return a decoder with uninitialized weights. They take no memory until something is written to them."""
+    hf = new_model(llama_config(config, manifest, choose_attention(train.attention)))
     if train.compile:
         for layer in hf.model.layers:  # one by one, inside the FSDP wrappers: FSDP's hooks cannot be compiled
             layer.forward = torch.compile(layer.forward)
     if train.activation_checkpointing:
         recompute_layers(hf)
-    return PackedDecoder(hf, train.loss)
+    return PackedDecoder(hf)
 
 
 def recompute_layers(hf: LlamaForCausalLM) -> None:
@@ -99,38 +81,3 @@ def recompute_layers(hf: LlamaForCausalLM) -> None:
     """
     for number, layer in enumerate(hf.model.layers):
         hf.model.layers[number] = checkpoint_wrapper(layer, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
-
-
-def _attend_on_cpu(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **settings: Any
-) -> tuple[Tensor, None]:
-    """Call transformers' SDPA, with keys and values repeated where they have fewer heads than queries.
-
-    Without a mask, transformers leaves the repetition to PyTorch (enable_gqa). On CPU, PyTorch then uses its plain
-    kernel instead of its flash kernel.
-    """
-    if mask is None:
-        groups = cast(int, module.num_key_value_groups)
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    return sdpa_attention_forward(module, query, key, value, mask, **settings)
-
-
-_ON_CPU = "sdpa_on_cpu"
-AttentionInterface.register(_ON_CPU, _attend_on_cpu)
-AttentionMaskInterface.register(_ON_CPU, sdpa_mask)  # for transformers' own forward pass
-
-
-def _choose_attention(configured: str) -> str:
-    """Choose flash_attention_2 on CUDA if flash-attn can be imported, else SDPA; log the choice, return its name."""
-    if configured != "auto":
-        chosen, reason = configured, "as configured"
-    elif not torch.cuda.is_available():
-        chosen, reason = "sdpa", "no CUDA device"
-    else:
-        try:
-            importlib.import_module("flash_attn")
-            chosen, reason = "flash_attention_2", "flash-attn is installed"
-        except ImportError as error:
-            chosen, reason = "sdpa", f"flash-attn cannot be imported: {error}"
-    log.info("attention: %s (%s)", chosen, reason)
-    return chosen if torch.cuda.is_available() or chosen != "sdpa" else _ON_CPU

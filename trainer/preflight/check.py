@@ -10,9 +10,11 @@ from dataengine.config.schema import Config
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.paths import is_url
 from trainer.preflight.agreement import check_agreement, check_microbatch, check_sharding, check_world_size
+from trainer.preflight.cuda import check_unused_gpus, check_wheel
 from trainer.preflight.init_checkpoint import check_init
 from trainer.preflight.node import (
     check_auto,
+    check_cudnn,
     check_devices,
     check_memory,
     check_open_files,
@@ -40,11 +42,14 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
     of_node = check_open_files(manifest, ranks, config.train.loader_workers)  # each process has its own limit
     if ranks.local_rank == 0:
         of_node += [
+            *check_wheel(),
+            *check_unused_gpus(config.model, manifest),
             *check_devices(ranks.local_world_size),
             *check_packages(config.train),
+            *check_cudnn(config.model, config.train, manifest.seq_len),
             *check_auto(config.train),
             *check_shared_memory(manifest, ranks.local_world_size),
-            *check_memory(config.model, manifest, ranks.local_world_size),
+            *check_memory(config.model, manifest, ranks),
             *check_folders(config),
             *([] if is_url(config.store) else check_streams(config.store, manifest)),
         ]

@@ -16,7 +16,7 @@ import psutil
 
 from dataengine.config.training import ModelConfig, TrainConfig, WandbConfig
 from dataengine.hardware.fitting import NO_GPU_TO_MEASURE
-from dataengine.hardware.sizes import num_parameters
+from dataengine.hardware.sizes import largest_parameter, num_parameters
 from dataengine.mds.reader import SHARDS_MAPPED
 from dataengine.schedule.manifest import Manifest
 from dataengine.tables import size_words
@@ -25,7 +25,8 @@ from trainer.run.ranks import Ranks, count_ranks
 
 log = logging.getLogger(__name__)
 _OTHER_FILES = 768  # files and sockets of a process besides its shards: libraries, NCCL, checkpoints, pipes
-_WEIGHT_BYTES = 4  # per parameter: trainer.model.composer_model builds the whole model in fp32 on each rank
+_WEIGHT_BYTES = 4  # per parameter: trainer.model.initial_weights draws each parameter whole, in fp32
+_STEP_BYTES = 16  # per parameter, of a step on CPU: weight, gradient and two moments
 _PROCESS_BYTES = 700 << 20  # of a rank beside its model: libraries (docs/internals/reliability.md)
 _SHM_ADVISED = 1 << 30  # bytes of /dev/shm for several GPUs (NCCL's manual: docker run --shm-size=1g)
 
@@ -82,16 +83,13 @@ def check_packages(train: TrainConfig) -> list[Problem]:
     import torch
 
     wanted: list[tuple[str, str, str]] = []  # setting, module, package
-    if train.attention == "flash_attention_2":
-        wanted.append(("train.attention: flash_attention_2", "flash_attn", "flash-attn"))
-    if train.loss == "liger":
-        wanted.append(("train.loss: liger", "liger_kernel.transformers", "liger-kernel"))
     found, on_gpu = [], torch.cuda.is_available()
-    if train.shard_ranks and not on_gpu:  # torch 2.7 waits for an event of the device (_fsdp_param_group.py)
-        found.append("train.shard_ranks needs CUDA devices, but this machine has none. Leave it out.")
     if not on_gpu:
-        found += [f"{what} needs CUDA devices, but this machine has none. Leave it out." for what, _, _ in wanted]
-        wanted = []
+        for_cuda = [f"train.attention: {train.attention}"] if train.attention in ("flash_attention_2", "cudnn") else []
+        for_cuda += ["train.shard_ranks"] if train.shard_ranks else []  # torch 2.7 waits for an event of the device
+        found += [f"{what} needs CUDA devices, but this machine has none. Leave it out." for what in for_cuda]
+    elif train.attention == "flash_attention_2":
+        wanted.append(("train.attention: flash_attention_2", "flash_attn", "flash-attn"))
     if train.tensorboard:
         wanted.append(("train.tensorboard", "torch.utils.tensorboard", "tensorboard"))
     if train.wandb:
@@ -111,6 +109,27 @@ def check_packages(train: TrainConfig) -> list[Problem]:
     return [Problem(text) for text in found]
 
 
+def check_cudnn(model: ModelConfig, train: TrainConfig, seq_len: int) -> list[Problem]:
+    """cuDNN must be able to compute the attention of this model on this device."""
+    import torch
+
+    if train.attention != "cudnn" or not torch.cuda.is_available():
+        return []
+    from trainer.model.attention import cudnn_refusal
+
+    reason = cudnn_refusal(model, seq_len)
+    if train.deterministic:
+        reason = "PyTorch has no deterministic form of it, and train.deterministic is set."
+    if reason is None:
+        return []
+    return [
+        Problem(
+            f"train.attention is cudnn, but cuDNN cannot compute this model's attention here: {reason} Set "
+            "train.attention to auto or sdpa."
+        )
+    ]
+
+
 def check_shared_memory(manifest: Manifest, local_world_size: int, folder: Path = Path("/dev/shm")) -> list[Problem]:
     """Shared memory must hold streaming's blocks: 9 bytes per shard and a few pages. NCCL between GPUs needs more."""
     import torch
@@ -127,18 +146,27 @@ def check_shared_memory(manifest: Manifest, local_world_size: int, folder: Path 
     return []
 
 
-def check_memory(model: ModelConfig, manifest: Manifest, local_world_size: int) -> list[Problem]:
-    """This node, or its container, must have enough memory for its ranks to build the model."""
-    of_rank = num_parameters(model, manifest.vocab_size) * _WEIGHT_BYTES
-    needed = local_world_size * (of_rank + _PROCESS_BYTES)
-    limit, what = memory_limit()
+def check_memory(model: ModelConfig, manifest: Manifest, ranks: Ranks) -> list[Problem]:
+    """This node, or its container, must have enough memory for its ranks; on CPU that includes the training itself."""
+    import torch
+
+    whole = largest_parameter(model, manifest.vocab_size) * _WEIGHT_BYTES
+    if torch.cuda.is_available():
+        of_rank, what = whole, "for one whole parameter while weights are drawn"
+        remedy = "Raise it, or start fewer ranks on a node."
+    else:
+        of_rank = whole + num_parameters(model, manifest.vocab_size) * _STEP_BYTES // ranks.world_size
+        what = "for its weights, gradients and moments in fp32"
+        remedy = "Raise it, train a smaller model, or use more machines."
+    needed = ranks.local_world_size * (of_rank + _PROCESS_BYTES)
+    limit, limited_by = memory_limit()
     if needed <= limit:
         return []
     return [
         Problem(
-            f"{count_ranks(local_world_size)} on this node need {size_words(needed)} while each builds the model "
-            f"({size_words(of_rank)} in fp32, {size_words(_PROCESS_BYTES)} for the process), but {what} is "
-            f"{size_words(limit)}. Raise it, or start fewer ranks on a node."
+            f"{count_ranks(ranks.local_world_size)} on this node need at least {size_words(needed)}, each "
+            f"{size_words(of_rank)} {what} and {size_words(_PROCESS_BYTES)} for the process, but {limited_by} is "
+            f"{size_words(limit)}. {remedy}"
         )
     ]
 

@@ -16,8 +16,10 @@ from dataengine.storage.open import open_store
 from trainer.checkpoints.uploads import Uploader
 from trainer.data.dataset import ScheduledDataset, make_loader, to_tensors
 from trainer.data.prefetch import Prefetcher
-from trainer.model.composer_model import build_model, is_sharded, sharding
+from trainer.model.composer_model import TranslationModel, is_sharded, sharding
+from trainer.model.initial_weights import draw_weights
 from trainer.model.optimizer import make_optimizer
+from trainer.model.packed import new_decoder
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
 from trainer.training.callbacks.make import make_callbacks
@@ -58,7 +60,7 @@ def make_trainer(
         outage_limit=config.train.outage_limit,
     )
     dataset = ScheduledDataset(manifest, cache, world_size=ranks.world_size)
-    model = build_model(config.model, manifest, config.train)
+    model = TranslationModel(new_decoder(config.model, manifest, config.train))
     rng = RestoreRng(ranks.rank)
     callbacks = make_callbacks(
         config, manifest, run, group, begin, settings, rng, last=last, uploader=uploader, stop=stop
@@ -88,4 +90,6 @@ def make_trainer(
     if begin.checkpoint:
         state = ComposerState(trainer.state, trainer.logger)
         rng.states = load_state(state, begin.checkpoint, group, restart=begin.restart)
+    else:
+        draw_weights(model.decoder.hf, config.model)  # after sharding: no rank ever holds the whole model
     return trainer

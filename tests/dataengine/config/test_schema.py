@@ -111,6 +111,16 @@ def test_unknown_key_names_line_and_nearest(tmp_path: Path) -> None:
     assert f"{path}, line 7: unknown key 'stages.0.stepps' (did you mean 'steps'?)" in message(path)
 
 
+def test_the_loss_of_earlier_versions_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Stored configs have `loss`; they stay usable, and only `liger` needs words."""
+    path = write(tmp_path, "run/config.yaml", BASE + "train: {loss: chunked, warmup_steps: 3}\n")
+    assert load_config(path) == load_config(write(tmp_path, "new.yaml", BASE + "train: {warmup_steps: 3}\n"))
+    assert caplog.messages == []
+    assert load_config(path, ["train.loss=liger"]) == load_config(path)
+    assert [text.partition(":")[0] for text in caplog.messages] == ["train.loss"]
+    assert "unknown key 'train.loss'" in message(path, "train.loss=other")
+
+
 @pytest.mark.parametrize(
     ("key", "meant"),
     [

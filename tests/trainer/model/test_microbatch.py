@@ -178,7 +178,6 @@ def test_under_other_conditions_a_size_is_chosen_again(
 CHANGES: list[dict[str, object]] = [
     {"activation_checkpointing": True},
     {"compile": True},
-    {"loss": "liger"},
     {"attention": "sdpa"},
     {"shard_ranks": 2},
 ]

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
 from transformers import AttentionInterface, LlamaForCausalLM
 
 from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage
-from trainer.model import loss, packed
+from trainer.model import attention, loss, packed
 from trainer.model.composer_model import build_model, sharding
 from trainer.model.decoder import llama_config
 
@@ -135,12 +138,64 @@ def test_attention_is_called_causal_without_a_mask(monkeypatch: pytest.MonkeyPat
     ) -> tuple[Tensor, None]:
         calls.append((query.shape, key.shape, value.shape, mask, settings["scaling"], settings["dropout"]))
         assert module.is_causal
+        assert settings.get("position_ids") is None
         return query.transpose(1, 2), None
 
     monkeypatch.setitem(AttentionInterface._global_mapping, "stub", stub)
-    monkeypatch.setattr(packed, "_choose_attention", lambda configured: "stub")
+    monkeypatch.setattr(packed, "choose_attention", lambda configured: "stub")
     build_model(SIZES, MANIFEST, TrainConfig())({"tokens": torch.zeros((3, 17), dtype=torch.int64)})
     assert calls == [((3, 4, 16, 16), (3, 2, 16, 16), (3, 2, 16, 16), None, 0.25, 0.0)] * 2
+
+
+def test_cudnn_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another kernel in the place of cuDNN's, which has none for CPU: that one runs, in the backward pass too."""
+    train = TrainConfig(attention="cudnn", activation_checkpointing=True)
+    tokens = {"tokens": torch.zeros((2, 17), dtype=torch.int64)}
+    model = build_model(SIZES, MANIFEST, train)
+    with pytest.raises(RuntimeError, match="No viable backend"):
+        model(tokens)
+    monkeypatch.setattr(attention, "_CUDNN_ALONE", [SDPBackend.MATH])
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        model(tokens)[0].backward()
+    found = {event.key: event.count for event in profiled.key_averages() if "dot_product_attention" in event.key}
+    assert found == dict.fromkeys(("aten::scaled_dot_product_attention", "aten::_scaled_dot_product_attention_math"), 4)
+
+
+def test_reasons_against_cudnn_are_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = attention.cudnn_refusal(SIZES, 16, "cpu")
+    assert reason is not None
+    assert reason.startswith("No viable backend for scaled_dot_product_attention was found.")
+    monkeypatch.setattr(attention, "_CUDNN_ALONE", [SDPBackend.MATH])
+    assert attention.cudnn_refusal(SIZES, 16, "cpu") is None
+    warned = [
+        "Flash attention kernel not used because:",
+        "Flash attention has been runtime disabled.",
+        "CuDNN attention kernel not used because: (Triggered internally at sdp_utils.cpp:700.)",
+        "head_dim should be no more than 128 (Triggered internally at sdp_utils.cpp:400.)",
+    ]
+    assert attention._reason("No available kernel.\nTrace", warned) == (
+        "No available kernel. head_dim should be no more than 128"
+    )
+    assert attention._reason("No available kernel.", []) == "No available kernel."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["sdpa", "cudnn"])
+def test_compiled_layers_are_one_graph(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers share it, and another microbatch adds one of any size. Without the compiler behind the graph."""
+    counter = CompileCounter()
+    monkeypatch.setattr(attention, "_CUDNN_ALONE", [SDPBackend.MATH])
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
+    torch._dynamo.reset()
+    sizes = SIZES.model_copy(update={"num_hidden_layers": 3})
+    compiled = build_model(sizes, MANIFEST, TrainConfig(compile=True, attention=kernel))
+    plain = build_model(sizes, MANIFEST, TrainConfig(attention=kernel))
+    for samples, graphs in ((4, 1), (2, 2), (3, 2)):
+        tokens = {"tokens": torch.arange(samples * 17).reshape(samples, 17)}
+        mean = compiled(tokens)[0]
+        mean.backward()
+        assert counter.frame_count == graphs
+        assert mean.item() == plain(tokens)[0].item()
 
 
 def test_gradients_of_the_loss_in_bf16_are_near_what_bf16_can_hold() -> None:

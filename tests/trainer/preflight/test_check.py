@@ -12,7 +12,7 @@ from dataengine.build.build import build
 from dataengine.config.schema import Config
 from dataengine.config.training import ModelConfig, TrainConfig, WandbConfig
 from dataengine.errors import InputError
-from dataengine.hardware.sizes import num_parameters
+from dataengine.hardware.sizes import largest_parameter, num_parameters
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings, learning_rate
 from tests.conftest import ROOT, ConfigMaker
@@ -196,6 +196,7 @@ def test_parameters_are_counted_as_the_model_has_them(make_config: ConfigMaker, 
     config, manifest = built(make_config([f"model.tie_word_embeddings={str(tied).lower()}"]))
     model = empty_model(config.model, manifest)
     assert num_parameters(config.model, manifest.vocab_size) == sum(p.numel() for p in model.parameters())
+    assert largest_parameter(config.model, manifest.vocab_size) == max(p.numel() for p in model.parameters())
     assert num_parameters(ModelConfig(), 32_000) == 1_100_048_384  # TinyLlama
 
 
@@ -224,12 +225,17 @@ def test_mistakes_are_said_before_slow_imports(module: str) -> None:
 
 
 def test_ranks_that_cannot_fit_in_the_container(make_config: ConfigMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.1B parameters: 17.6 GB of weights, gradients and moments over all ranks on CPU; on GPUs, only processes."""
     _, manifest = built(make_config())
     monkeypatch.setattr(node, "memory_limit", lambda: (16 << 30, "the limit in /sys/fs/cgroup/memory.max"))
-    assert check_memory(ModelConfig(), manifest, 2) == []
-    (problem,) = check_memory(ModelConfig(), manifest, 8)
-    assert problem.text.startswith("8 ranks on this node need ")
-    assert "but the limit in /sys/fs/cgroup/memory.max is 17.2 GB. Raise it, or start fewer" in problem.text
+    assert check_memory(ModelConfig(), manifest, Ranks(world_size=16, local_world_size=8)) == []
+    (problem,) = check_memory(ModelConfig(), manifest, Ranks(world_size=8, local_world_size=8))
+    assert problem.text.startswith("8 ranks on this node need at least 2")
+    assert "but the limit in /sys/fs/cgroup/memory.max is 17.2 GB. Raise it, train a smaller" in problem.text
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert check_memory(ModelConfig(), manifest, Ranks(world_size=8, local_world_size=8)) == []
+    (problem,) = check_memory(ModelConfig(), manifest, Ranks(world_size=32, local_world_size=32))
+    assert problem.text.endswith("is 17.2 GB. Raise it, or start fewer ranks on a node.")
 
 
 def test_the_tightest_limit_of_memory_counts(tmp_path: Path) -> None:

@@ -155,9 +155,9 @@ def other_run(place: Place) -> None:
     place.build()
 
 
-def missing_packages(place: Place) -> None:
+def missing_devices(place: Place) -> None:
     place.build()
-    place.overrides = ["train.loss=liger", "train.attention=flash_attention_2", "train.wandb={project: x}"]
+    place.overrides = ["train.shard_ranks=1", "train.attention=flash_attention_2", "train.wandb={project: x}"]
 
 
 def little_memory(place: Place) -> None:
@@ -282,7 +282,7 @@ CASES: Sequence[tuple[Callable[[Place], None], str]] = [
     (no_built_config, "config.yaml beside the manifest. Build again"),
     (no_streams, "no index.json in "),
     (other_run, "holds a run of experiment 'other', and this is 'small'. Give this run another `out`."),
-    (missing_packages, "3 problems:\n- train.wandb is online, but there is no key for api.wandb.ai."),
+    (missing_devices, "3 problems:\n- train.wandb is online, but there is no key for api.wandb.ai."),
     (little_memory, "are needed. Free some, or enlarge it"),
     (few_files, "a process may open 100 files here, but a loader worker needs up to "),
     (out_is_a_file, "/run: it is a file. Check the path and its permissions, or set another out."),
