@@ -34,7 +34,7 @@ def test_loss_is_that_of_transformers_on_every_position(monkeypatch: pytest.Monk
     assert whole.shape == (3,)
     assert mean.item() == pytest.approx(sum(expected) / 3, rel=1e-5)
     assert whole.tolist() == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr(loss, "_CHUNK_TOKENS", 7)
+    monkeypatch.setattr(loss, "CHUNK_TOKENS", 7)
     model({"tokens": tokens})[0].backward()
     chunked = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
