@@ -142,9 +142,10 @@ def _train_rank(environment: dict[str, str], config: str, overrides: list[str], 
         _seem_to_have_cuda(trainer.training.composer_trainer)
     if probe == "memory of a GPU":
         trainer.preflight.check.check_auto = lambda train: []
+        import dataengine.hardware.gpus
         import trainer.model.microbatch
 
-        trainer.model.microbatch._own_device = lambda: trainer.model.microbatch.Device("Test", 10**9)
+        trainer.model.microbatch.own_gpu = lambda: dataengine.hardware.gpus.Gpu("Test", 10**9)
     if probe == "mesh of one":
         trainer.training.composer_trainer.is_sharded = lambda world_size: True
     if probe == "nan" and environment["RANK"] == "1":
