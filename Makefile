@@ -45,10 +45,10 @@ docs: install ## write the generated reference pages, then the site: site/index.
 bench: install ## run the benchmarks in their quick form (not spikes.py, which trains 73 models, nor gpu_check.py)
 	for program in $(filter-out benchmarks/spikes.py benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program || exit 1; done
 
-gpu-wheels: install ## collect what benchmarks/gpu_check.py needs beside PyTorch, for Python 3.12 without a network
+gpu-wheels: install ## collect what benchmarks/gpu_check.py needs beside PyTorch, without a network (FOR=3.13: another Python than 3.12)
 	rm -rf dist/gpu-wheels
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
-	    --python-version 3.12 --implementation cp --platform manylinux1_x86_64 --platform manylinux2010_x86_64 \
+	    --python-version $(or $(FOR),3.12) --implementation cp --platform manylinux1_x86_64 --platform manylinux2010_x86_64 \
 	    --platform manylinux2014_x86_64 $(foreach glibc,$(shell seq 5 28),--platform manylinux_2_$(glibc)_x86_64) \
 	    --constraint requirements-newest.lock --requirement benchmarks/gpu/wheels.txt --dest dist/gpu-wheels
 	du -sh dist/gpu-wheels

@@ -7,7 +7,11 @@
 #
 # 3.11 comes first: the results in docs/ were measured with it, and aarch64 has more wheels for it than for the others.
 set -eu
-cd "$(dirname "$0")"
+case ${PYTHON:-} in
+  /*) ;;
+  */*) PYTHON=$PWD/$PYTHON ;;
+esac
+cd -P "$(dirname "$0")" # of all names of a folder, the one without links
 stamp=.venv/.installed # line 1: the stack, and where .venv was made; line 2: a sum of what is installed
 made=$(sed -n 1p $stamp 2>/dev/null || true)
 stack=${STACK:-${made%% *}}

@@ -236,6 +236,21 @@ def test_an_environment_of_a_moved_clone_is_made_new(machine: Machine) -> None:
     assert machine.install()[2] == ["venv 3.12", DECLARED]
 
 
+def test_the_environment_stays_when_the_clone_is_reached_by_a_link(machine: Machine) -> None:
+    machine.add_python("3.12")
+    machine.install()
+    link = machine.folder / "link"
+    link.symlink_to(machine.clone)
+    machine.clone = link
+    assert machine.install() == (0, "", [])
+
+
+def test_a_relative_path_begins_where_the_command_is_given(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.add_python("3.12")
+    monkeypatch.chdir(machine.folder)
+    assert machine.install(PYTHON="bin/python3.12")[2] == ["venv 3.12", DECLARED]
+
+
 def test_the_environment_may_be_on_the_path(machine: Machine) -> None:
     """As the pages advise: its Python is not taken to make it new."""
     machine.add_python("3.12")
