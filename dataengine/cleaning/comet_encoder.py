@@ -7,29 +7,20 @@ from typing import Any
 
 
 def adapt_encoder(encoder: Any) -> None:
-    """Replace what transformers 5 lacks, in one encoder of comet."""
-    from comet.encoders.xlmr import XLMREncoder  # type: ignore[import-untyped]
-
-    if isinstance(encoder, XLMREncoder):  # of XLM-R and XLM-R XL
-        encoder.forward = lambda input_ids, attention_mask, **_: _forward(encoder.model, input_ids, attention_mask)
+    """Give back what transformers 5 lacks to one encoder of comet."""
+    encoder.model.register_forward_hook(_with_pooler_output)
     if not hasattr(encoder.tokenizer, "build_inputs_with_special_tokens"):
         join = _Join(encoder.tokenizer.cls_token_id, encoder.tokenizer.sep_token_id, encoder.size_separator)
         encoder.tokenizer.build_inputs_with_special_tokens = join
 
 
-def _forward(model: Any, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
-    """Do the same as XLMREncoder.forward, which unpacks three outputs; without a pooler, transformers 5 returns two."""
-    output = model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, return_dict=True)
-    return {
-        "sentemb": output.last_hidden_state[:, 0, :],
-        "wordemb": output.last_hidden_state,
-        "all_layers": output.hidden_states,
-        "attention_mask": attention_mask,
-    }
+def _with_pooler_output(model: object, arguments: object, output: Any) -> Any:
+    """Return the three outputs that comet unpacks; without a pooler, transformers 5 leaves out the second, None."""
+    return (output[0], None, output[1]) if isinstance(output, tuple) and len(output) == 2 else output
 
 
 class _Join:
-    """Join the ids of two segments, as tokenizers of transformers 4 do. A class, since loaded models are pickled."""
+    """Join the ids of two segments, as tokenizers of transformers 4 do."""
 
     def __init__(self, begin: int, end: int, size_separator: int) -> None:
         self._begin, self._end, self._size_separator = begin, end, size_separator

@@ -101,7 +101,7 @@ class _MetadataUnpickler(pickle.Unpickler):
             return AnyTensorProperties
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if (module, name) not in _METADATA and not is_dtype:
-            if module.startswith("torch.") and not hasattr(sys.modules.get(module), name):
+            if module.startswith("torch.distributed.checkpoint.") and not hasattr(sys.modules.get(module), name):
                 raise NewerTorchError(f"{module}.{name}")
             raise pickle.UnpicklingError(f"it contains {module}.{name}, which our checkpoints do not")
         return super().find_class(module, name)
