@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from dataengine.config.training import ModelConfig, TrainConfig
+from dataengine.hardware.fitting import Work
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage
 from trainer.model.memory import step_bytes
-from trainer.model.microbatch import largest_microbatch
 
 Question = tuple[int, int, bool]  # microbatch, ranks, activation checkpointing
 
@@ -29,5 +29,5 @@ def answer(settings: dict[str, Any]) -> dict[str, Any]:
         ]
     }
     if "room" in settings:
-        found["auto"], _ = largest_microbatch(model, manifest, TrainConfig(), 1, settings["room"])
+        found["auto"], _ = Work(model, manifest, TrainConfig(), 1, step_bytes).largest(settings["room"])
     return found

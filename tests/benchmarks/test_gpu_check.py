@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import gpu_check
-from benchmarks.gpu import processes
+from benchmarks.gpu import figures, processes
 from benchmarks.gpu.check import Check
 from benchmarks.gpu.memory import largest_running
 from benchmarks.gpu.processes import ProcessError, Runner, together
@@ -84,6 +84,14 @@ def test_the_largest_microbatch_that_runs_is_found_from_any_start(
     assert largest_running(ordered, first, lambda size: size <= limit) == max(
         (size for size in ordered if size <= limit), default=0
     )
+
+
+def test_bytes_and_the_choice_of_auto_are_computed() -> None:
+    model = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"model": {**model, "num_key_value_heads": 2}, "seq_len": 32, "vocab_size": 64, "batch_size": 4}
+    one, two, four = figures.answer({**sizes, "questions": [(size, 1, False) for size in (1, 2, 4)]})["bytes"]
+    assert one < two < four
+    assert figures.answer({**sizes, "questions": [], "room": four - 1})["auto"] == 2
 
 
 def test_an_error_ends_its_part_alone(tmp_path: Path) -> None:
