@@ -45,7 +45,7 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks, *, elsewhere: bo
     of_node = check_open_files(manifest, ranks, config.train.loader_workers)  # each process has its own limit
     if ranks.local_rank == 0 and not elsewhere:
         of_node += [
-            *check_wheel(),
+            *check_wheel(ranks.local_world_size),
             *check_unused_gpus(config.model, manifest),
             *check_devices(ranks.local_world_size),
             *check_packages(config.train),
