@@ -89,7 +89,7 @@ def check_packages(train: TrainConfig) -> list[Problem]:
         for_cuda += ["train.shard_ranks"] if train.shard_ranks else []  # torch 2.7 waits for an event of the device
         found += [f"{what} needs CUDA devices, but this machine has none. Leave it out." for what in for_cuda]
     elif train.attention == "flash_attention_2":
-        wanted.append(("train.attention: flash_attention_2", "flash_attn", "flash-attn"))
+        wanted.append(("train.attention: flash_attention_2", "flash_attn.flash_attn_interface", "flash-attn"))
     if train.tensorboard:
         wanted.append(("train.tensorboard", "torch.utils.tensorboard", "tensorboard"))
     if train.wandb:
