@@ -72,7 +72,7 @@ _TABLE: tuple[tuple[str, str, float, int | None], ...] = (
     ("v100-16", "V100", 15.7, None),
     ("mi300x", "MI300X", 191.6, 1307),
 )
-_OTHERS = {"mig", "laptop", "d"}  # a part or a slower sibling of the GPU of this name: RTX 4090 D
+_OTHERS = {"mig", "laptop", "d", "ti"}  # a part or a sibling of the GPU of this name: RTX 4090 D, RTX 3090 Ti
 
 
 def find_gpu(name: str) -> Gpu:

@@ -133,6 +133,21 @@ def test_a_process_that_fails_hangs_or_is_killed(tmp_path: Path) -> None:
         runner.run("quick", ["-c", ""], 60, until=lambda: False)
 
 
+def test_a_second_attempt_begins_without_the_files_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, seen = Runner("cuda", tmp_path, time.monotonic() + 100), []
+
+    def run(_: Runner, name: str, command: list[str], *__: object, **___: object) -> None:
+        seen.append((tmp_path / name).exists())
+        (tmp_path / name).mkdir()
+        Path(command[-1]).write_text("1")
+
+    monkeypatch.setattr(Runner, "run", run)
+    assert [runner.ask("eager", "measure", {}, 1) for _ in range(2)] == [1, 1]
+    assert seen == [False, False]
+
+
 def test_processes_on_cpu_see_no_gpu_and_no_other_rank() -> None:
     of_cpu, of_cuda = processes.environment("cpu"), processes.environment("cuda")
     assert of_cpu["CUDA_VISIBLE_DEVICES"] == ""
