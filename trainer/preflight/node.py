@@ -155,7 +155,8 @@ def check_memory(model: ModelConfig, manifest: Manifest, ranks: Ranks) -> list[P
         of_rank, what = whole, "for one whole parameter while weights are drawn"
         remedy = "Raise it, or start fewer ranks on a node."
     else:
-        of_rank = whole + num_parameters(model, manifest.vocab_size) * _STEP_BYTES // ranks.world_size
+        # Not both: gradients and moments come after the weights were drawn.
+        of_rank = max(whole, num_parameters(model, manifest.vocab_size) * _STEP_BYTES // ranks.world_size)
         what = "for its weights, gradients and moments in fp32"
         remedy = "Raise it, train a smaller model, or use more machines."
     needed = ranks.local_world_size * (of_rank + _PROCESS_BYTES)
