@@ -60,9 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def dry_run(load: Callable[[], Config], gpu_name: str | None = None) -> None:
-    """Check everything that the run needs, and describe the run. Raises InputError with all problems."""
+    """Check everything that the run needs, and describe the run. Raises InputError with all problems.
+
+    With the name of a GPU, the run is described for such GPUs, and this machine needs none.
+    """
     gpu = find_gpu(gpu_name) if gpu_name else None
-    with looked_at(load) as start:
+    with looked_at(load, elsewhere=gpu is not None) as start:
         holder = holder_of(start.run) if start.group.ranks.rank == 0 else ""
         raise_gathered(start.group, [Problem(holder)] if holder else [])
         if start.group.ranks.rank == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -78,6 +79,7 @@ class Runner:
         """Return what `answer` of a module of this folder returns for settings. Raises ProcessError."""
         answer = self.folder / f"{name}.json"
         answer.unlink(missing_ok=True)
+        shutil.rmtree(self.folder / name, ignore_errors=True)  # of an attempt that failed
         stated = json.dumps({**settings, "folder": str(self.folder / name)})
         self.run(name, ["-m", "benchmarks.gpu.answer", module, stated, str(answer)], limit_s, device=device)
         return json.loads(answer.read_text(encoding="utf-8"))

@@ -251,9 +251,11 @@ def describe_plan(
     cache = size_words(_cache(manifest, nodes))
     lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in total and needs at least {cache} of cache"]
     if tokens_per_second:
-        hours = total / tokens_per_second / 3600
+        steps = _steps_to_train(plan)
+        hours = steps * manifest.batch_size * manifest.seq_len / tokens_per_second / 3600
         of_gpus = f" on {gpus} GPUs: {hours * gpus:,.0f} GPU-hours" if gpus else ""
-        lines.append(f"{hours:,.1f} hours at {tokens_per_second:,.0f} tokens/s{of_gpus}")
+        part = "" if steps == schedule.steps else f" for {steps:,} steps"
+        lines.append(f"{hours:,.1f} hours{part} at {tokens_per_second:,.0f} tokens/s{of_gpus}")
     if gpu:
         lines += ["", *gpu_cost(plan, find_gpu(gpu), gpus or 1, tokens_per_second), ""]
     if plan.assumed:
@@ -268,7 +270,8 @@ def describe_plan(
 def gpu_cost(plan: Plan, gpu: Gpu, gpus: int, tokens_per_second: float | None = None) -> list[str]:
     """Lines on what the run needs of GPUs of a kind: memory, the microbatch that fits, hours.
 
-    Raises InputError for a plan without a model, or a number of GPUs that does not divide the batch.
+    Raises InputError for a plan without a model, or a number of GPUs that does not divide the batch or cannot be
+    grouped by `train.shard_ranks`.
     """
     config, manifest = plan.config, plan.manifest
     if config is None:
@@ -279,11 +282,20 @@ def gpu_cost(plan: Plan, gpu: Gpu, gpus: int, tokens_per_second: float | None = 
             f"batch_size {manifest.batch_size:,} is not divisible by {gpus:,} GPUs. Give --gpus {fitting[-1]:,}, or "
             f"another batch_size."
         )
+    if gpus % (config.train.shard_ranks or 1):
+        raise InputError(
+            f"train.shard_ranks is {config.train.shard_ranks}, which does not divide {gpus:,} GPUs. Give --gpus a "
+            "multiple of it, or leave it out."
+        )
     vocabulary, note = _vocabulary(plan)
     work = Work(config.model, replace(manifest, vocab_size=vocabulary), config.train, gpus, step_bytes)
-    last = min(config.train.max_steps or manifest.schedule.steps, manifest.schedule.steps)
-    steps = max(last - config.first_step, 0)
-    return [*describe_cost(work, gpu, steps, error=ERROR, tokens_per_second=tokens_per_second), *note]
+    return [*describe_cost(work, gpu, _steps_to_train(plan), error=ERROR, tokens_per_second=tokens_per_second), *note]
+
+
+def _steps_to_train(plan: Plan) -> int:
+    """The steps that a new run of the config trains: up to `train.max_steps`, without those of a run it continues."""
+    steps, config = plan.manifest.schedule.steps, plan.config
+    return max(min(config.train.max_steps or steps, steps) - config.first_step, 0) if config else steps
 
 
 def _vocabulary(plan: Plan) -> tuple[int, list[str]]:

@@ -23,6 +23,8 @@ def describe_cost(
         rows.append(("speed", _measured(tokens_per_second / work.ranks, operations, gpu.peak)))
     elif gpu.peak:
         rows += _estimated(work, operations, gpu.peak, steps)
+    elif not tokens_per_second:
+        rows.append(("speed", f"no estimate: the bf16 operations per second of {gpu.name} are not known"))
     return table(rows, left=(0, 1))
 
 

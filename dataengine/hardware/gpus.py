@@ -1,11 +1,12 @@
 """GPUs: memory, and dense bf16 operations per second.
 
-Operations are those of the vendors' data sheets, without sparsity and with sums in fp32. NVIDIA: HGX and GB200 NVL72,
-GB300 NVL72, H200, H100, A100, L40S, L4, A10 and RTX PRO 6000 data sheets, and the white papers of RTX Blackwell, Ada
-and GA102; AMD: the Instinct MI300X data sheet. H20: reported, since NVIDIA publishes no data sheet.
+Operations are those of the vendors' data sheets and white papers as far as they state them: without sparsity, with sums
+in fp32. For GPUs that were made for one cloud or country (A10G, A800, H800, H20) they are as reported. None was
+measured.
 
 Memory is the `total_memory` that PyTorch reads from the driver, as its out-of-memory errors state it. That is less than
-the product's name says in GiB, and differs by up to 0.2 % between drivers; the lower figure counts.
+the product's name says in GiB, and differs a little between drivers. GDDR loses a sixteenth where error correction is
+on. The lower figure counts.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ class Gpu:
 
     @property
     def peak(self) -> float | None:
-        """Dense bf16 operations per second; None if unknown."""
+        """Dense bf16 operations per second; None if unknown, or without units for bf16."""
         return peak_flops(self.name)
 
 
 # Short name; words of the driver's name, the first row that has all of its words there counts; GiB; teraFLOP/s.
-_TABLE = (
+_TABLE: tuple[tuple[str, str, float, int | None], ...] = (
     ("gb300", "GB300", 276.5, 2500),
     ("gb200", "GB200", 184.3, 2500),
     ("b300", "B300", 267.6, 2250),
@@ -62,16 +63,16 @@ _TABLE = (
     ("l4", "L4", 22.0, 121),
     ("rtx-pro-6000-max-q", "RTX PRO 6000 Blackwell Max Q", 94.9, 439),
     ("rtx-pro-6000", "RTX PRO 6000 Blackwell", 94.9, 504),
-    ("rtx-6000-ada", "RTX 6000 Ada", 47.4, 364),
-    ("rtx-a6000", "RTX A6000", 47.4, 155),
+    ("rtx-6000-ada", "RTX 6000 Ada", 44.4, 364),
+    ("rtx-a6000", "RTX A6000", 44.4, 155),
     ("rtx-5090", "RTX 5090", 31.3, 209),
     ("rtx-4090", "RTX 4090", 23.6, 165),
     ("rtx-3090", "RTX 3090", 23.6, 71),
-    ("v100-32", "V100 32GB", 31.7, 125),
-    ("v100-16", "V100", 15.7, 125),
+    ("v100-32", "V100 32GB", 31.7, None),  # its tensor cores know fp16 only
+    ("v100-16", "V100", 15.7, None),
     ("mi300x", "MI300X", 191.6, 1307),
 )
-_OTHERS = {"mig", "laptop", "d"}  # a part or a slower sibling of the GPU of this name: RTX 4090 D
+_OTHERS = {"mig", "laptop", "d", "ti"}  # a part or a sibling of the GPU of this name: RTX 4090 D, RTX 3090 Ti
 
 
 def find_gpu(name: str) -> Gpu:
@@ -89,7 +90,8 @@ def peak_flops(name: str) -> float | None:
     """Return the dense bf16 operations per second of a GPU, by its short name or the driver's; None if unknown."""
     words = _words(name)
     found = (row for row in _TABLE if row[0] == name or (_words(row[1]) <= words and not words & _OTHERS))
-    return next((teraflops * 1e12 for *_, teraflops in found), None)
+    teraflops = next((row[3] for row in found), None)
+    return teraflops and teraflops * 1e12
 
 
 def _words(name: str) -> set[str]:

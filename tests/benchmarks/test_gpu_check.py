@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import gpu_check
-from benchmarks.gpu import processes
+from benchmarks.gpu import figures, processes
 from benchmarks.gpu.check import Check
 from benchmarks.gpu.memory import largest_running
 from benchmarks.gpu.processes import ProcessError, Runner, together
@@ -86,6 +86,14 @@ def test_the_largest_microbatch_that_runs_is_found_from_any_start(
     )
 
 
+def test_bytes_and_the_choice_of_auto_are_computed() -> None:
+    model = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"model": {**model, "num_key_value_heads": 2}, "seq_len": 32, "vocab_size": 64, "batch_size": 4}
+    one, two, four = figures.answer({**sizes, "questions": [(size, 1, False) for size in (1, 2, 4)]})["bytes"]
+    assert one < two < four
+    assert figures.answer({**sizes, "questions": [], "room": four - 1})["auto"] == 2
+
+
 def test_an_error_ends_its_part_alone(tmp_path: Path) -> None:
     def breaks(_: Check) -> Iterator[Row]:
         yield figure("A", "before", Figure(1))
@@ -123,6 +131,21 @@ def test_a_process_that_fails_hangs_or_is_killed(tmp_path: Path) -> None:
     runner.run("killed", ["-c", endless], 60, until=marker.exists)
     with pytest.raises(ProcessError, match="quick ended with exit code 0"):
         runner.run("quick", ["-c", ""], 60, until=lambda: False)
+
+
+def test_a_second_attempt_begins_without_the_files_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, seen = Runner("cuda", tmp_path, time.monotonic() + 100), []
+
+    def run(_: Runner, name: str, command: list[str], *__: object, **___: object) -> None:
+        seen.append((tmp_path / name).exists())
+        (tmp_path / name).mkdir()
+        Path(command[-1]).write_text("1")
+
+    monkeypatch.setattr(Runner, "run", run)
+    assert [runner.ask("eager", "measure", {}, 1) for _ in range(2)] == [1, 1]
+    assert seen == [False, False]
 
 
 def test_processes_on_cpu_see_no_gpu_and_no_other_rank() -> None:

@@ -59,7 +59,7 @@ def choose_attention(configured: str) -> str:
         chosen, reason = "sdpa", "no CUDA device"
     else:
         try:
-            importlib.import_module("flash_attn")
+            importlib.import_module("flash_attn.flash_attn_interface")  # flash-attn 4 has no such module
             chosen, reason = "flash_attention_2", "flash-attn is installed"
         except ImportError as error:
             chosen, reason = "sdpa", f"flash-attn cannot be imported: {error}"

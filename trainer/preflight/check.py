@@ -29,8 +29,11 @@ from trainer.run.ranks import Ranks
 log = logging.getLogger(__name__)
 
 
-def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]:
-    """Return the problems that this rank finds. Raises nothing, so that the ranks can gather their lists."""
+def check_run(config: Config, manifest: Manifest, ranks: Ranks, *, elsewhere: bool = False) -> list[Problem]:
+    """Return the problems that this rank finds. Raises nothing, so that the ranks can gather their lists.
+
+    `elsewhere` is a dry run for the GPUs of another machine: devices, packages and memory of this one do not matter.
+    """
     found = [
         *check_agreement(config, manifest),
         *check_world_size(manifest, ranks.world_size),
@@ -40,9 +43,9 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
     if not found:  # otherwise its numbers mean nothing
         found += check_microbatch(config.train, manifest, ranks.world_size)
     of_node = check_open_files(manifest, ranks, config.train.loader_workers)  # each process has its own limit
-    if ranks.local_rank == 0:
+    if ranks.local_rank == 0 and not elsewhere:
         of_node += [
-            *check_wheel(),
+            *check_wheel(ranks.local_world_size),
             *check_unused_gpus(config.model, manifest),
             *check_devices(ranks.local_world_size),
             *check_packages(config.train),
@@ -50,9 +53,10 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks) -> list[Problem]
             *check_auto(config.train),
             *check_shared_memory(manifest, ranks.local_world_size),
             *check_memory(config.model, manifest, ranks),
-            *check_folders(config),
-            *([] if is_url(config.store) else check_streams(config.store, manifest)),
         ]
+    if ranks.local_rank == 0:
+        of_node += check_folders(config)
+        of_node += [] if is_url(config.store) else check_streams(config.store, manifest)
         of_node += check_space(config, manifest, ranks)
     if ranks.rank == 0:
         found += [

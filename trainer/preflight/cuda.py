@@ -15,6 +15,7 @@ from dataengine.schedule.manifest import Manifest
 from trainer.preflight.problems import Problem
 
 _WHEELS = "https://download.pytorch.org/whl"
+_CUDA_WHEEL = f"Install a wheel for CUDA: {_WHEELS}/cu126, or cu128 and newer for GPUs from Blackwell on."
 _BLACKWELL = (10, 0)  # from here on, a wheel needs CUDA 12.8
 _MAXWELL = (5, 0)  # the oldest that the wheels of CUDA 12.6 have kernels for
 _SMALL = 100_000_000  # parameters; a CPU trains smaller models in reasonable time
@@ -22,14 +23,14 @@ _SMALL = 100_000_000  # parameters; a CPU trains smaller models in reasonable ti
 Capability = tuple[int, int]  # of a device, such as (9, 0)
 
 
-def check_wheel() -> list[Problem]:
-    """PyTorch's wheel must have kernels for each device. AMD's devices have no such list."""
+def check_wheel(local_world_size: int) -> list[Problem]:
+    """PyTorch's wheel must have kernels for the device of each rank. AMD's devices have no such list."""
     import torch
 
     if not torch.cuda.is_available() or torch.version.hip:
         return []
     built_for, found = torch.cuda.get_arch_list(), {}
-    for number in range(torch.cuda.device_count()):
+    for number in range(min(local_world_size, torch.cuda.device_count())):
         capability = torch.cuda.get_device_capability(number)
         if built_for and not has_kernels(built_for, capability):
             found[torch.cuda.get_device_name(number)] = capability
@@ -58,7 +59,9 @@ def _runs(arch: str, capability: Capability) -> bool:
 
 
 def _other_wheel(name: str, capability: Capability, built_for: Sequence[str], version: str) -> str:
-    same = f"pip install --force-reinstall torch=={version.partition('+')[0]} --index-url {_WHEELS}"
+    release = version.partition("+")[0]
+    same = f"=={release}" if re.fullmatch(r"[\d.]+", release) else ""  # others are not there: nightly, own builds
+    same = f"pip install --force-reinstall torch{same} --index-url {_WHEELS}"
     if capability >= _BLACKWELL:
         remedy = f"Install it for CUDA 12.8 or newer: {same}/cu128 (later versions of torch: cu130)."
     elif capability >= _MAXWELL:
@@ -84,8 +87,14 @@ def check_unused_gpus(model: ModelConfig, manifest: Manifest) -> list[Problem]:
 
 
 def asks_for_cpu(environment: Mapping[str, str]) -> bool:
-    """Return whether the user has hidden all GPUs: CUDA_VISIBLE_DEVICES is empty or -1."""
-    return environment.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    """Return whether somebody has hidden all GPUs: the first device of CUDA_VISIBLE_DEVICES is none.
+
+    CUDA ignores a device without a number or UUID, and those after it: an empty value, -1, or Slurm's NoDevFiles. A
+    container's runtime takes NVIDIA_VISIBLE_DEVICES=void or none.
+    """
+    if environment.get("NVIDIA_VISIBLE_DEVICES") in ("void", "none"):
+        return True
+    return re.match(r"\d|GPU-|MIG-", environment.get("CUDA_VISIBLE_DEVICES", "0").strip()) is None
 
 
 def has_gpu(root: Path = Path("/")) -> bool:
@@ -110,9 +119,9 @@ def _listed_by_nvidia_smi() -> bool:
 def why_unused(version: str, cuda: str | None, hip: str | None, error: str) -> str:
     """Return why PyTorch uses no GPU, and the remedy. `error` is what it says when CUDA is started."""
     if hip:
-        return f"torch {version} was built for AMD GPUs. Install a wheel for CUDA ({_WHEELS}/cu126)."
+        return f"torch {version} was built for AMD GPUs. {_CUDA_WHEEL}"
     if cuda is None:
-        return f"torch {version} was built without CUDA. Install a wheel for CUDA ({_WHEELS}/cu126)."
+        return f"torch {version} was built without CUDA. {_CUDA_WHEEL}"
     if "driver" in error and "too old" in error:
         return (
             f"its driver is too old for CUDA {cuda}, which torch {version} was built for. Update the driver, or "

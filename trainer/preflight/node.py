@@ -89,7 +89,7 @@ def check_packages(train: TrainConfig) -> list[Problem]:
         for_cuda += ["train.shard_ranks"] if train.shard_ranks else []  # torch 2.7 waits for an event of the device
         found += [f"{what} needs CUDA devices, but this machine has none. Leave it out." for what in for_cuda]
     elif train.attention == "flash_attention_2":
-        wanted.append(("train.attention: flash_attention_2", "flash_attn", "flash-attn"))
+        wanted.append(("train.attention: flash_attention_2", "flash_attn.flash_attn_interface", "flash-attn"))
     if train.tensorboard:
         wanted.append(("train.tensorboard", "torch.utils.tensorboard", "tensorboard"))
     if train.wandb:
@@ -155,7 +155,8 @@ def check_memory(model: ModelConfig, manifest: Manifest, ranks: Ranks) -> list[P
         of_rank, what = whole, "for one whole parameter while weights are drawn"
         remedy = "Raise it, or start fewer ranks on a node."
     else:
-        of_rank = whole + num_parameters(model, manifest.vocab_size) * _STEP_BYTES // ranks.world_size
+        # Not both: gradients and moments come after the weights were drawn.
+        of_rank = max(whole, num_parameters(model, manifest.vocab_size) * _STEP_BYTES // ranks.world_size)
         what = "for its weights, gradients and moments in fp32"
         remedy = "Raise it, train a smaller model, or use more machines."
     needed = ranks.local_world_size * (of_rank + _PROCESS_BYTES)

@@ -56,8 +56,10 @@ class Start:
 
 
 @contextmanager
-def looked_at(load: Callable[[], Config]) -> Iterator[Start]:
+def looked_at(load: Callable[[], Config], *, elsewhere: bool = False) -> Iterator[Start]:
     """Check everything that a run needs before the import of Composer, which takes 20 s; a dry run checks the same.
+
+    With `elsewhere`, the GPUs of another machine are meant: see `check_run`.
 
     Raises InputError on all ranks of all nodes, with the problems that any of them found.
     """
@@ -71,7 +73,7 @@ def looked_at(load: Callable[[], Config]) -> Iterator[Start]:
         with Pulse(group, config.train.outage_limit) as pulse:
             manifest = group.run_on_all(lambda: read_manifest(experiment_url(config)))
             pulse.at("checking what the run needs", may_wait=True)
-            raise_gathered(group, check_run(config, manifest, ranks))
+            raise_gathered(group, check_run(config, manifest, ranks, elsewhere=elsewhere))
             if not is_url(config.out):
                 check_one_folder(Path(config.out), group)
             pulse.at("looking for checkpoints", may_wait=True)
@@ -100,7 +102,7 @@ def describe_start(start: Start, gpu: Gpu | None) -> None:
     where = f"steps {step:,} to {start.last:,}, {f'from {resume.place}' if resume else 'a new run'}"
     print(describe(config, manifest, world_size, settings=settings, first=step))
     work = Work(config.model, manifest, config.train, world_size, step_bytes)
-    print(f"\n{describe_needs(work, gpu or own_gpu(), start.last - step)}")
+    print(f"\n{describe_needs(work, gpu or own_gpu(), max(start.last - step, 0))}")
     print(f"to train: {where if step < start.last else 'nothing, all steps are trained'}")
 
 

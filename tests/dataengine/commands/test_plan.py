@@ -48,10 +48,14 @@ def test_a_plan_says_what_it_costs_on_gpus() -> None:
     assert lines[at + 6].endswith("llama2.model cannot be read: assumed a vocabulary of 32,000 tokens")
     stops = describe_plan(load_plan(ladder, ["train.max_steps=1000"]), gpu="h100-80", gpus=8)
     assert " for 1,000 steps: " in stops
+    measured = describe_plan(load_plan(ladder, ["train.max_steps=1000"]), tokens_per_second=512 * 2048)
+    assert f"{1000 / 3600:.1f} hours for 1,000 steps at 1,048,576 tokens/s\n" in measured
     one = describe_plan(load_plan(ladder), gpu="a100-40")
     assert "microbatch  4 is the largest that leaves a tenth of the memory free" in one
     with pytest.raises(InputError, match=r"batch_size 512 is not divisible by 7 GPUs. Give --gpus 8, or another"):
         describe_plan(load_plan(ladder), gpu="h100-80", gpus=7)
+    with pytest.raises(InputError, match=r"train.shard_ranks is 8, which does not divide 1 GPUs. Give --gpus a mult"):
+        describe_plan(load_plan(ladder, ["train.shard_ranks=8"]), gpu="h100-80")
 
 
 def test_a_built_plan_has_its_own_vocabulary(make_config: ConfigMaker, tmp_path: Path) -> None:

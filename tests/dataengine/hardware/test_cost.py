@@ -54,6 +54,12 @@ def test_no_speed_is_made_up_for_a_tiny_model() -> None:
     assert describe_cost(tiny, H100, 10)[-1].startswith("speed       no estimate for so small a model")
 
 
+def test_no_speed_is_made_up_for_a_gpu_without_a_known_one() -> None:
+    lines = describe_cost(work(microbatch_size=1), find_gpu("v100-32"), 10)
+    assert lines[-1] == "speed       no estimate: the bf16 operations per second of v100-32 are not known"
+    assert describe_cost(work(microbatch_size=1), find_gpu("v100-32"), 10, tokens_per_second=1e5)[-1].startswith("oper")
+
+
 def test_sizes_that_do_not_fit() -> None:
     lines = describe_cost(work(microbatch_size=32), H100, 10)
     assert lines[1].endswith(

@@ -26,7 +26,10 @@ PEAKS = [
     ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", 439e12),
     ("NVIDIA RTX A4000", None),  # neither an A40
     ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ("NVIDIA GeForce RTX 3090 Ti", None),
     ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", None),
+    ("Tesla V100-SXM2-32GB", None),  # 125e12 of fp16, none of bf16
+    ("v100-16", None),
     ("h100-80", 989e12),
     ("?", None),
 ]

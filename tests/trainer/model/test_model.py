@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
+from importlib import invalidate_caches
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,6 +148,19 @@ def test_attention_is_called_causal_without_a_mask(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(packed, "choose_attention", lambda configured: "stub")
     build_model(SIZES, MANIFEST, TrainConfig())({"tokens": torch.zeros((3, 17), dtype=torch.int64)})
     assert calls == [((3, 4, 16, 16), (3, 2, 16, 16), (3, 2, 16, 16), None, 0.25, 0.0)] * 2
+
+
+def test_flash_attn_4_is_not_taken_for_flash_attn_2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is installed in a folder of the same name, and transformers refuses it as flash_attention_2."""
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert attention.choose_attention("auto") == "sdpa"
+    (tmp_path / "flash_attn" / "flash_attn_interface.py").touch()
+    invalidate_caches()
+    assert attention.choose_attention("auto") == "flash_attention_2"
+    sys.modules.pop("flash_attn.flash_attn_interface")
+    sys.modules.pop("flash_attn")
 
 
 def test_cudnn_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,6 +232,10 @@ def test_ranks_that_cannot_fit_in_the_container(make_config: ConfigMaker, monkey
     (problem,) = check_memory(ModelConfig(), manifest, Ranks(world_size=8, local_world_size=8))
     assert problem.text.startswith("8 ranks on this node need at least 2")
     assert "but the limit in /sys/fs/cgroup/memory.max is 17.2 GB. Raise it, train a smaller" in problem.text
+    enough = 16 * num_parameters(ModelConfig(), manifest.vocab_size) + (700 << 20)
+    monkeypatch.setattr(node, "memory_limit", lambda: (enough, "the memory of the machine"))
+    assert check_memory(ModelConfig(), manifest, Ranks()) == []
+    monkeypatch.setattr(node, "memory_limit", lambda: (16 << 30, "the limit in /sys/fs/cgroup/memory.max"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert check_memory(ModelConfig(), manifest, Ranks(world_size=8, local_world_size=8)) == []
     (problem,) = check_memory(ModelConfig(), manifest, Ranks(world_size=32, local_world_size=32))

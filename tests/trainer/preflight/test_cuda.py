@@ -58,7 +58,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpus")
 def test_a_wheel_without_kernels_is_named_once_with_the_one_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    (problem,) = check_wheel()
+    (problem,) = check_wheel(2)
     assert problem.fatal
     assert problem.text == (
         f"torch 2.7.0+cu126 has no kernels for NVIDIA B200 (sm_100): it was built for {CU126}. Install it for CUDA "
@@ -66,24 +66,38 @@ def test_a_wheel_without_kernels_is_named_once_with_the_one_to_install(monkeypat
         "(later versions of torch: cu130)."
     )
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (3, 5))
-    assert "No supported version of torch has any. Use a newer GPU" in check_wheel()[0].text
+    assert "No supported version of torch has any. Use a newer GPU" in check_wheel(2)[0].text
     monkeypatch.setattr(torch.cuda, "get_arch_list", CU128.split)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (7, 0))
-    assert check_wheel()[0].text.endswith("torch==2.7.0 --index-url https://download.pytorch.org/whl/cu126.")
+    assert check_wheel(2)[0].text.endswith("torch==2.7.0 --index-url https://download.pytorch.org/whl/cu126.")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: (9, 0))
-    assert check_wheel() == []
+    assert check_wheel(2) == []
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_device_that_no_rank_uses_may_be_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", [(9, 0), (3, 5)].__getitem__)
+    assert check_wheel(1) == []
+    assert len(check_wheel(2)) == 1
+
+
+@pytest.mark.usefixtures("gpus")
+@pytest.mark.parametrize("version", ["2.8.0.dev20250501+cu126", "2.7.0a0+ecf3bae40a.nv25.02"])
+def test_no_wheel_is_named_by_a_version_that_has_none(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    assert "pip install --force-reinstall torch --index-url https://" in check_wheel(2)[0].text
 
 
 @pytest.mark.usefixtures("gpus")
 def test_amds_devices_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.3")
     monkeypatch.setattr(torch.cuda, "get_arch_list", "gfx90a gfx942".split)
-    assert check_wheel() == []
+    assert check_wheel(2) == []
 
 
 UNUSED = [
-    (None, None, "", "torch 2.7.0 was built without CUDA. Install a wheel for CUDA"),
-    (None, "6.3", "", "torch 2.7.0 was built for AMD GPUs. Install a wheel for CUDA"),
+    (None, None, "", "torch 2.7.0 was built without CUDA. Install a wheel for CUDA: "),
+    (None, "6.3", "", "torch 2.7.0 was built for AMD GPUs. Install a wheel for CUDA: "),
     (
         "12.6",
         None,
@@ -116,12 +130,14 @@ def test_a_gpu_that_stays_unused_is_told(
 
 
 def test_machines_without_gpus_and_those_who_ask_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [asks_for_cpu({"CUDA_VISIBLE_DEVICES": value}) for value in ("", "-1", "0", "0,1")] == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    hidden, visible = (
+        ("", " ", "-1", "-1,0", "NoDevFiles"),
+        ("0", "0,1", "GPU-8932f937", "MIG-GPU-8932/1/0", "9,-1"),
+    )
+    assert all(asks_for_cpu({"CUDA_VISIBLE_DEVICES": value}) for value in hidden)
+    assert not any(asks_for_cpu({"CUDA_VISIBLE_DEVICES": value}) for value in visible)
+    assert asks_for_cpu({"NVIDIA_VISIBLE_DEVICES": "void"})
+    assert not asks_for_cpu({"NVIDIA_VISIBLE_DEVICES": "all"})
     assert not asks_for_cpu({})
     monkeypatch.setenv("PATH", str(tmp_path))
     for name in ("nvidiactl", "nvidia-uvm"):  # of a driver without devices

@@ -25,6 +25,7 @@ from dataengine.build.build import build
 from dataengine.build.experiment import experiment_url
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
+from dataengine.hardware.gpus import find_gpu
 from dataengine.schedule.manifest import read_manifest
 from tests.conftest import ROOT, ConfigMaker
 from tests.object_store import ObjectStore, object_store
@@ -121,6 +122,20 @@ def test_a_gpu_is_named_for_dry_runs_only(capsys: pytest.CaptureFixture[str]) ->
         main(["a.yaml", "--dry-run", "--gpu", "h2000"])
     assert exit.value.code == 2
     assert "error: unknown GPU 'h2000' (did you mean 'h200'?). Known: " in capsys.readouterr().err
+
+
+def test_a_dry_run_for_other_gpus_needs_none_here(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("trainer.model.microbatch.describe_needs", lambda _, *rest: asked.append(rest))
+    place.build()
+    place.overrides += ["train.microbatch_size=auto", "train.attention=flash_attention_2"]
+    assert "needs a GPU, and this machine has none" in refusal(dry_run, place.config)
+    dry_run(lambda: place.config, "h100-80")
+    place.save(8)
+    place.overrides.append("train.max_steps=4")
+    dry_run(lambda: place.config, "h100-80")
+    assert asked == [(find_gpu("h100-80"), 16), (find_gpu("h100-80"), 0)]
 
 
 def not_built(place: Place) -> None:
