@@ -46,7 +46,7 @@ def check_run(config: Config, manifest: Manifest, ranks: Ranks, *, elsewhere: bo
     if ranks.local_rank == 0 and not elsewhere:
         of_node += [
             *check_wheel(ranks.local_world_size),
-            *check_unused_gpus(config.model, manifest),
+            *check_unused_gpus(),
             *check_devices(ranks.local_world_size),
             *check_packages(config.train),
             *check_cudnn(config.model, config.train, manifest.seq_len),

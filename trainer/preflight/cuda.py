@@ -9,16 +9,12 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dataengine.config.training import ModelConfig
-from dataengine.hardware.sizes import num_parameters
-from dataengine.schedule.manifest import Manifest
 from trainer.preflight.problems import Problem
 
 _WHEELS = "https://download.pytorch.org/whl"
 _CUDA_WHEEL = f"Install a wheel for CUDA: {_WHEELS}/cu126, or cu128 and newer for GPUs from Blackwell on."
 _BLACKWELL = (10, 0)  # from here on, a wheel needs CUDA 12.8
 _MAXWELL = (5, 0)  # the oldest that the wheels of CUDA 12.6 have kernels for
-_SMALL = 100_000_000  # parameters; a CPU trains smaller models in reasonable time
 
 Capability = tuple[int, int]  # of a device, such as (9, 0)
 
@@ -74,16 +70,15 @@ def _other_wheel(name: str, capability: Capability, built_for: Sequence[str], ve
     )
 
 
-def check_unused_gpus(model: ModelConfig, manifest: Manifest) -> list[Problem]:
-    """A machine with NVIDIA GPUs must not train on its CPU by mistake; a small model only gets a warning."""
+def check_unused_gpus() -> list[Problem]:
+    """Warn if a machine with NVIDIA GPUs would train on its CPU. No refusal: a container sees its host's GPUs, too."""
     import torch
 
     if torch.cuda.is_available() or asks_for_cpu(os.environ) or not has_gpu():
         return []
-    small = num_parameters(model, manifest.vocab_size) < _SMALL
     reason = why_unused(torch.__version__, torch.version.cuda, torch.version.hip, _error_of_cuda())
-    text = f"this machine has an NVIDIA GPU, but PyTorch cannot use it, so training would run on the CPU: {reason}"
-    return [Problem(f"{text} To train on the CPU, set CUDA_VISIBLE_DEVICES= (empty).", fatal=not small)]
+    text = f"this machine has an NVIDIA GPU, but PyTorch cannot use it, so training runs on the CPU: {reason}"
+    return [Problem(f"{text} If the CPU is meant, set CUDA_VISIBLE_DEVICES= (empty).", fatal=False)]
 
 
 def asks_for_cpu(environment: Mapping[str, str]) -> bool:

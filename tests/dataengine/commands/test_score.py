@@ -203,8 +203,11 @@ def test_a_pair_at_the_threshold_stays(
     assert built.dropped["score en-zh"] == (found < once).sum() >= 100
 
 
-def test_slices_together_are_the_whole(make_scored: MakeScored, tmp_path: Path, kept: dict[Place, Any]) -> None:
-    whole, sliced = (make_scored({"en-zh": 0.0}, store=str(tmp_path / name)) for name in ("whole", "sliced"))
+def test_slices_together_are_the_whole(
+    make_scored: MakeScored, tmp_path: Path, kept: dict[Place, Any], scores: dict[str, NDArray[np.float32]]
+) -> None:
+    threshold = {"en-zh": between(scores["en-zh"], 0.4)}
+    whole, sliced = (make_scored(threshold, store=str(tmp_path / name)) for name in ("whole", "sliced"))
     score(whole)
     first = score(sliced, number=0, slices=2)["en-zh"]
     with pytest.raises(InputError, match=rf"[\d,]+ of {len(kept)} pairs that cleaning keeps .* have no en-zh score"):

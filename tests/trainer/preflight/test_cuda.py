@@ -7,16 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataengine.config.training import ModelConfig
-from dataengine.schedule.manifest import Manifest
-from dataengine.schedule.slots import Stage
 from trainer.preflight import cuda
 from trainer.preflight.cuda import Capability, asks_for_cpu, check_unused_gpus, check_wheel, has_gpu, has_kernels
 
 CU126 = "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90"
 CU128 = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120 compute_120"
-MANIFEST = Manifest("m", "t", 1000, 2, 16, 4, 1, 17, 8, (), (Stage("s", 1, {"x": 4}),))
-SMALL = ModelConfig(hidden_size=64, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2)
 TABLE: list[tuple[str, Capability, bool]] = [
     (CU126, (9, 0), True),  # H100
     (CU126, (8, 9), True),  # L40: binary code for 8.6
@@ -119,14 +114,14 @@ def test_a_gpu_that_stays_unused_is_told(
     monkeypatch.setattr(torch, "__version__", "2.7.0")
     monkeypatch.setattr(cuda, "_error_of_cuda", lambda: error)
     monkeypatch.setattr(cuda, "has_gpu", lambda: True)
-    (large,), (small,) = check_unused_gpus(ModelConfig(), MANIFEST), check_unused_gpus(SMALL, MANIFEST)
-    assert (large.fatal, small.fatal) == (True, False)
-    assert large.text.startswith(
-        f"this machine has an NVIDIA GPU, but PyTorch cannot use it, so training would run on the CPU: {words}"
+    (problem,) = check_unused_gpus()
+    assert not problem.fatal
+    assert problem.text.startswith(
+        f"this machine has an NVIDIA GPU, but PyTorch cannot use it, so training runs on the CPU: {words}"
     )
-    assert large.text.endswith(" To train on the CPU, set CUDA_VISIBLE_DEVICES= (empty).")
+    assert problem.text.endswith(" If the CPU is meant, set CUDA_VISIBLE_DEVICES= (empty).")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert check_unused_gpus(ModelConfig(), MANIFEST) == []
+    assert check_unused_gpus() == []
 
 
 def test_machines_without_gpus_and_those_who_ask_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
