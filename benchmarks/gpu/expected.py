@@ -14,7 +14,7 @@ APART = 0.01  # nats, the most between a run and its resume: CUDA's atomic addit
 # Part C: model FLOPs utilization of the 1.1B model. On an H100 (989e12 operations per second in its data sheet) these
 # are 57,000 and 72,000 tokens per second.
 MFU = {"eager": 0.42, "compile": 0.53, "cudnn": 0.42}
-SHARE = 0.8  # of the expected speed that must be reached
+SHARE = 0.67  # of the expected speed that must be reached: eager at least 28 % MFU, the low end of `dataengine plan`
 SPEEDUP = 1.15  # of compile over eager, at least: torchtitan reports 1.16 for layers that are compiled one by one
 LOSS_OF_MODES = 0.005  # share: losses with compile and with another attention kernel, beside eager's
 
