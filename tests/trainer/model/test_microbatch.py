@@ -254,4 +254,5 @@ def test_needs_on_a_gpu_are_of_the_counted_bytes(config: Config) -> None:
         "memory      120 B at the peak of a step with microbatches of 4 (counted by PyTorch)",
         "microbatch  4 is the largest that leaves a tenth of the memory free",
     ]
-    assert [line.split()[0] for line in lines[3:]] == ["operations"]  # of a GPU that is not in the table
+    assert [line.split()[0] for line in lines[3:]] == ["operations", "speed"]
+    assert lines[-1].endswith("no estimate: the bf16 operations per second of Small are not known")
