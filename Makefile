@@ -22,7 +22,7 @@ test: install ## run the quick tests: what an hour's work can break (8 minutes o
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --ignore tests/end_to_end
 	$(BIN)/python -m pytest -m 'not slow' tests/end_to_end
 
-test-all: install ## run the rest of the tests: kills, launches, clusters (24 minutes on 2 cores)
+test-all: install ## run the rest of the tests: kills, launches, clusters (30 minutes on 2 cores)
 	$(BIN)/python -m pytest -m slow
 
 study: install ## all settings and open questions in miniature, with a report (70 minutes on 2 cores; FAST=1: 15)
