@@ -31,6 +31,7 @@ os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29476"}
 import torch  # noqa: E402
 from composer import Trainer  # noqa: E402
 
+from benchmarks.gpu.check import SMALL  # noqa: E402
 from dataengine.build.build import build  # noqa: E402
 from dataengine.config.load import load_config  # noqa: E402
 from dataengine.config.schema import Config  # noqa: E402
@@ -57,20 +58,7 @@ COMMON = {
     "tokenizer": str(ROOT / "demo/data/tokenizer.model"),
     "streams": {"mono": {"documents": [str(ROOT / "demo/data/mono.en.jsonl.zst")], "passes": 1000}},
 }
-CPU = {
-    "seq_len": 128,
-    "batch_size": 16,
-    "samples_per_shard": 256,
-    "shuffle_block": 1024,
-    "model": {
-        "hidden_size": 128,
-        "intermediate_size": 352,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    },
-    "train": {"microbatch_size": 8, "loader_workers": 1},
-}
+CPU = {**SMALL, "batch_size": 16, "train": {"microbatch_size": 8, "loader_workers": 1}}
 CUDA = {"seq_len": 2048, "batch_size": 32, "train": {"microbatch_size": 8, "loader_workers": 2}}
 
 

@@ -12,7 +12,7 @@ from benchmarks.gpu.processes import ProcessError, Runner
 _LARGE: dict[str, Any] = {"seq_len": 2048, "model": {}}
 _LARGE_VOCABULARY = 32_000
 # The model of yamls/base/mini.yaml
-_SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "seq_len": 128,
     "samples_per_shard": 256,
     "shuffle_block": 1024,
@@ -44,11 +44,11 @@ class Check:
     @property
     def sizes(self) -> dict[str, Any]:
         """Return the keys of an experiment that state the sizes of model and samples."""
-        return _LARGE if self.device == "cuda" else _SMALL
+        return _LARGE if self.device == "cuda" else SMALL
 
     def figures(self, name: str, *, large: bool, batch_size: int = 64, **settings: Any) -> dict[str, Any]:
         """Compute bytes of steps without a GPU (figures.py)."""
-        sizes = _LARGE if large else _SMALL
+        sizes = _LARGE if large else SMALL
         asked = {**sizes, "vocab_size": _LARGE_VOCABULARY, "batch_size": batch_size, "questions": [], **settings}
         answer: dict[str, Any] = self.runner.ask(f"figures-{name}", "figures", asked, 90, device="cpu")
         return answer
