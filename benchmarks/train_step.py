@@ -46,7 +46,9 @@ from trainer.model.optimizer import make_optimizer  # noqa: E402
 from trainer.run.folder import open_run  # noqa: E402
 from trainer.run.ranks import ProcessGroup, Ranks  # noqa: E402
 from trainer.training.callbacks.gradients import ClipGradients  # noqa: E402
+from trainer.training.callbacks.make import make_callbacks  # noqa: E402
 from trainer.training.callbacks.protocol import Callback, State  # noqa: E402
+from trainer.training.callbacks.rng import RestoreRng  # noqa: E402
 from trainer.training.callbacks.settings import OptimizerSettings  # noqa: E402
 from trainer.training.callbacks.stop import StopRequest  # noqa: E402
 from trainer.training.composer_adapter import Adapter, adapt  # noqa: E402
@@ -175,18 +177,11 @@ def prepare(
     run.folder.mkdir()
     group = ProcessGroup(Ranks())
     microbatch = choose_microbatch(config.model, manifest, config.train, run.folder, group)
-    trainer = make_trainer(
-        config,
-        manifest,
-        run,
-        group,
-        Beginning(),
-        planned_settings(config, manifest.schedule),
-        last=steps,
-        microbatch=microbatch,
-        uploader=None,
-        stop=StopRequest(),
+    begin, rng, settings = Beginning(), RestoreRng(0), planned_settings(config, manifest.schedule)
+    callbacks = make_callbacks(
+        config, manifest, run, group, begin, settings, rng, last=steps, uploader=None, stop=StopRequest()
     )
+    trainer = make_trainer(config, manifest, run, group, begin, callbacks, rng, last=steps, microbatch=microbatch)
     return config, manifest, microbatch, trainer
 
 

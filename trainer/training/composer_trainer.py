@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,10 +11,8 @@ from composer.utils import dist
 
 from dataengine.config.schema import Config
 from dataengine.schedule.manifest import Manifest
-from dataengine.schedule.rates import Settings
 from dataengine.schedule.shard_cache import ShardCache
 from dataengine.storage.open import open_store
-from trainer.checkpoints.uploads import Uploader
 from trainer.data.dataset import ScheduledDataset, make_loader, to_tensors
 from trainer.data.prefetch import Prefetcher
 from trainer.model.composer_model import TranslationModel, is_sharded, sharding
@@ -22,10 +21,9 @@ from trainer.model.optimizer import make_optimizer
 from trainer.model.packed import new_decoder
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
-from trainer.training.callbacks.make import make_callbacks
 from trainer.training.callbacks.prefetch import Prefetch
+from trainer.training.callbacks.protocol import Callback
 from trainer.training.callbacks.rng import RestoreRng
-from trainer.training.callbacks.stop import StopRequest
 from trainer.training.composer_adapter import ComposerState, Destination, adapt
 from trainer.training.loggers import make_loggers
 from trainer.training.restore import load_state
@@ -43,14 +41,16 @@ def make_trainer(
     run: Run,
     group: Collective,
     begin: Beginning,
-    settings: Settings,
+    callbacks: Sequence[Callback],
+    rng: RestoreRng,
     *,
     last: int,
     microbatch: int,
-    uploader: Uploader | None,
-    stop: StopRequest,
 ) -> Trainer:
-    """Return Composer's Trainer for an experiment, with the checkpoint loaded that the run begins with."""
+    """Return Composer's Trainer for an experiment, with the checkpoint loaded that the run begins with.
+
+    `rng` is the callback that gets the random states of the checkpoint.
+    """
     ranks, on_gpu = group.ranks, torch.cuda.is_available()
     cache = ShardCache(
         open_store(config.store),
@@ -61,12 +61,8 @@ def make_trainer(
     )
     dataset = ScheduledDataset(manifest, cache, world_size=ranks.world_size)
     model = TranslationModel(new_decoder(config.model, manifest, config.train))
-    rng = RestoreRng(ranks.rank)
-    callbacks = make_callbacks(
-        config, manifest, run, group, begin, settings, rng, last=last, uploader=uploader, stop=stop
-    )
     if ranks.local_rank == 0:
-        callbacks.append(Prefetch(Prefetcher(cache, manifest, begin.step)))
+        callbacks = [*callbacks, Prefetch(Prefetcher(cache, manifest, begin.step))]
     loggers = make_loggers(config, run.folder, begin.step) if ranks.rank == 0 else []
     trainer = Trainer(
         model=model,

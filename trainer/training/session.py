@@ -18,9 +18,10 @@ from trainer.preflight.describe import describe
 from trainer.run.folder import Run
 from trainer.run.ranks import ProcessGroup, Ranks, cannot_meet, count_ranks
 from trainer.run.signals import asked_to_stop, end_at_once
+from trainer.training.callbacks.make import make_callbacks
 from trainer.training.callbacks.pulse import TellWhere
+from trainer.training.callbacks.rng import RestoreRng
 from trainer.training.callbacks.stop import StopRequest
-from trainer.training.composer_adapter import adapt
 from trainer.training.composer_trainer import join_group, make_trainer
 from trainer.training.determinism import make_deterministic
 from trainer.training.pulse import Pulse
@@ -60,11 +61,12 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
             tidy=ranks.local_rank == 0,
         )
         resume_uploads(run, uploader, begin.resume, ranks.local_rank, ranks.local_world_size)
-    stop = StopRequest()
-    trainer = make_trainer(
-        config, manifest, run, group, begin, settings, last=last, microbatch=microbatch, uploader=uploader, stop=stop
-    )
-    trainer.state.callbacks.insert(0, adapt(TellWhere(pulse)))
+    rng, stop = RestoreRng(ranks.rank), StopRequest()
+    callbacks = [
+        TellWhere(pulse),
+        *make_callbacks(config, manifest, run, group, begin, settings, rng, last=last, uploader=uploader, stop=stop),
+    ]
+    trainer = make_trainer(config, manifest, run, group, begin, callbacks, rng, last=last, microbatch=microbatch)
     log.info("%s", describe(config, manifest, ranks.world_size, microbatch, settings=settings, first=begin.step))
     log.info(
         "%s: %s, %s, steps %d to %d of plan %s",
