@@ -170,7 +170,9 @@ def _train_rank(environment: dict[str, str], config: Path, out: str) -> None:
     distributed.init_process_group("gloo")
     train(config, out)
     distributed.barrier()  # the group is left as it is: torch 2.7 may hang where it destroys one of gloo
-    print("imported:", *sorted({"composer", "streaming", "torch"} & sys.modules.keys()), flush=True)
+    imported = " ".join(sorted({"composer", "streaming", "torch"} & sys.modules.keys()))
+    sys.stdout.write(f"imported: {imported}\n")  # one write: lines of ranks do not mix, also where stdout is unbuffered
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
