@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from benchmarks.gpu.processes import ProcessError, Runner
+from dataengine.hardware.gpus import Gpu
 
 # With one rank, the model of yamls/base/base.yaml and the vocabulary of Llama 2. The text is the demonstration's.
 _LARGE: dict[str, Any] = {"seq_len": 2048, "model": {}}
@@ -25,7 +26,6 @@ SMALL: dict[str, Any] = {
     },
 }
 _SIZES = (16, 8, 4, 2, 1)  # microbatches, the largest that fits is taken
-FREE = 0.9  # share of a GPU's memory that `auto` uses
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Check:
             return 8, 0
         for size in _SIZES:
             (needed,) = self.figures(f"microbatch-{size}", large=True, questions=[(size, 1, False)])["bytes"]
-            if needed <= FREE * self.machine["memory"]:
+            if needed <= Gpu(self.machine["device"], self.machine["memory"]).room:
                 return size, needed
         raise ProcessError("not even one sample of the 1.1B model fits this GPU")
 

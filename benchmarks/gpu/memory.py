@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from benchmarks.gpu import expected
-from benchmarks.gpu.check import FREE, Check
+from benchmarks.gpu.check import Check
 from benchmarks.gpu.processes import ProcessError
 from benchmarks.gpu.speed import train
 from benchmarks.gpu.table import Figure, Row, figure, near, one_of
+from dataengine.hardware.gpus import Gpu
 
 _BATCH = 120  # samples: it has many divisors, which are the sizes that `auto` chooses from
 _DIVISORS = [size for size in range(1, _BATCH + 1) if _BATCH % size == 0]
@@ -77,6 +78,6 @@ def _by_limit(check: Check) -> tuple[int, Callable[[int], bool]]:
     questions = [(size, 1, False) for size in _DIVISORS]
     needed = dict(zip(_DIVISORS, check.figures("sizes", large=False, questions=questions)["bytes"], strict=True))
     device = needed[24] + 1
-    room = int(FREE * device)
+    room = Gpu("on paper", device).room
     chosen = check.figures("auto", large=False, batch_size=_BATCH, room=room)["auto"]
     return chosen, lambda size: needed[size] <= device

@@ -117,9 +117,10 @@ def check_cudnn(model: ModelConfig, train: TrainConfig, seq_len: int) -> list[Pr
         return []
     from trainer.model.attention import cudnn_refusal
 
-    reason = cudnn_refusal(model, seq_len)
     if train.deterministic:
-        reason = "PyTorch has no deterministic form of it, and train.deterministic is set."
+        reason: str | None = "PyTorch has no deterministic form of it, and train.deterministic is set."
+    else:
+        reason = cudnn_refusal(model, seq_len)
     if reason is None:
         return []
     return [
