@@ -33,7 +33,7 @@ _CONFIGS = {
 }
 _REST = {
     "KEY=VALUE": "settings that replace the file's, such as batch_size=64",
-    "PATH": "files, folders, globs or s3:// URLs",
+    "PATH": "files, folders, globs or URLs",
 }
 
 

@@ -28,7 +28,8 @@ from dataengine.mds.writer import ShardFormat
 from dataengine.records import parts as parts_module
 from dataengine.records.evaluation_sets import find_text_files
 from dataengine.records.types import RecordFormat, SourcePart
-from dataengine.storage.find import real_file
+from dataengine.storage.find import nearest_file, real_file
+from dataengine.storage.hub import forget_commits
 from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
@@ -110,7 +111,11 @@ def try_write(store: Store, key: str, content: bytes) -> None:
 
 
 def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
-    """Load the tokenizer, list the sources and identify their content."""
+    """Load the tokenizer, list the sources and identify their content.
+
+    A branch of the hub is resolved to its commit once; all files and later reads are of that commit.
+    """
+    forget_commits()
     tokenizer, form = load_token_format(config)
     with suppress(OSError, InputError):  # the store may be read-only
         for folder in ("", "units/", "keeps/", f"experiments/{config.name}/"):
@@ -240,7 +245,8 @@ def _plan_cleaning(name: str, stream: Stream, scores: ScoresConfig | None) -> Cl
     found = {pattern: find_text_files(pattern) for pattern in clean.decontaminate}
     if missing := [pattern for pattern, files in found.items() if not files]:
         raise InputError(
-            f"`decontaminate` of stream '{name}': no file matches {', '.join(missing)}. Correct the paths."
+            f"`decontaminate` of stream '{name}': no file matches {', '.join(missing)}{nearest_file(missing[0])}. "
+            "Correct the paths."
         )
     evaluation = tuple(path for paths in found.values() for path in paths)
     made = Cleaning(

@@ -17,7 +17,7 @@ from dataengine.config.training import EvaluateConfig
 from dataengine.errors import InputError, note
 from dataengine.schedule.stages import budget_steps, idle_streams, stage_rows
 from dataengine.storage.open import open_store
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_remote
 from dataengine.tables import table
 
 _DAY_S = 86_400.0
@@ -53,7 +53,7 @@ def _note_missing_sets(evaluate: EvaluateConfig) -> None:
     for name, sets in (("dev", evaluate.dev), ("test", evaluate.test)):
         for direction, place in sets.items():
             for path in [place] if isinstance(place, str) else place.values():
-                if not is_url(path) and not Path(path).exists():
+                if not is_remote(path) and not Path(path).exists():
                     note(f"evaluate.{name}.{direction} is {path}, which does not exist yet")
 
 

@@ -18,7 +18,7 @@ from dataengine.records.formats import FORMATS
 from dataengine.records.read import read_records
 from dataengine.records.types import SourcePart
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_remote
 from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
 
@@ -146,4 +146,4 @@ def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part
 
 
 def _same_file(one: str, other: str) -> bool:
-    return one == other or (not is_url(one) and not is_url(other) and Path(one).resolve() == Path(other).resolve())
+    return one == other or (not any(map(is_remote, (one, other))) and Path(one).resolve() == Path(other).resolve())

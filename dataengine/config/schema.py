@@ -28,7 +28,7 @@ from dataengine.config.fields import (
 from dataengine.config.streams import PairStream, ScoresConfig, Stream
 from dataengine.config.training import EvaluateConfig, InitConfig, ModelConfig, TrainConfig
 from dataengine.errors import did_you_mean
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_url, read_only_hint
 from dataengine.text.language_codes import meant_language
 from dataengine.text.language_names import ENGLISH_NAMES
 
@@ -241,7 +241,8 @@ class Config(Section):
             if "://" in url and not is_url(url):
                 raise PlacedError(
                     (key,),
-                    f"{key} is {url}: unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder",
+                    f"{key} is {url}: unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder."
+                    f"{read_only_hint(url)}",
                 )
         if "://" in self.cache:
             raise PlacedError(("cache",), f"cache is {self.cache}: it must be a folder on a local disk")

@@ -21,7 +21,7 @@ from dataengine.records.splitting import read_start
 from dataengine.records.tmx import tmx_parser
 from dataengine.records.xml_text import read_xml
 from dataengine.storage.files import open_file
-from dataengine.storage.paths import FoundFile, is_url
+from dataengine.storage.paths import FoundFile, is_remote
 from dataengine.text.language_codes import NAMES
 
 SAMPLE_BYTES = 1 << 18  # read of a file; of its content four times as much is looked at
@@ -193,7 +193,7 @@ def _tmx_rows(path: str, text: bytes) -> list[Row]:
 def _sample_parquet(file: FoundFile) -> Sample:
     import pyarrow
 
-    with open_file(file.path, version=file.version if is_url(file.path) else "") as source:
+    with open_file(file.path, version=file.version if is_remote(file.path) else "") as source:
         table = open_parquet(file.path, source)
         total = table.metadata.num_rows
         try:

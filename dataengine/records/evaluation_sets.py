@@ -31,7 +31,7 @@ from dataengine.records.types import RecordFormat
 from dataengine.records.xml_text import parse_tree
 from dataengine.storage.files import open_file
 from dataengine.storage.find import find_files
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_remote
 
 # Files of Flores-200 (NLLB Team 2022, appendix A) by two-letter code, one script each.
 _FLORES_CODES = """
@@ -83,7 +83,7 @@ def read_set(place: str | Mapping[str, str], direction: str, limit: int | None =
     """
     source, target = direction.split("-")
     note = ""
-    if isinstance(place, str) and not is_url(place) and Path(place).is_dir():
+    if isinstance(place, str) and not is_remote(place) and Path(place).is_dir():
         place = {code: str(_flores_file(Path(place), code)) for code in (source, target)}
     if isinstance(place, str):
         files: tuple[str, ...] = (place,)
@@ -120,7 +120,7 @@ def find_text_files(pattern: str) -> list[str]:
 
     Raises InputError if a folder is not a Flores-200 folder, or a path cannot be read.
     """
-    if not is_url(pattern) and Path(pattern).is_dir():
+    if not is_remote(pattern) and Path(pattern).is_dir():
         return [str(path) for path in _flores_files(Path(pattern))]
     return [file.path for file in find_files(pattern)]
 

@@ -20,7 +20,7 @@ from dataengine.records.types import (
 )
 from dataengine.records.usable import RecordBlock, all_usable, label_text
 from dataengine.storage.files import open_file
-from dataengine.storage.paths import FoundFile, is_url
+from dataengine.storage.paths import FoundFile, is_remote
 
 _PARQUET_BUFFER = 8 << 20  # bytes read at a time per column
 
@@ -86,7 +86,7 @@ def read_parquet(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blo
 
 def _split_row_groups(file: FoundFile, part_bytes: int) -> list[Span]:
     """Ranges of row groups: first, and one past the last."""
-    remote = is_url(file.path)
+    remote = is_remote(file.path)
     content = f"{file.version}|{file.size}" if remote else hash_lines(file, file.size + 1)[0].digest
     with open_file(file.path, version=file.version if remote else "") as source:
         metadata = open_parquet(file.path, source).metadata
