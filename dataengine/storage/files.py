@@ -25,9 +25,9 @@ _BUFFER = 1 << 20  # bytes
 def open_file(path: str, start: int = 0, stop: int | None = None, version: str = "") -> BinaryIO:
     """Open the bytes [start, stop) of a file or object as a seekable stream. Positions count from `start`.
 
-    A range beyond the end stops at the end. URLs are read in blocks of 8 MiB; a thread fetches the next block while
-    reading goes forward. All blocks are of one version: `version` if given (ignored for files). Raises InputError when
-    opening if the file cannot be read, and when reading if a URL fails or has changed.
+    A range beyond the end stops at the end. URLs are read in blocks of 8 MiB, less after a seek; a thread fetches the
+    next block while reading goes forward. All blocks are of one version: `version` if given (ignored for files). Raises
+    InputError when opening if the file cannot be read, and when reading if a URL fails or has changed.
     """
     if is_hub(path) or is_web(path):
         try:
@@ -122,8 +122,9 @@ class _UrlRange(_Range):
         super().__init__(start, stop)
         self._read, self._close = read, close
         self._pool = ThreadPoolExecutor(1)  # its thread starts with the first task
-        self._number = -1  # of the current block
+        self._first = 0  # position of the current block
         self._block = b""
+        self._run = 0  # blocks read one after the other; -1 after a seek
         self._ahead: tuple[int, Future[bytes]] | None = None
 
     def readinto(self, buffer: WriteableBuffer) -> int:
@@ -131,28 +132,29 @@ class _UrlRange(_Range):
         wanted = self._left(len(view))
         if wanted == 0:
             return 0
-        number, offset = divmod(self._position, _BLOCK)
-        if number != self._number:
-            self._load(number)
+        if not self._first <= self._position < self._first + len(self._block):
+            self._load(wanted)
+        offset = self._position - self._first
         part = memoryview(self._block)[offset : offset + wanted]
         view[: len(part)] = part
         self._position += len(part)
         return len(part)
 
-    def _load(self, number: int) -> None:
-        forward = number == self._number + 1
-        if self._ahead is not None and self._ahead[0] == number:
+    def _load(self, wanted: int) -> None:
+        """Load the block at the position: a full one after another, only what is wanted after a seek."""
+        first = self._position
+        forward = first == self._first + len(self._block)
+        if self._ahead is not None and self._ahead[0] == first:
             self._block = self._ahead[1].result()
         else:
-            self._block = self._fetch(number)
-        self._number = number
-        self._ahead = None
-        if forward and (number + 1) * _BLOCK < self._size:
-            self._ahead = number + 1, self._pool.submit(self._fetch, number + 1)
+            self._block = self._fetch(first, _BLOCK if forward else min(wanted, _BLOCK))
+        self._first, self._run, self._ahead = first, self._run + 1 if forward else -1, None
+        after = first + len(self._block)
+        if self._run > 0 and after < self._size:
+            self._ahead = after, self._pool.submit(self._fetch, after, _BLOCK)
 
-    def _fetch(self, number: int) -> bytes:
-        first = self._start + number * _BLOCK
-        return self._read(first, min(first + _BLOCK, self._start + self._size))
+    def _fetch(self, first: int, size: int) -> bytes:
+        return self._read(self._start + first, self._start + min(first + size, self._size))
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
