@@ -203,7 +203,8 @@ def list_hub_files(place: HubPath, folder: str, *, below: bool) -> Iterator[Foun
 def nearest_hub_file(url: str) -> str:
     """A hint for a path or glob that names no file: the nearest name among the files of its repository."""
     place = parse_hub_path(url).pinned()
-    names = [parse_hub_path(file.path).inner for file in list_hub_files(place, "", below=True)]
+    found = (parse_hub_path(file.path).inner for file in list_hub_files(place, "", below=True))
+    names = [name for name in found if not name.startswith(".")]
     words = did_you_mean(place.inner, names) or (f" (it has {', '.join(names[:8])})" if names else " (it has no files)")
     return f"{words} in commit {place.revision[:12]} of {place.page}"
 
