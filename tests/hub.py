@@ -22,6 +22,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from dataengine.storage.hub import forget_commits
+
 _LARGE = 64  # bytes; larger files are stored apart
 _PAGE = 3  # entries of a listing on a page
 
@@ -66,6 +68,7 @@ class LoopbackServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -350,6 +353,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", os.devnull)
     with _running(monkeypatch, Hub()) as made:
         monkeypatch.setenv("HF_ENDPOINT", made.url)
+        forget_commits()  # of an earlier test's hub at the same port
         yield made
 
 

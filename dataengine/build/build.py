@@ -19,7 +19,15 @@ from itertools import chain
 from dataengine.build.agreement import differences, read_built_config
 from dataengine.build.executors import Engine, LocalEngine
 from dataengine.build.experiment import experiment_url, make_built_manifest
-from dataengine.build.prepare import Preparation, label_notes, missing_streams, prepare, read_if_there, try_write
+from dataengine.build.prepare import (
+    Preparation,
+    label_notes,
+    missing_streams,
+    prepare,
+    read_if_there,
+    refuse_branches,
+    try_write,
+)
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
 from dataengine.build.report import BuildReport, StreamReport, report_key
 from dataengine.build.rounds import run_rounds
@@ -133,6 +141,7 @@ def _changed_languages(built: Config, config: Config) -> bool:
 
 def work(config: Config, engine: Engine) -> None:
     """Run the units of a build with an engine that takes a part of them. Publishes nothing."""
+    refuse_branches(config)
     prepared = prepare(config, open_store(config.store))
     rounds = {name: make_stream(plan, config, prepared.store) for name, plan in missing_streams(prepared).items()}
     run_rounds(rounds, engine, prepared.store)

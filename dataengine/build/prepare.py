@@ -29,7 +29,8 @@ from dataengine.records import parts as parts_module
 from dataengine.records.evaluation_sets import find_text_files
 from dataengine.records.types import RecordFormat, SourcePart
 from dataengine.storage.find import nearest_file, real_file
-from dataengine.storage.hub import forget_commits
+from dataengine.storage.hub import forget_commits, parse_hub_path
+from dataengine.storage.paths import is_hub
 from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
@@ -130,6 +131,20 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
     if found.keys() - known.keys():
         try_write(store, _HASHES, orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
     return Preparation(config, store, tokenizer, streams)
+
+
+def refuse_branches(config: Config) -> None:
+    """Raise InputError for sources on a branch or tag of the hub: each slice of a build would resolve it by itself."""
+    for name in config.streams_in_use:
+        stream = config.streams[name]
+        paths = [one for path in stream.paths for one in ([path] if isinstance(path, str) else path.values())]
+        for path in filter(is_hub, (*paths, *stream.clean.decontaminate)):
+            place = parse_hub_path(path)
+            if (pinned := place.pinned()) != place:
+                raise InputError(
+                    f"streams.{name}: {path} names the branch or tag {place.revision}, which may move before another "
+                    f"slice starts. Name its commit: write {pinned}"
+                )
 
 
 def read_source_hashes(store: Store) -> dict[str, Any]:

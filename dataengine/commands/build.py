@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dataengine.build.build import BuildResult, build, work
 from dataengine.build.executors import Engine, FinishedEngine, LocalEngine, OthersNotDoneError, RayEngine, SliceEngine
-from dataengine.build.prepare import prepare
+from dataengine.build.prepare import prepare, refuse_branches
 from dataengine.commands.common import command_again, load_experiment, parse_slice, show
 from dataengine.commands.estimate import describe_estimate
 from dataengine.config.fields import parse_count
@@ -78,6 +78,7 @@ def run_worker(options: argparse.Namespace) -> None:
 def run_finalize(options: argparse.Namespace) -> None:
     """Publish the output of a build's slices."""
     config, _ = load_experiment(options)
+    refuse_branches(config)
     try:
         show(describe_build(build(config, engine=FinishedEngine(options.slices or 1))))
     except OthersNotDoneError as waits:
