@@ -12,7 +12,8 @@ from dataengine.errors import did_you_mean
 
 _STORES = (
     "Sources and `store` are local paths or s3://bucket/prefix. Credentials are those of the AWS tools; "
-    "S3_ENDPOINT_URL names another S3-compatible store."
+    "S3_ENDPOINT_URL names another S3-compatible store. Sources may also be hf://datasets/ORG/NAME/PATH and https:// "
+    "URLs; the token of the hub is that of `hf auth login`, or HF_TOKEN."
 )
 BUILD, LOOK = "build data", "look at data and plans"  # groups of commands in the help
 

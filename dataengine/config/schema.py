@@ -239,11 +239,9 @@ class Config(Section):
             if re.match(r"[a-z0-9]+:/[^/]|(s3|gs|oci)//", url.lower()):
                 raise PlacedError((key,), f"{key} is {url}: write a URL as s3://bucket/folder")
             if "://" in url and not is_url(url):
-                raise PlacedError(
-                    (key,),
-                    f"{key} is {url}: unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder."
-                    f"{read_only_hint(url)}",
-                )
+                words = "unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder."
+                words = f"{words}{read_only_hint(url)}"
+                raise PlacedError((key,), f"{key} is {url}: {words.removesuffix('.')}")
         if "://" in self.cache:
             raise PlacedError(("cache",), f"cache is {self.cache}: it must be a folder on a local disk")
         if self.init and self.init.mode == "continue" and self.parent is None:

@@ -146,8 +146,8 @@ class DocumentStream(StreamConfig):
     """A stream of documents, each a text of its own."""
 
     documents: tuple[str, ...]
-    """Files with documents: paths, globs or URLs. Formats: .jsonl, .json, .txt, .tsv, .tmx (also as .gz, .zst, .xz or
-    .bz2) and .parquet."""
+    """Files with documents: paths, globs or URLs (s3://, hf://datasets/ORG/NAME/PATH, https://). Formats: .jsonl,
+    .json, .txt, .tsv, .tmx (also as .gz, .zst, .xz or .bz2) and .parquet."""
     text_key: str = "text"
     """The key of the text in a record. A dotted key, such as meta.text, goes into nested objects."""
     language: str | None = None

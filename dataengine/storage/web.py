@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 _TRIES = 10  # of a request, as for object stores
 _TIMEOUTS_S = (10, 60)  # to connect, and between two pieces of an answer
 _LONGEST_WAIT_S = 300  # that a server may ask for; the hub counts requests in windows of 300 s
-_TELL_WAIT_S = 10  # a longer wait is told
+_TELL_S = 10  # longer waits are told
 _REDIRECTS = 10
+_NO_HOST = "Name or service not known|nodename nor servname"  # Linux, macOS; not "Temporary failure in name resolution"
 _PIECE = 1 << 16  # bytes
 _OUTAGES = (408, 425, 429)  # and 5xx
 _EXPIRED = (401, 403, 404, 410)  # answers of a signed address after its time
@@ -295,23 +296,29 @@ def _wait_of(headers: Mapping[str, str]) -> float:
 
 
 def _tell(error: BaseException, elapsed_s: float) -> None:
+    """Tell why nothing happens, when it takes long."""
     wait_s = error.wait_s if isinstance(error, OutageError) else 0.0
-    if wait_s >= _TELL_WAIT_S:
-        note(f"{str(error).partition('. ')[0]}; the server asks to wait {wait_s:,.0f} s")
+    if max(wait_s, elapsed_s) >= _TELL_S:
+        asked = f"; the server asks to wait {wait_s:,.0f} s" if wait_s else ""
+        note(f"{str(error).partition('. ')[0]}{asked}; trying again")
 
 
 def unreachable(url: str, error: Exception) -> InputError:
     """Translate an exception of requests or urllib3."""
-    import requests
+    from requests import TooManyRedirects
+    from requests.exceptions import SSLError
 
-    host = urlsplit(url).hostname
-    if isinstance(error, requests.exceptions.SSLError) and "EOF" not in str(error):  # EOF: the connection broke
+    host, said = urlsplit(url).hostname, str(getattr(next(iter(error.args), None), "reason", error))
+    said = said.rpartition("): ")[2]  # after the name of a connection
+    if isinstance(error, SSLError) and "EOF" not in said:  # EOF: the connection broke
         return InputError(
-            f"{url}: no secure connection to {host} ({error}). Check this machine's clock, or name the certificates "
+            f"{url}: no secure connection to {host} ({said}). Check this machine's clock, or name the certificates "
             "(REQUESTS_CA_BUNDLE) if a proxy replaces them."
         )
-    if isinstance(error, requests.TooManyRedirects):
+    if isinstance(error, TooManyRedirects):
         return InputError(f"{url}: more than {_REDIRECTS} redirects. Correct the URL.")
     if isinstance(error, ValueError):
-        return InputError(f"{url} is not a URL that can be read ({error}). Correct it.")
-    return OutageError(f"{url}: {host} cannot be reached ({error}). Check the network and HTTPS_PROXY, then run again.")
+        return InputError(f"{url} is not a URL that can be read ({said}). Correct it.")
+    if re.search(_NO_HOST, said):
+        return InputError(f"{url}: there is no host {host} ({said}). Correct the URL, or check the network.")
+    return OutageError(f"{url}: {host} cannot be reached ({said}). Check the network and HTTPS_PROXY, then run again.")

@@ -212,7 +212,7 @@ def test_a_trained_tokenizer_gives_back_every_text(here: Path) -> None:
         (["mine/", "d"], "'mine/' is not a name"),
         (["mine", "d", "--to", "mine.model"], "--to mine.model is not a YAML file. Give a name that ends in .yaml."),
         (["mine", ""], "a path is empty. "),
-        (["mine", "none"], "no file none. Give files, folders, globs or s3:// URLs that exist."),
+        (["mine", "none"], "no file none. Give files, folders, globs or URLs (s3://, hf://, https://) that exist."),
         (["mine", "d", "--vocab-size", "20"], "cannot train a tokenizer of 20 pieces on 1 sentences: "),
     ],
 )

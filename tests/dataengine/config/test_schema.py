@@ -249,6 +249,9 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
          "{path}, line 2: out is S3//bucket: write a URL as s3://bucket/folder."),
         (("name: base", "name: base\nout: ftp://host/run"), "{path}, line 2: out is ftp://host/run: "
          "unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder."),
+        (("name: base", "name: base\nstore: hf://datasets/o/n"), "{path}, line 2: store is hf://datasets/o/n: unknown "
+         "kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder. The hub is only read. To publish "
+         "what was built or exported, upload its folder (hf upload)."),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], expected: str) -> None:

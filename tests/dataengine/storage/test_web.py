@@ -8,6 +8,10 @@ import socket
 from pathlib import Path
 
 import pytest
+import requests
+from urllib3 import HTTPSConnectionPool
+from urllib3.connection import HTTPSConnection
+from urllib3.exceptions import MaxRetryError, NameResolutionError
 
 from dataengine.errors import InputError, OutageError
 from dataengine.records.parts import plan_parts, whole_file
@@ -210,6 +214,15 @@ def test_a_server_without_tls_is_said(web_server: WebServer) -> None:
     with pytest.raises(InputError, match=r"no secure connection to 127\.0\.0\.1") as raised:
         find_files(url)
     assert not isinstance(raised.value, OutageError)
+
+
+def test_an_unknown_host_is_said_at_once() -> None:
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    reason = NameResolutionError("none", HTTPSConnection("none"), unknown)
+    error = requests.ConnectionError(MaxRetryError(HTTPSConnectionPool("none"), "/f", reason))
+    said = web.unreachable("https://none/f", error)
+    assert not isinstance(said, OutageError)
+    assert str(said).startswith("https://none/f: there is no host none (Failed to resolve 'none' (")
 
 
 def test_slow_servers_and_dead_ones_are_given_up(web_server: WebServer, monkeypatch: pytest.MonkeyPatch) -> None:
