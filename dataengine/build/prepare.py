@@ -29,7 +29,7 @@ from dataengine.records import parts as parts_module
 from dataengine.records.evaluation_sets import find_text_files
 from dataengine.records.types import RecordFormat, SourcePart
 from dataengine.storage.find import nearest_file, real_file
-from dataengine.storage.hub import forget_commits, parse_hub_path
+from dataengine.storage.hub import forget_commits, parse_hub_path, pin
 from dataengine.storage.paths import is_hub
 from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
@@ -134,17 +134,18 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
 
 
 def refuse_branches(config: Config) -> None:
-    """Raise InputError for sources on a branch or tag of the hub: each slice of a build would resolve it by itself."""
+    """Raise InputError for a branch or tag of the hub: each slice of a build would resolve it by itself."""
+    places = [("tokenizer", config.tokenizer)]
     for name in config.streams_in_use:
         stream = config.streams[name]
         paths = [one for path in stream.paths for one in ([path] if isinstance(path, str) else path.values())]
-        for path in filter(is_hub, (*paths, *stream.clean.decontaminate)):
-            place = parse_hub_path(path)
-            if (pinned := place.pinned()) != place:
-                raise InputError(
-                    f"streams.{name}: {path} names the branch or tag {place.revision}, which may move before another "
-                    f"slice starts. Name its commit: write {pinned}"
-                )
+        places += [(f"streams.{name}", path) for path in (*paths, *stream.clean.decontaminate)]
+    for key, path in places:
+        if is_hub(path) and (place := parse_hub_path(path)) != (pinned := place.pinned()):
+            raise InputError(
+                f"{key}: {path} names the branch or tag {place.revision}, which may move before another slice starts. "
+                f"Name its commit: write {pinned}"
+            )
 
 
 def read_source_hashes(store: Store) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def load_token_format(config: Config) -> tuple[Tokenizer, TokenFormat]:
             "another tokenizer."
         )
     form = TokenFormat(
-        tokenizer=config.tokenizer,
+        tokenizer=pin(config.tokenizer),
         tokenizer_sha256=tokenizer.sha256,
         library=tokenizer.library,
         engine=config.tokenizer_engine,

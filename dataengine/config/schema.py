@@ -164,8 +164,8 @@ class Config(Section):
     """Bytes per task: the build splits plain files and Parquet at about this size. Lower it if there are more workers
     than tasks."""
     tokenizer: Annotated[str, NOTHING]
-    """Path of the tokenizer: a SentencePiece .model, a Hugging Face tokenizer.json, or a folder with one of them. Its
-    content decides the tokens; its path does not matter."""
+    """Path of the tokenizer: a SentencePiece .model, a Hugging Face tokenizer.json (also hf://ORG/NAME/tokenizer.json),
+    or a folder with one of them. Its content decides the tokens; its path does not matter."""
     tokenizer_engine: Annotated[Literal["auto", "reference"], NOTHING] = "auto"
     """`auto` tokenizes with gigatoken, which is several times faster, if its ids equal those of the reference library.
     `reference` never uses gigatoken."""

@@ -23,7 +23,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import orjson
 
 from dataengine.errors import InputError, OutageError, did_you_mean
-from dataengine.storage.paths import FoundFile
+from dataengine.storage.paths import FoundFile, is_hub
 from dataengine.storage.web import Look, WebFile, ask, refusal, unreachable, until_answered
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class HubPath:
     inner: str  # path in the repository
 
     def __str__(self) -> str:
-        return f"{_SCHEME}{self.datasets}{self.repository}@{self.revision}/{self.inner}"
+        return f"{_SCHEME}{self.datasets}{self.repository}@{self.revision}{'/' * bool(self.inner)}{self.inner}"
 
     @property
     def page(self) -> str:
@@ -76,6 +76,11 @@ def parse_hub_path(url: str) -> HubPath:
             "hf://datasets/ORG/NAME@REVISION/PATH, or hf://ORG/NAME/PATH for the repository of a model."
         )
     return HubPath(found[1] or "", found[2], (found[3] or "main").replace("%2F", "/"), found[4] or "")
+
+
+def pin(path: str) -> str:
+    """A path, on the hub with the commit that its revision names now."""
+    return str(parse_hub_path(path).pinned()) if is_hub(path) else path
 
 
 def endpoint() -> str:

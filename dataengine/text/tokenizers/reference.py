@@ -31,7 +31,7 @@ from dataengine.text.tokenizers.control_tokens import (
 _USUAL_EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
 _ROLES = ("eos_token", "bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_CONFIG = "tokenizer_config.json"
+CONFIG_NAME = "tokenizer_config.json"
 _CONFIG_ADVICE = "Correct it; or remove it, and name the end-of-sentence token as `eos_token` in the experiment's YAML."
 _KEEPS_TEXT = {  # components of a tokenizer.json that remove at most white space
     "normalizer": ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Strip", "ByteLevel"),
@@ -49,7 +49,7 @@ _KEEPS_TEXT = {  # components of a tokenizer.json that remove at most white spac
 
 def read_tokenizer_config(path: Path) -> bytes | None:
     """The content of the tokenizer_config.json next to a tokenizer.json; None if there is none."""
-    beside = path.with_name(_CONFIG)
+    beside = path.with_name(CONFIG_NAME)
     try:
         return beside.read_bytes()
     except FileNotFoundError:
@@ -75,7 +75,7 @@ def _read_roles(path: Path, beside: bytes | None) -> dict[str, list[str]]:
 
     Raises InputError if it cannot be read.
     """
-    place = path.with_name(_CONFIG)
+    place = path.with_name(CONFIG_NAME)
     if beside is None:
         return {}
     try:
