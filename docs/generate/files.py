@@ -82,6 +82,13 @@ _STORE = (
         "In the folder of a `dataengine export`: what it was made from. Earlier versions call it export.json.",
         "dataengine.commands.export._About",
     ),
+    File(
+        "index.json",
+        "In the folder of a `dataengine export --to-format numpy` or `megatron`: the files of tokens. The index of an "
+        "MDS export is that of MDS.",
+        "dataengine.commands.export_arrays.ArrayIndex",
+        "dataengine.commands.export_arrays.VERSION",
+    ),
 )
 _RUN = (
     File("config.yaml", "The resolved config of the latest start. `trainer/train.py` writes it."),
