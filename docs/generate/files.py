@@ -152,6 +152,13 @@ _RUN = (
 )
 _OTHER = (
     File(
+        "the file of `trainer/audit.py --certificate`",
+        "What a run was trained on, as JSON. The last key `sha256` is the SHA-256 of all others as JSON with sorted "
+        "keys and no spaces.",
+        "trainer.checkpoints.certificate.Certificate",
+        "trainer.checkpoints.certificate.VERSION",
+    ),
+    File(
         "report.csv",
         "Every score of every evaluated checkpoint, a row each. `trainer/report.py` writes it beside report.html.",
         "trainer.reporting.page._COLUMNS",
