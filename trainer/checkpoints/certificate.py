@@ -9,13 +9,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from dataengine.build.prepare import load_token_format, plan_stream, read_source_hashes
+from dataengine.cli import installed_version
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.reader import read_stored_shard
@@ -149,7 +149,7 @@ def certify(
         shards=_hash_shards(manifest, store, found.steps),
         parent=manifest.parent,
         init=newest.init if newest else None,
-        software={"dataengine": version("dataengine"), "torch": newest.torch if newest else ""},
+        software={"dataengine": installed_version(), "torch": newest.torch if newest else ""},
     )
 
 
