@@ -105,6 +105,12 @@ def audit_parser() -> argparse.ArgumentParser:
         help="write a JSON line for each part of a document: step, slot, file, line",
     )
     parser.add_argument("--find", metavar="FILE:LINE", help="show the steps that saw this source line")
+    parser.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="FILE",
+        help="hash the shards that were read, and write what examples/verify_certificate.py can check",
+    )
     return parser
 
 
