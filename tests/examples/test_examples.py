@@ -31,9 +31,10 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> dataengine.Config:
     return config
 
 
-def start(example: str, *arguments: object, folder: Path = ROOT) -> subprocess.Popen[str]:
+def start(example: str, *arguments: object, folder: Path = ROOT, ranks: int = 1) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    command = [sys.executable, str(ROOT / "examples" / example), *map(str, arguments)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *torchrun, str(ROOT / "examples" / example), *map(str, arguments)]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE)
 
 
