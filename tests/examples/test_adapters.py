@@ -5,17 +5,22 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+from collections.abc import Iterable
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import dataengine
-from tests.conftest import small_experiment
+from tests.conftest import ROOT, small_experiment
 from tests.examples.test_examples import printed, start
 
 STEPS, KILLED_AT = 14, 12  # checkpoints are made every 10 steps
 LINE = re.compile(r"step (\d+): loss ([\d.]+).*digest ([0-9a-f]{64})")
+HALVES = (slice(4), slice(4, 8))  # of a batch
 ADAPTERS = {"hf_trainer.py": "accelerate", "lightning_module.py": "pytorch_lightning", "grain_source.py": "grain"}
 
 
@@ -87,3 +92,33 @@ def check(lines: list[str], path: Path, plain: list[float]) -> None:
     assert [int(step) for step in steps] == list(range(1, STEPS + 1))
     assert list(found) == digests(path)
     assert [float(loss) for loss in losses] == pytest.approx(plain, abs=1e-4)  # transformers rounds to 4 places
+
+
+@pytest.mark.slow
+def test_the_loader_of_torchtitan_resumes_on_another_number_of_ranks(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchtitan")
+    import torch.distributed.checkpoint as dcp
+    from torchtitan.components.dataloader import BaseDataLoader
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    settings = import_module("torchtitan_dataloader").PlanDataLoader.Config(manifest=str(path))
+    manifest = dataengine.read_manifest(path)
+
+    def loader(rank: int, ranks: int) -> BaseDataLoader:
+        runtime = {"tokenizer": None, "seq_len": manifest.seq_len, "snapshot_every_n_steps": 10}
+        return settings.build(dp_rank=rank, dp_world_size=ranks, local_batch_size=2, **runtime)
+
+    def tokens(pieces: Iterable[tuple[dict[str, torch.Tensor], torch.Tensor]]) -> torch.Tensor:
+        """Inputs with their last label: the samples."""
+        return torch.cat([torch.cat([inputs["input"], labels[:, -1:]], 1) for inputs, labels in pieces])
+
+    planned = [torch.from_numpy(batch.tokens) for batch in manifest.batches()]
+    ranks = [loader(rank, 2) for rank in range(2)]
+    read = [tokens(islice(rank, 3 * 2)) for rank in ranks]  # 3 steps, in 2 pieces of 2 samples
+    assert torch.equal(torch.cat(read), torch.cat([step[part] for part in HALVES for step in planned[:3]]))
+    dcp.save({"dataloader": ranks[0]}, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
+    resumed = loader(0, 1)
+    dcp.load({"dataloader": resumed}, checkpoint_id=tmp_path / "checkpoint", no_dist=True)
+    assert torch.equal(tokens(resumed), torch.cat(planned[3:]))

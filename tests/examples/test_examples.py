@@ -46,7 +46,7 @@ def printed(process: subprocess.Popen[str]) -> str:
 
 def test_the_readme_names_every_example() -> None:
     text = (ROOT / "examples" / "README.md").read_text()
-    assert all(f"python examples/{path.name} " in text for path in (ROOT / "examples").glob("*.py"))
+    assert all(f" examples/{path.name} " in text for path in (ROOT / "examples").glob("*.py"))
 
 
 def test_the_batches_of_the_demonstration_have_its_digest(mini: dataengine.Config) -> None:
