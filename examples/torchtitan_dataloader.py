@@ -22,7 +22,7 @@ from torchtitan.components.loss import CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.optimizer import LRSchedulersContainer, default_adamw
 from torchtitan.components.tokenizer import BaseTokenizer
-from torchtitan.config import TrainingConfig
+from torchtitan.config import DebugConfig, TrainingConfig
 from torchtitan.models.llama3 import model_registry
 from torchtitan.tools.logging import init_logger, logger
 from torchtitan.trainer import Trainer
@@ -111,6 +111,7 @@ def configured(path: str, out: str, steps: int | None) -> Trainer.Config:
             steps=steps or manifest.schedule.steps,
         ),
         metrics=MetricsProcessor.Config(log_freq=1),
+        debug=DebugConfig(seed=0),
         checkpoint=CheckpointManager.Config(enable=True, interval=10, last_save_model_only=False),
     )
 
