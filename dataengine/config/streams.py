@@ -129,11 +129,11 @@ class StreamConfig(SectionOfOneKind):
         "clean": {},
         "scores": None,
     }
-    format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None
+    format: Literal["jsonl", "tsv", "csv", "text", "tmx", "parquet"] | None = None
     """Format of the files. Default: by the name of each file."""
     columns: Columns = ()
-    """TSV: names of the columns in files without a heading, such as [en, zh]. Default: `heading`, the first line of
-    each file names them."""
+    """TSV and CSV: names of the columns in files without a heading, such as [en, zh]. Default: `heading`, the first
+    line of each file names them."""
     split: Literal["line", "paragraph", "file"] = "line"
     """Plain text: which part of a file is one document."""
     passes: Annotated[Count, PLAN] = 1  # YAML: epochs
@@ -146,8 +146,8 @@ class DocumentStream(StreamConfig):
     """A stream of documents, each a text of its own."""
 
     documents: tuple[str, ...]
-    """Files with documents: paths, globs or URLs. Formats: .jsonl, .json, .txt, .tsv, .tmx (also as .gz, .zst, .xz or
-    .bz2) and .parquet."""
+    """Files with documents: paths, globs or URLs. Formats: .jsonl, .json, .txt, .tsv, .csv, .tmx (also as .gz, .zst,
+    .xz or .bz2) and .parquet."""
     text_key: str = "text"
     """The key of the text in a record. A dotted key, such as meta.text, goes into nested objects."""
     language: str | None = None

@@ -24,7 +24,7 @@ class SourcePart:
     stop: int  # exclusive, or TO_THE_END
     size: int = field(metadata={"identity": False})  # bytes to read, for progress
     digest: str  # identifies the content
-    columns: tuple[str, ...] = ()  # TSV: column names from the file's heading, else from the stream
+    columns: tuple[str, ...] = ()  # TSV, CSV: column names from the file's heading, else from the stream
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RecordFormat:
 
     keys: tuple[str, ...]  # of a record's texts; a dotted key reaches into nested objects unless it exists literally
     languages: tuple[str, ...] = ()  # TMX: the language of each key, for keys that are not language codes
-    columns: tuple[str, ...] = ()  # TSV: column names of files without a heading
+    columns: tuple[str, ...] = ()  # TSV, CSV: column names of files without a heading
     split: str = "line"  # plain text: a document is a "line", a "paragraph" or the "file"
     label_key: str | None = None  # the key of a record's subset name
     one_line: bool = False  # strip white space around a text; inner line breaks become spaces

@@ -110,6 +110,11 @@ FILES: dict[str, tuple[bytes, RecordFormat]] = {
         b"".join(f"{pair['en']}\t{pair['zh']}\n".encode() for pair in PAIRS),
         RecordFormat(("en", "zh"), columns=("en", "zh"), one_line=True),
     ),
+    "a.csv": (
+        b"en,zh\r\n"
+        + b"".join(f'"{pair["en"].replace(chr(34), chr(34) * 2)}","{pair["zh"]}\n"\r\n'.encode() for pair in PAIRS),
+        RecordFormat(("en", "zh"), one_line=True),
+    ),
     "a.txt": (b"one\n\ntwo\nthree\n\n\nfour", RecordFormat(("text",), split="paragraph")),
     "b.txt": (b"one\ntwo\n", RecordFormat(("text",))),
     "a.tmx": (TMX, RecordFormat(("en", "zh"), languages=("en", "zh"), one_line=True)),
@@ -152,13 +157,14 @@ def test_source_files(name: str, packing: str, changes: Any, after: Any) -> None
         except InputError as error:
             check_words(error, path.name)
             return
-    if not packing and name.endswith((".jsonl", ".tsv", "b.txt")):
+    if not packing and name.endswith((".jsonl", ".tsv", ".csv", "b.txt")):
         assert len(seen) <= lines
 
 
 SETS: dict[str, tuple[bytes, str]] = {
     "dev.jsonl": (b"".join(orjson.dumps(pair) + b"\n" for pair in PAIRS if pair["en"]), "en-zh"),
     "dev.tsv": (b"en\tzh\none\t\xe4\xb8\x80\n", "en-zh"),
+    "dev.csv": (b'en,zh\n"one, two","\xe4\xb8\x80\n"\n', "en-zh"),
     "dev.xml": (
         b'<dataset id="t"><doc id="a" origlang="en"><src lang="en"><p><seg id="1">one</seg></p></src>'
         b'<ref lang="zh" translator="A"><p><seg id="1">\xe4\xb8\x80</seg></p></ref></doc></dataset>',

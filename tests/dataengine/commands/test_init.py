@@ -23,7 +23,18 @@ from dataengine.records.formats import FORMATS
 from dataengine.tables import size_words
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ROOT, slow_but
-from tests.dataengine.detect.corpora import ARCHIVES, jsonl, parquet_bytes, rows, text, texts, tmx, tsv, write
+from tests.dataengine.detect.corpora import (
+    ARCHIVES,
+    csv_bytes,
+    jsonl,
+    parquet_bytes,
+    rows,
+    text,
+    texts,
+    tmx,
+    tsv,
+    write,
+)
 from tests.object_store import ObjectStore, object_store
 
 __all__ = ["object_store"]
@@ -66,6 +77,7 @@ def test_every_format_in_every_archive_is_built_whole_as_init_wrote_it(
     pairs = {
         "jsonl": {"p.jsonl": jsonl(rows(["en", "zh"], en, zh))},
         "tsv": {"p.tsv": tsv([en, zh])},
+        "csv": {"p.csv": csv_bytes([en, zh])},
         "text": {},
         "tmx": {"p.tmx": tmx({"en": en, "zh-CN": zh})},
         "parquet": {"p.parquet": parquet_bytes(rows(["t.en", "t.zh"], en, zh))},
@@ -74,6 +86,7 @@ def test_every_format_in_every_archive_is_built_whole_as_init_wrote_it(
     documents = {
         "jsonl": {"m.jsonl": jsonl(rows(["text"], english))},
         "tsv": {"m.tsv": tsv([list(map(str, range(80))), english], ["id", "text"])},
+        "csv": {"m.csv": csv_bytes([list(map(str, range(80))), english], ["id", "text"])},
         "text": {"m.txt": text(english)},
         "tmx": {"m.tmx": tmx({"en": english})},
         "parquet": {"m.parquet": parquet_bytes(rows(["body"], english))},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
+import io
 import json
 import lzma
 from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +68,12 @@ def jsonl(records: Sequence[Any]) -> bytes:
 def tsv(columns: Sequence[Sequence[str]], heading: Sequence[str] = ()) -> bytes:
     lines = (["\t".join(heading)] if heading else []) + ["\t".join(row) for row in zip(*columns, strict=True)]
     return text(lines)
+
+
+def csv_bytes(columns: Sequence[Sequence[str]], heading: Sequence[str] = ()) -> bytes:
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([*([heading] if heading else []), *zip(*columns, strict=True)])
+    return out.getvalue().encode()
 
 
 def text(lines: Sequence[str]) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 from dataengine.detect.streams import propose
 from dataengine.errors import InputError
-from tests.dataengine.detect.corpora import jsonl, parquet_bytes, rows, text, texts, tmx, tsv, write
+from tests.dataengine.detect.corpora import csv_bytes, jsonl, parquet_bytes, rows, text, texts, tmx, tsv, write
 
 EN, ZH_EN, ZH = texts()["en"], texts()["en-zh.en"], texts()["en-zh.zh"]
 ID_EN, ID = texts()["en-id.en"], texts()["en-id.id"]
@@ -69,6 +69,11 @@ CASES = [
     docs("parquet, nested", "a.parquet", parquet_bytes(rows(["d.body", "d.url"], ZH, URLS)), "parquet", "d.body", "zh"),
     docs("tsv with a heading", "a.tsv", tsv([NUMBERS, EN], ["id", "text"]), "tsv", "text", "en"),
     docs("tsv without a heading", "a.tsv", tsv([NUMBERS, EN]), "tsv", "column2", "en"),
+    docs("csv with a heading", "a.csv", csv_bytes([NUMBERS, EN], ["id", "text"]), "csv", "text", "en"),
+    docs("csv of one column", "a.csv.gz", csv_bytes([ZH], ["text"]), "csv", "text", "zh"),
+    docs("csv of several lines", "a.csv", csv_bytes([NUMBERS, [t.replace(" ", "\n\n") for t in EN]], ["id", "body"]),
+        "csv", "body", "en"),
+    docs("tsv named .csv", "a.csv", tsv([NUMBERS, EN], ["id", "text"]), "tsv", "text", "en"),
     docs("tmx of one language", "a.tmx", tmx({"zh-CN": ZH}), "tmx", "zh-cn", "zh"),
     docs("a name that lies", "mono.fr.jsonl", jsonl(rows(["text"], EN)), "jsonl", "text", "fr"),
     docs("mixed languages", "mix.txt", text([t for row in zip(ZH, ID, EN, strict=True) for t in row]), "text",
@@ -99,6 +104,8 @@ CASES = [
     pairs("bare tsv", "a.tsv", tsv([ID, ID_EN]), "tsv", ("column1", "column2"), ("id", "en")),
     pairs("bare tsv named .txt", "en-zh.txt", tsv([ZH_EN, ZH]), "tsv", ("column1", "column2"), ("en", "zh")),
     pairs("tsv with scores", "a.tsv", tsv([NUMBERS, ZH_EN, ZH]), "tsv", ("column2", "column3"), ("en", "zh")),
+    pairs("csv of codes", "a.csv.zst", csv_bytes([ZH_EN, ZH], ["en", "zh"]), "csv", ("en", "zh"), ("en", "zh")),
+    pairs("bare csv", "a.csv", csv_bytes([NUMBERS, ID, ID_EN]), "csv", ("column2", "column3"), ("id", "en")),
     pairs("tmx of varieties", "a.tmx.gz", tmx({"en-US": ZH_EN, "zh-CN": ZH}), "tmx", ("en-us", "zh-cn"), ("en", "zh")),
     pairs("tmx of three letters", "a.tmx", tmx({"eng": ZH_EN, "zho": ZH}), "tmx", ("eng", "zho"), ("en", "zh")),
     pairs("parquet of struct", "a.parquet", parquet_bytes(rows(["translation.en", "translation.id"], ID_EN,
@@ -199,7 +206,7 @@ def test_each_file_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path) 
         "array.json": b'[{"text": "one"}]\n',
         "bad.gz": b"",
         "b.zip": b"PK\x03\x04 etc",
-        "c.csv": b"a,b\n1,2\n",
+        "c.csv": b"a;b\n1;2\n",
         "empty.txt": b"",
         "image.png": b"\x89PNG",
         "long.jsonl": jsonl([{"text": "long " * (1 << 18)}]),
@@ -216,7 +223,7 @@ def test_each_file_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path) 
         "array.json": "is JSON with one array",
         "bad.gz": "broken archive",
         "b.zip": ".zip is not a supported format",
-        "c.csv": "CSV is not read",
+        "c.csv": "is not CSV: no field ends at a comma",
         "empty.txt": "is empty",
         "image.png": ".png is not a supported format",
         "numbers.jsonl": "no key holds text",
