@@ -129,7 +129,7 @@ class StreamConfig(SectionOfOneKind):
         "clean": {},
         "scores": None,
     }
-    format: Literal["jsonl", "tsv", "csv", "text", "tmx", "parquet"] | None = None
+    format: Literal["jsonl", "tsv", "csv", "text", "tmx", "parquet", "arrow"] | None = None
     """Format of the files. Default: by the name of each file."""
     columns: Columns = ()
     """TSV and CSV: names of the columns in files without a heading, such as [en, zh]. Default: `heading`, the first
@@ -147,7 +147,7 @@ class DocumentStream(StreamConfig):
 
     documents: tuple[str, ...]
     """Files with documents: paths, globs or URLs. Formats: .jsonl, .json, .txt, .tsv, .csv, .tmx (also as .gz, .zst,
-    .xz or .bz2) and .parquet."""
+    .xz or .bz2), .parquet and .arrow (of `datasets`)."""
     text_key: str = "text"
     """The key of the text in a record. A dotted key, such as meta.text, goes into nested objects."""
     language: str | None = None

@@ -14,6 +14,7 @@ import orjson
 from dataengine.characters import is_blank
 from dataengine.errors import InputError
 from dataengine.records import archives
+from dataengine.records.arrow import CONTINUATION, MAGIC, open_batches
 from dataengine.records.csv_joiner import Joiner
 from dataengine.records.csv_records import split_fields
 from dataengine.records.formats import format_by_name
@@ -28,7 +29,7 @@ from dataengine.storage.paths import FoundFile, is_url
 from dataengine.text.language_codes import NAMES
 
 SAMPLE_BYTES = 1 << 18  # read of a file; of its content four times as much is looked at
-_PARQUET_ROWS = 1000
+_TABLE_ROWS = 1000
 _USUAL = re.compile(
     r"id|idx|index|source|target|src|tgt|original|translation|translated|text|sentence|segment|content|body|title|"
     r"document|score|label|lang|language|url|domain|date|author",
@@ -71,6 +72,8 @@ def sample_file(file: FoundFile, size: int = SAMPLE_BYTES) -> Sample:
         raise InputError(f"{file.path} is empty.")
     if head.startswith(b"PAR1"):
         return _sample_parquet(file)
+    if head.startswith((MAGIC, CONTINUATION)):
+        return _sample_arrow(file)
     text, scale = _read_text(file, size)
     archives.refuse_others(file.path, text[: archives.HEAD], text=not re.match(rb"\xff\xfe|\xfe\xff", text))
     if re.search(rb"<\0?t\0?m\0?x\b", text[:4096]):
@@ -209,6 +212,31 @@ def _tmx_rows(path: str, text: bytes) -> list[Row]:
     return [{tag: texts[0] for tag, texts in unit.items()} for unit in units]
 
 
+def _sample_arrow(file: FoundFile) -> Sample:
+    import pyarrow
+
+    rows: list[Row] = []
+    seen, total = 0, 0.0
+    with open_file(file.path, version=file.version if is_url(file.path) else "") as source:
+        flow = open_batches(file.path, source)
+        next(flow)  # the schema
+        for batch, place in flow:
+            try:
+                batch.validate(full=True)
+            except pyarrow.ArrowException as error:
+                raise InputError(f"{file.path}: broken Arrow file: {error}. Fetch the file again.") from None
+            rows += [dict(flatten(row)) for row in batch.slice(0, _TABLE_ROWS - len(rows)).to_pylist()]
+            seen += len(batch)
+            total = max(seen, seen * file.size / place)
+            if len(rows) == _TABLE_ROWS:
+                break
+        else:
+            total = seen
+    if not rows:
+        raise InputError(f"{file.path} holds no rows.")
+    return Sample(file, "arrow", rows, 0, 1.0 if len(rows) == total else total / len(rows))
+
+
 def _sample_parquet(file: FoundFile) -> Sample:
     import pyarrow
 
@@ -217,7 +245,7 @@ def _sample_parquet(file: FoundFile) -> Sample:
         total = table.metadata.num_rows
         try:
             batches = table.iter_batches(200, use_threads=False) if total else iter(())
-            rows = [dict(flatten(row)) for batch in islice(batches, _PARQUET_ROWS // 200) for row in batch.to_pylist()]
+            rows = [dict(flatten(row)) for batch in islice(batches, _TABLE_ROWS // 200) for row in batch.to_pylist()]
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file.path}: broken Parquet: {error}. Fetch the file again.") from None
     if not rows:

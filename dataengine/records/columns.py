@@ -13,8 +13,8 @@ from dataengine.records.usable import RecordBlock, all_usable, label_text
 
 def find_columns(path: str, schema: Any, form: RecordFormat) -> list[str]:
     """The columns of the texts and of the label. Raises InputError if one is missing, doubled or not text."""
-    types = {**dict(_fields(schema)), **{field.name: field.type for field in schema}}
-    top, nested = Counter(schema.names), Counter(name for name, _ in _fields(schema))
+    types = {**dict(fields_of(schema)), **{field.name: field.type for field in schema}}
+    top, nested = Counter(schema.names), Counter(name for name, _ in fields_of(schema))
     for key in form.keys:
         if key not in types:
             raise InputError(f"{path}: no column '{key}'; it has {', '.join(types)}. {_correct_keys(form)}")
@@ -53,14 +53,14 @@ def parse_table(values: Sequence[list[Any]], before: int, form: RecordFormat) ->
     return each.records
 
 
-def _fields(fields: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def fields_of(fields: Iterable[Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and type of each field of a schema, including the fields of struct columns."""
     from pyarrow import types
 
     for one in fields:
         yield prefix + one.name, one.type
         if types.is_struct(one.type):
-            yield from _fields(one.type, f"{prefix}{one.name}.")
+            yield from fields_of(one.type, f"{prefix}{one.name}.")
 
 
 def _way_to(key: str) -> list[str]:

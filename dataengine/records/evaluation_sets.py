@@ -22,6 +22,7 @@ import orjson
 
 from dataengine.characters import is_blank, one_line
 from dataengine.errors import InputError
+from dataengine.records.arrow import open_batches
 from dataengine.records.csv_joiner import STRAY, Joiner
 from dataengine.records.csv_records import split_fields
 from dataengine.records.formats import format_by_name, last_suffix
@@ -135,9 +136,9 @@ def read_texts(path: str | Path) -> list[str]:
     """All texts of a file, in all languages, each on one line; none is blank.
 
     Reads every format of `read_set` by its suffix in any case: each string of JSON Lines at any depth, each field of
-    TSV and CSV, each segment of XML (also .tmx) and SGML, each string of .parquet. A file with any other suffix must be
-    plain text: each line is a text, and so are its fields if it has tabs. Raises InputError for files that cannot be
-    read or do not match their suffix.
+    TSV and CSV, each segment of XML (also .tmx) and SGML, each string of .parquet and .arrow. A file with any
+    other suffix must be plain text: each line is a text, and so are its fields if it has tabs. Raises InputError for
+    files that cannot be read or do not match their suffix.
     """
     found = _READERS[_kind(str(path))](str(path))
     return [one_line(text) for text in found if not is_blank(text)]
@@ -192,6 +193,19 @@ def _strings_of_parquet(path: str) -> Iterator[str]:
                     yield from _strings(column.to_pylist())
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"evaluation set {path}: cannot be read as Parquet: {error}. Fetch it again.") from None
+
+
+def _strings_of_arrow(path: str) -> Iterator[str]:
+    with open_file(path) as file:
+        flow = open_batches(path, file)
+        next(flow)  # the schema
+        for batch, _ in flow:
+            try:
+                batch.validate(full=True)
+            except ValueError as error:
+                raise InputError(f"evaluation set {path}: broken Arrow file: {error}. Fetch it again.") from None
+            for column in batch.columns:
+                yield from _strings(column.to_pylist())
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -415,5 +429,6 @@ _READERS: dict[str, Callable[[str], Iterable[str]]] = {
     "tmx": _segments_of_xml,
     "sgm": lambda path: (text for _, _, text in _sgm_segments(path)),
     "parquet": _strings_of_parquet,
+    "arrow": _strings_of_arrow,
     "text": lambda path: (text for line in _plain_lines(path) for text in dict.fromkeys([line, *line.split("\t")])),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataengine.records import archives
+from dataengine.records.arrow import MESSAGES, read_arrow
 from dataengine.records.csv_records import name_csv_columns, read_csv
 from dataengine.records.jsonl import read_jsonl
 from dataengine.records.parquet import ROW_GROUPS, read_parquet
@@ -49,6 +50,7 @@ FORMATS = {
     "text": Format(read_text_lines, (".txt", ".text"), LINES, no_record="it is blank, or inside of a document"),
     "tmx": Format(read_tmx, (".tmx",), counted="unit"),
     "parquet": Format(read_parquet, (".parquet",), ROW_GROUPS, counted="row"),
+    "arrow": Format(read_arrow, (".arrow",), MESSAGES, counted="row"),
     MOSES: Format(read_moses),
 }
 _PARAGRAPHS = FORMATS["text"]._replace(read=read_paragraphs, splitter=None)

@@ -12,7 +12,7 @@ OnBytes = Callable[[int], None]  # called with the number of bytes read
 
 @dataclass(frozen=True)
 class SourcePart:
-    """The input of one unit: a whole file, the lines of a byte range, or Parquet row groups."""
+    """The input of one unit: a whole file, the lines or Arrow messages of a byte range, or Parquet row groups."""
 
     # One file; for Moses one file per language, in the order of the records' keys.
     paths: tuple[str, ...] = field(metadata={"identity": False})
@@ -20,7 +20,7 @@ class SourcePart:
         metadata={"identity": False}
     )  # of remote files, which must not change during the build
     format: str  # a name of formats.FORMATS
-    start: int  # byte offset at the start of a line, or the first row group
+    start: int  # byte offset at the start of a line or message, or the first row group
     stop: int  # exclusive, or TO_THE_END
     size: int = field(metadata={"identity": False})  # bytes to read, for progress
     digest: str  # identifies the content
@@ -55,7 +55,7 @@ Notes = dict[str, tuple[int, int, str]]  # message about usable records -> count
 class Records:
     """Consecutive usable records of a part, and the unusable ones among them."""
 
-    lines: list[int]  # numbers within the part, from 1: line, Parquet row, TMX unit, first line of a paragraph
+    lines: list[int]  # numbers within the part, from 1: line, row of Parquet or Arrow, TMX unit, first of several
     texts: tuple[list[str], ...]  # one list per key
     labels: list[str]  # "" for a record without one; empty list if there is no label_key
     rejects: list[Reject]

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ def parquet() -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def arrow(open_writer: Callable[..., Any]) -> bytes:
+    sink, table = pa.BufferOutputStream(), pa.table({key: [pair[key] for pair in PAIRS] for key in ("en", "zh")})
+    with open_writer(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 TMX = (
     '<?xml version="1.0" encoding="UTF-8"?><tmx version="1.4"><header/><body>'
     + "".join(
@@ -119,6 +127,8 @@ FILES: dict[str, tuple[bytes, RecordFormat]] = {
     "b.txt": (b"one\ntwo\n", RecordFormat(("text",))),
     "a.tmx": (TMX, RecordFormat(("en", "zh"), languages=("en", "zh"), one_line=True)),
     "a.parquet": (parquet(), RecordFormat(("en", "zh"), one_line=True)),
+    "stream.arrow": (arrow(pa.ipc.new_stream), RecordFormat(("en", "zh"), one_line=True)),
+    "file.arrow": (arrow(pa.ipc.new_file), RecordFormat(("en", "zh"), one_line=True)),
 }
 
 
@@ -129,7 +139,7 @@ FILES: dict[str, tuple[bytes, RecordFormat]] = {
 def test_source_files(name: str, packing: str, changes: Any, after: Any) -> None:
     """Kept records and rejected ones are the file's, each once, in order, and their texts are clean Unicode."""
     content, form = FILES[name]
-    if packing and name == "a.parquet":
+    if packing and name.endswith((".parquet", ".arrow")):
         return
     content = edit(content, changes)
     lines = content.count(b"\n") + (not content.endswith(b"\n") and bool(content))

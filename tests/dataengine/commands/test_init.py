@@ -25,6 +25,7 @@ from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ROOT, slow_but
 from tests.dataengine.detect.corpora import (
     ARCHIVES,
+    arrow_bytes,
     csv_bytes,
     jsonl,
     parquet_bytes,
@@ -81,6 +82,7 @@ def test_every_format_in_every_archive_is_built_whole_as_init_wrote_it(
         "text": {},
         "tmx": {"p.tmx": tmx({"en": en, "zh-CN": zh})},
         "parquet": {"p.parquet": parquet_bytes(rows(["t.en", "t.zh"], en, zh))},
+        "arrow": {"p.arrow": arrow_bytes(rows(["translation.en", "translation.zh"], en, zh))},
         "moses": {"p.en": text(en), "p.zh": text(zh)},
     }[format]
     documents = {
@@ -90,9 +92,10 @@ def test_every_format_in_every_archive_is_built_whole_as_init_wrote_it(
         "text": {"m.txt": text(english)},
         "tmx": {"m.tmx": tmx({"en": english})},
         "parquet": {"m.parquet": parquet_bytes(rows(["body"], english))},
+        "arrow": {"m.arrow": arrow_bytes(rows(["body"], english))},
         "moses": {},
     }[format]
-    suffix = "" if format == "parquet" else archive
+    suffix = "" if format in ("parquet", "arrow") else archive
     files = {name + suffix: content for name, content in (pairs | documents).items()}
     expected = ({("en", "zh"): 90} if pairs else {}) | ({("en",): 80} if documents else {})
     assert built_records(tmp_path / "x", files) == expected

@@ -96,6 +96,14 @@ def parquet_bytes(records: Sequence[dict[str, Any]]) -> bytes:
     return out.getvalue().to_pybytes()
 
 
+def arrow_bytes(records: Sequence[dict[str, Any]]) -> bytes:
+    """The stream format, as `datasets` writes it."""
+    out, table = pa.BufferOutputStream(), pa.Table.from_pylist(list(records))
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=50)
+    return out.getvalue().to_pybytes()
+
+
 def write(folder: Path, files: Mapping[str, bytes]) -> Path:
     """Write files, compressed as their names end."""
     for name, content in files.items():

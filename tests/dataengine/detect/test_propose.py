@@ -10,7 +10,18 @@ import pytest
 
 from dataengine.detect.streams import propose
 from dataengine.errors import InputError
-from tests.dataengine.detect.corpora import csv_bytes, jsonl, parquet_bytes, rows, text, texts, tmx, tsv, write
+from tests.dataengine.detect.corpora import (
+    arrow_bytes,
+    csv_bytes,
+    jsonl,
+    parquet_bytes,
+    rows,
+    text,
+    texts,
+    tmx,
+    tsv,
+    write,
+)
 
 EN, ZH_EN, ZH = texts()["en"], texts()["en-zh.en"], texts()["en-zh.zh"]
 ID_EN, ID = texts()["en-id.en"], texts()["en-id.id"]
@@ -67,6 +78,8 @@ CASES = [
     docs("parquet", "a.parquet", parquet_bytes(rows(["id", "text"], IDS, EN)), "parquet", "text", "en"),
     docs("parquet without a suffix", "a", parquet_bytes(rows(["text"], EN)), "parquet", "text", "en"),
     docs("parquet, nested", "a.parquet", parquet_bytes(rows(["d.body", "d.url"], ZH, URLS)), "parquet", "d.body", "zh"),
+    docs("arrow", "data-00000-of-00001.arrow", arrow_bytes(rows(["id", "text"], IDS, EN)), "arrow", "text", "en"),
+    docs("arrow without a suffix", "a", arrow_bytes(rows(["m.body"], ZH)), "arrow", "m.body", "zh"),
     docs("tsv with a heading", "a.tsv", tsv([NUMBERS, EN], ["id", "text"]), "tsv", "text", "en"),
     docs("tsv without a heading", "a.tsv", tsv([NUMBERS, EN]), "tsv", "column2", "en"),
     docs("csv with a heading", "a.csv", csv_bytes([NUMBERS, EN], ["id", "text"]), "csv", "text", "en"),
@@ -111,6 +124,8 @@ CASES = [
     pairs("parquet of struct", "a.parquet", parquet_bytes(rows(["translation.en", "translation.id"], ID_EN,
         ID)), "parquet",
         ("translation.en", "translation.id"), ("en", "id")),
+    pairs("arrow of datasets", "a.arrow", arrow_bytes(rows(["translation.en", "translation.zh"], ZH_EN, ZH)), "arrow",
+        ("translation.en", "translation.zh"), ("en", "zh")),
     Case("Moses", {"c.en": text(ZH_EN), "c.zh": text(ZH)}, "moses", "pairs", ("en", "zh"), ("en", "zh")),
     Case("OPUS", {"B.en-id.en.gz": text(ID_EN), "B.en-id.id.gz": text(ID)}, "moses", "pairs", ("en", "id"),
         ("en", "id")),

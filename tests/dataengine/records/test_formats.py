@@ -35,6 +35,7 @@ def test_no_two_formats_have_one_suffix() -> None:
         ("a.txt.xz", "text"),
         ("a.tmx.bz2", "tmx"),
         ("a.parquet", "parquet"),
+        ("data-00000-of-00001.arrow", "arrow"),
         ("a.csv", "csv"),
         ("a.xls", None),
         ("jsonl", None),

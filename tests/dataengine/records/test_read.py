@@ -1337,8 +1337,8 @@ def test_a_name_without_a_format_needs_one(tmp_path: Path, name: str) -> None:
         plan(path)
     assert str(error.value) == (
         f"stream 's': cannot detect the format of {path} from its name (.jsonl, .ndjson, .json, .tsv, .csv, .txt, "
-        ".text, .tmx, .parquet, then .gz, .zst, .xz, .bz2 or nothing). State streams.s.format: jsonl, tsv, csv, text, "
-        "tmx or parquet."
+        ".text, .tmx, .parquet, .arrow, then .gz, .zst, .xz, .bz2 or nothing). State streams.s.format: jsonl, tsv, "
+        "csv, text, tmx, parquet or arrow."
     )
     (part,) = plan(path, format="text")
     assert read(part)[0] == [(1, ("one",)), (2, ("two",))]
