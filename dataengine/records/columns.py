@@ -23,8 +23,10 @@ def find_columns(path: str, schema: Any, form: RecordFormat) -> list[str]:
             raise InputError(
                 f"{path}: {counts[twice[0]]} columns are named '{twice[0]}'. Write the file again with one of them."
             )
-        if not _is_text(types[key]):
-            raise InputError(f"{path}: column '{key}' is {types[key]}, not text. {_correct_keys(form)}")
+        if not _is_text(types[key]) and not (form.line_breaks and _is_list_of_texts(types[key])):
+            listed = _is_list_of_texts(types[key]) and form.languages
+            advice = "State the stream's `line_breaks`: keep or space." if listed else _correct_keys(form)
+            raise InputError(f"{path}: column '{key}' is {types[key]}, not text. {advice}")
     if form.label_key and form.label_key not in types:
         raise InputError(
             f"{path}: no column '{form.label_key}'; it has {', '.join(types)}. Correct the stream's `subsets.key`."
@@ -77,6 +79,13 @@ def _is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
+def _is_list_of_texts(kind: Any) -> bool:
+    from pyarrow import types
+
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return any(is_one(kind) for is_one in lists) and _is_text(kind.value_type)
+
+
 def column_of(batch: Any, key: str) -> Any:
     """A column, or a field of a struct column by its dotted key; null where the struct is null."""
     from pyarrow import compute
@@ -94,7 +103,16 @@ def values_of(array: Any) -> list[Any]:
     try:
         return array.to_pylist()  # type: ignore[no-any-return]
     except UnicodeDecodeError:
+        if _is_list_of_texts(array.type):
+            return list(map(_decoded_list, array))
         return [_decoded(value) for value in array.cast(pyarrow.string()).cast(pyarrow.binary()).to_pylist()]
+
+
+def _decoded_list(value: Any) -> list[str] | bytes | None:
+    try:
+        return value.as_py()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return b""
 
 
 def _decoded(value: bytes | None) -> str | bytes | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
+from typing import Literal
+
+from dataengine.json_files import IF_SET
 
 BATCH_CHARACTERS = 1 << 24  # a batch ends here, to bound memory for long documents
 TO_THE_END = -1  # the end of a part whose file was not inspected
@@ -37,6 +40,9 @@ class RecordFormat:
     split: str = "line"  # plain text: a document is a "line", a "paragraph" or the "file"
     label_key: str | None = None  # the key of a record's subset name
     one_line: bool = False  # strip white space around a text; inner line breaks become spaces
+    # Lists of sentences are joined, and line breaks become spaces ("space") or line feeds ("keep"). "": no lists
+    line_breaks: Literal["", "space", "keep"] = field(default="", metadata=IF_SET)
+    skip_missing: bool = field(default=False, metadata=IF_SET)  # a record without one of its texts is not unusable
 
 
 @dataclass(frozen=True)
