@@ -104,6 +104,19 @@ def test_every_format_in_every_archive_is_built_whole_as_init_wrote_it(
             main(["build", str(tmp_path / "x" / "x.yaml"), "--dry-run", f"store={tmp_path / 'other'}"])
 
 
+def test_records_that_init_proposes_new_keys_for_are_built_whole(tmp_path: Path) -> None:
+    """Lists of sentences, and records in three languages of which some lack one."""
+    en, zh, id = (texts()[name][:90] for name in ("en-zh.en", "en-zh.zh", "en-id.id"))
+    lists = [[[line, line] for line in column] for column in (en, zh)]
+    files = {"p.jsonl": jsonl(rows(["translation.en", "translation.zh"], *lists))}
+    assert built_records(tmp_path / "x", files) == {("en", "zh"): 90}
+    assert "line_breaks: keep" in (tmp_path / "x" / "x.yaml").read_text()
+    some = [None if number % 3 == 0 else text for number, text in enumerate(zh)]
+    files = {"t.parquet": parquet_bytes(rows(["en", "zh", "id"], en, some, id))}
+    assert built_records(tmp_path / "y", files) == {("en", "zh"): 60, ("en", "id"): 90}
+    assert "missing: skip" in (tmp_path / "y" / "x.yaml").read_text()
+
+
 _KEYS = st.from_regex(r"[a-z][a-z0-9_]{3,9}(\.[a-z]{3,6})?", fullmatch=True)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -168,6 +168,29 @@ def test_twins_of_almost_as_many_lines_are_named(tmp_path: Path) -> None:
 def test_three_languages_make_a_stream_for_each_pair_with_english(tmp_path: Path) -> None:
     files = {"t.jsonl": jsonl(rows(["zh", "en", "id"], ZH, ZH_EN, ID))}
     assert found_in(tmp_path, files) == {"en-zh": ("en", "zh"), "en-id": ("en", "id")}
+
+
+@pytest.mark.parametrize("write_rows", [jsonl, parquet_bytes, arrow_bytes])
+def test_lists_of_sentences_are_pairs_and_no_documents(
+    tmp_path: Path, write_rows: Callable[[Sequence[Any]], bytes]
+) -> None:
+    lists = [[[line, line[:40]] for line in column] for column in (ZH_EN, ZH)]
+    keys = ["translation.en", "translation.zh"]
+    files = {"p": write_rows(rows(keys, *lists)), "m": write_rows(rows(["tags", "text"], lists[0], EN))}
+    pairs, documents = sorted(propose([str(write(tmp_path / "d", files))]).streams, key=lambda one: not one.is_pairs)
+    assert (pairs.contents.keys, pairs.contents.languages, pairs.contents.lists) == (tuple(keys), ("en", "zh"), True)
+    assert (pairs.unusable, documents.contents.keys, documents.contents.lists) == (0, ("text",), False)
+
+
+def test_records_of_three_languages_that_lack_some_are_left_out_not_unusable(tmp_path: Path) -> None:
+    made = rows(["zh", "en", "id"], ZH, ZH_EN, ID)
+    for number, row in enumerate(made):
+        if number % 4 < 3:
+            row[("zh", "en", "id")[number % 4]] = None
+    found = propose([str(write(tmp_path / "d", {"t.parquet": parquet_bytes(made)}))]).streams
+    assert [(stream.contents.languages, stream.skips, stream.unusable) for stream in found] == [
+        (("en", "id"), True, 0), (("en", "zh"), True, 0)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
