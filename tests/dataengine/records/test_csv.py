@@ -51,7 +51,7 @@ def test_fields_in_quotes_hold_commas_quotes_and_line_breaks(tmp_path: Path, suf
     chunk=st.integers(1, 20),
     bad=st.booleans(),
 )
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_what_a_library_writes_is_read(
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[tuple[str, str, str]],
@@ -90,7 +90,7 @@ def spans(content: bytes, chunk: int) -> tuple[list[tuple[int, int]], list[Rejec
 
 
 @given(st.text(st.sampled_from('",\n\na'), max_size=60), st.integers(1, 30))
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_each_line_is_in_one_record_or_unusable(text: str, chunk: int) -> None:
     content = text.encode()
     records, rejects, contents = spans(content, chunk)
