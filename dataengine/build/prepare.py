@@ -243,14 +243,16 @@ def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:
 
 def record_format(stream: Stream) -> RecordFormat:
     """The format of a stream's records."""
-    pairs = isinstance(stream, PairStream)
+    pairs = stream if isinstance(stream, PairStream) else None
     return RecordFormat(
         keys=stream.text_keys,
-        languages=stream.codes if pairs else (),
+        languages=pairs.codes if pairs else (),
         columns=stream.columns,
         split=stream.split,
         label_key=stream.clean.subsets.key if stream.clean.subsets else None,
-        one_line=pairs,
+        one_line=pairs is not None,
+        line_breaks=(pairs and pairs.line_breaks) or "",
+        skip_missing=pairs is not None and pairs.missing == "skip",
     )
 
 

@@ -131,7 +131,8 @@ def _find_record(plan: StreamPlan, part: SourcePart, line: int) -> int | str:
         usable += len(batch.lines)
         if batch.lines and batch.lines[-1] > line:
             break
-    return FORMATS[part.format].no_record
+    skipped = ", or one of its texts is missing" if plan.records.skip_missing else ""
+    return FORMATS[part.format].no_record + skipped
 
 
 def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part: int, record: int) -> str:

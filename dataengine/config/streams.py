@@ -51,6 +51,8 @@ class SectionOfOneKind(Section):
 
     # Keys that every stored config.yaml begins with. Keys of the other kind have these values.
     stored: ClassVar[dict[str, object]]
+    # Newer keys. A stored config.yaml has them if they are set.
+    stored_if_set: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +65,9 @@ class SectionOfOneKind(Section):
 
     @model_serializer(mode="wrap")
     def _with_empty_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return {**self.stored, **dump(self)}
+        defaults = {key: type(self).model_fields[key].default for key in self.stored_if_set}
+        own = {key: value for key, value in dump(self).items() if key not in defaults or value != defaults[key]}
+        return {**self.stored, **own}
 
 
 class CleanConfig(SectionOfOneKind):
@@ -129,11 +133,11 @@ class StreamConfig(SectionOfOneKind):
         "clean": {},
         "scores": None,
     }
-    format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None
+    format: Literal["jsonl", "tsv", "csv", "text", "tmx", "parquet", "arrow"] | None = None
     """Format of the files. Default: by the name of each file."""
     columns: Columns = ()
-    """TSV: names of the columns in files without a heading, such as [en, zh]. Default: `heading`, the first line of
-    each file names them."""
+    """TSV and CSV: names of the columns in files without a heading, such as [en, zh]. Default: `heading`, the first
+    line of each file names them."""
     split: Literal["line", "paragraph", "file"] = "line"
     """Plain text: which part of a file is one document."""
     passes: Annotated[Count, PLAN] = 1  # YAML: epochs
@@ -147,7 +151,7 @@ class DocumentStream(StreamConfig):
 
     documents: tuple[str, ...]
     """Files with documents: paths, globs or URLs (s3://, hf://datasets/ORG/NAME/PATH, https://). Formats: .jsonl,
-    .json, .txt, .tsv, .tmx (also as .gz, .zst, .xz or .bz2) and .parquet."""
+    .json, .txt, .tsv, .csv, .tmx (also as .gz, .zst, .xz or .bz2), .parquet and .arrow (of `datasets`)."""
     text_key: str = "text"
     """The key of the text in a record. A dotted key, such as meta.text, goes into nested objects."""
     language: str | None = None
@@ -186,6 +190,7 @@ class DocumentStream(StreamConfig):
 class PairStream(StreamConfig):
     """A stream of sentence pairs, written as translations or one side alone."""
 
+    stored_if_set: ClassVar[tuple[str, ...]] = ("line_breaks", "missing")
     pairs: tuple[str | dict[str, str], ...]
     """Files with sentence pairs: paths, globs or URLs in the formats of `documents`. A mapping is a Moses corpus with a
     file per language: {en: corpus.en, zh: corpus.zh}."""
@@ -197,6 +202,13 @@ class PairStream(StreamConfig):
     adjacent: bool = True  # YAML: targets
     """`adjacent` writes each source with its own target. `shuffled` gives it the target of another pair, at random;
     each target is used once."""
+    line_breaks: Literal["space", "keep"] | None = None
+    """Pairs of documents: `keep` keeps the line breaks of a text and joins a list of sentences with line breaks;
+    `space` writes spaces instead, and nothing between Chinese or Japanese sentences. Default: line breaks become
+    spaces, and a list is unusable."""
+    missing: Literal["unusable", "skip"] = "unusable"
+    """A record without one of its two texts is `unusable`; `skip` leaves it out and counts it in a note, for files in
+    several languages whose records need not have all."""
     sides: tuple[Annotated[str, Field(pattern=LANGUAGE_PATTERN)], ...] = ()
     """Use only the sentences of these languages, each as a document of its own, such as [zh]."""
     clean: PairClean = PairClean()
@@ -219,7 +231,12 @@ class PairStream(StreamConfig):
         if self.clean != PairClean() and len(self.codes) > 2:
             raise ValueError(
                 f"cleaning compares two languages, and this stream has {len(self.codes)} ({', '.join(self.codes)}): "
-                "make a stream for each pair"
+                "make a stream for each pair, all of the same files"
+            )
+        if self.missing == "skip" and len(self.codes) > 2:
+            raise ValueError(
+                f"`missing: skip` is for two languages, and this stream has {len(self.codes)} "
+                f"({', '.join(self.codes)}): make a stream for each pair, all of the same files"
             )
         if self.clean != PairClean() and len(self.codes) < 2:
             raise ValueError("cleaning compares two languages: add `keys` for both, such as {en: en, zh: zh}")

@@ -73,7 +73,7 @@ def _no_data(path: str) -> str:
     if _OTHER.match(name) or name in ("tokenizer_config.json", "config.json", "special_tokens_map.json"):
         return "not data by its name"
     suffix = last_suffix(path)
-    known = format_by_name(path) or suffix in ("", ".csv", ".xml", ".sgm") or is_url(path)
+    known = format_by_name(path) or suffix in ("", ".xml", ".sgm") or is_url(path)
     if known or re.fullmatch(r"\.\d+", suffix) or known_code(suffix[1:]):
         return ""
     return f"{suffix} is not a supported format; if it is data, give the file itself"

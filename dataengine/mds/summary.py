@@ -35,7 +35,7 @@ class SourceLines:
     path: str
     """Path or URL of the file; of a Moses pair, the file of the first language."""
     line: int
-    """Number of the part's first line in the file, from 1. Parquet counts rows, TMX counts units."""
+    """Number of the part's first line in the file, from 1. Parquet and Arrow count rows, TMX counts units."""
     lines: int
     """Lines in the part."""
 
@@ -82,7 +82,7 @@ class SourceReject:
     file: str
     """Path or URL of the source file."""
     line: int
-    """Line in the file, from 1. Parquet counts rows, TMX counts units."""
+    """Line in the file, from 1. Parquet and Arrow count rows, TMX counts units."""
     reason: str
     """Why the record is unusable."""
     excerpt: str

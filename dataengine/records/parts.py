@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from dataengine.characters import is_blank
 from dataengine.errors import InputError
 from dataengine.records import archives, tsv_heading
-from dataengine.records.formats import FORMATS, MOSES, STATED, SUFFIXES, format_by_name, format_of, last_suffix
+from dataengine.records.formats import FORMATS, MOSES, STATED, SUFFIXES, format_by_name, format_of
 from dataengine.records.lines import BYTE_ORDER_MARK, join_digests
 from dataengine.records.splitting import LINES, WINDOW, Span, read_start
 from dataengine.records.types import TO_THE_END, RecordFormat, SourcePart
@@ -35,8 +35,8 @@ def plan_parts(
     Plain files of lines are cut at line ends, Parquet between row groups, at about `part_bytes`; the rest are whole. A
     mapping names a Moses corpus: a path for each key. A local part's identity is a hash of its bytes, remembered in
     `hashes` by path and version; a remote one's its version (an object's ETag, the hub's hash of a file) and place. The
-    parts of a TSV have the columns that its heading names. Returns the parts, and what to remember. Without `hash_new`,
-    raises InputError for a file that `hashes` does not have in its present version.
+    parts of a TSV or CSV have the columns that its heading names. Returns the parts, and what to remember. Without
+    `hash_new`, raises InputError for a file that `hashes` does not have in its present version.
     """
     groups = [
         (MOSES if isinstance(path, Mapping) else format or _format_of(files[0].path, stream), files)
@@ -155,11 +155,6 @@ def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
 def _format_of(path: str, stream: str) -> str:
     if kind := format_by_name(path):
         return kind
-    if last_suffix(path) == ".csv":
-        raise InputError(
-            f"stream '{stream}': {path}: CSV is not read. Write JSON Lines (pandas: to_json(FILE, orient='records', "
-            "lines=True, force_ascii=False))."
-        )
     raise InputError(
         f"stream '{stream}': cannot detect the format of {path} from its name ({', '.join(SUFFIXES)}, then "
         f"{', '.join(archives.SUFFIXES)} or nothing). State streams.{stream}.format: {', '.join(STATED[:-1])} or "

@@ -683,7 +683,8 @@ PAIRS = "pairs: [a.jsonl]\n    directions: [en-zh]"
         ("pairs: [a.jsonl]\n    sides: [zh]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning compares two "
          "languages: add `keys` for both, such as {en: en, zh: zh}."),
         ("pairs: [a.jsonl]\n    directions: [en-zh, en-id]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning "
-         "compares two languages, and this stream has 3 (en, zh, id): make a stream for each pair."),
+         "compares two languages, and this stream has 3 (en, zh, id): make a stream for each pair, all of the "
+         "same files."),
         (f"{DOCUMENTS}\n    clean:\n      near_dedup: 1.5", "line 7: streams.s.clean.near_dedup: expected a number "
          "less than 1, got 1.5."),
         (f"{DOCUMENTS}\n    clean:\n      min_language_score: 0", "line 7: streams.s.clean.min_language_score: "

@@ -204,6 +204,8 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "streams.language": ("other", put(streams__mono__language="id")),
     "streams.directions": ("other", put(streams__pairs__directions=["zh-en", "en-zh"])),
     "streams.adjacent": ("other", put(streams__pairs__adjacent=True)),
+    "streams.line_breaks": ("other", put(streams__pairs__line_breaks="keep")),
+    "streams.missing": ("other", put(streams__pairs__missing="skip")),
     "streams.sides": ("other", put(streams__table__directions=[], streams__table__sides=["zh", "en"])),
     "streams.passes": ("same", put(streams__mono__passes=2)),
     "streams.assume": ("same", put(streams__mono__assume={"samples": 3})),
