@@ -33,7 +33,7 @@ from dataengine.storage.arrays import encode_npy, read_all_npy
 from dataengine.storage.store import AddFile, Store
 from dataengine.text import pairs
 from dataengine.text.loss_mask import after_context, common_prefixes
-from dataengine.text.packing import Packer, Tokens, join_documents
+from dataengine.text.packing import Packer, Tokens, gather, join_documents
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
 
@@ -41,7 +41,6 @@ _BATCH = 1000  # texts per call of the tokenizer
 _WINDOW = 1 << 16  # pairs among which targets are exchanged
 _RUN_TOKENS = 1 << 23
 _READERS = 16  # threads
-_GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indices
 
 # A document of a packed unit: the number of its part in the stream, its line there, its length with EOS (and BOS).
 PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
@@ -345,20 +344,6 @@ def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
     made = np.empty(len(lengths), PROVENANCE)
     made["source"], made["line"], made["tokens"] = source, lines, lengths
     return made
-
-
-def gather(tokens: Tokens, lengths: Int64s, new_order: Int64s) -> Tokens:
-    """Reorder joined documents: document k of the result is document new_order[k] of the input."""
-    begins, sizes = (np.cumsum(lengths) - lengths)[new_order], lengths[new_order]
-    ends = np.cumsum(sizes)
-    shifts = begins - (ends - sizes)
-    moved, first, at = np.empty_like(tokens), 0, 0
-    while first < len(sizes):
-        last = max(int(np.searchsorted(ends, at + _GATHER, "right")), first + 1)
-        end = int(ends[last - 1])
-        moved[at:end] = tokens[np.repeat(shifts[first:last], sizes[first:last]) + np.arange(at, end)]
-        first, at = last, end
-    return moved
 
 
 def written_columns(languages: Iterable[str], directions: Sequence[str], sides: Sequence[str]) -> list[int]:
