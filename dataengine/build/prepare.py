@@ -22,6 +22,7 @@ from dataengine.build.units import SCHEMA, Keep, fingerprint_of, identity_of
 from dataengine.config.schema import Config
 from dataengine.config.streams import PairClean, PairStream, ScoresConfig, Stream
 from dataengine.errors import InputError, note
+from dataengine.json_files import IF_SET
 from dataengine.mds import summary
 from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import ShardFormat
@@ -30,6 +31,8 @@ from dataengine.records.evaluation_sets import find_text_files
 from dataengine.records.types import RecordFormat, SourcePart
 from dataengine.storage.find import real_file
 from dataengine.storage.store import Store
+from dataengine.text.forms import Template
+from dataengine.text.templates import read_templates
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
 
@@ -52,6 +55,7 @@ class StreamPlan:
     sides: tuple[str, ...]
     languages: dict[str, str]  # of pairs: code -> name, in the order of a record's texts; of documents: none
     vocab_size: int
+    templates: tuple[Template, ...] = field(default=(), metadata=IF_SET)  # none: that of the paper
     loses_text: bool = field(default=False, metadata={"identity": False})  # whether the tokenizer can
 
     @cached_property
@@ -86,7 +90,16 @@ class StreamPlan:
         if not self.languages:
             return TokenizeDocuments(self.format, part, records, keep)
         return TokenizePairs(
-            self.format, part, records, keep, self.directions, self.adjacent, self.sides, self.languages, copy
+            self.format,
+            part,
+            records,
+            keep,
+            self.directions,
+            self.adjacent,
+            self.sides,
+            self.languages,
+            copy,
+            templates=self.templates,
         )
 
 
@@ -200,6 +213,16 @@ def plan_stream(
         adjacent=pairs is None or pairs.adjacent,
         sides=pairs.sides if pairs else (),
         languages={code: config.languages[code] for code in records.languages},
+        templates=read_templates(
+            pairs.template,
+            pairs.directions,
+            config.languages,
+            tokenizer,
+            config.tokenizer,
+            target_last=pairs.loss_on == "target",
+        )
+        if pairs and pairs.directions
+        else (),
         vocab_size=tokenizer.vocab_size,
         loses_text=tokenizer.why_lost([]) is not None,
     )

@@ -76,6 +76,9 @@ class Summary:
     counted: int | None = field(default=None, metadata=IF_SET)
     """With `loss_on: target`, the tokens that count as labels, of all samples and the remainder. Else not in the
     file: all count."""
+    templates: tuple[int, ...] = field(default=(), metadata=IF_SET)
+    """Pairs written in each template, in the order of the config. Not in the file for the template of the paper
+    alone."""
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,11 @@ def join_documents(
 
 
 def gather(tokens: Tokens, lengths: Int64s, new_order: Int64s) -> Tokens:
-    """Reorder joined documents: document k of the result is document new_order[k] of the input."""
+    """Reorder joined documents: document k of the result is document new_order[k] of the input, which may recur."""
     begins, sizes = (np.cumsum(lengths) - lengths)[new_order], lengths[new_order]
     ends = np.cumsum(sizes)
     shifts = begins - (ends - sizes)
-    moved, first, at = np.empty_like(tokens), 0, 0
+    moved, first, at = np.empty(int(sizes.sum()), tokens.dtype), 0, 0
     while first < len(sizes):
         last = max(int(np.searchsorted(ends, at + _GATHER, "right")), first + 1)
         end = int(ends[last - 1])

@@ -167,6 +167,36 @@ def test_every_reader_gives_the_same_marks(
     assert masks == [row for batch in batches for row in batch.loss_mask.tolist()]
 
 
+def test_templates_share_the_pairs_of_a_stream(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.jinja").write_text("{{ source_code }}>{{ target_code }} {{ source }} => {{ target }}")
+    weights = {"paper": 2, str(tmp_path / "my.jinja"): 2, "instruct": 1}
+    results = [
+        build(
+            make(make_config, corpora, f"store={tmp_path / str(workers)}", adjacent=False, template=weights),
+            workers=workers,
+        )
+        for workers in (1, 2)
+    ]
+    assert content(results[0]) == content(results[1])
+    built = results[0].streams[1]
+    report = read_report(open_store(str(tmp_path / "1")), "small").streams[1]
+    assert report.templates == dict(zip(weights, built.templates, strict=True))
+    assert sum(built.templates) == built.kept == 600
+    config = make(make_config, corpora, f"store={tmp_path / '1'}", adjacent=False, template=weights)
+    tokenizer = load_tokenizer(config.tokenizer)
+    texts, targets = [], []
+    for tokens, marks in read_units(config, "both"):
+        ends = np.flatnonzero(np.array(tokens) == tokenizer.eos_id) + 1
+        for begin, end in zip([0, *ends.tolist()], ends.tolist(), strict=False):
+            texts.append(tokenizer.decode(tokens[begin : end - 1]))
+            own = [token for token, counts in zip(tokens[begin:end], marks[begin:end], strict=True) if counts]
+            targets.append(tokenizer.decode(own[:-1]).strip())
+    assert all(text.endswith(target) and target for text, target in zip(texts, targets, strict=True))
+    kinds = [("=> " in text, text.startswith("Translate this")) for text in texts]
+    assert (kinds.count((True, False)), kinds.count((False, True))) == built.templates[1:]
+    assert all(text.startswith(("en>zh ", "zh>en ")) for text in texts if "=> " in text)
+
+
 def test_a_sample_is_shown_with_what_counts(make_config: ConfigMaker, corpora: Path) -> None:
     config = make(make_config, corpora, directions=["en-zh"])
     manifest, store = build(config).manifest, open_store(config.store)
