@@ -215,11 +215,11 @@ def _parts(text: str, source: str, target: str, tokenizer: Tokenizer) -> Iterato
         for one in sorted(tokens, key=len, reverse=True)
     )
     places = {source: SOURCE, target: TARGET}
-    for piece in re.split(f"({'|'.join(map(re.escape, places))})", text):
-        if piece in places:
-            yield places[piece]
+    for between in re.split(f"({'|'.join(map(re.escape, places))})", text):
+        if between in places:
+            yield places[between]
             continue
-        for number, words in enumerate(re.split(f"({controls})", piece) if controls else [piece]):
+        for number, words in enumerate(re.split(f"({controls})", between) if controls else [between]):
             if number % 2:
                 yield ("control", tokens[words if words in tokens else words.strip()].id)
             elif words:

@@ -51,10 +51,10 @@ def write_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Written:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class _Segment:
     """A part of a form: constant ids, or a text around sentences.
 
-    `text` has {0} for the source and {1} for the target, and `before` is its part before the target, None in chunks
+    `text` has {0} for the source and {1} for the target, and `before` is its part before the target, None in segments
     after that. `inner` texts follow a control token.
     """
 
@@ -67,16 +67,16 @@ class _Chunk:
 
 @dataclass
 class _Group:
-    """The pairs of a batch with the same form: their places in the batch, and the pieces of each.
+    """The pairs of a batch with the same form: their places in the batch, and what each consists of.
 
-    `pieces` are numbers of encoded texts and constants, shape (pairs, chunks).
+    `numbers` has an array of shape (pairs,) for each segment: the numbers of texts or constants in what is encoded.
     """
 
     places: Int64s
     sources: Sequence[str]
     targets: Sequence[str]
-    chunks: list[_Chunk]
-    pieces: list[Int64s] = field(default_factory=list)
+    segments: list[_Segment]
+    numbers: list[Int64s] = field(default_factory=list)
 
 
 class PairWriter:
@@ -101,7 +101,7 @@ class PairWriter:
         self._directions = [direction.split("-") for direction in directions]
         self._untils = np.array([template.until for template in templates], np.int64)
         # A stream with few pairs uses only its first directions.
-        self._chunks = [
+        self._segments = [
             [_cut(form, tokenizer, bos) for form, _ in zip(template.forms, directions, strict=False)]
             for template in templates
         ]
@@ -130,23 +130,23 @@ class PairWriter:
         return np.searchsorted(self._untils, drawn, "right")
 
     def _group(self, columns: Columns, chosen: Int64s, turns: Int64s) -> Iterator[_Group]:
-        for template, forms in enumerate(self._chunks):
-            for turn, (chunks, codes) in enumerate(zip(forms, self._directions, strict=True)):
+        for template, forms in enumerate(self._segments):
+            for turn, (segments, codes) in enumerate(zip(forms, self._directions, strict=True)):
                 places = np.flatnonzero((chosen == template) & (turns == turn))
                 if len(places):
                     source, target = (_take(columns[code], places) for code in codes)
-                    yield _Group(places, source, target, chunks)
+                    yield _Group(places, source, target, segments)
 
     def _encode(self, groups: Sequence[_Group]) -> tuple[UInt32s, Int64s, list[str]]:
         """The ids of all texts, and then those of all constants; the lengths of each; and the texts.
 
-        Sets the pieces of the groups.
+        Fills the numbers of the groups.
         """
         texts: tuple[list[str], list[str]] = ([], [])  # after no control token, and after one
         for group in groups:
-            for chunk in group.chunks:
-                if chunk.ids is None:
-                    texts[chunk.inner].extend(map(chunk.text.format, group.sources, group.targets))
+            for segment in group.segments:
+                if segment.ids is None:
+                    texts[segment.inner].extend(map(segment.text.format, group.sources, group.targets))
         tokens, lengths = self._tokenizer.encode_flat(texts[0]) if texts[0] else _EMPTY
         pools, sizes = [tokens], [lengths]
         if texts[1]:
@@ -156,33 +156,33 @@ class PairWriter:
         at = [0, len(texts[0])]
         for group in groups:
             count = len(group.places)
-            for chunk in group.chunks:
-                if chunk.ids is None:
-                    group.pieces.append(np.arange(at[chunk.inner], at[chunk.inner] + count))
-                    at[chunk.inner] += count
+            for segment in group.segments:
+                if segment.ids is None:
+                    group.numbers.append(np.arange(at[segment.inner], at[segment.inner] + count))
+                    at[segment.inner] += count
                 else:
-                    group.pieces.append(np.full(count, constants))
+                    group.numbers.append(np.full(count, constants))
                     constants += 1
-                    pools.append(chunk.ids)
-                    sizes.append(np.array([len(chunk.ids)], np.int64))
+                    pools.append(segment.ids)
+                    sizes.append(np.array([len(segment.ids)], np.int64))
         return np.concatenate(pools), np.concatenate(sizes), [*texts[0], *texts[1]]
 
     def _count_context(self, group: _Group, tokens: UInt32s, lengths: Int64s) -> tuple[Int64s, Int64s]:
         """How many ids of each pair do not count, and how many of the text with its target do; shapes (n,)."""
         ends = np.cumsum(lengths)
-        place = next(place for place, chunk in enumerate(group.chunks) if chunk.before is not None)
-        chunk, pieces = group.chunks[place], group.pieces[place]
-        encode = self._tokenizer.encode_inner if chunk.inner else self._tokenizer.encode_flat
-        before = str(chunk.before)
-        if chunk.before_varies:
+        place = next(place for place, segment in enumerate(group.segments) if segment.before is not None)
+        segment, numbers = group.segments[place], group.numbers[place]
+        encode = self._tokenizer.encode_inner if segment.inner else self._tokenizer.encode_flat
+        before = str(segment.before)
+        if segment.before_varies:
             alone, sizes = encode(list(map(before.format, group.sources)))
         else:
             alone, sizes = encode([before.format()])
-            alone, sizes = np.tile(alone, len(pieces)), np.repeat(sizes, len(pieces))
-        own = tokens[ends[pieces[0]] - lengths[pieces[0]] : ends[pieces[-1]]]
-        prefixes = common_prefixes(own, lengths[pieces], alone, sizes)
-        earlier = sum((lengths[one] for one in group.pieces[:place]), np.zeros(len(pieces), np.int64))
-        return earlier + prefixes, lengths[pieces] - prefixes
+            alone, sizes = np.tile(alone, len(numbers)), np.repeat(sizes, len(numbers))
+        own = tokens[ends[numbers[0]] - lengths[numbers[0]] : ends[numbers[-1]]]
+        prefixes = common_prefixes(own, lengths[numbers], alone, sizes)
+        earlier = sum((lengths[one] for one in group.numbers[:place]), np.zeros(len(numbers), np.int64))
+        return earlier + prefixes, lengths[numbers] - prefixes
 
 
 _EMPTY = np.empty(0, np.uint32), np.empty(0, np.int64)
@@ -194,28 +194,28 @@ def _take(column: Sequence[str], places: Int64s) -> Sequence[str]:
 
 def _join(groups: Sequence[_Group], tokens: UInt32s, lengths: Int64s, count: int) -> tuple[UInt32s, Int64s]:
     """The ids of the documents in the order of their pairs, and the length of each."""
-    if len(groups) == 1 and len(groups[0].pieces) == 1:
+    if len(groups) == 1 and len(groups[0].numbers) == 1:
         return tokens, lengths
-    sizes, chunks = np.empty((2, count), np.int64)
+    sizes, segments = np.empty((2, count), np.int64)
     for group in groups:
-        chunks[group.places] = len(group.pieces)
-        sizes[group.places] = sum(lengths[one] for one in group.pieces)
-    begins = np.cumsum(chunks) - chunks
-    order = np.empty(int(chunks.sum()), np.int64)
+        segments[group.places] = len(group.numbers)
+        sizes[group.places] = sum(lengths[one] for one in group.numbers)
+    begins = np.cumsum(segments) - segments
+    order = np.empty(int(segments.sum()), np.int64)
     for group in groups:
-        for number, one in enumerate(group.pieces):
+        for number, one in enumerate(group.numbers):
             order[begins[group.places] + number] = one
     return gather(tokens, lengths, order), sizes
 
 
-def _cut(form: Form, tokenizer: Tokenizer, bos: bool) -> list[_Chunk]:
-    """A form as chunks, without a BOS and an EOS that documents get anyway."""
+def _cut(form: Form, tokenizer: Tokenizer, bos: bool) -> list[_Segment]:
+    """A form as segments, without a BOS and an EOS that documents get anyway."""
     parts, inner = list(form.parts), False
     if bos and parts[0] == ("control", tokenizer.bos_id):
         parts, inner = parts[1:], True
     if parts[-1] == ("control", tokenizer.eos_id):
         parts = parts[:-1]
-    chunks: list[_Chunk] = []
+    segments: list[_Segment] = []
     ids: list[int] = []  # waiting
     before_target = True
     for is_control, some in groupby(parts, lambda part: part[0] == "control"):
@@ -224,20 +224,20 @@ def _cut(form: Form, tokenizer: Tokenizer, bos: bool) -> list[_Chunk]:
             ids += [int(token) for _, token in own]
             inner = True
         elif SOURCE in own or TARGET in own:
-            chunks += [_Chunk(np.array(ids, np.uint32))] * bool(ids)
-            chunks.append(_text_chunk(own, before_target, inner))
+            segments += [_Segment(np.array(ids, np.uint32))] * bool(ids)
+            segments.append(_text_segment(own, before_target, inner))
             ids, before_target = [], before_target and TARGET not in own
         else:
             encode = tokenizer.encode_inner if inner else tokenizer.encode_flat
             ids += encode(["".join(str(text) for _, text in own)])[0].tolist()
-    return [*chunks, *[_Chunk(np.array(ids, np.uint32))] * bool(ids)]
+    return [*segments, *[_Segment(np.array(ids, np.uint32))] * bool(ids)]
 
 
-def _text_chunk(parts: list[Part], before_target: bool, inner: bool) -> _Chunk:
+def _text_segment(parts: list[Part], before_target: bool, inner: bool) -> _Segment:
     if not before_target or TARGET not in parts:
-        return _Chunk(text=_format(parts), inner=inner)
+        return _Segment(text=_format(parts), inner=inner)
     before = parts[: parts.index(TARGET)]
-    return _Chunk(text=_format(parts), before=_format(before), before_varies=SOURCE in before, inner=inner)
+    return _Segment(text=_format(parts), before=_format(before), before_varies=SOURCE in before, inner=inner)
 
 
 def _format(parts: Sequence[Part]) -> str:

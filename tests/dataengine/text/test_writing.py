@@ -181,6 +181,30 @@ def test_what_precedes_the_target_does_not_count(tmp_path: Path, name: str) -> N
         assert ours.decode(ids[context:]).lstrip() == f"{zh}{end}"
 
 
+def test_a_token_that_spans_the_border_counts(tokenizer: OurTokenizer) -> None:
+    """The example of docs/guides/prepare-data.md."""
+    written = writer(tokenizer, [paper_template(["zh-en"], LANGUAGES)], ["zh-en"]).write(
+        {"en": ["Hello"], "zh": ["你好"]}, numbers(0, 1)
+    )
+    assert written.context is not None
+    assert written.context.tolist() == [12]
+    assert written.lengths.tolist() == [15]
+    assert tokenizer.decode(written.tokens[12:13].tolist()) == "H"
+
+
+@pytest.mark.parametrize("name", ["paper", "instruct", "chat"])
+def test_gigatoken_gives_the_ids_of_the_reference(tmp_path: Path, name: str) -> None:
+    path = write_tokenizer(tmp_path / "t", "bytes", CHATML)
+    fast = load_tokenizer(path, engine="auto")
+    assert fast.fallback_reason is None
+    made = templates(path, {name: 1}) or [paper_template(BOTH, LANGUAGES)]
+    own, theirs = (writer(one, made).write(COLUMNS, numbers(0, 4)) for one in (fast, load_tokenizer(path)))
+    assert documents(own) == documents(theirs)
+    assert own.context is not None
+    assert theirs.context is not None
+    assert own.context.tolist() == theirs.context.tolist()
+
+
 def test_templates_share_the_pairs_by_weight(tmp_path: Path) -> None:
     path = write_tokenizer(tmp_path / "t", "bytes", CHATML)
     (tmp_path / "my.jinja").write_text("{{ source }} => {{ target }}")
