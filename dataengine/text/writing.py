@@ -1,4 +1,4 @@
-"""Write pairs as documents of token ids, by templates.
+r"""Write pairs as documents of token ids, by templates.
 
     <|im_start|>  user\nTranslate this ...:\nHello  <|im_end|>\n<|im_start|>  assistant\n你好  <|im_end|>\n
     ids           text                              ids                       text             ids
