@@ -34,7 +34,7 @@ from dataengine.build.rounds import run_rounds
 from dataengine.build.stream import make_stream
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
-from dataengine.config.streams import DocumentStream
+from dataengine.config.streams import DocumentStream, PairStream
 from dataengine.errors import InputError, note
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.open import open_store
@@ -94,12 +94,12 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if new:
         if before not in (None, manifest.content):  # a killed build never leaves it beside the config of another plan
             store.remove(f"{folder}/manifest.json")
-        store.write(report_key(config.name), _report(result).content)
+        store.write(report_key(config.name), _report(config, result).content)
         store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)
     elif recorded is None or differences(recorded, config, of=("bytes", "plan", "training")):  # paths do not count
         if relabelled:
-            try_write(store, report_key(config.name), _report(result).content)
+            try_write(store, report_key(config.name), _report(config, result).content)
         try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
 
@@ -147,7 +147,13 @@ def work(config: Config, engine: Engine) -> None:
     run_rounds(rounds, engine, prepared.store)
 
 
-def _report(result: BuildResult) -> BuildReport:
+def _named(config: Config, built: BuiltStream) -> dict[str, int]:
+    """The pairs in each template of a stream, by the names in the config."""
+    stream = config.streams[built.stream.name]
+    return dict(zip(stream.template if isinstance(stream, PairStream) else (), built.templates, strict=False))
+
+
+def _report(config: Config, result: BuildResult) -> BuildReport:
     manifest = result.manifest
     streams = [
         StreamReport(
@@ -164,6 +170,8 @@ def _report(result: BuildResult) -> BuildReport:
             unknown_tokens=built.unknown,
             vanished_characters=built.vanished,
             notes=built.notes,
+            counted_tokens=built.counted,
+            templates=_named(config, built),
         )
         for built in result.streams
     ]

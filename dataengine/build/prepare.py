@@ -22,6 +22,7 @@ from dataengine.build.units import SCHEMA, Keep, fingerprint_of, identity_of
 from dataengine.config.schema import Config
 from dataengine.config.streams import PairClean, PairStream, ScoresConfig, Stream
 from dataengine.errors import InputError, note
+from dataengine.json_files import IF_SET
 from dataengine.mds import summary
 from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import ShardFormat
@@ -32,6 +33,8 @@ from dataengine.storage.find import nearest_file, real_file
 from dataengine.storage.hub import forget_commits, parse_hub_path, pin
 from dataengine.storage.paths import is_hub
 from dataengine.storage.store import Store
+from dataengine.text.forms import Template
+from dataengine.text.templates import read_templates
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
 
@@ -54,6 +57,7 @@ class StreamPlan:
     sides: tuple[str, ...]
     languages: dict[str, str]  # of pairs: code -> name, in the order of a record's texts; of documents: none
     vocab_size: int
+    templates: tuple[Template, ...] = field(default=(), metadata=IF_SET)  # none: that of the paper
     loses_text: bool = field(default=False, metadata={"identity": False})  # whether the tokenizer can
 
     @cached_property
@@ -88,7 +92,16 @@ class StreamPlan:
         if not self.languages:
             return TokenizeDocuments(self.format, part, records, keep)
         return TokenizePairs(
-            self.format, part, records, keep, self.directions, self.adjacent, self.sides, self.languages, copy
+            self.format,
+            part,
+            records,
+            keep,
+            self.directions,
+            self.adjacent,
+            self.sides,
+            self.languages,
+            copy,
+            templates=self.templates,
         )
 
 
@@ -176,7 +189,6 @@ def load_token_format(config: Config) -> tuple[Tokenizer, TokenFormat]:
         seq_len=config.seq_len,
         shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
     )
-    _check_shard_size(form, tokenizer.vocab_size)
     return tokenizer, form
 
 
@@ -217,14 +229,25 @@ def plan_stream(
         parts=tuple(parts),
         records=records,
         cleaning=_plan_cleaning(name, stream, config.scores.get(name)),
-        format=form,
+        format=replace(form, loss_on=pairs.loss_on) if pairs else form,
         directions=pairs.directions if pairs else (),
         adjacent=pairs is None or pairs.adjacent,
         sides=pairs.sides if pairs else (),
         languages={code: config.languages[code] for code in records.languages},
+        templates=read_templates(
+            pairs.template,
+            pairs.directions,
+            config.languages,
+            tokenizer,
+            config.tokenizer,
+            target_last=pairs.loss_on == "target",
+        )
+        if pairs and pairs.directions
+        else (),
         vocab_size=tokenizer.vocab_size,
         loses_text=tokenizer.why_lost([]) is not None,
     )
+    _check_shard_size(plan.format, tokenizer.vocab_size)
     return plan, found
 
 
@@ -332,7 +355,8 @@ def stream_notes(prepared: Preparation, names: Sequence[str]) -> list[str]:
 
 def _check_shard_size(form: TokenFormat, vocab_size: int) -> None:
     count = form.shards.samples_per_shard
-    size = count * (form.width * token_dtype(vocab_size).itemsize + 4)
+    config = form.shards.config(form.width, form.packed_dtype(token_dtype(vocab_size)))
+    size = count * (sum(config["column_sizes"]) + 4)
     if size >= 1 << 32:
         raise InputError(
             f"samples_per_shard {count:,} x seq_len {form.seq_len:,} gives shards of {size:,} bytes; "

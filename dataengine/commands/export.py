@@ -1,8 +1,9 @@
 """Write a schedule's samples in the order of training, for trainers without a schedule: one MDS stream, or arrays.
 
-The MDS stream has the column `tokens`, ndarray of seq_len + 1 ids; read it without shuffling. `export_arrays` has the
-other formats. export.summary says what the export is, as JSON; `merge_index` of mosaicml-streaming takes every name
-that ends with .json for the index of a stream.
+The MDS stream has the column `tokens`, ndarray of seq_len + 1 ids; read it without shuffling. If a stream of the
+schedule has `loss_on: target`, it also has the column `loss_mask` (see `mds.writer`). `export_arrays` has the other
+formats. export.summary says what the export is, as JSON; `merge_index` of mosaicml-streaming takes every name that ends
+with .json for the index of a stream.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from dataengine.commands.common import load_experiment, parse_steps, read_built_manifest
 from dataengine.commands.export_arrays import array_form, encode_array_index, write_array
 from dataengine.errors import InputError
-from dataengine.mds.types import Shard, token_dtype
+from dataengine.mds.types import Shard, mark, marked_dtype, token_dtype
 from dataengine.mds.writer import ShardFormat, encode_index, write_shards
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.reader import PlanReader
@@ -81,12 +82,18 @@ def export(
     """Write the samples of steps `first` to `last` - 1 to `target`: mds, megatron or numpy. Returns their number.
 
     Existing files are kept, so a killed export resumes; index.json is written last. Raises InputError
-    if `target` holds another export.
+    if `target` holds another export, or if the format has no place for the loss masks of the plan.
     """
     if not 0 <= first < last <= manifest.schedule.steps:
         raise InputError(
             f"--steps {first}:{last} is not within the schedule, whose {manifest.schedule.steps:,} steps are "
             f"0:{manifest.schedule.steps}"
+        )
+    masked = [stream.name for stream in manifest.streams if stream.loss_mask]
+    if masked and to_format != _MDS:
+        raise InputError(
+            f"--to-format {to_format} has no place for the loss masks of {', '.join(masked)} (`loss_on: target`), and "
+            "without them a trainer would learn all tokens. Export to mds, which has them."
         )
     about = _About(
         plan_id=manifest.plan_id,
@@ -101,6 +108,8 @@ def export(
     _claim(target, asdict(about))
     target.remove_leftovers("")
     width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
+    if masked:
+        dtype = marked_dtype(dtype)
     reader, there = PlanReader.of_store(manifest, store), target.sizes("")
     total = (last - first) * manifest.batch_size
     shards: list[Shard] = []
@@ -112,7 +121,9 @@ def export(
                 if there.get(name) != len(content):
                     target.write(name, content)
 
-            shards += write(reader.read_ids(ids).tokens, add, len(shards), form)
+            read = reader.read_ids(ids)
+            samples = read.tokens if read.loss_mask is None else mark(read.tokens, read.loss_mask)
+            shards += write(samples, add, len(shards), form)
             bar.update(len(ids))
     if to_format == _MDS:
         target.write("index.json", encode_index(shards, form.config(width, dtype)))

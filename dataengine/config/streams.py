@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     Tag,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -190,7 +191,7 @@ class DocumentStream(StreamConfig):
 class PairStream(StreamConfig):
     """A stream of sentence pairs, written as translations or one side alone."""
 
-    stored_if_set: ClassVar[tuple[str, ...]] = ("line_breaks", "missing")
+    stored_if_set: ClassVar[tuple[str, ...]] = ("line_breaks", "missing", "template", "loss_on")
     pairs: tuple[str | dict[str, str], ...]
     """Files with sentence pairs: paths, globs or URLs in the formats of `documents`. A mapping is a Moses corpus with a
     file per language: {en: corpus.en, zh: corpus.zh}."""
@@ -209,12 +210,23 @@ class PairStream(StreamConfig):
     missing: Literal["unusable", "skip"] = "unusable"
     """A record without one of its two texts is `unusable`; `skip` leaves it out and counts it in a note, for files in
     several languages whose records need not have all."""
+    template: dict[str, Annotated[float, Field(gt=0)]] = {"paper": 1.0}
+    """How a pair becomes text: `paper`, `plain`, `instruct`, `chat` (the tokenizer's own chat template), or the path of
+    a Jinja file. Several share the pairs by weight: `{paper: 3, chat: 1}`."""
+    loss_on: Literal["all", "target"] = "all"
+    """Tokens that count in the loss: `all`, or those of the `target` and the EOS after it."""
     sides: tuple[Annotated[str, Field(pattern=LANGUAGE_PATTERN)], ...] = ()
     """Use only the sentences of these languages, each as a document of its own, such as [zh]."""
     clean: PairClean = PairClean()
     """Cleaning of the pairs. Default: none."""
     scores: ScoresConfig | None = None
     """Drop pairs below a quality threshold of a COMET model. Default: off."""
+
+    @field_validator("template", mode="before")
+    @classmethod
+    def _with_weight(cls, value: object) -> object:
+        """A single template without a weight."""
+        return {value: 1.0} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _agrees(self) -> PairStream:
@@ -227,6 +239,12 @@ class PairStream(StreamConfig):
             raise ValueError(f"`pairs`: write one file per language as a mapping: pairs: [{{{corpus}}}]")
         if not self.adjacent and not self.directions:
             raise ValueError("`targets: shuffled` needs `directions`")
+        if not self.template:
+            raise ValueError("`template` names at least one template, such as paper")
+        if list(self.template) != ["paper"] and not self.directions:
+            raise ValueError("`template` needs `directions`: with `sides`, a document has one sentence")
+        if self.loss_on == "target" and not self.directions:
+            raise ValueError("`loss_on: target` needs `directions`: with `sides`, a document has no target")
         _check_dedup(self.clean, ("pair", *self.codes))
         if self.clean != PairClean() and len(self.codes) > 2:
             raise ValueError(

@@ -168,6 +168,8 @@ def json_schema() -> dict[str, Any]:
     for kind in ("DocumentStream", "PairStream"):
         columns = made[kind]["properties"]["columns"]
         columns["anyOf"] = [{word: columns.pop(word) for word in ("type", "items")}, {"const": "heading"}]
+    template = made["PairStream"]["properties"]["template"]
+    template["anyOf"] = [{word: template.pop(word) for word in ("type", "additionalProperties")}, {"type": "string"}]
     made["StageConfig"]["required"] = ["name", "mix"]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",

@@ -34,9 +34,8 @@ from dataengine.mds.provenance import StreamProvenance
 from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import token_dtype
 from dataengine.storage.open import open_store
-from dataengine.text.pairs import write_pairs
 from dataengine.text.tokenizers.load import load_tokenizer
-from tests.conftest import DEMO, ConfigMaker, read_texts, write_jsonl
+from tests.conftest import DEMO, ConfigMaker, read_texts, write_jsonl, write_pairs
 
 WIDTH = 9  # seq_len 8, to make many samples of little text
 DEV = DEMO / "en-zh.dev.jsonl"
