@@ -31,6 +31,7 @@ from dataengine.errors import InputError, note
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
+from dataengine.tables import few
 from dataengine.text.tokenizers.base import keeps_line_breaks, keeps_spaces
 from dataengine.text.tokenizers.load import load_tokenizer
 
@@ -53,6 +54,7 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     The bytes do not depend on the engine (default: `workers` processes on this machine).
     """
     begun = time.monotonic()
+    _note_pairs(config, store or open_store(config.store))
     prepared = prepare(config, store or open_store(config.store), threads=max(workers, 4))
     store = prepared.store
     missing = missing_streams(prepared)
@@ -96,6 +98,16 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     return result
 
 
+def _note_pairs(config: Config, store: Store) -> None:
+    """Print the pairs of each entry that have come or gone since the last build."""
+    recorded = _recorded_config(config, store) if config.entries else None
+    for name, pairs in config.entries.items():
+        before = recorded.entries.get(name, pairs) if recorded else pairs
+        for words, one, other in (("new", pairs, before), ("gone", before, pairs)):
+            if changed := sorted({*one} - {*other}):
+                note(f"{len(changed):,} pairs are {words} since the last build: {few(changed)}")
+
+
 def _note_losses(prepared: Preparation, missing: Collection[str]) -> None:
     """Print what the tokenizer loses of the texts of missing streams, and why it falls back to the slow engine."""
     config, tokenizer = prepared.config, prepared.tokenizer
@@ -104,7 +116,7 @@ def _note_losses(prepared: Preparation, missing: Collection[str]) -> None:
             f"tokenizer {config.tokenizer} has no token for a line break, so it joins the lines of a document and the "
             "two sides of a pair"
         )
-    if any(isinstance(config.streams[name], DocumentStream) for name in missing) and not keeps_spaces(tokenizer):
+    if any(isinstance(config.all_streams[name], DocumentStream) for name in missing) and not keeps_spaces(tokenizer):
         note(
             f"tokenizer {config.tokenizer} collapses repeated spaces and tabs, so documents lose the indentation of "
             "code and the columns of tables"
@@ -126,7 +138,7 @@ def _recorded_config(config: Config, store: Store) -> Config | None:
 def _changed_languages(built: Config, config: Config) -> bool:
     """Whether the stated language of documents changed since the experiment was built."""
     return any(
-        name in built.streams and built.streams[name].codes != config.streams[name].codes
+        name in built.all_streams and built.all_streams[name].codes != config.all_streams[name].codes
         for name in config.streams_in_use
     )
 
