@@ -12,9 +12,9 @@ A stream passes through rounds of units (clean, compare, tokenize, shuffle). The
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import groupby
 
 from dataengine.build.agreement import differences, read_built_config
 from dataengine.build.executors import Engine, LocalEngine
@@ -29,11 +29,14 @@ from dataengine.config.schema import Config
 from dataengine.config.streams import DocumentStream
 from dataengine.errors import InputError, note
 from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.stages import entry_of
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 from dataengine.tables import few
 from dataengine.text.tokenizers.base import keeps_line_breaks, keeps_spaces
 from dataengine.text.tokenizers.load import load_tokenizer
+
+_NOTES = 20  # of the streams of an entry
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,7 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if missing:
         _note_losses(prepared, missing)
     labels = label_notes(missing, config)
-    for words in chain.from_iterable(labels.values()):
-        note(words)
+    _print_notes(labels)
     rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
     packed = run_rounds(rounds, engine or LocalEngine(workers), store)
     for name, plan in missing.items():
@@ -78,9 +80,7 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if new or relabelled:
         reused = {name: plan for name, plan in prepared.streams.items() if name not in missing}
         labels |= label_notes(reused, config)
-        for name in reused:
-            for words in (*labels[name], *built[name].notes):
-                note(words)
+        _print_notes({name: (*labels[name], *built[name].notes) for name in reused})
     built = {name: replace(one, notes=(*labels.get(name, ()), *one.notes)) for name, one in built.items()}
     if before not in (None, manifest.content):
         note(f"{config.name} was built before with another plan; this build replaces it")
@@ -96,6 +96,16 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
             try_write(store, report_key(config.name), _report(result).content)
         try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
+
+
+def _print_notes(notes: Mapping[str, Sequence[str]]) -> None:
+    """Print the notes on each stream; of the streams of an entry only the first ones. build_report.json has all."""
+    for _, names in groupby(notes, entry_of):
+        words = [words for name in names for words in notes[name]]
+        for line in words[:_NOTES]:
+            note(line)
+        if more := words[_NOTES:]:
+            note(f"and {len(more):,} more notes like these: see build_report.json beside the manifest")
 
 
 def _note_pairs(config: Config, store: Store) -> None:

@@ -24,9 +24,9 @@ from dataengine.hardware.gpus import Gpu, find_gpu
 from dataengine.hardware.memory import ERROR, step_bytes
 from dataengine.hardware.sizes import divisors
 from dataengine.mds.types import Shard, StoredFile, Stream
-from dataengine.schedule.fork import inherited_restarts
+from dataengine.schedule.fork import settings_after_parents
 from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
-from dataengine.schedule.rates import Settings, horizon_notes, planned_settings
+from dataengine.schedule.rates import Settings, horizon_notes
 from dataengine.schedule.reader import PlanReader
 from dataengine.schedule.slots import Stage, count_drawn, parts_of
 from dataengine.schedule.stages import by_entry, entry_of, idle_streams, stage_rows
@@ -339,9 +339,8 @@ def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
     """The training settings of the steps, if they are known, and notes on the learning rate."""
     if plan.config is None:
         return None, []
-    planned = planned_settings(plan.config, plan.manifest.schedule)
     try:
-        settings = replace(planned, restarts=(*inherited_restarts(plan.config), *planned.restarts))
+        settings = settings_after_parents(plan.config, plan.manifest.schedule)
     except InputError as error:
         return None, [f"learning rates are not shown: {error}"]
     return settings, horizon_notes(

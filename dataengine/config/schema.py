@@ -104,6 +104,12 @@ class StageConfig(Section):
     """Steps between checkpoints, counted from the start of the stage. Default: `train.checkpoint_interval`."""
     restart_learning_rate: Annotated[bool, TRAINING] = False
     """Start the learning rate again at the start of this stage, with a warm-up and a decay."""
+    schedule: Annotated[Literal["cosine", "linear", "constant"] | None, TRAINING] = None
+    """Learning rate of this stage: from the rate of the step before it, as a cosine or a line to `decay_to` at its last
+    step, or constant. Later stages keep that rate until one restarts it or states a schedule. Default: the rate goes on
+    as before, by `train.schedule`."""
+    decay_to: Annotated[Annotated[float, Field(ge=0)] | None, TRAINING] = None
+    """Learning rate at the last step of this stage, for `schedule`. Default: `train.decay_to`."""
 
     @model_validator(mode="after")
     def _agrees(self) -> StageConfig:
@@ -128,6 +134,8 @@ class StageConfig(Section):
             raise ValueError("a ramp (`to_mix`) needs numbers in both mixes and a length other than `drain`")
         if self.drain and words & {"all", "rest"}:
             raise ValueError("`drain` needs weights or `by_size`; `all` and `rest` need a stated length")
+        if self.decay_to is not None and self.schedule not in ("cosine", "linear"):
+            raise ValueError("`decay_to` of a stage needs `schedule: linear` or `schedule: cosine`")
         if self.rest and self.at is not None:
             raise ValueError("a stage with `rest: true` cannot have `at`. Use `at` for the other stages")
         return self
