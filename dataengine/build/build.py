@@ -12,9 +12,9 @@ A stream passes through rounds of units (clean, compare, tokenize, shuffle). The
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import groupby
 
 from dataengine.build.agreement import differences, read_built_config
 from dataengine.build.executors import Engine, LocalEngine
@@ -37,10 +37,14 @@ from dataengine.config.schema import Config
 from dataengine.config.streams import DocumentStream, PairStream
 from dataengine.errors import InputError, note
 from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.stages import entry_of
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
+from dataengine.tables import few
 from dataengine.text.tokenizers.base import keeps_line_breaks, keeps_spaces
 from dataengine.text.tokenizers.load import load_tokenizer
+
+_NOTES = 20  # of the streams of an entry
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,14 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     The bytes do not depend on the engine (default: `workers` processes on this machine).
     """
     begun = time.monotonic()
+    _note_pairs(config, store or open_store(config.store))
     prepared = prepare(config, store or open_store(config.store), threads=max(workers, 4))
     store = prepared.store
     missing = missing_streams(prepared)
     if missing:
         _note_losses(prepared, missing)
     labels = label_notes(missing, config)
-    for words in chain.from_iterable(labels.values()):
-        note(words)
+    _print_notes(labels)
     rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
     packed = run_rounds(rounds, engine or LocalEngine(workers), store)
     for name, plan in missing.items():
@@ -84,9 +88,7 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if new or relabelled:
         reused = {name: plan for name, plan in prepared.streams.items() if name not in missing}
         labels |= label_notes(reused, config)
-        for name in reused:
-            for words in (*labels[name], *built[name].notes):
-                note(words)
+        _print_notes({name: (*labels[name], *built[name].notes) for name in reused})
     built = {name: replace(one, notes=(*labels.get(name, ()), *one.notes)) for name, one in built.items()}
     if before not in (None, manifest.content):
         note(f"{config.name} was built before with another plan; this build replaces it")
@@ -104,6 +106,26 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     return result
 
 
+def _print_notes(notes: Mapping[str, Sequence[str]]) -> None:
+    """Print the notes on each stream; of the streams of an entry only the first ones. build_report.json has all."""
+    for _, names in groupby(notes, entry_of):
+        words = [words for name in names for words in notes[name]]
+        for line in words[:_NOTES]:
+            note(line)
+        if more := words[_NOTES:]:
+            note(f"and {len(more):,} more notes like these: see build_report.json beside the manifest")
+
+
+def _note_pairs(config: Config, store: Store) -> None:
+    """Print the pairs of each entry that have come or gone since the last build."""
+    recorded = _recorded_config(config, store) if config.entries else None
+    for name, pairs in config.entries.items():
+        before = recorded.entries.get(name, pairs) if recorded else pairs
+        for words, one, other in (("new", pairs, before), ("gone", before, pairs)):
+            if changed := sorted({*one} - {*other}):
+                note(f"{len(changed):,} pairs are {words} since the last build: {few(changed)}")
+
+
 def _note_losses(prepared: Preparation, missing: Collection[str]) -> None:
     """Print what the tokenizer loses of the texts of missing streams, and why it falls back to the slow engine."""
     config, tokenizer = prepared.config, prepared.tokenizer
@@ -112,7 +134,7 @@ def _note_losses(prepared: Preparation, missing: Collection[str]) -> None:
             f"tokenizer {config.tokenizer} has no token for a line break, so it joins the lines of a document and the "
             "two sides of a pair"
         )
-    if any(isinstance(config.streams[name], DocumentStream) for name in missing) and not keeps_spaces(tokenizer):
+    if any(isinstance(config.all_streams[name], DocumentStream) for name in missing) and not keeps_spaces(tokenizer):
         note(
             f"tokenizer {config.tokenizer} collapses repeated spaces and tabs, so documents lose the indentation of "
             "code and the columns of tables"
@@ -134,7 +156,7 @@ def _recorded_config(config: Config, store: Store) -> Config | None:
 def _changed_languages(built: Config, config: Config) -> bool:
     """Whether the stated language of documents changed since the experiment was built."""
     return any(
-        name in built.streams and built.streams[name].codes != config.streams[name].codes
+        name in built.all_streams and built.all_streams[name].codes != config.all_streams[name].codes
         for name in config.streams_in_use
     )
 

@@ -206,7 +206,7 @@ def plan_stream(
 
     `hashes` are those known already. Without `hash_new`, raises InputError for a source that is not among them.
     """
-    stream = config.streams[name]
+    stream = config.all_streams[name]
     records = record_format(stream)
     pairs = stream if isinstance(stream, PairStream) else None
     by_code = dict(zip(stream.codes, stream.text_keys, strict=True))
@@ -333,7 +333,7 @@ def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> dict[str, li
             name,
             plan.parts,
             plan.records,
-            config.streams[name].codes,
+            config.all_streams[name].codes,
             plan.cleaning.rules if plan.cleaning else None,
             plan.languages,
         )

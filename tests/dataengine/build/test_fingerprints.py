@@ -263,6 +263,8 @@ ELSEWHERE = {
     "streams": "its keys stand above",
     "parent": "joins the manifest alone; see test_plan",
     "init": "read by the trainer alone",
+    "streams.weights": "joins the manifest alone; see test_entries",
+    "streams.found": "each pair is a stream of its own, with the paths and directions of CHANGES; see test_entries",
     "streams.scores": "needs a model; its identity and thresholds are in Cleaning, see test_scores",
 }
 
