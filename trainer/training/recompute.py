@@ -37,7 +37,7 @@ class Recomputation:
         if config.train.deterministic:
             make_deterministic()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._config, self._step = config.train, step
+        self._config, self._step, self._eos_id = config.train, step, manifest.eos_id
         self._decoder: PackedDecoder = build_decoder(config.model, manifest, config.train).to(device)
         self._model = nn.ModuleDict({"decoder": self._decoder})
         self._optimizer = make_optimizer(self._model, config.train, fused=device == "cuda")
@@ -52,7 +52,7 @@ class Recomputation:
     def train(self, tokens: Tokens, settings: Settings) -> None:
         """Train on the batch of the next step, shape (batch_size, seq_len + 1)."""
         apply_settings(self._optimizer, settings, self._step)
-        self.measure(tokens)
+        self.measure(tokens, settings)
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.train.clip_norm)
         self._optimizer.step()
         self._step += 1
@@ -61,9 +61,10 @@ class Recomputation:
         """Skip the next step, which was not trained on."""
         self._step += 1
 
-    def measure(self, tokens: Tokens) -> tuple[Sequence[float], float]:
+    def measure(self, tokens: Tokens, settings: Settings) -> tuple[Sequence[float], float]:
         """Return the loss of each sample of a batch and the norm of its gradient; the gradient stays in the model."""
         self._model.zero_grad()
+        self._decoder.document_end = self._eos_id if settings.train.document_mask else None
         device = next(self._model.parameters()).device
         microbatch = 1 if self._config.microbatch_size == "auto" else self._config.microbatch_size
         losses: list[float] = []

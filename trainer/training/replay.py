@@ -84,8 +84,9 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
         from trainer.training.recompute import Recomputation
 
         trained = Recomputation(config, manifest, checkpoint, reached)
+    planned = planned_settings(config, manifest.schedule)
     if catch_up:
-        planned, log_file = planned_settings(config, manifest.schedule), run.folder / "log.csv"
+        log_file = run.folder / "log.csv"
         skipped = skipped_steps(read_log(log_file)) if log_file.is_file() else {}
         for number in tqdm(range(reached, step), desc="catching up", unit="step", disable=None):
             if number in skipped:
@@ -93,7 +94,7 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
             else:
                 trained.train(reader.read(number).tokens, settings_at(history, number) or planned)
         reached = step
-    losses, norm = trained.measure(batch.tokens)
+    losses, norm = trained.measure(batch.tokens, settings_at(history, step) or planned)
     samples = [replace(sample, loss=loss) for sample, loss in zip(samples, losses, strict=True)]
     return Replay(step, reached, float(np.mean(losses)), norm, samples)
 
