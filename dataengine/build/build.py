@@ -155,6 +155,7 @@ def _report(result: BuildResult) -> BuildReport:
             unknown_tokens=built.unknown,
             vanished_characters=built.vanished,
             notes=built.notes,
+            counted_tokens=built.counted,
         )
         for built in result.streams
     ]

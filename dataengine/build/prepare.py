@@ -155,7 +155,6 @@ def load_token_format(config: Config) -> tuple[Tokenizer, TokenFormat]:
         seq_len=config.seq_len,
         shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
     )
-    _check_shard_size(form, tokenizer.vocab_size)
     return tokenizer, form
 
 
@@ -196,7 +195,7 @@ def plan_stream(
         parts=tuple(parts),
         records=records,
         cleaning=_plan_cleaning(name, stream, config.scores.get(name)),
-        format=form,
+        format=replace(form, loss_on=pairs.loss_on) if pairs else form,
         directions=pairs.directions if pairs else (),
         adjacent=pairs is None or pairs.adjacent,
         sides=pairs.sides if pairs else (),
@@ -204,6 +203,7 @@ def plan_stream(
         vocab_size=tokenizer.vocab_size,
         loses_text=tokenizer.why_lost([]) is not None,
     )
+    _check_shard_size(plan.format, tokenizer.vocab_size)
     return plan, found
 
 
@@ -308,7 +308,8 @@ def stream_notes(prepared: Preparation, names: Sequence[str]) -> list[str]:
 
 def _check_shard_size(form: TokenFormat, vocab_size: int) -> None:
     count = form.shards.samples_per_shard
-    size = count * (form.width * token_dtype(vocab_size).itemsize + 4)
+    config = form.shards.config(form.width, form.packed_dtype(token_dtype(vocab_size)))
+    size = count * (sum(config["column_sizes"]) + 4)
     if size >= 1 << 32:
         raise InputError(
             f"samples_per_shard {count:,} x seq_len {form.seq_len:,} gives shards of {size:,} bytes; "

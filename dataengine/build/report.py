@@ -43,6 +43,8 @@ class StreamReport:
     """Characters of the kept records for which the tokenizer has no token."""
     notes: tuple[str, ...] = ()
     """Warnings of the build about the records and their languages."""
+    counted_tokens: int | None = None
+    """With `loss_on: target`, the tokens that count as labels, of all samples and the remainder; null if all count."""
 
     @property
     def unusable(self) -> int:

@@ -21,16 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine import permutation
-from dataengine.arrays import Int64s
+from dataengine.arrays import Int64s, UInt32s
 from dataengine.build.external_sort import Bucketed, SortedRuns, bucket_bounds, buckets_of, read_runs
-from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit
+from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit, place_of
 from dataengine.errors import InputError
-from dataengine.mds.types import token_dtype
+from dataengine.json_files import IF_SET
+from dataengine.mds.types import mark, marked_dtype, token_dtype
 from dataengine.mds.writer import ShardFormat, ShardWriter
 from dataengine.records.types import RecordFormat, Records, SourcePart
 from dataengine.storage.arrays import encode_npy, read_all_npy
 from dataengine.storage.store import AddFile, Store
 from dataengine.text import pairs
+from dataengine.text.loss_mask import after_context, common_prefixes
 from dataengine.text.packing import Packer, Tokens, join_documents
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
@@ -44,6 +46,8 @@ _GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indic
 # A document of a packed unit: the number of its part in the stream, its line there, its length with EOS (and BOS).
 PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
 _DOCUMENT = np.dtype([("key", "<u8"), ("line", "<u4"), ("tokens", "<u4")])  # of a run
+# The same with `loss_on: target`: how many tokens at the beginning do not count as labels
+_TARGET_DOCUMENT = np.dtype([*_DOCUMENT.descr, ("context", "<u4")])
 
 
 Texts = tuple[list[str], ...]  # of each language
@@ -63,6 +67,11 @@ class TokenFormat:
     controls: tuple[int, ...]  # sorted ids that no text produces
     seq_len: int
     shards: ShardFormat
+    loss_on: Literal["all", "target"] = field(default="all", metadata=IF_SET)
+
+    def packed_dtype(self, tokens: np.dtype[Any]) -> np.dtype[Any]:
+        """The type of tokens while they are packed: with `loss_on: target`, marked if they count as labels."""
+        return tokens if self.loss_on == "all" else marked_dtype(tokens)
 
     @property
     def width(self) -> int:
@@ -164,16 +173,48 @@ class TokenizePairs(Unit):
         runs = SortedRuns(add, "run", _RUN_TOKENS, _sort_documents)
         key, number = permutation.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)), 0
         reading = _open(self.part, self.records, self.keep, store, on_progress)
-        total = unknown = vanished = 0
-        for lines, texts in self._documents(self._batches(reading, tokenizer, store)):
+        total = counted = unknown = vanished = 0
+        for lines, texts, targets in self._documents(self._batches(reading, tokenizer, store)):
             tokens, lengths = tokenizer.encode_flat(texts)
             lost = tokenizer.count_lost(texts, tokens)
             unknown, vanished = unknown + lost[0], vanished + lost[1]
+            context = None
+            if self.format.loss_on == "target":
+                context = self._count_context(tokenizer, lines, texts, targets, tokens, lengths)
             tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
             total += len(tokens)
-            runs.add(_key_documents(number, lines, lengths, key), tokens)
+            if context is not None:
+                context += bos_id is not None
+                counted += len(tokens) - int(context.sum())
+            runs.add(_key_documents(number, lines, lengths, key, context), tokens)
             number += len(lengths)
-        return Receipt(**reading.finish(add), tokens=total, runs=runs.finish(), unknown=unknown, vanished=vanished)
+        return Receipt(
+            **reading.finish(add),
+            tokens=total,
+            runs=runs.finish(),
+            unknown=unknown,
+            vanished=vanished,
+            counted=counted,
+        )
+
+    def _count_context(
+        self,
+        tokenizer: Tokenizer,
+        lines: Sequence[int],
+        texts: Sequence[str],
+        targets: Sequence[str],
+        tokens: UInt32s,
+        lengths: Int64s,
+    ) -> Int64s:
+        """How many tokens of each document do not count as labels, shape (n,) (see text.loss_mask)."""
+        before = [text.removesuffix(target) for text, target in zip(texts, targets, strict=True)]
+        context = common_prefixes(tokens, lengths, *tokenizer.encode_flat(before))
+        if len(without := np.flatnonzero(context == lengths)):
+            raise InputError(
+                f"{self.part.paths[0]}, {place_of(self.part, lines[without[0]])}: the tokenizer gives the target "
+                f"{targets[without[0]][:80]!r} no tokens of its own. Remove the pair, or `loss_on: target`."
+            )
+        return context
 
     @property
     def _written(self) -> list[int]:
@@ -193,8 +234,10 @@ class TokenizePairs(Unit):
             reading = _open(other.part, self.records, other.keep, store, lambda count: None)
             yield from known_batches(reading, tokenizer, self._written, 8 * _BATCH)
 
-    def _documents(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], list[str]]]:
-        """Batches of documents: their source lines and their texts."""
+    def _documents(
+        self, batches: Iterator[tuple[list[int], Texts]]
+    ) -> Iterator[tuple[list[int], list[str], list[str]]]:
+        """Batches of documents: their source lines, their texts, and the targets at the end of these."""
         number = 0
         for lines, texts in batches if self.adjacent else self._windows(batches):
             columns = dict(zip(self.languages, texts, strict=True))
@@ -202,12 +245,14 @@ class TokenizePairs(Unit):
                 yield (
                     [line for line in lines for _ in self.sides],
                     pairs.write_sides(columns, self.sides, self.languages),
+                    [],
                 )
             else:
                 paired = columns if self.adjacent else self._exchange(columns, number)
                 written = pairs.write_pairs(paired, number, self.directions, self.languages)
+                targets = pairs.targets_of(paired, number, self.directions)
                 own = [k for k, line in enumerate(lines) if line]
-                yield [lines[k] for k in own], [written[k] for k in own]
+                yield [lines[k] for k in own], [written[k] for k in own], [targets[k] for k in own]
             number += len(lines)
 
     def _windows(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], Texts]]:
@@ -248,15 +293,19 @@ class MergeRuns(Unit):
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
         buckets = buckets_of(self.number, self.ranges)
-        dtypes = {"documents": _DOCUMENT, "tokens": dtype}
+        marks = self.format.loss_on == "target"
+        dtypes = {"documents": _TARGET_DOCUMENT if marks else _DOCUMENT, "tokens": dtype}
         parts = [read_runs(store, unit, "run", runs, dtypes, buckets) for unit, runs in self.runs]
         documents = np.concatenate([part[0] for part in parts])
         sources = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
         by_key = np.argsort(documents["key"], kind="stable")
         tokens = np.concatenate([part[1] for part in parts])
-        ordered = gather(tokens, documents["tokens"].astype(np.int64), by_key)
+        lengths = documents["tokens"].astype(np.int64)
+        ordered = gather(tokens, lengths, by_key)
+        if marks:
+            ordered = mark(ordered, after_context(lengths[by_key], documents["context"][by_key].astype(np.int64)))
         provenance = make_provenance(sources, documents["line"], documents["tokens"])
-        packer = Packer(self.format.width, dtype)
+        packer = Packer(self.format.width, ordered.dtype)
         writer = ShardWriter(add, self.format.shards)
         writer.add(packer.add(ordered))
         add("documents.npy", encode_npy(provenance[by_key]))
@@ -279,7 +328,7 @@ class PackTails(Unit):
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
-        packer = Packer(self.format.width, dtype)
+        packer = Packer(self.format.width, self.format.packed_dtype(dtype))
         writer = ShardWriter(add, self.format.shards)
         with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
             keys = [f"units/{unit}/tail.npy" for unit in self.units]
@@ -345,9 +394,12 @@ def _add_tail(add: AddFile, writer: ShardWriter, packer: Packer) -> int:
     return len(tail)
 
 
-def _key_documents(first: int, lines: Sequence[int], lengths: Int64s, key: int) -> NDArray[Any]:
-    """The documents of a part from number `first` on, each with a random key: dtype _DOCUMENT, shape (n,)."""
-    documents = np.empty(len(lengths), _DOCUMENT)
+def _key_documents(first: int, lines: Sequence[int], lengths: Int64s, key: int, context: Int64s | None) -> NDArray[Any]:
+    """The documents of a part from number `first` on, each with a random key: dtype _DOCUMENT, shape (n,); with
+    `context`, _TARGET_DOCUMENT."""
+    documents = np.empty(len(lengths), _DOCUMENT if context is None else _TARGET_DOCUMENT)
+    if context is not None:
+        documents["context"] = context
     documents["key"] = permutation.hash_numbers(np.arange(first, first + len(lengths)), key)
     documents["line"], documents["tokens"] = lines, lengths
     return documents

@@ -23,7 +23,7 @@ from dataengine.build.tokenize import find_lost, written_columns
 from dataengine.build.units import Reading, place_of, select
 from dataengine.cleaning import dedup, near_duplicates
 from dataengine.errors import InputError
-from dataengine.mds.types import Shard, StoredFile, Stream
+from dataengine.mds.types import Shard, StoredFile, Stream, mark
 from dataengine.mds.writer import compress, encode_shard
 from dataengine.records.formats import format_of
 from dataengine.records.lines import read_beginning
@@ -214,9 +214,11 @@ def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
     width = plan.format.width
     rows = tokens[: len(tokens) // width * width].reshape(-1, width)
     form = plan.format.shards
+    if plan.format.loss_on == "target":
+        rows = mark(rows, np.ones(rows.shape, np.bool_))
+    config, size = form.config(width, rows.dtype), 0
     if form.compression is None or not len(rows):
-        return (width * tokens.dtype.itemsize + 4) / width
-    config, size = form.config(width, tokens.dtype), 0
+        return float(sum(config["column_sizes"]) + 4) / width
     for first in range(0, len(rows), form.samples_per_shard):
         size += len(compress(encode_shard(rows[first : first + form.samples_per_shard], config), form.compression))
     return size / int(rows.size)

@@ -1,7 +1,8 @@
 """Write a schedule's samples in the order of training, as one MDS stream for trainers without a schedule.
 
-The stream has the column `tokens`, ndarray of seq_len + 1 ids; read it without shuffling. export.summary says what it
-is, as JSON; `merge_index` of mosaicml-streaming takes every name that ends with .json for the index of a stream.
+The stream has the column `tokens`, ndarray of seq_len + 1 ids; read it without shuffling. If a stream of the schedule
+has `loss_on: target`, it also has the column `loss_mask` (see `mds.writer`). export.summary says what it is, as JSON;
+`merge_index` of mosaicml-streaming takes every name that ends with .json for the index of a stream.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from dataengine.commands.common import load_experiment, parse_steps, read_built_manifest
 from dataengine.errors import InputError
-from dataengine.mds.types import Shard, token_dtype
+from dataengine.mds.types import Shard, mark, marked_dtype, token_dtype
 from dataengine.mds.writer import ShardFormat, encode_index, write_shards
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.reader import PlanReader
@@ -83,6 +84,8 @@ def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, f
     _claim(target, asdict(about))
     target.remove_leftovers("")
     width, dtype = manifest.seq_len + 1, token_dtype(manifest.vocab_size)
+    if any(stream.loss_mask for stream in manifest.streams):
+        dtype = marked_dtype(dtype)
     reader, there = PlanReader.of_store(manifest, store), target.sizes("")
     total = (last - first) * manifest.batch_size
     shards: list[Shard] = []
@@ -93,7 +96,9 @@ def export(manifest: Manifest, store: Store, form: ShardFormat, target: Store, f
                 if there.get(name) != len(content):
                     target.write(name, content)
 
-            shards += write_shards(reader.read_ids(ids).tokens, add, len(shards), form)
+            read = reader.read_ids(ids)
+            samples = read.tokens if read.loss_mask is None else mark(read.tokens, read.loss_mask)
+            shards += write_shards(samples, add, len(shards), form)
             bar.update(len(ids))
     target.write("index.json", encode_index(shards, form.config(width, dtype)))
     return total

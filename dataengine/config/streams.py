@@ -51,6 +51,8 @@ class SectionOfOneKind(Section):
 
     # Keys that every stored config.yaml begins with. Keys of the other kind have these values.
     stored: ClassVar[dict[str, object]]
+    # Newer keys. A stored config.yaml has them if they are set.
+    stored_if_set: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +65,9 @@ class SectionOfOneKind(Section):
 
     @model_serializer(mode="wrap")
     def _with_empty_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return {**self.stored, **dump(self)}
+        defaults = {key: type(self).model_fields[key].default for key in self.stored_if_set}
+        own = {key: value for key, value in dump(self).items() if key not in defaults or value != defaults[key]}
+        return {**self.stored, **own}
 
 
 class CleanConfig(SectionOfOneKind):
@@ -186,6 +190,7 @@ class DocumentStream(StreamConfig):
 class PairStream(StreamConfig):
     """A stream of sentence pairs, written as translations or one side alone."""
 
+    stored_if_set: ClassVar[tuple[str, ...]] = ("loss_on",)
     pairs: tuple[str | dict[str, str], ...]
     """Files with sentence pairs: paths, globs or URLs in the formats of `documents`. A mapping is a Moses corpus with a
     file per language: {en: corpus.en, zh: corpus.zh}."""
@@ -197,6 +202,8 @@ class PairStream(StreamConfig):
     adjacent: bool = True  # YAML: targets
     """`adjacent` writes each source with its own target. `shuffled` gives it the target of another pair, at random;
     each target is used once."""
+    loss_on: Literal["all", "target"] = "all"
+    """Tokens that count in the loss: `all`, or those of the `target` and the EOS after it."""
     sides: tuple[Annotated[str, Field(pattern=LANGUAGE_PATTERN)], ...] = ()
     """Use only the sentences of these languages, each as a document of its own, such as [zh]."""
     clean: PairClean = PairClean()
@@ -215,6 +222,8 @@ class PairStream(StreamConfig):
             raise ValueError(f"`pairs`: write one file per language as a mapping: pairs: [{{{corpus}}}]")
         if not self.adjacent and not self.directions:
             raise ValueError("`targets: shuffled` needs `directions`")
+        if self.loss_on == "target" and not self.directions:
+            raise ValueError("`loss_on: target` needs `directions`: with `sides`, a document has no target")
         _check_dedup(self.clean, ("pair", *self.codes))
         if self.clean != PairClean() and len(self.codes) > 2:
             raise ValueError(

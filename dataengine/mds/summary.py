@@ -10,13 +10,13 @@ as the index of a stream. In earlier versions, the summary is `stream.json`, wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import orjson
 
 from dataengine.errors import InputError
-from dataengine.json_files import decode, decode_hashed, decode_lines, encode_hashed
+from dataengine.json_files import IF_SET, decode, decode_hashed, decode_lines, encode_hashed
 from dataengine.mds.types import Shard
 from dataengine.storage.paths import is_url, where_it_would_be
 from dataengine.storage.store import Store
@@ -73,6 +73,9 @@ class Summary:
     """Characters of the kept records for which the tokenizer has no token."""
     notes: tuple[str, ...] = ()
     """Warnings of the build about the records and their languages."""
+    counted: int | None = field(default=None, metadata=IF_SET)
+    """With `loss_on: target`, the tokens that count as labels, of all samples and the remainder. Else not in the
+    file: all count."""
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,16 @@ def write_pairs(
     return texts
 
 
+def targets_of(columns: Mapping[str, Sequence[str]], first: int, directions: Sequence[str]) -> list[str]:
+    """The target of each pair of `write_pairs`."""
+    texts = [""] * len(next(iter(columns.values())))
+    step = len(directions)
+    for number, direction in enumerate(directions):
+        turn = slice((number - first) % step, None, step)
+        texts[turn] = columns[direction.split("-")[1]][turn]
+    return texts
+
+
 def write_sides(columns: Mapping[str, Sequence[str]], sides: Sequence[str], languages: Mapping[str, str]) -> list[str]:
     """The named sides of each pair as documents with their language's name (setting Multilingual), pair by pair."""
     texts = [""] * (len(sides) * len(columns[sides[0]]))

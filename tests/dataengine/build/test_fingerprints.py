@@ -6,6 +6,7 @@ has the unchanged build, and in an empty one. Both have to give the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from dataengine.build import prepare
 from dataengine.build.build import BuildResult, build
 from dataengine.build.executors import LocalEngine
+from dataengine.build.tokenize import MergeRuns, TokenFormat
 from dataengine.build.units import Receipt, Unit
 from dataengine.commands import contamination
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import DocumentClean, DocumentStream, PairClean, PairStream
 from dataengine.errors import InputError
+from dataengine.json_files import encode_hashed
+from dataengine.mds.types import Shard, StoredFile, Stream
+from dataengine.mds.writer import ShardFormat
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.slots import Stage
 from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
 from dataengine.storage.store import AddFile, Store
@@ -204,6 +211,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "streams.language": ("other", put(streams__mono__language="id")),
     "streams.directions": ("other", put(streams__pairs__directions=["zh-en", "en-zh"])),
     "streams.adjacent": ("other", put(streams__pairs__adjacent=True)),
+    "streams.loss_on": ("other", put(streams__pairs__loss_on="target")),
     "streams.sides": ("other", put(streams__table__directions=[], streams__table__sides=["zh", "en"])),
     "streams.passes": ("same", put(streams__mono__passes=2)),
     "streams.assume": ("same", put(streams__mono__assume={"samples": 3})),
@@ -442,3 +450,15 @@ def test_the_folder_of_a_tokenizer_gives_the_same_streams_as_its_file(
         plans = prepare.prepare(config, open_store(config.store)).streams
         folders.append([plan.folder for plan in plans.values()])
     assert folders[0] == folders[1]
+
+
+def test_what_is_off_is_in_no_fingerprint_and_no_file() -> None:
+    """The values are those of the version before `loss_on`."""
+    form = TokenFormat("t.model", "0" * 64, "tokenizers 1", "auto", None, 2, 1, (1, 2), 16, ShardFormat(8))
+    assert MergeRuns(form, (("a", 1),), 0, 1, 9).fingerprint == "a1d375bcef4426e05edf4fd8804f1de7"
+    shard = Shard(4, StoredFile("shard.00000.mds", 99, {"xxh64": "0"}))
+    stream = Stream("s", "streams/s-0", "0" * 64, 4, 68, (shard,))
+    manifest = Manifest("m", "0" * 64, 99, 2, 16, 2, 1, 17, 8, (stream,), (Stage("a", 2, {"s": 4}),))
+    assert manifest.plan_id == "89d2d3477fe7b3572cef5c2ecf4e21bf5514255839f0d8d7c9c91fc9f14fb018"
+    receipt = hashlib.sha256(encode_hashed(Receipt(kept=3))).hexdigest()
+    assert receipt == "d060dc5d13d1dc2f7225c2423ebf55570350818235a82d0092bb955d66e3dccc"
