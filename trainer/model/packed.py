@@ -31,15 +31,28 @@ class PackedDecoder(nn.Module):
         """Shard each decoder layer separately and the rest with the root (paper: per block)."""
         return isinstance(module, LlamaDecoderLayer)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, loss_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean next-token cross-entropy of tokens (b, seq_len + 1), and that of each sample, shape (b,).
 
-        Every token counts, and unless documents are kept apart, they attend to those before them in a sample (paper: no
-        mask). Full logits are never materialized.
+        `loss_mask`, shape (b, seq_len + 1), is true for tokens that count as labels; without it every token counts, and
+        unless documents are kept apart, they attend to those before them in a sample (paper: no mask). The mean is over
+        all labels that count; a sample without any has a loss of 0. Full logits are never materialized.
         """
         states, labels = self._decode(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].reshape(-1)
-        mean, losses = MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels)  # type: ignore[no-untyped-call]
-        return mean, losses.view(len(tokens), -1).mean(dim=1)
+        if loss_mask is None:
+            mean, losses = self._loss(states, labels)
+            return mean, losses.view(len(tokens), -1).mean(dim=1)
+        counted = loss_mask[:, 1:]
+        rows = counted.flatten().nonzero()[:, 0]  # the host waits for their number; the others get no logits
+        mean, losses = self._loss(states[rows], labels[rows])
+        whole = losses.new_zeros(len(states)).index_copy_(0, rows, losses).view(len(tokens), -1)
+        return mean, whole.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+    def _loss(self, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(
+            tuple[Tensor, Tensor],
+            MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels),  # type: ignore[no-untyped-call]
+        )
 
     def _decode(self, tokens: Tensor) -> Tensor:
         """Return the last hidden states, (b, seq_len) -> (b, seq_len, d), equal to those of LlamaModel.forward.
