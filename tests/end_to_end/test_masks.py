@@ -6,19 +6,29 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from numpy.typing import NDArray
+from torch import distributed, nn
+from torch.nn.functional import cross_entropy
 
 from dataengine.build.build import build
 from dataengine.config.load import load_config
+from dataengine.config.training import TrainConfig
 from tests.conftest import ROOT, small_experiment
-from tests.end_to_end import ranks
+from tests.end_to_end import plain_loop, ranks
 from tests.end_to_end.straight import Experiment, exact
+from tests.trainer.training.test_composer_trainer import MANIFEST, SIZES, batch
 from trainer.audit import main as audit
+from trainer.model.packed import build_decoder
 from trainer.run.folder import open_run
 from trainer.run.log_csv import read_log
+from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.replay import replay
 
 pytestmark = pytest.mark.slow
@@ -85,3 +95,37 @@ def test_the_document_mask_is_a_setting_of_each_step(masked: Experiment) -> None
     with pytest.raises(SystemExit) as end:
         audit([str(out)])
     assert end.value.code == 0
+
+
+@pytest.mark.parametrize("microbatch", [1, 2, 4])
+def test_a_rank_without_labels_that_count_takes_part_in_a_step(microbatch: int, tmp_path: Path) -> None:
+    """The gradient of 2 ranks, sharded, against that of transformers on the whole batch; none of rank 0 counts."""
+    with ProcessPoolExecutor(2, ranks.CONTEXT) as processes:
+        work = [processes.submit(step_of_rank, rank, microbatch, tmp_path / "store") for rank in (0, 1)]
+        (loss, gradients), other = (one.result(timeout=240) for one in work)
+    content, model = batch("some"), build_decoder(SIZES, MANIFEST, TrainConfig())
+    content["loss_mask"][:2, 1:] = False
+    labels = content["tokens"][:, 1:].masked_fill(~content["loss_mask"][:, 1:], -100)
+    logits = model.hf(input_ids=content["tokens"][:, :-1]).logits.flatten(0, 1)
+    expected = cross_entropy(logits, labels.flatten(), ignore_index=-100)
+    expected.backward()
+    assert loss == other[0] == pytest.approx(expected.item(), rel=1e-6)
+    for own, parameter in zip(gradients, model.parameters(), strict=True):
+        assert parameter.grad is not None
+        np.testing.assert_allclose(own, parameter.grad.numpy(), rtol=1e-4, atol=1e-7)
+
+
+def step_of_rank(rank: int, microbatch: int, store: Path) -> tuple[float, list[NDArray[np.float32]]]:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = nn.ModuleDict({"decoder": build_decoder(SIZES, MANIFEST, TrainConfig())})
+    plain_loop.shard(model["decoder"])
+    clip = ClipGradients(max_norm=1e9)  # it corrects gloo's sums
+    loop = plain_loop.Loop(model, torch.optim.SGD(model.parameters(), lr=0.0), [clip], 0)
+    loop.run_event("fit_start")
+    content = batch("some")
+    content["loss_mask"][:2, 1:] = False
+    loop.train({name: part.chunk(2)[rank] for name, part in content.items()}, microbatch)
+    gradients = [parameter.grad.full_tensor().numpy() for parameter in model.parameters()]
+    distributed.barrier()
+    return loop.loss, gradients
