@@ -121,6 +121,9 @@ class TrainConfig(Section):
     attention: Literal["auto", "flash_attention_2", "cudnn", "sdpa"] = "auto"
     """Attention kernel. `auto` uses flash-attn on CUDA if it is installed, and PyTorch's SDPA otherwise. `cudnn` is
     SDPA with cuDNN's kernel, which may be faster on Hopper; PyTorch does not choose it by itself there."""
+    document_mask: bool = False
+    """Keep the documents of a sample apart: none attends to another, and positions restart at each. The paper has no
+    such mask."""
     compile: bool = False
     """Compile the model with torch.compile. The first step then takes minutes longer."""
     activation_checkpointing: bool = False
@@ -147,6 +150,12 @@ class TrainConfig(Section):
     """Write TensorBoard event files under OUT/tensorboard."""
     wandb: Annotated[WandbConfig | None, NOTHING] = None
     """Log to Weights & Biases, such as {project: translation}. Default: off."""
+
+    @model_validator(mode="after")
+    def _kernel_takes_masks(self) -> TrainConfig:
+        if self.document_mask and self.attention == "cudnn":
+            raise ValueError("`attention`: cudnn takes no `document_mask`. Set another kernel, such as auto")
+        return self
 
     @model_validator(mode="before")
     @classmethod

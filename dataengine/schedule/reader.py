@@ -39,6 +39,14 @@ class PlannedSamples(NamedTuple):
     streams: Int64s
     loss_mask: Bools | None = None
 
+    @property
+    def counted(self) -> Int64s:
+        """The number of labels of each sample that count, shape (n,). The first token of a sample is no label."""
+        if self.loss_mask is None:
+            return np.full(len(self.tokens), self.tokens.shape[1] - 1)
+        counted: Int64s = np.count_nonzero(self.loss_mask[:, 1:], axis=1)
+        return counted
+
 
 class PlanReader:
     """The samples of a manifest, by step or by id. `samples` reads its streams."""
