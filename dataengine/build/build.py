@@ -171,7 +171,7 @@ def work(config: Config, engine: Engine) -> None:
 
 def _named(config: Config, built: BuiltStream) -> dict[str, int]:
     """The pairs in each template of a stream, by the names in the config."""
-    stream = config.streams[built.stream.name]
+    stream = config.all_streams[built.stream.name]
     return dict(zip(stream.template if isinstance(stream, PairStream) else (), built.templates, strict=False))
 
 

@@ -29,6 +29,7 @@ from dataengine.mds.writer import ShardFormat
 from dataengine.records import parts as parts_module
 from dataengine.records.evaluation_sets import find_text_files
 from dataengine.records.types import RecordFormat, SourcePart
+from dataengine.schedule.stages import entry_of
 from dataengine.storage.find import nearest_file, real_file
 from dataengine.storage.hub import forget_commits, parse_hub_path, pin
 from dataengine.storage.paths import is_hub
@@ -150,9 +151,9 @@ def refuse_branches(config: Config) -> None:
     """Raise InputError for a branch or tag of the hub: each slice of a build would resolve it by itself."""
     places = [("tokenizer", config.tokenizer)]
     for name in config.streams_in_use:
-        stream = config.streams[name]
+        stream = config.all_streams[name]
         paths = [one for path in stream.paths for one in ([path] if isinstance(path, str) else path.values())]
-        places += [(f"streams.{name}", path) for path in (*paths, *stream.clean.decontaminate)]
+        places += [(f"streams.{entry_of(name)}", path) for path in (*paths, *stream.clean.decontaminate)]
     for key, path in places:
         if is_hub(path) and (place := parse_hub_path(path)) != (pinned := place.pinned()):
             raise InputError(
