@@ -34,6 +34,7 @@ class BuiltStream:
     is the key of the file with the unusable records, None without any. `unknown` and `vanished` are what the tokenizer
     lost of the kept records: unknown tokens, and characters without a token. `notes` are the warnings about the records
     and, if they were checked, about their languages. `counted` of the tokens count as labels; None if all do.
+    `templates` are the pairs in each template, in the order of the config; empty for that of the paper alone.
     """
 
     stream: Stream
@@ -48,6 +49,7 @@ class BuiltStream:
     vanished: int
     notes: tuple[str, ...]
     counted: int | None
+    templates: tuple[int, ...]
     new: bool
 
 
@@ -57,7 +59,7 @@ def publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
     shards = _link_shards(plan, packed, store)
     more, remainder = _pack_joined_tails(plan, packed, store, first=len(shards))
     shards += more
-    if not shards:
+    if not shards and "/" not in plan.name:  # a pair of an entry may be too small for a sample: no stage draws from it
         kept = sum(receipt.kept for receipt in packed.reading)
         raise InputError(too_few_tokens(plan, kept, packed.dropped, len(remainder)))
     dtype = plan.format.packed_dtype(token_dtype(plan.vocab_size))
@@ -134,6 +136,7 @@ def _summarize(
         vanished=sum(receipt.vanished for receipt in packed.reading),
         notes=tuple(packed.notes),
         counted=sum(receipt.counted for receipt in packed.reading) if plan.format.loss_on == "target" else None,
+        templates=tuple(map(sum, zip(*(receipt.templates for receipt in packed.reading), strict=True))),
     )
 
 
@@ -217,5 +220,6 @@ def read_built_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStre
         vanished=made.vanished,
         notes=made.notes,
         counted=made.counted,
+        templates=made.templates,
         new=new,
     )

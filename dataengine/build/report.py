@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import orjson
 
@@ -45,6 +45,8 @@ class StreamReport:
     """Warnings of the build about the records and their languages."""
     counted_tokens: int | None = None
     """With `loss_on: target`, the tokens that count as labels, of all samples and the remainder; null if all count."""
+    templates: dict[str, int] = field(default_factory=dict)
+    """Pairs written in each template; empty for that of the paper alone."""
 
     @property
     def unusable(self) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine import permutation
-from dataengine.arrays import Int64s, UInt32s
+from dataengine.arrays import Int64s
 from dataengine.build.external_sort import Bucketed, SortedRuns, bucket_bounds, buckets_of, read_runs
 from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit, place_of
 from dataengine.errors import InputError
@@ -32,16 +32,17 @@ from dataengine.records.types import RecordFormat, Records, SourcePart
 from dataengine.storage.arrays import encode_npy, read_all_npy
 from dataengine.storage.store import AddFile, Store
 from dataengine.text import pairs
-from dataengine.text.loss_mask import after_context, common_prefixes
-from dataengine.text.packing import Packer, Tokens, join_documents
+from dataengine.text.forms import Template, paper_template
+from dataengine.text.loss_mask import after_context
+from dataengine.text.packing import Packer, Tokens, gather, join_documents
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.writing import PairWriter, Written, write_texts
 
 _BATCH = 1000  # texts per call of the tokenizer
 _WINDOW = 1 << 16  # pairs among which targets are exchanged
 _RUN_TOKENS = 1 << 23
 _READERS = 16  # threads
-_GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indices
 
 # A document of a packed unit: the number of its part in the stream, its line there, its length with EOS (and BOS).
 PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
@@ -163,6 +164,7 @@ class TokenizePairs(Unit):
     copy: int = 0  # number of earlier parts with the same content; each copy gets its own shuffle
     before: tuple[KeptPart, ...] = ()
     after: tuple[KeptPart, ...] = ()
+    templates: tuple[Template, ...] = field(default=(), metadata=IF_SET)  # none: that of the paper
 
     @property
     def input_bytes(self) -> int:
@@ -171,21 +173,22 @@ class TokenizePairs(Unit):
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
         runs = SortedRuns(add, "run", _RUN_TOKENS, _sort_documents)
-        key, number = permutation.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)), 0
+        key, number = self._key("pairs"), 0
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         total = counted = unknown = vanished = 0
-        for lines, texts, targets in self._documents(self._batches(reading, tokenizer, store)):
-            tokens, lengths = tokenizer.encode_flat(texts)
-            lost = tokenizer.count_lost(texts, tokens)
-            unknown, vanished = unknown + lost[0], vanished + lost[1]
+        templates = [0] * len(self.templates)
+        for lines, written in self._documents(self._batches(reading, tokenizer, store), tokenizer):
+            tokens, lengths = join_documents(
+                written.tokens, written.lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id
+            )
             context = None
-            if self.format.loss_on == "target":
-                context = self._count_context(tokenizer, lines, texts, targets, tokens, lengths)
-            tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
-            total += len(tokens)
-            if context is not None:
-                context += bos_id is not None
+            if written.context is not None:
+                self._check_targets(lines, written)
+                context = written.context + (bos_id is not None)
                 counted += len(tokens) - int(context.sum())
+            templates = [sum(counts) for counts in zip(templates, written.templates, strict=False)]
+            unknown, vanished = unknown + written.unknown, vanished + written.vanished
+            total += len(tokens)
             runs.add(_key_documents(number, lines, lengths, key, context), tokens)
             number += len(lengths)
         return Receipt(
@@ -195,26 +198,29 @@ class TokenizePairs(Unit):
             unknown=unknown,
             vanished=vanished,
             counted=counted,
+            templates=tuple(templates),
         )
 
-    def _count_context(
-        self,
-        tokenizer: Tokenizer,
-        lines: Sequence[int],
-        texts: Sequence[str],
-        targets: Sequence[str],
-        tokens: UInt32s,
-        lengths: Int64s,
-    ) -> Int64s:
-        """How many tokens of each document do not count as labels, shape (n,) (see text.loss_mask)."""
-        before = [text.removesuffix(target) for text, target in zip(texts, targets, strict=True)]
-        context = common_prefixes(tokens, lengths, *tokenizer.encode_flat(before))
-        if len(without := np.flatnonzero(context == lengths)):
+    def writer(self, tokenizer: Tokenizer) -> PairWriter:
+        """Writes the pairs of the part by the templates."""
+        return PairWriter(
+            tokenizer,
+            self.templates or [paper_template(self.directions, self.languages)],
+            self.directions,
+            key=self._key("templates"),
+            bos=self.format.bos_id is not None,
+            with_context=self.format.loss_on == "target",
+        )
+
+    def _key(self, purpose: str) -> int:
+        return permutation.derive_key(purpose, self.part.digest, *[self.copy] * bool(self.copy))
+
+    def _check_targets(self, lines: Sequence[int], written: Written) -> None:
+        if written.without_target is not None:
             raise InputError(
-                f"{self.part.paths[0]}, {place_of(self.part, lines[without[0]])}: the tokenizer gives the target "
-                f"{targets[without[0]][:80]!r} no tokens of its own. Remove the pair, or `loss_on: target`."
+                f"{self.part.paths[0]}, {place_of(self.part, lines[written.without_target])}: the tokenizer gives the "
+                "target of this pair no tokens of its own. Remove the pair, or `loss_on: target`."
             )
-        return context
 
     @property
     def _written(self) -> list[int]:
@@ -235,24 +241,21 @@ class TokenizePairs(Unit):
             yield from known_batches(reading, tokenizer, self._written, 8 * _BATCH)
 
     def _documents(
-        self, batches: Iterator[tuple[list[int], Texts]]
-    ) -> Iterator[tuple[list[int], list[str], list[str]]]:
-        """Batches of documents: their source lines, their texts, and the targets at the end of these."""
-        number = 0
+        self, batches: Iterator[tuple[list[int], Texts]], tokenizer: Tokenizer
+    ) -> Iterator[tuple[list[int], Written]]:
+        """Batches of documents, with their source lines."""
+        number, writer = 0, self.writer(tokenizer) if self.directions else None
         for lines, texts in batches if self.adjacent else self._windows(batches):
             columns = dict(zip(self.languages, texts, strict=True))
-            if self.sides:
-                yield (
-                    [line for line in lines for _ in self.sides],
-                    pairs.write_sides(columns, self.sides, self.languages),
-                    [],
-                )
+            if writer is None:
+                written = write_texts(tokenizer, pairs.write_sides(columns, self.sides, self.languages))
+                yield [line for line in lines for _ in self.sides], written
             else:
                 paired = columns if self.adjacent else self._exchange(columns, number)
-                written = pairs.write_pairs(paired, number, self.directions, self.languages)
-                targets = pairs.targets_of(paired, number, self.directions)
                 own = [k for k, line in enumerate(lines) if line]
-                yield [lines[k] for k in own], [written[k] for k in own], [targets[k] for k in own]
+                if len(own) < len(lines):
+                    paired = {code: [column[k] for k in own] for code, column in paired.items()}
+                yield [lines[k] for k in own], writer.write(paired, number + np.array(own, np.int64))
             number += len(lines)
 
     def _windows(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], Texts]]:
@@ -345,20 +348,6 @@ def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
     made = np.empty(len(lengths), PROVENANCE)
     made["source"], made["line"], made["tokens"] = source, lines, lengths
     return made
-
-
-def gather(tokens: Tokens, lengths: Int64s, new_order: Int64s) -> Tokens:
-    """Reorder joined documents: document k of the result is document new_order[k] of the input."""
-    begins, sizes = (np.cumsum(lengths) - lengths)[new_order], lengths[new_order]
-    ends = np.cumsum(sizes)
-    shifts = begins - (ends - sizes)
-    moved, first, at = np.empty_like(tokens), 0, 0
-    while first < len(sizes):
-        last = max(int(np.searchsorted(ends, at + _GATHER, "right")), first + 1)
-        end = int(ends[last - 1])
-        moved[at:end] = tokens[np.repeat(shifts[first:last], sizes[first:last]) + np.arange(at, end)]
-        first, at = last, end
-    return moved
 
 
 def written_columns(languages: Iterable[str], directions: Sequence[str], sides: Sequence[str]) -> list[int]:

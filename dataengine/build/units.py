@@ -73,6 +73,8 @@ class Receipt:
     """Characters of the kept records for which the tokenizer has no token."""
     counted: int = field(default=0, metadata=IF_SET)
     """With `loss_on: target`, the tokens that count as labels."""
+    templates: tuple[int, ...] = field(default=(), metadata=IF_SET)
+    """Pairs written in each of several templates, in the order of the config."""
 
 
 @dataclass(frozen=True)

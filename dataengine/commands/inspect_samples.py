@@ -20,7 +20,7 @@ from dataengine.records.formats import FORMATS
 from dataengine.records.read import read_records
 from dataengine.records.types import SourcePart
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_remote
 from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
 
@@ -139,7 +139,8 @@ def _find_record(plan: StreamPlan, part: SourcePart, line: int) -> int | str:
         usable += len(batch.lines)
         if batch.lines and batch.lines[-1] > line:
             break
-    return FORMATS[part.format].no_record
+    skipped = ", or one of its texts is missing" if plan.records.skip_missing else ""
+    return FORMATS[part.format].no_record + skipped
 
 
 def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part: int, record: int) -> str:
@@ -154,4 +155,4 @@ def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part
 
 
 def _same_file(one: str, other: str) -> bool:
-    return one == other or (not is_url(one) and not is_url(other) and Path(one).resolve() == Path(other).resolve())
+    return one == other or (not any(map(is_remote, (one, other))) and Path(one).resolve() == Path(other).resolve())

@@ -133,8 +133,8 @@ def read_index(store: Store, stream: Stream) -> bytes:
     return content
 
 
-def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
-    """A raw shard, after a check of its size and all its hashes. Raises MissingError or DamagedError if it fails."""
+def read_stored_shard(store: Store, stream: Stream, number: int) -> bytes:
+    """The file of a shard, after a check of its size and all its hashes. Raises MissingError or DamagedError."""
     shard = stream.shards[number]
     key = f"{stream.remote}/{shard.stored.basename}"
     try:
@@ -148,6 +148,13 @@ def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
     for algorithm, expected in shard.stored.hashes.items():
         if (found := hash_bytes(content, algorithm)) != expected:
             raise DamagedError(f"{store.url}/{key} is damaged: its {algorithm} is {found}, and {expected} was written")
+    return content
+
+
+def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
+    """A raw shard, after a check of its size and all its hashes. Raises MissingError or DamagedError if it fails."""
+    shard, content = stream.shards[number], read_stored_shard(store, stream, number)
+    key = f"{stream.remote}/{shard.stored.basename}"
     if shard.zip is None:
         return content
     try:

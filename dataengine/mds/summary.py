@@ -35,7 +35,7 @@ class SourceLines:
     path: str
     """Path or URL of the file; of a Moses pair, the file of the first language."""
     line: int
-    """Number of the part's first line in the file, from 1. Parquet counts rows, TMX counts units."""
+    """Number of the part's first line in the file, from 1. Parquet and Arrow count rows, TMX counts units."""
     lines: int
     """Lines in the part."""
 
@@ -76,6 +76,9 @@ class Summary:
     counted: int | None = field(default=None, metadata=IF_SET)
     """With `loss_on: target`, the tokens that count as labels, of all samples and the remainder. Else not in the
     file: all count."""
+    templates: tuple[int, ...] = field(default=(), metadata=IF_SET)
+    """Pairs written in each template, in the order of the config. Not in the file for the template of the paper
+    alone."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class SourceReject:
     file: str
     """Path or URL of the source file."""
     line: int
-    """Line in the file, from 1. Parquet counts rows, TMX counts units."""
+    """Line in the file, from 1. Parquet and Arrow count rows, TMX counts units."""
     reason: str
     """Why the record is unusable."""
     excerpt: str

@@ -12,6 +12,7 @@ it encodes.
 from __future__ import annotations
 
 import copy
+import glob
 import hashlib
 import os
 from contextlib import suppress
@@ -23,11 +24,15 @@ from typing import Literal
 import orjson
 
 from dataengine.errors import InputError
-from dataengine.storage.atomic import write_file
+from dataengine.storage.atomic import new_folder, write_file
+from dataengine.storage.files import open_file
+from dataengine.storage.find import find_files, nearest_file
+from dataengine.storage.hub import pin
+from dataengine.storage.paths import is_hub
 from dataengine.text.tokenizers.base import ReferenceTokenizer, Tokenizer
 from dataengine.text.tokenizers.gigatoken import GigatokenTokenizer, load_gigatoken
 from dataengine.text.tokenizers.odd_texts import make_odd_texts
-from dataengine.text.tokenizers.reference import load_reference, read_tokenizer_config
+from dataengine.text.tokenizers.reference import CONFIG_NAME, load_reference, read_tokenizer_config
 
 _NAMES = ("tokenizer.model", "tokenizer.json")
 _MOST_LISTED = 8  # files of a folder, in an error
@@ -63,8 +68,12 @@ def load_tokenizer(
 def tokenizer_file(path: str | Path) -> Path:
     """The file of a tokenizer: the path itself, or the tokenizer.model or tokenizer.json in a folder.
 
+    A file on the hub is fetched once, with its tokenizer_config.json.
+
     Raises InputError for a folder with neither or both: the two libraries may give different ids for the same text.
     """
+    if is_hub(str(path)):
+        return _fetch(str(path))
     path = Path(path)
     if not path.is_dir():
         return path
@@ -82,6 +91,27 @@ def tokenizer_file(path: str | Path) -> Path:
             f"{', '.join(names[:_MOST_LISTED]) or 'nothing'}{more}. Name the tokenizer's file."
         )
     return found[0]
+
+
+def _fetch(url: str) -> Path:
+    """The copy of a tokenizer on the hub in this machine's cache, by its commit."""
+    place = pin(url)
+    above, _, name = place.rpartition("/")
+    folder = _cache_folder() / "hub" / hashlib.sha256(place.encode()).hexdigest()[:32]
+    if folder.is_dir():
+        return folder / name
+    with new_folder(folder) as made:
+        for file in dict.fromkeys((place, f"{above}/{CONFIG_NAME}")):
+            found = find_files(glob.escape(file))
+            if not found and file == place:
+                raise InputError(
+                    f"tokenizer {url}: no such file{nearest_file(url)}. Name a SentencePiece .model file or a "
+                    "tokenizer.json, such as hf://ORG/NAME/tokenizer.json."
+                )
+            for one in found:
+                with open_file(one.path, version=one.version) as content:
+                    (made / file.rpartition("/")[2]).write_bytes(content.read())
+    return folder / name
 
 
 def _cache_folder() -> Path:

@@ -73,7 +73,7 @@ def write_config(folder: Path, **changes: Any) -> None:
 
 
 def write_experiment(folder: Path) -> dict[str, Any]:
-    """Four streams that use every key of a stream but `scores`, which needs a model, and their sources."""
+    """Five streams that use every key of a stream but `scores`, which needs a model, and their sources."""
     write_tokenizer(folder / "tok")
     texts = sentences(40, 9)
     documents = [
@@ -90,6 +90,7 @@ def write_experiment(folder: Path) -> dict[str, Any]:
     pairs = [{"en": en, "zh": zh, "id": other} for en, zh, other in rows]
     write_jsonl(folder / "pairs.jsonl", [*pairs, {**pairs[2], "zh": "another"}])
     write_jsonl(folder / "more-pairs.jsonl", pairs[:9])
+    (folder / "my.jinja").write_text("{{ source }} => {{ target }}")
     for name, column in zip(("moses.en", "moses.zh"), zip(*rows, strict=True), strict=False):
         (folder / name).write_text("\n".join(column) + "\n")
     return {
@@ -114,6 +115,12 @@ def write_experiment(folder: Path) -> dict[str, Any]:
             },
             "plain": {"documents": [str(folder / "plain.txt")]},
             "table": {"pairs": [str(folder / "pairs.tsv")], "columns": ["en", "zh", "id"], "directions": ["en-zh"]},
+            "written": {
+                "pairs": [str(folder / "pairs.jsonl")],
+                "directions": ["zh-en"],
+                "template": {str(folder / "my.jinja"): 2, "plain": 1},
+                "loss_on": "target",
+            },
             "pairs": {
                 "pairs": [str(folder / "pairs.jsonl")],
                 "directions": ["en-zh", "zh-en"],
@@ -128,7 +135,7 @@ def write_experiment(folder: Path) -> dict[str, Any]:
 Change = Callable[[Path, dict[str, Any]], None]
 
 
-MIX = dict.fromkeys(("mono", "plain", "table", "pairs"), 1)
+MIX = dict.fromkeys(("mono", "plain", "table", "pairs", "written"), 1)
 
 
 def put(**values: Any) -> Change:
@@ -211,6 +218,16 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "streams.language": ("other", put(streams__mono__language="id")),
     "streams.directions": ("other", put(streams__pairs__directions=["zh-en", "en-zh"])),
     "streams.adjacent": ("other", put(streams__pairs__adjacent=True)),
+    "streams.line_breaks": ("other", put(streams__pairs__line_breaks="keep")),
+    "streams.missing": ("other", put(streams__pairs__missing="skip")),
+    "streams.template": ("other", put(streams__pairs__template="plain")),
+    "streams.template as it is": ("same", put(streams__pairs__template={"paper": 2})),
+    "streams.template of several": ("other", put(streams__pairs__template={"paper": 2, "instruct": 1})),
+    "a template's text": ("other", write("my.jinja", replaced(b"=>", b"->"))),
+    "a template's comment": ("same", write("my.jinja", lambda text: b"{# A comment. #}" + text)),
+    "a template's name": (
+        "same", move("my.jinja", "other.jinja", streams__written__template={"other.jinja": 2, "plain": 1})
+    ),
     "streams.loss_on": ("other", put(streams__pairs__loss_on="target")),
     "streams.sides": ("other", put(streams__table__directions=[], streams__table__sides=["zh", "en"])),
     "streams.passes": ("same", put(streams__mono__passes=2)),
@@ -246,6 +263,8 @@ ELSEWHERE = {
     "streams": "its keys stand above",
     "parent": "joins the manifest alone; see test_plan",
     "init": "read by the trainer alone",
+    "streams.weights": "joins the manifest alone; see test_entries",
+    "streams.found": "each pair is a stream of its own, with the paths and directions of CHANGES; see test_entries",
     "streams.scores": "needs a model; its identity and thresholds are in Cleaning, see test_scores",
 }
 

@@ -133,7 +133,10 @@ def content(result: BuildResult) -> dict[str, str]:
 def test_workers_and_a_crash_change_no_byte(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two, crashed = (make(make_config, corpora, f"store={tmp_path / name}") for name in ("one", "two", "crashed"))
+    one, two, crashed = (
+        make(make_config, corpora, f"store={tmp_path / name}", template={"paper": 1, "instruct": 1})
+        for name in ("one", "two", "crashed")
+    )
     set_everywhere(monkeypatch, prepare, "MERGE_TOKENS", 4000)
     set_everywhere(monkeypatch, prepare, "TAIL_TOKENS", 3000)
     expected = content(build(one, workers=1))
@@ -167,6 +170,28 @@ def test_every_reader_gives_the_same_marks(
     assert masks == [row for batch in batches for row in batch.loss_mask.tolist()]
 
 
+def test_templates_share_the_pairs_of_a_stream(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.jinja").write_text("{{ source_code }}>{{ target_code }} {{ source }} => {{ target }}")
+    weights = {"paper": 2, str(tmp_path / "my.jinja"): 2, "instruct": 1}
+    config = make(make_config, corpora, adjacent=False, template=weights)
+    built = build(config).streams[1]
+    report = read_report(open_store(config.store), "small").streams[1]
+    assert report.templates == dict(zip(weights, built.templates, strict=True))
+    assert sum(built.templates) == built.kept == 600
+    tokenizer = load_tokenizer(config.tokenizer)
+    texts, targets = [], []
+    for tokens, marks in read_units(config, "both"):
+        ends = np.flatnonzero(np.array(tokens) == tokenizer.eos_id) + 1
+        for begin, end in zip([0, *ends.tolist()], ends.tolist(), strict=False):
+            texts.append(tokenizer.decode(tokens[begin : end - 1]))
+            own = [token for token, counts in zip(tokens[begin:end], marks[begin:end], strict=True) if counts]
+            targets.append(tokenizer.decode(own[:-1]).strip())
+    assert all(text.endswith(target) and target for text, target in zip(texts, targets, strict=True))
+    kinds = [("=> " in text, text.startswith("Translate this")) for text in texts]
+    assert (kinds.count((True, False)), kinds.count((False, True))) == built.templates[1:]
+    assert all(text.startswith(("en>zh ", "zh>en ")) for text in texts if "=> " in text)
+
+
 def test_a_sample_is_shown_with_what_counts(make_config: ConfigMaker, corpora: Path) -> None:
     config = make(make_config, corpora, directions=["en-zh"])
     manifest, store = build(config).manifest, open_store(config.store)
@@ -193,6 +218,10 @@ def test_a_config_without_it_is_stored_as_before(make_config: ConfigMaker, corpo
     [
         ({"directions": [], "sides": ["zh"]}, "`loss_on: target` needs `directions`"),
         ({"loss_on": "source"}, "loss_on"),
+        ({"template": {"paper": 0}}, "template.paper: expected a number greater than 0, got 0"),
+        ({"template": {}}, "`template` names at least one template"),
+        ({"template": ["paper"]}, "template: expected a mapping"),
+        ({"loss_on": "all", "directions": [], "sides": ["zh"], "template": "plain"}, "`template` needs `directions`"),
     ],
 )
 def test_what_cannot_be_is_refused(make_config: ConfigMaker, corpora: Path, keys: dict[str, Any], words: str) -> None:
