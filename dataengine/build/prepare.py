@@ -31,7 +31,7 @@ from dataengine.records.types import RecordFormat, SourcePart
 from dataengine.storage.find import real_file
 from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
-from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.tokenizers.load import load_tokenizer, pin_tokenizer
 
 MERGE_TOKENS = 1 << 25  # tokens that a MergeRuns unit holds in memory, about
 TAIL_TOKENS = 1 << 26  # least tokens of a PackTails unit; the build itself packs fewer
@@ -144,7 +144,7 @@ def load_token_format(config: Config) -> tuple[Tokenizer, TokenFormat]:
             "another tokenizer."
         )
     form = TokenFormat(
-        tokenizer=config.tokenizer,
+        tokenizer=pin_tokenizer(config.tokenizer),  # all workers use one revision
         tokenizer_sha256=tokenizer.sha256,
         library=tokenizer.library,
         engine=config.tokenizer_engine,

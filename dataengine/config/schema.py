@@ -28,6 +28,7 @@ from dataengine.config.fields import (
 from dataengine.config.streams import PairStream, ScoresConfig, Stream
 from dataengine.config.training import EvaluateConfig, InitConfig, ModelConfig, TrainConfig
 from dataengine.errors import did_you_mean
+from dataengine.storage import model_hub as hub
 from dataengine.storage.paths import is_url
 from dataengine.text.language_codes import meant_language
 from dataengine.text.language_names import ENGLISH_NAMES
@@ -165,7 +166,7 @@ class Config(Section):
     than tasks."""
     tokenizer: Annotated[str, NOTHING]
     """Path of the tokenizer: a SentencePiece .model, a Hugging Face tokenizer.json, or a folder with one of them. Its
-    content decides the tokens; its path does not matter."""
+    content decides the tokens; its path does not matter. Default with `init.hf`: the pretrained model's tokenizer."""
     tokenizer_engine: Annotated[Literal["auto", "reference"], NOTHING] = "auto"
     """`auto` tokenizes with gigatoken, which is several times faster, if its ids equal those of the reference library.
     `reference` never uses gigatoken."""
@@ -206,7 +207,7 @@ class Config(Section):
     parent: Annotated[ParentConfig | None, PLAN] = None
     """Fork the schedule of another run at one of its steps. Default: start a new schedule."""
     init: Annotated[InitConfig | None, TRAINING] = None
-    """Start from the checkpoint of another run. Default: new weights."""
+    """Start from the checkpoint of another run, or from a pretrained model. Default: new weights."""
     model: Annotated[ModelConfig, TRAINING] = ModelConfig()
     """Size of the model. Default: TinyLlama 1.1B."""
     train: Annotated[TrainConfig, TRAINING] = TrainConfig()
@@ -220,6 +221,9 @@ class Config(Section):
         if not isinstance(values, dict):
             return values
         filled = {"out": f"runs/{values.get('name')}", **values}
+        init = values.get("init")
+        if isinstance(init, dict) and isinstance(init.get("hf"), str) and filled.get("tokenizer") is None:
+            filled["tokenizer"] = hub.address_of(init["hf"], init.get("revision"))
         if isinstance(filled.get("languages"), dict):  # names in a file add to the defaults
             filled["languages"] = {**_LANGUAGES, **filled["languages"]}
         return filled

@@ -23,6 +23,7 @@ from typing import Literal
 import orjson
 
 from dataengine.errors import InputError
+from dataengine.storage import model_hub as hub
 from dataengine.storage.atomic import write_file
 from dataengine.text.tokenizers.base import ReferenceTokenizer, Tokenizer
 from dataengine.text.tokenizers.gigatoken import GigatokenTokenizer, load_gigatoken
@@ -30,6 +31,7 @@ from dataengine.text.tokenizers.odd_texts import make_odd_texts
 from dataengine.text.tokenizers.reference import load_reference, read_tokenizer_config
 
 _NAMES = ("tokenizer.model", "tokenizer.json")
+_ON_HUB = ("tokenizer.json", "tokenizer.model")  # the first one is what transformers reads
 _MOST_LISTED = 8  # files of a folder, in an error
 _SELF_CHECK_TEXTS = 400
 _CHECK_VERSION = 2  # increase when the conversion or the check changes
@@ -63,12 +65,18 @@ def load_tokenizer(
 def tokenizer_file(path: str | Path) -> Path:
     """The file of a tokenizer: the path itself, or the tokenizer.model or tokenizer.json in a folder.
 
-    Raises InputError for a folder with neither or both: the two libraries may give different ids for the same text.
+    hf://org/model@revision is the tokenizer of a model on the hub, downloaded to the cache. Raises InputError for a
+    folder with neither or both: the two libraries may give different ids for the same text. For a pretrained model's
+    folder, which has a config.json, that is decided: transformers reads tokenizer.json.
     """
+    if str(path).startswith(hub.SCHEME):
+        return _file_on_hub(str(path))
     path = Path(path)
     if not path.is_dir():
         return path
     found = [path / name for name in _NAMES if (path / name).is_file()]
+    if len(found) > 1 and (path / "config.json").is_file():
+        return path / "tokenizer.json"
     if len(found) > 1:
         raise InputError(
             f"tokenizer {path}: the folder has {' and '.join(_NAMES)}, and their ids may differ. Name one of them, "
@@ -82,6 +90,34 @@ def tokenizer_file(path: str | Path) -> Path:
             f"{', '.join(names[:_MOST_LISTED]) or 'nothing'}{more}. Name the tokenizer's file."
         )
     return found[0]
+
+
+def _file_on_hub(address: str) -> Path:
+    name, revision = hub.split_address(pin_tokenizer(address))
+    cached = [hub.cached_file(name, str(revision), file) for file in ("tokenizer_config.json", *_ON_HUB)]
+    if cached[0] is not None and (found := next(filter(None, cached[1:]), None)):
+        return found
+    listing = hub.look_up(name, revision)
+    for beside in ("config.json", "tokenizer_config.json"):
+        if beside in listing.hashes:
+            hub.fetch(name, listing.commit, beside)
+    for file in _ON_HUB:
+        if file in listing.hashes:
+            return hub.fetch(name, listing.commit, file)
+    raise InputError(
+        f"{address} has no tokenizer.json and no tokenizer.model. Set `tokenizer` to a file with its tokens."
+    )
+
+
+def pin_tokenizer(path: str) -> str:
+    """The address of a tokenizer on the hub with the commit that it means now; other paths as they are."""
+    return _pinned(path, os.environ.get("HF_ENDPOINT", "")) if path.startswith(hub.SCHEME) else path
+
+
+@lru_cache(maxsize=4)  # one answer in a process, also if a branch moves meanwhile
+def _pinned(address: str, endpoint: str) -> str:
+    name, revision = hub.split_address(address)
+    return address if hub.is_commit(revision) else hub.address_of(name, hub.look_up(name, revision).commit)
 
 
 def _cache_folder() -> Path:
