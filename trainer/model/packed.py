@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
-from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 
 from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.schedule.manifest import Manifest
 from trainer.model.attention import choose_attention
-from trainer.model.decoder import llama_config, new_model
+from trainer.model.decoder import model_config, new_model
+from trainer.model.families import decode, soft_cap
 from trainer.model.initial_weights import draw_weights
 from trainer.model.loss import MeanCrossEntropy
 
@@ -21,13 +20,14 @@ from trainer.model.loss import MeanCrossEntropy
 class PackedDecoder(nn.Module):
     """A Hugging Face decoder and its loss in one module, so that FSDP gathers the output layer once for both."""
 
-    def __init__(self, hf: LlamaForCausalLM) -> None:
+    def __init__(self, hf: PreTrainedModel) -> None:
         super().__init__()
         self.hf = hf
+        self._cap = soft_cap(hf)
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Shard each decoder layer separately and the rest with the root (paper: per block)."""
-        return isinstance(module, LlamaDecoderLayer)
+        return type(module).__name__ in (self.hf._no_split_modules or ())
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean next-token cross-entropy of tokens (b, seq_len + 1), and that of each sample, shape (b,).
@@ -36,7 +36,8 @@ class PackedDecoder(nn.Module):
         materialized.
         """
         states, labels = self._decode(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].reshape(-1)
-        mean, losses = MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels)  # type: ignore[no-untyped-call]
+        weight = self.hf.lm_head.weight
+        mean, losses = MeanCrossEntropy.apply(states, weight, labels, self._cap)  # type: ignore[no-untyped-call]
         return mean, losses.view(len(tokens), -1).mean(dim=1)
 
     def _decode(self, tokens: Tensor) -> Tensor:
@@ -47,13 +48,17 @@ class PackedDecoder(nn.Module):
         position ids: with them, flash-attn's function in transformers looks for packed sequences, and the host waits in
         each layer.
         """
-        model = self.hf.model
-        hidden = model.embed_tokens(tokens)
-        positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, seq_len)
-        rotary = model.rotary_emb(hidden, positions)
-        for layer in model.layers:
-            hidden = layer(hidden, attention_mask=None, position_embeddings=rotary)
-        return cast(Tensor, model.norm(hidden))
+        return decode(self.hf.model, tokens)
+
+
+class WholeModel(PackedDecoder):
+    """Any causal language model of transformers, by its own forward pass (`train.model_class: auto`). Full logits."""
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean next-token cross-entropy of tokens (b, seq_len + 1), and that of each sample, shape (b,)."""
+        logits = self.hf(tokens[:, :-1], use_cache=False).logits.float()  # (b, seq_len, vocab)
+        losses = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(dim=1)
+        return losses.mean(), losses.detach()
 
 
 def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
@@ -65,19 +70,31 @@ def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -
 
 def new_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
     """Return a decoder with uninitialized weights. They take no memory until something is written to them."""
-    hf = new_model(llama_config(config, manifest, choose_attention(train.attention)))
+    hf = new_model(model_config(config, manifest, choose_attention(train.attention)))
     if train.compile:
-        for layer in hf.model.layers:  # one by one, inside the FSDP wrappers: FSDP's hooks cannot be compiled
+        for _, _, layer in _layers(hf):  # one by one, inside the FSDP wrappers: FSDP's hooks cannot be compiled
             layer.forward = torch.compile(layer.forward)
     if train.activation_checkpointing:
         recompute_layers(hf)
-    return PackedDecoder(hf)
+    return WholeModel(hf) if train.model_class == "auto" else PackedDecoder(hf)
 
 
-def recompute_layers(hf: LlamaForCausalLM) -> None:
+def recompute_layers(hf: PreTrainedModel) -> None:
     """Let each layer store only its input, and recompute the rest in the backward pass.
 
     Weight names in checkpoints stay the same. Composer would do this only for models that FSDP shards.
     """
-    for number, layer in enumerate(hf.model.layers):
-        hf.model.layers[number] = checkpoint_wrapper(layer, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+    for parent, name, layer in _layers(hf):
+        setattr(parent, name, checkpoint_wrapper(layer, checkpoint_impl=CheckpointImpl.NO_REENTRANT))
+
+
+def _layers(hf: PreTrainedModel) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Return the modules that are sharded one by one, with their parents and names."""
+    kinds = set(hf._no_split_modules or ())
+    parents = list(hf.modules())
+    return [
+        (parent, name, one)
+        for parent in parents
+        for name, one in parent.named_children()
+        if type(one).__name__ in kinds
+    ]
