@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dataengine.build.agreement import check_tokenizer
+from dataengine.config.pretrained import PretrainedModel
 from dataengine.config.schema import Config
 from dataengine.errors import InputError, OutageError, note
 from dataengine.json_files import decode
+from dataengine.pretrained import CONFIG, read_json
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import new_folder, remove_leftovers
 from dataengine.text.tokenizers.base import Tokenizer
@@ -21,6 +24,7 @@ from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.find import find_checkpoint
 from trainer.checkpoints.marker import Checkpoint, check_model, checkpoint_folder
 from trainer.checkpoints.retention import lease
+from trainer.run.base import FOLDER, read_kept, with_run_base
 from trainer.run.folder import Run, check_config, open_run, read_run_manifest
 
 log = logging.getLogger(__name__)
@@ -66,6 +70,7 @@ def export(config: Config, step: int | None = None) -> Path:
 
 def export_checkpoint(config: Config, run: Run, checkpoint: Checkpoint) -> Path:
     """Export a checkpoint; return the folder. It may have left its bucket after its files were fetched."""
+    config = with_run_base(config, run)
     check_model(config.model, checkpoint)
     run.fetch("manifest.json", "config.yaml")
     manifest = read_run_manifest(run.folder, run.url)
@@ -87,7 +92,10 @@ def export_checkpoint(config: Config, run: Run, checkpoint: Checkpoint) -> Path:
     log.info("exporting to %s", folder)
     remove_leftovers(folder.parent)
     with new_folder(folder, replace=True) as temporary:
-        _fill(temporary, config, manifest, checkpoint)
+        if isinstance(config.model, PretrainedModel):
+            _fill_as_base(temporary, config.model, manifest, checkpoint, run)
+        else:
+            _fill(temporary, config, manifest, checkpoint)
         (temporary / "export.json").write_text(json.dumps(asdict(identity), indent=2), encoding="utf-8")
     return folder
 
@@ -127,9 +135,36 @@ def _fill(folder: Path, config: Config, manifest: Manifest, checkpoint: Checkpoi
         settings.suppress_tokens = spare
     model.save_pretrained(folder)
     make_readable_by_all(folder)
+    _open_to_all(folder)
+
+
+def _open_to_all(folder: Path) -> None:
     usual = (folder / "config.json").stat().st_mode
     for path in folder.iterdir():
         path.chmod(usual)  # safetensors makes its files readable by the owner only
+
+
+def _fill_as_base(folder: Path, sizes: PretrainedModel, manifest: Manifest, checkpoint: Checkpoint, run: Run) -> None:
+    """Write a checkpoint's weights in fp32, and all other files as the pretrained model has them.
+
+    Only the type of the weights differs in config.json.
+    """
+    from trainer.model.decoder import empty_model, load_weights
+
+    model, kept, source = empty_model(sizes, manifest), read_kept(run), run.folder / FOLDER
+    assert kept is not None
+    load_weights(model, checkpoint)
+    model.save_pretrained(folder)
+    for name in ("config.json", "generation_config.json"):  # transformers' own form of them
+        (folder / name).unlink(missing_ok=True)
+    for name in kept.files:
+        shutil.copyfile(source / name, folder / name)
+    settings = read_json(source / CONFIG)
+    typed = {key: "float32" for key in ("torch_dtype", "dtype") if settings.get(key) not in (None, "float32")}
+    if typed:
+        text = json.dumps(settings | typed, indent=2, ensure_ascii=False)
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    _open_to_all(folder)
 
 
 def save_tokenizer(place: str, ours: Tokenizer, manifest: Manifest, folder: Path, *, bos: bool) -> Any:
