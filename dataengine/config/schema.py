@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from dataengine.config.fields import (
     BYTES,
@@ -164,9 +164,10 @@ class Config(Section):
     part_bytes: Annotated[Count, BYTES] = 128 * 10**6
     """Bytes per task: the build splits plain files and Parquet at about this size. Lower it if there are more workers
     than tasks."""
-    tokenizer: Annotated[str, NOTHING]
+    tokenizer: Annotated[str, NOTHING, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})]
     """Path of the tokenizer: a SentencePiece .model, a Hugging Face tokenizer.json, or a folder with one of them. Its
-    content decides the tokens; its path does not matter. Default with `init.hf`: the pretrained model's tokenizer."""
+    content decides the tokens; its path does not matter. Default with `init.hf`, also for null: the pretrained
+    model's tokenizer."""
     tokenizer_engine: Annotated[Literal["auto", "reference"], NOTHING] = "auto"
     """`auto` tokenizes with gigatoken, which is several times faster, if its ids equal those of the reference library.
     `reference` never uses gigatoken."""
