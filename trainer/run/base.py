@@ -62,10 +62,10 @@ def read_kept(run: Run) -> KeptBase | None:
     """
     run.fetch(_RECORD)
     path = run.folder / _RECORD
+    if not path.is_file():
+        return None
     try:
         kept = decode(KeptBase, path.read_bytes())
-    except FileNotFoundError:
-        return None
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}). Restore it from a copy of the run.") from None
     run.fetch(*(f"{FOLDER}/{name}" for name in kept.files))
