@@ -18,7 +18,6 @@ from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.marker import Checkpoint, CheckpointError, check_model
 from trainer.huggingface.export import export_folder, read_identity
 from trainer.model.decoder import empty_model, load_weights, pretrained_config
-from trainer.model.families import needs_eager
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
 
@@ -74,12 +73,6 @@ class Weights:
             raise CheckpointError(f"{self.checkpoint.place} was removed while it was read") from None
         return model
 
-    @property
-    def _attention(self) -> dict[str, str]:
-        """The attention of an export: transformers' default, or eager where that would leave out soft caps."""
-        capped = isinstance(self.sizes, PretrainedModel) and needs_eager(pretrained_config(self.sizes, "sdpa"))
-        return {"attn_implementation": "eager"} if capped else {}
-
     def _exported(self, problem: str) -> PreTrainedModel:
         """Load the checkpoint's export. Raises CheckpointError with `problem` if there is none."""
         folder = export_folder(self.run, self.step)
@@ -94,4 +87,7 @@ class Weights:
             log.warning("%s; using its export %s, which does not name its checkpoint", problem, folder)
         elif exported.checkpoint != self.identity:
             raise CheckpointError(f"{problem}, and the export {folder} is from another checkpoint")
-        return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(folder, **self._attention))
+        settings: dict[str, Any] = {}
+        if isinstance(self.sizes, PretrainedModel):  # by its own attention, not transformers' default
+            settings = {"config": pretrained_config(self.sizes, "sdpa"), "torch_dtype": torch.float32}
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(folder, **settings))

@@ -14,7 +14,7 @@ from dataengine.hardware.sizes import embedding_rows
 from dataengine.schedule.manifest import Manifest
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.marker import Checkpoint
-from trainer.compat import no_init_weights
+from trainer.compat import no_init_weights, with_rotary_base
 from trainer.model.families import needs_eager
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def pretrained_config(model: PretrainedModel, attention: str) -> PretrainedConfi
     kind: Any = CONFIG_MAPPING[model.type]
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise InputError(f"{_unknown(model)}: transformers has no causal language model of this type. {_NO_CODE}")
-    found: PretrainedConfig = kind.from_dict(dict(model.base))
+    found: PretrainedConfig = kind.from_dict(with_rotary_base(model.base))
     if attention.startswith("sdpa") and needs_eager(found):
         log.info("attention: eager (%s caps its attention scores, which SDPA cannot do; flash-attn can)", model.type)
         attention = "eager"

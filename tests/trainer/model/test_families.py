@@ -17,14 +17,18 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from dataengine.config.pretrained import pretrained_model
 from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.errors import InputError
+from dataengine.hardware.memory import ERROR
+from dataengine.hardware.memory import step_bytes as closed_form
 from dataengine.hardware.sizes import num_parameters
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage
 from tests.end_to_end.ranks import CONTEXT
 from tests.tiny_base import KINDS, opened, save_model, tiny_config
 from tests.trainer.model.test_initial_weights import rank_of
+from trainer.model.decoder import new_model, pretrained_config
 from trainer.model.families import mask_of
 from trainer.model.loss import MeanCrossEntropy
+from trainer.model.memory import apart, step_bytes
 from trainer.model.packed import PackedDecoder, new_decoder
 from trainer.model.pretrained import check_pretrained, load_pretrained
 
@@ -185,6 +189,39 @@ def test_stated_sizes_must_be_those_of_the_base(folders: dict[str, Path]) -> Non
         pretrained_model(base.config, base.parameters, other, base.place)
 
 
+_SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+_SCALED |= {"original_max_position_embeddings": 8}
+_LINEAR = {"rope_type": "linear", "factor": 8.0}
+ROTARY = {  # kind -> the same settings as transformers 4 and as transformers 5 writes them
+    "llama": ({"rope_theta": 5e5}, {"rope_theta": 5e5, "rope_type": "default"}),
+    "llama 3": ({"rope_theta": 5e5, "rope_scaling": _SCALED}, {"rope_theta": 5e5, **_SCALED}),
+    "gemma 3": (
+        {"rope_theta": 1e6, "rope_local_base_freq": 500.0, "rope_scaling": _LINEAR},
+        {
+            "full_attention": {"rope_theta": 1e6, **_LINEAR},
+            "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ROTARY)
+def test_the_rotary_base_is_read_in_the_form_of_each_version_of_transformers(kind: str) -> None:
+    """Transformers 4 alone would take its default for a config.json that transformers 5 wrote."""
+    stated = tiny_config(kind).to_dict()
+    for name in ("rope_theta", "rope_scaling", "rope_local_base_freq", "rope_parameters"):
+        stated.pop(name, None)
+    old, new = ROTARY[kind]
+    found = [frequencies(stated | rope) for rope in ({}, old, {"rope_parameters": new})]
+    assert found[1] == found[2] != found[0]
+
+
+def frequencies(config: dict[str, Any]) -> list[list[float]]:
+    """The rotary frequencies of a model."""
+    made = new_model(pretrained_config(pretrained_model(config, 1, ModelConfig(), "it"), "sdpa"))
+    return [one.tolist() for name, one in made.named_buffers() if name.endswith("inv_freq") and "original" not in name]
+
+
 class Attention:
     """A config's part that decides the mask."""
 
@@ -269,6 +306,21 @@ def compare_shards(folder: Path, rank: int, ranks: int, settings: dict[str, Any]
             chunks = [*whole[name].chunk(groups), *[whole[name][:0]] * groups]
             assert torch.equal(found.to_local(), chunks[rank % groups]), name
         return len(list(model.parameters()))
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_step_is_counted_for_each_family(folders: dict[str, Path]) -> None:
+    """In closed form for models like Llama; what scores need comes on top where they are computed eagerly."""
+    counted = {kind: apart(count_step, folders[kind]) for kind in ("llama", "qwen 2.5, window", "gemma 2")}
+    model = opened(folders["llama"])[1]
+    expected = closed_form(model, MANIFEST, 2, shard_ranks=2, recompute=False)
+    assert counted["llama"] == pytest.approx(expected, rel=ERROR)
+    for kind, found in counted.items():
+        assert found > 8 * opened(folders[kind])[0].parameters  # weights, gradients and moments of two ranks
+
+
+def count_step(folder: Path) -> int:
+    return step_bytes(opened(folder)[1], MANIFEST, 2, shard_ranks=2, recompute=False)
 
 
 @pytest.fixture(autouse=True)

@@ -142,8 +142,8 @@ def test_a_run_keeps_what_it_needs_of_its_base(make_config: ConfigMaker, base: P
     assert stated(again, run).tokenizer == str(base)
     marker = Marker(step=1, plan_id="", world_size=1, model=config.model.model_dump(mode="json"), files={"a": 1})
     assert model_differences(again.model, marker) == []
-    marker.model["base"]["rope_theta"] = 5.0
-    assert model_differences(again.model, marker) == ["base.rope_theta was 5.0 and is 10000.0"]
+    marker.model["base"]["hidden_act"] = "gelu"
+    assert model_differences(again.model, marker) == ["base.hidden_act was gelu and is silu"]
     (run.folder / "base" / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"base/config\.json is missing or has changed"):
         read_kept(run)
