@@ -149,7 +149,7 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
 
     for step in range(manifest.schedule.steps):
         apply_settings(optimizer, settings, step)
-        tokens, _, streams = reader.read(step)
+        tokens, _, streams, _ = reader.read(step)
         tokens = tokens.astype(np.int64)
         optimizer.zero_grad()
         mean, found = losses(tokens, streams)

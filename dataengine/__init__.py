@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dataengine.config.schema import Config
     from dataengine.errors import InputError
     from dataengine.schedule.audit import audit
+    from dataengine.schedule.log_csv import next_digest
     from dataengine.schedule.manifest import Manifest
     from dataengine.schedule.reader import Batch
     from dataengine.text.tokenizers.decode import decode
@@ -32,6 +33,7 @@ __all__ = [
     "build",
     "decode",
     "load_config",
+    "next_digest",
     "plan",
     "read_manifest",
 ]
@@ -44,6 +46,7 @@ _MODULES = {
     "audit": "schedule.audit",
     "decode": "text.tokenizers.decode",
     "load_config": "config.load",
+    "next_digest": "schedule.log_csv",
     "plan": "commands.plan",
     "read_manifest": "build.manifests",
 }

@@ -35,6 +35,11 @@ def one_line(text: str) -> str:
     return " ".join(text.strip().splitlines())
 
 
+def line_feeds(text: str) -> str:
+    """Strip a text, and replace each line break inside, as in `str.splitlines`, by a line feed."""
+    return "\n".join(text.strip().splitlines())
+
+
 def escape_controls(text: str) -> str:
     """Escape control characters and marks of writing direction, so that a terminal can show a text of unknown origin.
 

@@ -33,7 +33,7 @@ _CONFIGS = {
 }
 _REST = {
     "KEY=VALUE": "settings that replace the file's, such as batch_size=64",
-    "PATH": "files, folders, globs or s3:// URLs",
+    "PATH": "files, folders, globs or URLs",
 }
 
 
@@ -134,7 +134,7 @@ def make_parser(*, listed: bool = False) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"dataengine {_version()}")
+    parser.add_argument("--version", action="version", version=f"dataengine {installed_version()}")
     parser.add_argument(
         "--print-completion", action=_PrintCompletion, choices=_SHELLS, help="print a script for the shell and exit"
     )
@@ -151,7 +151,7 @@ def make_parser(*, listed: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
-def _version() -> str:
+def installed_version() -> str:
     """Return the installed version. A checkout runs without being installed, from its own folder."""
     try:
         return version("dataengine")

@@ -29,6 +29,8 @@ class MissingError(InputError):
 class OutageError(InputError):
     """A store fails or does not answer, after all attempts. It may work again later."""
 
+    wait_s = 0.0  # that the server asks for before another attempt
+
 
 _PATH = {errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _ROOM = "Finished work is kept: free some space, and run the same command again."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ import xxhash
 from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
+# Metadata of a field that is left out while it has its default: a new field changes no older file or fingerprint
+IF_SET = {"if_set": True}
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,17 @@ def decode_lines(kind: type[T], content: bytes) -> list[T]:
 
 def encode_hashed(value: Any) -> bytes:
     """Write a dataclass as JSON, with a hash of the fields as the last key."""
-    fields = asdict(value)
+    fields = {name: inner for name, inner in asdict(value).items() if name in written_fields(value)}
     return orjson.dumps({**fields, "xxh3": _hash(fields)}, option=orjson.OPT_INDENT_2)
+
+
+def written_fields(value: Any) -> set[str]:
+    """The names of a dataclass's fields without those that are left out (`IF_SET`)."""
+    return {
+        info.name
+        for info in fields_of(value)
+        if not info.metadata.get("if_set") or getattr(value, info.name) != info.default
+    }
 
 
 def decode_hashed(kind: type[T], content: bytes) -> T:

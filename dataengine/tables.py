@@ -17,6 +17,11 @@ def table(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[s
     ]
 
 
+def few(names: Sequence[str], shown: int = 5) -> str:
+    """Names in words: all of them, or the first ones and the number of the others."""
+    return ", ".join(names if len(names) <= shown + 1 else [*names[:shown], f"and {len(names) - shown:,} more"])
+
+
 def size_words(count: float) -> str:
     """A number of bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):

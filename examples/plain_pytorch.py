@@ -16,18 +16,22 @@ import dataengine
 MANIFEST, OUT, SAVE_EVERY = "store/experiments/mini/uni_en_zh/manifest.json", "runs/examples/plain_pytorch", 10
 
 
+def small_llama(manifest: dataengine.Manifest) -> LlamaForCausalLM:
+    """The model of these examples, always with the same weights."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=manifest.vocab_size,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    return LlamaForCausalLM(config)
+
+
 def train(manifest: dataengine.Manifest, out: Path, steps: int) -> None:
     """Train up to step `steps`, from the checkpoint in `out` if there is one. Losses go to out/losses.txt."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=manifest.vocab_size,
-            hidden_size=128,
-            intermediate_size=352,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-        )
-    )
+    model = small_llama(manifest)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     start, losses, checkpoint = 0, [], out / "checkpoint.pt"
     out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -158,6 +158,17 @@ def read_texts(path: Path, *keys: str) -> list[tuple[int, tuple[str, ...]]]:
         for batch in read_records(whole_file(path), form, lambda count: None)
         for line, texts in zip(batch.lines, zip(*batch.texts, strict=True), strict=True)
     ]
+
+
+def write_pairs(
+    columns: Mapping[str, Sequence[str]], first: int, directions: Sequence[str], languages: Mapping[str, str]
+) -> list[str]:
+    """Pairs in the form of the paper, one after the other; `first` is the number of the first."""
+    texts = []
+    for k in range(len(next(iter(columns.values())))):
+        source, target = directions[(first + k) % len(directions)].split("-")
+        texts.append(f"{languages[source]}: {columns[source][k]}\n{languages[target]}: {columns[target][k]}")
+    return texts
 
 
 def write_jsonl(path: Path, records: list[Any]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import runpy
 import sys
 from collections import Counter
@@ -23,27 +24,39 @@ from dataengine.mds.provenance import StreamProvenance
 from dataengine.schedule import audit as schedule_audit
 from dataengine.schedule.log_csv import missing_steps
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.atomic import output_file
+from dataengine.storage.atomic import output_file, write_file
 from dataengine.storage.open import open_store
 from dataengine.tables import table
-from trainer.checkpoints.find import local_checkpoints
+from trainer.checkpoints.certificate import certify, encode_certificate
+from trainer.checkpoints.find import all_checkpoints, local_checkpoints
 from trainer.run.arguments import audit_parser, parse
-from trainer.run.folder import local_folder, read_run_manifest
+from trainer.run.folder import Run, local_folder, open_run, read_run_manifest
 from trainer.run.log_csv import gap_words
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exits with 0, 1 if the log has gaps or disagrees with the manifest, or 2 for bad input."""
     options = parse(audit_parser(), arguments)
-    sys.exit(
-        run_command(lambda: audit(local_folder(options.run, options.cache), options.step, options.lines, options.find))
-    )
+
+    def run() -> None:
+        folder, origin = local_folder(options.run, options.cache), open_run(options.run, options.cache)
+        audit(folder, options.step, options.lines, options.find, options.certificate, origin)
+
+    sys.exit(run_command(run))
 
 
-def audit(run: Path, step: int | None = None, lines: Path | None = None, find: str | None = None) -> None:
+def audit(
+    run: Path,
+    step: int | None = None,
+    lines: Path | None = None,
+    find: str | None = None,
+    certificate: Path | None = None,
+    origin: Run | None = None,
+) -> None:
     """Compare log and manifest; print the samples drawn. Exits with 1 if they differ or the log has gaps.
 
-    Raises InputError for files that cannot be read.
+    A whole log gets a `certificate`; `origin` is the run whose local folder is `run`, if that is in a bucket. Raises
+    InputError for files that cannot be read.
     """
     manifest = read_run_manifest(run)
     if step is not None and step < 1:
@@ -81,6 +94,25 @@ def audit(run: Path, step: int | None = None, lines: Path | None = None, find: s
             "Each digest that is there covers all steps before it."
         )
         sys.exit(1)
+    if certificate:
+        _write_certificate(manifest, origin or Run(str(run), run, None), found, rows, certificate)
+
+
+def _write_certificate(
+    manifest: Manifest, run: Run, found: schedule_audit.Audit, rows: Sequence[Mapping[str, str]], path: Path
+) -> None:
+    """Write the certificate of a run whose log is whole and agrees with its manifest."""
+    config = load_config(run.folder / "config.yaml")
+    digests = {int(row["step"]) + 1: row["digest"] for row in rows}
+    made = certify(manifest, open_store(config.store), config, found, digests, all_checkpoints(run))
+    content = encode_certificate(made)
+    write_file(path, content)
+    print(
+        f"certificate {path}: {made.steps:,} steps, {len(made.checkpoints):,} checkpoints, {len(made.shards):,} shards"
+    )
+    print(f"its SHA-256 is {hashlib.sha256(content).hexdigest()}")
+    if unknown := [stream.name for stream in made.streams if stream.sources is None]:
+        print(f"without sources, which are not where the build read them: {', '.join(unknown)}")
 
 
 def _difference(found: schedule_audit.Audit, manifest: Manifest, rows: Sequence[Mapping[str, str]], run: Path) -> str:

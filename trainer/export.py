@@ -1,6 +1,8 @@
 """Write a checkpoint as a Hugging Face folder: `python trainer/export.py CONFIG [--step N] [KEY=VALUE ...]`.
 
 OUT/exports/step-00000040/   files that transformers loads, and export.json, which names the checkpoint
+
+`--average-last N` writes the mean of the N newest checkpoints to OUT/exports/step-00000040-average-N.
 """
 
 from __future__ import annotations
@@ -27,4 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line. Exits with 0, or 2 for unusable input."""
     options = parse(export_parser(), arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    sys.exit(run_command(lambda: print(export(load_config(options.config, options.overrides), options.step))))
+    sys.exit(
+        run_command(
+            lambda: print(export(load_config(options.config, options.overrides), options.step, options.average_last))
+        )
+    )

@@ -42,7 +42,7 @@ from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError, did_you_mean, run_command
 from dataengine.schedule.manifest import Manifest, read_manifest
-from dataengine.schedule.rates import planned_settings
+from dataengine.schedule.rates import StageRate, planned_settings
 from trainer.checkpoints.steps import checkpoint_steps
 
 SETTINGS = (
@@ -267,10 +267,11 @@ def shared_steps(job: Job, jobs: Sequence[Job]) -> int:
     return 0
 
 
-def rate_course(job: Job, step: int) -> tuple[list[int], int | None]:
-    """Steps before `step` at which the learning rate warms up again, and the end that it decays to, if any."""
+def rate_course(job: Job, step: int) -> tuple[list[int], int | None, list[StageRate]]:
+    """What decides the learning rate before `step`: its restarts, the end that it decays to, stages with a schedule."""
     planned = planned_settings(job.config, job.manifest.schedule)
-    return [restart for restart in planned.restarts if restart < step], planned.end
+    restarts = [restart for restart in planned.restarts if restart < step]
+    return restarts, planned.end, [stage for stage in planned.stages if stage.begin < step]
 
 
 # Runs.

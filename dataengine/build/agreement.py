@@ -147,7 +147,7 @@ def _short(value: object) -> str:
 
 def _as_built(config: Config) -> Config:
     """A config reduced to the streams that its stages mix, and to the names of the languages of their pairs."""
-    streams = {name: config.streams[name] for name in config.streams_in_use}
+    streams = {name: config.streams[name] for stage in config.stages for name in stage.streams}
     codes = {code for stream in streams.values() if isinstance(stream, PairStream) for code in stream.codes}
     languages = {code: config.languages[code] for code in sorted(codes) if code in config.languages}
     return config.model_copy(update={"streams": streams, "languages": languages})

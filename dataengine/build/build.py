@@ -12,27 +12,39 @@ A stream passes through rounds of units (clean, compare, tokenize, shuffle). The
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import groupby
 
 from dataengine.build.agreement import differences, read_built_config
 from dataengine.build.executors import Engine, LocalEngine
 from dataengine.build.experiment import experiment_url, make_built_manifest
-from dataengine.build.prepare import Preparation, label_notes, missing_streams, prepare, read_if_there, try_write
+from dataengine.build.prepare import (
+    Preparation,
+    label_notes,
+    missing_streams,
+    prepare,
+    read_if_there,
+    refuse_branches,
+    try_write,
+)
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
 from dataengine.build.report import BuildReport, StreamReport, report_key
 from dataengine.build.rounds import run_rounds
 from dataengine.build.stream import make_stream
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
-from dataengine.config.streams import DocumentStream
+from dataengine.config.streams import DocumentStream, PairStream
 from dataengine.errors import InputError, note
 from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.stages import entry_of
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
+from dataengine.tables import few
 from dataengine.text.tokenizers.base import keeps_line_breaks, keeps_spaces
 from dataengine.text.tokenizers.load import load_tokenizer
+
+_NOTES = 20  # of the streams of an entry
 
 
 @dataclass(frozen=True)
@@ -53,14 +65,14 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     The bytes do not depend on the engine (default: `workers` processes on this machine).
     """
     begun = time.monotonic()
+    _note_pairs(config, store or open_store(config.store))
     prepared = prepare(config, store or open_store(config.store), threads=max(workers, 4))
     store = prepared.store
     missing = missing_streams(prepared)
     if missing:
         _note_losses(prepared, missing)
     labels = label_notes(missing, config)
-    for words in chain.from_iterable(labels.values()):
-        note(words)
+    _print_notes(labels)
     rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
     packed = run_rounds(rounds, engine or LocalEngine(workers), store)
     for name, plan in missing.items():
@@ -76,9 +88,7 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if new or relabelled:
         reused = {name: plan for name, plan in prepared.streams.items() if name not in missing}
         labels |= label_notes(reused, config)
-        for name in reused:
-            for words in (*labels[name], *built[name].notes):
-                note(words)
+        _print_notes({name: (*labels[name], *built[name].notes) for name in reused})
     built = {name: replace(one, notes=(*labels.get(name, ()), *one.notes)) for name, one in built.items()}
     if before not in (None, manifest.content):
         note(f"{config.name} was built before with another plan; this build replaces it")
@@ -86,14 +96,34 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
     if new:
         if before not in (None, manifest.content):  # a killed build never leaves it beside the config of another plan
             store.remove(f"{folder}/manifest.json")
-        store.write(report_key(config.name), _report(result).content)
+        store.write(report_key(config.name), _report(config, result).content)
         store.write(f"{folder}/config.yaml", dump_config(config).encode())
         store.write(f"{folder}/manifest.json", manifest.content)
     elif recorded is None or differences(recorded, config, of=("bytes", "plan", "training")):  # paths do not count
         if relabelled:
-            try_write(store, report_key(config.name), _report(result).content)
+            try_write(store, report_key(config.name), _report(config, result).content)
         try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
+
+
+def _print_notes(notes: Mapping[str, Sequence[str]]) -> None:
+    """Print the notes on each stream; of the streams of an entry only the first ones. build_report.json has all."""
+    for _, names in groupby(notes, entry_of):
+        words = [words for name in names for words in notes[name]]
+        for line in words[:_NOTES]:
+            note(line)
+        if more := words[_NOTES:]:
+            note(f"and {len(more):,} more notes like these: see build_report.json beside the manifest")
+
+
+def _note_pairs(config: Config, store: Store) -> None:
+    """Print the pairs of each entry that have come or gone since the last build."""
+    recorded = _recorded_config(config, store) if config.entries else None
+    for name, pairs in config.entries.items():
+        before = recorded.entries.get(name, pairs) if recorded else pairs
+        for words, one, other in (("new", pairs, before), ("gone", before, pairs)):
+            if changed := sorted({*one} - {*other}):
+                note(f"{len(changed):,} pairs are {words} since the last build: {few(changed)}")
 
 
 def _note_losses(prepared: Preparation, missing: Collection[str]) -> None:
@@ -104,7 +134,7 @@ def _note_losses(prepared: Preparation, missing: Collection[str]) -> None:
             f"tokenizer {config.tokenizer} has no token for a line break, so it joins the lines of a document and the "
             "two sides of a pair"
         )
-    if any(isinstance(config.streams[name], DocumentStream) for name in missing) and not keeps_spaces(tokenizer):
+    if any(isinstance(config.all_streams[name], DocumentStream) for name in missing) and not keeps_spaces(tokenizer):
         note(
             f"tokenizer {config.tokenizer} collapses repeated spaces and tabs, so documents lose the indentation of "
             "code and the columns of tables"
@@ -126,19 +156,26 @@ def _recorded_config(config: Config, store: Store) -> Config | None:
 def _changed_languages(built: Config, config: Config) -> bool:
     """Whether the stated language of documents changed since the experiment was built."""
     return any(
-        name in built.streams and built.streams[name].codes != config.streams[name].codes
+        name in built.all_streams and built.all_streams[name].codes != config.all_streams[name].codes
         for name in config.streams_in_use
     )
 
 
 def work(config: Config, engine: Engine) -> None:
     """Run the units of a build with an engine that takes a part of them. Publishes nothing."""
+    refuse_branches(config)
     prepared = prepare(config, open_store(config.store))
     rounds = {name: make_stream(plan, config, prepared.store) for name, plan in missing_streams(prepared).items()}
     run_rounds(rounds, engine, prepared.store)
 
 
-def _report(result: BuildResult) -> BuildReport:
+def _named(config: Config, built: BuiltStream) -> dict[str, int]:
+    """The pairs in each template of a stream, by the names in the config."""
+    stream = config.all_streams[built.stream.name]
+    return dict(zip(stream.template if isinstance(stream, PairStream) else (), built.templates, strict=False))
+
+
+def _report(config: Config, result: BuildResult) -> BuildReport:
     manifest = result.manifest
     streams = [
         StreamReport(
@@ -155,6 +192,8 @@ def _report(result: BuildResult) -> BuildReport:
             unknown_tokens=built.unknown,
             vanished_characters=built.vanished,
             notes=built.notes,
+            counted_tokens=built.counted,
+            templates=_named(config, built),
         )
         for built in result.streams
     ]

@@ -26,12 +26,13 @@ def make_manifest(
     parent = read_parent(config.parent)
     stages = resolve_stages(
         config.stages,
-        stream_sizes(config.streams, {name: stream.samples for name, stream in streams.items()}, parent),
+        stream_sizes(config.all_streams, {name: stream.samples for name, stream in streams.items()}, parent),
         batch_size=config.batch_size,
         lanes=config.lanes,
         seq_len=config.seq_len,
         budget=config.budget,
         before=parent.stages if parent else (),
+        weights=config.entry_weights,
     )
     if (tokens := sum(stream.tokens for stream in streams.values())) > MAX_TOKENS:
         raise InputError(f"the streams hold {tokens:,} tokens, more than 64-bit numbers can count. Leave some out.")

@@ -22,14 +22,20 @@ from dataengine.build.units import SCHEMA, Keep, fingerprint_of, identity_of
 from dataengine.config.schema import Config
 from dataengine.config.streams import PairClean, PairStream, ScoresConfig, Stream
 from dataengine.errors import InputError, note
+from dataengine.json_files import IF_SET
 from dataengine.mds import summary
 from dataengine.mds.types import token_dtype
 from dataengine.mds.writer import ShardFormat
 from dataengine.records import parts as parts_module
 from dataengine.records.evaluation_sets import find_text_files
 from dataengine.records.types import RecordFormat, SourcePart
-from dataengine.storage.find import real_file
+from dataengine.schedule.stages import entry_of
+from dataengine.storage.find import nearest_file, real_file
+from dataengine.storage.hub import forget_commits, parse_hub_path
+from dataengine.storage.paths import is_hub
 from dataengine.storage.store import Store
+from dataengine.text.forms import Template
+from dataengine.text.templates import read_templates
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer, pin_tokenizer
 
@@ -52,6 +58,7 @@ class StreamPlan:
     sides: tuple[str, ...]
     languages: dict[str, str]  # of pairs: code -> name, in the order of a record's texts; of documents: none
     vocab_size: int
+    templates: tuple[Template, ...] = field(default=(), metadata=IF_SET)  # none: that of the paper
     loses_text: bool = field(default=False, metadata={"identity": False})  # whether the tokenizer can
 
     @cached_property
@@ -86,7 +93,16 @@ class StreamPlan:
         if not self.languages:
             return TokenizeDocuments(self.format, part, records, keep)
         return TokenizePairs(
-            self.format, part, records, keep, self.directions, self.adjacent, self.sides, self.languages, copy
+            self.format,
+            part,
+            records,
+            keep,
+            self.directions,
+            self.adjacent,
+            self.sides,
+            self.languages,
+            copy,
+            templates=self.templates,
         )
 
 
@@ -110,7 +126,11 @@ def try_write(store: Store, key: str, content: bytes) -> None:
 
 
 def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
-    """Load the tokenizer, list the sources and identify their content."""
+    """Load the tokenizer, list the sources and identify their content.
+
+    A branch of the hub is resolved to its commit once; all files and later reads are of that commit.
+    """
+    forget_commits()
     tokenizer, form = load_token_format(config)
     with suppress(OSError, InputError):  # the store may be read-only
         for folder in ("", "units/", "keeps/", f"experiments/{config.name}/"):
@@ -125,6 +145,21 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
     if found.keys() - known.keys():
         try_write(store, _HASHES, orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
     return Preparation(config, store, tokenizer, streams)
+
+
+def refuse_branches(config: Config) -> None:
+    """Raise InputError for a branch or tag of the hub: each slice of a build would resolve it by itself."""
+    places = [("tokenizer", config.tokenizer)]
+    for name in config.streams_in_use:
+        stream = config.all_streams[name]
+        paths = [one for path in stream.paths for one in ([path] if isinstance(path, str) else path.values())]
+        places += [(f"streams.{entry_of(name)}", path) for path in (*paths, *stream.clean.decontaminate)]
+    for key, path in places:
+        if is_hub(path) and (place := parse_hub_path(path)) != (pinned := place.pinned()):
+            raise InputError(
+                f"{key}: {path} names the branch or tag {place.revision}, which may move before another slice starts. "
+                f"Name its commit: write {pinned}"
+            )
 
 
 def read_source_hashes(store: Store) -> dict[str, Any]:
@@ -155,7 +190,6 @@ def load_token_format(config: Config) -> tuple[Tokenizer, TokenFormat]:
         seq_len=config.seq_len,
         shards=ShardFormat(config.samples_per_shard, config.shard_hashes, config.shard_compression),
     )
-    _check_shard_size(form, tokenizer.vocab_size)
     return tokenizer, form
 
 
@@ -173,7 +207,7 @@ def plan_stream(
 
     `hashes` are those known already. Without `hash_new`, raises InputError for a source that is not among them.
     """
-    stream = config.streams[name]
+    stream = config.all_streams[name]
     records = record_format(stream)
     pairs = stream if isinstance(stream, PairStream) else None
     by_code = dict(zip(stream.codes, stream.text_keys, strict=True))
@@ -196,14 +230,25 @@ def plan_stream(
         parts=tuple(parts),
         records=records,
         cleaning=_plan_cleaning(name, stream, config.scores.get(name)),
-        format=form,
+        format=replace(form, loss_on=pairs.loss_on) if pairs else form,
         directions=pairs.directions if pairs else (),
         adjacent=pairs is None or pairs.adjacent,
         sides=pairs.sides if pairs else (),
         languages={code: config.languages[code] for code in records.languages},
+        templates=read_templates(
+            pairs.template,
+            pairs.directions,
+            config.languages,
+            tokenizer,
+            config.tokenizer,
+            target_last=pairs.loss_on == "target",
+        )
+        if pairs and pairs.directions
+        else (),
         vocab_size=tokenizer.vocab_size,
         loses_text=tokenizer.why_lost([]) is not None,
     )
+    _check_shard_size(plan.format, tokenizer.vocab_size)
     return plan, found
 
 
@@ -222,14 +267,16 @@ def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:
 
 def record_format(stream: Stream) -> RecordFormat:
     """The format of a stream's records."""
-    pairs = isinstance(stream, PairStream)
+    pairs = stream if isinstance(stream, PairStream) else None
     return RecordFormat(
         keys=stream.text_keys,
-        languages=stream.codes if pairs else (),
+        languages=pairs.codes if pairs else (),
         columns=stream.columns,
         split=stream.split,
         label_key=stream.clean.subsets.key if stream.clean.subsets else None,
-        one_line=pairs,
+        one_line=pairs is not None,
+        line_breaks=(pairs and pairs.line_breaks) or "",
+        skip_missing=pairs is not None and pairs.missing == "skip",
     )
 
 
@@ -240,7 +287,8 @@ def _plan_cleaning(name: str, stream: Stream, scores: ScoresConfig | None) -> Cl
     found = {pattern: find_text_files(pattern) for pattern in clean.decontaminate}
     if missing := [pattern for pattern, files in found.items() if not files]:
         raise InputError(
-            f"`decontaminate` of stream '{name}': no file matches {', '.join(missing)}. Correct the paths."
+            f"`decontaminate` of stream '{name}': no file matches {', '.join(missing)}{nearest_file(missing[0])}. "
+            "Correct the paths."
         )
     evaluation = tuple(path for paths in found.values() for path in paths)
     made = Cleaning(
@@ -286,7 +334,7 @@ def label_notes(plans: Mapping[str, StreamPlan], config: Config) -> dict[str, li
             name,
             plan.parts,
             plan.records,
-            config.streams[name].codes,
+            config.all_streams[name].codes,
             plan.cleaning.rules if plan.cleaning else None,
             plan.languages,
         )
@@ -308,7 +356,8 @@ def stream_notes(prepared: Preparation, names: Sequence[str]) -> list[str]:
 
 def _check_shard_size(form: TokenFormat, vocab_size: int) -> None:
     count = form.shards.samples_per_shard
-    size = count * (form.width * token_dtype(vocab_size).itemsize + 4)
+    config = form.shards.config(form.width, form.packed_dtype(token_dtype(vocab_size)))
+    size = count * (sum(config["column_sizes"]) + 4)
     if size >= 1 << 32:
         raise InputError(
             f"samples_per_shard {count:,} x seq_len {form.seq_len:,} gives shards of {size:,} bytes; "

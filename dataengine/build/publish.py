@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import accumulate, islice
 
+import numpy as np
+
 from dataengine.build.prepare import StreamPlan
 from dataengine.build.rejects import source_lines, too_few_tokens
 from dataengine.build.stream import Packed
@@ -31,7 +33,8 @@ class BuiltStream:
     records = kept + rejected (unusable) + dropped (by cleaning); tokens = those of all samples + `remainder`. `rejects`
     is the key of the file with the unusable records, None without any. `unknown` and `vanished` are what the tokenizer
     lost of the kept records: unknown tokens, and characters without a token. `notes` are the warnings about the records
-    and, if they were checked, about their languages.
+    and, if they were checked, about their languages. `counted` of the tokens count as labels; None if all do.
+    `templates` are the pairs in each template, in the order of the config; empty for that of the paper alone.
     """
 
     stream: Stream
@@ -45,6 +48,8 @@ class BuiltStream:
     unknown: int
     vanished: int
     notes: tuple[str, ...]
+    counted: int | None
+    templates: tuple[int, ...]
     new: bool
 
 
@@ -54,12 +59,18 @@ def publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
     shards = _link_shards(plan, packed, store)
     more, remainder = _pack_joined_tails(plan, packed, store, first=len(shards))
     shards += more
-    if not shards:
+    if not shards and "/" not in plan.name:  # a pair of an entry may be too small for a sample: no stage draws from it
         kept = sum(receipt.kept for receipt in packed.reading)
         raise InputError(too_few_tokens(plan, kept, packed.dropped, len(remainder)))
-    index = encode_index(shards, plan.format.shards.config(plan.format.width, token_dtype(plan.vocab_size)))
+    dtype = plan.format.packed_dtype(token_dtype(plan.vocab_size))
+    index = encode_index(shards, plan.format.shards.config(plan.format.width, dtype))
     made = _summarize(plan, packed, shards, index, len(remainder))
     in_samples = plan.format.width * sum(shard.samples for shard in shards)
+    if made.counted is not None and made.counted == np.count_nonzero(remainder["counts"]):
+        raise InputError(
+            f"stream '{plan.name}': no token of its samples counts in the loss, because the targets are all in the "
+            "remainder, which fills no sample. Add pairs, lower seq_len, or remove `loss_on`."
+        )
     assert made.tokens == in_samples + len(remainder), f"{plan.name}: tokens are lost"
     store.write(f"{plan.folder}/remainder.npy", encode_npy(remainder))
     if packed.rejects:
@@ -86,7 +97,7 @@ def _link_shards(plan: StreamPlan, packed: Packed, store: Store) -> list[Shard]:
 
 def _pack_joined_tails(plan: StreamPlan, packed: Packed, store: Store, *, first: int) -> tuple[list[Shard], Tokens]:
     """Write the tails of the units as shards numbered from `first`; return them and the tokens that fill no sample."""
-    packer = Packer(plan.format.width, token_dtype(plan.vocab_size))
+    packer = Packer(plan.format.width, plan.format.packed_dtype(token_dtype(plan.vocab_size)))
     writes: list[Future[None]] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         writer = ShardWriter(
@@ -124,6 +135,8 @@ def _summarize(
         unknown=sum(receipt.unknown for receipt in packed.reading),
         vanished=sum(receipt.vanished for receipt in packed.reading),
         notes=tuple(packed.notes),
+        counted=sum(receipt.counted for receipt in packed.reading) if plan.format.loss_on == "target" else None,
+        templates=tuple(map(sum, zip(*(receipt.templates for receipt in packed.reading), strict=True))),
     )
 
 
@@ -191,6 +204,7 @@ def read_built_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStre
         samples=samples,
         tokens=samples * plan.format.width,
         shards=made.shards,
+        loss_mask=plan.format.loss_on == "target",
     )
     rejects = f"{plan.folder}/{summary.REJECTS}"
     return BuiltStream(
@@ -205,5 +219,7 @@ def read_built_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStre
         unknown=made.unknown,
         vanished=made.vanished,
         notes=made.notes,
+        counted=made.counted,
+        templates=made.templates,
         new=new,
     )

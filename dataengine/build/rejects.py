@@ -141,6 +141,9 @@ def describe_rejects(
     """
     bad = rejected.total()
     if first is None:
+        if plan.records.skip_missing:
+            keys = " and ".join(plan.records.keys)
+            return f"stream '{plan.name}': no record of its files has {keys}. Correct its `keys`, or name other files."
         return f"stream '{plan.name}': its files contain no records. Name other files in streams.{plan.name}."
     place, reason, excerpt = first
     if bad < records:
@@ -158,6 +161,8 @@ def _other_key(plan: StreamPlan, reason: str) -> list[str]:
     """Advice if the texts are under another key, or if the tokenizer does not know them."""
     if reason in (UNKNOWN_TEXT, UNENCODABLE):
         return ["use a tokenizer that knows these texts or falls back to bytes"]
+    if plan.languages and reason.endswith("is not a string"):
+        return ["state `line_breaks: keep` (or space) if they are lists of sentences"]
     if not reason.startswith("no key "):
         return []
     setting = "text_key: ..."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import orjson
 
@@ -43,6 +43,10 @@ class StreamReport:
     """Characters of the kept records for which the tokenizer has no token."""
     notes: tuple[str, ...] = ()
     """Warnings of the build about the records and their languages."""
+    counted_tokens: int | None = None
+    """With `loss_on: target`, the tokens that count as labels, of all samples and the remainder; null if all count."""
+    templates: dict[str, int] = field(default_factory=dict)
+    """Pairs written in each template; empty for that of the paper alone."""
 
     @property
     def unusable(self) -> int:

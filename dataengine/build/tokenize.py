@@ -23,27 +23,32 @@ from numpy.typing import NDArray
 from dataengine import permutation
 from dataengine.arrays import Int64s
 from dataengine.build.external_sort import Bucketed, SortedRuns, bucket_bounds, buckets_of, read_runs
-from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit
+from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit, place_of
 from dataengine.errors import InputError
-from dataengine.mds.types import token_dtype
+from dataengine.json_files import IF_SET
+from dataengine.mds.types import mark, marked_dtype, token_dtype
 from dataengine.mds.writer import ShardFormat, ShardWriter
 from dataengine.records.types import RecordFormat, Records, SourcePart
 from dataengine.storage.arrays import encode_npy, read_all_npy
 from dataengine.storage.store import AddFile, Store
 from dataengine.text import pairs
-from dataengine.text.packing import Packer, Tokens, join_documents
+from dataengine.text.forms import Template, paper_template
+from dataengine.text.loss_mask import after_context
+from dataengine.text.packing import Packer, Tokens, gather, join_documents
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.writing import PairWriter, Written, write_texts
 
 _BATCH = 1000  # texts per call of the tokenizer
 _WINDOW = 1 << 16  # pairs among which targets are exchanged
 _RUN_TOKENS = 1 << 23
 _READERS = 16  # threads
-_GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indices
 
 # A document of a packed unit: the number of its part in the stream, its line there, its length with EOS (and BOS).
 PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
 _DOCUMENT = np.dtype([("key", "<u8"), ("line", "<u4"), ("tokens", "<u4")])  # of a run
+# The same with `loss_on: target`: how many tokens at the beginning do not count as labels
+_TARGET_DOCUMENT = np.dtype([*_DOCUMENT.descr, ("context", "<u4")])
 
 
 Texts = tuple[list[str], ...]  # of each language
@@ -63,6 +68,11 @@ class TokenFormat:
     controls: tuple[int, ...]  # sorted ids that no text produces
     seq_len: int
     shards: ShardFormat
+    loss_on: Literal["all", "target"] = field(default="all", metadata=IF_SET)
+
+    def packed_dtype(self, tokens: np.dtype[Any]) -> np.dtype[Any]:
+        """The type of tokens while they are packed: with `loss_on: target`, marked if they count as labels."""
+        return tokens if self.loss_on == "all" else marked_dtype(tokens)
 
     @property
     def width(self) -> int:
@@ -154,6 +164,7 @@ class TokenizePairs(Unit):
     copy: int = 0  # number of earlier parts with the same content; each copy gets its own shuffle
     before: tuple[KeptPart, ...] = ()
     after: tuple[KeptPart, ...] = ()
+    templates: tuple[Template, ...] = field(default=(), metadata=IF_SET)  # none: that of the paper
 
     @property
     def input_bytes(self) -> int:
@@ -162,18 +173,54 @@ class TokenizePairs(Unit):
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
         runs = SortedRuns(add, "run", _RUN_TOKENS, _sort_documents)
-        key, number = permutation.derive_key("pairs", self.part.digest, *[self.copy] * bool(self.copy)), 0
+        key, number = self._key("pairs"), 0
         reading = _open(self.part, self.records, self.keep, store, on_progress)
-        total = unknown = vanished = 0
-        for lines, texts in self._documents(self._batches(reading, tokenizer, store)):
-            tokens, lengths = tokenizer.encode_flat(texts)
-            lost = tokenizer.count_lost(texts, tokens)
-            unknown, vanished = unknown + lost[0], vanished + lost[1]
-            tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+        total = counted = unknown = vanished = 0
+        templates = [0] * len(self.templates)
+        for lines, written in self._documents(self._batches(reading, tokenizer, store), tokenizer):
+            tokens, lengths = join_documents(
+                written.tokens, written.lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id
+            )
+            context = None
+            if written.context is not None:
+                self._check_targets(lines, written)
+                context = written.context + (bos_id is not None)
+                counted += len(tokens) - int(context.sum())
+            templates = [sum(counts) for counts in zip(templates, written.templates, strict=False)]
+            unknown, vanished = unknown + written.unknown, vanished + written.vanished
             total += len(tokens)
-            runs.add(_key_documents(number, lines, lengths, key), tokens)
+            runs.add(_key_documents(number, lines, lengths, key, context), tokens)
             number += len(lengths)
-        return Receipt(**reading.finish(add), tokens=total, runs=runs.finish(), unknown=unknown, vanished=vanished)
+        return Receipt(
+            **reading.finish(add),
+            tokens=total,
+            runs=runs.finish(),
+            unknown=unknown,
+            vanished=vanished,
+            counted=counted,
+            templates=tuple(templates),
+        )
+
+    def writer(self, tokenizer: Tokenizer) -> PairWriter:
+        """Writes the pairs of the part by the templates."""
+        return PairWriter(
+            tokenizer,
+            self.templates or [paper_template(self.directions, self.languages)],
+            self.directions,
+            key=self._key("templates"),
+            bos=self.format.bos_id is not None,
+            with_context=self.format.loss_on == "target",
+        )
+
+    def _key(self, purpose: str) -> int:
+        return permutation.derive_key(purpose, self.part.digest, *[self.copy] * bool(self.copy))
+
+    def _check_targets(self, lines: Sequence[int], written: Written) -> None:
+        if written.without_target is not None:
+            raise InputError(
+                f"{self.part.paths[0]}, {place_of(self.part, lines[written.without_target])}: the tokenizer gives the "
+                "target of this pair no tokens of its own. Remove the pair, or `loss_on: target`."
+            )
 
     @property
     def _written(self) -> list[int]:
@@ -193,21 +240,22 @@ class TokenizePairs(Unit):
             reading = _open(other.part, self.records, other.keep, store, lambda count: None)
             yield from known_batches(reading, tokenizer, self._written, 8 * _BATCH)
 
-    def _documents(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], list[str]]]:
-        """Batches of documents: their source lines and their texts."""
-        number = 0
+    def _documents(
+        self, batches: Iterator[tuple[list[int], Texts]], tokenizer: Tokenizer
+    ) -> Iterator[tuple[list[int], Written]]:
+        """Batches of documents, with their source lines."""
+        number, writer = 0, self.writer(tokenizer) if self.directions else None
         for lines, texts in batches if self.adjacent else self._windows(batches):
             columns = dict(zip(self.languages, texts, strict=True))
-            if self.sides:
-                yield (
-                    [line for line in lines for _ in self.sides],
-                    pairs.write_sides(columns, self.sides, self.languages),
-                )
+            if writer is None:
+                written = write_texts(tokenizer, pairs.write_sides(columns, self.sides, self.languages))
+                yield [line for line in lines for _ in self.sides], written
             else:
                 paired = columns if self.adjacent else self._exchange(columns, number)
-                written = pairs.write_pairs(paired, number, self.directions, self.languages)
                 own = [k for k, line in enumerate(lines) if line]
-                yield [lines[k] for k in own], [written[k] for k in own]
+                if len(own) < len(lines):
+                    paired = {code: [column[k] for k in own] for code, column in paired.items()}
+                yield [lines[k] for k in own], writer.write(paired, number + np.array(own, np.int64))
             number += len(lines)
 
     def _windows(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], Texts]]:
@@ -248,15 +296,19 @@ class MergeRuns(Unit):
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
         buckets = buckets_of(self.number, self.ranges)
-        dtypes = {"documents": _DOCUMENT, "tokens": dtype}
+        marks = self.format.loss_on == "target"
+        dtypes = {"documents": _TARGET_DOCUMENT if marks else _DOCUMENT, "tokens": dtype}
         parts = [read_runs(store, unit, "run", runs, dtypes, buckets) for unit, runs in self.runs]
         documents = np.concatenate([part[0] for part in parts])
         sources = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
         by_key = np.argsort(documents["key"], kind="stable")
         tokens = np.concatenate([part[1] for part in parts])
-        ordered = gather(tokens, documents["tokens"].astype(np.int64), by_key)
+        lengths = documents["tokens"].astype(np.int64)
+        ordered = gather(tokens, lengths, by_key)
+        if marks:
+            ordered = mark(ordered, after_context(lengths[by_key], documents["context"][by_key].astype(np.int64)))
         provenance = make_provenance(sources, documents["line"], documents["tokens"])
-        packer = Packer(self.format.width, dtype)
+        packer = Packer(self.format.width, ordered.dtype)
         writer = ShardWriter(add, self.format.shards)
         writer.add(packer.add(ordered))
         add("documents.npy", encode_npy(provenance[by_key]))
@@ -279,7 +331,7 @@ class PackTails(Unit):
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         _, dtype, _ = self.format.load()
-        packer = Packer(self.format.width, dtype)
+        packer = Packer(self.format.width, self.format.packed_dtype(dtype))
         writer = ShardWriter(add, self.format.shards)
         with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
             keys = [f"units/{unit}/tail.npy" for unit in self.units]
@@ -296,20 +348,6 @@ def make_provenance(source: Any, lines: Any, lengths: Any) -> NDArray[Any]:
     made = np.empty(len(lengths), PROVENANCE)
     made["source"], made["line"], made["tokens"] = source, lines, lengths
     return made
-
-
-def gather(tokens: Tokens, lengths: Int64s, new_order: Int64s) -> Tokens:
-    """Reorder joined documents: document k of the result is document new_order[k] of the input."""
-    begins, sizes = (np.cumsum(lengths) - lengths)[new_order], lengths[new_order]
-    ends = np.cumsum(sizes)
-    shifts = begins - (ends - sizes)
-    moved, first, at = np.empty_like(tokens), 0, 0
-    while first < len(sizes):
-        last = max(int(np.searchsorted(ends, at + _GATHER, "right")), first + 1)
-        end = int(ends[last - 1])
-        moved[at:end] = tokens[np.repeat(shifts[first:last], sizes[first:last]) + np.arange(at, end)]
-        first, at = last, end
-    return moved
 
 
 def written_columns(languages: Iterable[str], directions: Sequence[str], sides: Sequence[str]) -> list[int]:
@@ -345,9 +383,12 @@ def _add_tail(add: AddFile, writer: ShardWriter, packer: Packer) -> int:
     return len(tail)
 
 
-def _key_documents(first: int, lines: Sequence[int], lengths: Int64s, key: int) -> NDArray[Any]:
-    """The documents of a part from number `first` on, each with a random key: dtype _DOCUMENT, shape (n,)."""
-    documents = np.empty(len(lengths), _DOCUMENT)
+def _key_documents(first: int, lines: Sequence[int], lengths: Int64s, key: int, context: Int64s | None) -> NDArray[Any]:
+    """The documents of a part from number `first` on, each with a random key: dtype _DOCUMENT, shape (n,); with
+    `context`, _TARGET_DOCUMENT."""
+    documents = np.empty(len(lengths), _DOCUMENT if context is None else _TARGET_DOCUMENT)
+    if context is not None:
+        documents["context"] = context
     documents["key"] = permutation.hash_numbers(np.arange(first, first + len(lengths)), key)
     documents["line"], documents["tokens"] = lines, lengths
     return documents

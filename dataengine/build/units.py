@@ -24,7 +24,7 @@ import orjson
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
-from dataengine.json_files import decode_hashed, encode_hashed
+from dataengine.json_files import IF_SET, decode_hashed, encode_hashed, written_fields
 from dataengine.mds.types import Shard
 from dataengine.records.parts import lines_before
 from dataengine.records.read import read_records
@@ -71,6 +71,10 @@ class Receipt:
     """Unknown tokens in the kept records."""
     vanished: int = 0
     """Characters of the kept records for which the tokenizer has no token."""
+    counted: int = field(default=0, metadata=IF_SET)
+    """With `loss_on: target`, the tokens that count as labels."""
+    templates: tuple[int, ...] = field(default=(), metadata=IF_SET)
+    """Pairs written in each of several templates, in the order of the config."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ def fingerprint_of(identity: object) -> str:
 
 def identity_of(value: Any) -> dict[str, Any]:
     """The fields of a dataclass that decide bytes."""
-    decides = [info.name for info in fields(value) if info.metadata.get("identity", True)]
+    written = written_fields(value)
+    decides = [info.name for info in fields(value) if info.name in written and info.metadata.get("identity", True)]
     return {name: _plain(getattr(value, name)) for name in decides}
 
 

@@ -12,7 +12,8 @@ from dataengine.errors import did_you_mean
 
 _STORES = (
     "Sources and `store` are local paths or s3://bucket/prefix. Credentials are those of the AWS tools; "
-    "S3_ENDPOINT_URL names another S3-compatible store."
+    "S3_ENDPOINT_URL names another S3-compatible store. Sources may also be hf://datasets/ORG/NAME/PATH and https:// "
+    "URLs; the token of the hub is that of `hf auth login`, or HF_TOKEN."
 )
 BUILD, LOOK = "build data", "look at data and plans"  # groups of commands in the help
 
@@ -219,6 +220,12 @@ def _add_contamination(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, metavar="FOLDER", help="a folder or URL that is empty or missing")
     parser.add_argument("--steps", metavar="A:B", help="only steps A to B - 1 (default: all)")
+    parser.add_argument(
+        "--to-format",
+        choices=("mds", "megatron", "numpy"),
+        default="mds",
+        help="an MDS stream (default), .bin and .idx files of Megatron-LM, or raw token arrays",
+    )
 
 
 def _add_init(parser: argparse.ArgumentParser) -> None:
@@ -360,9 +367,12 @@ COMMANDS = (
         "export",
         "export.run",
         "samples in training order, for other trainers",
-        "Write the samples of a schedule, in training order, as one MDS stream. Any trainer that reads MDS can read it "
-        "without shuffling. A killed export resumes.",
-        ("export yamls/mini/uni_en_zh.yaml --to s3://bucket/mixed --steps 0:1000",),
+        "Write the samples of a schedule, in training order, as one MDS stream, for Megatron-LM, or as raw arrays. Any "
+        "trainer that reads the format can read them without shuffling. A killed export resumes.",
+        (
+            "export yamls/mini/uni_en_zh.yaml --to s3://bucket/mixed --steps 0:1000",
+            "export yamls/mini/uni_en_zh.yaml --to megatron/uni_en_zh --to-format megatron",
+        ),
         _add_export,
         group=BUILD,
     ),

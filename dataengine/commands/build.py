@@ -5,22 +5,24 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 
 from dataengine.build.build import BuildResult, build, work
 from dataengine.build.executors import Engine, FinishedEngine, LocalEngine, OthersNotDoneError, RayEngine, SliceEngine
-from dataengine.build.prepare import prepare
+from dataengine.build.prepare import prepare, refuse_branches
 from dataengine.commands.common import command_again, load_experiment, parse_slice, show
 from dataengine.commands.estimate import describe_estimate
 from dataengine.config.fields import parse_count
 from dataengine.config.training import EvaluateConfig
 from dataengine.errors import InputError, note
-from dataengine.schedule.stages import budget_steps, idle_streams, stage_rows
+from dataengine.schedule.stages import budget_steps, by_entry, entry_of, idle_streams, stage_rows
 from dataengine.storage.open import open_store
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_remote
 from dataengine.tables import table
 
 _DAY_S = 86_400.0
+_REJECTS = 5  # files of unusable records that are named for an entry
 
 
 def run_build(options: argparse.Namespace) -> None:
@@ -29,7 +31,7 @@ def run_build(options: argparse.Namespace) -> None:
         return run_worker(options)
     if options.finalize:
         return run_finalize(options)
-    config, workers = load_experiment(options)
+    config, workers = load_experiment(options, look=True)
     if options.dry_run:
         sample = parse_count(options.sample_bytes or "4M")
         if not isinstance(sample, int) or sample < 1:
@@ -40,7 +42,7 @@ def run_build(options: argparse.Namespace) -> None:
     engine: Engine = RayEngine(options.ray_address) if options.engine == "ray" else LocalEngine(workers)
     result = build(config, workers=workers, engine=engine)
     show(describe_build(result))
-    for words in idle_streams(config.stages, result.manifest.schedule.own_stages, config.lanes):
+    for words in idle_streams(config.stages, result.manifest.schedule.own_stages, config.lanes, config.entries):
         note(words)
     steps, total = result.manifest.schedule.steps, budget_steps(config.budget, config.batch_size, config.seq_len)
     if total is not None and steps < total:
@@ -53,13 +55,13 @@ def _note_missing_sets(evaluate: EvaluateConfig) -> None:
     for name, sets in (("dev", evaluate.dev), ("test", evaluate.test)):
         for direction, place in sets.items():
             for path in [place] if isinstance(place, str) else place.values():
-                if not is_url(path) and not Path(path).exists():
+                if not is_remote(path) and not Path(path).exists():
                     note(f"evaluate.{name}.{direction} is {path}, which does not exist yet")
 
 
 def run_worker(options: argparse.Namespace) -> None:
     """Run one slice of a build. Exits with 3 if other slices must continue first."""
-    config, workers = load_experiment(options)
+    config, workers = load_experiment(options, look=True)
     number, slices = parse_slice(options.slice)
     try:
         work(config, SliceEngine(number, slices, workers, _DAY_S if options.wait is None else options.wait))
@@ -77,7 +79,8 @@ def run_worker(options: argparse.Namespace) -> None:
 
 def run_finalize(options: argparse.Namespace) -> None:
     """Publish the output of a build's slices."""
-    config, _ = load_experiment(options)
+    config, _ = load_experiment(options, look=True)
+    refuse_branches(config)
     try:
         show(describe_build(build(config, engine=FinishedEngine(options.slices or 1))))
     except OthersNotDoneError as waits:
@@ -104,48 +107,54 @@ def describe_build(result: BuildResult) -> str:
     if not result.new:
         return f"nothing to do: {result.path} is up to date (plan {manifest.plan_id[:12]})"
     records = [("stream", "records", "unusable", "dropped", "kept", "tokens", "samples", "remainder", "shards", "")]
-    for built in result.streams:
+    groups = {name: list(streams) for name, streams in groupby(result.streams, lambda one: entry_of(one.stream.name))}
+    for name, group in groups.items():
+        new = sum(built.new for built in group)
         records.append(
             (
-                built.stream.name,
-                f"{built.records:,}",
-                f"{sum(built.rejected.values()):,}",
-                f"{sum(built.dropped.values()):,}",
-                f"{built.kept:,}",
-                f"{built.tokens:,}",
-                f"{built.stream.samples:,}",
-                f"{built.remainder:,} tokens",
-                f"{len(built.stream.shards):,}",
-                "built" if built.new else "reused",
+                name if name == group[0].stream.name else f"{name} ({len(group):,} pairs)",
+                f"{sum(built.records for built in group):,}",
+                f"{sum(sum(built.rejected.values()) for built in group):,}",
+                f"{sum(sum(built.dropped.values()) for built in group):,}",
+                f"{sum(built.kept for built in group):,}",
+                f"{sum(built.tokens for built in group):,}",
+                f"{sum(built.stream.samples for built in group):,}",
+                f"{sum(built.remainder for built in group):,} tokens",
+                f"{sum(len(built.stream.shards) for built in group):,}",
+                {0: "reused", len(group): "built"}.get(new, f"{new:,} built"),
             )
         )
-    own = [built.stream.name for built in result.streams]
-    names = [*(stream.name for stream in manifest.streams if stream.name not in own), *own]  # a parent's come first
+    parents = dict.fromkeys(entry_of(stream.name) for stream in manifest.streams)
+    names = [*(name for name in parents if name not in groups), *groups]  # a parent's come first
     stages = [("stage", "steps", "predicted tokens", *names)]
     for row in stage_rows(manifest.schedule):
         tokens = row.steps * manifest.batch_size * manifest.seq_len
-        shares = [f"{row.drawn[name]:,} samples ({row.share(name)})" if name in row.drawn else "-" for name in names]
+        drawn = by_entry(row.drawn)
+        shares = [f"{drawn[name]:,} samples ({row.share(name)})" if name in drawn else "-" for name in names]
         stages.append((row.name, f"{row.steps:,}", f"{tokens:,}", *shares))
     reasons = [
-        f"{built.stream.name}: {count:,} {word}: {reason}"
-        for built in result.streams
-        for word, counts in (("unusable", built.rejected), ("dropped", built.dropped))
-        for reason, count in Counter(counts).most_common()
+        f"{name}: {count:,} {word}: {reason}"
+        for name, group in groups.items()
+        for word, counts in (
+            ("unusable", sum((Counter(built.rejected) for built in group), Counter[str]())),
+            ("dropped", sum((Counter(built.dropped) for built in group), Counter[str]())),
+        )
+        for reason, count in counts.most_common()
     ]
     reasons += [
-        f"{built.stream.name}: {count:,} {words}"
-        for built in result.streams
+        f"{name}: {count:,} {words}"
+        for name, group in groups.items()
         for count, words in (
-            (built.unknown, "unknown tokens: text that the tokenizer does not know"),
-            (built.vanished, "characters vanished: the tokenizer has no token for them"),
+            (sum(built.unknown for built in group), "unknown tokens: text that the tokenizer does not know"),
+            (sum(built.vanished for built in group), "characters vanished: the tokenizer has no token for them"),
         )
         if count
     ]
     store = result.path.rpartition("/experiments/")[0]
     rejects = [
         f"{built.stream.name}: unusable records with files and lines: {store}/{built.rejects}"
-        for built in result.streams
-        if built.rejects
+        for group in groups.values()
+        for built in [one for one in group if one.rejects][:_REJECTS]
     ]
     return "\n".join(
         [

@@ -13,6 +13,7 @@ from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
+from dataengine.tables import few
 
 
 def show(text: str) -> None:
@@ -20,9 +21,9 @@ def show(text: str) -> None:
     print(escape_controls(text))
 
 
-def load_experiment(options: argparse.Namespace) -> tuple[Config, int]:
-    """The config, and the number of workers."""
-    config = load_config(options.config, options.overrides)
+def load_experiment(options: argparse.Namespace, *, look: bool = False) -> tuple[Config, int]:
+    """The config, and the number of workers. `look`: for the files of patterns, again."""
+    config = load_config(options.config, options.overrides, look=look)
     return config, getattr(options, "workers", None) or default_workers()
 
 
@@ -60,5 +61,5 @@ def choose_streams(in_use: Sequence[str], chosen: list[str] | None, usual: list[
     """The streams that a command works on. Raises InputError for one that the stages do not use."""
     for name in chosen or ():
         if name not in in_use:
-            raise InputError(f"--stream {name}: the stages use {', '.join(in_use)}")
+            raise InputError(f"--stream {name}: the stages use {few(in_use)}")
     return chosen or usual

@@ -19,11 +19,11 @@ from dataengine.build import clean
 from dataengine.build.experiment import make_manifest
 from dataengine.build.prepare import Preparation, StreamPlan, label_notes
 from dataengine.build.rejects import describe_rejects, nothing_kept, too_few_tokens, too_many_rejects
-from dataengine.build.tokenize import find_lost, written_columns
+from dataengine.build.tokenize import TokenizeDocuments, TokenizePairs, find_lost, written_columns
 from dataengine.build.units import Reading, place_of, select
 from dataengine.cleaning import dedup, near_duplicates
 from dataengine.errors import InputError
-from dataengine.mds.types import Shard, StoredFile, Stream
+from dataengine.mds.types import Shard, StoredFile, Stream, mark
 from dataengine.mds.writer import compress, encode_shard
 from dataengine.records.formats import format_of
 from dataengine.records.lines import read_beginning
@@ -33,6 +33,8 @@ from dataengine.records.types import Notes, Records, SourcePart, add_notes
 from dataengine.tables import size_words, table
 from dataengine.text import pairs
 from dataengine.text.packing import join_documents
+from dataengine.text.tokenizers.base import Tokenizer
+from dataengine.text.writing import Written, write_texts
 
 SAMPLE_BYTES = 4 * 10**6  # to read of each stream
 _PLACES = 8  # parts that a sample is taken from
@@ -109,9 +111,11 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
         kept = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
     tokens = [np.empty(0, dtype)]
     before: Counter[int] = Counter()  # pairs of a part, whose directions take turns
+    units = plan.token_units([None] * len(plan.parts))
     for place, batch in kept:
-        ids, lengths = tokenizer.encode_flat(_texts(plan, batch, before[place]))
-        tokens.append(join_documents(ids, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)[0])
+        made_of = _write(units[place], tokenizer, batch, before[place])
+        joined = join_documents(made_of.tokens, made_of.lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+        tokens.append(joined[0])
         before[place] += len(batch.lines)
     made.seconds = time.perf_counter() - begun
     made.tokens = sum(map(len, tokens))
@@ -199,14 +203,14 @@ def _join(batches: Sequence[Records]) -> Records:
     )
 
 
-def _texts(plan: StreamPlan, batch: Records, first: int) -> list[str]:
+def _write(unit: TokenizeDocuments | TokenizePairs, tokenizer: Tokenizer, batch: Records, first: int) -> Written:
     """The documents of records; `first` is the number of the first pair in its part."""
-    if not plan.languages:
-        return batch.texts[0]
-    columns = dict(zip(plan.languages, batch.texts, strict=True))
-    if plan.sides:
-        return pairs.write_sides(columns, plan.sides, plan.languages)
-    return pairs.write_pairs(columns, first, plan.directions, plan.languages)
+    if isinstance(unit, TokenizeDocuments):
+        return write_texts(tokenizer, batch.texts[0])
+    columns = dict(zip(unit.languages, batch.texts, strict=True))
+    if unit.sides:
+        return write_texts(tokenizer, pairs.write_sides(columns, unit.sides, unit.languages))
+    return unit.writer(tokenizer).write(columns, first + np.arange(len(batch.lines)))
 
 
 def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
@@ -214,9 +218,11 @@ def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
     width = plan.format.width
     rows = tokens[: len(tokens) // width * width].reshape(-1, width)
     form = plan.format.shards
+    if plan.format.loss_on == "target":
+        rows = mark(rows, np.ones(rows.shape, np.bool_))
+    config, size = form.config(width, rows.dtype), 0
     if form.compression is None or not len(rows):
-        return (width * tokens.dtype.itemsize + 4) / width
-    config, size = form.config(width, tokens.dtype), 0
+        return float(sum(config["column_sizes"]) + 4) / width
     for first in range(0, len(rows), form.samples_per_shard):
         size += len(compress(encode_shard(rows[first : first + form.samples_per_shard], config), form.compression))
     return size / int(rows.size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from dataengine.build.executors import Engine
 from dataengine.build.prepare import Preparation, StreamPlan
 from dataengine.build.rounds import run_rounds
@@ -18,7 +20,7 @@ from dataengine.records.formats import FORMATS
 from dataengine.records.read import read_records
 from dataengine.records.types import SourcePart
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_remote
 from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
 
@@ -41,13 +43,19 @@ def describe_sample(
     if not 0 <= sample < stream.samples:
         raise InputError(f"stream '{name}' has samples 0 to {stream.samples - 1:,}, not {sample:,}")
     width = manifest.seq_len + 1
-    (tokens,) = SampleReader.of_store(store, [stream], width, token_dtype(manifest.vocab_size)).read([sample])
+    reader = SampleReader.of_store(store, [stream], width, token_dtype(manifest.vocab_size))
+    (tokens,), mask = reader.read([sample]), reader.read_mask([sample])
     provenance = StreamProvenance(store, stream.remote, width, (names or {}).get(stream.remote, ()))
     lines, at = [f"stream {name}, sample {sample}: {width:,} tokens"], 0
+    if mask is not None:
+        lines[0] += f", of which {np.count_nonzero(mask):,} count in the loss (>)"
     for origin in provenance.origins(sample):
-        part = tokens[at : at + origin.num_tokens].tolist()
         lines.append(f"{origin.path}, line {origin.line}: {origin.num_tokens} tokens from token {origin.first_token}")
-        lines += [f"  | {line}" for line in tokenizer.decode(part).split("\n")]
+        here = slice(at, at + origin.num_tokens)
+        counts = np.ones(origin.num_tokens, np.bool_) if mask is None else mask[0, here]
+        for part in np.split(np.arange(origin.num_tokens), np.flatnonzero(np.diff(counts)) + 1):
+            sign = "|" if mask is None or not counts[part[0]] else ">"
+            lines += [f"  {sign} {line}" for line in tokenizer.decode(tokens[here][part].tolist()).split("\n")]
         at += origin.num_tokens
     return "\n".join(lines)
 
@@ -131,7 +139,8 @@ def _find_record(plan: StreamPlan, part: SourcePart, line: int) -> int | str:
         usable += len(batch.lines)
         if batch.lines and batch.lines[-1] > line:
             break
-    return FORMATS[part.format].no_record
+    skipped = ", or one of its texts is missing" if plan.records.skip_missing else ""
+    return FORMATS[part.format].no_record + skipped
 
 
 def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part: int, record: int) -> str:
@@ -146,4 +155,4 @@ def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part
 
 
 def _same_file(one: str, other: str) -> bool:
-    return one == other or (not is_url(one) and not is_url(other) and Path(one).resolve() == Path(other).resolve())
+    return one == other or (not any(map(is_remote, (one, other))) and Path(one).resolve() == Path(other).resolve())

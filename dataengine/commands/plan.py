@@ -25,21 +25,22 @@ from dataengine.hardware.memory import ERROR, step_bytes
 from dataengine.hardware.sizes import divisors
 from dataengine.mds.types import Shard, StoredFile, Stream
 from dataengine.pretrained import model_in_closed_form
-from dataengine.schedule.fork import inherited_restarts
+from dataengine.schedule.fork import settings_after_parents
 from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
-from dataengine.schedule.rates import Settings, horizon_notes, planned_settings
+from dataengine.schedule.rates import Settings, horizon_notes
 from dataengine.schedule.reader import PlanReader
-from dataengine.schedule.slots import Stage, count_drawn
-from dataengine.schedule.stages import idle_streams, stage_rows
+from dataengine.schedule.slots import Stage, count_drawn, parts_of
+from dataengine.schedule.stages import by_entry, entry_of, idle_streams, stage_rows
 from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url, where_it_would_be
 from dataengine.storage.store import Store
-from dataengine.tables import size_words, table
+from dataengine.tables import few, size_words, table
 from dataengine.text.tokenizers.load import load_tokenizer
 
 _MOST_SHARDS = 1 << 18  # of a stream that is not built; more are counted as larger shards
 _MOST_LISTED = 100_000  # samples of a step whose ids are shown
 _VOCABULARY = 32_000  # tokens, if the tokenizer is not there: the paper's
+_PAIRS = 3  # of an entry that are shown: as many of the largest and of the smallest
 _UNKNOWN = "assumed"  # in place of the hashes of streams that are not built
 
 
@@ -125,10 +126,10 @@ def _plan_config(config: Config) -> Plan:
 def _plan_unbuilt(config: Config, store: Store, reason: str) -> Plan:
     """The plan that a build would make, as far as the store has the streams; else with the sizes that are stated."""
     stored = find_stored_streams(config, store)
-    if any(config.streams[name].assume is None for name in stored.missing):
+    if any(config.all_streams[name].assume is None for name in stored.missing):
         raise InputError(_missing_sizes(config, stored.missing, reason))
     width, in_shard = config.seq_len + 1, config.samples_per_shard
-    assumed = {name: _assumed_stream(name, config.streams[name].assume, width, in_shard) for name in stored.missing}
+    assumed = {name: _assumed_stream(name, config.all_streams[name].assume, width, in_shard) for name in stored.missing}
     streams = {name: assumed[name] if name in assumed else stored.streams[name] for name in config.streams_in_use}
     origin = " and ".join([f"streams in {config.store}"] * bool(stored.streams) + ["assumed sizes"] * bool(assumed))
     if assumed or stored.tokenizer is None:
@@ -165,12 +166,13 @@ def stale_note(plan: Plan) -> str:
 
 def _missing_sizes(config: Config, missing: Mapping[str, str], reason: str) -> str:
     """Why a config cannot be planned, and what to do."""
-    unknown = [name for name in missing if config.streams[name].assume is None]
+    unknown = [name for name in missing if config.all_streams[name].assume is None]
+    first = entry_of(unknown[0])
     elsewhere = "" if is_url(config.store) else where_it_would_be(Path(config.store, "experiments"))
     return (
-        f"'{config.name}' {reason}, and the sizes of streams {', '.join(unknown)} are unknown. "
+        f"'{config.name}' {reason}, and the sizes of streams {few(unknown)} are unknown. "
         f"{_reasons({name: missing[name] for name in unknown})} Build it (dataengine build CONFIG), or state sizes: "
-        f"streams.{unknown[0]}.assume: {{tokens: 1B}}{elsewhere}"
+        f"streams.{first}.assume: {{tokens: 1B}}{elsewhere}"
     )
 
 
@@ -179,7 +181,7 @@ def _reasons(missing: Mapping[str, str]) -> str:
     names: dict[str, list[str]] = {}
     for name, reason in missing.items():
         names.setdefault(reason.removeprefix(f"stream '{name}': ").rstrip("."), []).append(name)
-    return " ".join(f"{', '.join(streams)}: {reason}." for reason, streams in names.items())
+    return " ".join(f"{few(streams)}: {reason}." for reason, streams in names.items())
 
 
 def _assumed_stream(name: str, assume: AssumeConfig | None, width: int, samples_per_shard: int) -> Stream:
@@ -231,23 +233,28 @@ def describe_plan(
     ]
     cursors = schedule.cursors(schedule.steps)
     rows = [("stream", "samples", "drawn", "tokens drawn", "share", "epochs", "never drawn", "read by a node")]
-    for stream in manifest.streams:
-        drawn = cursors.get(stream.name, 0)
-        share = drawn / (schedule.steps * manifest.batch_size)
-        mark = " (assumed)" if stream.name in plan.assumed else ""
+    entries = _by_entry(manifest.streams)
+    assumed = set(plan.assumed)
+    for name, streams in entries.items():
+        draws = [cursors.get(stream.name, 0) for stream in streams]
+        samples, drawn = sum(stream.samples for stream in streams), sum(draws)
+        mark = f" ({len(streams):,} pairs)" if name != streams[0].name else ""
+        mark += " (assumed)" if any(stream.name in assumed for stream in streams) else ""
+        both = list(zip(streams, draws, strict=True))
         rows.append(
             (
-                stream.name + mark,
-                f"{stream.samples:,}",
+                name + mark,
+                f"{samples:,}",
                 f"{drawn:,}",
                 f"{drawn * manifest.seq_len:,}",
-                f"{share:.2%}",
-                f"{drawn / max(stream.samples, 1):.3f}",
-                f"{max(stream.samples - drawn, 0):,}",
-                size_words(_bytes_read(stream, drawn, nodes, manifest.lanes)),
+                f"{drawn / (schedule.steps * manifest.batch_size):.2%}",
+                f"{drawn / max(samples, 1):.3f}",
+                f"{sum(max(stream.samples - count, 0) for stream, count in both):,}",
+                size_words(sum(_bytes_read(stream, count, nodes, manifest.lanes) for stream, count in both)),
             )
         )
     lines += table(rows)
+    lines += [line for name in entries for line in _pair_lines(name, entries[name], cursors)]
     read = sum(_bytes_read(stream, cursors.get(stream.name, 0), nodes, manifest.lanes) for stream in manifest.streams)
     cache = size_words(_cache(manifest, nodes))
     lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in total and needs at least {cache} of cache"]
@@ -264,8 +271,28 @@ def describe_plan(
     if plan.missing:
         lines.append(f"Not in {plan.config.store if plan.config else ''}: {_reasons(plan.missing)}")
     if plan.config:
-        notes += idle_streams(plan.config.stages, schedule.own_stages, schedule.lanes)
+        notes += idle_streams(plan.config.stages, schedule.own_stages, schedule.lanes, plan.config.entries)
     return "\n".join([*lines, *(f"note: {words}" for words in notes)])
+
+
+def _by_entry(streams: Sequence[Stream]) -> dict[str, list[Stream]]:
+    """Streams by name; those of an entry for many pairs under its name."""
+    entries: dict[str, list[Stream]] = {}
+    for stream in streams:
+        entries.setdefault(entry_of(stream.name), []).append(stream)
+    return entries
+
+
+def _pair_lines(name: str, streams: Sequence[Stream], cursors: Mapping[str, int]) -> list[str]:
+    """A line on the streams of an entry that the run draws most and least from, and on those that repeat most."""
+    if streams[0].name == name:
+        return []
+    drawn = {stream.name: cursors.get(stream.name, 0) for stream in streams}
+    epochs = {stream.name: drawn[stream.name] / max(stream.samples, 1) for stream in streams}
+    ordered = sorted(streams, key=lambda stream: (-drawn[stream.name], stream.name))
+    ends = [ordered] if len(ordered) <= 2 * _PAIRS else [ordered[:_PAIRS], ordered[-_PAIRS:]]
+    words = " ... ".join(", ".join(f"{one.name.partition('/')[2]} {drawn[one.name]:,}" for one in end) for end in ends)
+    return [f"{name}, samples drawn by pair: {words}; {min(epochs.values()):.3f} to {max(epochs.values()):.3f} epochs"]
 
 
 def gpu_cost(plan: Plan, gpu: Gpu, gpus: int, tokens_per_second: float | None = None) -> list[str]:
@@ -317,9 +344,8 @@ def settings_and_notes(plan: Plan) -> tuple[Settings | None, list[str]]:
     """The training settings of the steps, if they are known, and notes on the learning rate."""
     if plan.config is None:
         return None, []
-    planned = planned_settings(plan.config, plan.manifest.schedule)
     try:
-        settings = replace(planned, restarts=(*inherited_restarts(plan.config), *planned.restarts))
+        settings = settings_after_parents(plan.config, plan.manifest.schedule)
     except InputError as error:
         return None, [f"learning rates are not shown: {error}"]
     return settings, horizon_notes(
@@ -411,21 +437,21 @@ def _summary(manifest: Manifest, step: int, what: str) -> str:
         if step >= schedule.steps:
             return "has ended"
         counts = schedule.counts(step)
-        return ", ".join(f"{n} {c:,}" for n, c in counts.items() if c) + " samples"
+        return ", ".join(f"{n} {c:,}" for n, c in by_entry(counts).items() if c) + " samples"
     before = schedule.cursors(step) if what == "rest" else {}
     after = schedule.cursors(schedule.steps)
     parts = {name: (count - before.get(name, 0)) * manifest.seq_len for name, count in after.items()}
-    return ", ".join(f"{name} {tokens:,}" for name, tokens in parts.items() if tokens) + " tokens"
+    return ", ".join(f"{name} {tokens:,}" for name, tokens in by_entry(parts).items() if tokens) + " tokens"
 
 
 def _mix(stage: Stage) -> str:
     total = sum(stage.samples.values())
-    return ", ".join(f"{name} {samples / total:.2%}" for name, samples in stage.samples.items() if samples)
+    return ", ".join(f"{name} {samples / total:.2%}" for name, samples in by_entry(stage.samples).items() if samples)
 
 
 def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> float:
-    """The largest deviation of a stream from its share, in samples, over some of the stage's steps."""
-    quotas = [quota // lanes for quota in stage.samples.values() if quota]
+    """The largest deviation of a stream or an entry from its share, in samples, over some of the stage's steps."""
+    quotas = [part.quota // lanes for part in parts_of(stage.samples)]
     total, worst = sum(quotas), 0.0
     count = min(stage.length, probes)
     for step in [stage.length * k // count for k in range(count + 1)]:

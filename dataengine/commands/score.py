@@ -82,7 +82,7 @@ def score_streams(
         )
     wanted = {name: config.scores[name] for name in names if name in config.scores}
     if missing := [name for name in names if name not in wanted]:
-        if isinstance(config.streams[missing[0]], DocumentStream):
+        if isinstance(config.all_streams[missing[0]], DocumentStream):
             raise InputError(f"stream '{missing[0]}' has documents, and only pairs are scored. Name a stream of pairs.")
         raise InputError(f"stream '{missing[0]}' has no `scores`: add them to streams.{missing[0]}, such as {example}")
     prepared = prepare(config, open_store(config.store))

@@ -10,6 +10,7 @@ from dataengine.errors import InputError
 ALIASES: dict[Loc, str] = {
     ("streams", "STREAM", "epochs"): "passes",
     ("streams", "STREAM", "targets"): "adjacent",
+    ("train", "decay_to"): "min_learning_rate",
     ("evaluate", "selection_directions"): "choose_by",
     ("evaluate", "num_fewshot"): "shots",
     ("evaluate", "num_beams"): "beams",

@@ -21,7 +21,15 @@ from pydantic import BaseModel
 
 from dataengine.config.aliases import ALIASES, VALUES
 from dataengine.config.errors import EACH, sections_of
-from dataengine.config.fields import DIRECTION_PATTERN, LANGUAGE_PATTERN, MAX_NUMBER, Decision, decision_of, dotted
+from dataengine.config.fields import (
+    DIRECTION_PATTERN,
+    LANGUAGE_PATTERN,
+    MAX_NUMBER,
+    SIZE_POWER_PATTERN,
+    Decision,
+    decision_of,
+    dotted,
+)
 from dataengine.config.schema import Config
 
 _NOUN = re.compile(r"text|name|direction|language code|whole number|number|mapping|section")
@@ -184,7 +192,12 @@ def _number_words(schema: Mapping[str, Any]) -> str:
 
 
 def _text_words(pattern: str) -> str:
-    known = {"": "text", DIRECTION_PATTERN: "direction", LANGUAGE_PATTERN: "language code"}
+    known = {
+        "": "text",
+        DIRECTION_PATTERN: "direction",
+        LANGUAGE_PATTERN: "language code",
+        SIZE_POWER_PATTERN: "`by_size^A`",
+    }
     return known.get(pattern, "text" if "zstd" in pattern else "name")
 
 

@@ -16,6 +16,7 @@ from dataengine.config.fields import (
     DIRECTION_PATTERN,
     LANGUAGE_PATTERN,
     MAX_NUMBER,
+    SIZE_POWER_PATTERN,
     Loc,
     PlacedError,
     dotted,
@@ -133,6 +134,8 @@ def _message(problem: Problem) -> str:
         return "expected a number, such as 0.8"
     if kind == "string_pattern_mismatch" and context["pattern"] in (DIRECTION_PATTERN, LANGUAGE_PATTERN):
         return _expected_languages(str(value), loc, 2 if context["pattern"] == DIRECTION_PATTERN else 1)
+    if kind == "string_pattern_mismatch" and context["pattern"] == SIZE_POWER_PATTERN:
+        return "a power of it from 0 to 1, such as by_size^0.3"
     if kind == "string_pattern_mismatch" and context["pattern"].startswith("^[A-Za-z0-9]"):
         return "expected a name of letters, digits, - and _ that begins with a letter or digit"
     if kind == "less_than_equal" and isinstance(context["le"], int):

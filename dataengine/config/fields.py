@@ -60,6 +60,10 @@ DIRECTION_PATTERN = r"^[A-Za-z0-9]+-[A-Za-z0-9]+$"
 LANGUAGE_PATTERN = r"^[A-Za-z0-9]+$"  # of pairs: no region or script, because `-` separates the two of a direction
 Direction = Annotated[str, Field(pattern=DIRECTION_PATTERN)]
 
+# The size of a stream to the power A, from 0 to 1 with at most two decimals
+SIZE_POWER_PATTERN = r"^by_size\^(0|1|0?\.\d{1,2}|1\.0{1,2})$"
+SizePower = Annotated[str, Field(pattern=SIZE_POWER_PATTERN)]
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

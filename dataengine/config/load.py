@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from dataengine.config.corpora import fill_in_pairs
 from dataengine.config.errors import describe_problem, find_problems
 from dataengine.config.fields import Loc
 from dataengine.config.layers import read_layers
@@ -17,15 +18,16 @@ from dataengine.config.schema import Config
 from dataengine.errors import InputError
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, look: bool = False) -> Config:
     """Read an experiment: its file on top of the files that `base` names, then `a.b=value` overrides.
 
     A `base` path is relative to the file that names it; all other paths are relative to the working directory.
+    For a stream with a pattern in `pairs`, takes the pairs that the last build found; `look`: looks for them again.
     Raises InputError naming file, line and key for anything unusable.
 
         config = dataengine.load_config("yamls/mini/uni_en_zh.yaml", ["batch_size=64", "store=s3://bucket/store"])
     """
-    return load_with_places(path, overrides).config
+    return load_with_places(path, overrides, look=look).config
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ class Loaded:
         return re.sub(r" \(`\w+`\)$", "", place)  # which name of the key was written
 
 
-def load_with_places(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_with_places(path: str | Path, overrides: Sequence[str] = (), *, look: bool = False) -> Loaded:
     """`load_config`, with what set each key."""
     values, lines = read_layers(Path(path), overrides)
     _drop_nulls(values)
+    fill_in_pairs(values, lines, look=look)
     try:
         return Loaded(Config.model_validate(values), values, lines)
     except ValidationError as error:

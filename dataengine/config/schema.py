@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import cached_property
+from itertools import chain
 from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
@@ -22,6 +24,7 @@ from dataengine.config.fields import (
     PlacedError,
     Section,
     Size,
+    SizePower,
     dotted,
     short_value,
 )
@@ -29,7 +32,8 @@ from dataengine.config.streams import PairStream, ScoresConfig, Stream
 from dataengine.config.training import EvaluateConfig, InitConfig, ModelConfig, TrainConfig
 from dataengine.errors import did_you_mean
 from dataengine.storage import model_hub as hub
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_url, read_only_hint
+from dataengine.tables import few
 from dataengine.text.language_codes import meant_language
 from dataengine.text.language_names import ENGLISH_NAMES
 
@@ -64,7 +68,7 @@ class ParentConfig(Section):
 
 
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Mix = dict[Name, Weight | Literal["by_size", "all", "rest"]]
+Mix = dict[Name, Weight | Literal["by_size", "all", "rest"] | SizePower]
 
 
 class StageConfig(Section):
@@ -90,8 +94,8 @@ class StageConfig(Section):
     """Take the part of the budget that the other stages leave. Only one stage may."""
     mix: Mix
     """The streams of each batch, by weight. Relative weights: {mono: 3, en-zh: 1}. `by_size` for all streams: in
-    proportion to their remaining samples. `all` for some and `rest` for one: spread all remaining samples of some
-    streams evenly, and fill each batch from the other."""
+    proportion to their remaining samples, or `by_size^0.3`, to this power of them. `all` for some and `rest` for one:
+    spread all remaining samples of some streams evenly, and fill each batch from the other."""
     to_mix: dict[Name, Weight] | None = None
     """Move linearly from the weights of `mix` to these over the stage, in up to 100 parts. Default: one mix."""
     at: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -101,6 +105,12 @@ class StageConfig(Section):
     """Steps between checkpoints, counted from the start of the stage. Default: `train.checkpoint_interval`."""
     restart_learning_rate: Annotated[bool, TRAINING] = False
     """Start the learning rate again at the start of this stage, with a warm-up and a decay."""
+    schedule: Annotated[Literal["cosine", "linear", "constant"] | None, TRAINING] = None
+    """Learning rate of this stage: from the rate of the step before it, as a cosine or a line to `decay_to` at its last
+    step, or constant. Later stages keep that rate until one restarts it or states a schedule. Default: the rate goes on
+    as before, by `train.schedule`."""
+    decay_to: Annotated[Annotated[float, Field(ge=0)] | None, TRAINING] = None
+    """Learning rate at the last step of this stage, for `schedule`. Default: `train.decay_to`."""
 
     @model_validator(mode="after")
     def _agrees(self) -> StageConfig:
@@ -114,10 +124,10 @@ class StageConfig(Section):
             raise ValueError("`mix` names at least one stream, such as {mono-en: 1}")
         words = {weight for weight in self.mix.values() if isinstance(weight, str)}
         numbers = any(isinstance(weight, float) for weight in self.mix.values())
-        if "by_size" in words and (numbers or words != {"by_size"}):
-            others = ", ".join(name for name, weight in self.mix.items() if weight != "by_size")
+        if (sizes := sorted(words - {"all", "rest"})) and (numbers or words != {sizes[0]}):
+            others = ", ".join(name for name, weight in self.mix.items() if weight != sizes[0])
             raise ValueError(
-                f"`by_size` must be the weight of all streams of a mix or of none. Change the weight of {others}"
+                f"`{sizes[0]}` must be the weight of all streams of a mix or of none. Change the weight of {others}"
             )
         if words & {"all", "rest"} and (numbers or list(self.mix.values()).count("rest") != 1):
             raise ValueError("in a mix with `all` or `rest`, exactly one stream is `rest` and all others are `all`")
@@ -125,6 +135,8 @@ class StageConfig(Section):
             raise ValueError("a ramp (`to_mix`) needs numbers in both mixes and a length other than `drain`")
         if self.drain and words & {"all", "rest"}:
             raise ValueError("`drain` needs weights or `by_size`; `all` and `rest` need a stated length")
+        if self.decay_to is not None and self.schedule not in ("cosine", "linear"):
+            raise ValueError("`decay_to` of a stage needs `schedule: linear` or `schedule: cosine`")
         if self.rest and self.at is not None:
             raise ValueError("a stage with `rest: true` cannot have `at`. Use `at` for the other stages")
         return self
@@ -165,9 +177,9 @@ class Config(Section):
     """Bytes per task: the build splits plain files and Parquet at about this size. Lower it if there are more workers
     than tasks."""
     tokenizer: Annotated[str, NOTHING, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})]
-    """Path of the tokenizer: a SentencePiece .model, a Hugging Face tokenizer.json, or a folder with one of them. Its
-    content decides the tokens; its path does not matter. Default with `init.hf`, also for null: the pretrained
-    model's tokenizer."""
+    """Path of the tokenizer: a SentencePiece .model, a Hugging Face tokenizer.json (also hf://ORG/NAME/tokenizer.json),
+    or a folder with one of them. Its content decides the tokens; its path does not matter. Default with `init.hf`, also
+    for null: the pretrained model's tokenizer."""
     tokenizer_engine: Annotated[Literal["auto", "reference"], NOTHING] = "auto"
     """`auto` tokenizes with gigatoken, which is several times faster, if its ids equal those of the reference library.
     `reference` never uses gigatoken."""
@@ -244,10 +256,9 @@ class Config(Section):
             if re.match(r"[a-z0-9]+:/[^/]|(s3|gs|oci)//", url.lower()):
                 raise PlacedError((key,), f"{key} is {url}: write a URL as s3://bucket/folder")
             if "://" in url and not is_url(url):
-                raise PlacedError(
-                    (key,),
-                    f"{key} is {url}: unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder",
-                )
+                words = "unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder."
+                words = f"{words}{read_only_hint(url)}"
+                raise PlacedError((key,), f"{key} is {url}: {words.removesuffix('.')}")
         if "://" in self.cache:
             raise PlacedError(("cache",), f"cache is {self.cache}: it must be a folder on a local disk")
         if self.init and self.init.mode == "continue" and self.parent is None:
@@ -311,15 +322,39 @@ class Config(Section):
                 yield from ((code, ("evaluate", key, direction)) for code in direction.split("-"))
 
     def _check_languages(self) -> None:
-        for language, loc in self._languages_used():
-            if language not in self.languages:
-                meant = meant_language(language)
-                raise PlacedError(
-                    loc,
-                    f"no name for language '{language}': {meant and f'{meant}; if that is not meant, '}add "
-                    f"`languages: {{{language}: ...}}`, "
-                    "the full name that prompts and training text use",
-                )
+        unnamed = {language: loc for language, loc in self._languages_used() if language not in self.languages}
+        for language, loc in unnamed.items():
+            meant = meant_language(language)
+            others = f" (and {len(unnamed) - 1:,} others: {few([*unnamed][1:])})" if unnamed.keys() - {language} else ""
+            raise PlacedError(
+                loc,
+                f"no name for language '{language}'{others}: {meant and f'{meant}; if that is not meant, '}add "
+                f"`languages: {{{language}: ...}}`, "
+                "the full name that prompts and training text use",
+            )
+
+    @cached_property
+    def all_streams(self) -> dict[str, Stream]:
+        """The streams by name. In place of an entry for many pairs, its streams, such as bitext/en-zh."""
+        found: dict[str, Stream] = {}
+        for name, stream in self.streams.items():
+            found |= stream.entry_streams(name) if isinstance(stream, PairStream) and stream.found else {name: stream}
+        return found
+
+    @cached_property
+    def entries(self) -> dict[str, tuple[str, ...]]:
+        """The names of the streams of each entry for many pairs."""
+        return {
+            name: tuple(f"{name}/{pair}" for pair in stream.found)
+            for name, stream in self.streams.items()
+            if isinstance(stream, PairStream) and stream.found
+        }
+
+    @property
+    def entry_weights(self) -> dict[str, str]:
+        """How a stage splits the samples of each entry among its streams."""
+        streams = ((name, self.streams[name]) for name in self.entries)
+        return {name: stream.weights for name, stream in streams if isinstance(stream, PairStream)}
 
     @property
     def first_step(self) -> int:
@@ -335,7 +370,8 @@ class Config(Section):
     @property
     def streams_in_use(self) -> tuple[str, ...]:
         """Names of the streams that at least one stage mixes, in the order of the stages."""
-        return tuple(dict.fromkeys(stream for stage in self.stages for stream in stage.streams))
+        mixed = dict.fromkeys(chain.from_iterable(stage.streams for stage in self.stages))
+        return tuple(chain.from_iterable(self.entries.get(name, (name,)) for name in mixed))
 
 
 def _check_numbers(value: object, loc: Loc) -> None:

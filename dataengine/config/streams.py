@@ -11,12 +11,15 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     Tag,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
 from dataengine.cleaning.rules.settings import DocumentRules, PairRules
-from dataengine.config.fields import LANGUAGE_PATTERN, NOTHING, PLAN, Count, Direction, Section
+from dataengine.config.fields import LANGUAGE_PATTERN, NOTHING, PLAN, Count, Direction, Section, SizePower
+
+CODES = ("{src}", "{tgt}")  # in a pattern of `pairs`: the languages of a pair
 
 # The default is `columns: heading`: the first line of each file names its columns.
 Columns = Annotated[tuple[str, ...], BeforeValidator(lambda value: () if value == "heading" else value)]
@@ -51,6 +54,8 @@ class SectionOfOneKind(Section):
 
     # Keys that every stored config.yaml begins with. Keys of the other kind have these values.
     stored: ClassVar[dict[str, object]]
+    # Newer keys. A stored config.yaml has them if they are set.
+    stored_if_set: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -63,7 +68,10 @@ class SectionOfOneKind(Section):
 
     @model_serializer(mode="wrap")
     def _with_empty_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
-        return {**self.stored, **dump(self)}
+        defaults = {key: type(self).model_fields[key].default for key in self.stored_if_set}
+        dumped = dump(self)
+        unset = [key for key, usual in defaults.items() if dumped[key] in (usual, [] if usual == () else usual)]
+        return {**self.stored, **{key: value for key, value in dumped.items() if key not in unset}}
 
 
 class CleanConfig(SectionOfOneKind):
@@ -129,11 +137,11 @@ class StreamConfig(SectionOfOneKind):
         "clean": {},
         "scores": None,
     }
-    format: Literal["jsonl", "tsv", "text", "tmx", "parquet"] | None = None
+    format: Literal["jsonl", "tsv", "csv", "text", "tmx", "parquet", "arrow"] | None = None
     """Format of the files. Default: by the name of each file."""
     columns: Columns = ()
-    """TSV: names of the columns in files without a heading, such as [en, zh]. Default: `heading`, the first line of
-    each file names them."""
+    """TSV and CSV: names of the columns in files without a heading, such as [en, zh]. Default: `heading`, the first
+    line of each file names them."""
     split: Literal["line", "paragraph", "file"] = "line"
     """Plain text: which part of a file is one document."""
     passes: Annotated[Count, PLAN] = 1  # YAML: epochs
@@ -146,8 +154,8 @@ class DocumentStream(StreamConfig):
     """A stream of documents, each a text of its own."""
 
     documents: tuple[str, ...]
-    """Files with documents: paths, globs or URLs. Formats: .jsonl, .json, .txt, .tsv, .tmx (also as .gz, .zst, .xz or
-    .bz2) and .parquet."""
+    """Files with documents: paths, globs or URLs (s3://, hf://datasets/ORG/NAME/PATH, https://). Formats: .jsonl,
+    .json, .txt, .tsv, .csv, .tmx (also as .gz, .zst, .xz or .bz2), .parquet and .arrow (of `datasets`)."""
     text_key: str = "text"
     """The key of the text in a record. A dotted key, such as meta.text, goes into nested objects."""
     language: str | None = None
@@ -183,29 +191,75 @@ class DocumentStream(StreamConfig):
         return (self.text_key,)
 
 
-class PairStream(StreamConfig):
-    """A stream of sentence pairs, written as translations or one side alone."""
+def has_codes(pairs: object) -> bool:
+    """Whether the value of `pairs` is a pattern with {src} and {tgt}, alone or as the only one of a list."""
+    if isinstance(pairs, list | tuple):
+        return len(pairs) == 1 and has_codes(pairs[0])
+    paths = pairs.values() if isinstance(pairs, dict) else [pairs]
+    return any(code in path for path in paths if isinstance(path, str) for code in CODES)
 
-    pairs: tuple[str | dict[str, str], ...]
+
+class PairStream(StreamConfig):
+    """A stream of sentence pairs, written as translations or one side alone. With a pattern in `pairs`, an entry for
+    many streams: one for each language pair."""
+
+    stored_if_set: ClassVar[tuple[str, ...]] = ("line_breaks", "missing", "template", "loss_on", "weights", "found")
+    pairs: Annotated[
+        tuple[str | dict[str, str], ...],
+        BeforeValidator(lambda value: value if isinstance(value, list | tuple) or not has_codes(value) else [value]),
+    ]
     """Files with sentence pairs: paths, globs or URLs in the formats of `documents`. A mapping is a Moses corpus with a
-    file per language: {en: corpus.en, zh: corpus.zh}."""
+    file per language: {en: corpus.en, zh: corpus.zh}. A pattern with {src} and {tgt}, such as
+    corpora/{src}-{tgt}/*.tsv, makes a stream for each language pair that has files, such as NAME/en-zh."""
     keys: dict[str, str] = {}
     """The key of each language's sentence in a record, such as {zh: translation.zh}. Default: the language code."""
-    directions: tuple[Direction, ...] = ()
+    directions: Annotated[tuple[Direction, ...], BeforeValidator(lambda value: () if value == "all" else value)] = ()
     """Translation directions of the training text, source first, such as [en-zh, zh-en]. Each pair is written once;
-    the directions take turns. State either `directions` or `sides`."""
+    the directions take turns. State either `directions` or `sides`. With a pattern in `pairs`: `all` for both
+    directions of each pair, or a list, which also chooses the pairs."""
     adjacent: bool = True  # YAML: targets
     """`adjacent` writes each source with its own target. `shuffled` gives it the target of another pair, at random;
     each target is used once."""
+    line_breaks: Literal["space", "keep"] | None = None
+    """Pairs of documents: `keep` keeps the line breaks of a text and joins a list of sentences with line breaks;
+    `space` writes spaces instead, and nothing between Chinese or Japanese sentences. Default: line breaks become
+    spaces, and a list is unusable."""
+    missing: Literal["unusable", "skip"] = "unusable"
+    """A record without one of its two texts is `unusable`; `skip` leaves it out and counts it in a note, for files in
+    several languages whose records need not have all."""
+    template: dict[str, Annotated[float, Field(gt=0)]] = {"paper": 1.0}
+    """How a pair becomes text: `paper`, `plain`, `instruct`, `chat` (the tokenizer's own chat template), or the path of
+    a Jinja file. Several share the pairs by weight: `{paper: 3, chat: 1}`."""
+    loss_on: Literal["all", "target"] = "all"
+    """Tokens that count in the loss: `all`, or those of the `target` and the EOS after it."""
     sides: tuple[Annotated[str, Field(pattern=LANGUAGE_PATTERN)], ...] = ()
     """Use only the sentences of these languages, each as a document of its own, such as [zh]."""
+    weights: Annotated[Literal["by_size"] | SizePower, PLAN] = "by_size"
+    """With a pattern in `pairs`: how the part of the entry in a mix is split among its streams. `by_size` is in
+    proportion to what is left of each, `by_size^0.3` to this power of it: small pairs get more (temperature)."""
+    found: tuple[Direction, ...] = ()
+    """With a pattern in `pairs`: the pairs that have files, {src} first. The build looks for them and records them in
+    config.yaml. Default: those that the last build recorded, else those whose files exist."""
     clean: PairClean = PairClean()
     """Cleaning of the pairs. Default: none."""
     scores: ScoresConfig | None = None
     """Drop pairs below a quality threshold of a COMET model. Default: off."""
 
+    @field_validator("template", mode="before")
+    @classmethod
+    def _with_weight(cls, value: object) -> object:
+        """A single template without a weight."""
+        return {value: 1.0} if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _agrees(self) -> PairStream:
+        if has_codes(self.pairs):
+            return self._is_entry()
+        if several := [path for path in self.pairs if has_codes([path])]:
+            raise ValueError(f"`pairs`: a pattern stands alone, and not in a list: pairs: {several[0]}")
+        if self.found or self.weights != "by_size":
+            key = "found" if self.found else "weights"
+            raise ValueError(f"`{key}` belongs to `pairs` with a pattern, such as corpora/{{src}}-{{tgt}}/*.tsv")
         if bool(self.directions) == bool(self.sides):
             raise ValueError("pairs need either `directions` (such as [en-zh]) or `sides` (such as [zh])")
         if same := [direction for direction in self.directions if len(set(direction.split("-"))) == 1]:
@@ -215,11 +269,22 @@ class PairStream(StreamConfig):
             raise ValueError(f"`pairs`: write one file per language as a mapping: pairs: [{{{corpus}}}]")
         if not self.adjacent and not self.directions:
             raise ValueError("`targets: shuffled` needs `directions`")
+        if not self.template:
+            raise ValueError("`template` names at least one template, such as paper")
+        if list(self.template) != ["paper"] and not self.directions:
+            raise ValueError("`template` needs `directions`: with `sides`, a document has one sentence")
+        if self.loss_on == "target" and not self.directions:
+            raise ValueError("`loss_on: target` needs `directions`: with `sides`, a document has no target")
         _check_dedup(self.clean, ("pair", *self.codes))
         if self.clean != PairClean() and len(self.codes) > 2:
             raise ValueError(
                 f"cleaning compares two languages, and this stream has {len(self.codes)} ({', '.join(self.codes)}): "
-                "make a stream for each pair"
+                "make a stream for each pair, all of the same files"
+            )
+        if self.missing == "skip" and len(self.codes) > 2:
+            raise ValueError(
+                f"`missing: skip` is for two languages, and this stream has {len(self.codes)} "
+                f"({', '.join(self.codes)}): make a stream for each pair, all of the same files"
             )
         if self.clean != PairClean() and len(self.codes) < 2:
             raise ValueError("cleaning compares two languages: add `keys` for both, such as {en: en, zh: zh}")
@@ -227,6 +292,52 @@ class PairStream(StreamConfig):
             if set(direction.split("-")) != set(self.codes):
                 raise ValueError(f"scores.thresholds: {direction} is not a direction of {' and '.join(self.codes)}")
         return self
+
+    def _is_entry(self) -> PairStream:
+        """Check an entry, and one of its streams for all."""
+        for key in ("sides", "scores"):
+            if getattr(self, key):
+                raise ValueError(f"`{key}` does not go with a pattern in `pairs`: state a stream for each pair")
+        if languages := [kind for kind in self.clean.dedup if kind != "pair"]:
+            raise ValueError(f"clean.dedup: {languages[0]}: expected `pair` alone for a pattern in `pairs`")
+        if not self.found:
+            raise ValueError("`found`: the pairs of the pattern are not known. dataengine.load_config looks for them")
+        if same := [pair for pair in (*self.directions, *self.found) if len(set(pair.split("-"))) == 1]:
+            raise ValueError(f"{same[0]} has the same language twice")
+        both = {direction for pair in self.found for direction in (pair, _reverse(pair))}
+        if unknown := [direction for direction in self.directions if direction not in both]:
+            raise ValueError(f"`directions`: {unknown[0]} is not a direction of the pairs in `found`")
+        if not all(self._directions_of(pair) for pair in self.found):
+            raise ValueError("`found` has pairs without a direction in `directions`. Drop `found`")
+        PairStream.model_validate(self._stream(self.found[0]).model_dump())
+        return self
+
+    def _directions_of(self, pair: str) -> tuple[str, ...]:
+        both = (pair, _reverse(pair))
+        return tuple(one for one in self.directions if one in both) if self.directions else both
+
+    def _stream(self, pair: str) -> PairStream:
+        """The stream of a pair in `found`."""
+        source, _, target = pair.partition("-")
+
+        def fill(text: str) -> str:
+            return text.replace("{src}", source).replace("{tgt}", target)
+
+        (pattern,) = self.pairs
+        path = fill(pattern) if isinstance(pattern, str) else {fill(k): fill(path) for k, path in pattern.items()}
+        changes = {
+            "pairs": (path,),
+            "keys": {fill(code): fill(key) for code, key in self.keys.items()},
+            "columns": tuple(map(fill, self.columns)),
+            "directions": self._directions_of(pair),
+            "weights": "by_size",
+            "found": (),
+        }
+        return self.model_copy(update=changes)
+
+    def entry_streams(self, name: str) -> dict[str, PairStream]:
+        """The streams of an entry called `name`, by name, such as NAME/en-zh."""
+        return {f"{name}/{pair}": self._stream(pair) for pair in self.found}
 
     @property
     def paths(self) -> tuple[str | dict[str, str], ...]:
@@ -236,17 +347,22 @@ class PairStream(StreamConfig):
     @property
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages in the training text."""
-        return tuple(dict.fromkeys([*self.sides, *(code for d in self.directions for code in d.split("-"))]))
+        stated = [*self.directions, *self.found]
+        return tuple(dict.fromkeys([*self.sides, *(code for d in stated for code in d.split("-"))]))
 
     @property
     def codes(self) -> tuple[str, ...]:
         """Codes of the texts of a record: the languages of the training text, and others in `keys`."""
-        return tuple(dict.fromkeys([*self.languages, *self.keys]))
+        return tuple(dict.fromkeys([*self.languages, *(code for code in self.keys if code not in CODES)]))
 
     @property
     def text_keys(self) -> tuple[str, ...]:
         """The keys of the texts of a record, in the order of `codes`."""
         return tuple(self.keys.get(code, code) for code in self.codes)
+
+
+def _reverse(direction: str) -> str:
+    return "-".join(reversed(direction.split("-")))
 
 
 def _check_dedup(clean: CleanConfig, known: Sequence[str]) -> None:

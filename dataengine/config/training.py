@@ -97,14 +97,19 @@ class TrainConfig(Section):
 
     learning_rate: float = Field(default=4e-4, gt=0)
     """Peak learning rate, reached at the end of the warm-up."""
-    min_learning_rate: float = Field(default=4e-5, ge=0)
-    """Learning rate at the end of the cosine decay and after it. Set it to `learning_rate` for a constant rate."""
+    min_learning_rate: float = Field(default=4e-5, ge=0)  # YAML: decay_to
+    """Learning rate at the end of the decay and after it."""
     warmup_steps: Least0 = 2000
     """Steps of linear warm-up, counted from step 0 or from the last restart of the learning rate."""
     decay_steps: Count | Literal["end"] = 1_430_512
     """Steps until the learning rate reaches its minimum, counted from step 0 or from the last restart. `end`: the last
     step of the plan, even if `max_steps` stops earlier. The default is far beyond the paper's run, so its rate hardly
     falls."""
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up: as a cosine or a line until `decay_steps`; `wsd`: it stays, and
+    falls as a line in the last `cooldown_steps` before that; `constant`: never. A stage may state its own."""
+    cooldown_steps: Count | Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """With `wsd`: steps in which the learning rate falls, or their fraction of `decay_steps`."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.95)
     """AdamW's decay of the running mean of the gradients and of their squares."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
@@ -137,6 +142,9 @@ class TrainConfig(Section):
     """`decoder` computes the loss in chunks, without full logits and without a mask where none is needed: for the model
     families of docs/guides/second-stage.md. `auto` runs the forward pass of transformers for any other pretrained model
     (`init.hf`), which takes more time and memory."""
+    document_mask: bool = False
+    """Keep the documents of a sample apart: none attends to another, and positions restart at each. The paper has no
+    such mask."""
     compile: bool = False
     """Compile the model with torch.compile. The first step then takes minutes longer."""
     activation_checkpointing: bool = False
@@ -163,6 +171,12 @@ class TrainConfig(Section):
     """Write TensorBoard event files under OUT/tensorboard."""
     wandb: Annotated[WandbConfig | None, NOTHING] = None
     """Log to Weights & Biases, such as {project: translation}. Default: off."""
+
+    @model_validator(mode="after")
+    def _kernel_takes_masks(self) -> TrainConfig:
+        if self.document_mask and self.attention == "cudnn":
+            raise ValueError("`attention`: cudnn takes no `document_mask`. Set another kernel, such as auto")
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dataengine.characters import is_blank
 from dataengine.cleaning.language import is_known, judge_languages, model_codes
@@ -58,6 +58,7 @@ class Contents:
     keys: tuple[str, ...]
     languages: tuple[str | None, ...]  # of each key
     notes: tuple[str, ...] = ()  # what is uncertain
+    lists: bool = False  # of pairs: a text may be a list of sentences
 
 
 def listen(texts: Sequence[str]) -> Heard:
@@ -76,7 +77,18 @@ def look(sample: Sample) -> Contents | None:
     if not columns:
         return None
     heard = {key: listen(texts) for key, texts in columns.items()}
-    return _pairs(sample, columns, heard) or _documents(sample, columns, heard)
+    lists = {key for row in sample.rows for key in columns if isinstance(row.get(key), list)}
+    if pairs := _pairs(sample, columns, heard):
+        return replace(pairs, lists=not lists.isdisjoint(pairs.keys))
+    columns = {key: texts for key, texts in columns.items() if key not in lists}
+    return _documents(sample, columns, heard) if columns else None
+
+
+def text_of(value: object) -> str | None:
+    """A text, or a list of sentences as one; None for any other value, and for a text that shows nothing."""
+    if isinstance(value, list) and all(isinstance(sentence, str) for sentence in value):
+        value = "\n".join(value)
+    return value if isinstance(value, str) and not is_blank(value) else None
 
 
 def text_columns(sample: Sample) -> dict[str, list[str]]:
@@ -84,8 +96,8 @@ def text_columns(sample: Sample) -> dict[str, list[str]]:
     values: dict[str, list[str]] = {}
     for row in sample.rows:
         for key, value in row.items():
-            if isinstance(value, str) and not is_blank(value):
-                values.setdefault(key, []).append(value)
+            if (text := text_of(value)) is not None:
+                values.setdefault(key, []).append(text)
     if sample.format in ("text", "tmx"):
         return values
     return {key: texts for key, texts in values.items() if _is_text(texts, len(sample.rows))}

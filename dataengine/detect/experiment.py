@@ -106,6 +106,10 @@ def _stream_lines(stream: StreamGuess) -> list[str]:
     keys = {} if source.columns else _stated_keys(stream)
     if keys:
         lines.append(f"    keys: {_flow(keys)}")
+    if contents.lists:
+        lines.append("    line_breaks: keep # a text is a list of sentences; or: space")
+    if stream.skips:
+        lines.append("    missing: skip # records in more languages, some without all of them")
     one, other = contents.languages
     lines.append(f"    directions: {_flow([f'{one}-{other}', f'{other}-{one}'])} # by turns; one alone is possible")
     return lines

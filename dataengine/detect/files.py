@@ -11,8 +11,8 @@ from pathlib import Path
 from dataengine.detect.names import known_code
 from dataengine.errors import InputError
 from dataengine.records.formats import format_by_name, last_suffix
-from dataengine.storage.find import find_files, real_file
-from dataengine.storage.paths import FoundFile, is_url
+from dataengine.storage.find import find_files, nearest_file, real_file
+from dataengine.storage.paths import FoundFile, is_remote, is_url, is_web
 
 _OTHER = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|authors|makefile)\b", re.IGNORECASE)
 
@@ -31,11 +31,14 @@ def find_shown(paths: Sequence[str]) -> Shown:
     shown, seen = Shown(), set[str]()
     for path in paths:
         if not path.strip():
-            raise InputError("a path is empty. Give files, folders, globs or s3:// URLs that exist.")
+            raise InputError("a path is empty. Give files, folders, globs or URLs (s3://, hf://, https://) that exist.")
         direct = [file for file in find_files(path) if not path.endswith("/")]
-        below = direct or find_files(_below(path))
+        below = direct or ([] if is_web(path) else find_files(_below(path)))
         if not below:
-            raise InputError(f"no file {path}. Give files, folders, globs or s3:// URLs that exist.")
+            raise InputError(
+                f"no file {path}{nearest_file(path)}. Give files, folders, globs or URLs (s3://, hf://, https://) that "
+                "exist."
+            )
         for file in below:
             name = real_file(file.path)
             if name in seen:
@@ -55,13 +58,13 @@ def find_shown(paths: Sequence[str]) -> Shown:
 def _below(path: str) -> str:
     """The glob of all files in a folder or below a URL."""
     bare = path.rstrip("/") or "/"
-    return f"{bare}/**/*" if is_url(path) else f"{glob.escape(bare)}/**/*".replace("//", "/")
+    return f"{bare}/**/*" if is_remote(path) else f"{glob.escape(bare)}/**/*".replace("//", "/")
 
 
 def is_tokenizer(path: str) -> bool:
     """Whether a file is a tokenizer by its name."""
     name = path.rpartition("/")[2].lower()
-    return not is_url(path) and (name == "tokenizer.json" or name.endswith((".model", ".tokenizer.json")))
+    return not is_remote(path) and (name == "tokenizer.json" or name.endswith((".model", ".tokenizer.json")))
 
 
 def _no_data(path: str) -> str:
@@ -70,7 +73,7 @@ def _no_data(path: str) -> str:
     if _OTHER.match(name) or name in ("tokenizer_config.json", "config.json", "special_tokens_map.json"):
         return "not data by its name"
     suffix = last_suffix(path)
-    known = format_by_name(path) or suffix in ("", ".csv", ".xml", ".sgm") or is_url(path)
+    known = format_by_name(path) or suffix in ("", ".xml", ".sgm") or is_url(path)
     if known or re.fullmatch(r"\.\d+", suffix) or known_code(suffix[1:]):
         return ""
     return f"{suffix} is not a supported format; if it is data, give the file itself"
@@ -85,7 +88,8 @@ def pattern_of(files: Sequence[str]) -> list[str]:
         groups.setdefault(glob.escape(folder + slash) + "*".join(map(glob.escape, pieces)), []).append(path)
     patterns = []
     for pattern, members in groups.items():
-        exact = len(members) > 1 and [file.path for file in find_files(pattern)] == sorted(members)
+        several = len(members) > 1 and not is_web(pattern)
+        exact = several and [file.path for file in find_files(pattern)] == sorted(members)
         patterns += [pattern] if exact else sorted(members)
     return patterns
 

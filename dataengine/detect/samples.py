@@ -11,8 +11,12 @@ from xml.parsers import expat
 
 import orjson
 
+from dataengine.characters import is_blank
 from dataengine.errors import InputError
 from dataengine.records import archives
+from dataengine.records.arrow import CONTINUATION, MAGIC, open_batches
+from dataengine.records.csv_joiner import Joiner
+from dataengine.records.csv_records import split_fields
 from dataengine.records.formats import format_by_name
 from dataengine.records.json_lines import refuse_other_json
 from dataengine.records.lines import BYTE_ORDER_MARK
@@ -21,11 +25,11 @@ from dataengine.records.splitting import read_start
 from dataengine.records.tmx import tmx_parser
 from dataengine.records.xml_text import read_xml
 from dataengine.storage.files import open_file
-from dataengine.storage.paths import FoundFile, is_url
+from dataengine.storage.paths import FoundFile, is_remote
 from dataengine.text.language_codes import NAMES
 
 SAMPLE_BYTES = 1 << 18  # read of a file; of its content four times as much is looked at
-_PARQUET_ROWS = 1000
+_TABLE_ROWS = 1000
 _USUAL = re.compile(
     r"id|idx|index|source|target|src|tgt|original|translation|translated|text|sentence|segment|content|body|title|"
     r"document|score|label|lang|language|url|domain|date|author",
@@ -46,7 +50,7 @@ class Sample:
     rows: list[Row]
     bad: int  # lines that are not records
     scale: float  # the whole file over what was sampled
-    columns: tuple[str, ...] = ()  # TSV without a heading: names for its columns
+    columns: tuple[str, ...] = ()  # TSV or CSV without a heading: names for its columns
     split: str = "line"  # plain text: what a document is
     lines: tuple[str, ...] = ()  # plain text: with blank ones
 
@@ -68,6 +72,8 @@ def sample_file(file: FoundFile, size: int = SAMPLE_BYTES) -> Sample:
         raise InputError(f"{file.path} is empty.")
     if head.startswith(b"PAR1"):
         return _sample_parquet(file)
+    if head.startswith((MAGIC, CONTINUATION)):
+        return _sample_arrow(file)
     text, scale = _read_text(file, size)
     archives.refuse_others(file.path, text[: archives.HEAD], text=not re.match(rb"\xff\xfe|\xfe\xff", text))
     if re.search(rb"<\0?t\0?m\0?x\b", text[:4096]):
@@ -107,14 +113,16 @@ def _sample_lines(file: FoundFile, lines: list[str], text: bytes, scale: float) 
         if len(rows) > bad:
             return Sample(file, "jsonl", rows, bad, scale)
     name = format_by_name(file.path)
-    if name is None and re.search(r"\.csv\b", file.path, re.IGNORECASE):
-        raise InputError(f"{file.path}: CSV is not read. Write JSON Lines.")
+    if name == "csv" and (sample := _sample_csv(file, lines, scale)):
+        return sample
     counts = [line.count("\t") for line in shown]
     usual = max(set(counts), key=counts.count)
     if (usual and counts.count(usual) >= 0.9 * len(counts)) or (name == "tsv" and not usual):
-        return _sample_tsv(file, shown, usual + 1, scale)
+        return _sample_table(file, "tsv", [line.split("\t") for line in shown], 0, scale)
     if name == "jsonl" and len(lines) == 1 and scale > 1:
         raise InputError(f"line 1 of {file.path} is longer than the {len(text):,} bytes that are looked at.")
+    if name == "csv":
+        raise InputError(f"{file.path} is not CSV: no field ends at a comma. Write it with commas, or as .tsv.")
     if name == "jsonl":
         raise InputError(f"{file.path} is not JSON Lines: line 1 is {shown[0][:80]!r}. Rename it, or fix it.")
     blocks = len(re.findall(r"\n[ \t\r]*\n\s*(?=\S)", "\n".join(lines).strip())) + 1
@@ -150,14 +158,28 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield prefix + key, value
 
 
-def _sample_tsv(file: FoundFile, lines: list[str], width: int, scale: float) -> Sample:
-    rows = [line.split("\t") for line in lines]
+def _sample_csv(file: FoundFile, lines: list[str], scale: float) -> Sample | None:
+    """The records of a CSV; None if its lines rather have another separator."""
+    joined = Joiner().feed([line.encode() for line in lines], last=scale == 1)
+    texts = [content.decode() for content in joined.contents if content and not is_blank(content.decode())]
+    rows = [split_fields(text) for text in texts]
+    sizes = [len(row) for row in rows]
+    usual = max(set(sizes), key=sizes.count, default=0)
+    if not rows or (any(mark in texts[0] for mark in "\t;") and (usual < 2 or sizes.count(usual) < 0.9 * len(sizes))):
+        return None
+    return _sample_table(file, "csv", rows, len(joined.rejects), scale)
+
+
+def _sample_table(file: FoundFile, format: str, rows: list[list[str]], bad: int, scale: float) -> Sample:
+    """The records of a table; those with another number of fields than most, and `bad` more, are none."""
+    sizes = [len(row) for row in rows]
+    width = max(set(sizes), key=sizes.count)
     good = [row for row in rows if len(row) == width]
     first = [cell.strip().strip('"').strip() for cell in good[0]]
     heading = good[0] is rows[0] and _is_heading(first, good[1:])
     names = first if heading else [f"column{number}" for number in range(1, width + 1)]
     found = [dict(zip(names, row, strict=True)) for row in good[heading:]]
-    return Sample(file, "tsv", found, len(rows) - len(good), scale, () if heading else tuple(names))
+    return Sample(file, format, found, bad + len(rows) - len(good), scale, () if heading else tuple(names))
 
 
 def _is_heading(cells: list[str], rows: list[list[str]]) -> bool:
@@ -190,15 +212,40 @@ def _tmx_rows(path: str, text: bytes) -> list[Row]:
     return [{tag: texts[0] for tag, texts in unit.items()} for unit in units]
 
 
+def _sample_arrow(file: FoundFile) -> Sample:
+    import pyarrow
+
+    rows: list[Row] = []
+    seen, total = 0, 0.0
+    with open_file(file.path, version=file.version if is_remote(file.path) else "") as source:
+        flow = open_batches(file.path, source)
+        next(flow)  # the schema
+        for batch, place in flow:
+            try:
+                batch.validate(full=True)
+            except pyarrow.ArrowException as error:
+                raise InputError(f"{file.path}: broken Arrow file: {error}. Fetch the file again.") from None
+            rows += [dict(flatten(row)) for row in batch.slice(0, _TABLE_ROWS - len(rows)).to_pylist()]
+            seen += len(batch)
+            total = max(seen, seen * file.size / place)
+            if len(rows) == _TABLE_ROWS:
+                break
+        else:
+            total = seen
+    if not rows:
+        raise InputError(f"{file.path} holds no rows.")
+    return Sample(file, "arrow", rows, 0, 1.0 if len(rows) == total else total / len(rows))
+
+
 def _sample_parquet(file: FoundFile) -> Sample:
     import pyarrow
 
-    with open_file(file.path, version=file.version if is_url(file.path) else "") as source:
+    with open_file(file.path, version=file.version if is_remote(file.path) else "") as source:
         table = open_parquet(file.path, source)
         total = table.metadata.num_rows
         try:
             batches = table.iter_batches(200, use_threads=False) if total else iter(())
-            rows = [dict(flatten(row)) for batch in islice(batches, _PARQUET_ROWS // 200) for row in batch.to_pylist()]
+            rows = [dict(flatten(row)) for batch in islice(batches, _TABLE_ROWS // 200) for row in batch.to_pylist()]
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InputError(f"{file.path}: broken Parquet: {error}. Fetch the file again.") from None
     if not rows:

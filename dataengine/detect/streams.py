@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dataengine.characters import is_blank
-from dataengine.detect.contents import Contents, alike, look, text_columns
+from dataengine.detect.contents import Contents, alike, look, text_columns, text_of
 from dataengine.detect.files import Shown, find_shown, pattern_of
 from dataengine.detect.names import base_name, evaluation_role, name_tokens
 from dataengine.detect.samples import Sample, sample_file
@@ -35,6 +35,7 @@ class Source:
     split: str = "line"
     records: int = 0  # sampled
     unusable: int = 0  # of them
+    lacking: int = 0  # of these, those without one of their texts
     text_bytes: tuple[float, ...] = ()  # of each key in the whole, estimated
     texts: tuple[tuple[str, ...], ...] = ()  # some of each key, for a tokenizer's cost
 
@@ -63,7 +64,12 @@ class StreamGuess:
 
     @property
     def unusable(self) -> int:
-        return sum(source.unusable for source in self.sources)
+        return sum(source.unusable - (source.lacking if self.skips else 0) for source in self.sources)
+
+    @property
+    def skips(self) -> bool:
+        """Whether records in more languages than the stream's lack some."""
+        return any(source.lacking for source in self.sources if len(source.contents.keys) > len(self.contents.keys))
 
     @property
     def text_bytes(self) -> float:
@@ -178,10 +184,11 @@ def _groups(files: Sequence[FoundFile]) -> list[list[FoundFile]]:
 
 
 def _source(files: tuple[FoundFile, ...], sample: Sample, contents: Contents) -> Source:
-    good, columns = 0, [list[str]() for _ in contents.keys]
+    good, lacking, columns = 0, 0, [list[str]() for _ in contents.keys]
     for row in sample.rows:
-        values = [value for key in contents.keys if isinstance(value := row.get(key), str)]
-        if len(values) == len(contents.keys) and not any(is_blank(value) or "\0" in value for value in values):
+        values = [value for key in contents.keys if (value := text_of(row.get(key))) is not None]
+        lacking += any(row.get(key) in (None, "", []) for key in contents.keys)
+        if len(values) == len(contents.keys) and not any("\0" in value for value in values):
             good += 1
             for column, value in zip(columns, values, strict=True):
                 column.append(value)
@@ -195,6 +202,7 @@ def _source(files: tuple[FoundFile, ...], sample: Sample, contents: Contents) ->
         sample.split,
         records,
         records - good,
+        lacking,
         tuple(sample.scale * _bytes(column) for column in columns),
         tuple(tuple(column[:1000]) for column in columns),
     )
@@ -286,7 +294,7 @@ def _streams(sources: Sequence[Source]) -> list[StreamGuess]:
     for source in sorted(sources, key=lambda source: (source.contents.kind, source.path)):
         for contents in _two_by_two(source.contents):
             stated = (source.stated_format, source.columns, source.split, source.format == "tmx" and contents.keys)
-            key = (contents.kind, contents.keys, contents.languages, stated)
+            key = (contents.kind, contents.keys, contents.languages, contents.lists, stated)
             if key not in found:
                 codes = [code or "text" for code in contents.languages]
                 name = "-".join(codes if contents.kind == "pairs" else ["mono", *codes])
@@ -312,7 +320,9 @@ def _two_by_two(contents: Contents) -> list[Contents]:
     if len(others) == 1:
         return [contents]
     said = (*contents.notes, f"a record holds {', '.join(map(str, by_code))}; other pairs of them are possible")
-    return [Contents("pairs", (by_code[first], by_code[code]), (first, code), said) for code in others]
+    return [
+        replace(contents, keys=(by_code[first], by_code[code]), languages=(first, code), notes=said) for code in others
+    ]
 
 
 def _choose_sets(

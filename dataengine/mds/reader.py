@@ -10,18 +10,20 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import zstandard
+from numpy.typing import NDArray
 
-from dataengine.arrays import Int64s, Tokens
+from dataengine.arrays import Bools, Int64s, Tokens
 from dataengine.errors import DamagedError, InputError, MissingError
 from dataengine.mds.shard_map import ShardMap
-from dataengine.mds.types import Stream, hash_bytes
+from dataengine.mds.types import Stream, hash_bytes, marked_dtype
+from dataengine.mds.writer import COLUMN, MASK, row_dtype
 from dataengine.storage.local import LocalStore
 from dataengine.storage.store import Store
 
 SHARDS_MAPPED = 256  # by each reader; a mapping needs an open file
 _SHARDS_IN_MEMORY = 32  # of each stream, if they cannot be mapped; about 16 MB each
 
-OpenShard = Callable[[int, int], Tokens]  # (stream, its shard) -> samples, shape (shard's samples, width)
+OpenShard = Callable[[int, int], NDArray[Any]]  # (stream, its shard) -> its samples, as `view_shard` gives them
 
 
 class SampleReader:
@@ -40,13 +42,14 @@ class SampleReader:
         kept: int = SHARDS_MAPPED,
     ) -> None:
         self._map, self._width, self._dtype = ShardMap(streams), width, dtype
-        self._shard = lru_cache(kept)(lambda shard: open_shard(*self._map.places[shard]))
+        self._masked = any(stream.loss_mask for stream in streams)
+        self._shard = lru_cache(kept)(lambda shard: _columns(open_shard(*self._map.places[shard])))
 
     @classmethod
     def of_store(cls, store: Store, streams: Sequence[Stream], width: int, dtype: np.dtype[Any]) -> SampleReader:
         """Read from a store."""
 
-        def open_shard(number: int, shard: int) -> Tokens:
+        def open_shard(number: int, shard: int) -> NDArray[Any]:
             return read_shard(store, streams[number], shard, width, dtype)
 
         kept = SHARDS_MAPPED if can_be_mapped(store, streams) else _SHARDS_IN_MEMORY * len(streams)
@@ -57,8 +60,24 @@ class SampleReader:
         tokens = np.empty((len(sample_ids), self._width), self._dtype)
         shards, rows = self._map.find(sample_ids)
         for place, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
-            tokens[place] = self._shard(shard)[row]
+            tokens[place] = self._shard(shard)[0][row]
         return tokens
+
+    def read_mask(self, sample_ids: Sequence[int] | Int64s) -> Bools | None:
+        """Which tokens of samples, shape (n,), count as labels, shape (n, width). None if no stream has masks: all."""
+        if not self._masked:
+            return None
+        bits = np.full((len(sample_ids), -(-self._width // 8)), 0xFF, np.uint8)
+        shards, rows = self._map.find(sample_ids)
+        for place, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+            if (masks := self._shard(shard)[1]) is not None:
+                bits[place] = masks[row]
+        return np.unpackbits(bits, axis=1, count=self._width).view(np.bool_)
+
+
+def _columns(samples: NDArray[Any]) -> tuple[Tokens, NDArray[np.uint8] | None]:
+    """The tokens of a shard's samples, shape (samples, width), and their packed masks, if they have any."""
+    return (samples, None) if samples.dtype.names is None else (samples[COLUMN], samples[MASK])
 
 
 def can_be_mapped(store: Store, streams: Sequence[Stream]) -> TypeGuard[LocalStore]:
@@ -66,8 +85,8 @@ def can_be_mapped(store: Store, streams: Sequence[Stream]) -> TypeGuard[LocalSto
     return isinstance(store, LocalStore) and not any(shard.zip for stream in streams for shard in stream.shards)
 
 
-def read_shard(store: Store, stream: Stream, number: int, width: int, dtype: np.dtype[Any]) -> Tokens:
-    """The samples of a shard, shape (samples, width), with its hashes checked: mapped if possible, else in memory."""
+def read_shard(store: Store, stream: Stream, number: int, width: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The samples of a shard as `view_shard` gives them, its hashes checked: mapped if possible, else in memory."""
     shard = stream.shards[number]
     try:
         content = read_raw_shard(store, stream, number)
@@ -75,9 +94,10 @@ def read_shard(store: Store, stream: Stream, number: int, width: int, dtype: np.
         raise type(error)(f"{error}. {_SEE_ALL}") from None
     try:
         if isinstance(store, LocalStore) and shard.zip is None:
-            rows = map_shard(store.path(f"{stream.remote}/{shard.raw.basename}"), width, dtype)
+            path = store.path(f"{stream.remote}/{shard.raw.basename}")
+            rows = map_shard(path, width, dtype, loss_mask=stream.loss_mask)
         else:
-            rows = view_shard(content, width, dtype)
+            rows = view_shard(content, width, dtype, loss_mask=stream.loss_mask)
     except ValueError:  # the file is too short for its number of samples
         rows = np.empty((0, width), dtype)
     if len(rows) != shard.samples:
@@ -113,8 +133,8 @@ def read_index(store: Store, stream: Stream) -> bytes:
     return content
 
 
-def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
-    """A raw shard, after a check of its size and all its hashes. Raises MissingError or DamagedError if it fails."""
+def read_stored_shard(store: Store, stream: Stream, number: int) -> bytes:
+    """The file of a shard, after a check of its size and all its hashes. Raises MissingError or DamagedError."""
     shard = stream.shards[number]
     key = f"{stream.remote}/{shard.stored.basename}"
     try:
@@ -128,6 +148,13 @@ def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
     for algorithm, expected in shard.stored.hashes.items():
         if (found := hash_bytes(content, algorithm)) != expected:
             raise DamagedError(f"{store.url}/{key} is damaged: its {algorithm} is {found}, and {expected} was written")
+    return content
+
+
+def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
+    """A raw shard, after a check of its size and all its hashes. Raises MissingError or DamagedError if it fails."""
+    shard, content = stream.shards[number], read_stored_shard(store, stream, number)
+    key = f"{stream.remote}/{shard.stored.basename}"
     if shard.zip is None:
         return content
     try:
@@ -140,15 +167,21 @@ def read_raw_shard(store: Store, stream: Stream, number: int) -> bytes:
     return raw
 
 
-def map_shard(path: Path, width: int, dtype: np.dtype[Any]) -> Tokens:
-    """The samples of a shard, shape (num_samples, width), memory-mapped: a row is read on use."""
+def map_shard(path: Path, width: int, dtype: np.dtype[Any], *, loss_mask: bool = False) -> NDArray[Any]:
+    """The samples of a shard as `view_shard` gives them, memory-mapped: a row is read on use."""
     with path.open("rb") as file:
         count, first = np.frombuffer(file.read(8), "<u4").tolist()  # number of samples, offset of the first
-    mapped = np.memmap(path, dtype.newbyteorder("<"), "r", first, (count, width))
+    row = row_dtype(width, marked_dtype(dtype)) if loss_mask else dtype.newbyteorder("<")
+    mapped = np.memmap(path, row, "r", first, (count,) if loss_mask else (count, width))
     return mapped.view(np.ndarray)  # rows of a plain array are five times as fast
 
 
-def view_shard(content: bytes, width: int, dtype: np.dtype[Any]) -> Tokens:
-    """The samples of a shard in memory, shape (num_samples, width), without a copy."""
+def view_shard(content: bytes, width: int, dtype: np.dtype[Any], *, loss_mask: bool = False) -> NDArray[Any]:
+    """The samples of a shard in memory, without a copy: tokens, shape (num_samples, width).
+
+    With `loss_mask`, the shard has that column, too, and the samples are rows of both, shape (num_samples,).
+    """
     count, first = np.frombuffer(content, "<u4", 2).tolist()  # number of samples, offset of the first
+    if loss_mask:
+        return np.frombuffer(content, row_dtype(width, marked_dtype(dtype)), count, first)
     return np.frombuffer(content, dtype.newbyteorder("<"), count * width, first).reshape(count, width)

@@ -10,13 +10,13 @@ as the index of a stream. In earlier versions, the summary is `stream.json`, wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import orjson
 
 from dataengine.errors import InputError
-from dataengine.json_files import decode, decode_hashed, decode_lines, encode_hashed
+from dataengine.json_files import IF_SET, decode, decode_hashed, decode_lines, encode_hashed
 from dataengine.mds.types import Shard
 from dataengine.storage.paths import is_url, where_it_would_be
 from dataengine.storage.store import Store
@@ -35,7 +35,7 @@ class SourceLines:
     path: str
     """Path or URL of the file; of a Moses pair, the file of the first language."""
     line: int
-    """Number of the part's first line in the file, from 1. Parquet counts rows, TMX counts units."""
+    """Number of the part's first line in the file, from 1. Parquet and Arrow count rows, TMX counts units."""
     lines: int
     """Lines in the part."""
 
@@ -73,6 +73,12 @@ class Summary:
     """Characters of the kept records for which the tokenizer has no token."""
     notes: tuple[str, ...] = ()
     """Warnings of the build about the records and their languages."""
+    counted: int | None = field(default=None, metadata=IF_SET)
+    """With `loss_on: target`, the tokens that count as labels, of all samples and the remainder. Else not in the
+    file: all count."""
+    templates: tuple[int, ...] = field(default=(), metadata=IF_SET)
+    """Pairs written in each template, in the order of the config. Not in the file for the template of the paper
+    alone."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ class SourceReject:
     file: str
     """Path or URL of the source file."""
     line: int
-    """Line in the file, from 1. Parquet counts rows, TMX counts units."""
+    """Line in the file, from 1. Parquet and Arrow count rows, TMX counts units."""
     reason: str
     """Why the record is unusable."""
     excerpt: str

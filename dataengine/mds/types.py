@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
+
+from dataengine.arrays import Bools, Tokens
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Stream:
     """Token ids in these samples: samples x (seq_len + 1)."""
     shards: tuple[Shard, ...]
     """The shards in order."""
+    loss_mask: bool = False
+    """Whether the shards say which tokens count as labels. Not in the file if they do not: all tokens count."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,18 @@ def is_hash(algorithm: str) -> bool:
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard.{number:05d}.mds"
+
+
+def marked_dtype(tokens: np.dtype[Any]) -> np.dtype[Any]:
+    """A token while it is packed, with a mark whether it counts as a label."""
+    return np.dtype([("token", tokens), ("counts", np.bool_)])
+
+
+def mark(tokens: Tokens, counts: Bools) -> NDArray[Any]:
+    """Tokens with their marks, in the same shape."""
+    marked = np.empty(tokens.shape, marked_dtype(tokens.dtype))
+    marked["token"], marked["counts"] = tokens, counts
+    return marked
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:

@@ -1,7 +1,11 @@
 """Write samples as MDS shards, a whole shard at a time, byte for byte as streaming.MDSWriter does.
 
 Layout (streaming/base/format/mds/writer.py): uint32 number of samples, uint32 offsets, the column config as JSON, the
-samples. A single column of fixed size has no size words, so a shard is also an array at a known offset.
+samples. Columns of fixed size have no size words, so a shard is also an array at a known offset.
+
+    tokens       the ids of a sample
+    loss_mask    only of marked samples (`mds.types.mark`): a bit for each token, 1 if it counts as a label, as
+                 numpy.packbits writes them. MDS orders columns by name, so this one is first.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from numpy.typing import NDArray
 from dataengine.mds.types import Shard, StoredFile, hash_bytes, shard_name
 from dataengine.storage.store import AddFile
 
-COLUMN = "tokens"
+COLUMN, MASK = "tokens", "loss_mask"
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,16 @@ class ShardFormat:
     compression: str | None = None  # "zstd:1"
 
     def config(self, width: int, dtype: np.dtype[Any]) -> dict[str, Any]:
-        """The description of the column, which is in each shard and in the index."""
+        """The description of the columns, which is in each shard and in the index.
+
+        Takes the number of tokens of a sample and their type, which may be marked.
+        """
+        columns = _columns(width, dtype)
+        sizes = [size * kind.itemsize for size, kind in columns.values()]
         config: dict[str, Any] = {
-            "column_encodings": [f"ndarray:{dtype.name}:{width}"],
-            "column_names": [COLUMN],
-            "column_sizes": [width * dtype.itemsize],
+            "column_encodings": [f"ndarray:{kind.name}:{size}" for size, kind in columns.values()],
+            "column_names": list(columns),
+            "column_sizes": sizes,
             "compression": self.compression,
             "format": "mds",
             "hashes": list(self.hashes),
@@ -42,10 +51,22 @@ class ShardFormat:
             "version": 2,
         }
         # The size limit at which MDSWriter would cut a shard. Its digits are part of the header, hence the loop.
-        row = width * dtype.itemsize + 4
+        row = sum(sizes) + 4
         while (limit := 8 + len(_dump(config)) + self.samples_per_shard * row) != config["size_limit"]:
             config["size_limit"] = limit
         return config
+
+
+def _columns(width: int, dtype: np.dtype[Any]) -> dict[str, tuple[int, np.dtype[Any]]]:
+    """The columns of samples with `width` tokens, in their order: the number of elements and their type."""
+    if dtype.names is None:
+        return {COLUMN: (width, dtype)}
+    return {MASK: (-(-width // 8), np.dtype(np.uint8)), COLUMN: (width, dtype["token"])}
+
+
+def row_dtype(width: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """A sample of marked tokens in a shard: a field for each column, of shape (elements,)."""
+    return np.dtype([(name, kind.newbyteorder("<"), (size,)) for name, (size, kind) in _columns(width, dtype).items()])
 
 
 def encode_shard(samples: NDArray[Any], config: dict[str, Any]) -> bytes:
@@ -53,9 +74,14 @@ def encode_shard(samples: NDArray[Any], config: dict[str, Any]) -> bytes:
     header = _dump(config)
     count = len(samples)
     first = 4 + 4 * (count + 1) + len(header)
-    offsets = first + np.arange(count + 1, dtype=np.uint64) * samples.dtype.itemsize * samples.shape[1]
-    little_endian = np.ascontiguousarray(samples, samples.dtype.newbyteorder("<"))
-    return b"".join([np.uint32(count).tobytes(), offsets.astype("<u4").tobytes(), header, little_endian.data.cast("B")])
+    offsets = first + np.arange(count + 1, dtype=np.uint64) * sum(config["column_sizes"])
+    if samples.dtype.names is None:
+        rows = np.ascontiguousarray(samples, samples.dtype.newbyteorder("<"))
+    else:
+        rows = np.empty(count, row_dtype(samples.shape[1], samples.dtype))
+        rows[COLUMN], rows[MASK] = samples["token"], np.packbits(samples["counts"], axis=1)
+    content = rows.view(np.uint8).data
+    return b"".join([np.uint32(count).tobytes(), offsets.astype("<u4").tobytes(), header, content])
 
 
 def write_shards(samples: NDArray[Any], add: AddFile, first: int, form: ShardFormat) -> list[Shard]:

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import html
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,9 @@ import orjson
 
 from dataengine.characters import is_blank, one_line
 from dataengine.errors import InputError
+from dataengine.records.arrow import open_batches
+from dataengine.records.csv_joiner import STRAY, Joiner
+from dataengine.records.csv_records import split_fields
 from dataengine.records.formats import format_by_name, last_suffix
 from dataengine.records.lines import read_content, read_lines
 from dataengine.records.parts import whole_file
@@ -31,7 +34,7 @@ from dataengine.records.types import RecordFormat
 from dataengine.records.xml_text import parse_tree
 from dataengine.storage.files import open_file
 from dataengine.storage.find import find_files
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_remote
 
 # Files of Flores-200 (NLLB Team 2022, appendix A) by two-letter code, one script each.
 _FLORES_CODES = """
@@ -76,14 +79,14 @@ class EvaluationSet:
 def read_set(place: str | Mapping[str, str], direction: str, limit: int | None = None) -> EvaluationSet:
     """Read a set in a direction such as en-zh, or its first `limit` sentences.
 
-    `place` is a file of pairs (JSON Lines with a key per language, .tsv with the languages in its first line, WMT .xml
-    since 2021), a Flores-200 folder (flores200_dataset/dev), or one file per language (plain text line by line, or WMT
-    .sgm). The case of a suffix does not matter; .gz, .zst, .xz or .bz2 may follow. Raises InputError with file and line
-    for unusable input.
+    `place` is a file of pairs (JSON Lines with a key per language, .tsv or .csv with the languages in its first line,
+    WMT .xml since 2021), a Flores-200 folder (flores200_dataset/dev), or one file per language (plain text line by
+    line, or WMT .sgm). The case of a suffix does not matter; .gz, .zst, .xz or .bz2 may follow. Raises InputError with
+    file and line for unusable input.
     """
     source, target = direction.split("-")
     note = ""
-    if isinstance(place, str) and not is_url(place) and Path(place).is_dir():
+    if isinstance(place, str) and not is_remote(place) and Path(place).is_dir():
         place = {code: str(_flores_file(Path(place), code)) for code in (source, target)}
     if isinstance(place, str):
         files: tuple[str, ...] = (place,)
@@ -93,11 +96,15 @@ def read_set(place: str | Mapping[str, str], direction: str, limit: int | None =
         elif kind == "tsv":
             columns = _read_tsv(place, source, target)
         elif kind == "jsonl":
-            columns = _read_jsonl(place, source, target)
+            columns = _read_records(place, source, target)
+        elif kind == "csv":
+            _check_heading(place, split_fields(_decoded(place, 1, next(read_lines(place), b""))), source, target)
+            columns = _read_records(place, source, target)
         else:
             raise InputError(
-                f"evaluation set {place}: not a kind of set. Give .jsonl, .tsv, WMT's .xml, a folder of Flores-200, or "
-                f"a file for each language, such as {{{source}: test.{source}, {target}: test.{target}}}."
+                f"evaluation set {place}: not a kind of set. Give .jsonl, .tsv, .csv, WMT's .xml, a folder of "
+                f"Flores-200, or a file for each language, such as {{{source}: test.{source}, "
+                f"{target}: test.{target}}}."
             )
     else:
         if set(place) != {source, target}:
@@ -120,7 +127,7 @@ def find_text_files(pattern: str) -> list[str]:
 
     Raises InputError if a folder is not a Flores-200 folder, or a path cannot be read.
     """
-    if not is_url(pattern) and Path(pattern).is_dir():
+    if not is_remote(pattern) and Path(pattern).is_dir():
         return [str(path) for path in _flores_files(Path(pattern))]
     return [file.path for file in find_files(pattern)]
 
@@ -129,9 +136,9 @@ def read_texts(path: str | Path) -> list[str]:
     """All texts of a file, in all languages, each on one line; none is blank.
 
     Reads every format of `read_set` by its suffix in any case: each string of JSON Lines at any depth, each field of
-    TSV, each segment of XML (also .tmx) and SGML, each string of .parquet. A file with any other suffix must be plain
-    text: each line is a text, and so are its fields if it has tabs. Raises InputError for files that cannot be read or
-    do not match their suffix.
+    TSV and CSV, each segment of XML (also .tmx) and SGML, each string of .parquet and .arrow. A file with any
+    other suffix must be plain text: each line is a text, and so are its fields if it has tabs. Raises InputError for
+    files that cannot be read or do not match their suffix.
     """
     found = _READERS[_kind(str(path))](str(path))
     return [one_line(text) for text in found if not is_blank(text)]
@@ -159,6 +166,18 @@ def _strings_of_jsonl(path: str) -> Iterator[str]:
             ) from None
 
 
+def _fields_of_csv(path: str) -> Iterator[str]:
+    joined = Joiner().feed(list(read_lines(path)), last=True)
+    faults = [(reject.line, reject.reason) for reject in joined.rejects]
+    for number, content in zip(joined.numbers, joined.contents, strict=True):
+        text = _decoded(path, number, content or b"")
+        fields = split_fields(text)
+        yield from fields
+        faults += [(number, STRAY)] if text and not fields else []
+    for number, reason in sorted(faults)[:1]:
+        raise InputError(f"evaluation set {path}, line {number}: {reason}. Fix the line.")
+
+
 def _segments_of_xml(path: str) -> list[str]:
     return [_segment_text(segment) for segment in _parse_xml(path).iter("seg")]
 
@@ -176,6 +195,19 @@ def _strings_of_parquet(path: str) -> Iterator[str]:
         raise InputError(f"evaluation set {path}: cannot be read as Parquet: {error}. Fetch it again.") from None
 
 
+def _strings_of_arrow(path: str) -> Iterator[str]:
+    with open_file(path) as file:
+        flow = open_batches(path, file)
+        next(flow)  # the schema
+        for batch, _ in flow:
+            try:
+                batch.validate(full=True)
+            except ValueError as error:
+                raise InputError(f"evaluation set {path}: broken Arrow file: {error}. Fetch it again.") from None
+            for column in batch.columns:
+                yield from _strings(column.to_pylist())
+
+
 def _strings(value: Any) -> Iterator[str]:
     """The strings inside a JSON or Parquet value, in any order, without object keys."""
     waiting = [value]
@@ -187,7 +219,7 @@ def _strings(value: Any) -> Iterator[str]:
             waiting += one.values() if isinstance(one, dict) else one
 
 
-def _read_jsonl(path: str, source: str, target: str) -> _Columns:
+def _read_records(path: str, source: str, target: str) -> _Columns:
     columns: _Columns = [], []
     form = RecordFormat((source, target), (source, target), one_line=True)
     for batch in read_records(whole_file(path), form):
@@ -204,11 +236,7 @@ def _read_jsonl(path: str, source: str, target: str) -> _Columns:
 def _read_tsv(path: str, source: str, target: str) -> _Columns:
     lines = _lines(path)
     names = lines[0].split("\t") if lines else []
-    if source not in names or target not in names:
-        raise InputError(
-            f"evaluation set {path}, line 1: expected the languages as headings, {source} and {target} among them, "
-            f"found {names[:8]}. Name the file of this direction, or add such a line if it has none."
-        )
+    _check_heading(path, names, source, target)
     columns: _Columns = [], []
     for number, line in enumerate(lines[1:], start=2):
         fields = line.split("\t")
@@ -217,6 +245,14 @@ def _read_tsv(path: str, source: str, target: str) -> _Columns:
         for column, code in zip(columns, (source, target), strict=True):
             column.append(one_line(fields[names.index(code)]))
     return columns
+
+
+def _check_heading(path: str, names: Sequence[str], source: str, target: str) -> None:
+    if source not in names or target not in names:
+        raise InputError(
+            f"evaluation set {path}, line 1: expected the languages as headings, {source} and {target} among them, "
+            f"found {names[:8]}. Name the file of this direction, or add such a line if it has none."
+        )
 
 
 def _read_files(source: str, target: str) -> _Columns:
@@ -361,8 +397,6 @@ def _plain_lines(path: str) -> list[str]:
         found, remedy = "JSON", "Name it .jsonl, with one value a line"
     elif number:
         found, remedy = f"no text (a NUL character in line {number})", "Convert the file to plain text"
-    elif Path(path.lower()).suffix == ".csv":
-        found, remedy = "comma-separated values", "Save it as .tsv or .jsonl"
     else:
         return lines
     raise InputError(f"evaluation set {path}: a file with this name must be plain text, but it is {found}. {remedy}.")
@@ -370,16 +404,16 @@ def _plain_lines(path: str) -> list[str]:
 
 def _lines(path: str) -> list[str]:
     """Decoded lines. Raises InputError for lines that are not UTF-8."""
-    decoded = []
-    for number, line in enumerate(read_lines(path), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"evaluation set {path}, line {number}: not UTF-8 at byte {error.start}. Convert the file to UTF-8."
-            ) from None
-        decoded.append(text.removesuffix("\r"))
-    return decoded
+    return [_decoded(path, number, line) for number, line in enumerate(read_lines(path), start=1)]
+
+
+def _decoded(path: str, number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"evaluation set {path}, line {number}: not UTF-8 at byte {error.start}. Convert the file to UTF-8."
+        ) from None
 
 
 def _unfold(text: str) -> str:
@@ -390,9 +424,11 @@ def _unfold(text: str) -> str:
 _READERS: dict[str, Callable[[str], Iterable[str]]] = {
     "jsonl": _strings_of_jsonl,
     "tsv": lambda path: (field for line in _lines(path) for field in line.split("\t")),
+    "csv": _fields_of_csv,
     "xml": _segments_of_xml,
     "tmx": _segments_of_xml,
     "sgm": lambda path: (text for _, _, text in _sgm_segments(path)),
     "parquet": _strings_of_parquet,
+    "arrow": _strings_of_arrow,
     "text": lambda path: (text for line in _plain_lines(path) for text in dict.fromkeys([line, *line.split("\t")])),
 }

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dataengine.records import archives
+from dataengine.records.arrow import MESSAGES, read_arrow
+from dataengine.records.csv_records import name_csv_columns, read_csv
 from dataengine.records.jsonl import read_jsonl
 from dataengine.records.parquet import ROW_GROUPS, read_parquet
 from dataengine.records.rows import name_columns, read_text_lines, read_tsv
@@ -42,9 +44,13 @@ MOSES = "moses"  # one file per language; no single file has this format
 FORMATS = {
     "jsonl": Format(read_jsonl, (".jsonl", ".ndjson", ".json"), LINES),
     "tsv": Format(read_tsv, (".tsv",), LINES, name_columns, no_record="it is blank, or the heading"),
+    "csv": Format(
+        read_csv, (".csv",), columns=name_csv_columns, no_record="it is blank, the heading, or inside of a record"
+    ),
     "text": Format(read_text_lines, (".txt", ".text"), LINES, no_record="it is blank, or inside of a document"),
     "tmx": Format(read_tmx, (".tmx",), counted="unit"),
     "parquet": Format(read_parquet, (".parquet",), ROW_GROUPS, counted="row"),
+    "arrow": Format(read_arrow, (".arrow",), MESSAGES, counted="row"),
     MOSES: Format(read_moses),
 }
 _PARAGRAPHS = FORMATS["text"]._replace(read=read_paragraphs, splitter=None)

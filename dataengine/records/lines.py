@@ -11,7 +11,7 @@ from dataengine.errors import InputError
 from dataengine.records import archives
 from dataengine.records.types import TO_THE_END, OnBytes, SourcePart
 from dataengine.storage.files import open_file
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_remote
 
 CHUNK_BYTES = 1 << 20
 LONGEST_LINE = 1 << 28  # bytes
@@ -140,7 +140,7 @@ def content_chunks(
     path = part.paths[number]
     stop = None if part.stop == TO_THE_END or len(part.paths) > 1 else part.stop
     stored = _stored(path, part.start, stop, part.versions[number], on_bytes)
-    if hashing is not None or (part.digest and not is_url(path)):
+    if hashing is not None or (part.digest and not is_remote(path)):
         stored = _hashed(stored, xxhash.xxh3_128() if hashing is None else hashing, part, check=hashing is None)
     return stored if part.start else archives.unpack(path, stored)  # only plain files are split
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from dataengine.characters import is_blank
 from dataengine.errors import InputError
 from dataengine.records import archives, tsv_heading
-from dataengine.records.formats import FORMATS, MOSES, STATED, SUFFIXES, format_by_name, format_of, last_suffix
+from dataengine.records.formats import FORMATS, MOSES, STATED, SUFFIXES, format_by_name, format_of
 from dataengine.records.lines import BYTE_ORDER_MARK, join_digests
 from dataengine.records.splitting import LINES, WINDOW, Span, read_start
 from dataengine.records.types import TO_THE_END, RecordFormat, SourcePart
-from dataengine.storage.find import find_files
-from dataengine.storage.paths import FoundFile, is_url
+from dataengine.storage.find import find_files, nearest_file
+from dataengine.storage.paths import FoundFile, is_hub, is_remote
 
 
 def plan_parts(
@@ -34,9 +34,9 @@ def plan_parts(
 
     Plain files of lines are cut at line ends, Parquet between row groups, at about `part_bytes`; the rest are whole. A
     mapping names a Moses corpus: a path for each key. A local part's identity is a hash of its bytes, remembered in
-    `hashes` by path and version; a remote one's its ETag and place. The parts of a TSV have the columns that its
-    heading names. Returns the parts, and what to remember. Without `hash_new`, raises InputError for a file that
-    `hashes` does not have in its present version.
+    `hashes` by path and version; a remote one's its version (an object's ETag, the hub's hash of a file) and place. The
+    parts of a TSV or CSV have the columns that its heading names. Returns the parts, and what to remember. Without
+    `hash_new`, raises InputError for a file that `hashes` does not have in its present version.
     """
     groups = [
         (MOSES if isinstance(path, Mapping) else format or _format_of(files[0].path, stream), files)
@@ -50,7 +50,7 @@ def plan_parts(
         jobs = [[pool.submit(look, file, kind) for file in files] for kind, files in groups]
         for (kind, files), job in zip(groups, jobs, strict=True):
             names = tuple(file.path for file in files)
-            versions = tuple(file.version if is_url(file.path) else "" for file in files)
+            versions = tuple(file.version if is_remote(file.path) else "" for file in files)
             identified = [one.result() for one in job]
             spans = identified[0].spans
             if kind == MOSES:
@@ -75,7 +75,7 @@ def _identify(
 ) -> _Identified:
     row = format_of(kind, form)
     cut = part_bytes if row.splitter and not file.path.lower().endswith(archives.SUFFIXES) else 0
-    place = f"{file.path if is_url(file.path) else Path(file.path).resolve()}|{file.version}|{kind}"
+    place = f"{_remembered_as(file)}|{kind}"
     known = hashes.get(f"{place}|{cut}")
     if known is None and not hash_new:
         raise InputError(f"{file.path} is new, or has changed since it was last built")
@@ -91,11 +91,21 @@ def _identify(
     return _Identified(spans, columns, remembered)
 
 
+def _remembered_as(file: FoundFile) -> str:
+    """A file and its version: by content for files on the hub, so that another commit with the same file is known."""
+    if is_hub(file.path):
+        return f"hf://|{file.version}|{file.size}"
+    return f"{file.path if is_remote(file.path) else Path(file.path).resolve()}|{file.version}"
+
+
 def whole_file(path: str | Path, format: str | None = None) -> SourcePart:
-    """A local file as one part, without a content digest."""
-    name = str(path)
-    size = sum(file.size for file in find_files(name))
-    return SourcePart((name,), ("",), format or _format_of(name, ""), 0, TO_THE_END, size, "")
+    """A file as one part, without a content digest."""
+    name, version, size = str(path), "", 0
+    for file in find_files(name):
+        size += file.size
+        if is_remote(name):
+            name, version = file.path, file.version
+    return SourcePart((name,), (version,), format or _format_of(name, ""), 0, TO_THE_END, size, "")
 
 
 def lines_before(part: SourcePart) -> int | None:
@@ -130,23 +140,21 @@ def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
             raise InputError(f"stream '{stream}': the name of {shown} is not UTF-8. Rename the file.")
     if not files and Path(pattern).is_dir():
         raise InputError(f"stream '{stream}': {pattern} is a folder. Name its files, such as {pattern}/*.jsonl")
-    if not files and "://" in pattern and not is_url(pattern):
-        raise InputError(f"stream '{stream}': cannot read {pattern}. Give a local path, or one in s3:// or gs://")
+    if not files and "://" in pattern and not is_remote(pattern):
+        raise InputError(
+            f"stream '{stream}': cannot read {pattern}. Give a local path, or a URL with s3://, gs://, hf:// or https://"
+        )
     if not files:
-        where = "" if is_url(pattern) else f" (relative paths start at the working directory, {Path.cwd()})"
+        where = "" if is_remote(pattern) else f" (relative paths start at the working directory, {Path.cwd()})"
         where += "; ~ and $ are not expanded" if pattern.startswith(("~", "$")) else ""
-        raise InputError(f"stream '{stream}': no file {pattern}. Correct the path under streams.{stream}{where}.")
+        named = f"{pattern}{nearest_file(pattern)}"
+        raise InputError(f"stream '{stream}': no file {named}. Correct the path under streams.{stream}{where}.")
     return files
 
 
 def _format_of(path: str, stream: str) -> str:
     if kind := format_by_name(path):
         return kind
-    if last_suffix(path) == ".csv":
-        raise InputError(
-            f"stream '{stream}': {path}: CSV is not read. Write JSON Lines (pandas: to_json(FILE, orient='records', "
-            "lines=True, force_ascii=False))."
-        )
     raise InputError(
         f"stream '{stream}': cannot detect the format of {path} from its name ({', '.join(SUFFIXES)}, then "
         f"{', '.join(archives.SUFFIXES)} or nothing). State streams.{stream}.format: {', '.join(STATED[:-1])} or "

@@ -1,6 +1,6 @@
 """Read the records of a part in batches, in any format, with reasons for unusable records.
 
-Formats: JSON Lines, TSV, plain text, Moses (one file per language) and TMX, plain or compressed; and Parquet.
+Formats: JSON Lines, TSV, CSV, plain text, Moses (one file per language), TMX, plain or compressed; Parquet and Arrow.
 
     patterns -> parts.plan_parts -> SourcePart (the input of one unit) -> read_records -> Records"""
 

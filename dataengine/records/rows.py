@@ -14,7 +14,7 @@ from dataengine.records.types import Blocks, OnBytes, RecordFormat, Records, Sou
 from dataengine.records.usable import RecordBlock, all_usable, excerpt_of
 
 HEADING_OBEYED = "a heading names other columns than `columns`, or in another order: the heading is obeyed"
-_HEADING_ROWS = 200  # inspected below a possible heading
+HEADING_ROWS = 200  # inspected below a possible heading
 
 
 def name_columns(path: str, first_line: str, form: RecordFormat) -> tuple[str, ...]:
@@ -58,7 +58,7 @@ def read_tsv(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
                     number, lines = number + 1, lines[1:]
                     if form.columns and form.columns != rows.names:
                         yield Records([], tuple([] for _ in form.keys), [], [], {HEADING_OBEYED: (1, number, line)})
-                elif said := _heading_unread(lines[: _HEADING_ROWS + 1], form, rows.names):
+                elif said := heading_unread(lines[: HEADING_ROWS + 1], form, rows.names):
                     notes = {said: (1, number + 1, excerpt_of(line))}
                     yield Records([], tuple([] for _ in form.keys), [], [], notes)
         if rows is None and lines:
@@ -81,7 +81,7 @@ def _decode_heading(line: bytes | None) -> str:
         return ""
 
 
-def _heading_unread(lines: Sequence[bytes | None], form: RecordFormat, names: Sequence[str]) -> str:
+def heading_unread(lines: Sequence[bytes | None], form: RecordFormat, names: Sequence[str]) -> str:
     """A note if the first of these lines looks like a heading but is read as a record; else ""."""
     first, *rows = map(_decode_heading, lines)
     called = tsv_heading.unread_heading(first, rows, names, form.keys)

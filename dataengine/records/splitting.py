@@ -11,7 +11,7 @@ from dataengine.records import archives
 from dataengine.records.lines import CHUNK_BYTES
 from dataengine.records.types import SourcePart
 from dataengine.storage.files import open_file
-from dataengine.storage.paths import FoundFile, is_url
+from dataengine.storage.paths import FoundFile, is_remote
 
 WINDOW = 1 << 17  # bytes of an object read at a time to find a line end
 
@@ -34,7 +34,7 @@ class Splitter(NamedTuple):
 
 def read_start(file: FoundFile, size: int) -> bytes:
     """The first `size` bytes of a file, in the version that was found."""
-    with open_file(file.path, 0, size, file.version if is_url(file.path) else "") as source:
+    with open_file(file.path, 0, size, file.version if is_remote(file.path) else "") as source:
         return source.read()
 
 
@@ -42,9 +42,9 @@ def _split_lines(file: FoundFile, part_bytes: int) -> list[Span]:
     """Spans of a file that end at line ends. An archive is one span, regardless of its name."""
     head = read_start(file, archives.HEAD)
     archives.refuse_others(file.path, head)
-    if archives.archive_kind(head):
+    if archives.archive_kind(head) or not file.ranges:
         part_bytes = 0
-    if not is_url(file.path):
+    if not is_remote(file.path):
         return hash_lines(file, part_bytes or file.size + 1)
     ends = _find_line_ends(file, part_bytes) if part_bytes else [file.size]
     return [
@@ -89,7 +89,7 @@ def _find_line_ends(file: FoundFile, part_bytes: int) -> list[int]:
 
 def _count_line_ends(part: SourcePart) -> int | None:
     path = part.paths[0]
-    if is_url(path):
+    if is_remote(path):
         return None
     with open_file(path, 0, part.start) as source:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: source.read(CHUNK_BYTES), b""))

@@ -11,7 +11,7 @@ from dataengine.errors import InputError
 from dataengine.records.lines import LONGEST_LINE, check_digest, join_digests, line_blocks
 from dataengine.records.types import Blocks, OnBytes, RecordFormat, Records, SourcePart
 from dataengine.records.usable import RecordBlock
-from dataengine.storage.paths import is_url
+from dataengine.storage.paths import is_remote
 
 
 def read_paragraphs(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Blocks:
@@ -74,7 +74,7 @@ def read_moses(part: SourcePart, form: RecordFormat, on_bytes: OnBytes) -> Block
         if len(block.records.lines) + len(block.records.rejects) >= 1000:
             yield block.records
             block = RecordBlock(form)
-    if part.digest and not any(map(is_url, part.paths)):
+    if part.digest and not any(map(is_remote, part.paths)):
         check_digest(part, join_digests(one.hexdigest() for one in hashing))
     yield block.records
     return number

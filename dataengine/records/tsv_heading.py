@@ -1,9 +1,9 @@
-"""The columns of a TSV: from its heading, else from the stream."""
+"""The columns of a TSV or CSV: from its heading, else from the stream."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
@@ -36,16 +36,26 @@ class Columns:
     in_heading: bool
 
 
+def split_tabs(line: str) -> list[str]:
+    """The cells of a line of a TSV."""
+    return line.split("\t")
+
+
 def resolve_columns(
-    path: str, first_line: str, keys: Sequence[str], stated: Sequence[str], label_key: str | None
+    path: str,
+    first_line: str,
+    keys: Sequence[str],
+    stated: Sequence[str],
+    label_key: str | None,
+    split: Callable[[str], list[str]] = split_tabs,
 ) -> Columns:
-    """The columns of a TSV, given its first line that is not blank, without its line end.
+    """The columns of a TSV, given its first line that is not blank, without its line end; `split` gives its cells.
 
     A line that names all `keys` is a heading. Names match exactly, or in another case, or as a variety of a language
     (zh-CN). A heading overrides `stated` columns. Raises InputError if a key is in no column or in several, or if the
     label is in none.
     """
-    cells = [cell.strip().strip('"').strip() for cell in first_line.split("\t")] if first_line else []
+    cells = [cell.strip().strip('"').strip() for cell in split(first_line)] if first_line else []
     places = [_places(cells, key) for key in keys] if len(first_line) <= LONGEST_HEADING else [[]]
     if all(places):
         for key, found in zip(keys, places, strict=True):

@@ -13,8 +13,8 @@ from dataengine.config.streams import StreamConfig
 from dataengine.errors import InputError
 from dataengine.mds.types import Stream
 from dataengine.schedule.manifest import Manifest, read_manifest
-from dataengine.schedule.rates import planned_settings
-from dataengine.schedule.slots import Stage
+from dataengine.schedule.rates import Settings, planned_settings
+from dataengine.schedule.slots import Schedule, Stage
 from dataengine.schedule.stages import StreamSize, cut_schedule
 from dataengine.storage.open import open_store
 
@@ -65,18 +65,17 @@ def read_parent(parent: ParentConfig | None) -> Parent | None:
     return Parent(manifest, parent.manifest, parent.step)
 
 
-def inherited_restarts(config: Config) -> tuple[int, ...]:
-    """Earlier steps at which the learning rate restarts its warm-up and decay, according to the configs of the parents.
+def settings_after_parents(config: Config, schedule: Schedule) -> Settings:
+    """The settings of a config, after those of the steps before its own, according to the configs of the parents.
 
     The settings that a parent was really trained with are in its settings.jsonl. Raises InputError if a parent's
     manifest, or the config.yaml beside it, is unusable.
     """
-    parent = read_parent(config.parent)
+    planned, parent = planned_settings(config, schedule), read_parent(config.parent)
     if parent is None or not config.first_step:
-        return ()
-    before = _config_beside(parent.path)
-    own = planned_settings(before, parent.manifest.schedule).restarts
-    return tuple(step for step in (*inherited_restarts(before), *own) if step < parent.step)
+        return planned
+    before = settings_after_parents(_config_beside(parent.path), parent.manifest.schedule)
+    return planned.after(before, parent.step, parent.step)
 
 
 def _config_beside(manifest: str) -> Config:

@@ -72,6 +72,14 @@ def skipped_steps(rows: Iterable[Mapping[str, str]]) -> dict[int, str]:
 
 
 def next_digest(digest: str, step: int, sample_ids: Int64s, *, skipped: bool = False) -> str:
-    """The digest after a step, from the one before it. A skipped step gives a different digest."""
+    """The digest of all samples up to a step, as in a run's log.csv: from the digest before the step, "" at first.
+
+    Takes the ids of all samples of the step, in the order of the batch: gather them from all ranks. A step that was
+    read but not trained on (`skipped`) gives a different digest.
+
+        digest = ""
+        for batch in manifest.batches():
+            digest = dataengine.next_digest(digest, batch.step, batch.sample_ids)
+    """
     content = bytes.fromhex(digest) + np.int64(step).astype("<i8").tobytes() + sample_ids.astype("<i8").tobytes()
     return hashlib.sha256(content + (b"skipped" if skipped else b"")).hexdigest()

@@ -116,7 +116,9 @@ class Manifest:
             "samples": self.schedule.steps * self.batch_size,
             "tokens": self.schedule.steps * self.batch_size * self.seq_len,
         }
-        return _canonical({**asdict(self), "totals": totals})
+        return _canonical(
+            {**asdict(self), "streams": [_described(stream) for stream in self.streams], "totals": totals}
+        )
 
     @cached_property
     def plan_id(self) -> str:
@@ -230,6 +232,14 @@ def _check(manifest: Manifest) -> None:
             raise ValueError(f"stream '{stream.name}' is at {stream.remote!r}, outside of the store")
     if unknown := set(manifest.schedule.streams) - {stream.name for stream in manifest.streams}:
         raise ValueError(f"its stages draw from {', '.join(sorted(unknown))}, which it does not describe")
+
+
+def _described(stream: Stream) -> dict[str, Any]:
+    """A stream in the file. Without masks it has no `loss_mask`: plans of earlier versions keep their plan_id."""
+    described = asdict(stream)
+    if not stream.loss_mask:
+        del described["loss_mask"]
+    return described
 
 
 def _ratio(samples: Mapping[str, int]) -> dict[str, int]:

@@ -117,8 +117,8 @@ class RunOrder:
     @cached_property
     def _numbers(self) -> Int64s:
         """Number in `self.streams` of each stream of the schedule."""
-        names = [stream.name for stream in self.streams]
-        return np.array([names.index(name) for name in self.schedule.streams], dtype=np.int64)
+        numbers = {stream.name: number for number, stream in enumerate(self.streams)}
+        return np.array([numbers[name] for name in self.schedule.streams], dtype=np.int64)
 
     def sample_ids(self, step: int, start: int = 0, stop: int | None = None) -> Int64s:
         """Sample ids of slots start..stop of a step's batch; shape (stop - start,).

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from dataengine.arrays import Int64s, Tokens
+from dataengine.arrays import Bools, Int64s, Tokens
 from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import token_dtype
 from dataengine.schedule.shard_cache import ShardCache
@@ -28,11 +28,24 @@ if TYPE_CHECKING:
 
 
 class PlannedSamples(NamedTuple):
-    """Samples of a plan: token ids in the shards' type, shape (n, seq_len + 1); ids and stream numbers, shape (n,)."""
+    """Samples of a plan: token ids in the shards' type, shape (n, seq_len + 1); ids and stream numbers, shape (n,).
+
+    `loss_mask` has the shape of `tokens` and says which of them count as labels; None if no stream of the plan has
+    masks, so that all count.
+    """
 
     tokens: Tokens
     sample_ids: Int64s
     streams: Int64s
+    loss_mask: Bools | None = None
+
+    @property
+    def counted(self) -> Int64s:
+        """The number of labels of each sample that count, shape (n,). The first token of a sample is no label."""
+        if self.loss_mask is None:
+            return np.full(len(self.tokens), self.tokens.shape[1] - 1)
+        counted: Int64s = np.count_nonzero(self.loss_mask[:, 1:], axis=1)
+        return counted
 
 
 class PlanReader:
@@ -53,7 +66,8 @@ class PlanReader:
 
     def read_ids(self, sample_ids: Int64s) -> PlannedSamples:
         """Samples by their ids, shape (n,). Raises InputError if a shard is missing or damaged."""
-        return PlannedSamples(self._samples.read(sample_ids), sample_ids, self._order.stream_numbers(sample_ids))
+        numbers = self._order.stream_numbers(sample_ids)
+        return PlannedSamples(self._samples.read(sample_ids), sample_ids, numbers, self._samples.read_mask(sample_ids))
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -63,12 +77,15 @@ class Batch:
     Sample k is `tokens[k]`. The first `seq_len` tokens are the input, the last `seq_len` the labels.
 
         chinese = batch.tokens[batch.streams == "en-zh"]
+
+    Tokens count as labels where `loss_mask` is true. It is None if no stream of the manifest has `loss_on: target`.
     """
 
     step: int
     tokens: Int64s  # (n, seq_len + 1)
     sample_ids: Int64s  # (n,); an id names one sample of the manifest
     streams: NDArray[np.str_]  # (n,); the name of each sample's stream
+    loss_mask: Bools | None = None  # (n, seq_len + 1); None: all tokens count
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +129,6 @@ class Batches(Sequence[Batch]):
 
     def _read(self, step: int) -> Batch:
         width = self.manifest.batch_size // self.world_size
-        tokens, sample_ids, numbers = self._reader.read(step, self.rank * width, (self.rank + 1) * width)
+        read = self._reader.read(step, self.rank * width, (self.rank + 1) * width)
         names = np.array([stream.name for stream in self.manifest.streams])
-        return Batch(step, tokens.astype(np.int64), sample_ids, names[numbers])
+        return Batch(step, read.tokens.astype(np.int64), read.sample_ids, names[read.streams], read.loss_mask)

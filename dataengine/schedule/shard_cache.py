@@ -18,11 +18,11 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
+from numpy.typing import NDArray
 
-from dataengine.arrays import Tokens
 from dataengine.errors import DamagedError, InputError, MissingError
 from dataengine.mds.reader import can_be_mapped, is_index_of, map_shard, read_index, read_raw_shard
 from dataengine.mds.types import Stream, hash_bytes, token_dtype
@@ -88,8 +88,8 @@ class ShardCache:
                 _write(path, self._retry(lambda: read_index(self._store, stream)))
         return folder
 
-    def map(self, number: int, shard: int) -> Tokens:
-        """The samples of a shard of stream `number`, shape (samples, seq_len + 1), downloaded first if needed.
+    def map(self, number: int, shard: int) -> NDArray[Any]:
+        """The samples of a shard of stream `number`, as `map_shard` gives them, downloaded first if needed.
 
         The shard is hashed, in the cache or in place: 16 MB take 2 ms. A damaged one in the cache is downloaded again.
         Raises InputError if a shard in place is damaged or missing.
@@ -101,12 +101,13 @@ class ShardCache:
             if problem := _damage(path, stream, shard):
                 kind = DamagedError if path.is_file() else MissingError
                 raise kind(f"{path} {problem}. Restore it, or remove its folder and build again.")
-            return map_shard(path, self._width, self._dtype)
+            return map_shard(path, self._width, self._dtype, loss_mask=stream.loss_mask)
         path = self._folder / stream.remote / basename
         while True:
             self.fetch(number, shard)
             with contextlib.suppress(FileNotFoundError):  # evicted just now
-                mapped = map_shard(path, self._width, self._dtype)  # stays readable after an eviction
+                # stays readable after an eviction
+                mapped = map_shard(path, self._width, self._dtype, loss_mask=stream.loss_mask)
                 if self._whole(path, stream, shard):
                     os.utime(path)
                     return mapped

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import groupby
 
 import numpy as np
 
@@ -37,14 +38,52 @@ def count_drawn(quotas: Sequence[int], num_samples: int) -> list[int]:
     return counts
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a mix: a stream, or the streams of an entry for many pairs, such as bitext/en-zh and bitext/en-id."""
+
+    names: tuple[str, ...]
+    quotas: tuple[int, ...]  # positive
+
+    @property
+    def quota(self) -> int:
+        """The samples of all its streams."""
+        return sum(self.quotas)
+
+
+def parts_of(samples: Mapping[str, int]) -> list[Part]:
+    """The parts of a mix, from the samples of its streams in the order of their names, without those of 0.
+
+    The largest streams of an entry come first: the first of k streams keeps to its share within a sample.
+    """
+    used = [(name, count) for name, count in samples.items() if count]
+    parts = []
+    for _, group in groupby(used, key=lambda entry: entry[0].partition("/")[0]):
+        names, quotas = zip(*sorted(group, key=lambda entry: -entry[1]), strict=True)
+        parts.append(Part(names, quotas))
+    return parts
+
+
+def count_parts(parts: Sequence[Part], num_samples: int) -> dict[str, int]:
+    """What each stream supplies among the first `num_samples` samples of a stage.
+
+    `count_drawn` among the parts, and then among the streams of each. So a mix of a stream and an entry of thousands is
+    as even as one of two streams.
+    """
+    drawn: dict[str, int] = {}
+    for part, count in zip(parts, count_drawn([part.quota for part in parts], num_samples), strict=True):
+        drawn |= zip(part.names, count_drawn(part.quotas, count), strict=True)
+    return drawn
+
+
 def apportion(weights: Sequence[float | Fraction], total: int) -> list[int]:
     """Split `total` in proportion to weights (not all 0) by largest remainder; the parts sum to it exactly.
 
     Ties go to the earlier weight. A float counts as the exact fraction that it represents.
     """
-    fractions = [Fraction(weight) for weight in weights]
-    denominator = math.lcm(*(fraction.denominator for fraction in fractions))
-    parts = [int(fraction * denominator) for fraction in fractions]
+    ratios = [weight.as_integer_ratio() for weight in weights]
+    denominator = math.lcm(*(below for _, below in ratios))
+    parts = [above * (denominator // below) for above, below in ratios]
     whole = sum(parts)
     counts = [total * part // whole for part in parts]
     remainders = [total * part % whole for part in parts]
@@ -115,6 +154,11 @@ class Schedule:
         return tuple(dict.fromkeys(name for stage in self.stages for name in stage.samples))
 
     @cached_property
+    def _number_of(self) -> dict[str, int]:
+        """The number of each stream in `streams`."""
+        return {name: number for number, name in enumerate(self.streams)}
+
+    @cached_property
     def steps(self) -> int:
         """Length of the run."""
         return sum(stage.length for stage in self.stages)
@@ -150,8 +194,7 @@ class Schedule:
         before = []
         for index, stage in enumerate(self.stages):
             before.append(dict(drawn))
-            names, quotas = self._lane_quotas(index)
-            for name, count in zip(names, count_drawn(quotas, stage.length * self.width), strict=True):
+            for name, count in count_parts(self._lane_parts[index], stage.length * self.width).items():
                 drawn[name] += count
         return before
 
@@ -169,10 +212,9 @@ class Schedule:
     def cursors(self, step: int) -> dict[str, int]:
         """Samples drawn from each stream, over all lanes, before `step`, which may be the end of the run."""
         index = self.stage_index(step) if step < self.steps else len(self.stages) - 1
-        names, quotas = self._lane_quotas(index)
         lane_slots = (step - self.stage_starts[index]) * self.width
         drawn = dict(self._drawn_before[index])
-        for name, count in zip(names, count_drawn(quotas, lane_slots), strict=True):
+        for name, count in count_parts(self._lane_parts[index], lane_slots).items():
             drawn[name] += count
         return {name: count * self.lanes for name, count in drawn.items()}
 
@@ -188,18 +230,31 @@ class Schedule:
         A lane has batch_size / lanes slots. Without `stop`, returns all from `start` on.
         """
         index = self.stage_index(step)
-        names, quotas = self._lane_quotas(index)
+        parts = self._lane_parts[index]
         first = (step - self.stage_starts[index]) * self.width + start
         count = (self.width if stop is None else stop) - start
-        drawn = _count_drawn_from(quotas, first, count + 1)  # (streams, count + 1)
-        which = np.argmax(drawn[:, 1:] > drawn[:, :-1], axis=0)  # exactly one stream's count rises at each slot
-        before = np.array([self._drawn_before[index][name] for name in names], dtype=np.int64)
-        numbers = np.array([self.streams.index(name) for name in names], dtype=np.int64)
-        return numbers[which], before[which] + drawn[which, np.arange(count)]
+        which, drawn = _rises([part.quota for part in parts], first, count)
+        numbers, cursors = np.empty_like(drawn), np.empty_like(drawn)
+        for k, part in enumerate(parts):
+            slots = which == k
+            if slots.any():
+                inner, of_stream = _rises(part.quotas, int(drawn[slots][0]), int(slots.sum()))
+                before = np.array([self._drawn_before[index][name] for name in part.names], dtype=np.int64)
+                own = np.array([self._number_of[name] for name in part.names], dtype=np.int64)
+                numbers[slots], cursors[slots] = own[inner], before[inner] + of_stream
+        return numbers, cursors
 
-    def _lane_quotas(self, index: int) -> tuple[list[str], list[int]]:
-        quotas = {name: quota // self.lanes for name, quota in self.stages[index].samples.items() if quota}
-        return list(quotas), list(quotas.values())
+    @cached_property
+    def _lane_parts(self) -> list[list[Part]]:
+        """The parts of each stage, with the quotas of one lane."""
+        return [parts_of({name: quota // self.lanes for name, quota in stage.samples.items()}) for stage in self.stages]
+
+
+def _rises(quotas: Sequence[int], first: int, count: int) -> tuple[Int64s, Int64s]:
+    """Which of the counts of `count_drawn` rises at `first` and the slots after it, and its value before."""
+    drawn = _count_drawn_from(quotas, first, count + 1)  # (streams, count + 1)
+    which = np.argmax(drawn[:, 1:] > drawn[:, :-1], axis=0)  # exactly one count rises at each slot
+    return which, drawn[which, np.arange(count)]
 
 
 def _count_drawn_from(quotas: Sequence[int], first: int, count: int) -> Int64s:

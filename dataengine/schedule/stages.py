@@ -6,12 +6,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from types import MappingProxyType
 
 from dataengine.config.schema import BudgetConfig, StageConfig, fraction_sum
 from dataengine.errors import InputError
-from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_drawn
+from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_parts, parts_of
+from dataengine.tables import few
 
+_NO_WEIGHTS: Mapping[str, str] = MappingProxyType({})
+_NO_ENTRIES: Mapping[str, Sequence[str]] = MappingProxyType({})
 MAX_TOKENS = (1 << 63) - 1  # of a run; manifests hold 64-bit integers
 RAMP_PIECES = 100  # a ramp has at most this many pieces of one mix each, and at most one per step
 
@@ -38,6 +43,7 @@ def resolve_stages(
     seq_len: int,
     budget: BudgetConfig | None = None,
     before: Sequence[Stage] = (),
+    weights: Mapping[str, str] = _NO_WEIGHTS,
 ) -> tuple[Stage, ...]:
     """Turn stages into integers. They follow the stages `before` of a parent.
 
@@ -52,9 +58,13 @@ def resolve_stages(
         name: end, rest: true, mix: {a: 1, b: 1}          takes 8 - 4 - 1 = 3 steps, a 6, b 6
 
     becomes start (2 steps, a 8), middle (1 step, b 4), start (2 steps, a 8), end (3 steps, a 6, b 6).
+
+    `weights` has the entries for many pairs: the streams of `bitext` are those of `streams` whose names begin with
+    `bitext/`. In a mix, an entry gets what one stream would get. Its samples are then split among its streams by its
+    weights (`by_size`, `by_size^0.3`), or by the word of the mix, again by largest remainder.
     Raises InputError, with numbers, if a stream has too few samples.
     """
-    run = _Run(streams, batch_size, lanes, seq_len, budget_steps(budget, batch_size, seq_len))
+    run = _Run(streams, batch_size, lanes, seq_len, budget_steps(budget, batch_size, seq_len), weights)
     lengths = run.stated_lengths(stages)
     length = sum(stage.length for stage in before)
     drawn: dict[int, list[Stage]] = {}
@@ -93,6 +103,53 @@ def cut_schedule(schedule: Schedule, step: int) -> tuple[Stage, ...]:
     return tuple(kept)
 
 
+def entry_of(name: str) -> str:
+    """The entry that a stream belongs to, such as bitext of bitext/en-zh; the stream's own name if there is none."""
+    return name.partition("/")[0]
+
+
+def by_entry(samples: Mapping[str, int]) -> dict[str, int]:
+    """Samples of streams by name, with those of an entry for many pairs as one."""
+    joined: dict[str, int] = {}
+    for name, count in samples.items():
+        joined[entry_of(name)] = joined.get(entry_of(name), 0) + count
+    return joined
+
+
+@lru_cache(1 << 16)
+def size_weight(word: str, size: int) -> int:
+    """The weight of a stream of `size` samples by `by_size` or `by_size^A`: 2**32 x size**A, rounded down.
+
+    It is found in whole numbers: with A = p / q it is the largest w with w**q <= size**p * 2**(32 q). So it is the same
+    on each machine, as no library of floats is. 0 if the stream is empty.
+    """
+    exponent = Fraction(word.partition("^")[2] or 1)
+    p, q = exponent.numerator, exponent.denominator
+    return _root(size**p << (32 * q), q) if size else 0
+
+
+def _root(number: int, degree: int) -> int:
+    """The largest whole number whose power `degree` is at most `number`, by Newton's method from above.
+
+    Floats give the number it begins with, which is too large by more than their errors, and do not change the result.
+    """
+    root = int(2.0 ** (math.log2(number) / degree) * (1 + 1e-9)) + 1
+    while (lower := ((degree - 1) * root + number // root ** (degree - 1)) // degree) < root:
+        root = lower
+    return root
+
+
+def _divide(shares: Sequence[tuple[Fraction, Mapping[str, int]]], samples: int) -> dict[str, int]:
+    """Split samples by weight, and then each part among its streams by their weights."""
+    quotas = apportion([share for share, _ in shares], samples)
+    divided = (_split_by(parts, quota) for (_, parts), quota in zip(shares, quotas, strict=True))
+    return {name: count for counts in divided for name, count in counts.items()}
+
+
+def _split_by(weights: Mapping[str, int], samples: int) -> dict[str, int]:
+    return dict(zip(weights, apportion([*weights.values()], samples), strict=True))
+
+
 @dataclass
 class _Run:
     """A run whose stages take their samples one after another."""
@@ -102,8 +159,12 @@ class _Run:
     lanes: int
     seq_len: int
     budget: int | None  # steps
+    weights: Mapping[str, str]  # of the entries
 
     def __post_init__(self) -> None:
+        self.members = {
+            entry: [name for name in self.streams if name.startswith(f"{entry}/")] for entry in self.weights
+        }
         self.width = self.batch_size // self.lanes
         self.left = {name: size.left(self.lanes) for name, size in self.streams.items()}  # samples a lane
 
@@ -134,8 +195,7 @@ class _Run:
     def open_length(self, stage: StageConfig, others: int) -> int:
         """Steps of a stage that drains its streams, or takes the rest of the budget after `others` steps."""
         if stage.drain:
-            weights = self._weights(stage, stage.mix)
-            return drain_steps([*weights.values()], [self.left[name] for name in weights], self.width)
+            return self._drain_steps(stage)
         assert self.budget is not None  # Config sees to it
         if self.budget <= others:
             raise InputError(
@@ -143,6 +203,21 @@ class _Run:
                 f"{others:,}. Raise `budget` or shorten them."
             )
         return self.budget - others
+
+    def _drain_steps(self, stage: StageConfig) -> int:
+        """The largest number of steps whose samples fit into what is left of each stream."""
+        shares = self._shares(stage)
+        whole = sum(share for share, _ in shares)
+        # Each of two splits by largest remainder gives less than one sample more than the share.
+        most = min(
+            (self.left[name] + 2) * whole * sum(parts.values()) / (share * part)
+            for share, parts in shares
+            for name, part in parts.items()
+        )
+        steps = math.floor(most / self.width)
+        while steps and any(n > self.left[name] for name, n in _divide(shares, steps * self.width).items()):
+            steps -= 1
+        return steps
 
     def check_length(self, stage: StageConfig, steps: int, length: int) -> None:
         """Raise InputError for a stage without steps, and for a run with more samples or tokens than fit 64 bits."""
@@ -164,30 +239,66 @@ class _Run:
         if stage.to_mix is None:
             return [self._take(stage, steps, self._split(stage, steps))]
         first, last = self._weights(stage, stage.mix), self._weights(stage, stage.to_mix)
-        return [self._take(stage, length, quotas) for length, quotas in _ramp(first, last, steps, self.width)]
+        pieces = list(_ramp(first, last, steps, self.width))
+        for entry in self.weights:
+            self._spread_over_pieces(entry, [quotas for _, quotas in pieces])
+        return [self._take(stage, length, quotas) for length, quotas in pieces]
+
+    def _spread_over_pieces(self, entry: str, pieces: Sequence[dict[str, int]]) -> None:
+        """Put the streams of an entry in its place, in the samples of the pieces of a ramp."""
+        drawn = list(accumulate((quotas.pop(entry, 0) for quotas in pieces), initial=0))
+        whole = parts_of(_split_by(self._parts(entry), drawn[-1])) if drawn[-1] else []
+        counts = [count_parts(whole, count) if count else {} for count in drawn]
+        for quotas, (before, after) in zip(pieces, pairwise(counts), strict=True):
+            quotas |= {name: count - before.get(name, 0) for name, count in after.items()}
+
+    def _parts(self, mixed: str, weight: float | str = "") -> dict[str, int]:
+        """The streams that a name in a mix stands for, with weights by the mix's word for sizes, or by the entry's."""
+        if mixed not in self.weights:
+            return {mixed: 1}
+        word = weight if isinstance(weight, str) and weight.startswith("by_size") else self.weights[mixed]
+        parts = {name: size_weight(word, self.left[name]) for name in self.members[mixed] if self.left[name]}
+        if not parts:
+            raise InputError(f"nothing is left of '{mixed}'. Add sources to streams.{mixed}, or epochs.")
+        return parts
+
+    def _shares(self, stage: StageConfig) -> list[tuple[Fraction, dict[str, int]]]:
+        """The weight of each name in a mix that is used, with the weights of its streams."""
+        weights = self._weights(stage, stage.mix)
+        return [(weight, self._parts(mixed, stage.mix[mixed])) for mixed, weight in weights.items()]
 
     def _split(self, stage: StageConfig, steps: int) -> dict[str, int]:
         """Samples per lane from each stream of a stage with one mix."""
         if "rest" not in stage.mix.values():
-            weights = self._weights(stage, stage.mix)
-            return dict(zip(weights, apportion([*weights.values()], steps * self.width), strict=True))
-        quotas = {name: self.left[name] for name, weight in stage.mix.items() if weight == "all"}
+            return _divide(self._shares(stage), steps * self.width)
+        words = stage.mix.items()
+        quotas = {
+            name: self.left[name]
+            for mixed, weight in words
+            if weight == "all"
+            for name in self.members.get(mixed, [mixed])
+        }
         missing = steps * self.width - sum(quotas.values())
-        (rest,) = (name for name, weight in stage.mix.items() if weight == "rest")
+        (rest,) = (name for name, weight in words if weight == "rest")
         if missing < 0:
             raise InputError(
                 f"stage '{stage.name}': the streams that it draws `all` of have {sum(quotas.values()) * self.lanes:,} "
                 f"samples, more than its {steps:,} steps hold ({steps * self.batch_size:,}). Lengthen the stage."
             )
-        return {**quotas, rest: missing}
+        return {**quotas, **(_split_by(self._parts(rest), missing) if missing else {})}
 
     def _weights(self, stage: StageConfig, mix: Mapping[str, float | str]) -> dict[str, Fraction]:
-        """The weights of a mix. `by_size` is the number of samples that are left of the stream."""
-        weights = {name: Fraction(self.left[name] if weight == "by_size" else weight) for name, weight in mix.items()}
+        """The weights of the names in a mix, without those of which nothing is left."""
+        weights = {name: self._weight(name, weight) for name, weight in mix.items()}
         found = {name: weight for name, weight in weights.items() if weight}
         if not found:
             raise InputError(f"stage '{stage.name}': nothing is left of {', '.join(mix)}. Add sources or epochs.")
         return found
+
+    def _weight(self, mixed: str, weight: float | str) -> Fraction:
+        if not isinstance(weight, str):
+            return Fraction(weight)
+        return Fraction(sum(size_weight(weight, self.left[name]) for name in self.members.get(mixed, [mixed])))
 
     def _take(self, stage: StageConfig, steps: int, quotas: Mapping[str, int]) -> Stage:
         """Draw `quotas` samples per lane as a piece of a stage."""
@@ -198,22 +309,22 @@ class _Run:
         return Stage(stage.name, steps, {name: quota * self.lanes for name, quota in quotas.items() if quota})
 
     def _too_small(self, stage: str, name: str, quota: int) -> str:
-        size = self.streams[name]
+        size, key = self.streams[name], f"streams.{entry_of(name)}"
         have, want = self.left[name] * self.lanes, quota * self.lanes
         a_pass = size.samples // self.lanes * self.lanes
         if not a_pass:
             few = f"only {size.samples:,} samples, fewer than the {self.lanes} lanes" if size.samples else "no samples"
             return (
                 f"stream '{name}' is too small: stage '{stage}' draws {want:,} samples ({want * self.seq_len:,} "
-                f"tokens), but it has {few}. Add sources to streams.{name}, or relax the rules that drop its records."
+                f"tokens), but it has {few}. Add sources to {key}, or relax the rules that drop its records."
             )
         drawn = a_pass * size.passes - have
         needed = -(-(drawn + want) // a_pass)
         return (
             f"stream '{name}' is too small: stage '{stage}' draws {want:,} samples ({want * self.seq_len:,} tokens), "
             f"but it has {have:,} left ({size.samples:,} samples x {size.passes} epoch(s), {drawn:,} drawn by earlier "
-            f"stages). Add sources to streams.{name}, shorten the stage, lower its weight, or repeat the stream with "
-            f"streams.{name}.epochs: {needed}."
+            f"stages). Add sources to {key}, shorten the stage, lower its weight, or repeat the stream with "
+            f"{key}.epochs: {needed}."
         )
 
 
@@ -228,9 +339,11 @@ class StageRow:
     drawn: Mapping[str, int]  # samples over all lanes; only streams with any
 
     def share(self, name: str) -> str:
-        """The share of a stream in the samples; for a ramp, its shares in the first and the last piece."""
+        """The share of a stream or an entry in the samples; for a ramp, its shares in the first and the last piece."""
         ends = (self.pieces[0], self.pieces[-1])[: len(self.pieces)]
-        return " -> ".join(f"{piece.samples.get(name, 0) / sum(piece.samples.values()):.1%}" for piece in ends)
+        return " -> ".join(
+            f"{by_entry(piece.samples).get(name, 0) / sum(piece.samples.values()):.1%}" for piece in ends
+        )
 
 
 def stage_rows(schedule: Schedule) -> list[StageRow]:
@@ -245,17 +358,29 @@ def stage_rows(schedule: Schedule) -> list[StageRow]:
     return rows
 
 
-def idle_streams(stages: Sequence[StageConfig], resolved: Sequence[Stage], lanes: int) -> list[str]:
-    """A sentence for each stream in the mix of a stage that gives no samples to it.
+def idle_streams(
+    stages: Sequence[StageConfig],
+    resolved: Sequence[Stage],
+    lanes: int,
+    entries: Mapping[str, Sequence[str]] = _NO_ENTRIES,
+) -> list[str]:
+    """A sentence for each stream in the mix of a stage that gives no samples to it; one for the streams of an entry.
 
-    `resolved` is the result of `resolve_stages`, without the stages of a parent.
+    `resolved` is the result of `resolve_stages`, without the stages of a parent. `entries`: their streams.
     """
     notes = []
     for stage in stages:
         pieces = [piece for piece in resolved if piece.name == stage.name]
         samples = sum(sum(piece.samples.values()) for piece in pieces) // lanes
+        used = {name for piece in pieces for name, count in piece.samples.items() if count}
         for name in stage.streams:
-            if not any(piece.samples.get(name) for piece in pieces):
+            if name in entries:
+                if idle := [one for one in entries[name] if one not in used]:
+                    notes.append(
+                        f"stage '{stage.name}' draws nothing from {len(idle):,} of the {len(entries[name]):,} streams "
+                        f"of '{name}', whose part is less than a sample of each lane: {few(idle)}"
+                    )
+            elif not any(piece.samples.get(name) for piece in pieces):
                 why = _why_idle(stage, name, samples)
                 notes.append(f"stage '{stage.name}' draws nothing from stream '{name}': {why}")
     return notes
@@ -274,16 +399,6 @@ def _why_idle(stage: StageConfig, name: str, samples: int) -> str:
         1.01 * others / (samples - 1)
     )  # others / (samples - 1) is a share of one sample; 1 % more survives printing with three digits
     return f"its weight of {weight:g} is less than one of {samples:,} samples of a lane; {least:.3g} draws one"
-
-
-def drain_steps(weights: Sequence[Fraction], left: Sequence[int], width: int) -> int:
-    """The largest number of steps of `width` samples whose split by weight fits into the samples that are left."""
-    total = sum(weights)
-    # Largest remainder gives more than the share minus one, so a share may exceed what is left by less than one.
-    steps = math.floor(min((n + 1) * total / weight for n, weight in zip(left, weights, strict=True)) / width)
-    while steps and any(q > n for q, n in zip(apportion(weights, steps * width), left, strict=True)):
-        steps -= 1
-    return steps
 
 
 def _ramp(
@@ -326,9 +441,9 @@ def _insert(timeline: list[Stage], step: int, pieces: list[Stage], lanes: int) -
 
 def _split_stage(stage: Stage, steps: int, lanes: int) -> tuple[Stage, Stage]:
     """Split a stage after `steps` steps, with the samples that each part draws."""
-    quotas = [quota // lanes for quota in stage.samples.values()]
-    drawn = count_drawn(quotas, sum(quotas) * steps // stage.length)
-    head = {name: count * lanes for name, count in zip(stage.samples, drawn, strict=True)}
+    quotas = {name: quota // lanes for name, quota in stage.samples.items()}
+    drawn = count_parts(parts_of(quotas), sum(quotas.values()) * steps // stage.length)
+    head = {name: count * lanes for name, count in drawn.items()}
     tail = {name: count - head[name] for name, count in stage.samples.items()}
     parts = ((steps, head), (stage.length - steps, tail))
     first, second = (Stage(stage.name, length, {name: n for name, n in part.items() if n}) for length, part in parts)

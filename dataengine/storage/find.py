@@ -10,12 +10,15 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from dataengine.errors import InputError
-from dataengine.storage.paths import FoundFile, cannot_read, check_file_kind, is_url
+from dataengine.storage import hub, web
+from dataengine.storage.paths import FoundFile, cannot_read, check_file_kind, is_hub, is_remote, is_url, is_web
 from dataengine.storage.s3_client import identify_object, list_objects
 
 
 def find_files(pattern: str) -> list[FoundFile]:
     """Files that match a path, a URL or a glob of either, including `**`. Sorted by path; empty if there are none.
+
+    Paths on the hub come with the commit that their revision names. Files on web servers have no globs.
 
     `*` stays within a folder and skips names that begin with a dot. `**` enters each real folder once, also through
     links. A file whose name equals the pattern is the only match, also if it contains `*`, `?` or `[`. In a glob,
@@ -24,6 +27,10 @@ def find_files(pattern: str) -> list[FoundFile]:
     Raises InputError if a place cannot be read, a link is broken, something is not a file or folder (pipe, socket,
     device), or an object has no ETag, which is needed to notice changes.
     """
+    if is_hub(pattern):
+        return _find_on_hub(pattern)
+    if is_web(pattern):
+        return _find_on_web(pattern)
     if not is_url(pattern):
         return _find_local(pattern)
     if not glob.has_magic(pattern):
@@ -39,6 +46,35 @@ def find_files(pattern: str) -> list[FoundFile]:
         if _matches(file.path.split("/"), wanted):
             found.append(file)
     return sorted((file if file.version else identify_object(file.path) for file in found), key=lambda file: file.path)
+
+
+def nearest_file(pattern: str) -> str:
+    """A hint for the end of a message about a path or glob that names no file: names that are there; else ""."""
+    return hub.nearest_hub_file(pattern) if is_hub(pattern) else ""
+
+
+def _find_on_hub(pattern: str) -> list[FoundFile]:
+    place = hub.parse_hub_path(pattern).pinned()
+    if not glob.has_magic(place.inner):
+        try:
+            return [hub.identify_hub_file(str(place))]
+        except FileNotFoundError:
+            return []
+    folder = place.inner[: _first_magic(place.inner)].rpartition("/")[0]
+    rest = place.inner[len(folder) :].strip("/")
+    files = sorted(hub.list_hub_files(place, folder, below="/" in rest or "**" in rest), key=lambda file: file.path)
+    wanted = str(place).split("/")
+    exact = [file for file in files if file.path == str(place)]
+    return exact or [file for file in files if _matches(file.path.split("/"), wanted)]
+
+
+def _find_on_web(url: str) -> list[FoundFile]:
+    if re.search(r"[*\[\]]", url.partition("://")[2].partition("/")[2]):
+        raise InputError(f"{url}: a web server does not list its files. Name each file by its URL, without * and [].")
+    try:
+        return [web.identify_web_file(url)]
+    except FileNotFoundError:
+        return []
 
 
 def _first_magic(pattern: str) -> int:
@@ -72,7 +108,7 @@ def _version(status: os.stat_result) -> str:
 
 def real_file(path: str) -> str:
     """An id that is equal for all names of a file: other spellings of the path, links, hard links. A URL is its own."""
-    if is_url(path):
+    if is_remote(path):
         return path
     status = _stat(path)
     return path if status is None else f"{status.st_dev}|{status.st_ino}"

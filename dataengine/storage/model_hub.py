@@ -54,6 +54,11 @@ def address_of(model: str, revision: str | None) -> str:
     return f"{SCHEME}{model}@{revision}" if revision else f"{SCHEME}{model}"
 
 
+def is_address(text: str) -> bool:
+    """Whether a text is the address of a model on the hub, not of a file there."""
+    return text.startswith(SCHEME) and _NAME.fullmatch(text.removeprefix(SCHEME).partition("@")[0]) is not None
+
+
 def split_address(address: str) -> tuple[str, str | None]:
     """Name and revision of hf://org/model@revision."""
     name, _, revision = address.removeprefix(SCHEME).partition("@")

@@ -23,6 +23,7 @@ def open_store(url: str) -> Store:
     if "://" in url:
         raise InputError(
             f"store '{url}': not a kind of store. Give a local folder, or s3://, gs:// or oci://bucket/prefix."
+            f"{paths.read_only_hint(url)}"
         )
     if os.path.isfile(url):
         raise InputError(f"{url} is a file, but must be a folder. Correct the path.")

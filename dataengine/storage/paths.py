@@ -11,6 +11,8 @@ from pathlib import Path
 from dataengine.errors import InputError
 
 _SCHEMES = ("s3", "gs", "oci")
+_WEB = ("https://", "http://")
+_HUB = "hf://"
 
 
 def where_it_would_be(path: Path) -> str:
@@ -33,12 +35,35 @@ class FoundFile:
 
     path: str  # local path or URL
     size: int  # bytes
-    version: str  # an object's ETag without quotes ("": it has none); for files see `find._version`
+    version: str  # an object's ETag without quotes ("": it has none); for others see `find._version`, `hub`, `web`
+    ranges: bool = True  # False: its server sends it as a whole only
 
 
 def is_url(path: str) -> bool:
     """Whether a path is the URL of an object store."""
     return path.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES))
+
+
+def is_web(path: str) -> bool:
+    """Whether a path is the URL of a file on a web server."""
+    return path.startswith(_WEB)
+
+
+def is_hub(path: str) -> bool:
+    """Whether a path is in a repository of the Hugging Face hub."""
+    return path.startswith(_HUB)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL that sources are read from."""
+    return is_url(path) or is_web(path) or is_hub(path)
+
+
+def read_only_hint(path: str) -> str:
+    """A hint for a URL that is read and never written; "" for others."""
+    if is_hub(path):
+        return " The hub is only read. To publish what was built or exported, upload its folder (hf upload)."
+    return " Web servers are only read." if is_web(path) else ""
 
 
 def check_file_kind(path: str, status: os.stat_result) -> None:

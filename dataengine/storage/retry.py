@@ -5,7 +5,8 @@
 - An answer that contradicts what is known may be a transmission error: a file that was just listed is missing, or
   content has another hash than was written. The caller passes its class as `doubted`; the last of TRIES answers counts.
 
-Upper limits of pauses double from 0.25 s to 20 s. Each pause is random below its limit, so that ranks spread out.
+Upper limits of pauses double from 0.25 s to 20 s. Each pause is random below its limit, so that ranks spread out. It
+comes after the pause that a server asks for.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def retry(
 
 def pause_s(state: RetryCallState) -> float:
     """Seconds to wait after a failed attempt."""
-    return _CHANCE.random() * _LONGEST_PAUSES(state)
+    asked_s: float = getattr(_error_of(state), "wait_s", 0.0)
+    return asked_s + _CHANCE.random() * _LONGEST_PAUSES(state)
 
 
 def _begin_at_first_failure(state: RetryCallState) -> None:

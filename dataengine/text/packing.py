@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataengine.arrays import Int64s
+
 Tokens = NDArray[Any]
+_GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indices
 
 
 class Packer:
@@ -47,3 +50,17 @@ def join_documents(
             is_text[places] = False
     joined[is_text] = tokens
     return joined, lengths
+
+
+def gather(tokens: Tokens, lengths: Int64s, new_order: Int64s) -> Tokens:
+    """Reorder joined documents: document k of the result is document new_order[k] of the input, which may recur."""
+    begins, sizes = (np.cumsum(lengths) - lengths)[new_order], lengths[new_order]
+    ends = np.cumsum(sizes)
+    shifts = begins - (ends - sizes)
+    moved, first, at = np.empty(int(sizes.sum()), tokens.dtype), 0, 0
+    while first < len(sizes):
+        last = max(int(np.searchsorted(ends, at + _GATHER, "right")), first + 1)
+        end = int(ends[last - 1])
+        moved[at:end] = tokens[np.repeat(shifts[first:last], sizes[first:last]) + np.arange(at, end)]
+        first, at = last, end
+    return moved

@@ -45,23 +45,6 @@ def translation_in(completion: str, target_language: str) -> str:
     return next((line.strip() for line in lines if line.strip()), "")
 
 
-def write_pairs(
-    columns: Mapping[str, Sequence[str]], first: int, directions: Sequence[str], languages: Mapping[str, str]
-) -> list[str]:
-    """Pairs as texts. `columns` holds the sentences of each language; `first` is the number of the first pair."""
-    texts = [""] * len(next(iter(columns.values())))
-    step = len(directions)
-    for number, direction in enumerate(directions):
-        source, target = direction.split("-")
-        turn = slice((number - first) % step, None, step)
-        before, between = f"{languages[source]}: ", f"\n{languages[target]}: "
-        texts[turn] = [
-            f"{before}{one}{between}{other}"
-            for one, other in zip(columns[source][turn], columns[target][turn], strict=True)
-        ]
-    return texts
-
-
 def write_sides(columns: Mapping[str, Sequence[str]], sides: Sequence[str], languages: Mapping[str, str]) -> list[str]:
     """The named sides of each pair as documents with their language's name (setting Multilingual), pair by pair."""
     texts = [""] * (len(sides) * len(columns[sides[0]]))

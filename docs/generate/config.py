@@ -168,6 +168,13 @@ def json_schema() -> dict[str, Any]:
     for kind in ("DocumentStream", "PairStream"):
         columns = made[kind]["properties"]["columns"]
         columns["anyOf"] = [{word: columns.pop(word) for word in ("type", "items")}, {"const": "heading"}]
+    template = made["PairStream"]["properties"]["template"]
+    template["anyOf"] = [{word: template.pop(word) for word in ("type", "additionalProperties")}, {"type": "string"}]
+    pairs, directions = (made["PairStream"]["properties"][key] for key in ("pairs", "directions"))
+    pattern = {"type": "string", "pattern": r"\{(src|tgt)\}"}
+    lists = {word: pairs.pop(word) for word in ("type", "items")}
+    pairs["anyOf"] = [lists, pattern, {"type": "object", "additionalProperties": pattern}]
+    directions["anyOf"] = [{word: directions.pop(word) for word in ("type", "items")}, {"const": "all"}]
     made["StageConfig"]["required"] = ["name", "mix"]
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",

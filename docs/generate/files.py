@@ -82,6 +82,13 @@ _STORE = (
         "In the folder of a `dataengine export`: what it was made from. Earlier versions call it export.json.",
         "dataengine.commands.export._About",
     ),
+    File(
+        "index.json",
+        "In the folder of a `dataengine export --to-format numpy` or `megatron`: the files of tokens. The index of an "
+        "MDS export is that of MDS.",
+        "dataengine.commands.export_arrays.ArrayIndex",
+        "dataengine.commands.export_arrays.VERSION",
+    ),
 )
 _RUN = (
     File("config.yaml", "The resolved config of the latest start. `trainer/train.py` writes it."),
@@ -150,6 +157,13 @@ _RUN = (
     ),
 )
 _OTHER = (
+    File(
+        "the file of `trainer/audit.py --certificate`",
+        "What a run was trained on, as JSON. The last key `sha256` is the SHA-256 of all others as JSON with sorted "
+        "keys and no spaces.",
+        "trainer.checkpoints.certificate.Certificate",
+        "trainer.checkpoints.certificate.VERSION",
+    ),
     File(
         "report.csv",
         "Every score of every evaluated checkpoint, a row each. `trainer/report.py` writes it beside report.html.",

@@ -18,7 +18,7 @@ python -m docs.generate -->
 errors about your input are `InputError`. For a tour, see [use it from Python](../guides/use-from-python.md).
 
 """
-_FUNCTIONS = ("load_config", "build", "plan", "read_manifest", "decode", "audit")
+_FUNCTIONS = ("load_config", "build", "plan", "read_manifest", "decode", "next_digest", "audit")
 _CLASSES = {
     "Manifest": ("batches", "store", "schedule", "order", "plan_id"),
     "Batch": (),

@@ -115,7 +115,7 @@ def test_wrong_usage_is_exit_code_2(arguments: list[str], message: str, capsys: 
         (["build", "stor=x"], "override stor=x: unknown key 'stor' (did you mean 'store'?)."),
         (["build", "x"], "override 'x' is not of the form key=value, such as train.max_steps=100"),
         (["build", "streams.mono.documents=[.]"], "stream 'mono': . is a folder. Name its files, such as ./*.jsonl"),
-        (["build", "streams.mono.documents=[https://a/b.jsonl]"], "stream 'mono': cannot read https://a/b.jsonl. Give"),
+        (["build", "streams.mono.documents=[ftp://a/b.jsonl]"], "stream 'mono': cannot read ftp://a/b.jsonl. Give"),
         (["build", "streams.mono.documents=[~/b.jsonl]"], "stream 'mono': no file ~/b.jsonl. Correct the path under "),
         (["inspect", "--stream", "x"], "--stream x: the stages use mono, en-zh, both"),
         (["score"], "no stream that the stages use has `scores`: add them to a stream of pairs, such as "),

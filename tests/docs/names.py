@@ -35,6 +35,9 @@ _OTHERS = (
     "--index-url",
     "--no-build-isolation",
     "--signal",
+    "--dataloader-type",
+    "--seq-length",
+    "--global-batch-size",
 )
 
 

@@ -70,12 +70,18 @@ class Loop:
         self.batch = batch
         self.run_event("batch_start")
         self.optimizer.zero_grad()
-        samples, total = len(batch["tokens"]), torch.zeros(())
-        for first in range(0, samples, microbatch):
-            self.batch = {name: part[first : first + microbatch] for name, part in batch.items()}
-            self.outputs = self.model["decoder"](self.batch["tokens"])
+        parts = [
+            {name: part[first : first + microbatch] for name, part in batch.items()}
+            for first in range(0, len(batch["tokens"]), microbatch)
+        ]
+        counts, total = [count_labels(part) for part in parts], torch.zeros(())
+        counted = torch.tensor(sum(counts))
+        distributed.all_reduce(counted)
+        average = max(counted.item(), 1) / distributed.get_world_size()
+        for self.batch, count in zip(parts, counts, strict=True):
+            self.outputs = self.model["decoder"](self.batch["tokens"], self.batch.get("loss_mask"))
             self.run_event("after_loss")
-            loss = self.outputs[0] * (len(self.batch["tokens"]) / samples)
+            loss = self.outputs[0] * (count / average)  # gradients are averaged over the ranks
             loss.backward()
             total += loss.detach()
             self.run_event("after_backward")
@@ -141,14 +147,20 @@ def shard(decoder: PackedDecoder) -> None:
     fully_shard(decoder)
 
 
+def count_labels(batch: Mapping[str, Tensor]) -> int:
+    """The labels of a microbatch that count in the loss."""
+    return int(batch["loss_mask"][:, 1:].sum()) if "loss_mask" in batch else batch["tokens"][:, 1:].numel()
+
+
 def to_tensors(manifest: Manifest, batch: Batch) -> dict[str, Tensor]:
     """The batch as the callbacks expect it."""
     numbers = {stream.name: number for number, stream in enumerate(manifest.streams)}
-    return {
+    tensors = {
         "tokens": torch.from_numpy(batch.tokens),
         "stream": torch.tensor([numbers[name] for name in batch.streams]),
         "sample_id": torch.from_numpy(batch.sample_ids),
     }
+    return tensors if batch.loss_mask is None else {**tensors, "loss_mask": torch.from_numpy(batch.loss_mask)}
 
 
 def start(world_size: int, config: Path, out: str) -> None:

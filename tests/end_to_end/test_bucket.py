@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +24,9 @@ from transformers import LlamaForCausalLM
 from dataengine.build.build import build
 from dataengine.config.load import load_config
 from dataengine.schedule.manifest import Manifest
-from tests.conftest import small_experiment
+from dataengine.storage.atomic import write_file
+from dataengine.storage.open import open_store
+from tests.conftest import ROOT, small_experiment
 from tests.end_to_end import ranks
 from tests.end_to_end.straight import Experiment, exact
 from tests.object_store import ObjectStore, faulty_proxy, new_bucket
@@ -243,5 +248,12 @@ def test_a_checkpoint_of_the_bucket_is_exported(bucket: Bucket) -> None:
 
 
 def test_a_run_in_a_bucket_is_audited(bucket: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
-    audit(bucket.run("straight").folder)
+    run, certificate = bucket.run("straight"), bucket.folder / "certificate.json"
+    audit(run.folder, certificate=certificate, origin=run)
     assert f"digest {bucket.straight[-1]['digest']}" in capsys.readouterr().out
+    claim = json.loads(certificate.read_bytes())
+    assert [point["step"] for point in claim["checkpoints"]] == [4, 6, 10, 12, 16]  # most are only in the bucket
+    for key in claim["shards"]:
+        write_file(bucket.folder / "copy" / key, open_store(f"{bucket.store.url}/store").read(key))
+    check = [sys.executable, ROOT / "examples" / "verify_certificate.py", certificate]
+    subprocess.run([*check, run.folder / "manifest.json", bucket.folder / "copy"], check=True)

@@ -1,7 +1,8 @@
 """The trainer against a loop of forty lines that shares none of its code: the same losses, step by step.
 
 The loop knows transformers' Llama with labels, torch's AdamW and clipping, and the stock reader of MDS shards. Of this
-project it uses the manifest: its numbers and the order of samples, which the log's digests prove.
+project it uses the manifest: its numbers and the order of samples, which the log's digests prove. Once more with both
+masks: only targets count in the loss, and documents are kept apart.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from streaming import LocalDataset
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dataengine.build.build import build
@@ -54,11 +57,15 @@ class Loop:
     rates: list[float]
 
 
-@pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path) -> Loop:
+@pytest.fixture(scope="module", params=slow_but([False, True], [False]), ids=["plain", "masked"])
+def loop(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path: Path
+) -> Loop:
     folder = tmp_path_factory.mktemp("independent")
-    experiment = small_experiment(corpora, tokenizer_path, folder)
-    experiment["train"] = TRAIN
+    experiment, masked = small_experiment(corpora, tokenizer_path, folder), bool(request.param)
+    experiment["train"] = {**TRAIN, "document_mask": masked}
+    for name in ("en-zh", "both") if masked else ():
+        experiment["streams"][name]["loss_on"] = "target"
     experiment["stages"] = [
         {"name": "first", "steps": RESTARTED_AT, "mix": {"mono": 1}},
         {"name": "mixed", "steps": 14, "mix": {"mono": 3, "en-zh": 2, "both": 1}, "restart_learning_rate": True},
@@ -67,10 +74,10 @@ def loop(tmp_path_factory: pytest.TempPathFactory, corpora: Path, tokenizer_path
     path = folder / "independent.yaml"
     path.write_text(yaml.safe_dump(experiment, sort_keys=False))
     manifest = build(load_config(path), workers=1).manifest
-    return train(path, manifest, folder / "store", experiment["model"])
+    return train(path, manifest, folder / "store", experiment["model"], masked=masked)
 
 
-def train(config: Path, manifest: Manifest, store: Path, sizes: dict[str, int]) -> Loop:
+def train(config: Path, manifest: Manifest, store: Path, sizes: dict[str, int], *, masked: bool) -> Loop:
     """Train on whole batches, on one process, without a stop."""
     streams = [LocalDataset(str(store / stream.remote)) for stream in manifest.streams]
     firsts = np.cumsum([0, *(stream.samples for stream in manifest.streams)])
@@ -82,8 +89,14 @@ def train(config: Path, manifest: Manifest, store: Path, sizes: dict[str, int]) 
     for step in range(STEPS):
         ids = manifest.order.sample_ids(step)
         digest = hashlib.sha256(digest + np.int64(step).tobytes() + ids.astype(np.int64).tobytes()).digest()
-        tokens = torch.from_numpy(np.stack([read(streams, firsts, int(one)) for one in ids]).astype(np.int64))
-        loss = model(input_ids=tokens, labels=tokens).loss
+        samples = [read(streams, firsts, int(one)) for one in ids]
+        tokens = torch.from_numpy(np.stack([sample["tokens"] for sample in samples]).astype(np.int64))
+        if masked:
+            counted = counted_labels(samples)
+            assert counted.all() == (step < RESTARTED_AT)  # documents alone, then pairs, too
+            loss = masked_loss(model, tokens, counted, manifest.eos_id)
+        else:
+            loss = model(input_ids=tokens, labels=tokens).loss
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), TRAIN["clip_norm"])
@@ -112,11 +125,34 @@ def initial_model(manifest: Manifest, sizes: dict[str, int]) -> LlamaForCausalLM
     return model.train()
 
 
-def read(streams: list[LocalDataset], firsts: NDArray[np.int64], sample_id: int) -> NDArray[Any]:
-    """A sample of the streams in a row, shape (seq_len + 1,)."""
+def masked_loss(model: LlamaForCausalLM, tokens: Tensor, counted: Tensor, eos_id: int) -> Tensor:
+    """The mean over the labels that count, shape (b, seq_len), by logits of documents that do not see each other."""
+    inputs = tokens[:, :-1]
+    mask = torch.full((len(tokens), 1, inputs.shape[1], inputs.shape[1]), float("-inf"))
+    positions = torch.zeros_like(inputs)
+    for number, row in enumerate(inputs.tolist()):
+        begin = 0
+        for place, token in enumerate(row):
+            mask[number, 0, place, begin : place + 1] = 0
+            positions[number, place] = place - begin
+            begin = place + 1 if token == eos_id else begin
+    logits = model(input_ids=inputs, attention_mask=mask, position_ids=positions).logits.flatten(0, 1)
+    labels = tokens[:, 1:].masked_fill(~counted, -100).flatten()
+    return cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / counted.sum()
+
+
+def counted_labels(samples: list[dict[str, NDArray[Any]]]) -> Tensor:
+    """Which labels count, shape (b, seq_len): all of a stream without masks."""
+    width = len(samples[0]["tokens"])
+    bits = [sample.get("loss_mask", np.full(width, 0xFF, np.uint8)) for sample in samples]
+    return torch.from_numpy(np.stack([np.unpackbits(one, count=width)[1:] for one in bits]).astype(np.bool_))
+
+
+def read(streams: list[LocalDataset], firsts: NDArray[np.int64], sample_id: int) -> dict[str, NDArray[Any]]:
+    """A sample of the streams in a row: its tokens, shape (seq_len + 1,), and its mask, if it has one, in bits."""
     number = int(np.searchsorted(firsts, sample_id, side="right")) - 1
-    tokens: NDArray[Any] = streams[number][sample_id - int(firsts[number])]["tokens"]
-    return tokens
+    sample: dict[str, NDArray[Any]] = streams[number][sample_id - int(firsts[number])]
+    return sample
 
 
 def rate(step: int) -> float:

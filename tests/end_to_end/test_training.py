@@ -7,6 +7,8 @@ import math
 import os
 import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from dataengine.config.schema import ParentConfig
 from dataengine.config.training import InitConfig, TrainConfig
 from dataengine.errors import InputError
 from dataengine.text.tokenizers.load import load_tokenizer
-from tests.conftest import slow_but
+from tests.conftest import ROOT, slow_but
 from tests.end_to_end import ranks
 from tests.end_to_end.straight import Experiment, copy_run, exact, open_dataset, refusal
 from tests.trainer.fake_checkpoints import complete_checkpoints
@@ -274,6 +276,22 @@ def test_a_child_that_would_change_the_past_is_refused(experiment: Experiment) -
         build(load_config(experiment.config, ["name=bad", parent, "seed=18"]), workers=1)
     with pytest.raises(InputError, match=r"parent\.step is 99, but .* has 16 steps"):
         build(load_config(experiment.config, ["name=bad", parent.replace("9}", "99}")]), workers=1)
+
+
+def test_the_certificate_of_a_real_run_is_verified_without_the_engine(experiment: Experiment, tmp_path: Path) -> None:
+    out, certificate = copy_run(experiment, "certified"), tmp_path / "certificate.json"
+    audit(out, certificate=certificate)
+    claim = json.loads(certificate.read_bytes())
+    assert claim["digest"] == experiment.straight[-1]["digest"]
+    assert claim["software"]["torch"] == torch.__version__
+    found = {point["step"]: point["digest"] for point in claim["checkpoints"]}
+    assert found == {one.step: one.digest for one in complete_checkpoints(out)}
+    assert len(found) > 1
+    command = [sys.executable, str(ROOT / "examples" / "verify_certificate.py"), str(certificate)]
+    command += [str(out / "manifest.json"), str(experiment.folder / "store")]
+    assert subprocess.run(command, check=False).returncode == 0
+    command[-2] = str(certificate)  # not a manifest
+    assert subprocess.run(command, check=False).returncode == 1
 
 
 def test_the_audit_proves_a_run_and_finds_its_documents(

@@ -31,9 +31,10 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> dataengine.Config:
     return config
 
 
-def start(example: str, *arguments: object, folder: Path = ROOT) -> subprocess.Popen[str]:
+def start(example: str, *arguments: object, folder: Path = ROOT, ranks: int = 1) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    command = [sys.executable, str(ROOT / "examples" / example), *map(str, arguments)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *torchrun, str(ROOT / "examples" / example), *map(str, arguments)]
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE)
 
 
@@ -45,7 +46,7 @@ def printed(process: subprocess.Popen[str]) -> str:
 
 def test_the_readme_names_every_example() -> None:
     text = (ROOT / "examples" / "README.md").read_text()
-    assert all(f"python examples/{path.name} " in text for path in (ROOT / "examples").glob("*.py"))
+    assert all(f" examples/{path.name} " in text for path in (ROOT / "examples").glob("*.py"))
 
 
 def test_the_batches_of_the_demonstration_have_its_digest(mini: dataengine.Config) -> None:

@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,13 @@ def parquet() -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def arrow(open_writer: Callable[..., Any]) -> bytes:
+    sink, table = pa.BufferOutputStream(), pa.table({key: [pair[key] for pair in PAIRS] for key in ("en", "zh")})
+    with open_writer(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 TMX = (
     '<?xml version="1.0" encoding="UTF-8"?><tmx version="1.4"><header/><body>'
     + "".join(
@@ -110,10 +118,17 @@ FILES: dict[str, tuple[bytes, RecordFormat]] = {
         b"".join(f"{pair['en']}\t{pair['zh']}\n".encode() for pair in PAIRS),
         RecordFormat(("en", "zh"), columns=("en", "zh"), one_line=True),
     ),
+    "a.csv": (
+        b"en,zh\r\n"
+        + b"".join(f'"{pair["en"].replace(chr(34), chr(34) * 2)}","{pair["zh"]}\n"\r\n'.encode() for pair in PAIRS),
+        RecordFormat(("en", "zh"), one_line=True),
+    ),
     "a.txt": (b"one\n\ntwo\nthree\n\n\nfour", RecordFormat(("text",), split="paragraph")),
     "b.txt": (b"one\ntwo\n", RecordFormat(("text",))),
     "a.tmx": (TMX, RecordFormat(("en", "zh"), languages=("en", "zh"), one_line=True)),
     "a.parquet": (parquet(), RecordFormat(("en", "zh"), one_line=True)),
+    "stream.arrow": (arrow(pa.ipc.new_stream), RecordFormat(("en", "zh"), one_line=True)),
+    "file.arrow": (arrow(pa.ipc.new_file), RecordFormat(("en", "zh"), one_line=True)),
 }
 
 
@@ -124,7 +139,7 @@ FILES: dict[str, tuple[bytes, RecordFormat]] = {
 def test_source_files(name: str, packing: str, changes: Any, after: Any) -> None:
     """Kept records and rejected ones are the file's, each once, in order, and their texts are clean Unicode."""
     content, form = FILES[name]
-    if packing and name == "a.parquet":
+    if packing and name.endswith((".parquet", ".arrow")):
         return
     content = edit(content, changes)
     lines = content.count(b"\n") + (not content.endswith(b"\n") and bool(content))
@@ -152,13 +167,14 @@ def test_source_files(name: str, packing: str, changes: Any, after: Any) -> None
         except InputError as error:
             check_words(error, path.name)
             return
-    if not packing and name.endswith((".jsonl", ".tsv", "b.txt")):
+    if not packing and name.endswith((".jsonl", ".tsv", ".csv", "b.txt")):
         assert len(seen) <= lines
 
 
 SETS: dict[str, tuple[bytes, str]] = {
     "dev.jsonl": (b"".join(orjson.dumps(pair) + b"\n" for pair in PAIRS if pair["en"]), "en-zh"),
     "dev.tsv": (b"en\tzh\none\t\xe4\xb8\x80\n", "en-zh"),
+    "dev.csv": (b'en,zh\n"one, two","\xe4\xb8\x80\n"\n', "en-zh"),
     "dev.xml": (
         b'<dataset id="t"><doc id="a" origlang="en"><src lang="en"><p><seg id="1">one</seg></p></src>'
         b'<ref lang="zh" translator="A"><p><seg id="1">\xe4\xb8\x80</seg></p></ref></doc></dataset>',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,16 @@ from trainer.audit import audit
 from trainer.run.log_csv import next_digest
 
 
-def write_run(config: Config, out: Path) -> Manifest:
-    """A run folder whose log is that of a run to the end."""
+def write_run(config: Config, out: Path, skipped: Collection[int] = ()) -> Manifest:
+    """A run folder whose log is that of a run to the end, which skipped some steps."""
     manifest = build(config, workers=1).manifest
     out.mkdir(parents=True)
     (out / "manifest.json").write_bytes(manifest.content)
     (out / "config.yaml").write_text(dump_config(config))
-    rows, digest = ["step,stage,loss,digest"], ""
+    rows, digest = ["step,stage,loss,skipped,digest"], ""
     for step in range(manifest.schedule.steps):
-        digest = next_digest(digest, step, manifest.order.sample_ids(step))
-        rows.append(f"{step},any,1.0,{digest}")
+        digest = next_digest(digest, step, manifest.order.sample_ids(step), skipped=step in skipped)
+        rows.append(f"{step},any,1.0,{'loss' if step in skipped else ''},{digest}")
     (out / "log.csv").write_text("\n".join(rows) + "\n")
     return manifest
 
@@ -91,7 +92,7 @@ def test_a_log_that_ends_before_a_checkpoint_is_incomplete(run: Path, capsys: py
 
 def test_steps_that_the_manifest_does_not_have_are_a_difference(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (run / "log.csv").open("a") as log:
-        log.write(f"16,any,1.0,{'0' * 64}\n")
+        log.write(f"16,any,1.0,,{'0' * 64}\n")
     assert look(run) == 1
     assert capsys.readouterr().out.startswith("DIFFERENT at step 16: the log continues to step 16, and ")
     assert look(run, 16) == 0

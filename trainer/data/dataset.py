@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from dataengine.errors import InputError
 from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import token_dtype
-from dataengine.mds.writer import COLUMN
+from dataengine.mds.writer import COLUMN, MASK
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.reader import PlannedSamples, PlanReader
 from dataengine.schedule.shard_cache import ShardCache
@@ -39,7 +39,8 @@ class ScheduledDataset(StreamingDataset):
     """The samples of a rank, step by step.
 
     An item is {"tokens": (seq_len + 1,) in the shards' type, "stream": index in manifest.streams, "sample_id": id in
-    the order's numbering}. Raises InputError if a stream is not the manifest's.
+    the order's numbering}, and if the plan has a loss mask, "loss_mask": (seq_len + 1,), true for tokens that count as
+    labels. Raises InputError if a stream is not the manifest's.
     """
 
     def __init__(self, manifest: Manifest, cache: ShardCache, *, world_size: int) -> None:
@@ -148,8 +149,14 @@ def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[
 
 
 def to_tensors(batch: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
-    """Convert a batch for the model: {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64."""
-    return {key: torch.from_numpy(values.astype(np.int64)) for key, values in batch.items()}
+    """Convert a batch for the model: {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64.
+
+    If the plan has a loss mask, also "loss_mask": (b, seq_len + 1), bool.
+    """
+    return {
+        key: torch.from_numpy(values if values.dtype == np.bool_ else values.astype(np.int64))
+        for key, values in batch.items()
+    }
 
 
 def _identity(manifest: Manifest, step: int) -> dict[str, Any]:
@@ -164,8 +171,15 @@ def _identity(manifest: Manifest, step: int) -> dict[str, Any]:
 
 
 def _items(batch: PlannedSamples) -> Iterator[dict[str, Any]]:
-    for tokens, sample_id, stream in zip(batch.tokens, batch.sample_ids.tolist(), batch.streams.tolist(), strict=True):
-        yield {COLUMN: tokens, "stream": stream, "sample_id": sample_id}
+    columns: dict[str, Any] = {
+        COLUMN: batch.tokens,
+        "stream": batch.streams.tolist(),
+        "sample_id": batch.sample_ids.tolist(),
+    }
+    if batch.loss_mask is not None:
+        columns[MASK] = batch.loss_mask
+    for row in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, row, strict=True))
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:

@@ -28,7 +28,7 @@ def with_own_sets(config: Config) -> Config:
     All sets stay if the languages are unknown: if documents do not state their `language`, or weights come from another
     run.
     """
-    streams = [config.streams[name] for name in config.streams_in_use]
+    streams = [config.all_streams[name] for name in config.streams_in_use]
     if config.init or config.parent or not all(stream.languages for stream in streams):
         return config
     codes = {re.split("[-_]", code)[0] for stream in streams for code in stream.languages}

@@ -10,7 +10,7 @@ from composer.utils.parallelism import FSDP2Config
 from torch import Tensor
 
 from dataengine.config.training import ModelConfig, TrainConfig
-from dataengine.mds.writer import COLUMN
+from dataengine.mds.writer import COLUMN, MASK
 from dataengine.schedule.manifest import Manifest
 from trainer.model.packed import PackedDecoder, build_decoder
 
@@ -24,10 +24,10 @@ class TranslationModel(ComposerModel):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the mean loss, shape (), and the loss of each sample, shape (b,), without gradient."""
-        return cast(tuple[Tensor, Tensor], self.decoder(batch[COLUMN]))
+        return cast(tuple[Tensor, Tensor], self.decoder(batch[COLUMN], batch.get(MASK)))
 
     def loss(self, outputs: tuple[Tensor, Tensor], batch: dict[str, Tensor]) -> Tensor:
-        """Return the mean loss. All samples have equally many targets, so it is also the mean over tokens."""
+        """Return the mean loss over the tokens that count."""
         return outputs[0]
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, LlamaConfig, PretrainedConfig, PreTrainedModel
 
 from dataengine.config.pretrained import PretrainedModel
@@ -30,6 +32,20 @@ def load_weights(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     """Read the weights of a sharded checkpoint, written by any number of ranks, into a model on one process."""
     weights = {_PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     load_checkpoint({"state": {"model": weights}}, checkpoint, no_dist=True)
+
+
+def load_average(model: PreTrainedModel, checkpoints: Sequence[Checkpoint]) -> None:
+    """Read the mean of several checkpoints' weights into a model, one tensor of one checkpoint at a time.
+
+    The sums are float64, in the order of the checkpoints, and the means are rounded once.
+    """
+    for name, tensor in model.state_dict().items():
+        total = torch.zeros(tensor.shape, dtype=torch.float64)
+        for checkpoint in checkpoints:
+            weights = torch.empty_like(tensor)
+            load_checkpoint({"state": {"model": {_PREFIX + name: weights}}}, checkpoint, no_dist=True)
+            total += weights
+        tensor.copy_(total / len(checkpoints))
 
 
 def new_model(config: PretrainedConfig) -> PreTrainedModel:

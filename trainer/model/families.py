@@ -63,6 +63,11 @@ def mask_of(config: Any, tokens: Tensor, window: int | None) -> Tensor | None:
     return hidden[None, None]
 
 
+def keeps_documents_apart(config: Any) -> bool:
+    """Return whether `train.document_mask` works: it is made for layers that are called here, without windows."""
+    return not FAMILIES.get(config.model_type, True) and getattr(config, "sliding_window", None) is None
+
+
 def soft_cap(hf: nn.Module) -> float | None:
     """Return the soft cap of a model's logits, if it has one."""
     return cast("float | None", getattr(hf.config, "final_logit_softcapping", None))

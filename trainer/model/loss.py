@@ -22,7 +22,7 @@ class MeanCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, cap: float | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Compute losses and gradients chunk by chunk."""
+        """Compute losses and gradients chunk by chunk. Without labels, the mean and the gradients are 0."""
         needs = any(ctx.needs_input_grad)
         losses = states.new_empty(len(states), dtype=torch.float32)
         grad_states = torch.empty_like(states) if needs else None
@@ -49,7 +49,7 @@ class MeanCrossEntropy(torch.autograd.Function):
         if grad_weight is not None:
             ctx.save_for_backward(grad_states, grad_weight.to(weight.dtype))
         ctx.mark_non_differentiable(losses)
-        return losses.mean(), losses
+        return losses.mean() if len(losses) else losses.sum(), losses  # 0 without labels, where a mean is NaN
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]

@@ -1,6 +1,8 @@
-"""The decoder for training: no attention mask, with its loss, layers wrapped. Needs no Composer."""
+"""The decoder for training, with its loss, layers wrapped. Needs no Composer."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +11,12 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from dataengine.config.training import ModelConfig, TrainConfig
+from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
+from trainer.model import documents
 from trainer.model.attention import choose_attention
 from trainer.model.decoder import model_config, new_model
-from trainer.model.families import decode, soft_cap
+from trainer.model.families import decode, keeps_documents_apart, soft_cap
 from trainer.model.initial_weights import draw_weights
 from trainer.model.loss import MeanCrossEntropy
 
@@ -20,45 +24,70 @@ from trainer.model.loss import MeanCrossEntropy
 class PackedDecoder(nn.Module):
     """A Hugging Face decoder and its loss in one module, so that FSDP gathers the output layer once for both."""
 
-    def __init__(self, hf: PreTrainedModel) -> None:
+    def __init__(self, hf: PreTrainedModel, *, document_end: int | None = None) -> None:
         super().__init__()
         self.hf = hf
+        self.document_end = document_end  # the EOS id if documents are kept apart (train.document_mask), else None
         self._cap = soft_cap(hf)
 
     def fsdp_wrap_fn(self, module: nn.Module) -> bool:
         """Shard each decoder layer separately and the rest with the root (paper: per block)."""
         return type(module).__name__ in (self.hf._no_split_modules or ())
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, loss_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the mean next-token cross-entropy of tokens (b, seq_len + 1), and that of each sample, shape (b,).
 
-        Documents in a sample attend to each other, and every token counts (paper: no mask). Full logits are never
-        materialized.
+        `loss_mask`, shape (b, seq_len + 1), is true for tokens that count as labels; without it every token counts, and
+        unless documents are kept apart, they attend to those before them in a sample (paper: no mask). The mean is over
+        all labels that count; a sample without any has a loss of 0. Full logits are never materialized.
         """
         states, labels = self._decode(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].reshape(-1)
-        weight = self.hf.lm_head.weight
-        mean, losses = MeanCrossEntropy.apply(states, weight, labels, self._cap)  # type: ignore[no-untyped-call]
-        return mean, losses.view(len(tokens), -1).mean(dim=1)
+        if loss_mask is None:
+            mean, losses = self._loss(states, labels)
+            return mean, losses.view(len(tokens), -1).mean(dim=1)
+        counted = loss_mask[:, 1:]
+        rows = counted.flatten().nonzero()[:, 0]  # the host waits for their number; the others get no logits
+        mean, losses = self._loss(states[rows], labels[rows])
+        whole = losses.new_zeros(len(states)).index_copy_(0, rows, losses).view(len(tokens), -1)
+        return mean, whole.sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+
+    def _loss(self, states: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return cast(
+            tuple[Tensor, Tensor],
+            MeanCrossEntropy.apply(states, self.hf.lm_head.weight, labels, self._cap),  # type: ignore[no-untyped-call]
+        )
 
     def _decode(self, tokens: Tensor) -> Tensor:
         """Return the last hidden states, (b, seq_len) -> (b, seq_len, d), equal to those of LlamaModel.forward.
 
         LlamaModel.forward builds a (seq_len, seq_len) mask per microbatch. The mask costs an eighth of a step on CPU
-        and excludes PyTorch's fastest attention on CUDA. Without a mask, attention is causal. The layers get no
-        position ids: with them, flash-attn's function in transformers looks for packed sequences, and the host waits in
-        each layer.
+        and excludes PyTorch's fastest attention on CUDA. Here there is one only where documents are masked.
         """
-        return decode(self.hf.model, tokens)
+        if self.document_end is None:
+            return decode(self.hf.model, tokens)
+        model = self.hf.model
+        hidden = model.embed_tokens(tokens)
+        layout = documents.apart(tokens, self.document_end, self.hf.config._attn_implementation, hidden.dtype)
+        rotary = model.rotary_emb(hidden, layout.positions)
+        for layer in model.layers:
+            hidden = layer(hidden, position_embeddings=rotary, **layout.attention)
+        return cast(Tensor, model.norm(hidden))
 
 
 class WholeModel(PackedDecoder):
     """Any causal language model of transformers, by its own forward pass (`train.model_class: auto`). Full logits."""
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean next-token cross-entropy of tokens (b, seq_len + 1), and that of each sample, shape (b,)."""
+    def forward(self, tokens: Tensor, loss_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As that of the decoder; documents attend to those before them."""
         logits = self.hf(tokens[:, :-1], use_cache=False).logits.float()  # (b, seq_len, vocab)
-        losses = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").mean(dim=1)
-        return losses.mean(), losses.detach()
+        losses = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        if loss_mask is None:
+            each = losses.mean(dim=1)
+            return each.mean(), each.detach()
+        counted = loss_mask[:, 1:]
+        losses = losses * counted
+        mean = losses.sum() / counted.sum().clamp(min=1)
+        return mean, (losses.sum(dim=1) / counted.sum(dim=1).clamp(min=1)).detach()
 
 
 def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
@@ -71,12 +100,18 @@ def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -
 def new_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
     """Return a decoder with uninitialized weights. They take no memory until something is written to them."""
     hf = new_model(model_config(config, manifest, choose_attention(train.attention)))
+    if train.document_mask and (train.model_class == "auto" or not keeps_documents_apart(hf.config)):
+        raise InputError(
+            f"train.document_mask does not work with models of type '{hf.config.model_type}' that have sliding windows "
+            "or a forward pass of their own. Leave it out."
+        )
     if train.compile:
         for _, _, layer in _layers(hf):  # one by one, inside the FSDP wrappers: FSDP's hooks cannot be compiled
             layer.forward = torch.compile(layer.forward)
     if train.activation_checkpointing:
         recompute_layers(hf)
-    return WholeModel(hf) if train.model_class == "auto" else PackedDecoder(hf)
+    end = manifest.eos_id if train.document_mask else None
+    return WholeModel(hf) if train.model_class == "auto" else PackedDecoder(hf, document_end=end)
 
 
 def recompute_layers(hf: PreTrainedModel) -> None:

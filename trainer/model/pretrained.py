@@ -18,16 +18,16 @@ from dataengine.errors import InputError
 from dataengine.pretrained import Base
 from dataengine.pretrained import Tensor as Saved
 from trainer.model.decoder import new_model, pretrained_config
-from trainer.model.families import FAMILIES
+from trainer.model.families import FAMILIES, keeps_documents_apart
 
 _EXACT = ("F32", "BF16", "F16")  # types whose numbers are fp32 numbers, too
 _SHOWN = 3  # tensors of each kind, in a message
 
 
-def check_pretrained(base: Base, model: PretrainedModel, *, any_class: bool) -> None:
+def check_pretrained(base: Base, model: PretrainedModel, *, any_class: bool, masked: bool = False) -> None:
     """Raise InputError unless the model's family is known and its weights are those of its config.json.
 
-    `any_class`: `train.model_class: auto`. Reads the headers of the weight files alone.
+    `any_class`: `train.model_class: auto`; `masked`: `train.document_mask`. Reads only headers of weight files.
     """
     if not any_class and model.type not in FAMILIES:
         raise InputError(
@@ -40,6 +40,11 @@ def check_pretrained(base: Base, model: PretrainedModel, *, any_class: bool) -> 
     with torch.device("meta"):
         hf = new_model(pretrained_config(model, "sdpa"))
     match_names(hf, base)
+    if masked and (any_class or not keeps_documents_apart(hf.config)):
+        raise InputError(
+            f"train.document_mask does not work with {base.place}, of type '{model.type}': its layers have sliding "
+            "windows or take masks of their own. Leave it out."
+        )
 
 
 def load_pretrained(hf: nn.Module, base: Base) -> None:

@@ -61,7 +61,9 @@ def check_base(config: Config, manifest: Manifest) -> list[Problem]:
 
     try:
         base = base_of(config)
-        check_pretrained(base, config.model, any_class=config.train.model_class == "auto")
+        check_pretrained(
+            base, config.model, any_class=config.train.model_class == "auto", masked=config.train.document_mask
+        )
         ours = load_tokenizer(config.tokenizer, config.eos_token)
         return [
             *_check_tokenizer(base, config.model, ours),

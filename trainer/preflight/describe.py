@@ -8,7 +8,7 @@ from dataengine.config.schema import Config
 from dataengine.hardware.sizes import checkpoint_bytes, num_parameters
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings
-from dataengine.schedule.stages import stage_rows
+from dataengine.schedule.stages import by_entry, stage_rows
 from dataengine.storage.paths import is_url
 from dataengine.tables import size_words, table
 from trainer.checkpoints.steps import kept_checkpoints, last_step
@@ -52,7 +52,7 @@ def describe(
         rows.append(("starts from", where))
     stages = [("stage", "from step", "steps", "samples by stream", "learning rate")]
     for row in stage_rows(manifest.schedule):
-        drawn = ", ".join(f"{name} {count:,}" for name, count in sorted(row.drawn.items()))
+        drawn = ", ".join(f"{name} {count:,}" for name, count in sorted(by_entry(row.drawn).items()))
         rate = settings.describe(max(row.start, first), min(row.start + row.steps, steps))
         stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", drawn, rate))
     return "\n".join([*table(rows, left=(0, 1)), "", *table(stages, left=(0, 3, 4))])

@@ -105,6 +105,12 @@ def audit_parser() -> argparse.ArgumentParser:
         help="write a JSON line for each part of a document: step, slot, file, line",
     )
     parser.add_argument("--find", metavar="FILE:LINE", help="show the steps that saw this source line")
+    parser.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="FILE",
+        help="hash the shards that were read, and write what examples/verify_certificate.py can check",
+    )
     return parser
 
 
@@ -139,7 +145,21 @@ def export_parser() -> argparse.ArgumentParser:
         "export-model yamls/mini/uni_en_zh.yaml --step 80",
     )
     parser.add_argument("--step", type=int, metavar="N", help="the checkpoint after N steps (default: the newest)")
+    parser.add_argument(
+        "--average-last",
+        type=at_least_two,
+        metavar="N",
+        help="write the mean of the weights of the N newest checkpoints, at or before --step, to "
+        "OUT/exports/step-N-average-N",
+    )
     return parser
+
+
+def at_least_two(text: str) -> int:
+    """A whole number from 2."""
+    if not text.isdecimal() or not 2 <= int(text[:10]) <= 10**6:
+        raise argparse.ArgumentTypeError(f"expected a number of checkpoints from 2, got {text}")
+    return int(text)
 
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {  # by module

@@ -2,7 +2,7 @@
 
 One line for each change: {"from_step": 400, "train": {...}, "restarts": [300]}. `train` contains only settings that
 change the numbers of a run. `restarts` are the steps at which the learning rate starts a new warmup and decay. `end` is
-the number of steps of the plan, with `train.decay_steps: end`.
+the number of steps of the plan, with `train.decay_steps: end`. `stages` are the stages that state a schedule.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dataengine.config.training import TrainConfig
 from dataengine.errors import InputError
 from dataengine.json_files import decode
 from dataengine.schedule.manifest import read_manifest
-from dataengine.schedule.rates import Settings, planned_settings
+from dataengine.schedule.rates import Settings, StageRate, planned_settings
 from dataengine.schedule.slots import Schedule
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class _Change:
     """Steps from which the learning rate warms up and decays again. Earlier versions do not state them."""
     end: Annotated[int, Field(ge=1)] | None = None
     """Steps of the plan, if `train.decay_steps` is `end`; else left out."""
+    stages: tuple[StageRate, ...] = ()
+    """The stages that state a learning rate schedule of their own; left out if there are none."""
 
     def __post_init__(self) -> None:
         if self.train.decay_steps == "end" and self.end is None:
@@ -113,7 +115,7 @@ def parse_history(content: bytes, place: str, unstated: Callable[[], tuple[int, 
                 f"{place} is damaged, line {number}: {error}. Fix or remove it; without it config.yaml counts."
             ) from None
         restarts = unstated() if change.restarts is None else change.restarts
-        history.append((change.from_step, Settings(change.train, restarts, change.end)))
+        history.append((change.from_step, Settings(change.train, restarts, change.end, change.stages)))
     return history
 
 
@@ -125,15 +127,11 @@ def settings_at(history: History, step: int) -> Settings | None:
 def settings_from(history: History, step: int, config: Config, schedule: Schedule) -> Settings:
     """Return the config's settings for a run that resumes at a step.
 
-    Restarts before that step, and of a parent's stages, come from the history. Otherwise renaming a stage in the config
-    would change the learning rate of later steps.
+    Restarts before that step, and all of a parent's stages, come from the history. Otherwise renaming a stage in the
+    config would change the learning rate of later steps.
     """
     planned, before = planned_settings(config, schedule), settings_at(history, step - 1)
-    if before is None:
-        return planned
-    border = max(step, schedule.fork)
-    kept = [restart for restart in before.restarts if restart < border]
-    return replace(planned, restarts=(*kept, *(restart for restart in planned.restarts if restart >= border)))
+    return planned if before is None else planned.after(before, step, schedule.fork)
 
 
 def with_settings(history: History, step: int, settings: Settings) -> History:
@@ -156,6 +154,8 @@ def differences(before: Settings, now: Settings) -> list[tuple[str, object, obje
     ]
     if before.restarts != now.restarts:
         found.append(("restart_learning_rate", _places(before.restarts), _places(now.restarts)))
+    if before.stages != now.stages:
+        found.append(("schedule of stages", _stages(before.stages), _stages(now.stages)))
     return found
 
 
@@ -167,6 +167,10 @@ def _value(settings: Settings, name: str) -> object:
 
 def _places(steps: Sequence[int]) -> str:
     return f"at step {', '.join(f'{step:,}' for step in steps)}" if steps else "at no step"
+
+
+def _stages(stages: Sequence[StageRate]) -> str:
+    return ", ".join(map(str, stages)) or "that of train"
 
 
 def warn_of_changes(
@@ -208,6 +212,7 @@ def dump_history(history: History) -> bytes:
                 "train": settings.train.model_dump(mode="json", include=_DECIDE),
                 "restarts": settings.restarts,
                 **({"end": settings.end} if settings.end else {}),
+                **({"stages": settings.stages} if settings.stages else {}),
             }
         )
         + b"\n"

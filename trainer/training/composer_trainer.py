@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from composer import DataSpec, Trainer
 from composer.utils import dist
+from torch import Tensor
 
 from dataengine.config.schema import Config
+from dataengine.mds.writer import COLUMN, MASK
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.shard_cache import ShardCache
 from dataengine.storage.open import open_store
@@ -70,13 +73,14 @@ def make_trainer(
         train_dataloader=DataSpec(
             make_loader(dataset, config.train.loader_workers),
             batch_transforms=to_tensors,
-            get_num_tokens_in_batch=lambda batch: batch["tokens"][:, 1:].numel(),
+            get_num_tokens_in_batch=_count_tokens,
         ),
         optimizers=make_optimizer(model, config.train, fused=on_gpu),
         max_duration=f"{last}ba",
         device="gpu" if on_gpu else "cpu",
         precision="amp_bf16" if on_gpu else "fp32",  # Composer has no bf16 on CPU
         device_train_microbatch_size=microbatch,  # Composer's "auto" would change the order of sums
+        accumulate_train_batch_on_tokens=True,  # a microbatch's share of a step is its share of the tokens that count
         parallelism_config={"fsdp": sharding(config.train)} if is_sharded(ranks.world_size) else None,
         callbacks=[adapt(callback) for callback in callbacks],
         loggers=[Destination(logger) for logger in loggers],
@@ -92,3 +96,14 @@ def make_trainer(
     else:
         draw_weights(model.decoder.hf, config.model)  # after sharding: no rank ever holds the whole model
     return trainer
+
+
+def _count_tokens(batch: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the tokens of a batch, and those that count in the loss.
+
+    Composer divides by the latter, over all ranks: a step without any would end in ZeroDivisionError. A billionth of a
+    token vanishes in Composer's sum of float32 beside any whole one.
+    """
+    labels = batch[COLUMN][:, 1:].numel()
+    mask = batch.get(MASK)
+    return {"total": labels, "loss_generating": labels if mask is None else max(float(mask[:, 1:].sum()), 1e-9)}

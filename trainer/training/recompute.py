@@ -15,10 +15,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from dataengine.arrays import Tokens
 from dataengine.config.schema import Config
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings
+from dataengine.schedule.reader import PlannedSamples
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.marker import Checkpoint
 from trainer.model.optimizer import apply_settings, make_optimizer
@@ -39,7 +39,7 @@ class Recomputation:
         if config.train.deterministic:
             make_deterministic()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._config, self._step = config.train, step
+        self._config, self._step, self._eos_id = config.train, step, manifest.eos_id
         self._decoder = _first_decoder(config, manifest, checkpoint is None).to(device)
         self._model = nn.ModuleDict({"decoder": self._decoder})
         self._optimizer = make_optimizer(self._model, config.train, fused=device == "cuda")
@@ -51,10 +51,10 @@ class Recomputation:
         set_model_state_dict(self._model, weights)
         set_optimizer_state_dict(self._model, self._optimizer, moments)
 
-    def train(self, tokens: Tokens, settings: Settings) -> None:
-        """Train on the batch of the next step, shape (batch_size, seq_len + 1)."""
+    def train(self, batch: PlannedSamples, settings: Settings) -> None:
+        """Train on the batch of the next step."""
         apply_settings(self._optimizer, settings, self._step)
-        self.measure(tokens)
+        self.measure(batch, settings)
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), settings.train.clip_norm)
         self._optimizer.step()
         self._step += 1
@@ -63,17 +63,23 @@ class Recomputation:
         """Skip the next step, which was not trained on."""
         self._step += 1
 
-    def measure(self, tokens: Tokens) -> tuple[Sequence[float], float]:
+    def measure(self, batch: PlannedSamples, settings: Settings) -> tuple[Sequence[float], float]:
         """Return the loss of each sample of a batch and the norm of its gradient; the gradient stays in the model."""
         self._model.zero_grad()
+        self._decoder.document_end = self._eos_id if settings.train.document_mask else None
         device = next(self._model.parameters()).device
         microbatch = 1 if self._config.microbatch_size == "auto" else self._config.microbatch_size
+        run = _pass_in_fp32 if device.type == "cpu" else pass_in_bf16
+        tokens = torch.from_numpy(batch.tokens.astype(np.int64)).to(device)
+        counted = batch.counted
+        total = int(counted.sum()) or 1
+        masks = None if batch.loss_mask is None else torch.from_numpy(batch.loss_mask).to(device)
         losses: list[float] = []
-        for part in torch.from_numpy(tokens.astype(np.int64)).to(device).split(microbatch):
-            share, on_gpu = len(part) / len(tokens), device.type == "cuda"
-            with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
-                each = pass_in_bf16(self._decoder, part, share) if on_gpu else _Pass(self._decoder)(part, share)
-            losses += each.tolist()
+        for first in range(0, len(tokens), microbatch):
+            part = slice(first, first + microbatch)
+            mask, share = None if masks is None else masks[part], int(counted[part].sum()) / total
+            with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                losses += run(self._decoder, tokens[part], share, mask).tolist()
         gradients: list[Tensor] = [p.grad for p in self._model.parameters() if p.grad is not None]
         return losses, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
 
@@ -94,14 +100,18 @@ class _Pass(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, part: Tensor, share: float) -> Tensor:
+    def forward(self, part: Tensor, share: float, mask: Tensor | None = None) -> Tensor:
         """Add the gradient of a share of the mean loss; return the loss of each sample. (b, seq_len + 1) -> (b,)."""
-        mean, each = self.decoder(part)
+        mean, each = self.decoder(part, mask)
         (mean * share).backward()
         return cast(Tensor, each)
 
 
-def pass_in_bf16(decoder: PackedDecoder, part: Tensor, share: float) -> Tensor:
+def _pass_in_fp32(decoder: PackedDecoder, part: Tensor, share: float, mask: Tensor | None) -> Tensor:
+    return cast(Tensor, _Pass(decoder)(part, share, mask))
+
+
+def pass_in_bf16(decoder: PackedDecoder, part: Tensor, share: float, mask: Tensor | None = None) -> Tensor:
     """Run `_Pass` with weights and activations in bf16, as FSDP does on CUDA; gradients are fp32."""
     weights = {f"decoder.{name}": parameter.bfloat16() for name, parameter in decoder.named_parameters()}
-    return cast(Tensor, torch.func.functional_call(_Pass(decoder), weights, (part, share)))
+    return cast(Tensor, torch.func.functional_call(_Pass(decoder), weights, (part, share, mask)))

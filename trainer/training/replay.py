@@ -40,7 +40,7 @@ class Sample:
     sample_id: int
     """Number of the sample over all streams."""
     loss: float | None
-    """Loss with the weights of `weights_of`; null without weights."""
+    """Loss with the weights of `weights_of`; null without weights, 0 if none of its tokens counts."""
     sources: list[str]
     """FILE:LINE of each document in the sample."""
     text: str
@@ -86,18 +86,20 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
         from trainer.training.recompute import Recomputation
 
         trained = Recomputation(config, manifest, checkpoint, reached)
+    planned = planned_settings(config, manifest.schedule)
     if catch_up:
-        planned, log_file = planned_settings(config, manifest.schedule), run.folder / "log.csv"
+        log_file = run.folder / "log.csv"
         skipped = skipped_steps(read_log(log_file)) if log_file.is_file() else {}
         for number in tqdm(range(reached, step), desc="catching up", unit="step", disable=None):
             if number in skipped:
                 trained.skip()
             else:
-                trained.train(reader.read(number).tokens, settings_at(history, number) or planned)
+                trained.train(reader.read(number), settings_at(history, number) or planned)
         reached = step
-    losses, norm = trained.measure(batch.tokens)
+    losses, norm = trained.measure(batch, settings_at(history, step) or planned)
     samples = [replace(sample, loss=loss) for sample, loss in zip(samples, losses, strict=True)]
-    return Replay(step, reached, float(np.mean(losses)), norm, samples)
+    weights = None if batch.loss_mask is None or not batch.counted.any() else batch.counted
+    return Replay(step, reached, float(np.average(losses, weights=weights)), norm, samples)
 
 
 def find_weights(run: Run, config: Config, step: int) -> tuple[Run, Checkpoint | None, int]:

@@ -29,7 +29,7 @@ class BadSample:
     sample_id: int
     """Number of the sample over all streams."""
     loss: float | None
-    """Loss of the sample; null if it is not known."""
+    """Loss of the sample; null if it is not known, 0 if none of its tokens counts."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class SpikeDetector:
     def compare(self, losses: Mapping[str, float], counts: Mapping[str, int]) -> tuple[float, float] | None:
         """Return the mean loss over samples of known streams, and the usual one; None if too few are known.
 
-        `counts`: samples of each stream; `losses`: their mean losses.
+        `counts`: samples of each stream, or its tokens that count; `losses`: their mean losses.
         """
         enough = min(_ENOUGH, self._window)
         known = {name: count for name, count in counts.items() if count and len(self._losses[name]) >= enough}
@@ -84,7 +84,8 @@ class SpikeDetector:
 
         `norm` is the gradient's norm.
         """
-        loss = math.fsum(losses[name] * count for name, count in counts.items() if count) / sum(counts.values())
+        weight = sum(counts.values()) or 1  # 0 if no token counts
+        loss = math.fsum(losses[name] * count for name, count in counts.items() if count) / weight
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(norm):

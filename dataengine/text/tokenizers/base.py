@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,15 @@ from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 from dataengine.text.tokenizers.control_tokens import ControlIds
+
+
+@dataclass(frozen=True)
+class ControlToken:
+    """A control token: its id, and whether it takes up the white space to its left and right in a template."""
+
+    id: int
+    lstrip: bool = False
+    rstrip: bool = False
 
 
 class Tokenizer(Protocol):
@@ -20,6 +30,7 @@ class Tokenizer(Protocol):
     eos_id: int
     bos_id: int | None
     controls: frozenset[int]  # ids that no text may give
+    control_tokens: Mapping[str, ControlToken]  # the same by their texts
     library: str  # the reference library, which defines the ids, and its version
     engine: str  # the library that encodes, with its version
     fallback_reason: str | None  # why engine "auto" uses the reference; None if it does not
@@ -30,6 +41,10 @@ class Tokenizer(Protocol):
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """The ids of all texts, concatenated, and the number of ids of each text."""
+        ...
+
+    def encode_inner(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The same for texts that follow a control token. Some tokenizers put a space before other texts only."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -48,6 +63,8 @@ class Tokenizer(Protocol):
 
 class ReferenceTokenizer(Tokenizer, Protocol):
     """A tokenizer that a faster engine can replace."""
+
+    spaces_first: bool  # whether `encode_inner` differs from `encode_flat`
 
     def describe(self) -> tuple[dict[str, Any], list[str]]:
         """The encoder as the content of a tokenizer.json, and its special tokens.

@@ -36,6 +36,7 @@ class GigatokenTokenizer:
         self.sha256, self.vocab_size = reference.sha256, reference.vocab_size
         self.eos_id, self.bos_id = reference.eos_id, reference.bos_id
         self.controls, self.library = reference.controls, reference.library
+        self.control_tokens = reference.control_tokens
         self._forbidden = ControlIds(self.controls)
         self.engine = f"gigatoken {version('gigatoken')}"
         self.fallback_reason: str | None = None
@@ -57,6 +58,10 @@ class GigatokenTokenizer:
         advice = "Set `tokenizer_engine: reference`, or leave it out"
         check_batch(self, self._forbidden, texts, tokens, lengths, advice)
         return tokens, lengths
+
+    def encode_inner(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        # gigatoken knows no texts that follow a token
+        return self._reference.encode_inner(texts) if self._reference.spaces_first else self.encode_flat(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._reference.decode(ids)

@@ -12,6 +12,7 @@ it encodes.
 from __future__ import annotations
 
 import copy
+import glob
 import hashlib
 import os
 from contextlib import suppress
@@ -23,12 +24,16 @@ from typing import Literal
 import orjson
 
 from dataengine.errors import InputError
-from dataengine.storage import model_hub as hub
-from dataengine.storage.atomic import write_file
+from dataengine.storage import model_hub
+from dataengine.storage.atomic import new_folder, write_file
+from dataengine.storage.files import open_file
+from dataengine.storage.find import find_files, nearest_file
+from dataengine.storage.hub import pin
+from dataengine.storage.paths import is_hub
 from dataengine.text.tokenizers.base import ReferenceTokenizer, Tokenizer
 from dataengine.text.tokenizers.gigatoken import GigatokenTokenizer, load_gigatoken
 from dataengine.text.tokenizers.odd_texts import make_odd_texts
-from dataengine.text.tokenizers.reference import load_reference, read_tokenizer_config
+from dataengine.text.tokenizers.reference import CONFIG_NAME, load_reference, read_tokenizer_config
 
 _NAMES = ("tokenizer.model", "tokenizer.json")
 _ON_HUB = ("tokenizer.json", "tokenizer.model")  # the first one is what transformers reads
@@ -65,12 +70,15 @@ def load_tokenizer(
 def tokenizer_file(path: str | Path) -> Path:
     """The file of a tokenizer: the path itself, or the tokenizer.model or tokenizer.json in a folder.
 
-    hf://org/model@revision is the tokenizer of a model on the hub, downloaded to the cache. Raises InputError for a
-    folder with neither or both: the two libraries may give different ids for the same text. For a pretrained model's
-    folder, which has a config.json, that is decided: transformers reads tokenizer.json.
+    A file on the hub is fetched once, with its tokenizer_config.json; hf://ORG/NAME@REVISION is that of a model there.
+
+    Raises InputError for a folder with neither or both: the two libraries may give different ids for the same text. For
+    a pretrained model's folder, which has a config.json, that is decided: transformers reads tokenizer.json.
     """
-    if str(path).startswith(hub.SCHEME):
-        return _file_on_hub(str(path))
+    if model_hub.is_address(str(path)):
+        return _file_of_model(str(path))
+    if is_hub(str(path)):
+        return _fetch(str(path))
     path = Path(path)
     if not path.is_dir():
         return path
@@ -92,18 +100,18 @@ def tokenizer_file(path: str | Path) -> Path:
     return found[0]
 
 
-def _file_on_hub(address: str) -> Path:
-    name, revision = hub.split_address(pin_tokenizer(address))
-    cached = [hub.cached_file(name, str(revision), file) for file in ("tokenizer_config.json", *_ON_HUB)]
+def _file_of_model(address: str) -> Path:
+    name, revision = model_hub.split_address(pin_tokenizer(address))
+    cached = [model_hub.cached_file(name, str(revision), file) for file in ("tokenizer_config.json", *_ON_HUB)]
     if cached[0] is not None and (found := next(filter(None, cached[1:]), None)):
         return found
-    listing = hub.look_up(name, revision)
+    listing = model_hub.look_up(name, revision)
     for beside in ("config.json", "tokenizer_config.json"):
         if beside in listing.hashes:
-            hub.fetch(name, listing.commit, beside)
+            model_hub.fetch(name, listing.commit, beside)
     for file in _ON_HUB:
         if file in listing.hashes:
-            return hub.fetch(name, listing.commit, file)
+            return model_hub.fetch(name, listing.commit, file)
     raise InputError(
         f"{address} has no tokenizer.json and no tokenizer.model. Set `tokenizer` to a file with its tokens."
     )
@@ -111,13 +119,38 @@ def _file_on_hub(address: str) -> Path:
 
 def pin_tokenizer(path: str) -> str:
     """The address of a tokenizer on the hub with the commit that it means now; other paths as they are."""
-    return _pinned(path, os.environ.get("HF_ENDPOINT", "")) if path.startswith(hub.SCHEME) else path
+    return _pinned(path, os.environ.get("HF_ENDPOINT", "")) if model_hub.is_address(path) else pin(path)
 
 
 @lru_cache(maxsize=4)  # one answer in a process, also if a branch moves meanwhile
 def _pinned(address: str, endpoint: str) -> str:
-    name, revision = hub.split_address(address)
-    return address if hub.is_commit(revision) else hub.address_of(name, hub.look_up(name, revision).commit)
+    name, revision = model_hub.split_address(address)
+    return (
+        address
+        if model_hub.is_commit(revision)
+        else model_hub.address_of(name, model_hub.look_up(name, revision).commit)
+    )
+
+
+def _fetch(url: str) -> Path:
+    """The copy of a tokenizer on the hub in this machine's cache, by its commit."""
+    place = pin(url)
+    above, _, name = place.rpartition("/")
+    folder = _cache_folder() / "hub" / hashlib.sha256(place.encode()).hexdigest()[:32]
+    if folder.is_dir():
+        return folder / name
+    with new_folder(folder) as made:
+        for file in dict.fromkeys((place, f"{above}/{CONFIG_NAME}")):
+            found = find_files(glob.escape(file))
+            if not found and file == place:
+                raise InputError(
+                    f"tokenizer {url}: no such file{nearest_file(url)}. Name a SentencePiece .model file or a "
+                    "tokenizer.json, such as hf://ORG/NAME/tokenizer.json."
+                )
+            for one in found:
+                with open_file(one.path, version=one.version) as content:
+                    (made / file.rpartition("/")[2]).write_bytes(content.read())
+    return folder / name
 
 
 def _cache_folder() -> Path:

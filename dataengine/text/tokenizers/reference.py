@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 from dataengine.text.lost_text import LostText
-from dataengine.text.tokenizers.base import ReferenceTokenizer, check_batch
+from dataengine.text.tokenizers.base import ControlToken, ReferenceTokenizer, check_batch
 from dataengine.text.tokenizers.control_tokens import (
     ControlIds,
     check_forging,
@@ -31,7 +31,7 @@ from dataengine.text.tokenizers.control_tokens import (
 _USUAL_EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
 _ROLES = ("eos_token", "bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_CONFIG = "tokenizer_config.json"
+CONFIG_NAME = "tokenizer_config.json"
 _CONFIG_ADVICE = "Correct it; or remove it, and name the end-of-sentence token as `eos_token` in the experiment's YAML."
 _KEEPS_TEXT = {  # components of a tokenizer.json that remove at most white space
     "normalizer": ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Strip", "ByteLevel"),
@@ -49,7 +49,7 @@ _KEEPS_TEXT = {  # components of a tokenizer.json that remove at most white spac
 
 def read_tokenizer_config(path: Path) -> bytes | None:
     """The content of the tokenizer_config.json next to a tokenizer.json; None if there is none."""
-    beside = path.with_name(_CONFIG)
+    beside = path.with_name(CONFIG_NAME)
     try:
         return beside.read_bytes()
     except FileNotFoundError:
@@ -75,7 +75,7 @@ def _read_roles(path: Path, beside: bytes | None) -> dict[str, list[str]]:
 
     Raises InputError if it cannot be read.
     """
-    place = path.with_name(_CONFIG)
+    place = path.with_name(CONFIG_NAME)
     if beside is None:
         return {}
     try:
@@ -112,6 +112,8 @@ def _excerpt(value: Any) -> str:
 
 
 class _SentencePiece:
+    spaces_first = False
+
     def __init__(self, path: Path, content: bytes, eos_token: str | None) -> None:
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.engine = self.library = f"sentencepiece {version('sentencepiece')}"
@@ -135,6 +137,7 @@ class _SentencePiece:
         marked = {i for i in ids if whole.is_control(i)}
         self.controls = frozenset(marked | {self.eos_id} | ({bos} if bos >= 0 else set()))
         self._pieces = {i: whole.id_to_piece(i) for i in sorted(self.controls)}
+        self.control_tokens: Mapping[str, ControlToken] = {piece: ControlToken(i) for i, piece in self._pieces.items()}
         unknown, falls_back = int(whole.unk_id()), sum(map(whole.is_byte, ids)) == 256
         if unknown in self.controls and not falls_back:
             raise InputError(
@@ -173,6 +176,9 @@ class _SentencePiece:
         tokens, lengths = _flatten(self.encode(texts))
         check_batch(self, self._forbidden, texts, tokens, lengths)
         return tokens, lengths
+
+    def encode_inner(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        return self.encode_flat(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._whole.decode([int(i) for i in ids]))
@@ -244,6 +250,12 @@ class _HuggingFace:
         # The unknown token represents unknown text, even if it is also another control token (often padding).
         self.controls = frozenset(i for token, i in ids.items() if token != unknown or i in ends)
         self._pieces = {i: token for token, i in ids.items()}
+        flags = {token["content"]: token for token in spec["added_tokens"]}
+        self.control_tokens: Mapping[str, ControlToken] = {
+            token: ControlToken(i, *(bool(flags.get(token, {}).get(flag)) for flag in ("lstrip", "rstrip")))
+            for i, token in self._pieces.items()
+            if i in self.controls
+        }
         self._unk_id = None if ids.get(unknown) in self.controls else ids.get(unknown)
         names = {token: hidden_name(self.sha256, i) for token, i in ids.items()}
         spec = hide_in_spec(spec, names, keep_unknown=unknown is None or ids.get(unknown) not in self.controls)
@@ -257,7 +269,11 @@ class _HuggingFace:
         self._encoder.no_padding()
         for token in {*ids, *self._added}:
             assert self._encoder.token_to_id(names.get(token, token)) == whole.token_to_id(token), token
-        self._hidden = set(names.values())
+        self._hidden, self._hidden_eos = set(names.values()), names[eos[0]]
+        # Metaspace can put a space before a text unless it follows a token; which EOS, by its hidden name, stands for.
+        self.spaces_first = eos[0] in flags and any(
+            part.get("prepend_scheme") == "first" for part in _parts(spec["pre_tokenizer"])
+        )
         self._forbidden = ControlIds(self.controls)
         self._lost = None
         if not _falls_back_on_bytes(spec):
@@ -301,6 +317,13 @@ class _HuggingFace:
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         tokens, lengths = _flatten(self.encode(texts))
+        check_batch(self, self._forbidden, texts, tokens, lengths)
+        return tokens, lengths
+
+    def encode_inner(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        if not self.spaces_first:
+            return self.encode_flat(texts)
+        tokens, lengths = _flatten([ids[1:] for ids in self.encode([f"{self._hidden_eos}{text}" for text in texts])])
         check_batch(self, self._forbidden, texts, tokens, lengths)
         return tokens, lengths
 

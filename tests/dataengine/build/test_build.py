@@ -35,9 +35,8 @@ from dataengine.mds.summary import read_summary
 from dataengine.records.rows import HEADING_OBEYED
 from dataengine.storage.open import open_store
 from dataengine.text.lost_text import UNKNOWN_TEXT
-from dataengine.text.pairs import write_pairs
 from dataengine.text.tokenizers.load import load_tokenizer
-from tests.conftest import ConfigMaker, read_texts, set_everywhere, write_jsonl
+from tests.conftest import ConfigMaker, read_texts, set_everywhere, write_jsonl, write_pairs
 
 
 def hashes(config: Config, pattern: str = "streams/**/*") -> dict[str, str]:

@@ -34,9 +34,8 @@ from dataengine.mds.provenance import StreamProvenance
 from dataengine.mds.reader import SampleReader
 from dataengine.mds.types import token_dtype
 from dataengine.storage.open import open_store
-from dataengine.text.pairs import write_pairs
 from dataengine.text.tokenizers.load import load_tokenizer
-from tests.conftest import DEMO, ConfigMaker, read_texts, write_jsonl
+from tests.conftest import DEMO, ConfigMaker, read_texts, write_jsonl, write_pairs
 
 WIDTH = 9  # seq_len 8, to make many samples of little text
 DEV = DEMO / "en-zh.dev.jsonl"
@@ -683,7 +682,8 @@ PAIRS = "pairs: [a.jsonl]\n    directions: [en-zh]"
         ("pairs: [a.jsonl]\n    sides: [zh]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning compares two "
          "languages: add `keys` for both, such as {en: en, zh: zh}."),
         ("pairs: [a.jsonl]\n    directions: [en-zh, en-id]\n    clean: {pair_rules: {}}", "line 4: streams.s: cleaning "
-         "compares two languages, and this stream has 3 (en, zh, id): make a stream for each pair."),
+         "compares two languages, and this stream has 3 (en, zh, id): make a stream for each pair, all of the "
+         "same files."),
         (f"{DOCUMENTS}\n    clean:\n      near_dedup: 1.5", "line 7: streams.s.clean.near_dedup: expected a number "
          "less than 1, got 1.5."),
         (f"{DOCUMENTS}\n    clean:\n      min_language_score: 0", "line 7: streams.s.clean.min_language_score: "

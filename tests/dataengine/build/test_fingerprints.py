@@ -6,6 +6,7 @@ has the unchanged build, and in an empty one. Both have to give the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +21,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from dataengine.build import prepare
 from dataengine.build.build import BuildResult, build
 from dataengine.build.executors import LocalEngine
+from dataengine.build.tokenize import MergeRuns, TokenFormat
 from dataengine.build.units import Receipt, Unit
 from dataengine.commands import contamination
 from dataengine.config.load import load_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import DocumentClean, DocumentStream, PairClean, PairStream
 from dataengine.errors import InputError
+from dataengine.json_files import encode_hashed
+from dataengine.mds.types import Shard, StoredFile, Stream
+from dataengine.mds.writer import ShardFormat
+from dataengine.schedule.manifest import Manifest
+from dataengine.schedule.slots import Stage
 from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
 from dataengine.storage.store import AddFile, Store
@@ -66,7 +73,7 @@ def write_config(folder: Path, **changes: Any) -> None:
 
 
 def write_experiment(folder: Path) -> dict[str, Any]:
-    """Four streams that use every key of a stream but `scores`, which needs a model, and their sources."""
+    """Five streams that use every key of a stream but `scores`, which needs a model, and their sources."""
     write_tokenizer(folder / "tok")
     texts = sentences(40, 9)
     documents = [
@@ -83,6 +90,7 @@ def write_experiment(folder: Path) -> dict[str, Any]:
     pairs = [{"en": en, "zh": zh, "id": other} for en, zh, other in rows]
     write_jsonl(folder / "pairs.jsonl", [*pairs, {**pairs[2], "zh": "another"}])
     write_jsonl(folder / "more-pairs.jsonl", pairs[:9])
+    (folder / "my.jinja").write_text("{{ source }} => {{ target }}")
     for name, column in zip(("moses.en", "moses.zh"), zip(*rows, strict=True), strict=False):
         (folder / name).write_text("\n".join(column) + "\n")
     return {
@@ -107,6 +115,12 @@ def write_experiment(folder: Path) -> dict[str, Any]:
             },
             "plain": {"documents": [str(folder / "plain.txt")]},
             "table": {"pairs": [str(folder / "pairs.tsv")], "columns": ["en", "zh", "id"], "directions": ["en-zh"]},
+            "written": {
+                "pairs": [str(folder / "pairs.jsonl")],
+                "directions": ["zh-en"],
+                "template": {str(folder / "my.jinja"): 2, "plain": 1},
+                "loss_on": "target",
+            },
             "pairs": {
                 "pairs": [str(folder / "pairs.jsonl")],
                 "directions": ["en-zh", "zh-en"],
@@ -121,7 +135,7 @@ def write_experiment(folder: Path) -> dict[str, Any]:
 Change = Callable[[Path, dict[str, Any]], None]
 
 
-MIX = dict.fromkeys(("mono", "plain", "table", "pairs"), 1)
+MIX = dict.fromkeys(("mono", "plain", "table", "pairs", "written"), 1)
 
 
 def put(**values: Any) -> Change:
@@ -204,6 +218,17 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "streams.language": ("other", put(streams__mono__language="id")),
     "streams.directions": ("other", put(streams__pairs__directions=["zh-en", "en-zh"])),
     "streams.adjacent": ("other", put(streams__pairs__adjacent=True)),
+    "streams.line_breaks": ("other", put(streams__pairs__line_breaks="keep")),
+    "streams.missing": ("other", put(streams__pairs__missing="skip")),
+    "streams.template": ("other", put(streams__pairs__template="plain")),
+    "streams.template as it is": ("same", put(streams__pairs__template={"paper": 2})),
+    "streams.template of several": ("other", put(streams__pairs__template={"paper": 2, "instruct": 1})),
+    "a template's text": ("other", write("my.jinja", replaced(b"=>", b"->"))),
+    "a template's comment": ("same", write("my.jinja", lambda text: b"{# A comment. #}" + text)),
+    "a template's name": (
+        "same", move("my.jinja", "other.jinja", streams__written__template={"other.jinja": 2, "plain": 1})
+    ),
+    "streams.loss_on": ("other", put(streams__pairs__loss_on="target")),
     "streams.sides": ("other", put(streams__table__directions=[], streams__table__sides=["zh", "en"])),
     "streams.passes": ("same", put(streams__mono__passes=2)),
     "streams.assume": ("same", put(streams__mono__assume={"samples": 3})),
@@ -238,6 +263,8 @@ ELSEWHERE = {
     "streams": "its keys stand above",
     "parent": "joins the manifest alone; see test_plan",
     "init": "read by the trainer alone",
+    "streams.weights": "joins the manifest alone; see test_entries",
+    "streams.found": "each pair is a stream of its own, with the paths and directions of CHANGES; see test_entries",
     "streams.scores": "needs a model; its identity and thresholds are in Cleaning, see test_scores",
 }
 
@@ -442,3 +469,15 @@ def test_the_folder_of_a_tokenizer_gives_the_same_streams_as_its_file(
         plans = prepare.prepare(config, open_store(config.store)).streams
         folders.append([plan.folder for plan in plans.values()])
     assert folders[0] == folders[1]
+
+
+def test_what_is_off_is_in_no_fingerprint_and_no_file() -> None:
+    """The values are those of the version before `loss_on`."""
+    form = TokenFormat("t.model", "0" * 64, "tokenizers 1", "auto", None, 2, 1, (1, 2), 16, ShardFormat(8))
+    assert MergeRuns(form, (("a", 1),), 0, 1, 9).fingerprint == "a1d375bcef4426e05edf4fd8804f1de7"
+    shard = Shard(4, StoredFile("shard.00000.mds", 99, {"xxh64": "0"}))
+    stream = Stream("s", "streams/s-0", "0" * 64, 4, 68, (shard,))
+    manifest = Manifest("m", "0" * 64, 99, 2, 16, 2, 1, 17, 8, (stream,), (Stage("a", 2, {"s": 4}),))
+    assert manifest.plan_id == "89d2d3477fe7b3572cef5c2ecf4e21bf5514255839f0d8d7c9c91fc9f14fb018"
+    receipt = hashlib.sha256(encode_hashed(Receipt(kept=3))).hexdigest()
+    assert receipt == "d060dc5d13d1dc2f7225c2423ebf55570350818235a82d0092bb955d66e3dccc"

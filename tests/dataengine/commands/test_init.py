@@ -23,7 +23,19 @@ from dataengine.records.formats import FORMATS
 from dataengine.tables import size_words
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ROOT, slow_but
-from tests.dataengine.detect.corpora import ARCHIVES, jsonl, parquet_bytes, rows, text, texts, tmx, tsv, write
+from tests.dataengine.detect.corpora import (
+    ARCHIVES,
+    arrow_bytes,
+    csv_bytes,
+    jsonl,
+    parquet_bytes,
+    rows,
+    text,
+    texts,
+    tmx,
+    tsv,
+    write,
+)
 from tests.object_store import ObjectStore, object_store
 
 __all__ = ["object_store"]
@@ -66,26 +78,43 @@ def test_every_format_in_every_archive_is_built_whole_as_init_wrote_it(
     pairs = {
         "jsonl": {"p.jsonl": jsonl(rows(["en", "zh"], en, zh))},
         "tsv": {"p.tsv": tsv([en, zh])},
+        "csv": {"p.csv": csv_bytes([en, zh])},
         "text": {},
         "tmx": {"p.tmx": tmx({"en": en, "zh-CN": zh})},
         "parquet": {"p.parquet": parquet_bytes(rows(["t.en", "t.zh"], en, zh))},
+        "arrow": {"p.arrow": arrow_bytes(rows(["translation.en", "translation.zh"], en, zh))},
         "moses": {"p.en": text(en), "p.zh": text(zh)},
     }[format]
     documents = {
         "jsonl": {"m.jsonl": jsonl(rows(["text"], english))},
         "tsv": {"m.tsv": tsv([list(map(str, range(80))), english], ["id", "text"])},
+        "csv": {"m.csv": csv_bytes([list(map(str, range(80))), english], ["id", "text"])},
         "text": {"m.txt": text(english)},
         "tmx": {"m.tmx": tmx({"en": english})},
         "parquet": {"m.parquet": parquet_bytes(rows(["body"], english))},
+        "arrow": {"m.arrow": arrow_bytes(rows(["body"], english))},
         "moses": {},
     }[format]
-    suffix = "" if format == "parquet" else archive
+    suffix = "" if format in ("parquet", "arrow") else archive
     files = {name + suffix: content for name, content in (pairs | documents).items()}
     expected = ({("en", "zh"): 90} if pairs else {}) | ({("en",): 80} if documents else {})
     assert built_records(tmp_path / "x", files) == expected
     if archive == ".zst":
         with pytest.raises(SystemExit, match=r"^0$"):
             main(["build", str(tmp_path / "x" / "x.yaml"), "--dry-run", f"store={tmp_path / 'other'}"])
+
+
+def test_records_that_init_proposes_new_keys_for_are_built_whole(tmp_path: Path) -> None:
+    """Lists of sentences, and records in three languages of which some lack one."""
+    en, zh, id = (texts()[name][:90] for name in ("en-zh.en", "en-zh.zh", "en-id.id"))
+    lists = [[[line, line] for line in column] for column in (en, zh)]
+    files = {"p.jsonl": jsonl(rows(["translation.en", "translation.zh"], *lists))}
+    assert built_records(tmp_path / "x", files) == {("en", "zh"): 90}
+    assert "line_breaks: keep" in (tmp_path / "x" / "x.yaml").read_text()
+    some = [None if number % 3 == 0 else text for number, text in enumerate(zh)]
+    files = {"t.parquet": parquet_bytes(rows(["en", "zh", "id"], en, some, id))}
+    assert built_records(tmp_path / "y", files) == {("en", "zh"): 60, ("en", "id"): 90}
+    assert "missing: skip" in (tmp_path / "y" / "x.yaml").read_text()
 
 
 _KEYS = st.from_regex(r"[a-z][a-z0-9_]{3,9}(\.[a-z]{3,6})?", fullmatch=True)
@@ -212,7 +241,7 @@ def test_a_trained_tokenizer_gives_back_every_text(here: Path) -> None:
         (["mine/", "d"], "'mine/' is not a name"),
         (["mine", "d", "--to", "mine.model"], "--to mine.model is not a YAML file. Give a name that ends in .yaml."),
         (["mine", ""], "a path is empty. "),
-        (["mine", "none"], "no file none. Give files, folders, globs or s3:// URLs that exist."),
+        (["mine", "none"], "no file none. Give files, folders, globs or URLs (s3://, hf://, https://) that exist."),
         (["mine", "d", "--vocab-size", "20"], "cannot train a tokenizer of 20 pieces on 1 sentences: "),
     ],
 )

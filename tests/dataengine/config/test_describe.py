@@ -84,7 +84,7 @@ def test_a_class_may_override_a_description() -> None:
         ("streams.STREAM.epochs", "whole number from 1 (such as 2_000 or 2M)", "1", "plan"),
         ("streams.STREAM.clean.near_dedup", "number above 0, below 1 or null", "", "bytes"),
         ("streams.STREAM.clean.pair_rules.max_repeated_share", "number from 0 to 1 or null", "0.5", "bytes"),
-        ("stages.STAGE.mix", "mapping {name: number above 0 or `by_size`, `all` or `rest`}", "", "plan"),
+        ("stages.STAGE.mix", "mapping {name: number above 0 or `by_size`, `all` or `rest` or `by_size^A`}", "", "plan"),
         ("stages.STAGE.checkpoint_interval", "whole number from 1 (such as 2_000 or 2M) or null", "", "training"),
         ("parent.manifest", "text", "", "nothing"),
         ("train.betas", "list of two numbers from 0, below 1", "[0.9, 0.95]", "training"),

@@ -197,7 +197,7 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
          "string. YAML reads no, yes, on and off without quotes as false and true, got false."),
         (("mono: 1", "mono: some"),
          "{path}, line 7: stages.0.mix.mono: expected a number, such as 0.8, "
-         "or expected 'by_size', 'all' or 'rest', got 'some'."),
+         "or expected 'by_size', 'all' or 'rest', or a power of it from 0 to 1, such as by_size^0.3, got 'some'."),
         (("documents: [a.jsonl]", "pairs: [a.jsonl]\n    directions: [en_zh]"),
          "{path}, line 6: streams.mono.directions.0: "
          "expected two languages, such as en-zh, got 'en_zh'."),
@@ -249,6 +249,9 @@ def test_unknown_key_in_an_override(tmp_path: Path) -> None:
          "{path}, line 2: out is S3//bucket: write a URL as s3://bucket/folder."),
         (("name: base", "name: base\nout: ftp://host/run"), "{path}, line 2: out is ftp://host/run: "
          "unknown kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder."),
+        (("name: base", "name: base\nstore: hf://datasets/o/n"), "{path}, line 2: store is hf://datasets/o/n: unknown "
+         "kind of store. Use a local folder, or s3://, gs:// or oci://bucket/folder. The hub is only read. To publish "
+         "what was built or exported, upload its folder (hf upload)."),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(tmp_path: Path, change: tuple[str, str], expected: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
+import io
 import json
 import lzma
 from collections.abc import Callable, Mapping, Sequence
@@ -68,6 +70,12 @@ def tsv(columns: Sequence[Sequence[str]], heading: Sequence[str] = ()) -> bytes:
     return text(lines)
 
 
+def csv_bytes(columns: Sequence[Sequence[str]], heading: Sequence[str] = ()) -> bytes:
+    out = io.StringIO(newline="")
+    csv.writer(out).writerows([*([heading] if heading else []), *zip(*columns, strict=True)])
+    return out.getvalue().encode()
+
+
 def text(lines: Sequence[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
@@ -85,6 +93,14 @@ def tmx(columns: Mapping[str, Sequence[str]]) -> bytes:
 def parquet_bytes(records: Sequence[dict[str, Any]]) -> bytes:
     out = pa.BufferOutputStream()
     parquet.write_table(pa.Table.from_pylist(list(records)), out)
+    return out.getvalue().to_pybytes()
+
+
+def arrow_bytes(records: Sequence[dict[str, Any]]) -> bytes:
+    """The stream format, as `datasets` writes it."""
+    out, table = pa.BufferOutputStream(), pa.Table.from_pylist(list(records))
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=50)
     return out.getvalue().to_pybytes()
 
 

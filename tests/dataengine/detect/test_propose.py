@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from dataengine.detect.streams import propose
 from dataengine.errors import InputError
-from tests.dataengine.detect.corpora import jsonl, parquet_bytes, rows, text, texts, tmx, tsv, write
+from tests.dataengine.detect.corpora import (
+    arrow_bytes,
+    csv_bytes,
+    jsonl,
+    parquet_bytes,
+    rows,
+    text,
+    texts,
+    tmx,
+    tsv,
+    write,
+)
 
 EN, ZH_EN, ZH = texts()["en"], texts()["en-zh.en"], texts()["en-zh.zh"]
 ID_EN, ID = texts()["en-id.en"], texts()["en-id.id"]
@@ -67,8 +78,15 @@ CASES = [
     docs("parquet", "a.parquet", parquet_bytes(rows(["id", "text"], IDS, EN)), "parquet", "text", "en"),
     docs("parquet without a suffix", "a", parquet_bytes(rows(["text"], EN)), "parquet", "text", "en"),
     docs("parquet, nested", "a.parquet", parquet_bytes(rows(["d.body", "d.url"], ZH, URLS)), "parquet", "d.body", "zh"),
+    docs("arrow", "data-00000-of-00001.arrow", arrow_bytes(rows(["id", "text"], IDS, EN)), "arrow", "text", "en"),
+    docs("arrow without a suffix", "a", arrow_bytes(rows(["m.body"], ZH)), "arrow", "m.body", "zh"),
     docs("tsv with a heading", "a.tsv", tsv([NUMBERS, EN], ["id", "text"]), "tsv", "text", "en"),
     docs("tsv without a heading", "a.tsv", tsv([NUMBERS, EN]), "tsv", "column2", "en"),
+    docs("csv with a heading", "a.csv", csv_bytes([NUMBERS, EN], ["id", "text"]), "csv", "text", "en"),
+    docs("csv of one column", "a.csv.gz", csv_bytes([ZH], ["text"]), "csv", "text", "zh"),
+    docs("csv of several lines", "a.csv", csv_bytes([NUMBERS, [t.replace(" ", "\n\n") for t in EN]], ["id", "body"]),
+        "csv", "body", "en"),
+    docs("tsv named .csv", "a.csv", tsv([NUMBERS, EN], ["id", "text"]), "tsv", "text", "en"),
     docs("tmx of one language", "a.tmx", tmx({"zh-CN": ZH}), "tmx", "zh-cn", "zh"),
     docs("a name that lies", "mono.fr.jsonl", jsonl(rows(["text"], EN)), "jsonl", "text", "fr"),
     docs("mixed languages", "mix.txt", text([t for row in zip(ZH, ID, EN, strict=True) for t in row]), "text",
@@ -99,11 +117,15 @@ CASES = [
     pairs("bare tsv", "a.tsv", tsv([ID, ID_EN]), "tsv", ("column1", "column2"), ("id", "en")),
     pairs("bare tsv named .txt", "en-zh.txt", tsv([ZH_EN, ZH]), "tsv", ("column1", "column2"), ("en", "zh")),
     pairs("tsv with scores", "a.tsv", tsv([NUMBERS, ZH_EN, ZH]), "tsv", ("column2", "column3"), ("en", "zh")),
+    pairs("csv of codes", "a.csv.zst", csv_bytes([ZH_EN, ZH], ["en", "zh"]), "csv", ("en", "zh"), ("en", "zh")),
+    pairs("bare csv", "a.csv", csv_bytes([NUMBERS, ID, ID_EN]), "csv", ("column2", "column3"), ("id", "en")),
     pairs("tmx of varieties", "a.tmx.gz", tmx({"en-US": ZH_EN, "zh-CN": ZH}), "tmx", ("en-us", "zh-cn"), ("en", "zh")),
     pairs("tmx of three letters", "a.tmx", tmx({"eng": ZH_EN, "zho": ZH}), "tmx", ("eng", "zho"), ("en", "zh")),
     pairs("parquet of struct", "a.parquet", parquet_bytes(rows(["translation.en", "translation.id"], ID_EN,
         ID)), "parquet",
         ("translation.en", "translation.id"), ("en", "id")),
+    pairs("arrow of datasets", "a.arrow", arrow_bytes(rows(["translation.en", "translation.zh"], ZH_EN, ZH)), "arrow",
+        ("translation.en", "translation.zh"), ("en", "zh")),
     Case("Moses", {"c.en": text(ZH_EN), "c.zh": text(ZH)}, "moses", "pairs", ("en", "zh"), ("en", "zh")),
     Case("OPUS", {"B.en-id.en.gz": text(ID_EN), "B.en-id.id.gz": text(ID)}, "moses", "pairs", ("en", "id"),
         ("en", "id")),
@@ -146,6 +168,29 @@ def test_twins_of_almost_as_many_lines_are_named(tmp_path: Path) -> None:
 def test_three_languages_make_a_stream_for_each_pair_with_english(tmp_path: Path) -> None:
     files = {"t.jsonl": jsonl(rows(["zh", "en", "id"], ZH, ZH_EN, ID))}
     assert found_in(tmp_path, files) == {"en-zh": ("en", "zh"), "en-id": ("en", "id")}
+
+
+@pytest.mark.parametrize("write_rows", [jsonl, parquet_bytes, arrow_bytes])
+def test_lists_of_sentences_are_pairs_and_no_documents(
+    tmp_path: Path, write_rows: Callable[[Sequence[Any]], bytes]
+) -> None:
+    lists = [[[line, line[:40]] for line in column] for column in (ZH_EN, ZH)]
+    keys = ["translation.en", "translation.zh"]
+    files = {"p": write_rows(rows(keys, *lists)), "m": write_rows(rows(["tags", "text"], lists[0], EN))}
+    pairs, documents = sorted(propose([str(write(tmp_path / "d", files))]).streams, key=lambda one: not one.is_pairs)
+    assert (pairs.contents.keys, pairs.contents.languages, pairs.contents.lists) == (tuple(keys), ("en", "zh"), True)
+    assert (pairs.unusable, documents.contents.keys, documents.contents.lists) == (0, ("text",), False)
+
+
+def test_records_of_three_languages_that_lack_some_are_left_out_not_unusable(tmp_path: Path) -> None:
+    made = rows(["zh", "en", "id"], ZH, ZH_EN, ID)
+    for number, row in enumerate(made):
+        if number % 4 < 3:
+            row[("zh", "en", "id")[number % 4]] = None
+    found = propose([str(write(tmp_path / "d", {"t.parquet": parquet_bytes(made)}))]).streams
+    assert [(stream.contents.languages, stream.skips, stream.unusable) for stream in found] == [
+        (("en", "id"), True, 0), (("en", "zh"), True, 0)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -199,7 +244,7 @@ def test_each_file_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path) 
         "array.json": b'[{"text": "one"}]\n',
         "bad.gz": b"",
         "b.zip": b"PK\x03\x04 etc",
-        "c.csv": b"a,b\n1,2\n",
+        "c.csv": b"a;b\n1;2\n",
         "empty.txt": b"",
         "image.png": b"\x89PNG",
         "long.jsonl": jsonl([{"text": "long " * (1 << 18)}]),
@@ -216,7 +261,7 @@ def test_each_file_that_cannot_be_used_is_named_with_its_reason(tmp_path: Path) 
         "array.json": "is JSON with one array",
         "bad.gz": "broken archive",
         "b.zip": ".zip is not a supported format",
-        "c.csv": "CSV is not read",
+        "c.csv": "is not CSV: no field ends at a comma",
         "empty.txt": "is empty",
         "image.png": ".png is not a supported format",
         "numbers.jsonl": "no key holds text",

@@ -14,9 +14,9 @@ from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.provenance import StreamProvenance
 from dataengine.storage.open import open_store
-from dataengine.text.pairs import write_pairs, write_sides
+from dataengine.text.pairs import write_sides
 from dataengine.text.tokenizers.load import load_tokenizer
-from tests.conftest import ConfigMaker, read_texts, set_everywhere
+from tests.conftest import ConfigMaker, read_texts, set_everywhere, write_pairs
 
 STREAMS = {
     "mono": {"documents": ["mono.*.jsonl"]},

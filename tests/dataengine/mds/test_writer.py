@@ -9,9 +9,10 @@ import zstandard
 from streaming import MDSWriter, StreamingDataset
 
 from dataengine.json_files import decode_hashed, encode_hashed
-from dataengine.mds.reader import view_shard
-from dataengine.mds.types import Shard
+from dataengine.mds.reader import SampleReader, view_shard
+from dataengine.mds.types import Shard, Stream, mark, marked_dtype
 from dataengine.mds.writer import ShardFormat, ShardWriter, encode_index
+from dataengine.storage.local import LocalStore
 from dataengine.storage.store import AddFile
 
 
@@ -67,6 +68,43 @@ def test_stock_streaming_dataset_reads_them(tmp_path: Path, compression: str | N
     raw = zstandard.ZstdDecompressor().decompress(first) if compression else first
     assert len(raw) == shards[0].raw.bytes
     assert view_shard(raw, 9, samples.dtype).tolist() == samples[:64].tolist()
+
+
+@pytest.mark.parametrize("compression", [None, "zstd:1"])
+@pytest.mark.parametrize(("dtype", "width"), [("uint16", 33), ("uint32", 16)])
+def test_marked_samples_have_a_second_column(tmp_path: Path, dtype: str, width: int, compression: str | None) -> None:
+    random, form = np.random.default_rng(0), ShardFormat(64, ("sha256",), compression)
+    tokens = random.integers(0, 60_000, (150, width)).astype(dtype)
+    counts = random.random((150, width)) < 0.5
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    writer = ShardWriter(add_to(ours), form)
+    writer.add(mark(tokens, counts))
+    shards, config = writer.finish(), form.config(width, marked_dtype(tokens.dtype))
+    (ours / "index.json").write_bytes(encode_index(shards, config))
+
+    masks = np.packbits(counts, axis=1)
+    columns = {"tokens": f"ndarray:{dtype}:{width}", "loss_mask": f"ndarray:uint8:{masks.shape[1]}"}
+    with MDSWriter(
+        out=str(theirs), columns=columns, hashes=["sha256"], size_limit=config["size_limit"], compression=compression
+    ) as reference:
+        for row, mask in zip(tokens, masks, strict=True):
+            reference.write({"tokens": row, "loss_mask": mask})
+    assert {path.name: path.read_bytes() for path in ours.iterdir()} == {
+        path.name: path.read_bytes() for path in theirs.iterdir()
+    }
+
+    dataset = StreamingDataset(
+        local=str(tmp_path / "local"), remote=str(ours), batch_size=1, shuffle=False, validate_hash="sha256"
+    )
+    assert [dataset[k]["tokens"].tolist() for k in range(150)] == tokens.tolist()
+    assert [dataset[k]["loss_mask"].tolist() for k in range(150)] == masks.tolist()
+    stream = Stream("s", "ours", "", 150, 150 * width, tuple(shards), loss_mask=True)
+    reader = SampleReader.of_store(LocalStore(tmp_path), [stream], width, tokens.dtype)
+    assert reader.read([149, 3, 64]).tolist() == tokens[[149, 3, 64]].tolist()
+    mask = reader.read_mask([149, 3, 64])
+    assert mask is not None
+    assert mask.dtype == np.bool_
+    assert mask.tolist() == counts[[149, 3, 64]].tolist()
 
 
 def test_a_shard_reads_back_from_json() -> None:

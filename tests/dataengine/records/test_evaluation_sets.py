@@ -28,6 +28,7 @@ def write(path: Path, content: str | bytes) -> str:
 
 JSONL = '{"en": "Good morning.", "zh": "早上好。"}\n{"zh": "谢谢。", "en": "Thank you, Mr & Mrs Li."}\n'
 TSV = "zh\tnote\ten\n早上好。\t\tGood morning.\n谢谢。\t\tThank you, Mr & Mrs Li.\n"
+CSV = 'zh,"note, or none",en\n早上好。,,Good morning.\n谢谢。,,"Thank you, Mr & Mrs Li."\n'
 XML = """<?xml version="1.0" encoding="utf-8"?>
 <dataset id="newstest2022"><collection id="general">
 <doc origlang="en" id="a"><src lang="en"><p><seg id="1">Good
@@ -61,6 +62,9 @@ def sgm(kind: str, *segments: str, document: str = "d1") -> str:
         ("DEV.TSV", TSV),
         ("wmt.en-zh.xml.xz", lzma.compress(XML.encode())),
         ("wmt.en-zh.xml.bz2", bz2.compress(XML.encode())),
+        ("dev.csv", CSV),
+        ("DEV.CSV", "\ufeff" + CSV.replace("\n", "\r\n")),
+        ("dev.csv.zst", zstandard.compress(CSV.encode())),
         ("dev.jsonl.xz", lzma.compress(JSONL.encode())),
         ("dev.XML.GZ", gzip.compress(XML.encode(), mtime=0)),
         ("dev.tsv.ZST", zstandard.compress(TSV.encode())),
@@ -83,6 +87,7 @@ ODD = "one\u2028two  three\u00a0four\rfive\u0085six"  # line breaks of all kinds
 FORMS: dict[str, Callable[[str], str]] = {
     "a.jsonl": lambda text: json.dumps({"en": f" {text} ", "zh": "一"}),
     "a.tsv": lambda text: f"en\tzh\n {text} \t一\n",
+    "a.csv": lambda text: f'en,zh\n" {text} ",一\n',
     "a.xml": lambda text: XML.replace("Good\n morning.", f" {text} ".replace("\r", "&#13;")),
     "a.en": lambda text: f" {text} \n",
     "a.en.sgm": lambda text: sgm("srcset", f" {text} "),
@@ -155,6 +160,10 @@ def test_of_several_references_the_note_says_which_was_taken(tmp_path: Path) -> 
         ("a.tsv", "en\tzh\nonly one\n", "line 2: 1 columns, not 2"),
         ("a.tsv", "en\tzh\nHi\t \n", "sentence 1 is empty"),
         ("a.tsv", b"en\tzh\nHi\t\xff\n", "line 2: not UTF-8 at byte 3"),
+        ("a.csv", "", "line 1: expected the languages as headings"),
+        ("a.csv", "a,b\nc,d\n", "line 1: expected the languages as headings, en and zh among them, found"),
+        ("a.csv", CSV + '"x,y,z\n', "a.csv, line 4: a quote that opens in this line is not closed: "),
+        ("a.csv", CSV + "x,y\n", "a.csv, line 4: 2 columns instead of 3: x,y. Fix the line."),
         ("a.xml", "<dataset><doc>", "not XML"),
         ("a.xml", XML.replace('lang="zh"', 'lang="de"'), r"no reference in zh for all of 2 sentences \(found: none\)"),
         ("a.xml", XML.replace('lang="en"', 'lang="cs"'), "has no source in en; its languages are cs, zh"),
@@ -192,7 +201,6 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, name: str, content: str | 
         ("a.en", "[\n1\n]\n", "it is JSON"),
         ("a.en", XML, "it is XML or SGML. Name it .xml, .tmx or .sgm"),
         ("a.en", "\n" + sgm("refset", "x"), "it is XML or SGML"),
-        ("a.csv", "en,zh\n", "it is comma-separated values. Save it as .tsv or .jsonl"),
         ("a.en", "one\na\0b\n", r"it is no text \(a NUL character in line 2\)"),
         ("a.en", b"PAR1\xff", "a.en, line 1: not UTF-8 at byte 4"),
     ],
@@ -222,6 +230,7 @@ ALL_TEXTS: dict[str, tuple[str, set[str]]] = {
     "a.json": (f"[{JSONL.strip().replace(chr(10), ', ')}]", TEXTS),
     "a.ndjson": ('\n{"a": {"b": ["Good morning.", 3, null]}}\n', {"Good morning."}),
     "a.tsv": (TSV, {*TEXTS, "zh", "note", "en"}),
+    "a.csv": (CSV, {*TEXTS, "zh", "note, or none", "en"}),
     "a.xml": (XML, {*TEXTS, "早。", "坏"}),
     "a.tmx": (TMX, {"Good morning.", "早上好。"}),
     "a.en.sgm": (sgm("refset", *SOURCES) + sgm("refset", "Morning."), {*SOURCES, "Morning."}),
@@ -259,6 +268,12 @@ def test_all_texts_of_parquet_are_read_also_of_two_columns_of_one_name(tmp_path:
     assert sorted(read_texts(tmp_path / "a.PARQUET")) == ["a b", "c", "d", "e", "f", "g"]
     with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet: .*Fetch it again"):
         read_texts(write(tmp_path / "a.parquet", "text"))
+
+
+@pytest.mark.parametrize("line", ['"open', 'a"b', '"a"b'])
+def test_a_line_of_csv_that_is_no_record_is_an_error(tmp_path: Path, line: str) -> None:
+    with pytest.raises(InputError, match=r"a\.csv, line 3: a quote .*\. Fix the line\.$"):
+        read_texts(write(tmp_path / "a.csv", f'"one\ntwo",b\n{line}\nc,d\n'))
 
 
 def test_deep_values_are_read(tmp_path: Path) -> None:

@@ -1320,6 +1320,7 @@ def test_a_pattern_that_finds_nothing_is_an_error(pattern: str) -> None:
         ("a.NDJSON", "jsonl"),
         ("a.json.gz", "jsonl"),
         ("a.b.tsv.zst", "tsv"),
+        ("a.CSV.gz", "csv"),
         ("a.TXT.GZ", "text"),
         ("a.tmx", "tmx"),
     ],
@@ -1335,24 +1336,13 @@ def test_a_name_without_a_format_needs_one(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError) as error:
         plan(path)
     assert str(error.value) == (
-        f"stream 's': cannot detect the format of {path} from its name (.jsonl, .ndjson, .json, .tsv, .txt, .text, "
-        ".tmx, "
-        ".parquet, then .gz, .zst, .xz, .bz2 or nothing). State streams.s.format: jsonl, tsv, text, tmx or parquet."
+        f"stream 's': cannot detect the format of {path} from its name (.jsonl, .ndjson, .json, .tsv, .csv, .txt, "
+        ".text, .tmx, .parquet, .arrow, then .gz, .zst, .xz, .bz2 or nothing). State streams.s.format: jsonl, tsv, "
+        "csv, text, tmx, parquet or arrow."
     )
     (part,) = plan(path, format="text")
     assert read(part)[0] == [(1, ("one",)), (2, ("two",))]
     assert read(whole_file(path, "text"))[0] == read(part)[0]
-
-
-@pytest.mark.parametrize("name", ["a.csv", "a.CSV.gz"])
-def test_csv_is_refused_with_what_to_write_instead(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / name, b"en,zh\n")
-    with pytest.raises(InputError) as error:
-        plan(path)
-    assert str(error.value) == (
-        f"stream 's': {path}: CSV is not read. Write JSON Lines (pandas: to_json(FILE, orient='records', lines=True, "
-        "force_ascii=False))."
-    )
 
 
 def test_a_given_format_wins_over_the_name(tmp_path: Path) -> None:

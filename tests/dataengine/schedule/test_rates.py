@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from dataengine.config.load import load_config
 from dataengine.config.training import InitConfig, TrainConfig
 from dataengine.errors import InputError
-from dataengine.schedule.rates import Settings, horizon_notes, learning_rate, planned_settings, restart_steps
+from dataengine.schedule.rates import (
+    Settings,
+    StageRate,
+    horizon_notes,
+    learning_rate,
+    planned_settings,
+    restart_steps,
+)
 from dataengine.schedule.slots import Schedule, Stage
 from tests.conftest import ROOT, ConfigMaker
 
@@ -159,3 +167,143 @@ def test_no_experiment_of_the_repository_gets_these_notes() -> None:
 def test_a_stage_shows_the_rate_where_its_warm_up_ends(first: int, last: int, shown: str) -> None:
     train = TrainConfig(learning_rate=2e-3, min_learning_rate=2e-4, warmup_steps=20, decay_steps="end")
     assert Settings(train, (120,), 200).describe(first, last) == shown
+
+
+def rates(
+    steps: int, *, restarts: tuple[int, ...] = (), stages: tuple[StageRate, ...] = (), **train: Any
+) -> list[float]:
+    settings = Settings(TrainConfig(**train), restarts, steps if train.get("decay_steps") == "end" else None, stages)
+    return [settings.rate(step) for step in range(steps)]
+
+
+def test_the_cosine_is_the_default_and_has_these_floats() -> None:
+    """Golden: bit for bit as before there were other schedules."""
+    found = rates(7, learning_rate=3e-3, min_learning_rate=1e-4, warmup_steps=2, decay_steps=6)
+    assert found == [0.0015, 0.003, 0.003, 0.0025753048327204937, 0.0015500000000000002, 0.0005246951672795063, 0.0001]
+
+
+def test_each_schedule_worked_by_hand() -> None:
+    common = {"learning_rate": 1.0, "min_learning_rate": 0.25, "warmup_steps": 2, "decay_steps": 8}
+    warm = [0.5, 1.0]
+    assert rates(10, **common, schedule="linear") == [*warm, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.25]
+    wsd = [*warm, 1.0, 1.0, 1.0, 0.8125, 0.625, 0.4375, 0.25, 0.25]
+    assert rates(10, **common, schedule="wsd", cooldown_steps=4) == wsd
+    assert rates(10, **common, schedule="wsd", cooldown_steps=0.5) == wsd
+    assert rates(10, **common, schedule="wsd", cooldown_steps=100) == rates(10, **common, schedule="linear")
+    assert rates(10, **common, schedule="constant") == [*warm, *[1.0] * 8]
+    end = {**common, "decay_steps": "end"}
+    assert rates(8, **end, schedule="wsd", cooldown_steps=4) == wsd[:8]
+    again = rates(16, **end, schedule="wsd", cooldown_steps=4, restarts=(8,))
+    assert again == [*warm, *[1.0] * 6, *wsd[:8]]  # the horizon of the first part is the end of the plan
+    assert rates(3, **{**common, "warmup_steps": 9}, schedule="wsd") == rates(3, **{**common, "warmup_steps": 9})
+
+
+@given(
+    st.sampled_from(["cosine", "linear", "wsd", "constant"]), st.integers(0, 9), st.integers(10, 60), st.integers(1, 99)
+)
+def test_every_schedule_falls_after_the_warm_up_and_stays_in_its_bounds(
+    schedule: str, warmup: int, steps: int, cooldown: int
+) -> None:
+    train = {"warmup_steps": warmup, "decay_steps": steps, "schedule": schedule, "cooldown_steps": cooldown / 100}
+    found = rates(steps + 3, **train)
+    assert found[max(warmup - 1, 0)] == max(found) == PAPER.learning_rate
+    assert all(a >= b for a, b in pairwise(found[warmup:]))
+    assert found[steps:] == [PAPER.learning_rate if schedule == "constant" else PAPER.min_learning_rate] * 3
+    assert min(found[warmup:]) >= PAPER.min_learning_rate
+
+
+CONSTANT = {"learning_rate": 1.0, "min_learning_rate": 0.5, "warmup_steps": 2, "schedule": "constant"}
+
+
+def test_a_stage_begins_at_the_rate_before_it_and_ends_at_its_own() -> None:
+    """One step before, on and after each border of the stage of steps 4 to 8."""
+    found = rates(10, **CONSTANT, stages=(StageRate(4, 4, "linear", 0.0),))
+    assert found == [0.5, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
+    cosine = rates(10, **CONSTANT, stages=(StageRate(4, 4, "cosine", 0.0),))
+    assert cosine[3:] == pytest.approx([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4, 0, 0, 0], abs=1e-15)
+    assert cosine[7] == 0
+    falling = {**CONSTANT, "schedule": "linear", "decay_steps": 10}
+    held = rates(10, **falling, stages=(StageRate(6, 2, "constant", 0.0),))
+    assert held[:6] == rates(6, **falling)
+    assert held[6:] == [held[5]] * 4
+    two = rates(12, **CONSTANT, stages=(StageRate(4, 4, "linear", 0.5), StageRate(8, 2, "linear", 0.0)))
+    assert two[3:] == [1.0, 0.875, 0.75, 0.625, 0.5, 0.25, 0.0, 0.0, 0.0]
+
+
+def test_a_stage_at_the_start_or_at_a_restart_warms_up_first() -> None:
+    first = rates(8, **CONSTANT, stages=(StageRate(0, 6, "linear", 0.0),))
+    assert first == [0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
+    again = rates(10, **CONSTANT, restarts=(4,), stages=(StageRate(4, 6, "linear", 0.0),))
+    assert again[3:] == [1.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
+    short = rates(6, **CONSTANT, restarts=(3,), stages=(StageRate(3, 1, "linear", 0.0),))
+    assert short[2:] == [1.0, 0.5, 0.5, 0.5]  # a stage within its warm-up
+    leaves = rates(8, **CONSTANT, restarts=(5,), stages=(StageRate(3, 2, "linear", 0.0),))
+    assert leaves[2:] == [1.0, 0.5, 0.0, 0.5, 1.0, 1.0]  # a later restart follows `train` again
+
+
+def test_the_stages_of_a_config_decide(make_config: ConfigMaker) -> None:
+    stages = [
+        {"name": "a", "steps": 6, "mix": {"mono": 1}},
+        {"name": "b", "steps": 6, "mix": {"mono": 1}, "schedule": "linear", "decay_to": 0},
+        {"name": "c", "steps": 2, "mix": {"mono": 1}, "at": 0.75, "schedule": "cosine"},
+    ]
+    config = make_config(["train.decay_to=0.002"], stages=stages)
+    assert config.train.min_learning_rate == 0.002
+    pieces = (("a", 6), ("b", 3), ("c", 2), ("b", 3))
+    schedule = Schedule(8, 1, tuple(Stage(name, steps, {"mono": 8 * steps}) for name, steps in pieces))
+    assert planned_settings(config, schedule).stages == (
+        StageRate(6, 8, "linear", 0.0),
+        StageRate(9, 2, "cosine", 0.002),
+    )
+    stages[0]["decay_to"] = 0
+    with pytest.raises(InputError, match=r"`decay_to` of a stage needs `schedule: linear` or `schedule: cosine`"):
+        make_config(stages=stages)
+    with pytest.raises(InputError, match=r"'train.decay_to' is another name for 'min_learning_rate'"):
+        make_config(train={"decay_to": 0.1, "min_learning_rate": 0.1})
+
+
+def test_a_run_that_goes_on_keeps_the_rates_of_its_past() -> None:
+    stages = (StageRate(4, 4, "linear", 0.0),)
+    planned = Settings(TrainConfig(**CONSTANT), (), None, stages)
+    for step in range(10):
+        assert planned.after(planned, step, 0) == planned
+    other = Settings(TrainConfig(**{**CONSTANT, "learning_rate": 2.0}), (), None, stages)
+    assert [other.after(planned, 4, 0).rate(step) for step in (4, 7)] == [0.75, 0.0]  # from the rate that step 3 had
+    kept = other.after(planned, 4, 0)
+    assert other.after(kept, 6, 0) == kept  # also after a second resume
+    assert [other.after(planned, 3, 0).rate(step) for step in (3, 4)] == [2.0, 1.5]
+    assert other.after(planned, 5, 0).rate(5) == 1.0  # within the stage, the new settings count as if from the start
+
+
+def test_a_child_begins_its_stage_at_the_rate_of_its_parent() -> None:
+    parent = Settings(
+        TrainConfig(**CONSTANT), (), None, (StageRate(2, 4, "linear", 0.5), StageRate(9, 9, "linear", 0.1))
+    )
+    child = Settings(TrainConfig(**{**CONSTANT, "learning_rate": 3.0}), (), None, (StageRate(6, 2, "linear", 0.0),))
+    joined = child.after(parent, 6, 6)
+    assert [joined.rate(step) for step in (6, 7, 8)] == [0.25, 0.0, 0.0]
+    assert joined.stages[0] == parent.stages[0]
+    assert len(joined.stages) == 2  # what the parent did after the fork does not count
+    plain = replace(child, stages=()).after(parent, 6, 6)
+    assert plain.rate(6) == plain.rate(9) == 0.5  # a child without a stage of its own goes on at the last rate
+
+
+def test_notes_on_other_schedules() -> None:
+    assert notes_of(20_000, schedule="constant") == []
+    assert notes_of(20_000, schedule="wsd") == [
+        "the learning rate does not fall: its cooldown begins after 1,287,461 steps, because train.decay_steps is "
+        "1,430,512, in a run of 20,000 steps. With train.decay_steps=end it falls to train.decay_to at the end"
+    ]
+    assert notes_of(20_000, schedule="wsd", decay_steps="end") == []
+    assert notes_of(20_000, schedule="wsd", decay_steps=20_100, cooldown_steps=100) != []
+    assert notes_of(20_000, schedule="wsd", decay_steps=20_099, cooldown_steps=100) == []
+    staged = Settings(TrainConfig(), (), None, (StageRate(10_000, 10_000, "linear", 0.0),))
+    assert horizon_notes(staged, 20_000) == []
+
+
+def test_a_table_shows_where_a_cooldown_begins() -> None:
+    settings = Settings(TrainConfig(schedule="wsd", decay_steps="end", warmup_steps=10, cooldown_steps=20), (), 100)
+    assert settings.describe(0, 100) == "4.00e-05 -> 4.00e-04 -> 4.00e-04 -> 5.80e-05"
+    assert settings.describe(50, 100) == "4.00e-04 -> 4.00e-04 -> 5.80e-05"
+    last = replace(settings, stages=(StageRate(50, 50, "linear", 0.0),))
+    assert last.describe(50, 100) == "3.92e-04 -> 0.00e+00"

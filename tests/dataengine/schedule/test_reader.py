@@ -34,7 +34,8 @@ def test_a_step_is_the_samples_of_its_slots(make_config: ConfigMaker, tmp_path: 
     stored = make_config(lanes=2, store=str(tmp_path / "again"), shard_compression=compression)
     reader = PlanReader.of_store(build(stored).manifest, open_store(stored.store))
     for step in range(manifest.schedule.steps):
-        tokens, sample_ids, streams = reader.read(step)
+        tokens, sample_ids, streams, loss_mask = reader.read(step)
+        assert loss_mask is None
         assert sample_ids.tolist() == manifest.order.sample_ids(step).tolist()
         assert list(zip(streams.tolist(), tokens.tolist(), strict=True)) == [rows[k] for k in sample_ids.tolist()]
         parts = [reader.read(step, start, start + 2) for start in range(0, manifest.batch_size, 2)]

@@ -159,3 +159,12 @@ def test_a_store_that_fails_on_purpose(
             outcome = error
     assert read(outcome), outcome
     assert methods == ["GET"] * requests
+
+
+def test_a_pause_that_a_server_asks_for_comes_before_our_own() -> None:
+    asked = OutageError("too many requests")
+    asked.wait_s = 60.0
+    with fake_clock() as clock:
+        assert retry(Flaky([asked, OutageError("failing")], clock)) == "whole"
+    assert 60 <= clock.pauses[0] <= 80
+    assert clock.pauses[1] <= 20

@@ -9,7 +9,6 @@ from dataengine.text.pairs import (
     format_pair,
     translation_in,
     translation_prompt,
-    write_pairs,
     write_sides,
 )
 
@@ -17,9 +16,6 @@ LANGUAGES = {"en": "English", "zh": "Chinese"}
 
 
 def test_a_pair_has_the_papers_form() -> None:
-    pair = {"en": ["Good morning."], "zh": ["早上好。"]}
-    assert write_pairs(pair, 0, ["en-zh"], LANGUAGES) == ["English: Good morning.\nChinese: 早上好。"]
-    assert write_pairs(pair, 0, ["zh-en"], LANGUAGES) == ["Chinese: 早上好。\nEnglish: Good morning."]
     assert format_pair("A", "a", "B", "b") == "A: a\nB: b"
 
 
@@ -111,11 +107,3 @@ def test_a_pair_alone_cannot_exchange() -> None:
 def test_sides_keep_their_label() -> None:
     texts = write_sides({"en": ["a", "b"], "zh": ["早", "晚"]}, ["zh", "en"], LANGUAGES)
     assert texts == ["Chinese: 早", "English: a", "Chinese: 晚", "English: b"]
-
-
-@given(st.integers(1, 9), st.integers(0, 5))
-def test_pairs_take_their_directions_in_turn(count: int, first: int) -> None:
-    texts = write_pairs(columns(count), first, ["en-zh", "zh-en"], LANGUAGES)
-    for k, text in enumerate(texts):
-        expected = [("English", f"e{k}"), ("Chinese", f"z{k}")]
-        assert text == format_pair(*expected[(first + k) % 2], *expected[1 - (first + k) % 2])

@@ -274,7 +274,8 @@ def test_an_export_is_made_again_for_another_checkpoint_only(config: Config) -> 
         checkpoint=checkpoint.identity, step=4, plan_id=manifest.plan_id, tokenizer_sha256=manifest.tokenizer_sha256
     )
     assert read_identity(folder) == identity
-    assert json.loads((folder / "export.json").read_bytes()) == {**asdict(identity), "version": 1}
+    stated = {key: value for key, value in asdict(identity).items() if key != "average_of"}
+    assert json.loads((folder / "export.json").read_bytes()) == {**stated, "version": 1}
     assert torch.equal(first_weight(folder), before.model.embed_tokens.weight)
     made = (folder / "model.safetensors").stat()
     assert export(config, 4) == folder
@@ -296,6 +297,43 @@ def test_an_export_is_made_again_for_another_checkpoint_only(config: Config) -> 
     with pytest.raises(InputError, match=r"export\.json is damaged \(checkpoint: Field required\)"):
         read_identity(folder)
     assert read_identity(export(config)) == replace(identity, checkpoint=checkpoint.identity)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_average_is_the_mean_of_the_newest_checkpoints_to_the_bit(config: Config, tied: bool) -> None:
+    other = config.model_copy(update={"model": config.model.model_copy(update={"tie_word_embeddings": tied})})
+    models = {step: save_checkpoint(other, seed=step, step=step) for step in (4, 8, 12, 16)}
+    folder = export(other, 13, average_last=3)
+    assert folder.name == "step-00000012-average-3"
+    (first, *_) = weights = [models[step].state_dict() for step in (4, 8, 12)]
+    loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    assert set(loaded) == set(first)
+    for name, tensor in loaded.items():
+        mean = sum(one[name].double() for one in weights) / 3
+        assert torch.equal(tensor, mean.float()), name
+    identity = json.loads((folder / "export.json").read_bytes())
+    found = {one.step: one.identity for one in complete_checkpoints(Path(other.out))}
+    assert identity["average_of"] == {str(step): found[step] for step in (4, 8, 12)}
+    assert (identity["step"], identity["checkpoint"]) == (12, found[12])
+    made = (folder / "model.safetensors").stat()
+    assert export(other, 12, average_last=3) == folder
+    assert (folder / "model.safetensors").stat() == made
+    save_checkpoint(other, seed=9, step=8)  # trained again
+    export(other, 12, average_last=3)
+    assert (folder / "model.safetensors").stat() != made
+    assert export(other).name == "step-00000016"
+    with pytest.raises(
+        InputError, match=r"--average-last 4: .* has 3 complete checkpoints at or before step 15: steps"
+    ):
+        export(other, 15, average_last=4)
+
+
+def test_fewer_than_two_checkpoints_have_no_average(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in ("1", "0", "-2", "two"):
+        with pytest.raises(SystemExit) as exit:
+            main(["a.yaml", f"--average-last={number}"])
+        assert exit.value.code == 2
+        assert f"expected a number of checkpoints from 2, got {number}" in capsys.readouterr().err
 
 
 def test_the_export_of_a_checkpoint_that_is_gone_is_returned(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dataengine.config.training import TrainConfig
 from dataengine.errors import InputError
-from dataengine.schedule.rates import Settings
+from dataengine.schedule.rates import Settings, StageRate
 from trainer.run.settings import (
     SETTINGS,
     History,
@@ -93,3 +93,17 @@ def test_a_plan_that_grows_changes_a_rate_that_goes_by_its_end() -> None:
     history = with_settings([(0, short)], 50, long)
     assert parse_history(dump_history(history), SETTINGS) == history == [(0, short), (50, long)]
     assert with_settings([(0, short)], 50, short) == [(0, short)]
+
+
+def test_stages_with_a_schedule_are_recorded_and_older_files_have_none() -> None:
+    linear = StageRate(300, 100, "linear", 0.0)
+    decays = Settings(TrainConfig(), (), None, (linear, StageRate(400, 9, "constant", 4e-5, start=1e-4)))
+    history = with_settings([(0, Settings(TrainConfig()))], 50, decays)
+    assert parse_history(dump_history(history), SETTINGS) == history
+    assert b"stages" not in dump_history(history[:1])
+    old = b'{"from_step": 0, "train": {"learning_rate": 0.1, "min_learning_rate": 0.1}, "restarts": []}\n'
+    assert parse_history(old, SETTINGS)[0][1].rate(2500) == 0.1
+    assert differences(Settings(TrainConfig()), Settings(TrainConfig(schedule="wsd"), (), None, (linear,))) == [
+        ("train.schedule", "cosine", "wsd"),
+        ("schedule of stages", "that of train", "linear to 0 in steps 300 to 400"),
+    ]

@@ -22,15 +22,25 @@ class State(Protocol):
 
     @property
     def batch(self) -> Mapping[str, Tensor]:
-        """This rank's part of the batch; in `after_loss` and `after_backward` a microbatch, on the device."""
+        """This rank's part of the batch; in `after_loss` and `after_backward` a microbatch, on the device.
+
+        If the plan has a loss mask, it is under `loss_mask`, for all samples.
+        """
 
     @property
     def outputs(self) -> tuple[Tensor, Tensor]:
-        """The microbatch's mean loss, and the loss of each of its samples, from `after_loss` on."""
+        """The microbatch's mean loss, and the loss of each of its samples, from `after_loss` on.
+
+        With a loss mask, means are over the tokens that count.
+        """
 
     @property
     def loss(self) -> float:
-        """The mean loss of the batch over all ranks, from `batch_end` on."""
+        """The mean loss of the batch over all ranks, from `batch_end` on.
+
+        With a loss mask, it is the mean over the tokens of all ranks that count: each microbatch has weight in loss and
+        gradient by its number of them.
+        """
 
     @property
     def model(self) -> nn.Module:

@@ -15,6 +15,7 @@ import torch
 from dataengine.errors import naming
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import write_file
+from dataengine.tables import few
 from trainer.run.log_csv import dump_rows, expand_columns, gap_words, missing_steps, read_whole_rows
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
@@ -22,6 +23,7 @@ from trainer.training.callbacks.losses import StreamLosses
 from trainer.training.callbacks.protocol import Callback, State
 
 log = logging.getLogger(__name__)
+_STREAMS = 12  # whose losses the console shows
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ class StepLog(Callback):
 
     def _line(self, row: dict[str, Any], done: int) -> str:
         rate = (done - self._first) / (time.monotonic() - self._begun)  # steps per second since the start
-        by_stream = ", ".join(f"{n} {row[f'loss/{n}']:.3f}" for n in self._names if row[f"loss/{n}"] != "")
+        shown = [f"{n} {row[f'loss/{n}']:.3f}" for n in self._names if row[f"loss/{n}"] != ""]
+        by_stream = few(shown, _STREAMS)
         tokens = rate * self._manifest.batch_size * self._manifest.seq_len
         mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] != "" else ""
         waits = f", {row['data_wait']:.0%} waiting for data" if row["data_wait"] >= 0.05 else ""
