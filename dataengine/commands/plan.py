@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     if plan.origin and (options.diff or options.steps):
         note(f"{plan.manifest.name} is {plan.origin}")
     if options.diff:
-        show(describe_difference(plan, load_plan(options.diff)))
+        show(describe_difference(plan.manifest, load_plan(options.diff).manifest))
     elif options.steps:
         first, last = parse_steps(options.steps)
         for line in describe_steps(plan, first, last, options.text or 0):
@@ -382,9 +382,8 @@ def _step_lines(plan: Plan, step: int, texts: int) -> Iterator[str]:
         yield from _sample_text(plan, int(numbers[slot]), int(ids[slot]), slot)
 
 
-def describe_difference(one: Plan, other: Plan) -> str:
+def describe_difference(a: Manifest, b: Manifest) -> str:
     """The first step at which two plans differ, and the difference."""
-    a, b = one.manifest, other.manifest
     names = f"{a.name} and {b.name}"
     for key in ORDER_KEYS:
         if getattr(a, key) != getattr(b, key):
