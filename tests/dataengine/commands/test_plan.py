@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from dataengine.build.build import build
 from dataengine.cli import main
 from dataengine.commands.build import describe_build
-from dataengine.commands.plan import describe_difference, describe_plan, describe_steps, load_plan
+from dataengine.commands.plan import describe_plan, describe_steps, load_plan
 from dataengine.config.load import dump_config, load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
+from dataengine.schedule.differences import describe_difference
 from dataengine.schedule.plot import plot_plan
 from tests.conftest import ROOT, ConfigMaker, small_experiment, write_jsonl
 
