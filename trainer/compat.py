@@ -46,13 +46,18 @@ def _cache_name() -> str:
 
 
 def with_rotary_base(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's config.json as this version of transformers reads it. Version 5 reads all forms."""
+    return dict(settings) if int(transformers.__version__.partition(".")[0]) >= 5 else _for_transformers_4(settings)
+
+
+def _for_transformers_4(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's config.json with its rotary base also where transformers 4 looks for it.
 
     Transformers 5 writes `rope_parameters`, in Gemma 3 one for each kind of layer. Transformers 4 would ignore them and
     take the default base.
     """
     rope, found = settings.get("rope_parameters"), dict(settings)
-    if not isinstance(rope, Mapping) or int(transformers.__version__.partition(".")[0]) >= 5:
+    if not isinstance(rope, Mapping):
         return found
     if isinstance(local := rope.get("sliding_attention"), Mapping):
         found["rope_local_base_freq"] = local["rope_theta"]
@@ -68,20 +73,14 @@ def make_readable_by_all(folder: Path) -> None:
 
     It does not know the new name of the tokenizer's class, and would ignore the place of the rotary base.
     """
-    for name, complete in (("tokenizer_config.json", _name_tokenizer), ("config.json", _name_rotary_base)):
+    for name, complete in (("tokenizer_config.json", _with_known_class), ("config.json", _for_transformers_4)):
         path = folder / name
-        settings = json.loads(path.read_bytes())
-        complete(settings)
+        settings = complete(json.loads(path.read_bytes()))
         path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _name_tokenizer(settings: dict[str, Any]) -> None:
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # known to both; transformers 5 writes TokenizersBackend
-
-
-def _name_rotary_base(settings: dict[str, Any]) -> None:
-    if "rope_parameters" in settings:
-        settings["rope_theta"] = settings["rope_parameters"]["rope_theta"]
+def _with_known_class(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, "tokenizer_class": "PreTrainedTokenizerFast"}  # transformers 5 writes TokenizersBackend
 
 
 # The pickle of a checkpoint's `.metadata`.
