@@ -351,7 +351,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", os.devnull)
-    with _running(monkeypatch, Hub()) as made:
+    with running(monkeypatch, Hub()) as made:
         monkeypatch.setenv("HF_ENDPOINT", made.url)
         forget_commits()  # of an earlier test's hub at the same port
         yield made
@@ -360,12 +360,13 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 def web_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
     """A web server without files."""
-    with _running(monkeypatch, WebServer()) as made:
+    with running(monkeypatch, WebServer()) as made:
         yield made
 
 
 @contextmanager
-def _running(monkeypatch: pytest.MonkeyPatch, server: Any) -> Iterator[Any]:
+def running(monkeypatch: pytest.MonkeyPatch, server: Any) -> Iterator[Any]:
+    """End a server after its test."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
     monkeypatch.setenv("NETRC", os.devnull)
