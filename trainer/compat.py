@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from functools import cache
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch.distributed.checkpoint.metadata import TensorProperties
 
 # transformers.
@@ -41,6 +43,24 @@ def _cache_name() -> str:
 
     parameters = inspect.signature(LlamaForCausalLM.forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"  # transformers 5.40 removes the old name
+
+
+def with_rotary_base(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's config.json with its rotary base also where transformers 4 looks for it.
+
+    Transformers 5 writes `rope_parameters`, in Gemma 3 one for each kind of layer. Transformers 4 would ignore them and
+    take the default base.
+    """
+    rope, found = settings.get("rope_parameters"), dict(settings)
+    if not isinstance(rope, Mapping) or int(transformers.__version__.partition(".")[0]) >= 5:
+        return found
+    if isinstance(local := rope.get("sliding_attention"), Mapping):
+        found["rope_local_base_freq"] = local["rope_theta"]
+    whole = rope.get("full_attention", rope)
+    found["rope_theta"] = whole["rope_theta"]
+    if whole.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {key: value for key, value in whole.items() if key != "rope_theta"}
+    return found
 
 
 def make_readable_by_all(folder: Path) -> None:

@@ -31,13 +31,13 @@ from dataengine.records.evaluation_sets import find_text_files
 from dataengine.records.types import RecordFormat, SourcePart
 from dataengine.schedule.stages import entry_of
 from dataengine.storage.find import nearest_file, real_file
-from dataengine.storage.hub import forget_commits, parse_hub_path, pin
+from dataengine.storage.hub import forget_commits, parse_hub_path
 from dataengine.storage.paths import is_hub
 from dataengine.storage.store import Store
 from dataengine.text.forms import Template
 from dataengine.text.templates import read_templates
 from dataengine.text.tokenizers.base import Tokenizer
-from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.tokenizers.load import load_tokenizer, pin_tokenizer
 
 MERGE_TOKENS = 1 << 25  # tokens that a MergeRuns unit holds in memory, about
 TAIL_TOKENS = 1 << 26  # least tokens of a PackTails unit; the build itself packs fewer
@@ -179,7 +179,7 @@ def load_token_format(config: Config) -> tuple[Tokenizer, TokenFormat]:
             "another tokenizer."
         )
     form = TokenFormat(
-        tokenizer=pin(config.tokenizer),
+        tokenizer=pin_tokenizer(config.tokenizer),  # all workers use one revision
         tokenizer_sha256=tokenizer.sha256,
         library=tokenizer.library,
         engine=config.tokenizer_engine,

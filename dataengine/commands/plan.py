@@ -24,6 +24,7 @@ from dataengine.hardware.gpus import Gpu, find_gpu
 from dataengine.hardware.memory import ERROR, step_bytes
 from dataengine.hardware.sizes import divisors
 from dataengine.mds.types import Shard, StoredFile, Stream
+from dataengine.pretrained import model_in_closed_form
 from dataengine.schedule.fork import settings_after_parents
 from dataengine.schedule.manifest import ORDER_KEYS, Manifest, read_manifest
 from dataengine.schedule.rates import Settings, horizon_notes
@@ -315,7 +316,11 @@ def gpu_cost(plan: Plan, gpu: Gpu, gpus: int, tokens_per_second: float | None = 
             "multiple of it, or leave it out."
         )
     vocabulary, note = _vocabulary(plan)
-    work = Work(config.model, replace(manifest, vocab_size=vocabulary), config.train, gpus, step_bytes)
+    try:
+        model = model_in_closed_form(config)
+    except InputError as error:
+        return [f"memory and hours on GPUs are not known: {error}"]
+    work = Work(model, replace(manifest, vocab_size=vocabulary), config.train, gpus, step_bytes)
     return [*describe_cost(work, gpu, _steps_to_train(plan), error=ERROR, tokens_per_second=tokens_per_second), *note]
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from dataengine.config.fields import (
     BYTES,
@@ -31,6 +31,7 @@ from dataengine.config.fields import (
 from dataengine.config.streams import PairStream, ScoresConfig, Stream
 from dataengine.config.training import EvaluateConfig, InitConfig, ModelConfig, TrainConfig
 from dataengine.errors import did_you_mean
+from dataengine.storage import model_hub as hub
 from dataengine.storage.paths import is_url, read_only_hint
 from dataengine.tables import few
 from dataengine.text.language_codes import meant_language
@@ -175,9 +176,10 @@ class Config(Section):
     part_bytes: Annotated[Count, BYTES] = 128 * 10**6
     """Bytes per task: the build splits plain files and Parquet at about this size. Lower it if there are more workers
     than tasks."""
-    tokenizer: Annotated[str, NOTHING]
+    tokenizer: Annotated[str, NOTHING, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]})]
     """Path of the tokenizer: a SentencePiece .model, a Hugging Face tokenizer.json (also hf://ORG/NAME/tokenizer.json),
-    or a folder with one of them. Its content decides the tokens; its path does not matter."""
+    or a folder with one of them. Its content decides the tokens; its path does not matter. Default with `init.hf`, also
+    for null: the pretrained model's tokenizer."""
     tokenizer_engine: Annotated[Literal["auto", "reference"], NOTHING] = "auto"
     """`auto` tokenizes with gigatoken, which is several times faster, if its ids equal those of the reference library.
     `reference` never uses gigatoken."""
@@ -218,7 +220,7 @@ class Config(Section):
     parent: Annotated[ParentConfig | None, PLAN] = None
     """Fork the schedule of another run at one of its steps. Default: start a new schedule."""
     init: Annotated[InitConfig | None, TRAINING] = None
-    """Start from the checkpoint of another run. Default: new weights."""
+    """Start from the checkpoint of another run, or from a pretrained model. Default: new weights."""
     model: Annotated[ModelConfig, TRAINING] = ModelConfig()
     """Size of the model. Default: TinyLlama 1.1B."""
     train: Annotated[TrainConfig, TRAINING] = TrainConfig()
@@ -232,6 +234,9 @@ class Config(Section):
         if not isinstance(values, dict):
             return values
         filled = {"out": f"runs/{values.get('name')}", **values}
+        init = values.get("init")
+        if isinstance(init, dict) and isinstance(init.get("hf"), str) and filled.get("tokenizer") is None:
+            filled["tokenizer"] = hub.address_of(init["hf"], init.get("revision"))
         if isinstance(filled.get("languages"), dict):  # names in a file add to the defaults
             filled["languages"] = {**_LANGUAGES, **filled["languages"]}
         return filled

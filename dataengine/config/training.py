@@ -60,13 +60,30 @@ class WandbConfig(Section):
 
 
 class InitConfig(Section):
-    """Start from the model and the optimizer of another run: the second stage (paper, section 3: Last)."""
+    """Start from the model and the optimizer of another run: the second stage (paper, section 3: Last). Or start from
+    the weights of a pretrained Hugging Face model. State `checkpoint` with `mode`, or `hf`."""
 
-    checkpoint: str
+    checkpoint: str | None = None
     """The checkpoint to start from: RUN/checkpoints/step-N, or RUN for its newest. A folder or a URL."""
-    mode: Literal["restart", "continue"]
-    """`restart` begins at step 0 of this plan, with a new warm-up. `continue` starts at the step of `parent`, with the
-    parent's learning rate."""
+    mode: Literal["restart", "continue"] | None = None
+    """With `checkpoint`: `restart` begins at step 0 of this plan, with a new warm-up. `continue` starts at the step of
+    `parent`, with the parent's learning rate."""
+    hf: str | None = None
+    """The pretrained model to start from: a folder as transformers writes it, or a name on the Hugging Face hub such as
+    org/model. Training begins at step 0 with its weights and new moments; `model` and `tokenizer` are the model's."""
+    revision: str | None = None
+    """With a name on the hub: the commit, tag or branch of the model. Default: the newest commit when the run begins,
+    which the run records."""
+
+    @model_validator(mode="after")
+    def _states_one(self) -> InitConfig:
+        if (self.checkpoint is None) == (self.hf is None):
+            raise ValueError("state `checkpoint` (with `mode`) or `hf`, such as {hf: org/model, revision: COMMIT}")
+        if (self.checkpoint is None) != (self.mode is None):
+            raise ValueError("`mode` goes with `checkpoint`: restart or continue")
+        if self.revision is not None and self.hf is None:
+            raise ValueError("`revision` goes with `hf`")
+        return self
 
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -121,6 +138,10 @@ class TrainConfig(Section):
     attention: Literal["auto", "flash_attention_2", "cudnn", "sdpa"] = "auto"
     """Attention kernel. `auto` uses flash-attn on CUDA if it is installed, and PyTorch's SDPA otherwise. `cudnn` is
     SDPA with cuDNN's kernel, which may be faster on Hopper; PyTorch does not choose it by itself there."""
+    model_class: Literal["decoder", "auto"] = "decoder"
+    """`decoder` computes the loss in chunks, without full logits and without a mask where none is needed: for the model
+    families of docs/guides/second-stage.md. `auto` runs the forward pass of transformers for any other pretrained model
+    (`init.hf`), which takes more time and memory."""
     document_mask: bool = False
     """Keep the documents of a sample apart: none attends to another, and positions restart at each. The paper has no
     such mask."""

@@ -110,7 +110,7 @@ class _Step:
 def _sizes(model: ModelConfig, manifest: Manifest, microbatch: int, ranks: int, *, recompute: bool) -> _Step:
     d, f, heads = model.hidden_size, model.intermediate_size, model.num_attention_heads
     kv = d // heads * model.num_key_value_heads
-    rows, length = embedding_rows(manifest.vocab_size), manifest.seq_len
+    rows, length = embedding_rows(manifest.vocab_size, model), manifest.seq_len
     tokens = microbatch * length
     last = min(tokens - CHUNK_TOKENS, CHUNK_TOKENS) if tokens > CHUNK_TOKENS else 0
     layer_shard, root_shard = _shards(model, rows, ranks)

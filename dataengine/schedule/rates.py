@@ -158,7 +158,7 @@ def horizon_notes(settings: Settings, steps: int, *, first: int = 0, init: InitC
     train, horizon = settings.train, settings.train.decay_steps
     begins = [0, *settings.restarts]
     spans = [(begin, end) for begin, end in zip(begins, [*settings.restarts, steps], strict=True) if end > first]
-    longest, is_second_stage = max(end - begin for begin, end in spans), init and init.mode == "restart"
+    longest, is_second_stage = max(end - begin for begin, end in spans), init and init.mode != "continue"
     if longest < train.warmup_steps and not is_second_stage:
         return [
             f"the learning rate ends at {settings.rate(steps - 1):.4e}, within its warm-up: train.warmup_steps is "

@@ -110,6 +110,12 @@ _RUN = (
         "trainer.checkpoints.marker.Marker",
     ),
     File(
+        "base/base.json",
+        "The pretrained model that a run with `init.hf` began with, beside copies of its config.json, "
+        "generation_config.json and tokenizer.",
+        "trainer.run.base.KeptBase",
+    ),
+    File(
         "microbatch.json",
         "The microbatch that `train.microbatch_size: auto` found.",
         "trainer.model.microbatch._Kept",

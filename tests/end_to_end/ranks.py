@@ -44,7 +44,7 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 
 def thread_and_bucket() -> dict[str, str]:
     """One thread, and the variables by which a process reaches the test's bucket."""
-    passed = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "S3_", "NO_PROXY"))}
+    passed = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "S3_", "NO_PROXY", "HF_"))}
     return {"OMP_NUM_THREADS": "1", **passed}
 
 

@@ -44,7 +44,7 @@ class Marker:
     hashes: dict[str, str] = field(default_factory=dict)
     """xxh64 of each file, in hexadecimal. Empty in earlier versions."""
     init: dict[str, Any] | None = None
-    """The checkpoint of another run that this run started from; null without one."""
+    """The checkpoint of another run, or the pretrained model, that this run started from; null without one."""
     digest: str = ""
     """Digest of all samples trained on, as in log.csv. Empty in earlier versions."""
     finite: bool = False
@@ -167,9 +167,15 @@ def model_differences(model: ModelConfig, marker: Marker) -> list[str]:
 
     Ignores `init_seed`: the weights are loaded, so their initialization does not matter.
     """
-    sizes, before = model.model_dump(mode="json"), marker.model
+    sizes, before = _flat(model.model_dump(mode="json")), _flat(marker.model)
     return [
         f"{key} was {before.get(key)} and is {sizes.get(key)}"
         for key in dict.fromkeys([*sizes, *before])
         if key != "init_seed" and before.get(key) != sizes.get(key)
     ]
+
+
+def _flat(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model; those of a pretrained one's config.json as base.KEY."""
+    base = model.get("base") or {}
+    return {key: value for key, value in model.items() if key != "base"} | {f"base.{key}": base[key] for key in base}

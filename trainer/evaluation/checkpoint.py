@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from trainer.checkpoints.find import all_checkpoints
 from trainer.checkpoints.marker import Checkpoint
@@ -168,7 +168,7 @@ class CheckpointEvaluation:
         return Translator(self.model, self._of.tokenizer, self._of.decoding)
 
     @cached_property
-    def model(self) -> LlamaForCausalLM:
+    def model(self) -> PreTrainedModel:
         """The model of the checkpoint or its export, on this rank's device. Raises errors of `Weights.load`."""
         return Weights(
             run=self._run,

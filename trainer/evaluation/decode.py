@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from dataengine.text.pairs import LINES, translation_in
 from dataengine.text.tokenizers.base import Tokenizer
@@ -59,11 +59,14 @@ def plan_batches(lengths: Sequence[int], decoding: Decoding, batch_tokens: int) 
 class Translator:
     """A model with its tokenizer, to complete prompts."""
 
-    def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer, decoding: Decoding) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, decoding: Decoding) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._decoding = decoding
         self._stop = EndOfLine(tokenizer)
+        config = model.config
+        self._window: int | None = getattr(config, "sliding_window", None)
+        self._plain = self._window is None and config._attn_implementation != "eager"
 
     @torch.inference_mode()
     def complete(self, prompts: Sequence[Sequence[int]], target_language: str) -> list[Completion]:
@@ -81,6 +84,9 @@ class Translator:
     def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the new ids of each prompt; the common prefix of all prompts is computed once."""
         beams = self._decoding.beams
+        if len(parts := self._parts(prompts)) > 1:
+            found = {number: row for part in parts for number, row in self._of_part(prompts, part)}
+            return [found[number] for number in range(len(prompts))]
         shared = _common_prefix(prompts)
         tokens, mask = (one.to(self._model.device) for one in _pad(prompts, shared, self._tokenizer.eos_id))
         cache = DynamicCache(config=self._model.config)
@@ -90,6 +96,21 @@ class Translator:
         self._stop.start = tokens.shape[1]
         search = self._greedy if beams == 1 else self._beam
         return search(tokens, mask, cache, shared)
+
+    def _parts(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the numbers of the prompts that can be in one batch.
+
+        Prompts of different lengths cannot where a sliding window is shorter than the texts: the window would count
+        their padding.
+        """
+        longest = max(map(len, prompts)) + self._decoding.max_new_tokens
+        if self._window is None or longest <= self._window:
+            return [list(range(len(prompts)))]
+        lengths = dict.fromkeys(map(len, prompts))
+        return [[number for number, row in enumerate(prompts) if len(row) == length] for length in lengths]
+
+    def _of_part(self, prompts: Sequence[Sequence[int]], part: Sequence[int]) -> list[tuple[int, list[int]]]:
+        return list(zip(part, self._generate([prompts[number] for number in part]), strict=True))
 
     def _greedy(self, tokens: Tensor, mask: Tensor, cache: DynamicCache, shared: int) -> list[list[int]]:
         """Search greedily, for tokens (rows, length); the cache has the first `shared` columns.
@@ -120,7 +141,8 @@ class Translator:
                 cache.batch_select_indices(keep)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             at = at[:, -1:] + 1
-            attended = mask[:, None, None, :].bool()  # a mask of four dimensions is used unchanged
+            # A mask of four dimensions is used unchanged in all layers: not for windows or eager attention.
+            attended = mask[:, None, None, :].bool() if self._plain else mask
         return made
 
     def _beam(self, tokens: Tensor, mask: Tensor, cache: DynamicCache, shared: int) -> list[list[int]]:

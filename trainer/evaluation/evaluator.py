@@ -29,6 +29,7 @@ from trainer.evaluation.results import (
     read_log_rows,
 )
 from trainer.evaluation.tasks import Tasks
+from trainer.run.base import with_run_base
 from trainer.run.folder import SMALL_FILES, check_config, open_run, read_run_manifest
 from trainer.run.ranks import Collective
 
@@ -39,11 +40,12 @@ _SEARCHED_BYTES = 10**9  # of a stream's sources: some minutes; `dataengine cont
 class Evaluation:
     """The sets, models and settings for all checkpoints of a run. All ranks create one and call methods together."""
 
-    def __init__(self, config: Config, group: Collective) -> None:
+    def __init__(self, stated: Config, group: Collective) -> None:
         """Raises InputError if the run or the tokenizer is unusable."""
-        settings = config.evaluate
+        settings = stated.evaluate
+        self.run = open_run(stated.out, stated.cache)
+        config = group.run_on_all(lambda: with_run_base(stated, self.run))
         self.config, self.group = config, group
-        self.run = open_run(config.out, config.cache)
         bos = config.bos if settings.bos is None else settings.bos
         self.decoding = Decoding(
             beams=settings.beams,

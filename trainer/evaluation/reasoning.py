@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import AutoTokenizer, PreTrainedModel
 
 from dataengine.errors import InputError
 from trainer.evaluation.paper import REASONING
@@ -51,7 +51,7 @@ def expand_tasks(names: Sequence[str]) -> list[str]:
 
 
 def run_tasks(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     tokenizer: Path,
     names: Sequence[str],
     *,

@@ -8,15 +8,16 @@ from typing import Any, cast
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from dataengine.config.pretrained import PretrainedModel
 from dataengine.config.training import ModelConfig
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
 from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.marker import Checkpoint, CheckpointError, check_model
 from trainer.huggingface.export import export_folder, read_identity
-from trainer.model.decoder import empty_model, load_weights
+from trainer.model.decoder import empty_model, load_weights, pretrained_config
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
 
@@ -35,7 +36,7 @@ class Weights:
     identity: str  # Checkpoint.identity
     checkpoint: Checkpoint | None  # None if it no longer exists
 
-    def load(self) -> LlamaForCausalLM:
+    def load(self) -> PreTrainedModel:
         """Load the model of the checkpoint or its export to this rank's device.
 
         Raises CheckpointError if the checkpoint is missing or damaged and has no export, InputError for another config.
@@ -46,7 +47,7 @@ class Weights:
             for parameter in model.parameters():  # buffers, such as the rotary frequencies, stay fp32
                 parameter.data = parameter.data.to(torch.bfloat16)
         placed: Any = model
-        return cast(LlamaForCausalLM, placed.to(self.group.ranks.device).eval())
+        return cast(PreTrainedModel, placed.to(self.group.ranks.device).eval())
 
     def _fetch(self) -> str:
         """Fetch the checkpoint's files to this node; return a problem of any rank, or an empty text."""
@@ -59,7 +60,7 @@ class Weights:
         )
         return next((problem for part in group.gather(found) for problem in part), "")
 
-    def _loaded(self) -> LlamaForCausalLM:
+    def _loaded(self) -> PreTrainedModel:
         assert self.checkpoint is not None
         model = empty_model(self.sizes, self.manifest)
         try:
@@ -72,7 +73,7 @@ class Weights:
             raise CheckpointError(f"{self.checkpoint.place} was removed while it was read") from None
         return model
 
-    def _exported(self, problem: str) -> LlamaForCausalLM:
+    def _exported(self, problem: str) -> PreTrainedModel:
         """Load the checkpoint's export. Raises CheckpointError with `problem` if there is none."""
         folder = export_folder(self.run, self.step)
         try:
@@ -86,4 +87,7 @@ class Weights:
             log.warning("%s; using its export %s, which does not name its checkpoint", problem, folder)
         elif exported.checkpoint != self.identity:
             raise CheckpointError(f"{problem}, and the export {folder} is from another checkpoint")
-        return cast(LlamaForCausalLM, LlamaForCausalLM.from_pretrained(folder))
+        settings: dict[str, Any] = {}
+        if isinstance(self.sizes, PretrainedModel):  # by its own attention, not transformers' default
+            settings = {"config": pretrained_config(self.sizes, "sdpa"), "torch_dtype": torch.float32}
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_pretrained(folder, **settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dataengine.build.agreement import check_tokenizer
+from dataengine.config.pretrained import PretrainedModel
 from dataengine.config.schema import Config
+from dataengine.config.training import ModelConfig
 from dataengine.errors import InputError, OutageError, note
 from dataengine.json_files import decode
+from dataengine.pretrained import CONFIG, read_json
 from dataengine.schedule.manifest import Manifest
 from dataengine.storage.atomic import new_folder, remove_leftovers
 from dataengine.tables import few
@@ -23,6 +27,7 @@ from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.find import all_checkpoints, find_checkpoint
 from trainer.checkpoints.marker import Checkpoint, check_model, checkpoint_folder
 from trainer.checkpoints.retention import lease
+from trainer.run.base import FOLDER, read_kept, with_run_base
 from trainer.run.folder import Run, check_config, open_run, read_run_manifest
 
 log = logging.getLogger(__name__)
@@ -81,6 +86,7 @@ def export_checkpoint(config: Config, run: Run, checkpoint: Checkpoint) -> Path:
 
 def _export(config: Config, run: Run, checkpoints: Sequence[Checkpoint], folder: Path) -> Path:
     """Export a checkpoint, or the mean of several."""
+    config = with_run_base(config, run)
     for one in checkpoints:
         check_model(config.model, one)
     checkpoint = checkpoints[-1]
@@ -105,7 +111,10 @@ def _export(config: Config, run: Run, checkpoints: Sequence[Checkpoint], folder:
     log.info("exporting to %s", folder)
     remove_leftovers(folder.parent)
     with new_folder(folder, replace=True) as temporary:
-        _fill(temporary, config, manifest, checkpoints)
+        if isinstance(config.model, PretrainedModel):
+            _fill_as_base(temporary, config.model, manifest, checkpoints, run)
+        else:
+            _fill(temporary, config, manifest, checkpoints)
         stated = {key: value for key, value in asdict(identity).items() if value != {}}
         (temporary / "export.json").write_text(json.dumps(stated, indent=2), encoding="utf-8")
     return folder
@@ -149,13 +158,8 @@ def read_identity(folder: Path) -> Identity | None:
 def _fill(folder: Path, config: Config, manifest: Manifest, checkpoints: Sequence[Checkpoint]) -> None:
     """Write a checkpoint's weights, or the mean of several, and their tokenizer into a folder."""
     from trainer.compat import make_readable_by_all
-    from trainer.model.decoder import empty_model, load_average, load_weights
 
-    model = empty_model(config.model, manifest)
-    if len(checkpoints) == 1:
-        load_weights(model, checkpoints[0])
-    else:
-        load_average(model, checkpoints)
+    model = _load(config.model, manifest, checkpoints)
     ours = load_tokenizer(config.tokenizer, config.eos_token)
     tokenizer = save_tokenizer(config.tokenizer, ours, manifest, folder, bos=config.bos)
     settings = model.generation_config
@@ -165,9 +169,46 @@ def _fill(folder: Path, config: Config, manifest: Manifest, checkpoints: Sequenc
         settings.suppress_tokens = spare
     model.save_pretrained(folder)
     make_readable_by_all(folder)
+    _open_to_all(folder)
+
+
+def _load(sizes: ModelConfig, manifest: Manifest, checkpoints: Sequence[Checkpoint]) -> Any:
+    from trainer.model.decoder import empty_model, load_average, load_weights
+
+    model = empty_model(sizes, manifest)
+    if len(checkpoints) == 1:
+        load_weights(model, checkpoints[0])
+    else:
+        load_average(model, checkpoints)
+    return model
+
+
+def _open_to_all(folder: Path) -> None:
     usual = (folder / "config.json").stat().st_mode
     for path in folder.iterdir():
         path.chmod(usual)  # safetensors makes its files readable by the owner only
+
+
+def _fill_as_base(
+    folder: Path, sizes: PretrainedModel, manifest: Manifest, checkpoints: Sequence[Checkpoint], run: Run
+) -> None:
+    """Write a checkpoint's weights in fp32, and all other files as the pretrained model has them.
+
+    Only the type of the weights differs in config.json.
+    """
+    kept, source = read_kept(run), run.folder / FOLDER
+    assert kept is not None
+    _load(sizes, manifest, checkpoints).save_pretrained(folder)
+    for name in ("config.json", "generation_config.json"):  # transformers' own form of them
+        (folder / name).unlink(missing_ok=True)
+    for name in kept.files:
+        shutil.copyfile(source / name, folder / name)
+    settings = read_json(source / CONFIG)
+    typed = {key: "float32" for key in ("torch_dtype", "dtype") if settings.get(key) not in (None, "float32")}
+    if typed:
+        text = json.dumps(settings | typed, indent=2, ensure_ascii=False)
+        (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    _open_to_all(folder)
 
 
 def save_tokenizer(place: str, ours: Tokenizer, manifest: Manifest, folder: Path, *, bos: bool) -> Any:

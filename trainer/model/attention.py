@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from dataengine.config.pretrained import PretrainedModel
 from dataengine.config.training import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def _attend_on_cpu(
     kernel instead of its flash kernel. In PyTorch 2.15 both ways use the flash kernel and take the same time.
     """
     if mask is None:
-        groups = cast(int, module.num_key_value_groups)
+        groups = cast(int, getattr(module, "num_key_value_groups", 1))  # GPT-2 has as many keys as queries
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     return sdpa_attention_forward(module, query, key, value, mask, **settings)
 
@@ -74,7 +75,8 @@ def cudnn_refusal(model: ModelConfig, seq_len: int, device: str = "cuda") -> str
 
     Computes the attention of one sample, forward and backward, in bf16.
     """
-    size = model.hidden_size // model.num_attention_heads
+    whole = model.hidden_size // model.num_attention_heads
+    size = model.head_size if isinstance(model, PretrainedModel) else whole
     query, key, value = (
         torch.zeros((1, heads, seq_len, size), dtype=torch.bfloat16, device=device, requires_grad=True)
         for heads in (model.num_attention_heads, model.num_key_value_heads, model.num_key_value_heads)

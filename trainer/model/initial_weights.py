@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from dataengine.config.training import ModelConfig
 
 
 @torch.no_grad()
-def draw_weights(hf: LlamaForCausalLM, config: ModelConfig) -> None:
+def draw_weights(hf: PreTrainedModel, config: ModelConfig) -> None:
     """Give a model the paper's initial weights (normal, std sqrt(2/5/d); outputs 1/(sqrt(d) layers)).
 
     They depend on `init_seed` alone. Each rank draws every parameter in turn, whole and on the CPU, and keeps its
@@ -30,10 +30,10 @@ def draw_weights(hf: LlamaForCausalLM, config: ModelConfig) -> None:
         else:
             is_output = name.endswith(("o_proj.weight", "down_proj.weight"))
             nn.init.normal_(whole, std=output_std if is_output else std, generator=generator)
-        _copy_shard(parameter, whole)
+        copy_shard(parameter, whole)
 
 
-def _copy_shard(parameter: Tensor, whole: Tensor) -> None:
+def copy_shard(parameter: Tensor, whole: Tensor) -> None:
     """Copy what a parameter of this rank holds of a whole tensor, without communication."""
     if isinstance(parameter, DTensor):
         shard = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -15,11 +15,13 @@ class MeanCrossEntropy(torch.autograd.Function):
 
     The forward pass also computes the gradients, chunk by chunk, so that logits are neither stored nor recomputed.
     This is exact for the mean only: the losses per position, shape (n,), carry no gradient. (Wijmans et al. 2024,
-    Cut Your Losses.)
+    Cut Your Losses.) With a soft cap c, the logits x are c tanh(x / c) (Gemma 2).
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, cap: float | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Compute losses and gradients chunk by chunk. Without labels, the mean and the gradients are 0."""
         needs = any(ctx.needs_input_grad)
         losses = states.new_empty(len(states), dtype=torch.float32)
@@ -28,12 +30,19 @@ class MeanCrossEntropy(torch.autograd.Function):
         for start in range(0, len(states), CHUNK_TOKENS):
             part = slice(start, min(start + CHUNK_TOKENS, len(states)))
             logits = (states[part] @ weight.t()).float()  # (part, vocab)
+            slope = None
+            if cap is not None:
+                squashed = logits.div_(cap).tanh_()
+                slope = 1 - squashed.square() if needs else None
+                logits = squashed.mul_(cap)
             log_sum = torch.logsumexp(logits, dim=1, keepdim=True)
             label = labels[part, None]
             losses[part] = (log_sum - logits.gather(1, label))[:, 0]
             if grad_states is not None and grad_weight is not None:
                 grad = logits.sub_(log_sum).exp_()  # softmax
                 grad.scatter_add_(1, label, grad.new_full((), -1.0).expand_as(label))
+                if slope is not None:
+                    grad = grad.mul_(slope)
                 grad = grad.div_(len(states)).to(weight.dtype)
                 grad_states[part] = grad @ weight
                 grad_weight += grad.t() @ states[part].to(weight.dtype)
@@ -43,7 +52,7 @@ class MeanCrossEntropy(torch.autograd.Function):
         return losses.mean() if len(losses) else losses.sum(), losses  # 0 without labels, where a mean is NaN
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         """Scale the gradients of the forward pass."""
         grad_states, grad_weight = ctx.saved_tensors
-        return grad_states * scale, grad_weight * scale, None
+        return grad_states * scale, grad_weight * scale, None, None

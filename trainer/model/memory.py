@@ -24,13 +24,15 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AttentionInterface
 
+from dataengine.config.pretrained import PretrainedModel
 from dataengine.config.training import ModelConfig
 from dataengine.schedule.manifest import Manifest
-from trainer.model.decoder import llama_config, new_model
-from trainer.model.packed import PackedDecoder, recompute_layers
+from trainer.model.decoder import model_config, new_model
+from trainer.model.families import FAMILIES
+from trainer.model.packed import PackedDecoder, WholeModel, recompute_layers
 
 _FEW_LAYERS = 3  # from here on, the peak falls at the same point of the step for any number of layers
-_COUNTED = "counted"
+_COUNTED = "sdpa_counted"  # the name says what `pretrained_config` replaces where scores are capped
 
 T = TypeVar("T")
 
@@ -42,12 +44,27 @@ def step_bytes(model: ModelConfig, manifest: Manifest, microbatch: int, *, shard
     """
 
     def of_layers(layers: int) -> int:
-        sizes = model.model_copy(update={"num_hidden_layers": layers})
+        sizes = _with_layers(model, layers)
         return fake_step_bytes(sizes, manifest, microbatch, shard_ranks=shard_ranks, recompute=recompute)
 
     layers, few = model.num_hidden_layers, min(model.num_hidden_layers, _FEW_LAYERS)
+    if not _is_decoder(model):
+        few = layers  # its config.json may have other names for its sizes
     peak = of_layers(few)
     return peak if layers == few else peak + (layers - few) * (of_layers(few + 1) - peak)
+
+
+def _is_decoder(model: ModelConfig) -> bool:
+    return not isinstance(model, PretrainedModel) or model.type in FAMILIES
+
+
+def _with_layers(model: ModelConfig, layers: int) -> ModelConfig:
+    """Return a model of another depth."""
+    changes: dict[str, Any] = {"num_hidden_layers": layers}
+    if isinstance(model, PretrainedModel) and layers != model.num_hidden_layers:
+        kinds = model.base.get("layer_types")
+        changes["base"] = model.base | changes | ({"layer_types": kinds[:layers]} if kinds else {})
+    return model.model_copy(update=changes)
 
 
 def apart(function: Callable[..., T], *arguments: Any) -> T:
@@ -89,7 +106,8 @@ def _ranks(number: int) -> Iterator[DeviceMesh]:
 
 def _shard(model: ModelConfig, manifest: Manifest, mesh: DeviceMesh, *, recompute: bool) -> nn.Module:
     """Return the decoder, sharded as Composer does on CUDA (composer/distributed/fsdp2.py and `sharding`)."""
-    decoder = PackedDecoder(new_model(llama_config(model, manifest, _COUNTED)))
+    hf = new_model(model_config(model, manifest, _COUNTED))
+    decoder = PackedDecoder(hf) if _is_decoder(model) else WholeModel(hf)
     sharded = [module for module in decoder.modules() if decoder.fsdp_wrap_fn(module)]
     if recompute:
         recompute_layers(decoder.hf)

@@ -47,7 +47,9 @@ def describe(
         ("store", config.store + (f", cached in {config.cache}" if is_url(config.store) else "")),
     ]
     if config.init:
-        rows.append(("starts from", f"{config.init.checkpoint} ({config.init.mode})"))
+        init = config.init
+        where = f"{init.hf} ({init.revision or 'a folder'})" if init.hf else f"{init.checkpoint} ({init.mode})"
+        rows.append(("starts from", where))
     stages = [("stage", "from step", "steps", "samples by stream", "learning rate")]
     for row in stage_rows(manifest.schedule):
         drawn = ", ".join(f"{name} {count:,}" for name, count in sorted(by_entry(row.drawn).items()))

@@ -17,7 +17,7 @@ from trainer.run.folder import Run
 
 def check_init(init: InitConfig | None, parent: ParentConfig | None) -> list[Problem]:
     """`continue` resumes at the parent's step, so the checkpoint's name must not have another step."""
-    if init is None or init.mode != "continue" or parent is None:
+    if init is None or init.checkpoint is None or init.mode != "continue" or parent is None:
         return []
     step = named_step(init.checkpoint)
     if step is None or step == parent.step:
@@ -41,22 +41,22 @@ def _other_step(checkpoint: str, step: int, parent_step: int) -> str:
 def check_init_checkpoint(config: Config, manifest: Manifest) -> list[Problem]:
     """The checkpoint to start from must be usable; see `find_init`."""
     try:
-        if config.init is not None:
-            find_init(config, config.init, manifest)
+        if config.init is not None and config.init.checkpoint is not None:
+            find_init(config, config.init.checkpoint, manifest)
     except InputError as error:
         return [Problem(str(error))]
     return []
 
 
-def find_init(config: Config, init: InitConfig, manifest: Manifest) -> tuple[Run, Checkpoint]:
+def find_init(config: Config, checkpoint: str, manifest: Manifest) -> tuple[Run, Checkpoint]:
     """Return the checkpoint that a new run starts from, and its run.
 
     Raises InputError unless it exists, is complete, is of this model and, for `continue`, has the parent's step and
     samples.
     """
-    where = f"init.checkpoint {init.checkpoint}"
+    where = f"init.checkpoint {checkpoint}"
     try:
-        run, found = locate_checkpoint(init.checkpoint, config.cache)
+        run, found = locate_checkpoint(checkpoint, config.cache)
         run.fetch("manifest.json")
     except OutageError:
         raise
@@ -68,9 +68,9 @@ def find_init(config: Config, init: InitConfig, manifest: Manifest) -> tuple[Run
         ) from None
     if differing := model_differences(config.model, found):
         raise InputError(f"{where} has a different model: {', '.join(differing)}. Set these under `model`.")
-    if init.mode == "continue" and config.parent:
+    if config.init and config.init.mode == "continue" and config.parent:
         if found.step != config.parent.step:
-            raise InputError(_other_step(init.checkpoint, found.step, config.parent.step))
+            raise InputError(_other_step(checkpoint, found.step, config.parent.step))
         if changed := past_differences(manifest, run, found.step):
             raise InputError(
                 f"{where} was trained on other samples than the first {found.step:,} steps of this plan: "

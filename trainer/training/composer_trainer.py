@@ -22,6 +22,7 @@ from trainer.model.composer_model import TranslationModel, is_sharded, sharding
 from trainer.model.initial_weights import draw_weights
 from trainer.model.optimizer import make_optimizer
 from trainer.model.packed import new_decoder
+from trainer.model.pretrained import load_pretrained
 from trainer.run.folder import Run
 from trainer.run.ranks import Collective
 from trainer.training.callbacks.prefetch import Prefetch
@@ -90,6 +91,8 @@ def make_trainer(
     if begin.checkpoint:
         state = ComposerState(trainer.state, trainer.logger)
         rng.states = load_state(state, begin.checkpoint, group, restart=begin.restart)
+    elif begin.base:
+        load_pretrained(model.decoder.hf, begin.base)
     else:
         draw_weights(model.decoder.hf, config.model)  # after sharding: no rank ever holds the whole model
     return trainer

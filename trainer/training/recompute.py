@@ -22,7 +22,9 @@ from dataengine.schedule.reader import PlannedSamples
 from trainer.checkpoints.load import load_checkpoint
 from trainer.checkpoints.marker import Checkpoint
 from trainer.model.optimizer import apply_settings, make_optimizer
-from trainer.model.packed import PackedDecoder, build_decoder
+from trainer.model.packed import PackedDecoder, build_decoder, new_decoder
+from trainer.model.pretrained import load_pretrained
+from trainer.run.base import base_of
 from trainer.training.determinism import make_deterministic
 
 
@@ -38,7 +40,7 @@ class Recomputation:
             make_deterministic()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._config, self._step, self._eos_id = config.train, step, manifest.eos_id
-        self._decoder: PackedDecoder = build_decoder(config.model, manifest, config.train).to(device)
+        self._decoder = _first_decoder(config, manifest, checkpoint is None).to(device)
         self._model = nn.ModuleDict({"decoder": self._decoder})
         self._optimizer = make_optimizer(self._model, config.train, fused=device == "cuda")
         if checkpoint is None:
@@ -80,6 +82,15 @@ class Recomputation:
                 losses += run(self._decoder, tokens[part], share, mask).tolist()
         gradients: list[Tensor] = [p.grad for p in self._model.parameters() if p.grad is not None]
         return losses, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+
+
+def _first_decoder(config: Config, manifest: Manifest, begins: bool) -> PackedDecoder:
+    """Return a decoder, with the weights that the run begins with if nothing is loaded later."""
+    if not begins or config.init is None or config.init.hf is None:
+        return build_decoder(config.model, manifest, config.train)
+    decoder = new_decoder(config.model, manifest, config.train)
+    load_pretrained(decoder.hf, base_of(config))
+    return decoder
 
 
 class _Pass(nn.Module):

@@ -23,6 +23,7 @@ from trainer.checkpoints.fetch import fetch_checkpoint
 from trainer.checkpoints.find import all_checkpoints, locate_checkpoint
 from trainer.checkpoints.marker import Checkpoint
 from trainer.checkpoints.retention import lease
+from trainer.run.base import with_run_base
 from trainer.run.folder import SMALL_FILES, Run, check_config, parse_json, read_run_manifest
 from trainer.run.log_csv import read_log, skipped_steps
 from trainer.run.settings import read_history, settings_at
@@ -67,7 +68,8 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
     run.check_there()
     run.fetch(*SMALL_FILES)
     manifest = read_run_manifest(run.folder, run.url)
-    config, history = load_config(run.folder / "config.yaml"), read_history(run.folder)
+    config = with_run_base(load_config(run.folder / "config.yaml"), run)
+    history = read_history(run.folder)
     check_config(config, run, manifest)
     step = newest_bad_step(run.folder) if step is None else step
     if not 0 <= step < manifest.schedule.steps:
@@ -103,12 +105,13 @@ def replay(run: Run, step: int | None = None, *, catch_up: bool = False) -> Repl
 def find_weights(run: Run, config: Config, step: int) -> tuple[Run, Checkpoint | None, int]:
     """Find the newest weights at or before a step. Return their run, the checkpoint, and the step they were used for.
 
-    Before the first checkpoint, these are the weights that the run began with: those of `init`, or new ones (None).
+    Before the first checkpoint, these are the weights that the run began with: those of `init.checkpoint`, or others,
+    which are in no checkpoint (None).
     """
     older = [checkpoint for checkpoint in all_checkpoints(run) if checkpoint.step <= step]
     if older:
         return run, older[-1], older[-1].step
-    if config.init is None:
+    if config.init is None or config.init.checkpoint is None:
         return run, None, 0
     of_run, found = locate_checkpoint(config.init.checkpoint, config.cache)
     return of_run, found, config.first_step

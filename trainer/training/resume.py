@@ -11,6 +11,7 @@ from typing import Any
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
+from dataengine.pretrained import Base
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.rates import Settings
 from dataengine.storage.atomic import write_file
@@ -20,6 +21,7 @@ from trainer.checkpoints.marker import Checkpoint
 from trainer.checkpoints.retention import set_aside_later
 from trainer.checkpoints.uploads import clear_bucket
 from trainer.preflight.init_checkpoint import find_init
+from trainer.run.base import base_of, inherit_base, keep_base, stated
 from trainer.run.folder import SMALL_FILES, Run
 from trainer.run.log_csv import dump_rows, read_whole_rows
 from trainer.run.ranks import Collective
@@ -40,12 +42,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a run begins: its own checkpoint (`resume`), another run's (`init`), or new weights (neither)."""
+    """Where a run begins: its own checkpoint (`resume`), another run's (`init`), a pretrained model's weights (`base`),
+    or new weights (none of them)."""
 
     resume: Checkpoint | None = None
     init: Checkpoint | None = None
     source: Run | None = None  # the run of `init`, if continued rather than restarted at step 0
-    lineage: dict[str, Any] | None = None  # of `init`, also in a resumed run
+    lineage: dict[str, Any] | None = None  # of `init` or `base`, also in a resumed run
+    base: Base | None = None
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -70,8 +74,11 @@ def find_beginning(config: Config, manifest: Manifest, run: Run, group: Collecti
         return Beginning(resume, lineage=resume.init)
     if config.init is None:
         return Beginning()
-    init, mode = config.init, config.init.mode
-    source, found = group.run_on_all(lambda: find_init(config, init, manifest))
+    if config.init.checkpoint is None:
+        return _begin_with_base(config, run, group)
+    place, mode = config.init.checkpoint, config.init.mode
+    source, found = group.run_on_all(lambda: find_init(config, place, manifest))
+    group.run_on_rank0(lambda: inherit_base(run, source))
     if damage := fetch_whole(source, found, group):
         raise InputError(f"init.checkpoint cannot be used: {'; '.join(damage)}. Name another checkpoint.")
     lineage = {
@@ -83,6 +90,15 @@ def find_beginning(config: Config, manifest: Manifest, run: Run, group: Collecti
         "init": found.init,  # the checkpoint that run began with
     }
     return Beginning(init=found, source=source if mode == "continue" else None, lineage=lineage)
+
+
+def _begin_with_base(config: Config, run: Run, group: Collective) -> Beginning:
+    """Fetch the weights of `init.hf` to each node, and keep its small files in the run's folder."""
+    base = group.run_on_rank0(lambda: base_of(config))
+    kept = group.run_on_rank0(lambda: keep_base(run, base))
+    share, shares = group.ranks.local_rank, group.ranks.local_world_size
+    group.run_on_all(lambda: [base.path(file) for file in base.weights[share::shares]])
+    return Beginning(base=base, lineage=kept.lineage)
 
 
 def agree_on_checkpoint(run: Run, group: Collective) -> Checkpoint | None:
@@ -126,7 +142,7 @@ def prepare_folder(config: Config, manifest: Manifest, run: Run, begin: Beginnin
     settings = settings_ahead(history, begin.step, config, manifest.schedule)
     run.publish(SETTINGS, dump_history(with_settings(history, begin.step, settings)))
     run.publish("manifest.json", manifest.content)
-    run.publish("config.yaml", dump_config(config).encode())
+    run.publish("config.yaml", dump_config(stated(config, run)).encode())
     if run.store is not None:
         clear_bucket(run, begin.resume)
     else:

@@ -109,4 +109,4 @@ def _words(begin: Beginning) -> str:
         return f"resuming from {begin.resume.folder}"
     if begin.init:
         return f"{'restarting' if begin.restart else 'continuing'} from {begin.init.folder}"
-    return "a new run"
+    return f"beginning with {begin.base.place}" if begin.base else "a new run"

@@ -23,6 +23,7 @@ from trainer.checkpoints.find import locate_checkpoint, newest_checkpoint
 from trainer.checkpoints.marker import Checkpoint, check_model
 from trainer.checkpoints.steps import last_step, planned_checkpoints
 from trainer.preflight.agreement import past_differences
+from trainer.preflight.base import check_base, settle_base
 from trainer.preflight.check import check_run
 from trainer.preflight.describe import describe
 from trainer.preflight.init_checkpoint import check_init_checkpoint
@@ -73,6 +74,7 @@ def looked_at(load: Callable[[], Config], *, elsewhere: bool = False) -> Iterato
         with Pulse(group, config.train.outage_limit) as pulse:
             manifest = group.run_on_all(lambda: read_manifest(experiment_url(config)))
             pulse.at("checking what the run needs", may_wait=True)
+            config = settle_base(config, group)
             raise_gathered(group, check_run(config, manifest, ranks, elsewhere=elsewhere))
             if not is_url(config.out):
                 check_one_folder(Path(config.out), group)
@@ -81,6 +83,8 @@ def looked_at(load: Callable[[], Config], *, elsewhere: bool = False) -> Iterato
             found = group.run_on_all(
                 lambda: check_past(config, manifest, run, resume) if resume else check_new(config, manifest, run)
             )
+            if resume is None and ranks.rank == 0:
+                found += check_base(config, manifest)
             raise_gathered(group, found)
             yield Start(config, manifest, group, pulse, run, resume)
 
@@ -162,7 +166,7 @@ def settings_ahead(history: History, step: int, config: Config, schedule: Schedu
 def history_so_far(config: Config, run: Run, resume: Checkpoint | None) -> History:
     """Return the settings of the steps so far: the run's own, or those of the run that it continues."""
     if resume is None and config.init is not None and config.first_step:
-        run, _ = locate_checkpoint(config.init.checkpoint, config.cache)
+        run, _ = locate_checkpoint(str(config.init.checkpoint), config.cache)
         run.fetch(*SMALL_FILES)
     elif resume is None:
         return []

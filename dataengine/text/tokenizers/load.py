@@ -24,6 +24,7 @@ from typing import Literal
 import orjson
 
 from dataengine.errors import InputError
+from dataengine.storage import model_hub
 from dataengine.storage.atomic import new_folder, write_file
 from dataengine.storage.files import open_file
 from dataengine.storage.find import find_files, nearest_file
@@ -35,6 +36,7 @@ from dataengine.text.tokenizers.odd_texts import make_odd_texts
 from dataengine.text.tokenizers.reference import CONFIG_NAME, load_reference, read_tokenizer_config
 
 _NAMES = ("tokenizer.model", "tokenizer.json")
+_ON_HUB = ("tokenizer.json", "tokenizer.model")  # the first one is what transformers reads
 _MOST_LISTED = 8  # files of a folder, in an error
 _SELF_CHECK_TEXTS = 400
 _CHECK_VERSION = 2  # increase when the conversion or the check changes
@@ -68,16 +70,21 @@ def load_tokenizer(
 def tokenizer_file(path: str | Path) -> Path:
     """The file of a tokenizer: the path itself, or the tokenizer.model or tokenizer.json in a folder.
 
-    A file on the hub is fetched once, with its tokenizer_config.json.
+    A file on the hub is fetched once, with its tokenizer_config.json; hf://ORG/NAME@REVISION is that of a model there.
 
-    Raises InputError for a folder with neither or both: the two libraries may give different ids for the same text.
+    Raises InputError for a folder with neither or both: the two libraries may give different ids for the same text. For
+    a pretrained model's folder, which has a config.json, that is decided: transformers reads tokenizer.json.
     """
+    if model_hub.is_address(str(path)):
+        return _file_of_model(str(path))
     if is_hub(str(path)):
         return _fetch(str(path))
     path = Path(path)
     if not path.is_dir():
         return path
     found = [path / name for name in _NAMES if (path / name).is_file()]
+    if len(found) > 1 and (path / "config.json").is_file():
+        return path / "tokenizer.json"
     if len(found) > 1:
         raise InputError(
             f"tokenizer {path}: the folder has {' and '.join(_NAMES)}, and their ids may differ. Name one of them, "
@@ -91,6 +98,38 @@ def tokenizer_file(path: str | Path) -> Path:
             f"{', '.join(names[:_MOST_LISTED]) or 'nothing'}{more}. Name the tokenizer's file."
         )
     return found[0]
+
+
+def _file_of_model(address: str) -> Path:
+    name, revision = model_hub.split_address(pin_tokenizer(address))
+    cached = [model_hub.cached_file(name, str(revision), file) for file in ("tokenizer_config.json", *_ON_HUB)]
+    if cached[0] is not None and (found := next(filter(None, cached[1:]), None)):
+        return found
+    listing = model_hub.look_up(name, revision)
+    for beside in ("config.json", "tokenizer_config.json"):
+        if beside in listing.hashes:
+            model_hub.fetch(name, listing.commit, beside)
+    for file in _ON_HUB:
+        if file in listing.hashes:
+            return model_hub.fetch(name, listing.commit, file)
+    raise InputError(
+        f"{address} has no tokenizer.json and no tokenizer.model. Set `tokenizer` to a file with its tokens."
+    )
+
+
+def pin_tokenizer(path: str) -> str:
+    """The address of a tokenizer on the hub with the commit that it means now; other paths as they are."""
+    return _pinned(path, os.environ.get("HF_ENDPOINT", "")) if model_hub.is_address(path) else pin(path)
+
+
+@lru_cache(maxsize=4)  # one answer in a process, also if a branch moves meanwhile
+def _pinned(address: str, endpoint: str) -> str:
+    name, revision = model_hub.split_address(address)
+    return (
+        address
+        if model_hub.is_commit(revision)
+        else model_hub.address_of(name, model_hub.look_up(name, revision).commit)
+    )
 
 
 def _fetch(url: str) -> Path:
