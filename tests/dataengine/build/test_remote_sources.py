@@ -244,19 +244,24 @@ def test_evaluation_sets_and_decontamination_read_from_the_hub(
 def test_a_tokenizer_on_the_hub_is_fetched_once(
     hub: Hub, make_config: ConfigMaker, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    hub.commit("org/model", {"tokenizer.model": tokenizer_path.read_bytes(), "tokenizer_config.json": b"{}"})
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit = hub.commit("org/model", {"tokenizer.model": tokenizer_path.read_bytes(), "tokenizer_config.json": b"{}"})
     local = make_config(store=str(tmp_path / "here"))
     remote = make_config(store=str(tmp_path / "there"), tokenizer="hf://org/model/tokenizer.model")
     build(local)
     build(remote)
     assert folders(local) == folders(remote)
-    assert [one.status for one in hub.blobs.requests] == [206]
+    assert hub.blobs.count("GET") == 1
     hub.forget()
     assert not build(remote).new
     assert [one.path.split("/")[5] for one in hub.requests] == ["revision"]
-    with pytest.raises(InputError, match=r"tokenizer hf://org/model: no such file.* such as hf://ORG/NAME/tokenizer"):
-        build(make_config(tokenizer="hf://org/model"))
+    for other in ("hf://org/model", f"hf://org/model@{commit}/tokenizer.model"):
+        assert not build(make_config(store=str(tmp_path / "there"), tokenizer=other)).new
+    assert not hub.blobs.requests
+    with pytest.raises(
+        InputError, match=r"hf://org/model/x\.model: no such file \(it has tokenizer.* such as hf://ORG/NAME/tok"
+    ):
+        build(make_config(tokenizer="hf://org/model/x.model"))
 
 
 def test_init_writes_the_commit_that_it_looked_at(hub: Hub, files: dict[str, bytes]) -> None:
