@@ -21,6 +21,7 @@ from dataengine.build.build import build, work
 from dataengine.build.executors import LocalEngine, SliceEngine
 from dataengine.build.prepare import prepare
 from dataengine.build.units import Receipt, Unit
+from dataengine.commands.inspect_samples import describe_line
 from dataengine.config.schema import Config
 from dataengine.detect.files import find_shown, pattern_of
 from dataengine.errors import InputError
@@ -196,6 +197,29 @@ def test_slices_want_a_commit_since_each_lists_at_its_own_time(
         work(config_of(f"hf://{REPOSITORY}"), SliceEngine(0, 1, 1, 0))
     assert "\n" not in str(raised.value)
     work(config_of(f"hf://{REPOSITORY}@{commit}"), SliceEngine(0, 1, 1, 0))
+
+
+def test_a_pattern_of_pairs_finds_the_files_of_a_commit(
+    hub: Hub, files: dict[str, bytes], make_config: ConfigMaker
+) -> None:
+    content = files["data/pairs.0.jsonl"]
+    commit = hub.commit(REPOSITORY, {"en-zh/a.jsonl": content, "zh-en.jsonl": content})
+
+    def config_at(revision: str) -> Config:
+        entry = {"pairs": f"hf://{REPOSITORY}{revision}/{{src}}-{{tgt}}/*.jsonl", "directions": "all"}
+        return make_config(streams={"bitext": entry}, stages=[{"name": "all", "steps": 4, "mix": {"bitext": 1}}])
+
+    config = config_at("")
+    result = build(config)
+    (stream,) = result.streams
+    assert (stream.stream.name, stream.records) == ("bitext/en-zh", len(content.splitlines()))
+    shown = describe_line(result.manifest, open_store(config.store), f"hf://{REPOSITORY}/en-zh/a.jsonl:5")
+    assert shown.startswith("bitext/en-zh: samples ")
+    with pytest.raises(InputError, match=rf"streams\.bitext: .*write hf://{REPOSITORY}@{commit}/{{src}}-{{tgt}}/"):
+        work(config, SliceEngine(0, 1, 1, 0))
+    work(config_at(f"@{commit}"), SliceEngine(0, 1, 1, 0))
+    with pytest.raises(InputError, match=r"no file .*\{tgt\}/\*\.jsonl\. Correct the pattern\."):
+        config_at("/nothing")
 
 
 def test_a_build_from_a_web_server_has_the_shards_of_local_files(
