@@ -32,7 +32,7 @@ from dataengine.storage.paths import is_hub
 from dataengine.text.tokenizers.base import ReferenceTokenizer, Tokenizer
 from dataengine.text.tokenizers.gigatoken import GigatokenTokenizer, load_gigatoken
 from dataengine.text.tokenizers.odd_texts import make_odd_texts
-from dataengine.text.tokenizers.reference import CONFIG_NAME, load_reference, read_tokenizer_config
+from dataengine.text.tokenizers.reference import CHAT_NAME, CONFIG_NAME, load_reference, read_tokenizer_config
 
 _NAMES = ("tokenizer.model", "tokenizer.json")
 _MOST_LISTED = 8  # files of a folder, in an error
@@ -68,7 +68,7 @@ def load_tokenizer(
 def tokenizer_file(path: str | Path) -> Path:
     """The file of a tokenizer: the path itself, or the tokenizer.model or tokenizer.json in a folder.
 
-    A file on the hub is fetched once, with its tokenizer_config.json.
+    A file on the hub is fetched once, with its tokenizer_config.json and chat_template.jinja.
 
     Raises InputError for a folder with neither or both: the two libraries may give different ids for the same text.
     """
@@ -97,11 +97,12 @@ def _fetch(url: str) -> Path:
     """The copy of a tokenizer on the hub in this machine's cache, by its commit."""
     place = pin(url)
     above, _, name = place.rpartition("/")
-    folder = _cache_folder() / "hub" / hashlib.sha256(place.encode()).hexdigest()[:32]
+    files = [place, *(f"{above}/{beside}" for beside in (CONFIG_NAME, CHAT_NAME) if beside != name)]
+    folder = _cache_folder() / "hub" / hashlib.sha256("\n".join(files).encode()).hexdigest()[:32]
     if folder.is_dir():
         return folder / name
     with new_folder(folder) as made:
-        for file in dict.fromkeys((place, f"{above}/{CONFIG_NAME}")):
+        for file in files:
             found = find_files(glob.escape(file))
             if not found and file == place:
                 raise InputError(

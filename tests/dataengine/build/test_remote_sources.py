@@ -283,6 +283,30 @@ def test_a_tokenizer_on_the_hub_is_fetched_once(
         build(make_config(tokenizer="hf://org/model"))
 
 
+def test_the_chat_template_of_a_tokenizer_on_the_hub_is_that_of_its_commit(
+    hub: Hub,
+    make_config: ConfigMaker,
+    corpora: Path,
+    tokenizer_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    both = {"pairs": [str(corpora / "pairs.0.jsonl")], "directions": ["en-zh"], "template": "chat"}
+    stages = [{"name": "all", "steps": 4, "mix": {"both": 1}}]
+    texts = []
+    for chat in ("A", "B"):
+        template = chat + ": {{ messages[0].content }} {{ messages[1].content }}"
+        hub.commit("org/chat", {"t.model": tokenizer_path.read_bytes(), "chat_template.jinja": template.encode()})
+        config = make_config(tokenizer="hf://org/chat/t.model", streams={"both": both}, stages=stages)
+        (plan,) = prepare(config, open_store(config.store)).streams.values()
+        texts.append(plan.templates[0].forms[0].parts[0][1])
+    assert texts == [f"{chat}: Translate this from English to Chinese:\n" for chat in "AB"]
+    hub.commit("org/chat", {"t.model": tokenizer_path.read_bytes()})
+    with pytest.raises(InputError, match=r"tokenizer hf://org/chat/t\.model has no chat template"):
+        prepare(config, open_store(config.store))
+
+
 def test_init_writes_the_commit_that_it_looked_at(hub: Hub, files: dict[str, bytes]) -> None:
     commit = hub.commit(REPOSITORY, {**files, "README.md": b"# corpora\n", "image.png": b"\x89PNG"})
     shown = find_shown([f"hf://{REPOSITORY}"])
