@@ -28,10 +28,10 @@ class Microbatches(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self.batches:
-            tokens, ids = torch.from_numpy(batch.tokens), torch.from_numpy(batch.sample_ids)
-            pieces = zip(tokens.tensor_split(ACCUMULATION), ids.tensor_split(ACCUMULATION), strict=True)
-            for tokens, ids in pieces:
-                labels = tokens[:, 1:].contiguous()  # both keys: the Trainer counts `labels`, the loss takes the other
+            columns = (torch.from_numpy(column) for column in (batch.tokens, batch.labels, batch.sample_ids))
+            pieces = zip(*(column.tensor_split(ACCUMULATION) for column in columns), strict=True)
+            for tokens, labels, ids in pieces:
+                labels = labels[:, 1:].contiguous()  # both keys: the Trainer counts `labels`, the loss takes the other
                 yield {"input_ids": tokens[:, :-1], "labels": labels, "shift_labels": labels, "sample_ids": ids}
 
 
@@ -48,7 +48,7 @@ class PlanTrainer(Trainer):
         ids = torch.cat([piece.pop("sample_ids") for piece in pieces]).to(self.args.device)
         ids = self.accelerator.gather(ids).cpu().numpy()
         self.digest = dataengine.next_digest(self.digest, self.state.global_step, ids)
-        return pieces, targets
+        return pieces, targets.clamp(min=1)  # no label of a step may count
 
     def log(self, logs: dict[str, Any], *args: Any) -> None:
         if "loss" not in logs:  # the summary at the end

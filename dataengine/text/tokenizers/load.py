@@ -31,7 +31,7 @@ from dataengine.storage.paths import is_hub
 from dataengine.text.tokenizers.base import ReferenceTokenizer, Tokenizer
 from dataengine.text.tokenizers.gigatoken import GigatokenTokenizer, load_gigatoken
 from dataengine.text.tokenizers.odd_texts import make_odd_texts
-from dataengine.text.tokenizers.reference import CONFIG_NAME, load_reference, read_tokenizer_config
+from dataengine.text.tokenizers.reference import CHAT_NAME, CONFIG_NAME, load_reference, read_tokenizer_config
 
 _NAMES = ("tokenizer.model", "tokenizer.json")
 _ON_HUB = ("tokenizer.json", "tokenizer.model")  # the first one is what transformers reads
@@ -68,7 +68,8 @@ def load_tokenizer(
 def tokenizer_file(path: str | Path) -> Path:
     """The file of a tokenizer: the path itself, or the tokenizer.model or tokenizer.json in a folder.
 
-    A file on the hub is fetched once, with its tokenizer_config.json; hf://ORG/NAME@REVISION is that of a model there.
+    A file on the hub is fetched once, with its tokenizer_config.json and chat_template.jinja; hf://ORG/NAME@REVISION is
+    that of a model there.
 
     Raises InputError for a folder with neither or both: the two libraries may give different ids for the same text. For
     a pretrained model's folder, which has a config.json, that is decided: transformers reads tokenizer.json.
@@ -99,8 +100,8 @@ def tokenizer_file(path: str | Path) -> Path:
 def _file_on_hub(url: str) -> Path:
     place = parse_hub_path(pin_tokenizer(url))
     names = [place.inner] if place.inner else _ON_HUB
-    beside = str(Path(names[0]).with_name(CONFIG_NAME))
-    config, first = (model_hub.cached_file(replace(place, inner=one)) for one in (beside, names[0]))
+    beside = [str(Path(names[0]).with_name(one)) for one in (CONFIG_NAME, CHAT_NAME)]
+    config, first = (model_hub.cached_file(replace(place, inner=one)) for one in (beside[0], names[0]))
     if first and (config or first.suffix == ".model"):
         return first
     listed = model_hub.look_up(place).hashes
@@ -110,7 +111,7 @@ def _file_on_hub(url: str) -> Path:
             f"tokenizer {url}: no such file{nearest_name(place, listed)}. Name a SentencePiece .model file or a "
             "tokenizer.json, such as hf://ORG/NAME/tokenizer.json."
         )
-    for one in [beside] if place.inner else ["config.json", beside]:
+    for one in beside if place.inner else ["config.json", *beside]:
         if one in listed:
             model_hub.fetch(replace(place, inner=one))
     return model_hub.fetch(replace(place, inner=name))
