@@ -101,8 +101,8 @@ def _file_on_hub(url: str) -> Path:
     place = parse_hub_path(pin_tokenizer(url))
     names = [place.inner] if place.inner else _ON_HUB
     beside = [str(Path(names[0]).with_name(one)) for one in (CONFIG_NAME, CHAT_NAME)]
-    config, first = (model_hub.cached_file(replace(place, inner=one)) for one in (beside[0], names[0]))
-    if first and (config or first.suffix == ".model"):
+    first, *others = (model_hub.cached_file(replace(place, inner=one)) for one in (names[0], *beside))
+    if first and all(others):  # other programs may have put only some files into the cache
         return first
     listed = model_hub.look_up(place).hashes
     name = next((one for one in names if one in listed), None)

@@ -100,6 +100,13 @@ def test_the_cache_does_not_decide_which_tokenizer_a_model_has(
     assert tokenizer_file(f"hf://org/both@{FIRST}/tokenizer.model").name == "tokenizer.model"
 
 
+def test_what_others_left_out_of_the_cache_is_fetched(hub: ModelHub, folder: Path) -> None:
+    fetch(place_of(NAME, FIRST, "tokenizer.json"))
+    for address in (f"hf://{NAME}@{FIRST}/tokenizer.json", f"hf://{NAME}@{FIRST}"):
+        beside = tokenizer_file(address).with_name("tokenizer_config.json")
+        assert beside.read_bytes() == (folder / "tokenizer_config.json").read_bytes()
+
+
 def test_a_busy_hub_is_asked_again(hub: ModelHub) -> None:
     hub.failing = [429, 500]
     assert look_up(place_of(NAME, FIRST)).commit == FIRST
