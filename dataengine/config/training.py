@@ -140,8 +140,8 @@ class TrainConfig(Section):
     SDPA with cuDNN's kernel, which may be faster on Hopper; PyTorch does not choose it by itself there."""
     model_class: Literal["decoder", "auto"] = "decoder"
     """`decoder` computes the loss in chunks, without full logits and without a mask where none is needed: for the model
-    families of docs/guides/second-stage.md. `auto` runs the forward pass of transformers for any other pretrained model
-    (`init.hf`), which takes more time and memory."""
+    families of docs/guides/pretrained-model.md. `auto` runs the forward pass of transformers for any other pretrained
+    model (`init.hf`), which takes more time and memory."""
     document_mask: bool = False
     """Keep the documents of a sample apart: none attends to another, and positions restart at each. The paper has no
     such mask."""
