@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain_pytorch import MANIFEST, small_llama
+from plain_pytorch import MANIFEST, labels_of, small_llama
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoConfig, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -28,10 +28,9 @@ class Microbatches(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self.batches:
-            tokens, ids = torch.from_numpy(batch.tokens), torch.from_numpy(batch.sample_ids)
-            pieces = zip(tokens.tensor_split(ACCUMULATION), ids.tensor_split(ACCUMULATION), strict=True)
-            for tokens, ids in pieces:
-                labels = tokens[:, 1:].contiguous()  # both keys: the Trainer counts `labels`, the loss takes the other
+            whole = torch.from_numpy(batch.tokens), labels_of(batch), torch.from_numpy(batch.sample_ids)
+            for tokens, labels, ids in zip(*(one.tensor_split(ACCUMULATION) for one in whole), strict=True):
+                labels = labels[:, 1:].contiguous()  # both keys: the Trainer counts `labels`, the loss takes the other
                 yield {"input_ids": tokens[:, :-1], "labels": labels, "shift_labels": labels, "sample_ids": ids}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from plain_pytorch import MANIFEST, small_llama
+from plain_pytorch import MANIFEST, labels_of, small_llama
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -31,7 +31,8 @@ class Remaining(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.batches:
-            yield {"step": batch.step, "tokens": batch.tokens, "sample_ids": batch.sample_ids}
+            labels = labels_of(batch)
+            yield {"step": batch.step, "tokens": batch.tokens, "labels": labels, "sample_ids": batch.sample_ids}
 
 
 class Plan(pl.LightningDataModule):
@@ -64,7 +65,7 @@ class Model(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
     def training_step(self, batch: dict[str, Any], _: int) -> torch.Tensor:
-        loss = self.model(input_ids=batch["tokens"], labels=batch["tokens"]).loss  # transformers shifts the labels
+        loss = self.model(input_ids=batch["tokens"], labels=batch["labels"]).loss  # transformers shifts the labels
         plan, ids = self.trainer.datamodule, self.all_gather(batch["sample_ids"]).flatten().cpu().numpy()
         plan.step, plan.digest = batch["step"] + 1, dataengine.next_digest(plan.digest, batch["step"], ids)
         mean = self.all_gather(loss.detach()).mean().item()

@@ -29,6 +29,12 @@ def small_llama(manifest: dataengine.Manifest) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
+def labels_of(batch: dataengine.Batch) -> torch.Tensor:
+    """The tokens of a batch, with -100 for those that do not count in the loss (`loss_on: target`)."""
+    tokens = torch.from_numpy(batch.tokens)
+    return tokens if batch.loss_mask is None else tokens.masked_fill(~torch.from_numpy(batch.loss_mask), -100)
+
+
 def train(manifest: dataengine.Manifest, out: Path, steps: int) -> None:
     """Train up to step `steps`, from the checkpoint in `out` if there is one. Losses go to out/losses.txt."""
     model = small_llama(manifest)
@@ -44,7 +50,7 @@ def train(manifest: dataengine.Manifest, out: Path, steps: int) -> None:
     batches = manifest.batches(start)[: max(steps - start, 0)]  # the whole state of the data is the step
     for batch in DataLoader(batches, batch_size=None, num_workers=1):
         tokens = torch.from_numpy(batch.tokens)  # (batch_size, seq_len + 1)
-        loss = model(input_ids=tokens, labels=tokens).loss  # transformers shifts the labels
+        loss = model(input_ids=tokens, labels=labels_of(batch)).loss  # transformers shifts the labels
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

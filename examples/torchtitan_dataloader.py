@@ -50,6 +50,7 @@ class PlanDataLoader(BaseDataLoader):
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         for batch in DataLoader(self.batches[self.step :], batch_size=None, num_workers=1):
             self.step, self.sample_ids = batch.step + 1, batch.sample_ids
+            assert batch.loss_mask is None, "this example trains on all tokens: take a plan without `loss_on: target`"
             for tokens in torch.from_numpy(batch.tokens).split(self.size):
                 positions = torch.arange(self.batches.manifest.seq_len).repeat(len(tokens), 1)
                 yield {"input": tokens[:, :-1].contiguous(), "positions": positions}, tokens[:, 1:].contiguous()

@@ -95,6 +95,31 @@ def check(lines: list[str], path: Path, plain: list[float]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("example", ["plain_pytorch.py", *ADAPTERS])
+def test_labels_that_do_not_count_are_left_out_of_the_loss(
+    example: str, corpora: Path, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(ADAPTERS.get(example, "torch"))
+    experiment = small_experiment(corpora, tokenizer_path, tmp_path)
+    experiment["streams"]["en-zh"]["loss_on"] = "target"
+    experiment["stages"] = [{"name": "only", "steps": 1, "mix": {"mono": 1, "en-zh": 1}}]
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+    manifest = dataengine.build(dataengine.load_config(tmp_path / "experiment.yaml"), workers=1)
+    (batch,) = manifest.batches()
+    assert batch.loss_mask is not None
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    tokens, counts = torch.from_numpy(batch.tokens), torch.from_numpy(batch.loss_mask[:, 1:])
+    with torch.no_grad():
+        logits = import_module("plain_pytorch").small_llama(manifest)(input_ids=tokens).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+    path = Path(experiment["store"]) / "experiments" / experiment["name"] / "manifest.json"
+    found = re.search(r"step 1: loss ([\d.]+)", printed(start(example, path, tmp_path / "out", 1)))
+    assert found is not None
+    assert float(found[1]) == pytest.approx(losses[counts].mean().item(), abs=1e-4)
+    assert losses[counts].mean().item() != pytest.approx(losses.mean().item(), abs=1e-3)
+
+
+@pytest.mark.slow
 def test_the_loader_of_torchtitan_resumes_on_another_number_of_ranks(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
