@@ -87,7 +87,10 @@ def test_null_drops_the_model_and_the_tokenizer_of_a_base_for_those_of_a_pretrai
     write(tmp_path, "base.yaml", BASE + "model: {hidden_size: 64}\n")
     child = write(tmp_path, "a.yaml", "base: base.yaml\nmodel: null\ntokenizer: null\n")
     config = load_config(child, ["init.hf=org/model"])
-    assert (config.model.model_fields_set, config.tokenizer) == (set(), "hf://org/model")
+    again = load_config(write(tmp_path, "resolved.yaml", dump_config(config)))
+    assert again == config
+    for one in (config, again):
+        assert (one.model.model_fields_set, one.tokenizer) == (set(), "hf://org/model")
     with pytest.raises(InputError, match="model: expected a mapping"):  # no other model to take
         load_config(child, ["tokenizer=a.model"])
 
