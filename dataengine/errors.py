@@ -45,6 +45,11 @@ _DISK = {
 }
 
 
+def stream_key(name: str) -> str:
+    """The key of a stream in a config; of a stream of an entry, such as bitext/en-zh, the key of the entry."""
+    return f"streams.{name.partition('/')[0]}"
+
+
 def did_you_mean(word: str, known: Collection[str], paths: Mapping[str, str] = MappingProxyType({})) -> str:
     """A hint for the end of a message about an unknown word: the nearest known word, or "" if none is near.
 

@@ -18,6 +18,7 @@ from dataengine.config.schema import Config
 from dataengine.config.training import ModelConfig
 from dataengine.errors import InputError
 from dataengine.storage import model_hub as hub
+from dataengine.storage.hub import HubPath
 
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # the first one is what transformers reads
@@ -59,7 +60,7 @@ class Base:
 
     def path(self, file: str) -> Path:
         """The local copy of a file, downloaded if needed."""
-        return Path(self.name, file) if self.revision is None else hub.fetch(self.name, self.revision, file)
+        return Path(self.name, file) if self.revision is None else hub.fetch(self._on_hub(file))
 
     @property
     def small_files(self) -> list[str]:
@@ -116,16 +117,17 @@ class Base:
     def _header(self, file: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         if file not in self.hashes:
             raise InputError(f"{self.place} has no {file}, which {INDEX} names. Get the model again.")
-        local = Path(self.name, file) if self.revision is None else hub.cached_file(self.name, self.revision, file)
-        if local is None:
-            return hub.read_header(self.name, str(self.revision), file)
-        return _read_header(local)
+        local = Path(self.name, file) if self.revision is None else hub.cached_file(self._on_hub(file))
+        return hub.read_header(self._on_hub(file)) if local is None else _read_header(local)
+
+    def _on_hub(self, file: str) -> HubPath:
+        return hub.place_of(self.name, self.revision, file)
 
 
 def find_base(name: str, revision: str | None) -> Base:
     """Find `init.hf`; a name on the hub is resolved to its commit now. Raises InputError if it cannot be used."""
     if hub.is_on_hub(name):
-        listing = hub.look_up(name, revision)
+        listing = hub.look_up(hub.place_of(name, revision))
         base = Base(name, listing.commit, listing.hashes)
     else:
         if revision is not None:

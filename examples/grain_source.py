@@ -26,7 +26,7 @@ def loader(batches: grain.sources.RandomAccessDataSource, workers: int = 2) -> g
 def train(manifest: dataengine.Manifest, out: Path, steps: int) -> None:
     """Train up to step `steps`, from the checkpoint in `out` if there is one."""
     import torch  # here, because the workers import this file
-    from plain_pytorch import labels_of, small_llama
+    from plain_pytorch import mean_loss, small_llama
 
     model, batches, digest, checkpoint = small_llama(manifest), loader(manifest.batches()[:steps]), "", out / "last.pt"
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -39,8 +39,7 @@ def train(manifest: dataengine.Manifest, out: Path, steps: int) -> None:
         batches.set_state(state["batches"])
         digest = state["digest"]
     for batch in batches:
-        tokens = torch.from_numpy(batch.tokens)
-        loss = model(input_ids=tokens, labels=labels_of(batch)).loss  # transformers shifts the labels
+        loss = mean_loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plain_pytorch import MANIFEST, labels_of, small_llama
+from plain_pytorch import MANIFEST, small_llama
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import AutoConfig, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -28,8 +28,9 @@ class Microbatches(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for batch in self.batches:
-            whole = torch.from_numpy(batch.tokens), labels_of(batch), torch.from_numpy(batch.sample_ids)
-            for tokens, labels, ids in zip(*(one.tensor_split(ACCUMULATION) for one in whole), strict=True):
+            columns = (torch.from_numpy(column) for column in (batch.tokens, batch.labels, batch.sample_ids))
+            pieces = zip(*(column.tensor_split(ACCUMULATION) for column in columns), strict=True)
+            for tokens, labels, ids in pieces:
                 labels = labels[:, 1:].contiguous()  # both keys: the Trainer counts `labels`, the loss takes the other
                 yield {"input_ids": tokens[:, :-1], "labels": labels, "shift_labels": labels, "sample_ids": ids}
 
@@ -47,7 +48,7 @@ class PlanTrainer(Trainer):
         ids = torch.cat([piece.pop("sample_ids") for piece in pieces]).to(self.args.device)
         ids = self.accelerator.gather(ids).cpu().numpy()
         self.digest = dataengine.next_digest(self.digest, self.state.global_step, ids)
-        return pieces, targets
+        return pieces, targets.clamp(min=1)  # no label of a step may count
 
     def log(self, logs: dict[str, Any], *args: Any) -> None:
         if "loss" not in logs:  # the summary at the end

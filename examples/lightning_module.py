@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from plain_pytorch import MANIFEST, labels_of, small_llama
+from plain_pytorch import MANIFEST, small_llama
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -31,8 +31,7 @@ class Remaining(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.batches:
-            labels = labels_of(batch)
-            yield {"step": batch.step, "tokens": batch.tokens, "labels": labels, "sample_ids": batch.sample_ids}
+            yield {"step": batch.step, "tokens": batch.tokens, "labels": batch.labels, "sample_ids": batch.sample_ids}
 
 
 class Plan(pl.LightningDataModule):
@@ -65,7 +64,9 @@ class Model(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
     def training_step(self, batch: dict[str, Any], _: int) -> torch.Tensor:
-        loss = self.model(input_ids=batch["tokens"], labels=batch["labels"]).loss  # transformers shifts the labels
+        tokens, labels = batch["tokens"], batch["labels"]
+        counted = self.all_gather((labels[:, 1:] != -100).sum()).sum().clamp(min=1) / self.trainer.world_size
+        loss = self.model(input_ids=tokens, labels=labels, num_items_in_batch=counted).loss  # it shifts the labels
         plan, ids = self.trainer.datamodule, self.all_gather(batch["sample_ids"]).flatten().cpu().numpy()
         plan.step, plan.digest = batch["step"] + 1, dataengine.next_digest(plan.digest, batch["step"], ids)
         mean = self.all_gather(loss.detach()).mean().item()

@@ -29,10 +29,11 @@ def small_llama(manifest: dataengine.Manifest) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def labels_of(batch: dataengine.Batch) -> torch.Tensor:
-    """The tokens of a batch, with -100 for those that do not count in the loss (`loss_on: target`)."""
-    tokens = torch.from_numpy(batch.tokens)
-    return tokens if batch.loss_mask is None else tokens.masked_fill(~torch.from_numpy(batch.loss_mask), -100)
+def mean_loss(model: LlamaForCausalLM, batch: dataengine.Batch) -> torch.Tensor:
+    """The mean over the labels of a batch that count; 0 if none does."""
+    tokens, labels = torch.from_numpy(batch.tokens), torch.from_numpy(batch.labels)  # (batch_size, seq_len + 1)
+    counted = (labels[:, 1:] != -100).sum().clamp(min=1)
+    return model(input_ids=tokens, labels=labels, num_items_in_batch=counted).loss  # transformers shifts the labels
 
 
 def train(manifest: dataengine.Manifest, out: Path, steps: int) -> None:
@@ -49,8 +50,7 @@ def train(manifest: dataengine.Manifest, out: Path, steps: int) -> None:
         start, losses = state["step"], state["losses"]
     batches = manifest.batches(start)[: max(steps - start, 0)]  # the whole state of the data is the step
     for batch in DataLoader(batches, batch_size=None, num_workers=1):
-        tokens = torch.from_numpy(batch.tokens)  # (batch_size, seq_len + 1)
-        loss = model(input_ids=tokens, labels=labels_of(batch)).loss  # transformers shifts the labels
+        loss = mean_loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -50,10 +50,10 @@ class PlanDataLoader(BaseDataLoader):
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
         for batch in DataLoader(self.batches[self.step :], batch_size=None, num_workers=1):
             self.step, self.sample_ids = batch.step + 1, batch.sample_ids
-            assert batch.loss_mask is None, "this example trains on all tokens: take a plan without `loss_on: target`"
-            for tokens in torch.from_numpy(batch.tokens).split(self.size):
+            columns = torch.from_numpy(batch.tokens), torch.from_numpy(batch.labels)
+            for tokens, labels in zip(*(column.split(self.size) for column in columns), strict=True):
                 positions = torch.arange(self.batches.manifest.seq_len).repeat(len(tokens), 1)
-                yield {"input": tokens[:, :-1].contiguous(), "positions": positions}, tokens[:, 1:].contiguous()
+                yield {"input": tokens[:, :-1].contiguous(), "positions": positions}, labels[:, 1:].contiguous()
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "digest": self.digest, "plan_id": self.plan_id}

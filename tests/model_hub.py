@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from dataengine.storage.hub import forget_commits
+
 
 @dataclass
 class ModelHub:
@@ -115,6 +117,7 @@ def model_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Model
     """An empty hub with an empty cache, for this process and for ranks (`tests.end_to_end.ranks`)."""
     with serving() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        forget_commits()
         monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub_cache"))
         yield hub
 

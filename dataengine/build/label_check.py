@@ -25,7 +25,7 @@ from dataengine.characters import escape_controls, one_line
 from dataengine.cleaning.language import is_known, judge_languages, model_codes
 from dataengine.cleaning.rules.columns import script_shares
 from dataengine.cleaning.rules.scripts import scripts_of
-from dataengine.errors import InputError
+from dataengine.errors import InputError, stream_key
 from dataengine.records.types import RecordFormat, SourcePart
 from dataengine.text.language_codes import base_language, meant_language
 
@@ -293,7 +293,7 @@ def _describe(
     if len(found) == 2 and found[0] and found[1] and _exchanged(found[0], found[1], languages):
         one, other = languages
         keys = f"keys: {{{one}: {form.keys[1]}, {other}: {form.keys[0]}}}"
-        how = f"set streams.{name}.{keys}"
+        how = f"set {stream_key(name)}.{keys}"
         if len(part.paths) > 1:
             how = f"{'name these two apart from the others, and ' if others_right else ''}exchange the two paths"
         elif others_right:
@@ -309,7 +309,7 @@ def _describe(
         path = part.paths[k] if len(part.paths) > 1 else part.paths[0]
         side = f"side {code} of " if form.languages else ""
         what = f"look like '{finding.language}'" if finding.language else "have almost no letters of its script"
-        fix = f"streams.{name}.{'pairs or keys' if form.languages else 'language or documents'}"
+        fix = f"{stream_key(name)}.{'pairs or keys' if form.languages else 'language or documents'}"
         notes.append(
             f"stream '{name}': {side}{path} should be '{code}', but {finding.wrong} of {finding.pieces} excerpts "
             f"{what} ({_examples(records, finding.records, languages, k)}). If so, correct {fix}"

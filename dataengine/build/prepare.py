@@ -150,10 +150,10 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
 def refuse_branches(config: Config) -> None:
     """Raise InputError for a branch or tag of the hub: each slice of a build would resolve it by itself."""
     places = [("tokenizer", config.tokenizer)]
-    for name in config.streams_in_use:
-        stream = config.all_streams[name]
+    for name in dict.fromkeys(map(entry_of, config.streams_in_use)):
+        stream = config.streams[name]
         paths = [one for path in stream.paths for one in ([path] if isinstance(path, str) else path.values())]
-        places += [(f"streams.{entry_of(name)}", path) for path in (*paths, *stream.clean.decontaminate)]
+        places += [(f"streams.{name}", path) for path in (*paths, *stream.clean.decontaminate)]
     for key, path in places:
         if is_hub(path) and (place := parse_hub_path(path)) != (pinned := place.pinned()):
             raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from dataengine.build.prepare import StreamPlan
 from dataengine.build.units import Receipt, Unit
-from dataengine.errors import InputError
+from dataengine.errors import InputError, stream_key
 from dataengine.json_files import decode_lines
 from dataengine.mds import summary
 from dataengine.mds.summary import SourceLines, SourceReject
@@ -31,7 +31,7 @@ def nothing_kept(plan: StreamPlan, dropped: Counter[str], rejected: int, sampled
 def too_few_tokens(plan: StreamPlan, kept: int, dropped: Mapping[str, int], tokens: int) -> str:
     """The error for a stream that fills no sample."""
     width = plan.format.width
-    advice = [f"add sources to streams.{plan.name}"]
+    advice = [f"add sources to {stream_key(plan.name)}"]
     if count := sum(dropped.values()):
         advice.append(f"{_loosen(plan, dropped)} (cleaning drops {count:,} records: {_words(dropped)})")
     if tokens > 2:
@@ -144,7 +144,7 @@ def describe_rejects(
         if plan.records.skip_missing:
             keys = " and ".join(plan.records.keys)
             return f"stream '{plan.name}': no record of its files has {keys}. Correct its `keys`, or name other files."
-        return f"stream '{plan.name}': its files contain no records. Name other files in streams.{plan.name}."
+        return f"stream '{plan.name}': its files contain no records. Name other files in {stream_key(plan.name)}."
     place, reason, excerpt = first
     if bad < records:
         many = f"{bad:,} of {records:,} records{sampled} are unusable ({_words(rejected)}), more than max_bad_fraction "
@@ -170,14 +170,14 @@ def _other_key(plan: StreamPlan, reason: str) -> list[str]:
         codes = dict(zip(plan.records.keys, plan.languages, strict=True))
         code = codes.get(reason.removeprefix("no key ").strip("'"), next(iter(plan.languages)))
         setting = f"keys: {{{code}: ...}}"
-    return [f"name the key that they have (streams.{plan.name}.{setting})"]
+    return [f"name the key that they have ({stream_key(plan.name)}.{setting})"]
 
 
 def _loosen(plan: StreamPlan, dropped: Collection[str]) -> str:
     """Advice if cleaning drops too much, for these reasons."""
     scores = {reason for reason in dropped if reason.startswith("score ")}
-    settings = [f"streams.{plan.name}.clean"] * bool(set(dropped) - scores)
-    settings += [f"streams.{plan.name}.scores"] * bool(scores)
+    settings = [f"{stream_key(plan.name)}.clean"] * bool(set(dropped) - scores)
+    settings += [f"{stream_key(plan.name)}.scores"] * bool(scores)
     return f"loosen {' and '.join(settings)}"
 
 

@@ -22,7 +22,7 @@ from dataengine.build.units import Keep, Receipt, Unit, describe_notes, publish_
 from dataengine.cleaning.near_duplicates import TWIN
 from dataengine.cleaning.score_cache import ScoreCache
 from dataengine.config.schema import Config
-from dataengine.errors import InputError, note
+from dataengine.errors import InputError, note, stream_key
 from dataengine.mds.summary import SourceReject
 from dataengine.storage.store import Store
 from dataengine.text import pairs
@@ -106,7 +106,7 @@ def _note_unknown_subsets(plan: StreamPlan, cleaning: Cleaning, receipts: Sequen
     if cleaning.subsets and not any(receipt.dropped.get("subset") for receipt in receipts):
         note(
             f"stream '{plan.name}': no record's {plan.records.label_key} is {' or '.join(cleaning.subsets)}; "
-            f"is streams.{plan.name}.clean.subsets right?"
+            f"is {stream_key(plan.name)}.clean.subsets right?"
         )
 
 
@@ -173,7 +173,7 @@ def _join_small_parts(plan: StreamPlan, units: Sequence[Unit], receipts: Sequenc
     if sum(kept) == 1:
         raise InputError(
             f"stream '{plan.name}' has a single pair, and `targets: shuffled` needs two. "
-            f"Add pairs to streams.{plan.name}."
+            f"Add pairs to {stream_key(plan.name)}."
         )
     directions = plan.directions[: max(sum(kept) // 2, 1)]
     joined = {}

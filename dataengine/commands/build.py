@@ -16,7 +16,8 @@ from dataengine.commands.estimate import describe_estimate
 from dataengine.config.fields import parse_count
 from dataengine.config.training import EvaluateConfig
 from dataengine.errors import InputError, note
-from dataengine.schedule.stages import budget_steps, by_entry, entry_of, idle_streams, stage_rows
+from dataengine.schedule.idle import idle_streams
+from dataengine.schedule.stages import budget_steps, by_entry, entry_of, stage_rows
 from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_remote
 from dataengine.tables import table

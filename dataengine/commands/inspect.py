@@ -19,7 +19,7 @@ from dataengine.build.units import Reading, Unit
 from dataengine.commands import inspect_samples
 from dataengine.commands.common import choose_streams, command_again, load_experiment, read_built_manifest, show
 from dataengine.config.schema import Config
-from dataengine.errors import InputError, did_you_mean, note
+from dataengine.errors import InputError, did_you_mean, note, stream_key
 from dataengine.mds.summary import SourceReject, read_rejects, read_summary
 from dataengine.records.types import SourcePart
 from dataengine.schedule.manifest import Manifest
@@ -182,7 +182,7 @@ def _counts(name: str, plan: StreamPlan, unusable: Unusable, cleaned: Cleaned | 
     share = 1 / max(unusable.records, 1)
     rows = [(name, "records", "share"), ("read", f"{unusable.records:,}", "")]
     lines = table([*rows, *((reason, f"{n:,}", f"{n * share:.3%}") for reason, n in counts)])
-    return lines if cleaned else [*lines, f"no cleaning is configured (streams.{name}.clean)"]
+    return lines if cleaned else [*lines, f"no cleaning is configured ({stream_key(name)}.clean)"]
 
 
 def unusable_examples(unusable: Unusable, *, reason: str | None = None, count: int) -> Iterator[Example]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from dataengine.records.formats import FORMATS
 from dataengine.records.read import read_records
 from dataengine.records.types import SourcePart
 from dataengine.schedule.manifest import Manifest
-from dataengine.storage.paths import is_remote
+from dataengine.storage.hub import parse_hub_path
+from dataengine.storage.paths import is_hub, is_remote
 from dataengine.storage.store import Store
 from dataengine.text.tokenizers.base import Tokenizer
 
@@ -155,4 +157,6 @@ def _why_not_drawn(plan: StreamPlan, prepared: Preparation, engine: Engine, part
 
 
 def _same_file(one: str, other: str) -> bool:
+    if is_hub(one) and is_hub(other):  # a source has a commit; in what is asked for, any revision will do
+        return replace(parse_hub_path(one), revision="") == replace(parse_hub_path(other), revision="")
     return one == other or (not any(map(is_remote, (one, other))) and Path(one).resolve() == Path(other).resolve())

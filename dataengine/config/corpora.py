@@ -14,7 +14,9 @@ from dataengine.config.fields import LANGUAGE_PATTERN, Loc
 from dataengine.config.streams import CODES, has_codes
 from dataengine.errors import InputError
 from dataengine.storage.find import find_files
+from dataengine.storage.hub import parse_hub_path
 from dataengine.storage.open import open_store
+from dataengine.storage.paths import is_hub, is_remote
 from dataengine.tables import few
 
 _PART = re.compile(r"\{src\}|\{tgt\}|\*\*/|\*+|\?|\[[!^]?\]?[^\]]*\]|.", re.DOTALL)
@@ -78,7 +80,8 @@ def find_pairs(pattern: str | Mapping[str, str], directions: Sequence[str]) -> l
         found = [[pair for pair in pairs if tuple(sorted(pair)) in asked] for pairs in found]
     pairs = sorted(set(chain.from_iterable(found)))
     if not pairs and not asked:
-        raise InputError(f"no file {patterns[0]}. Correct the pattern; relative paths start at the working directory.")
+        start = "" if is_remote(patterns[0]) else "; relative paths start at the working directory"
+        raise InputError(f"no file {patterns[0]}. Correct the pattern{start}.")
     for one, have in zip(patterns, found, strict=True):
         if lost := ["-".join(pair) for pair in pairs if pair not in set(have)]:
             raise InputError(f"no file {one} for {few(lost)}, whose other file exists. Add it, or move that one away.")
@@ -104,6 +107,8 @@ def find_pairs(pattern: str | Mapping[str, str], directions: Sequence[str]) -> l
 def _pairs_of(pattern: str) -> Iterator[tuple[str, str]]:
     """The pair of each file that a pattern matches."""
     pattern = re.sub(r"(?<![:/])//+", "/", pattern)  # as paths are found
+    if is_hub(pattern):
+        pattern = str(parse_hub_path(pattern).pinned())
     files = find_files(re.sub(r"\{src\}|\{tgt\}", "*", pattern))
     long, short, any_code = (re.compile(_regex(pattern, *how)) for how in (("+", _LETTER), ("+?", _LETTER), ("+", ".")))
     odd = []

@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     Tag,
+    ValidationError,
     field_validator,
     model_serializer,
     model_validator,
@@ -193,10 +194,10 @@ class DocumentStream(StreamConfig):
 
 def has_codes(pairs: object) -> bool:
     """Whether the value of `pairs` is a pattern with {src} and {tgt}, alone or as the only one of a list."""
-    if isinstance(pairs, list | tuple):
-        return len(pairs) == 1 and has_codes(pairs[0])
-    paths = pairs.values() if isinstance(pairs, dict) else [pairs]
-    return any(code in path for path in paths if isinstance(path, str) for code in CODES)
+    (one,) = pairs if isinstance(pairs, list | tuple) and len(pairs) == 1 else [pairs]
+    paths = [*one.values()] if isinstance(one, dict) else [one]
+    texts = [path for path in paths if isinstance(path, str)]
+    return len(texts) == len(paths) and any(code in text for text in texts for code in CODES)
 
 
 class PairStream(StreamConfig):
@@ -294,7 +295,7 @@ class PairStream(StreamConfig):
         return self
 
     def _is_entry(self) -> PairStream:
-        """Check an entry, and one of its streams for all."""
+        """Check an entry, and each of its streams."""
         for key in ("sides", "scores"):
             if getattr(self, key):
                 raise ValueError(f"`{key}` does not go with a pattern in `pairs`: state a stream for each pair")
@@ -309,7 +310,13 @@ class PairStream(StreamConfig):
             raise ValueError(f"`directions`: {unknown[0]} is not a direction of the pairs in `found`")
         if not all(self._directions_of(pair) for pair in self.found):
             raise ValueError("`found` has pairs without a direction in `directions`. Drop `found`")
-        PairStream.model_validate(self._stream(self.found[0]).model_dump())
+        if len({frozenset(pair.split("-")) for pair in self.found}) < len(self.found):
+            raise ValueError("`found` names a pair twice")
+        for pair in self.found:
+            try:
+                PairStream.model_validate(self._stream(pair).model_dump())
+            except ValidationError as error:
+                raise ValueError(f"{pair}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
         return self
 
     def _directions_of(self, pair: str) -> tuple[str, ...]:

@@ -173,9 +173,11 @@ class TrainConfig(Section):
     """Log to Weights & Biases, such as {project: translation}. Default: off."""
 
     @model_validator(mode="after")
-    def _kernel_takes_masks(self) -> TrainConfig:
+    def _mask_is_taken(self) -> TrainConfig:
         if self.document_mask and self.attention == "cudnn":
             raise ValueError("`attention`: cudnn takes no `document_mask`. Set another kernel, such as auto")
+        if self.document_mask and self.model_class == "auto":
+            raise ValueError("`model_class`: auto takes no `document_mask`. Set decoder, or leave `document_mask` out")
         return self
 
     @model_validator(mode="before")

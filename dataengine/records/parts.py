@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dataengine.characters import is_blank
-from dataengine.errors import InputError
+from dataengine.errors import InputError, stream_key
 from dataengine.records import archives, tsv_heading
 from dataengine.records.formats import FORMATS, MOSES, STATED, SUFFIXES, format_by_name, format_of
 from dataengine.records.lines import BYTE_ORDER_MARK, join_digests
@@ -123,7 +123,7 @@ def _find(path: str | Mapping[str, str], stream: str, form: RecordFormat) -> lis
     if unknown or not all(path.get(key) for key in form.keys):
         raise InputError(
             f"stream '{stream}': a corpus of several files needs one for each of {', '.join(form.keys)}, and has "
-            f"{', '.join(sorted(key for key in path if path[key]))}. Correct `pairs` under streams.{stream}."
+            f"{', '.join(sorted(key for key in path if path[key]))}. Correct `pairs` under {stream_key(stream)}."
         )
     columns = [_find_pattern(path[key], stream) for key in form.keys]
     if len({len(column) for column in columns}) > 1:
@@ -149,7 +149,7 @@ def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
         where = "" if is_remote(pattern) else f" (relative paths start at the working directory, {Path.cwd()})"
         where += "; ~ and $ are not expanded" if pattern.startswith(("~", "$")) else ""
         named = f"{pattern}{nearest_file(pattern)}"
-        raise InputError(f"stream '{stream}': no file {named}. Correct the path under streams.{stream}{where}.")
+        raise InputError(f"stream '{stream}': no file {named}. Correct the path under {stream_key(stream)}{where}.")
     return files
 
 
@@ -158,7 +158,7 @@ def _format_of(path: str, stream: str) -> str:
         return kind
     raise InputError(
         f"stream '{stream}': cannot detect the format of {path} from its name ({', '.join(SUFFIXES)}, then "
-        f"{', '.join(archives.SUFFIXES)} or nothing). State streams.{stream}.format: {', '.join(STATED[:-1])} or "
+        f"{', '.join(archives.SUFFIXES)} or nothing). State {stream_key(stream)}.format: {', '.join(STATED[:-1])} or "
         f"{STATED[-1]}."
     )
 

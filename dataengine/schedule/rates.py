@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -193,16 +193,29 @@ def planned_settings(config: Config, schedule: Schedule) -> Settings:
     """The settings that a config gives for its own steps, without those of a parent."""
     names = {stage.name for stage in config.stages if stage.restart_learning_rate}
     end = schedule.steps if config.train.decay_steps == "end" else None
-    spans = _spans(schedule)
-    stages = [
-        StageRate(begin, last - begin, stage.schedule, lowest if stage.decay_to is None else stage.decay_to)
-        for lowest in [config.train.min_learning_rate]
-        for stage in config.stages
-        if stage.schedule is not None and stage.name in spans
-        for begin, last in [spans[stage.name]]
-    ]
-    in_order = tuple(sorted(stages, key=lambda stage: stage.begin))
-    return Settings(config.train, tuple(restart_steps(schedule, names)), end, in_order)
+    return Settings(config.train, tuple(restart_steps(schedule, names)), end, tuple(_stage_rates(config, schedule)))
+
+
+def _stage_rates(config: Config, schedule: Schedule) -> Iterator[StageRate]:
+    """The schedules that stages state, ascending.
+
+    Where a stage with a course of its own splits another (`at`), the rest of that one has its own way to `decay_to`.
+    """
+    stated = {stage.name: stage for stage in config.stages}
+    turns = {stage.name for stage in config.stages if stage.schedule or stage.restart_learning_rate}
+    ends = {name: end for name, (_, end) in _spans(schedule).items()}
+    between: dict[str, set[str]] = {}  # the stages since the last piece of each
+    for piece, start in zip(schedule.stages, schedule.stage_starts, strict=True):
+        if start < schedule.fork:
+            continue
+        stage, resumes = stated.get(piece.name), piece.name in between
+        if stage and stage.schedule and (not resumes or between[piece.name] & turns):
+            lowest = config.train.min_learning_rate if stage.decay_to is None else stage.decay_to
+            yield StageRate(start, ends[piece.name] - start, stage.schedule, lowest)
+        between[piece.name] = set()
+        for name, others in between.items():
+            if name != piece.name:
+                others.add(piece.name)
 
 
 def restart_steps(schedule: Schedule, names: Collection[str]) -> list[int]:

@@ -26,6 +26,8 @@ from dataengine.storage.store import Store
 if TYPE_CHECKING:
     from dataengine.schedule.manifest import Manifest
 
+IGNORED = -100  # the label that PyTorch's cross_entropy, transformers and torchtitan leave out
+
 
 class PlannedSamples(NamedTuple):
     """Samples of a plan: token ids in the shards' type, shape (n, seq_len + 1); ids and stream numbers, shape (n,).
@@ -79,6 +81,7 @@ class Batch:
         chinese = batch.tokens[batch.streams == "en-zh"]
 
     Tokens count as labels where `loss_mask` is true. It is None if no stream of the manifest has `loss_on: target`.
+    `labels` has both in one array, for a trainer that ignores -100.
     """
 
     step: int
@@ -86,6 +89,14 @@ class Batch:
     sample_ids: Int64s  # (n,); an id names one sample of the manifest
     streams: NDArray[np.str_]  # (n,); the name of each sample's stream
     loss_mask: Bools | None = None  # (n, seq_len + 1); None: all tokens count
+
+    @property
+    def labels(self) -> Int64s:
+        """The tokens, and -100 in place of those that do not count: PyTorch's cross-entropy ignores it.
+
+        Not shifted: `labels[:, 1:]` are the labels of `tokens[:, :-1]`. Models of transformers shift them.
+        """
+        return self.tokens if self.loss_mask is None else np.where(self.loss_mask, self.tokens, IGNORED)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,8 @@ from types import MappingProxyType
 from dataengine.config.schema import BudgetConfig, StageConfig, fraction_sum
 from dataengine.errors import InputError
 from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_parts, parts_of
-from dataengine.tables import few
 
 _NO_WEIGHTS: Mapping[str, str] = MappingProxyType({})
-_NO_ENTRIES: Mapping[str, Sequence[str]] = MappingProxyType({})
 MAX_TOKENS = (1 << 63) - 1  # of a run; manifests hold 64-bit integers
 RAMP_PIECES = 100  # a ramp has at most this many pieces of one mix each, and at most one per step
 
@@ -356,49 +354,6 @@ def stage_rows(schedule: Schedule) -> list[StageRow]:
         drawn = {name: after[name] - before[name] for name in after if after[name] > before[name]}
         rows.append(StageRow(pieces[0].name, start, steps, pieces, drawn))
     return rows
-
-
-def idle_streams(
-    stages: Sequence[StageConfig],
-    resolved: Sequence[Stage],
-    lanes: int,
-    entries: Mapping[str, Sequence[str]] = _NO_ENTRIES,
-) -> list[str]:
-    """A sentence for each stream in the mix of a stage that gives no samples to it; one for the streams of an entry.
-
-    `resolved` is the result of `resolve_stages`, without the stages of a parent. `entries`: their streams.
-    """
-    notes = []
-    for stage in stages:
-        pieces = [piece for piece in resolved if piece.name == stage.name]
-        samples = sum(sum(piece.samples.values()) for piece in pieces) // lanes
-        used = {name for piece in pieces for name, count in piece.samples.items() if count}
-        for name in stage.streams:
-            if name in entries:
-                if idle := [one for one in entries[name] if one not in used]:
-                    notes.append(
-                        f"stage '{stage.name}' draws nothing from {len(idle):,} of the {len(entries[name]):,} streams "
-                        f"of '{name}', whose part is less than a sample of each lane: {few(idle)}"
-                    )
-            elif not any(piece.samples.get(name) for piece in pieces):
-                why = _why_idle(stage, name, samples)
-                notes.append(f"stage '{stage.name}' draws nothing from stream '{name}': {why}")
-    return notes
-
-
-def _why_idle(stage: StageConfig, name: str, samples: int) -> str:
-    """Why a stage with `samples` samples per lane draws nothing from a stream in its mix."""
-    weight = stage.mix.get(name)
-    if isinstance(weight, str):
-        words = {"all": "nothing is left of it", "rest": "the other streams fill the stage"}
-        return words.get(weight, "too little is left of it")
-    if stage.to_mix is not None or weight is None or samples < 2:
-        return f"its share is less than one of {samples:,} samples of a lane"
-    others = math.fsum(other for key, other in stage.mix.items() if key != name and not isinstance(other, str))
-    least = (
-        1.01 * others / (samples - 1)
-    )  # others / (samples - 1) is a share of one sample; 1 % more survives printing with three digits
-    return f"its weight of {weight:g} is less than one of {samples:,} samples of a lane; {least:.3g} draws one"
 
 
 def _ramp(

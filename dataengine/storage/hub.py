@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
+from http.client import responses
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -23,18 +24,21 @@ from urllib.parse import quote, urljoin, urlsplit
 import orjson
 
 from dataengine.errors import InputError, OutageError, did_you_mean
-from dataengine.storage.paths import FoundFile, is_hub
+from dataengine.storage.paths import HUB, FoundFile
 from dataengine.storage.web import Look, WebFile, ask, refusal, unreachable, until_answered
 
 if TYPE_CHECKING:
     from requests import Response
 
-_SCHEME = "hf://"
-_NAME = r"[\w.-]+"
+_NAME = r"(?!(?:spaces|buckets|models|datasets)/)[a-zA-Z0-9_-][a-zA-Z0-9_.-]*/[a-zA-Z0-9_.-]+"
 _REVISION = r"refs/(?:convert|pr)/[^/]+|[^/]+"
-_URL = re.compile(rf"hf://(datasets/)?({_NAME}/{_NAME})(?:@({_REVISION}))?(?:/(.*))?")
+_URL = re.compile(rf"{HUB}(datasets/)?({_NAME})(?:@({_REVISION}))?(?:/(.*))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
-_OTHER_KINDS = ("spaces", "buckets", "models", "datasets")
+_COMMITS: dict[tuple[str, HubPath], str] = {}  # what branches and tags mean, in this command
+
+
+class OfflineError(InputError):
+    """The hub is switched off (HF_HUB_OFFLINE)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class HubPath:
     inner: str  # path in the repository
 
     def __str__(self) -> str:
-        return f"{_SCHEME}{self.datasets}{self.repository}@{self.revision}{'/' * bool(self.inner)}{self.inner}"
+        return f"{hub_address(self.datasets + self.repository, self.revision)}{'/' * bool(self.inner)}{self.inner}"
 
     @property
     def page(self) -> str:
@@ -60,27 +64,41 @@ class HubPath:
         about = f"{endpoint()}/api/{self.datasets or 'models/'}{self.repository}/{kind}/{quote(self.revision, safe='')}"
         return f"{about}/{names}" if names else about
 
-    def pinned(self) -> HubPath:
-        """The same place in the commit that the revision names now."""
-        if _COMMIT.fullmatch(self.revision):
+    def pinned(self, ask: Callable[[HubPath], str] | None = None) -> HubPath:
+        """The same place in the commit that the revision names now; `ask` finds that of a repository."""
+        if is_commit(self.revision):
             return self
-        return replace(self, revision=_resolve(endpoint(), replace(self, inner="")))
+        key = (endpoint(), replace(self, inner=""))
+        if key not in _COMMITS:
+            _COMMITS[key] = (ask or _resolve)(key[1])
+        return replace(self, revision=_COMMITS[key])
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is the name of a repository: ORG/NAME."""
+    return re.fullmatch(_NAME, text) is not None
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a whole commit, which never moves."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def hub_address(name: str, revision: str | None) -> str:
+    """The address of a repository: hf://ORG/NAME@REVISION."""
+    whole = revision and (revision if re.fullmatch(_REVISION, revision) else quote(revision, safe=""))
+    return f"{HUB}{name}@{whole}" if whole else f"{HUB}{name}"
 
 
 def parse_hub_path(url: str) -> HubPath:
     """The parts of an hf:// URL, which may be a glob. Raises InputError if it names no repository."""
     found = _URL.fullmatch(url)
-    if found is None or found[2].partition("/")[0] in _OTHER_KINDS:
+    if found is None:
         raise InputError(
             f"'{url}' is not a path on the hub. Write hf://datasets/ORG/NAME/PATH, with a revision "
             "hf://datasets/ORG/NAME@REVISION/PATH, or hf://ORG/NAME/PATH for the repository of a model."
         )
     return HubPath(found[1] or "", found[2], (found[3] or "main").replace("%2F", "/"), found[4] or "")
-
-
-def pin(path: str) -> str:
-    """A path, on the hub with the commit that its revision names now."""
-    return str(parse_hub_path(path).pinned()) if is_hub(path) else path
 
 
 def endpoint() -> str:
@@ -105,12 +123,11 @@ def _token() -> str:
 def _ask(place: HubPath, url: str, method: str = "GET", follow: bool = True) -> Response:
     """The answer of the hub. Raises FileNotFoundError for a missing file or folder, InputError for other refusals."""
     if _constants().HF_HUB_OFFLINE:
-        raise InputError(f"{place}: HF_HUB_OFFLINE forbids requests to the hub. Unset it, or name local files.")
-    token = _token()
-    answer = ask(url, method, token=token, follow=follow)
+        raise offline(place, "name local files")
+    answer = ask(url, method, token=_token(), follow=follow)
     if answer.status_code >= 400:
         answer.close()
-        raise _explain(place, answer, logged_in=bool(token))
+        raise explain(place, answer)
     return answer
 
 
@@ -131,8 +148,12 @@ def _no_hub(place: HubPath) -> InputError:
     return InputError(f"{place}: {endpoint()} does not answer as the hub does. Check HF_ENDPOINT.")
 
 
-def _explain(place: HubPath, answer: Response, *, logged_in: bool) -> Exception:
-    """Translate a refusal by its headers, as huggingface_hub does."""
+def offline(place: HubPath, remedy: str) -> OfflineError:
+    return OfflineError(f"{place}: HF_HUB_OFFLINE forbids requests to the hub. Unset it, or {remedy}.")
+
+
+def explain(place: HubPath, answer: Any) -> Exception:
+    """Translate a refusal, of requests or httpx, by its headers, as huggingface_hub does."""
     code, said = answer.headers.get("X-Error-Code", ""), answer.headers.get("X-Error-Message", "")
     log_in = "log in (hf auth login, or set HF_TOKEN)"
     what = "dataset" if place.datasets else "model"
@@ -140,26 +161,26 @@ def _explain(place: HubPath, answer: Response, *, logged_in: bool) -> Exception:
         return FileNotFoundError(f"{place}: no such file")
     if code == "RevisionNotFound":
         return InputError(
-            f"{place}: {place.page} has no branch, tag or commit '{place.revision}'. Correct what follows @."
+            f"{place}: {place.page} has no branch, tag or commit '{place.revision}'. Correct the revision, or name a "
+            "local copy."
         )
     if code == "GatedRepo":
         return InputError(f"{place}: the {what} is gated. Accept its terms on {place.page}, and {log_in}.")
     if answer.status_code == 401 and "Invalid credentials" in said:
         return InputError(f"{place}: the hub does not know the token. Renew it, and {log_in}.")
     if code == "RepoNotFound" or answer.status_code in (401, 404):
-        private = "this account may not read it" if logged_in else f"it is private: then {log_in}"
+        private = "this account may not read it" if _token() else f"it is private: then {log_in}"
         other = "" if place.datasets else f" The files of a dataset are hf://datasets/{place.repository}/..."
         return InputError(f"{place}: there is no {what} {place.page}, or {private}. Correct the name.{other}")
     if answer.status_code == 403:
+        why = said or responses.get(answer.status_code)
         return InputError(
-            f"{place}: the hub forbids it ({said or answer.reason}). See {place.page}, and {log_in} with a token that "
-            "may read it."
+            f"{place}: the hub forbids it ({why}). See {place.page}, and {log_in} with a token that may read it."
         )
     return refusal(str(place), answer)
 
 
-@lru_cache(maxsize=256)
-def _resolve(hub: str, place: HubPath) -> str:
+def _resolve(place: HubPath) -> str:
     """The commit that a branch or tag names."""
     url = f"{place.api('revision')}?expand=sha"
     try:
@@ -170,7 +191,7 @@ def _resolve(hub: str, place: HubPath) -> str:
 
 def forget_commits() -> None:
     """Let the next command of this process resolve branches again."""
-    _resolve.cache_clear()
+    _COMMITS.clear()
 
 
 def identify_hub_file(url: str) -> FoundFile:
@@ -208,8 +229,12 @@ def list_hub_files(place: HubPath, folder: str, *, below: bool) -> Iterator[Foun
 def nearest_hub_file(url: str) -> str:
     """A hint for a path or glob that names no file: the nearest name among the files of its repository."""
     place = parse_hub_path(url).pinned()
-    found = (parse_hub_path(file.path).inner for file in list_hub_files(place, "", below=True))
-    names = [name for name in found if not name.startswith(".")]
+    return nearest_name(place, (parse_hub_path(file.path).inner for file in list_hub_files(place, "", below=True)))
+
+
+def nearest_name(place: HubPath, files: Iterable[str]) -> str:
+    """A hint for a place that is none of the files of its repository."""
+    names = [name for name in files if not name.startswith(".")]
     words = did_you_mean(place.inner, names) or (f" (it has {', '.join(names[:8])})" if names else " (it has no files)")
     return f"{words} in commit {place.revision[:12]} of {place.page}"
 

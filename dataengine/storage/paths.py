@@ -12,7 +12,7 @@ from dataengine.errors import InputError
 
 _SCHEMES = ("s3", "gs", "oci")
 _WEB = ("https://", "http://")
-_HUB = "hf://"
+HUB = "hf://"
 
 
 def where_it_would_be(path: Path) -> str:
@@ -51,7 +51,7 @@ def is_web(path: str) -> bool:
 
 def is_hub(path: str) -> bool:
     """Whether a path is in a repository of the Hugging Face hub."""
-    return path.startswith(_HUB)
+    return path.startswith(HUB)
 
 
 def is_remote(path: str) -> bool:

@@ -14,7 +14,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, TypeVar
+from http.client import responses
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from dataengine.errors import InputError, OutageError, note
@@ -241,7 +242,7 @@ def ask(url: str, method: str = "GET", *, token: str = "", follow: bool = True, 
         )
     except (RequestException, ValueError) as error:
         raise unreachable(url, error) from None
-    if answer.status_code in _OUTAGES or answer.status_code >= 500:
+    if is_outage(answer.status_code):
         answer.close()
         raise _outage(url, answer)
     return answer
@@ -261,10 +262,15 @@ def _session(pid: int) -> Session:
     return session
 
 
-def refusal(url: str, answer: Response) -> InputError:
+def is_outage(status: int) -> bool:
+    """Whether the same request may succeed later."""
+    return status in _OUTAGES or status >= 500
+
+
+def refusal(url: str, answer: Any) -> InputError:
     """An error for an answer that is neither content nor an outage. Closes the answer."""
     answer.close()
-    said = f"{answer.status_code} {answer.reason or ''}".strip()
+    said = f"{answer.status_code} {responses.get(answer.status_code, '')}".strip()
     remedy = "Correct the URL"
     if answer.status_code in (401, 403):
         host = urlsplit(url).hostname
@@ -273,7 +279,7 @@ def refusal(url: str, answer: Response) -> InputError:
 
 
 def _outage(url: str, answer: Response) -> InputError:
-    said = f"{answer.status_code} {answer.reason or ''}".strip()
+    said = f"{answer.status_code} {responses.get(answer.status_code, '')}".strip()
     what = "too many requests" if answer.status_code == 429 else "the server is failing"
     wait_s = _wait_of(answer.headers)
     if wait_s > _LONGEST_WAIT_S:

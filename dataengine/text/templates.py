@@ -17,7 +17,7 @@ from dataengine.errors import InputError, did_you_mean
 from dataengine.text.forms import BUILT_IN, SOURCE, TARGET, Form, Part, Template, share_out
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import tokenizer_file
-from dataengine.text.tokenizers.reference import read_tokenizer_config
+from dataengine.text.tokenizers.reference import CHAT_NAME, read_tokenizer_config
 
 if TYPE_CHECKING:
     import jinja2
@@ -94,7 +94,7 @@ def _chat_template(tokenizer_path: str) -> tuple[str, str]:
     """The chat template beside a tokenizer, and its name in messages: a file of its own comes first, as in
     transformers."""
     path = tokenizer_file(tokenizer_path)
-    beside = path.with_name("chat_template.jinja")
+    beside = path.with_name(CHAT_NAME)
     if beside.is_file():
         return str(beside), _read(str(beside))
     try:
@@ -107,7 +107,7 @@ def _chat_template(tokenizer_path: str) -> tuple[str, str]:
         stated = next((one.get("template") for one in stated if one.get("name") == "default"), None)
     if not isinstance(stated, str):
         raise InputError(
-            f"`template: chat`, but tokenizer {path} has no chat template: neither chat_template.jinja nor a "
+            f"`template: chat`, but tokenizer {tokenizer_path} has no chat template: neither {CHAT_NAME} nor a "
             "`chat_template` in tokenizer_config.json is beside it. Use the tokenizer of a chat model, or give a file "
             "with the template."
         )

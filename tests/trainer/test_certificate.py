@@ -82,6 +82,18 @@ def prove(make_config: ConfigMaker, tmp_path: Path) -> Callable[..., Proof]:
     return make
 
 
+def test_a_certificate_lists_the_sources_of_each_pair_of_an_entry(
+    prove: Callable[..., Proof], corpora: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "en-zh.jsonl").write_bytes((corpora / "pairs.0.jsonl").read_bytes())
+    entry = {"pairs": f"{tmp_path}/{{src}}-{{tgt}}.jsonl", "directions": "all", "loss_on": "target"}
+    proof = prove(streams={"bitext": entry}, stages=[{"name": "all", "steps": 16, "mix": {"bitext": 1}}])
+    (stream,) = proof.claim["streams"]
+    assert stream["name"] == "bitext/en-zh"
+    assert [part["paths"] for part in stream["sources"]] == [[f"{tmp_path}/en-zh.jsonl"]]
+    assert proof.verify() == 0
+
+
 def test_the_verifier_needs_numpy_and_the_standard_library_alone() -> None:
     text = PROGRAM.read_text()
     names = {

@@ -182,7 +182,7 @@ def _sources(config: Config, store: Store, streams: Sequence[Stream]) -> dict[st
     except InputError:
         return {}
     for stream in streams:
-        if stream.name not in config.streams:  # only a parent has it
+        if stream.name not in config.all_streams:  # only a parent has it
             continue
         try:
             plan, _ = plan_stream(config, stream.name, tokenizer, form, hashes, hash_new=False)

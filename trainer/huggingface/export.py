@@ -126,9 +126,11 @@ def find_last(run: Run, count: int, step: int | None) -> list[Checkpoint]:
     if len(found) < count:
         until = "" if step is None else f" at or before step {step:,}"
         steps = f": steps {few([f'{one.step:,}' for one in found])}" if found else ""
+        advice = "Give a number up to this. " if len(found) > 1 else ""
         raise InputError(
-            f"--average-last {count}: {run.url} has {len(found)} complete checkpoints{until}{steps}. Give a number "
-            "up to this. train.keep_checkpoints and train.checkpoint_interval decide how many there are."
+            f"--average-last {count}: {run.url} has {len(found) or 'no'} complete checkpoint"
+            f"{'s' * (len(found) != 1)}{until}{steps}. {advice}train.keep_checkpoints and train.checkpoint_interval "
+            "decide how many there are."
         )
     return found[-count:]
 

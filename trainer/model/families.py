@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from dataengine.errors import InputError
+
 # Type of model -> whether its forward pass takes a mask for each kind of layer. The layers of the others are called
 # here, one by one: their forward pass would build a mask that is not needed.
 FAMILIES = {
@@ -22,6 +24,7 @@ FAMILIES = {
     "gemma2": True,  # soft caps of scores and logits, scaled embedding, a sliding window in every other layer
     "gemma3_text": True,  # norms of q and k, two rotary bases, sliding windows
 }
+_SCALED = ("gemma2", "gemma3_text")  # their forward pass scales the embedding
 
 
 def decode(model: Any, tokens: Tensor) -> Tensor:
@@ -63,9 +66,15 @@ def mask_of(config: Any, tokens: Tensor, window: int | None) -> Tensor | None:
     return hidden[None, None]
 
 
-def keeps_documents_apart(config: Any) -> bool:
-    """Return whether `train.document_mask` works: it is made for layers that are called here, without windows."""
-    return not FAMILIES.get(config.model_type, True) and getattr(config, "sliding_window", None) is None
+def refuse_document_mask(config: Any, place: str) -> None:
+    """Raise InputError if `train.document_mask` does not work: one mask goes to all layers, which are called here."""
+    window = getattr(config, "sliding_window", None)
+    if config.model_type not in FAMILIES or config.model_type in _SCALED or window is not None:
+        raise InputError(
+            f"train.document_mask does not work with {place}, of type '{config.model_type}': its layers have sliding "
+            "windows or take masks of their own. Leave train.document_mask out, or begin with a model without windows "
+            f"of a family that it works with: {', '.join(name for name in FAMILIES if name not in _SCALED)}."
+        )
 
 
 def soft_cap(hf: nn.Module) -> float | None:

@@ -11,12 +11,11 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from dataengine.config.training import ModelConfig, TrainConfig
-from dataengine.errors import InputError
 from dataengine.schedule.manifest import Manifest
 from trainer.model import documents
 from trainer.model.attention import choose_attention
 from trainer.model.decoder import model_config, new_model
-from trainer.model.families import decode, keeps_documents_apart, soft_cap
+from trainer.model.families import decode, refuse_document_mask, soft_cap
 from trainer.model.initial_weights import draw_weights
 from trainer.model.loss import MeanCrossEntropy
 
@@ -100,11 +99,8 @@ def build_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -
 def new_decoder(config: ModelConfig, manifest: Manifest, train: TrainConfig) -> PackedDecoder:
     """Return a decoder with uninitialized weights. They take no memory until something is written to them."""
     hf = new_model(model_config(config, manifest, choose_attention(train.attention)))
-    if train.document_mask and (train.model_class == "auto" or not keeps_documents_apart(hf.config)):
-        raise InputError(
-            f"train.document_mask does not work with models of type '{hf.config.model_type}' that have sliding windows "
-            "or a forward pass of their own. Leave it out."
-        )
+    if train.document_mask:
+        refuse_document_mask(hf.config, "the model")
     if train.compile:
         for _, _, layer in _layers(hf):  # one by one, inside the FSDP wrappers: FSDP's hooks cannot be compiled
             layer.forward = torch.compile(layer.forward)

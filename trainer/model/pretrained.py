@@ -18,7 +18,7 @@ from dataengine.errors import InputError
 from dataengine.pretrained import Base
 from dataengine.pretrained import Tensor as Saved
 from trainer.model.decoder import new_model, pretrained_config
-from trainer.model.families import FAMILIES, keeps_documents_apart
+from trainer.model.families import FAMILIES, refuse_document_mask
 
 _EXACT = ("F32", "BF16", "F16")  # types whose numbers are fp32 numbers, too
 _SHOWN = 3  # tensors of each kind, in a message
@@ -40,11 +40,8 @@ def check_pretrained(base: Base, model: PretrainedModel, *, any_class: bool, mas
     with torch.device("meta"):
         hf = new_model(pretrained_config(model, "sdpa"))
     match_names(hf, base)
-    if masked and (any_class or not keeps_documents_apart(hf.config)):
-        raise InputError(
-            f"train.document_mask does not work with {base.place}, of type '{model.type}': its layers have sliding "
-            "windows or take masks of their own. Leave it out."
-        )
+    if masked:
+        refuse_document_mask(hf.config, base.place)
 
 
 def load_pretrained(hf: nn.Module, base: Base) -> None:

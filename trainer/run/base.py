@@ -20,6 +20,8 @@ from dataengine.errors import InputError
 from dataengine.json_files import decode
 from dataengine.pretrained import CONFIG, TOKENIZERS, Base, find_base, read_json
 from dataengine.storage import model_hub as hub
+from dataengine.storage.hub import is_commit
+from dataengine.storage.paths import HUB
 from trainer.run.folder import Run
 
 log = logging.getLogger(__name__)
@@ -96,10 +98,10 @@ def with_kept(config: Config, run: Run, kept: KeptBase) -> Config:
 def with_base(config: Config, base: Base) -> Config:
     """Return the config of a new run with the model and the revision of its base. Warns if a revision may move."""
     assert config.init is not None
-    if base.revision is not None and not hub.is_commit(config.init.revision):
+    if base.revision is not None and not is_commit(config.init.revision):
         log.warning(
             "init.hf %s means commit %s now, and may mean another one later. To pin it: init.revision=%s",
-            hub.address_of(base.name, config.init.revision).removeprefix(hub.SCHEME),
+            hub.address_of(base.name, config.init.revision).removeprefix(HUB),
             base.revision,
             base.revision,
         )
@@ -115,7 +117,7 @@ def is_of(kept: KeptBase, config: Config) -> bool:
     init = config.init
     if init is None or init.hf is None or init.hf != kept.name:
         return False
-    return not hub.is_commit(init.revision) or init.revision == kept.revision
+    return not is_commit(init.revision) or init.revision == kept.revision
 
 
 def stated(config: Config, run: Run) -> Config:

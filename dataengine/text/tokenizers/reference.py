@@ -32,6 +32,7 @@ _USUAL_EOS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 _USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
 _ROLES = ("eos_token", "bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 CONFIG_NAME = "tokenizer_config.json"
+CHAT_NAME = "chat_template.jinja"
 _CONFIG_ADVICE = "Correct it; or remove it, and name the end-of-sentence token as `eos_token` in the experiment's YAML."
 _KEEPS_TEXT = {  # components of a tokenizer.json that remove at most white space
     "normalizer": ("NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Prepend", "Strip", "ByteLevel"),

@@ -114,7 +114,10 @@ def test_tokens_and_order_stay(make_config: ConfigMaker, corpora: Path, tmp_path
         assert np.array_equal(one.tokens, other.tokens)
         assert one.streams.tolist() == other.streams.tolist()
         assert one.loss_mask is None
+        assert one.labels is one.tokens
         assert other.loss_mask is not None
+        assert np.array_equal(other.labels[other.loss_mask], other.tokens[other.loss_mask])
+        assert (other.labels[~other.loss_mask] == -100).all()
         assert other.loss_mask.shape == other.tokens.shape
         assert other.loss_mask[other.streams == "mono"].all()
         assert not other.loss_mask[other.streams == "both"].all()

@@ -21,6 +21,7 @@ from dataengine.build.build import build, work
 from dataengine.build.executors import LocalEngine, SliceEngine
 from dataengine.build.prepare import prepare
 from dataengine.build.units import Receipt, Unit
+from dataengine.commands.inspect_samples import describe_line
 from dataengine.config.schema import Config
 from dataengine.detect.files import find_shown, pattern_of
 from dataengine.errors import InputError
@@ -198,6 +199,29 @@ def test_slices_want_a_commit_since_each_lists_at_its_own_time(
     work(config_of(f"hf://{REPOSITORY}@{commit}"), SliceEngine(0, 1, 1, 0))
 
 
+def test_a_pattern_of_pairs_finds_the_files_of_a_commit(
+    hub: Hub, files: dict[str, bytes], make_config: ConfigMaker
+) -> None:
+    content = files["data/pairs.0.jsonl"]
+    commit = hub.commit(REPOSITORY, {"en-zh/a.jsonl": content, "zh-en.jsonl": content})
+
+    def config_at(revision: str) -> Config:
+        entry = {"pairs": f"hf://{REPOSITORY}{revision}/{{src}}-{{tgt}}/*.jsonl", "directions": "all"}
+        return make_config(streams={"bitext": entry}, stages=[{"name": "all", "steps": 4, "mix": {"bitext": 1}}])
+
+    config = config_at("")
+    result = build(config)
+    (stream,) = result.streams
+    assert (stream.stream.name, stream.records) == ("bitext/en-zh", len(content.splitlines()))
+    shown = describe_line(result.manifest, open_store(config.store), f"hf://{REPOSITORY}/en-zh/a.jsonl:5")
+    assert shown.startswith("bitext/en-zh: samples ")
+    with pytest.raises(InputError, match=rf"streams\.bitext: .*write hf://{REPOSITORY}@{commit}/{{src}}-{{tgt}}/"):
+        work(config, SliceEngine(0, 1, 1, 0))
+    work(config_at(f"@{commit}"), SliceEngine(0, 1, 1, 0))
+    with pytest.raises(InputError, match=r"no file .*\{tgt\}/\*\.jsonl\. Correct the pattern\."):
+        config_at("/nothing")
+
+
 def test_a_build_from_a_web_server_has_the_shards_of_local_files(
     web_server: WebServer, corpora: Path, make_config: ConfigMaker, tmp_path: Path
 ) -> None:
@@ -244,19 +268,48 @@ def test_evaluation_sets_and_decontamination_read_from_the_hub(
 def test_a_tokenizer_on_the_hub_is_fetched_once(
     hub: Hub, make_config: ConfigMaker, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    hub.commit("org/model", {"tokenizer.model": tokenizer_path.read_bytes(), "tokenizer_config.json": b"{}"})
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    commit = hub.commit("org/model", {"tokenizer.model": tokenizer_path.read_bytes(), "tokenizer_config.json": b"{}"})
     local = make_config(store=str(tmp_path / "here"))
     remote = make_config(store=str(tmp_path / "there"), tokenizer="hf://org/model/tokenizer.model")
     build(local)
     build(remote)
     assert folders(local) == folders(remote)
-    assert [one.status for one in hub.blobs.requests] == [206]
+    assert hub.blobs.count("GET") == 1
     hub.forget()
     assert not build(remote).new
     assert [one.path.split("/")[5] for one in hub.requests] == ["revision"]
-    with pytest.raises(InputError, match=r"tokenizer hf://org/model: no such file.* such as hf://ORG/NAME/tokenizer"):
-        build(make_config(tokenizer="hf://org/model"))
+    for other in ("hf://org/model", f"hf://org/model@{commit}/tokenizer.model"):
+        assert not build(make_config(store=str(tmp_path / "there"), tokenizer=other)).new
+    assert not hub.blobs.requests
+    with pytest.raises(
+        InputError, match=r"hf://org/model/x\.model: no such file \(it has tokenizer.* such as hf://ORG/NAME/tok"
+    ):
+        build(make_config(tokenizer="hf://org/model/x.model"))
+
+
+def test_the_chat_template_of_a_tokenizer_on_the_hub_is_that_of_its_commit(
+    hub: Hub,
+    make_config: ConfigMaker,
+    corpora: Path,
+    tokenizer_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    both = {"pairs": [str(corpora / "pairs.0.jsonl")], "directions": ["en-zh"], "template": "chat"}
+    stages = [{"name": "all", "steps": 4, "mix": {"both": 1}}]
+    texts = []
+    for chat in ("A", "B"):
+        template = chat + ": {{ messages[0].content }} {{ messages[1].content }}"
+        hub.commit("org/chat", {"t.model": tokenizer_path.read_bytes(), "chat_template.jinja": template.encode()})
+        config = make_config(tokenizer="hf://org/chat/t.model", streams={"both": both}, stages=stages)
+        (plan,) = prepare(config, open_store(config.store)).streams.values()
+        texts.append(plan.templates[0].forms[0].parts[0][1])
+    assert texts == [f"{chat}: Translate this from English to Chinese:\n" for chat in "AB"]
+    hub.commit("org/chat", {"t.model": tokenizer_path.read_bytes()})
+    with pytest.raises(InputError, match=r"tokenizer hf://org/chat/t\.model has no chat template"):
+        prepare(config, open_store(config.store))
 
 
 def test_init_writes_the_commit_that_it_looked_at(hub: Hub, files: dict[str, bytes]) -> None:

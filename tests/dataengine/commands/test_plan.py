@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from dataengine.build.build import build
 from dataengine.cli import main
 from dataengine.commands.build import describe_build
-from dataengine.commands.plan import describe_difference, describe_plan, describe_steps, load_plan
+from dataengine.commands.plan import describe_plan, describe_steps, load_plan
 from dataengine.config.load import dump_config, load_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
+from dataengine.schedule.differences import describe_difference
 from dataengine.schedule.plot import plot_plan
 from tests.conftest import ROOT, ConfigMaker, small_experiment, write_jsonl
 
@@ -95,21 +96,23 @@ def test_the_paper_is_planned_in_little_time_and_memory() -> None:
 
 
 def test_where_two_settings_part() -> None:
-    last, first, uni = (load_plan(str(SETTINGS[n])) for n in ("parallel_last_all", "parallel_first", "uni_en_zh"))
+    last, first, uni = (
+        load_plan(str(SETTINGS[n])).manifest for n in ("parallel_last_all", "parallel_first", "uni_en_zh")
+    )
     assert describe_difference(first, last).startswith(
         "parallel_first and parallel_last_all differ from the first step"
     )
     assert describe_difference(last, uni).startswith("parallel_last_all and uni_en_zh are the same for 155,000 steps")
     assert describe_difference(last, last).endswith("are the same in all 159,712 steps")
-    other = load_plan(str(SETTINGS["parallel_last_all"]), ["seed=3"])
+    other = load_plan(str(SETTINGS["parallel_last_all"]), ["seed=3"]).manifest
     assert describe_difference(last, other).endswith("differ from step 0 on: seed is 17 and 3")
 
 
 def test_stages_of_one_mix_differ_where_the_shorter_one_ends(tmp_path: Path) -> None:
     path = write_assumed(tmp_path, a={"samples": 10**12}, b={"samples": 10**12})
-    short, long = (load_plan(path, [f"stages.0.steps={steps}"]) for steps in (10**8, 10**8 + 1))
+    short, long = (load_plan(path, [f"stages.0.steps={steps}"]).manifest for steps in (10**8, 10**8 + 1))
     assert "are the same for 100,000,000 steps" in describe_difference(short, long)
-    other = load_plan(path, ["stages.0.steps=100_000_000", "stages.0.mix={a: 1, b: 1}"])
+    other = load_plan(path, ["stages.0.steps=100_000_000", "stages.0.mix={a: 1, b: 1}"]).manifest
     assert "differ from the first step on" in describe_difference(short, other)
 
 

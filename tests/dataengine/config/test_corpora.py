@@ -126,6 +126,10 @@ def test_codes_are_found_beside_wildcards(corpora: Path, pattern: str, file: str
         ([], {"clean": {"dedup": ["pair", "en"]}}, "clean.dedup: en: expected `pair` alone"),
         ([], {"weights": "by_size^1.5"}, "or a power of it from 0 to 1, such as by_size^0.3, got 'by_size^1.5'"),
         ([], {"pairs": ["a.tsv"], "directions": ["en-zh"], "weights": "by_size^0.3"}, "`weights` belongs to `pairs` w"),
+        ([], {"found": ["en-zh", "zh-en"]}, "`found` names a pair twice"),
+        ([], {"pairs": [["corpora/{src}-{tgt}/*.tsv"]]}, "streams.bitext.pairs.0: expected a valid string"),
+        ([], {"pairs": {"{src}": 5, "{tgt}": "corpora/{src}-{tgt}/*.tsv"}}, "streams.bitext.pairs: expected a list"),
+        (["corpora/id-zh/a.tsv"], {"keys": {"en": "e"}, "missing": "skip"}, "id-zh: `missing: skip` is for two lang"),
         ([], {"clean": {"pair_rules": {"max_words": 0}}}, "streams.bitext.clean.pair_rules"),
     ],
 )

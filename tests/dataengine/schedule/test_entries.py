@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from dataengine.config.schema import StageConfig
 from dataengine.errors import InputError
+from dataengine.schedule.idle import idle_streams
 from dataengine.schedule.slots import Schedule, Stage, count_drawn
-from dataengine.schedule.stages import StreamSize, by_entry, idle_streams, resolve_stages, size_weight
+from dataengine.schedule.stages import StreamSize, by_entry, resolve_stages, size_weight
 
 SIZES = {"mono": 1000, "bitext/de-en": 400, "bitext/en-zh": 100, "bitext/ceb-en": 4}
 ENTRIES = {"bitext": ("bitext/de-en", "bitext/en-zh", "bitext/ceb-en")}

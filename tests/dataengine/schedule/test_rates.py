@@ -254,12 +254,38 @@ def test_the_stages_of_a_config_decide(make_config: ConfigMaker) -> None:
     assert planned_settings(config, schedule).stages == (
         StageRate(6, 8, "linear", 0.0),
         StageRate(9, 2, "cosine", 0.002),
+        StageRate(11, 3, "linear", 0.0),
     )
     stages[0]["decay_to"] = 0
     with pytest.raises(InputError, match=r"`decay_to` of a stage needs `schedule: linear` or `schedule: cosine`"):
         make_config(stages=stages)
     with pytest.raises(InputError, match=r"'train.decay_to' is another name for 'min_learning_rate'"):
         make_config(train={"decay_to": 0.1, "min_learning_rate": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("middle", "expected"),
+    [
+        ({}, [7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8, 0]),  # one line, also through the stage between
+        ({"schedule": "constant"}, [7 / 8, 6 / 8, 5 / 8, 5 / 8, 5 / 8, 5 * 2 / 24, 5 / 24, 0]),
+        ({"schedule": "linear", "decay_to": 0.3}, [7 / 8, 6 / 8, 5 / 8, 0.4625, 0.3, 0.2, 0.1, 0]),
+        ({"restart_learning_rate": True}, [7 / 8, 6 / 8, 5 / 8, 1, 1, 2 / 3, 1 / 3, 0]),
+    ],
+)
+def test_the_last_step_of_a_stage_that_another_splits_has_its_rate(
+    middle: dict[str, Any], expected: list[float], make_config: ConfigMaker
+) -> None:
+    stages = [
+        {"name": "a", "steps": 2, "mix": {"mono": 1}},
+        {"name": "b", "steps": 6, "mix": {"mono": 1}, "schedule": "linear", "decay_to": 0},
+        {"name": "c", "steps": 2, "mix": {"mono": 1}, "at": 0.625, **middle},
+    ]
+    config = make_config(train={**CONSTANT, "warmup_steps": 0, "learning_rate": 1.0}, stages=stages)
+    pieces = (("a", 2), ("b", 3), ("c", 2), ("b", 3))
+    schedule = Schedule(8, 1, tuple(Stage(name, steps, {"mono": 8 * steps}) for name, steps in pieces))
+    settings = planned_settings(config, schedule)
+    assert [settings.rate(step) for step in range(2, 10)] == pytest.approx(expected)
+    assert settings.after(settings, 8, 0) == settings  # a resume in the last piece
 
 
 def test_a_run_that_goes_on_keeps_the_rates_of_its_past() -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from dataengine.config.schema import BudgetConfig, StageConfig
 from dataengine.errors import InputError
+from dataengine.schedule.idle import idle_streams
 from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage
-from dataengine.schedule.stages import StreamSize, cut_schedule, idle_streams, resolve_stages, stage_rows
+from dataengine.schedule.stages import StreamSize, cut_schedule, resolve_stages, stage_rows
 
 
 def resolve(

@@ -98,6 +98,7 @@ def test_huggingface_hub_sees_the_same_files(hub: Hub, tmp_path: Path) -> None:
         ("hf://datasets/o/n@refs/convert/parquet/default/x.parquet",
          ("datasets/", "o/n", "refs/convert/parquet", "default/x.parquet")),
         ("hf://datasets/o/n@refs%2Fpr%2F1/*.txt", ("datasets/", "o/n", "refs/pr/1", "*.txt")),
+        ("hf://o/n@a%2Fb/x.txt", ("", "o/n", "a/b", "x.txt")),
         ("hf://o/n/tokenizer.json", ("", "o/n", "main", "tokenizer.json")),
         ("hf://datasets/o/n", ("datasets/", "o/n", "main", "")),
     ],
@@ -105,6 +106,7 @@ def test_huggingface_hub_sees_the_same_files(hub: Hub, tmp_path: Path) -> None:
 def test_the_parts_of_a_url(url: str, parts: tuple[str, ...]) -> None:
     place = parse_hub_path(url)
     assert (place.datasets, place.repository, place.revision, place.inner) == parts
+    assert parse_hub_path(str(place)) == place
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,10 @@ REFUSALS = {
         "no dataset http.*/datasets/org/none, or it is private: then",
     ),
     "a model": ("hf://org/none/*", r"no model .*The files of a dataset are hf://datasets/org/none/"),
-    "no revision": ("hf://datasets/org/corpus@v9/*", r"no branch, tag or commit 'v9'. Correct what follows @\.$"),
+    "no revision": (
+        "hf://datasets/org/corpus@v9/*",
+        r"no branch, tag or commit 'v9'. Correct the revision, or",
+    ),
     "private": ("hf://datasets/org/private/*", r"or it is private: then log in \(hf auth login, or set HF_TOKEN\)"),
     "gated": ("hf://datasets/org/gated/*", r"gated\. Accept its terms on http.*/datasets/org/gated, and log in"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from dataengine.commands.plan import describe_plan, load_plan
 from dataengine.config.load import load_config
 from dataengine.errors import InputError, OutageError
 from dataengine.pretrained import find_base
-from dataengine.storage.model_hub import fetch, is_on_hub, look_up
+from dataengine.storage.model_hub import fetch, is_on_hub, look_up, place_of
 from dataengine.text.tokenizers.load import load_tokenizer, tokenizer_file
 from tests.conftest import small_experiment
 from tests.model_hub import ModelHub, model_hub
@@ -44,10 +45,10 @@ def hub(model_hub: ModelHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> M
 
 
 def test_a_branch_is_resolved_to_the_commit_that_it_means_now(hub: ModelHub, folder: Path) -> None:
-    assert look_up(NAME, None).commit == look_up(NAME, "main").commit == SECOND
-    assert look_up(NAME, FIRST).commit == FIRST
+    assert look_up(place_of(NAME, None)).commit == look_up(place_of(NAME, "main")).commit == SECOND
+    assert look_up(place_of(NAME, FIRST)).commit == FIRST
     hub.add(NAME, folder, "3" * 40)
-    assert look_up(NAME, None).commit == "3" * 40
+    assert look_up(place_of(NAME, None)).commit == "3" * 40
 
 
 def test_only_headers_are_read_before_the_weights_are_needed(hub: ModelHub, folder: Path) -> None:
@@ -76,39 +77,51 @@ def test_the_tokenizer_is_that_of_the_model(hub: ModelHub, folder: Path, corpora
 
 
 def test_a_model_in_the_cache_needs_no_hub(hub: ModelHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetch(NAME, FIRST, "config.json")
+    fetch(place_of(NAME, FIRST, "config.json"))
     found = tokenizer_file(f"hf://{NAME}@{FIRST}")
     hub.always = 503
     assert tokenizer_file(f"hf://{NAME}@{FIRST}") == found
-    assert look_up(NAME, FIRST).commit == FIRST
+    assert look_up(place_of(NAME, FIRST)).commit == FIRST
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert look_up(NAME, FIRST).commit == FIRST
-    with pytest.raises(InputError, match=r"^org/other is not in the cache, and the hub is switched off"):
-        look_up("org/other", None)
+    assert look_up(place_of(NAME, FIRST)).commit == FIRST
+    with pytest.raises(InputError, match=r"^hf://org/other@main: HF_HUB_OFFLINE .*: hf download org/other"):
+        look_up(place_of("org/other", None))
+
+
+def test_the_cache_does_not_decide_which_tokenizer_a_model_has(
+    hub: ModelHub, folder: Path, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    both = shutil.copytree(folder, tmp_path / "both")
+    shutil.copy(tokenizer_path, both / "tokenizer.model")
+    hub.add("org/both", both, FIRST)
+    assert tokenizer_file("hf://org/both/tokenizer.model").name == "tokenizer.model"
+    assert tokenizer_file("hf://org/both").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    hub.always = 503
+    assert tokenizer_file(f"hf://org/both@{FIRST}/tokenizer.model").name == "tokenizer.model"
 
 
 def test_a_busy_hub_is_asked_again(hub: ModelHub) -> None:
     hub.failing = [429, 500]
-    assert look_up(NAME, FIRST).commit == FIRST
+    assert look_up(place_of(NAME, FIRST)).commit == FIRST
     hub.failing = [503]
-    assert fetch(NAME, FIRST, "config.json").is_file()
+    assert fetch(place_of(NAME, FIRST, "config.json")).is_file()
 
 
 @pytest.mark.parametrize("status", [429, 500])
 def test_a_hub_that_stays_busy_is_an_outage(hub: ModelHub, status: int) -> None:
     hub.always = status
-    with pytest.raises(OutageError, match=rf"the hub does not give {NAME}.*{status}.*It was tried 4 times"):
-        look_up(NAME, FIRST)
-    with pytest.raises(OutageError, match=rf"config\.json of {NAME} at revision {FIRST}.*{status}"):
-        fetch(NAME, FIRST, "config.json")
+    with pytest.raises(OutageError, match=rf"hf://{NAME}@{FIRST}: the hub does .*{status}.*It was tried 4 times"):
+        look_up(place_of(NAME, FIRST))
+    with pytest.raises(OutageError, match=rf"hf://{NAME}@{FIRST}/config\.json: .*{status}"):
+        fetch(place_of(NAME, FIRST, "config.json"))
 
 
 def test_half_a_file_is_never_used(hub: ModelHub) -> None:
     hub.half = "model.safetensors"
-    with pytest.raises(OutageError, match=r"does not give model\.safetensors of org/tiny.*It was tried 2 times"):
-        fetch(NAME, FIRST, "model.safetensors")
+    with pytest.raises(OutageError, match=r"/model\.safetensors: the hub does not give it.*It was tried 2 times"):
+        fetch(place_of(NAME, FIRST, "model.safetensors"))
     hub.half = ""
-    assert fetch(NAME, FIRST, "model.safetensors").stat().st_size > 10_000
+    assert fetch(place_of(NAME, FIRST, "model.safetensors")).stat().st_size > 10_000
 
 
 def refusal(**arguments: Any) -> str:
@@ -121,10 +134,10 @@ def refusal(**arguments: Any) -> str:
 
 def test_what_cannot_succeed_later_is_refused_at_once(hub: ModelHub, tmp_path: Path) -> None:
     gone = refusal(name=NAME, revision="9" * 40)
-    assert gone.startswith(f"the hub has no {NAME} at revision {'9' * 40}: the revision does not exist")
-    assert "no org/absent, or hides it without a token" in refusal(name="org/absent", revision=None)
+    assert f"/org/tiny has no branch, tag or commit '{'9' * 40}'. Correct the revision, or name a local copy." in gone
+    assert "/org/absent, or it is private: then log in" in refusal(name="org/absent", revision=None)
     hub.gated = True
-    assert "is gated on the hub: accept its conditions" in refusal(name=NAME, revision=FIRST)
+    assert "the model is gated. Accept its terms on http" in refusal(name=NAME, revision=FIRST)
     assert max(hub.asked.values()) == 1
     assert "is not a folder, and not a name on the hub" in refusal(name="a/b/c", revision=None)
     assert "is a folder, which has none" in refusal(name=str(tmp_path), revision=FIRST)
@@ -149,7 +162,7 @@ def test_a_plan_needs_no_hub(hub: ModelHub, corpora: Path, tmp_path: Path) -> No
     path.write_text(yaml.safe_dump(values | {"init": {"hf": NAME, "revision": FIRST}}))
     printed = describe_plan(load_plan(str(path)), gpu="h100-80", gpus=1)
     assert "10,000" in printed
-    assert "memory and hours on GPUs are not known: the hub does not give org/tiny" in printed
+    assert f"memory and hours on GPUs are not known: hf://org/tiny@{FIRST}: the hub does not give it" in printed
     hub.always = 0
     assert "GB" in describe_plan(load_plan(str(path)), gpu="h100-80", gpus=1)
 

@@ -326,6 +326,10 @@ def test_an_average_is_the_mean_of_the_newest_checkpoints_to_the_bit(config: Con
         InputError, match=r"--average-last 4: .* has 3 complete checkpoints at or before step 15: steps"
     ):
         export(other, 15, average_last=4)
+    with pytest.raises(InputError, match=r"has no complete checkpoints at or before step 3\. train\.keep_checkpoints"):
+        export(other, 3, average_last=2)
+    with pytest.raises(InputError, match=r"has 1 complete checkpoint at or before step 4: steps 4\. train\.keep_"):
+        export(other, 4, average_last=2)
 
 
 def test_fewer_than_two_checkpoints_have_no_average(capsys: pytest.CaptureFixture[str]) -> None:
