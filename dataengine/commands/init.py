@@ -19,7 +19,7 @@ from dataengine.records.formats import MOSES
 from dataengine.storage.atomic import write_file
 from dataengine.tables import size_words, table
 from dataengine.text.tokenizers.base import Tokenizer
-from dataengine.text.tokenizers.load import load_tokenizer
+from dataengine.text.tokenizers.load import load_tokenizer, pin_tokenizer
 
 _DEAR = 1.2  # times the tokens of a tokenizer of the text's own: worth a warning
 _UNKNOWN = 0.001  # of the tokens: worth a warning
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
         sentences = sentences_of(proposal.streams)
         trained = train_tokenizer(sentences, options.vocab_size or VOCAB_SIZE)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(model, trained)
+        write_file(Path(model), trained)
     tokenizer = load_tokenizer(model)
     if trained:
         words.append(f"trained on {len(sentences):,} sampled sentences: {tokenizer.vocab_size:,} pieces")
@@ -45,11 +45,11 @@ def run(options: argparse.Namespace) -> None:
     tokens = {stream.name: _estimate(tokenizer, stream, costs[stream.name]) for stream in proposal.streams}
     warnings = [] if trained else _warnings(proposal, tokenizer, costs)
     warnings += short_streams(proposal.streams, tokens)
-    text = write_experiment(name, proposal, str(model), tokens, [*words, *warnings], schema=schema_beside(path))
+    text = write_experiment(name, proposal, model, tokens, [*words, *warnings], schema=schema_beside(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, text.encode())
     load_config(path)
-    about = _describe_tokenizer(str(model), tokenizer, words, warnings)
+    about = _describe_tokenizer(model, tokenizer, words, warnings)
     show("\n".join([*_describe(proposal, costs, tokens), "", *about, "", *_next(path, proposal)]))
 
 
@@ -65,21 +65,21 @@ def _yaml_path(name: str, to: str | None) -> Path:
     return path
 
 
-def _choose_tokenizer(options: argparse.Namespace, proposal: Proposal, path: Path) -> tuple[Path, bool]:
-    """The tokenizer's file, and whether it is there: the stated one, or one that was shown, or one to be trained."""
+def _choose_tokenizer(options: argparse.Namespace, proposal: Proposal, path: Path) -> tuple[str, bool]:
+    """The tokenizer's path, and whether it is there: the stated one, or one that was shown, or one to be trained."""
     if options.tokenizer:
-        return Path(options.tokenizer), True
+        return pin_tokenizer(options.tokenizer), True
     if proposal.tokenizers and not options.vocab_size:
         first, *others = proposal.tokenizers
         proposal.unused += [(other, f"a second tokenizer; {first} is used") for other in others]
-        return Path(first), True
+        return first, True
     proposal.unused += [(other, "a tokenizer; --vocab-size asks for a new one") for other in proposal.tokenizers]
     model = path.with_suffix(".model")
     if model.exists():
         raise InputError(
             f"{model} exists, and init does not overwrite it. Use it with --tokenizer {model}, or remove it."
         )
-    return model, False
+    return str(model), False
 
 
 def _estimate(tokenizer: Tokenizer, stream: StreamGuess, cost: Cost) -> float:

@@ -65,6 +65,8 @@ def load_with_places(path: str | Path, overrides: Sequence[str] = (), *, look: b
 def dump_config(config: Config) -> str:
     """The resolved config as YAML. `load_config` reads it as an equal config."""
     values = config.model_dump(mode="json")
+    if config.init and config.init.hf and not config.model.model_fields_set:
+        values["model"] = None  # that of the pretrained model
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if re.search("[\x85\u2028\u2029]", text):  # line breaks for YAML, which reads them as spaces
         return yaml.safe_dump(values, sort_keys=False)

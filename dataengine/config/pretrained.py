@@ -73,7 +73,7 @@ def pretrained_model(base: Mapping[str, Any], parameters: int, stated: ModelConf
     if differing:
         raise InputError(
             f"`model` disagrees with {place}: {'; '.join(differing)}. Leave `model` out: the sizes are those of the "
-            "pretrained model."
+            "pretrained model. If a base of the YAML states it, write model: null."
         )
     return model
 

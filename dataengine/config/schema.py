@@ -222,7 +222,7 @@ class Config(Section):
     init: Annotated[InitConfig | None, TRAINING] = None
     """Start from the checkpoint of another run, or from a pretrained model. Default: new weights."""
     model: Annotated[ModelConfig, TRAINING] = ModelConfig()
-    """Size of the model. Default: TinyLlama 1.1B."""
+    """Size of the model. Default: TinyLlama 1.1B; with `init.hf`, also for null: that of the pretrained model."""
     train: Annotated[TrainConfig, TRAINING] = TrainConfig()
     """Optimizer, learning rate, checkpoints, logs and safety limits."""
     evaluate: Annotated[EvaluateConfig, TRAINING] = EvaluateConfig()
@@ -235,8 +235,11 @@ class Config(Section):
             return values
         filled = {"out": f"runs/{values.get('name')}", **values}
         init = values.get("init")
-        if isinstance(init, dict) and isinstance(init.get("hf"), str) and filled.get("tokenizer") is None:
-            filled["tokenizer"] = hub.address_of(init["hf"], init.get("revision"))
+        if isinstance(init, dict) and isinstance(init.get("hf"), str):  # null drops what a base states
+            if filled.get("tokenizer") is None:
+                filled["tokenizer"] = hub.address_of(init["hf"], init.get("revision"))
+            if filled.get("model", {}) is None:
+                del filled["model"]
         if isinstance(filled.get("languages"), dict):  # names in a file add to the defaults
             filled["languages"] = {**_LANGUAGES, **filled["languages"]}
         return filled

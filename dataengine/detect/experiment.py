@@ -186,7 +186,7 @@ def _train_lines(batch: int, steps: Sequence[int]) -> list[str]:
     return [
         "train:",
         "  learning_rate: 0.002",
-        "  min_learning_rate: 0.0002",
+        "  decay_to: 0.0002",
         f"  warmup_steps: {min(20, min(steps) // 5)}",
         "  decay_steps: end",
         f"  microbatch_size: {min(8, batch)}",

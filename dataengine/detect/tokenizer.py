@@ -115,7 +115,7 @@ def train_tokenizer(sentences: Sequence[str], vocab_size: int) -> bytes:
 def own_costs(sentences: Sequence[str], texts: Mapping[str, Sequence[str]], vocab_size: int) -> dict[str, Cost]:
     """What a tokenizer with as many pieces, trained on other sentences than these texts, makes of those of each name.
 
-    Empty if there are too few sentences for a fair comparison.
+    Empty if there are too few sentences for a fair comparison, or more characters than pieces.
     """
     held = {text for some in texts.values() for text in some}
     others = [sentence for sentence in sentences if sentence not in held]
@@ -123,7 +123,10 @@ def own_costs(sentences: Sequence[str], texts: Mapping[str, Sequence[str]], voca
         return {}
     import sentencepiece
 
-    model = sentencepiece.SentencePieceProcessor(model_proto=train_tokenizer(others, vocab_size))
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=train_tokenizer(others, vocab_size))
+    except InputError:
+        return {}
     costs = {}
     for name, some in texts.items():
         tokens = sum(map(len, model.encode(list(some))))

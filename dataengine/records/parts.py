@@ -139,7 +139,8 @@ def _find_pattern(pattern: str, stream: str) -> list[FoundFile]:
             shown = name.encode("utf-8", "backslashreplace").decode()
             raise InputError(f"stream '{stream}': the name of {shown} is not UTF-8. Rename the file.")
     if not files and Path(pattern).is_dir():
-        raise InputError(f"stream '{stream}': {pattern} is a folder. Name its files, such as {pattern}/*.jsonl")
+        ending = next((one for one in (".arrow", ".parquet") if any(Path(pattern).glob(f"*{one}"))), ".jsonl")
+        raise InputError(f"stream '{stream}': {pattern} is a folder. Name its files, such as {pattern}/*{ending}")
     if not files and "://" in pattern and not is_remote(pattern):
         raise InputError(
             f"stream '{stream}': cannot read {pattern}. Give a local path, or a URL with s3://, gs://, hf:// or https://"

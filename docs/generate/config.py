@@ -23,7 +23,8 @@ that set it. `dataengine config CONFIG --key KEY` prints one key with its descri
 
 **Base.** `base: PATH` names a YAML file that this file changes. The path is relative to the file that names it; all
 other paths are relative to the working directory. Mappings merge key by key. Lists and plain values replace those of
-the base. null drops a stream or an evaluation set of the base.
+the base. null drops a stream or an evaluation set of the base, and with `init.hf` also `model` and
+`tokenizer`.
 
 **Overrides.** `KEY=VALUE` on the command line replaces a key last, such as `batch_size=64`, `train.max_steps=100` or
 `stages.1.steps=40`. Stages count from 0.
@@ -165,6 +166,8 @@ def json_schema() -> dict[str, Any]:
     for mapping in (streams, sets["dev"], sets["test"], sets["examples"]):
         ((_, value),) = mapping["patternProperties"].items()
         value["anyOf"].append({"type": "null"})
+    model = top["properties"]["model"]
+    model["anyOf"] = [*model.pop("allOf"), {"type": "null"}]
     for kind in ("DocumentStream", "PairStream"):
         columns = made[kind]["properties"]["columns"]
         columns["anyOf"] = [{word: columns.pop(word) for word in ("type", "items")}, {"const": "heading"}]

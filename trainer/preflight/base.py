@@ -80,7 +80,7 @@ def _check_tokenizer(base: Base, model: PretrainedModel, ours: Tokenizer) -> lis
         return [
             Problem(
                 f"the streams' tokenizer has {ours.vocab_size:,} tokens, but {base.place} has embeddings for "
-                f"{model.rows:,}. Build with the tokenizer of the pretrained model: leave `tokenizer` out."
+                f"{model.rows:,}. Build with the tokenizer of the pretrained model: write tokenizer: null."
             )
         ]
     files = [base.path(name) for name in TOKENIZERS if name in base.hashes]
@@ -113,7 +113,7 @@ def _check_tokenizer(base: Base, model: PretrainedModel, ours: Tokenizer) -> lis
     return [
         Problem(
             f"the streams were tokenized with another tokenizer than that of {base.place}: {len(differing):,} of "
-            f"{tried:,} texts have other ids ({shown}). Leave `tokenizer` out, which takes the pretrained model's, and "
+            f"{tried:,} texts have other ids ({shown}). Write tokenizer: null, which takes the pretrained model's, and "
             "build again: dataengine build CONFIG."
         )
     ]

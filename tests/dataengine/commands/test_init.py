@@ -36,9 +36,10 @@ from tests.dataengine.detect.corpora import (
     tsv,
     write,
 )
+from tests.model_hub import ModelHub, model_hub
 from tests.object_store import ObjectStore, object_store
 
-__all__ = ["object_store"]
+__all__ = ["model_hub", "object_store"]
 
 PAIRS = texts()["en-zh.en"], texts()["en-zh.zh"]
 
@@ -222,6 +223,17 @@ def test_a_tokenizer_that_knows_no_german_is_warned_of(here: Path, capsys: pytes
     warned = re.search(r"warning: mono-de: (\d+)% more tokens than a tokenizer of", capsys.readouterr().out)
     assert warned
     assert int(warned[1]) > 20
+
+
+def test_the_tokenizer_of_a_model_on_the_hub_is_named_with_its_commit(model_hub: ModelHub, here: Path) -> None:
+    write(here, {"d/pairs.jsonl": jsonl(rows(("en", "zh"), *PAIRS))})
+    (here / "model").mkdir()
+    shutil.copy(DEMO / "tokenizer.model", here / "model")
+    (here / "model/config.json").write_text("{}")
+    model_hub.add("org/tiny", here / "model", "a" * 40)
+    assert init("mine", "d", "--tokenizer", "hf://org/tiny") == 0
+    assert yaml.safe_load((here / "mine.yaml").read_text())["tokenizer"] == f"hf://org/tiny@{'a' * 40}"
+    load_config(here / "mine.yaml")
 
 
 def test_a_trained_tokenizer_gives_back_every_text(here: Path) -> None:

@@ -83,6 +83,18 @@ def test_null_drops_what_a_base_has(tmp_path: Path) -> None:
     assert (list(config.streams), dict(config.evaluate.dev)) == (["mono"], {"en-id": "b.jsonl"})
 
 
+def test_null_drops_the_model_and_the_tokenizer_of_a_base_for_those_of_a_pretrained_model(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", BASE + "model: {hidden_size: 64}\n")
+    child = write(tmp_path, "a.yaml", "base: base.yaml\nmodel: null\ntokenizer: null\n")
+    config = load_config(child, ["init.hf=org/model"])
+    again = load_config(write(tmp_path, "resolved.yaml", dump_config(config)))
+    assert again == config
+    for one in (config, again):
+        assert (one.model.model_fields_set, one.tokenizer) == (set(), "hf://org/model")
+    with pytest.raises(InputError, match="model: expected a mapping"):  # no other model to take
+        load_config(child, ["tokenizer=a.model"])
+
+
 def test_languages_add_to_the_usual_ones(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, "a.yaml", BASE + "languages: {de: German}\n"))
     assert config.languages == {"en": "English", "zh": "Chinese", "id": "Indonesian", "de": "German"}

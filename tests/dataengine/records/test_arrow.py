@@ -158,3 +158,10 @@ def test_the_format_can_be_stated(tmp_path: Path) -> None:
     path = write(tmp_path / "cache-1", pa.ipc.new_stream, pa.table({"text": ["a", "b"]}))
     (part,) = plan(path, form=DOCUMENT, format="arrow")
     assert read(part)[0] == [(1, ("a",)), (2, ("b",))]
+
+
+def test_the_folder_of_a_dataset_is_refused_with_a_pattern_of_its_files(tmp_path: Path) -> None:
+    write(tmp_path / "data-00000-of-00001.arrow", pa.ipc.new_stream, pa.table({"text": ["One."]}))
+    with pytest.raises(InputError, match=rf"is a folder\. Name its files, such as {tmp_path}/\*\.arrow"):
+        plan(tmp_path)
+    assert plan(tmp_path / "*.arrow")
