@@ -18,17 +18,8 @@ from torch.nn.functional import pad
 class Layout(NamedTuple):
     """What each layer of a decoder gets beside the hidden states."""
 
-    positions: Tensor  # (b, seq_len), or (1, seq_len) for all samples
+    positions: Tensor  # (b, seq_len)
     attention: dict[str, Any]  # keyword arguments of transformers' attention functions
-
-
-def as_one(tokens: Tensor) -> Layout:
-    """Return the layout of samples (b, seq_len) whose documents attend to those before them.
-
-    Without a mask, attention is causal. The layers get no position ids: with them, flash-attn's function in
-    transformers looks for packed sequences, and the host waits in each layer.
-    """
-    return Layout(torch.arange(tokens.shape[1], device=tokens.device)[None], {"attention_mask": None})
 
 
 def apart(tokens: Tensor, eos_id: int, attention: str, dtype: torch.dtype) -> Layout:
