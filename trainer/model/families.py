@@ -30,7 +30,8 @@ _SCALED = ("gemma2", "gemma3_text")  # their forward pass scales the embedding
 def decode(model: Any, tokens: Tensor) -> Tensor:
     """Return the last hidden states of a decoder without its output layer: (b, s) -> (b, s, d).
 
-    A mask is only built where the attention needs one: see `mask_of`.
+    A mask is only built where the attention needs one: see `mask_of`. The layers that are called here get no position
+    ids: with them, flash-attn's function in transformers looks for packed sequences, and the host waits in each layer.
     """
     config = model.config
     window = getattr(config, "sliding_window", None)
