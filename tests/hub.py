@@ -366,7 +366,9 @@ def web_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
 
 @contextmanager
 def running(monkeypatch: pytest.MonkeyPatch, server: Any) -> Iterator[Any]:
-    """End a server after its test."""
+    """End a server after its test, which may ask it whatever earlier tests of this process switched off."""
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # read once, at its import
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
     monkeypatch.setenv("NETRC", os.devnull)
