@@ -18,11 +18,11 @@ install: ## set up .venv, which all targets do first (STACK=newest for the newes
 demo: install ## build, train, kill, resume, evaluate on real text (5 minutes on 2 cores)
 	$(BIN)/python demo/demo.py
 
-test: install ## run the quick tests: what an hour's work can break (8 minutes on 2 cores)
+test: install ## run the quick tests: what an hour's work can break (9 minutes on 2 cores)
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --ignore tests/end_to_end
 	$(BIN)/python -m pytest -m 'not slow' tests/end_to_end
 
-test-all: install ## run the rest of the tests: kills, launches, clusters (30 minutes on 2 cores)
+test-all: install ## run the rest of the tests: kills, launches, clusters (40 minutes on 2 cores)
 	$(BIN)/python -m pytest -m slow
 
 study: install ## all settings and open questions in miniature, with a report (70 minutes on 2 cores; FAST=1: 15)
