@@ -29,6 +29,7 @@ from dataengine.config.load import load_config
 from dataengine.schedule.manifest import Manifest
 from tests.conftest import slow_but, small_experiment
 from tests.end_to_end import ranks
+from tests.plain_masks import apart
 
 STEPS, STOPPED_AT, RESTARTED_AT = 40, 20, 14
 TRAIN: dict[str, Any] = {
@@ -128,14 +129,7 @@ def initial_model(manifest: Manifest, sizes: dict[str, int]) -> LlamaForCausalLM
 def masked_loss(model: LlamaForCausalLM, tokens: Tensor, counted: Tensor, eos_id: int) -> Tensor:
     """The mean over the labels that count, shape (b, seq_len), by logits of documents that do not see each other."""
     inputs = tokens[:, :-1]
-    mask = torch.full((len(tokens), 1, inputs.shape[1], inputs.shape[1]), float("-inf"))
-    positions = torch.zeros_like(inputs)
-    for number, row in enumerate(inputs.tolist()):
-        begin = 0
-        for place, token in enumerate(row):
-            mask[number, 0, place, begin : place + 1] = 0
-            positions[number, place] = place - begin
-            begin = place + 1 if token == eos_id else begin
+    mask, positions = apart(inputs, eos_id)
     logits = model(input_ids=inputs, attention_mask=mask, position_ids=positions).logits.flatten(0, 1)
     labels = tokens[:, 1:].masked_fill(~counted, -100).flatten()
     return cross_entropy(logits, labels, ignore_index=-100, reduction="sum") / counted.sum()

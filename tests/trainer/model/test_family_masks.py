@@ -15,6 +15,7 @@ from transformers import GPT2Config
 
 from dataengine.config.training import TrainConfig
 from dataengine.errors import InputError
+from tests.plain_masks import apart
 from tests.tiny_base import KINDS, opened, save_model, tiny_config
 from tests.trainer.model.test_families import MANIFEST, decoder_of, transformers_own
 from trainer.model.packed import new_decoder
@@ -41,19 +42,6 @@ def packed() -> Tensor:
     return tokens
 
 
-def apart(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The additive mask and the position ids of samples (b, s), token by token."""
-    mask = torch.full((len(tokens), 1, tokens.shape[1], tokens.shape[1]), float("-inf"))
-    positions = torch.zeros_like(tokens)
-    for number, sample in enumerate(tokens.tolist()):
-        begin = 0
-        for place, token in enumerate(sample):
-            mask[number, 0, place, begin : place + 1] = 0
-            positions[number, place] = place - begin
-            begin = place + 1 if token == EOS else begin
-    return mask, positions
-
-
 def assert_same_gradients(ours: Any, theirs: Any) -> None:
     """Each relative to its largest entry."""
     expected = {name: one.grad for name, one in theirs.named_parameters()}
@@ -69,7 +57,7 @@ def test_documents_are_apart_as_in_transformers_with_a_mask_and_positions(folder
     decoder, theirs = decoder_of(folders[kind], document_mask=True), transformers_own(folders[kind])
     mean, each = decoder(tokens)
     mean.backward()
-    mask, positions = apart(tokens[:, :-1])
+    mask, positions = apart(tokens[:, :-1], EOS)
     logits = theirs(tokens[:, :-1], attention_mask=mask, position_ids=positions).logits
     losses = cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
     losses.mean().backward()
