@@ -39,12 +39,18 @@ def decode(model: Any, tokens: Tensor) -> Tensor:
         kinds = {"full_attention": None, "sliding_attention": window}
         masks = {kind: mask_of(config, tokens, size) for kind, size in kinds.items() if kind in config.layer_types}
         return cast(Tensor, model(tokens, attention_mask=masks, use_cache=False).last_hidden_state)
-    mask = mask_of(config, tokens, window)
-    hidden = model.embed_tokens(tokens)
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]  # (1, s)
+    return call_layers(model, model.embed_tokens(tokens), positions, attention_mask=mask_of(config, tokens, window))
+
+
+def call_layers(model: Any, hidden: Tensor, positions: Tensor, **attention: Any) -> Tensor:
+    """Return the last hidden states from embedded tokens (b, s, d) at these positions, (b, s) or (1, s).
+
+    `attention` are arguments of transformers' attention functions, such as a mask.
+    """
     rotary = model.rotary_emb(hidden, positions)
     for layer in model.layers:
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
+        hidden = layer(hidden, position_embeddings=rotary, **attention)
     return cast(Tensor, model.norm(hidden))
 
 

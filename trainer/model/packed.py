@@ -15,7 +15,7 @@ from dataengine.schedule.manifest import Manifest
 from trainer.model import documents
 from trainer.model.attention import choose_attention
 from trainer.model.decoder import model_config, new_model
-from trainer.model.families import decode, refuse_document_mask, soft_cap
+from trainer.model.families import call_layers, decode, refuse_document_mask, soft_cap
 from trainer.model.initial_weights import draw_weights
 from trainer.model.loss import MeanCrossEntropy
 
@@ -67,10 +67,7 @@ class PackedDecoder(nn.Module):
         model = self.hf.model
         hidden = model.embed_tokens(tokens)
         layout = documents.apart(tokens, self.document_end, self.hf.config._attn_implementation, hidden.dtype)
-        rotary = model.rotary_emb(hidden, layout.positions)
-        for layer in model.layers:
-            hidden = layer(hidden, position_embeddings=rotary, **layout.attention)
-        return cast(Tensor, model.norm(hidden))
+        return call_layers(model, hidden, layout.positions, **layout.attention)
 
 
 class WholeModel(PackedDecoder):
