@@ -13,6 +13,7 @@ import re
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class _QuietServer(ThreadingHTTPServer):
         """Connections that clients close are not worth a line."""
 
 
-class LoopbackServer:
+class LoopbackServer(ABC):
     """An HTTP server in a thread. Subclasses answer requests."""
 
     def __init__(self, host: str = "127.0.0.1") -> None:
@@ -100,9 +101,9 @@ class LoopbackServer:
         """The number of requests whose method and address match."""
         return sum(1 for one in self.requests if re.search(match, f"{one.method} {one.path}"))
 
+    @abstractmethod
     def answer(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and content of an answer."""
-        raise NotImplementedError
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         given = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))

@@ -71,10 +71,9 @@ def array_form(manifest: Manifest, hashes: Sequence[str]) -> ShardFormat:
     return ShardFormat(max(_FILE_BYTES // sample, 1), tuple(hashes))
 
 
-def array_dtype(to_format: str, vocab_size: int) -> np.dtype[Any]:
-    """The type of tokens. Ids are below 2^31, so int32 and uint32 have the same bytes."""
-    dtype = token_dtype(vocab_size)
-    return np.dtype(np.int32) if to_format == "megatron" and dtype == np.uint32 else dtype
+def array_dtype(to_format: str, tokens: np.dtype[Any]) -> np.dtype[Any]:
+    """The type that a file states for tokens. Ids are below 2^31, so int32 and uint32 have the same bytes."""
+    return np.dtype(np.int32) if to_format == "megatron" and tokens == np.uint32 else tokens
 
 
 def write_array(samples: NDArray[Any], add: AddFile, number: int, form: ShardFormat, to_format: str) -> list[Shard]:
@@ -82,8 +81,7 @@ def write_array(samples: NDArray[Any], add: AddFile, number: int, form: ShardFor
     name = f"tokens.{number:05d}"
     content = samples.astype(samples.dtype.newbyteorder("<"), copy=False).tobytes()
     if to_format == "megatron":
-        dtype = "uint16" if samples.dtype.itemsize == 2 else "int32"
-        add(f"{name}.idx", encode_idx(len(samples), samples.shape[1], dtype))
+        add(f"{name}.idx", encode_idx(len(samples), samples.shape[1], array_dtype(to_format, samples.dtype).name))
     add(f"{name}.bin", content)
     return [Shard(len(samples), describe_file(f"{name}.bin", content, form.hashes))]
 
@@ -111,7 +109,7 @@ def encode_array_index(manifest: Manifest, first: int, last: int, shards: Sequen
         last_step=last,
         batch_size=manifest.batch_size,
         seq_len=manifest.seq_len,
-        dtype=array_dtype(to_format, manifest.vocab_size).name,
+        dtype=array_dtype(to_format, token_dtype(manifest.vocab_size)).name,
         samples=sum(shard.samples for shard in shards),
         files=tuple(ArrayFile(s.raw.basename, s.samples, s.raw.bytes, s.raw.hashes) for s in shards),
     )

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 from types import MappingProxyType
 
 from dataengine.config.schema import BudgetConfig, StageConfig, fraction_sum
-from dataengine.errors import InputError
+from dataengine.errors import InputError, stream_key
 from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_parts, parts_of
 
 _NO_WEIGHTS: Mapping[str, str] = MappingProxyType({})
@@ -307,7 +307,7 @@ class _Run:
         return Stage(stage.name, steps, {name: quota * self.lanes for name, quota in quotas.items() if quota})
 
     def _too_small(self, stage: str, name: str, quota: int) -> str:
-        size, key = self.streams[name], f"streams.{entry_of(name)}"
+        size, key = self.streams[name], stream_key(name)
         have, want = self.left[name] * self.lanes, quota * self.lanes
         a_pass = size.samples // self.lanes * self.lanes
         if not a_pass:
