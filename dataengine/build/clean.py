@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dataengine.build.external_sort import buckets_of, key_runs, num_ranges, read_runs
 from dataengine.build.near_units import NearRuns
 from dataengine.build.tokenize import TokenFormat, find_lost
-from dataengine.build.units import SCHEMA, OnProgress, Reading, Receipt, Unit, fingerprint_of, identity_of, select
+from dataengine.build.units import OnProgress, Reading, Receipt, Unit, identity_of, select, unit_fingerprint
 from dataengine.cleaning import dedup, score_cache
 from dataengine.errors import InputError
 from dataengine.records.types import RecordFormat, Records, SourcePart
@@ -188,7 +188,7 @@ class CleanRecords(Unit):
     def fingerprint(self) -> str:
         """As for any unit, without what only `mark_low_scores` uses: a new threshold or model reads no text again."""
         cleaning = replace(self.cleaning, scores=dict.fromkeys(self.cleaning.scores, 0.0), score_model=None)
-        return fingerprint_of({"schema": SCHEMA, "kind": self.kind, **identity_of(replace(self, cleaning=cleaning))})
+        return unit_fingerprint(self.kind, identity_of(replace(self, cleaning=cleaning)))
 
     @property
     def input_bytes(self) -> int:

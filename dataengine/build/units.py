@@ -33,6 +33,7 @@ from dataengine.storage.arrays import damaged_unit
 from dataengine.storage.store import AddFile, Store
 
 SCHEMA = 5  # increase it when the same input gives other bytes
+LAYOUT = 1  # of the files in units/; increase it when only they change, so that no stream is built again
 
 _EARLY_RECORDS = 10_000  # a unit stops here if over half are unusable, as the keys or the format are wrong
 _REJECTS = 10_000  # unusable records that a unit writes; all are counted
@@ -86,7 +87,7 @@ class Unit(ABC):
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides this unit's bytes."""
-        return fingerprint_of({"schema": SCHEMA, "kind": self.kind, **identity_of(self)})
+        return unit_fingerprint(self.kind, identity_of(self))
 
     @property
     def folder(self) -> str:
@@ -149,6 +150,11 @@ def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Rece
 
     with ThreadPoolExecutor(16) as pool:
         return dict(zip(there, pool.map(read, there), strict=True))
+
+
+def unit_fingerprint(kind: str, identity: Mapping[str, Any]) -> str:
+    """Fingerprint of a unit of some kind with these fields."""
+    return fingerprint_of({"schema": SCHEMA, "layout": LAYOUT, "kind": kind, **identity})
 
 
 def fingerprint_of(identity: object) -> str:
