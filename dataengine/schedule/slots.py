@@ -34,7 +34,7 @@ def apportion(weights: Sequence[float | Fraction], total: int) -> list[int]:
     whole = sum(parts)
     counts = [total * part // whole for part in parts]
     remainders = [total * part % whole for part in parts]
-    order = sorted(range(len(parts)), key=lambda k: (-remainders[k], k))
+    order = sorted(range(len(parts)), key=remainders.__getitem__, reverse=True)  # equal ones stay in their order
     for k in order[: total - sum(counts)]:
         counts[k] += 1
     return counts

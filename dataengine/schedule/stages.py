@@ -149,6 +149,8 @@ def _divide(shares: Sequence[tuple[Fraction, Mapping[str, int]]], samples: int) 
 
 
 def _split_by(weights: Mapping[str, int], samples: int) -> dict[str, int]:
+    if len(weights) == 1:
+        return dict.fromkeys(weights, samples)
     return dict(zip(weights, apportion([*weights.values()], samples), strict=True))
 
 
