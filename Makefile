@@ -42,8 +42,8 @@ docs: install ## write the generated reference pages, then the site: site/index.
 	PYTHONPATH=. $(BIN)/python -m docs.generate
 	$(MKDOCS)
 
-bench: install ## run the benchmarks in their quick form (not spikes.py, which trains 73 models, nor gpu_check.py)
-	for program in $(filter-out benchmarks/rows.py benchmarks/spikes.py benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$program || exit 1; done
+bench: install ## run the benchmarks in their quick form, and write docs/outputs/benchmarks.json and its table (not spikes.py, which trains 73 models, nor gpu_check.py)
+	$(BIN)/python benchmarks/run.py; status=$$?; $(BIN)/python -m docs.generate && exit $$status
 
 gpu-wheels: install ## collect what benchmarks/gpu_check.py needs beside PyTorch, without a network (FOR=3.13: another Python than 3.12)
 	rm -rf dist/gpu-wheels

@@ -1,8 +1,9 @@
 """Does anything grow over time? `python benchmarks/leaks.py [--full]`: a long training and a large build, from outside.
 
 Trains many tiny steps, with a loader worker and a checkpoint every 100 steps, and builds from many megabytes. At each
-10 % it prints memory, open files, threads and shared memory blocks of the process and its children. `--full` is 5,000
-steps and 1 GB (quick: 300 steps and 30 MB).
+10 % it looks at memory, open files and threads of the process and its children. A row has the last figure; its peer is
+the figure of the first half, so a ratio far below 1 is growth. `--full` is 5,000 steps and 1 GB (quick: 300 steps and
+30 MB). Without --json it also prints each look.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,16 @@ sys.path.insert(0, str(ROOT))
 import psutil  # noqa: E402
 import yaml  # noqa: E402
 
+from benchmarks.rows import Row, cpu_seconds, show  # noqa: E402
+
 DATA = ROOT / "demo" / "data"
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print the rows of both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="5,000 steps and 1 GB")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     steps, megabytes = (5_000, 1_000) if options.full else (300, 30)
     with tempfile.TemporaryDirectory() as name:
@@ -39,26 +44,28 @@ def main() -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "LOCAL_RANK": "0", "NODE_RANK": "0",
                        "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
                        "MASTER_PORT": "29777"}  # fmt: skip
-        print(f"training, {steps:,} steps")
         log = folder / "run" / "log.csv"
         watch(
+            "train",
             [sys.executable, "trainer/train.py", str(config)],
             lambda: log.read_bytes().count(b"\n") - 1 if log.is_file() else 0,
             steps,
             environment,
+            as_json=options.json,
         )
         source = folder / "large.jsonl"
         write_source(source, megabytes)
         path = folder / "large.yaml"
         path.write_text(yaml.safe_dump({**settings(folder, "large"), "streams": {"mono": {"documents": [str(source)]}},
                                         "part_bytes": 8_000_000}))  # fmt: skip
-        print(f"building from {megabytes:,} MB")
         units = folder / "store" / "units"
         watch(
+            "build",
             [sys.executable, "-m", "dataengine", "build", str(path), "--workers", "2"],
             lambda: len(list(units.glob("*/receipt.json"))),
             megabytes // 8,
             dict(os.environ),
+            as_json=options.json,
         )
 
 
@@ -101,10 +108,11 @@ def write_source(path: Path, megabytes: int) -> None:
             number += 1
 
 
-def watch(command: list[str], done: Callable[[], int], total: int, environment: dict[str, str]) -> None:
-    """Run a command, and print at each 10 % what its processes hold."""
-    print(f"{'done':>8} {'seconds':>8} {'MB':>7} {'files':>6} {'threads':>8} {'shared memory':>14}")
-    begun = time.perf_counter()
+def watch(
+    name: str, command: list[str], done: Callable[[], int], total: int, environment: dict[str, str], *, as_json: bool
+) -> None:
+    """Run a command, look at each 10 % at what its processes hold, and print the rows."""
+    begun, looks = cpu_seconds(), [(0.0, 0, 0)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     tenths = [total * tenth // 10 for tenth in range(1, 11)]
     while process.poll() is None:
@@ -117,12 +125,17 @@ def watch(command: list[str], done: Callable[[], int], total: int, environment: 
             except psutil.Error:
                 continue
             memory, files, threads = (sum(column) for column in zip(*held, strict=True))
-            shared = len(os.listdir("/dev/shm"))
-            print(f"{now:8,} {time.perf_counter() - begun:8.1f} {memory / 1e6:7,.0f} {files:6} {threads:8} {shared:14}",
-                  flush=True)  # fmt: skip
+            looks.append((memory / 1e6, files, threads))
+            if not as_json:
+                print(f"{name} {now:8,}: {memory / 1e6:7,.0f} MB {files:6} files {threads:6} threads", flush=True)
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}")
-    print(f"{'ended':>8} {time.perf_counter() - begun:8.1f} {'':7} {'':6} {'':8} {len(os.listdir('/dev/shm')):14}")
+    half = looks[: 1 + len(looks) // 2]
+    for what, unit, early, late in zip(
+        ("memory", "files", "threads"), ("MB", "", ""), map(max, *half), looks[-1], strict=True
+    ):
+        row = Row(f"{name}_{what}", late, unit or what, "most in the first half", early, early / max(late, 1))
+        show(replace(row, cpu_seconds=cpu_seconds() - begun), as_json=as_json)
 
 
 if __name__ == "__main__":

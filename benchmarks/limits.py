@@ -1,8 +1,8 @@
-"""Time and memory of large inputs, each at two sizes: `python benchmarks/limits.py [--full]`.
+"""Time and memory of large inputs, each at two sizes: `python benchmarks/limits.py [--full] [--json]`.
 
-Twice the size may take twice as long, not more: `growth` is the ratio of the two times. Plans and orders of up to 100
-million samples need no data; the rest is built from real text. Each figure comes from a separate process; memory is its
-peak.
+Twice the size may take twice as long, not more: the peer of each CPU time is that of half the size, twice. Plans and
+orders of up to 100 million samples need no data; the rest is built from real text. Each figure comes from a separate
+process; `_mb` is its peak memory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import multiprocessing
 import resource
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -23,15 +22,19 @@ sys.path.insert(0, str(ROOT))
 
 import yaml  # noqa: E402
 
+from benchmarks.rows import Row, cpu_seconds, medians, show, to_stderr  # noqa: E402
+
 DATA = ROOT / "demo" / "data"
 Made = Callable[[], object]
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="the sizes in docs/internals/reliability.md (quick: 10 %%)")
     parser.add_argument("--only", metavar="NAME", help="one row")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     part = 1 if options.full else 10
     rows: dict[str, tuple[Callable[[Path, int], Made], int, str]] = {
@@ -43,16 +46,22 @@ def main() -> None:
         "document": (document, 50_000_000 // part, "bytes in one document, built"),
         "streams": (streams, 50 // min(part, 5), "streams, built"),
     }
-    print(f"{'size':>12} {'seconds':>8} {'MB':>7} {'growth':>7}  what")
     for name, (make, size, words) in rows.items():
         if options.only in (None, name):
-            half, _ = measure(make, size // 2)
-            seconds, memory = measure(make, size)
-            print(f"{size:12,} {seconds:8.2f} {memory:7,.0f} {seconds / half:6.2f}x  {words}", flush=True)
+            with to_stderr():
+                print(f"{name}: {size:,} {words}", flush=True)
+                works = {"half": lambda: measure(make, size // 2), "whole": lambda: measure(make, size)}  # noqa: B023
+                found = medians(options.runs, works)
+            (half, whole), runs = (found["half"]["s"], found["whole"]["s"]), options.runs
+            show(
+                Row(f"limit_{name}", whole, "s", "half the size, twice", 2 * half, 2 * half / whole, whole, half, runs),
+                as_json=options.json,
+            )
+            show(Row(f"limit_{name}_mb", found["whole"]["mb"], "MB", runs=runs), as_json=options.json)
 
 
-def measure(make: Callable[[Path, int], Made], size: int) -> tuple[float, float]:
-    """Seconds and MB of the work that `make` returns, in a separate process."""
+def measure(make: Callable[[Path, int], Made], size: int) -> dict[str, float]:
+    """CPU-seconds and MB of the work that `make` returns, in a separate process."""
     for warm in (True, False):
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -62,12 +71,12 @@ def measure(make: Callable[[Path, int], Made], size: int) -> tuple[float, float]
     return found
 
 
-def in_process(make: Callable[[Path, int], Made], folder: Path, size: int, warm: bool) -> tuple[float, float]:
+def in_process(make: Callable[[Path, int], Made], folder: Path, size: int, warm: bool) -> dict[str, float]:
     """Prepare, and measure; `warm` only loads files and libraries into memory."""
     work = make(folder, max(8, size // 10) if warm else size)
-    begun = time.perf_counter()
+    begun = cpu_seconds()
     work()
-    return time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"s": cpu_seconds() - begun, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def write_config(folder: Path, **changes: Any) -> Path:

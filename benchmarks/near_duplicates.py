@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import orjson  # noqa: E402
 import rensa  # noqa: E402
 
+from benchmarks.rows import Row, show  # noqa: E402
 from dataengine.build.executors import LocalEngine  # noqa: E402
 from dataengine.build.prepare import prepare  # noqa: E402
 from dataengine.build.rounds import run_rounds  # noqa: E402
@@ -50,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=int, metavar="N", help="only the growth with N texts of one template")
     parser.add_argument("--run", nargs=3, metavar=("FILE", "STORE", "WORKERS"), help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     if options.run:
         print(json.dumps(measure(Path(options.run[0]), options.run[1], int(options.run[2]))))
@@ -58,15 +61,16 @@ def main() -> None:
         if options.template:
             show_growth(Path(folder), options.template)
         else:
-            show_cases(Path(folder))
+            show_cases(Path(folder), as_json=options.json)
 
 
-def show_cases(folder: Path) -> None:
-    """What is dropped in each case, for any number of workers and after a kill, and the cost."""
+def show_cases(folder: Path, *, as_json: bool) -> None:
+    """What is dropped in each case, for any number of workers and after a kill, and the cost: a table, or JSON rows."""
     heading = (
         "case,texts,dropped,falsely,missed at +0.05,at +0.1,keys only,in total,ratio,memory,peer: dropped,falsely,time"
     )
     rows = [tuple(heading.split(","))]
+    rensa_version = f"rensa {version('rensa')}"
     for name, texts in make_cases():
         path = write(folder / f"{name}.jsonl", texts)
         found = run(path, folder / f"{name}.1", 1)
@@ -79,6 +83,14 @@ def show_cases(folder: Path) -> None:
                       for record, kept, _ in found["twins"])  # fmt: skip
         peer_gone, peer_seconds = run_peer(texts)
         peer_falsely = count_false(peer_gone, sets)
+        if as_json:
+            ours, label = found["seconds"], f"near_{name.replace(' ', '_')}"
+            show(
+                Row(label, ours, "s", rensa_version, peer_seconds, peer_seconds / ours, ours, peer_seconds),
+                as_json=True,
+            )
+            show(Row(f"{label}_falsely", falsely, "texts", rensa_version, peer_falsely), as_json=True)
+            continue
         rows.append(
             (
                 name, f"{len(texts):,}", f"{len(gone):,}", f"{falsely:,}", *missed(gone, sets),
@@ -86,6 +98,8 @@ def show_cases(folder: Path) -> None:
                 f"{found['megabytes']:,} MB", f"{len(peer_gone):,}", f"{peer_falsely:,}", f"{peer_seconds:.1f} s",
             )
         )  # fmt: skip
+    if as_json:
+        return
     print("\n".join(table(rows)))
     print("The same texts are dropped with 1, 2 and 3 workers, and after a SIGKILL in the middle.")
 

@@ -1,58 +1,106 @@
-"""How long a run waits for its sample order, against stock StreamingDataset: `python benchmarks/order.py [--full]`.
+"""How long a run waits for its sample order, against peers: `python benchmarks/order.py [--full] [--json]`.
 
-Both mix two streams of half the samples each, in shards of 4,096. Ours: make the run's order and find the samples of a
-step in its middle. Stock (py1e, default batching): generate the epoch's order, which it does at every start and epoch.
-Each figure is the median of several runs in separate processes; memory is what the order adds to a process.
+All mix two streams of half the samples each. Ours: make the run's order of shards of 4,096 samples, and find the
+samples of a step in its middle. Stock StreamingDataset (py1e, default batching): generate the epoch's order, which it
+does at every start and epoch. grain: make the pipeline (`MapDataset.mix` of two shuffled ranges), and take the elements
+of the same step. `permute` is the permutation alone, of 100,000 indices. Milliseconds are CPU time; each run has a
+process of its own, and `_mb` is what the order adds to it. levanter's permutation needs jax, and is not compared.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
-import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.rows import Row, medians, show
+
 BATCH = 512
 SHARD = 4096
+INDICES = 100_000
 
 
 def main() -> None:
-    """Print the table, or JSON lines."""
+    """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="1M, 10M and 30M samples (default: 1M and 10M)")
+    parser.add_argument("--full", action="store_true", help="also 30M samples, and 400M in 8 streams")
     parser.add_argument("--runs", type=int, default=3, help="runs of each (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
-    peer = f"mosaicml-streaming {version('mosaicml-streaming')}"
-    if not options.json:
-        print(f"{'order':10} {'ours, ms':>10} {'MB':>6}   {peer + ', ms':>30} {'MB':>6} {'ratio':>8}")
-    for name, samples in {"order_1m": 10**6, "order_10m": 10**7, "order_30m": 3 * 10**7}.items():
-        if name == "order_30m" and not options.full:
-            continue
-        shards = samples // 2 // SHARD
-        (ours, our_mb), (theirs, their_mb) = (measure(run, shards, options.runs) for run in (our_order, stock_order))
-        if options.json:
-            row = {"benchmark": name, "ours": ours, "unit": "s", "peer": peer, "peer_value": theirs}
-            print(json.dumps({**row, "ratio": theirs / ours}), flush=True)
-        else:
-            print(
-                f"{name:10} {ours * 1e3:10.1f} {our_mb:6.0f}   {theirs * 1e3:30,.0f} {their_mb:6.0f} "
-                f"{theirs / ours:7,.0f}x",
-                flush=True,
-            )
-    if not options.json:
-        ours, our_mb = measure(large_order, 12_207, options.runs)
-        print(
-            f"400M samples in 8 streams: {ours * 1e3:.1f} ms and {our_mb:.0f} MB to start and find a step in the middle"
-        )
+    streaming = f"mosaicml-streaming {version('mosaicml-streaming')}"
+    grain = f"grain {version('grain')}"
+    sizes = {"order_1m": 10**6, "order_10m": 10**7} | ({"order_30m": 3 * 10**7} if options.full else {})
+    for name, samples in sizes.items():
+        works = {"ours": our_order, streaming: stock_order, grain: grain_order}
+        for row in compare(name, works, samples // 2 // SHARD, options.runs, with_memory=True):
+            show(row, as_json=options.json)
+    for row in compare("permute", {"ours": our_permutation, grain: grain_permutation}, 10**9, options.runs):
+        show(row, as_json=options.json)
+    if options.full:
+        for row in compare("order_400m_8_streams", {"ours": large_order}, 12_207, options.runs, with_memory=True):
+            show(row, as_json=options.json)
+
+
+def compare(
+    name: str, works: dict[str, Callable[[int], float]], size: int, runs: int, *, with_memory: bool = False
+) -> list[Row]:
+    """Rows of our milliseconds, and our memory, beside each peer's."""
+    found = medians(runs, {peer: lambda work=work: measure(work, size) for peer, work in works.items()})  # type: ignore[misc]
+    ours, peers = found.pop("ours"), found
+    rows = []
+    for label, key, unit in ((name, "ms", "ms"), (f"{name}_mb", "mb", "MB"))[: 1 + with_memory]:
+        rows += [Row(label, ours[key], unit, runs=runs)] if not peers else []
+        for peer, theirs in peers.items():
+            cpu = (ours["ms"] / 1e3, theirs["ms"] / 1e3)
+            rows.append(Row(label, ours[key], unit, peer, theirs[key], theirs["ms"] / ours["ms"], *cpu, runs))
+            if key == "mb":  # often 0
+                rows[-1] = replace(rows[-1], ratio=None)
+    return rows
+
+
+def our_permutation(size: int) -> float:
+    """Permute indices."""
+    from dataengine.permutation import permute
+
+    indices = np.arange(min(INDICES, size), dtype=np.int64)
+    begun = time.process_time()
+    permute(indices, max(size, INDICES), 17)
+    return time.process_time() - begun
+
+
+def grain_permutation(size: int) -> float:
+    """The same number of grain's."""
+    from grain._src.python.experimental.index_shuffle.python.index_shuffle_module import index_shuffle
+
+    begun = time.process_time()
+    for index in range(min(INDICES, size)):
+        index_shuffle(index, max_index=max(size, INDICES) - 1, seed=17, rounds=4)
+    return time.process_time() - begun
+
+
+def grain_order(shards: int) -> float:
+    """Make grain's pipeline of two shuffled ranges and find a step in its middle."""
+    import grain
+
+    begun = time.process_time()
+    half = shards * SHARD
+    ranges = [grain.MapDataset.range(first, first + half).shuffle(seed=17) for first in (0, half)]
+    mixed = grain.MapDataset.mix(ranges, weights=[0.5, 0.5])
+    middle = len(mixed) // BATCH // 2 * BATCH
+    assert len([mixed[index] for index in range(middle, middle + BATCH)]) == BATCH
+    return time.process_time() - begun
 
 
 def large_order(shards: int) -> float:
@@ -62,29 +110,25 @@ def large_order(shards: int) -> float:
 
     sizes = {f"s{number}": [SHARD] * shards for number in range(8)}
     steps = 8 * shards * SHARD // BATCH
-    begun = time.perf_counter()
+    begun = time.process_time()
     schedule = Schedule(BATCH, 1, (Stage("all", steps, dict.fromkeys(sizes, steps * BATCH // 8)),))
     order = RunOrder.build(schedule, sizes, seed=17, shuffle_block=8 * SHARD)
     assert len(order.sample_ids(steps // 2)) == BATCH
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
-def measure(work: Callable[[int], float], shards: int, runs: int) -> tuple[float, float]:
-    """Median seconds and MB of a piece of work, each run in a new process."""
-    context = multiprocessing.get_context("spawn")
-    results = []
-    for _ in range(runs):
-        with context.Pool(1) as pool:
-            results.append(pool.apply(in_process, (work, shards)))
-    return statistics.median(r[0] for r in results), statistics.median(r[1] for r in results)
+def measure(work: Callable[[int], float], size: int) -> dict[str, float]:
+    """CPU milliseconds, and MB, of a piece of work, in a new process."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(in_process, (work, size))
 
 
-def in_process(work: Callable[[int], float], shards: int) -> tuple[float, float]:
-    """Seconds of one run, and growth of its peak memory in MB; a small run goes first, so imports do not count."""
+def in_process(work: Callable[[int], float], size: int) -> dict[str, float]:
+    """The figures of one run; a small run goes first, so imports do not count."""
     work(20)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = work(shards)
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    seconds = work(size)
+    return {"ms": seconds * 1e3, "mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
 
 
 def our_order(shards: int) -> float:
@@ -94,12 +138,12 @@ def our_order(shards: int) -> float:
 
     sizes = {"a": [SHARD] * shards, "b": [SHARD] * shards}
     steps = 2 * shards * SHARD // BATCH
-    begun = time.perf_counter()
+    begun = time.process_time()
     half = steps * BATCH // 2
     schedule = Schedule(BATCH, 1, (Stage("all", steps, {"a": half, "b": half}),))
     order = RunOrder.build(schedule, sizes, seed=17, shuffle_block=8 * SHARD)
     assert len(order.sample_ids(steps // 2)) == BATCH
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def stock_order(shards: int) -> float:
@@ -130,10 +174,10 @@ def stock_order(shards: int) -> float:
     )
     dataset.resample_streams = lambda epoch: StreamingDataset.resample_streams(dataset, epoch)
     world: Any = SimpleNamespace(num_nodes=1, ranks_per_node=8, workers_per_rank=2, num_ranks=8)
-    begun = time.perf_counter()
+    begun = time.process_time()
     work = generate_work("random", dataset, world, 0, 0)
     assert work.size >= 2 * shards * SHARD
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 if __name__ == "__main__":

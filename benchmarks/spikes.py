@@ -4,7 +4,7 @@ Trains tiny models by 22 schedules: ten of yamls/mini, and twelve that repeat a 
 gets a line per run with each step's losses by stream; runs that are there are not trained again. At every 20th step the
 losses of the same batch with a planted fault are recorded, too: with its tokens shuffled, and after an update at 100
 times the learning rate. Then the detector of training judges the losses with other factors and floors. Printed are the
-number of steps that it would have stopped at, and the planted faults that it would have missed.
+number of steps that it would have stopped at, and the planted faults that it would have missed. --json: as rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import orjson  # noqa: E402
 import yaml  # noqa: E402
+
+from benchmarks.rows import Row, show, to_stderr  # noqa: E402
 
 DATA = ROOT / "demo" / "data"
 MINI = [
@@ -66,18 +68,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="losses, JSON Lines")
     parser.add_argument("--seeds", type=int, default=5, help="runs a schedule (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     options.file.touch()
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, to_stderr():
         record(options.file, Path(name), options.seeds)
     runs = [orjson.loads(line) for line in options.file.read_bytes().splitlines()]
-    print(f"{len(runs)} runs of {len({run['schedule'] for run in runs})} schedules")
-    print(
-        f"{'factor':>7} {'floor':>6} {'steps judged':>13} {'stopped at':>11} {'runs stopped':>13}  planted and missed"
-    )
+    if not options.json:
+        print(f"{len(runs)} runs of {len({run['schedule'] for run in runs})} schedules")
     for factor in (1.5, 2.0, 3.0):
         for floor in (0.0, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0):
-            print(f"{factor:>7} {floor:>6} {judge(runs, factor, floor)}")
+            for what, count, of in judge(runs, factor, floor):
+                row = Row(f"spikes_{factor}_{floor}_{what}", count, f"of {of:,}")
+                show(row, as_json=options.json)
 
 
 def record(file: Path, folder: Path, seeds: int) -> None:
@@ -171,8 +174,8 @@ def train(path: Path, seed: int) -> Iterator[dict[str, Any]]:
         yield {**row, "norm": norm}
 
 
-def judge(runs: list[dict[str, Any]], factor: float, floor: float) -> str:
-    """The verdicts of a detector on all steps of all runs, in words."""
+def judge(runs: list[dict[str, Any]], factor: float, floor: float) -> Iterator[tuple[str, int, int]]:
+    """The verdicts of a detector on all steps of all runs: what, how many, and of how many."""
     from trainer.training.spikes import SpikeDetector
 
     judged = stopped = 0
@@ -191,8 +194,10 @@ def judge(runs: list[dict[str, Any]], factor: float, floor: float) -> str:
                     stopped += 1
                     bad_runs.add((run["schedule"], run["seed"]))
             detector.add(row["losses"], row["counts"])
-    words = ", ".join(f"{kind}: {len(seen)} and {seen.count(False)}" for kind, seen in planted.items())
-    return f"{judged:>13,} {stopped:>11} {len(bad_runs):>13}  {words}"
+    yield "stopped", stopped, judged
+    yield "runs_stopped", len(bad_runs), len(runs)
+    for kind, seen in planted.items():
+        yield f"missed_{kind.replace(' ', '_')}", seen.count(False), len(seen)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Ours is the trainer as a run uses it, on one rank: a real plan over streams built here, loader workers, FSDP, the sample
 tracker, the loss-spike monitor and the log of every step. The peer is the same decoder, loss, AdamW, clipping and
 microbatches in a bare loop with its tokens in memory. Both run in one process and take turns of several steps; medians
-over the turns. A ratio above 1 means that ours is faster. `checks` is the share of our step spent in checks and logs.
+over the turns. `_checks` is the share of our step spent in checks and logs.
 
 step_cpu       the model of yamls/base/mini.yaml, fp32
 step_cuda_1b   TinyLlama 1.1B, bf16; skipped with a note where there is no CUDA device. Not run so far.
@@ -32,6 +32,7 @@ import torch  # noqa: E402
 from composer import Trainer  # noqa: E402
 
 from benchmarks.gpu.check import SMALL  # noqa: E402
+from benchmarks.rows import Row, show, to_stderr  # noqa: E402
 from dataengine.build.build import build  # noqa: E402
 from dataengine.config.load import load_config  # noqa: E402
 from dataengine.config.schema import Config  # noqa: E402
@@ -96,33 +97,31 @@ class Turns(Callback):
 
 
 def main() -> None:
-    """Print the table, or JSON lines."""
+    """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="15 turns of 20 steps (default: 5 of 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     turns, steps = (15, 20) if options.full else (5, 10)
-    join_group(timeout_s=900)
+    with to_stderr():
+        join_group(timeout_s=900)
     for row, values in (("step_cpu", CPU), ("step_cuda_1b", CUDA)):
         if (row == "step_cuda_1b") != torch.cuda.is_available():
-            print(
-                f"{row}: not run, because there is {'a' if torch.cuda.is_available() else 'no'} CUDA device", flush=True
-            )
+            which = "a" if torch.cuda.is_available() else "no"
+            print(f"{row}: not run, because there is {which} CUDA device", file=sys.stderr, flush=True)
             continue
-        with tempfile.TemporaryDirectory(prefix="step-") as folder:
+        with tempfile.TemporaryDirectory(prefix="step-") as folder, to_stderr():
             found = measure(values, Path(folder), turns, steps)
-        if options.json:
-            line = {"benchmark": row, "ours": found["ours"], "unit": "tokens/s", "peer": "plain PyTorch loop"}
-            rest = {key: found[key] for key in ("checks", "mfu", "memory_gb")}
-            print(json.dumps({**line, "peer_value": found["peer"], "ratio": found["ours"] / found["peer"], **rest}))
-        else:
-            mfu = f", MFU {found['mfu']:.1%}" if found["mfu"] else ""
-            print(
-                f"{row:13} {found['ours']:10,.0f} tokens/s  plain PyTorch loop {found['peer']:10,.0f}  "
-                f"{found['ours'] / found['peer']:.3f}x  checks and logs {found['checks']:.2%}{mfu}, "
-                f"{found['memory_gb']:.2f} GB",
-                flush=True,
-            )
+        peer = f"plain loop, torch {torch.__version__}"
+        ratio = found["ours"] / found["peer"]
+        found_rows = [
+            Row(row, found["ours"], "tokens/s", peer, found["peer"], ratio, runs=turns),
+            Row(f"{row}_checks", found["checks"], "of a step", runs=turns),
+            Row(f"{row}_mb", found["memory_gb"] * 1e3, "MB", runs=turns),
+            *([Row(f"{row}_mfu", found["mfu"], "of the peak", runs=turns)] if found["mfu"] else []),
+        ]
+        for one in found_rows:
+            show(one, as_json=options.json)
 
 
 def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dict[str, Any]:

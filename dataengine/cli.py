@@ -9,7 +9,6 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 from dataengine.commands.arguments import COMMANDS, PROGRAMS, Command, Program, add_ranks, is_file, refuse_option
@@ -134,7 +133,13 @@ def make_parser(*, listed: bool = False) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"dataengine {installed_version()}")
+    parser.add_argument(
+        "--version",
+        action=_PrintVersion,
+        nargs=0,
+        help="show program's version number and exit",
+        default=argparse.SUPPRESS,
+    )
     parser.add_argument(
         "--print-completion", action=_PrintCompletion, choices=_SHELLS, help="print a script for the shell and exit"
     )
@@ -153,6 +158,8 @@ def make_parser(*, listed: bool = False) -> argparse.ArgumentParser:
 
 def installed_version() -> str:
     """Return the installed version. A checkout runs without being installed, from its own folder."""
+    from importlib.metadata import PackageNotFoundError, version  # as slow as all other imports of --help together
+
     try:
         return version("dataengine")
     except PackageNotFoundError:
@@ -191,6 +198,14 @@ def _describe_groups() -> str:
     return "\n".join(
         f"{group}:\n" + "".join(f"  {row.name:14}{row.help}\n" for row in rows) for group, rows in groups.items()
     )
+
+
+class _PrintVersion(argparse.Action):
+    """Print the version, which is found only if it is asked for."""
+
+    def __call__(self, parser: object, namespace: object, values: Any, option_string: str | None = None) -> None:
+        print(f"dataengine {installed_version()}")
+        sys.exit(0)
 
 
 class _PrintCompletion(argparse.Action):

@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -86,23 +87,42 @@ class Order:  # of a stream: a permuted row of shards, cut into lanes; each epoc
         return self.first_id + found
 
 
+def deal(stage, first, count):  # yields each stream, those of some slots of a lane that it fills, and its first cursor
+    entries = {}
+    for name, quota in sorted(stage["samples"].items()):
+        if quota:
+            entries.setdefault(name.split("/")[0], []).append((quota, name))
+    parts = [(sum(q for q, _ in part), sorted(part, key=lambda one: -one[0])) for part in entries.values()]
+    groups = [(parts, np.arange(count), first)]  # with the slots of each, and what it has supplied before them
+    while groups:
+        group, slots, begin = groups.pop()
+        if len(group) > 1 and len(slots):
+            sums = np.array([*accumulate(quota for quota, _ in group)])
+            cut = int(np.abs(2 * sums[:-1] - sums[-1]).argmin()) + 1 if stage.get("balanced") else 1
+            left, total = int(sums[cut - 1]), int(sums[-1])
+            exact = object if (begin + len(slots)) * total >= 2**63 else np.int64  # Python's integers are slow
+            ahead = begin + np.arange(len(slots) + 1).astype(exact)
+            passed_on = ahead * (total - left) // total  # to the right half; the left one rounds up
+            right, start = np.diff(passed_on) > 0, int(passed_on[0])
+            groups += [(group[cut:], slots[right], start), (group[:cut], slots[~right], begin - start)]
+        elif len(slots) and isinstance(group[0][1], list):
+            groups.append((group[0][1], slots, begin))
+        elif len(slots):
+            yield group[0][1], slots, begin
+
+
 def batches(plan, orders, steps):  # yields the sample ids of some steps at a time, shape (steps, batch_size)
     lanes, width, start, drawn = plan["lanes"], plan["batch_size"] // plan["lanes"], 0, dict.fromkeys(orders, 0)
     for stage in plan["stages"]:
-        quotas = {name: count // lanes for name, count in sorted(stage["samples"].items()) if count}  # of one lane
-        need(sum(quotas.values()) < 3e9, "a stage has more samples than this program computes, 3e9 a lane")
         length, before = stage["steps"] if stage["cut"] is None else stage["cut"], dict(drawn)
         for begin in range(0, end := min(length, steps - start), at_once := max(AT_ONCE // plan["batch_size"], 1)):
             count = min(at_once, end - begin)
-            ids, rest = np.empty((lanes, count * width), np.int64), sum(quotas.values())
-            ahead = np.arange(begin * width, (begin + count) * width + 1)  # slots of the stage before each slot
-            for name, quota in quotas.items():
-                passed_on = ahead * (rest - quota) // rest
-                filled, ahead, rest = ahead - passed_on, passed_on, rest - quota
-                slots = np.flatnonzero(np.diff(filled))  # those that this stream fills
+            ids = np.empty((lanes, count * width), np.int64)
+            for name, slots, first in deal(stage, begin * width, count * width):
+                cursors = before[name] + first + np.arange(len(slots))
                 for lane in range(lanes):
-                    ids[lane, slots] = orders[name].ids(lane, before[name] + filled[slots])
-                drawn[name] = before[name] + int(filled[-1])
+                    ids[lane, slots] = orders[name].ids(lane, cursors)
+                drawn[name] = int(cursors[-1]) + 1
             yield ids.reshape(lanes, count, width).swapaxes(0, 1).reshape(count, -1)
         start += length
 
@@ -111,7 +131,8 @@ def verify(certificate, manifest, store, tokenizer=None):
     content, claim = Path(manifest).read_bytes(), json.loads(Path(certificate).read_bytes())
     plan, seal, form = json.loads(content), claim.pop("sha256"), {"sort_keys": True, "separators": (",", ":")}
     need(sha256(json.dumps(claim, **form).encode()) == seal, "the certificate has changed since it was written")
-    need((claim["version"], plan["version"]) == (1, 2), "this program reads version 1 of certificates, 2 of manifests")
+    known = claim["version"] == 1 and plan["version"] in (2, 3)
+    need(known, "this program reads version 1 of certificates, 2 and 3 of manifests")
     need(sha256(content) == claim["plan_id"], f"{manifest} is not the plan of the certificate")
     keys = ("tokenizer_sha256", "seq_len", "batch_size", "parent")
     need(all(plan[key] == claim[key] for key in keys), f"one of {', '.join(keys)} is not the plan's")

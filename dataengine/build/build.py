@@ -18,7 +18,7 @@ from itertools import groupby
 
 from dataengine.build.agreement import differences, read_built_config
 from dataengine.build.executors import Engine, LocalEngine
-from dataengine.build.experiment import experiment_url, make_built_manifest
+from dataengine.build.experiment import experiment_url, last_manifest, make_built_manifest
 from dataengine.build.prepare import (
     Preparation,
     label_notes,
@@ -79,7 +79,7 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         publish_stream(plan, packed[name], store)
     built = {name: read_built_stream(plan, store, new=name in missing) for name, plan in prepared.streams.items()}
     streams = {name: one.stream for name, one in built.items()}
-    manifest = make_built_manifest(config, streams, prepared.tokenizer)
+    manifest = make_built_manifest(config, streams, prepared.tokenizer, last_manifest(config))
     folder = f"experiments/{config.name}"
     before = read_if_there(store, f"{folder}/manifest.json")
     new = bool(missing) or before != manifest.content

@@ -70,7 +70,8 @@ class BuildReport:
     @property
     def content(self) -> bytes:
         """The file."""
-        return orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2)
+        stages = [stage.described for stage in self.stages]
+        return orjson.dumps({**asdict(self), "stages": stages}, option=orjson.OPT_INDENT_2)
 
 
 def report_key(name: str) -> str:

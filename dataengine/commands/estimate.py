@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dataengine.build import clean
-from dataengine.build.experiment import make_manifest
+from dataengine.build.experiment import last_manifest, make_manifest
 from dataengine.build.prepare import Preparation, StreamPlan, label_notes
 from dataengine.build.rejects import describe_rejects, nothing_kept, too_few_tokens, too_many_rejects
 from dataengine.build.tokenize import TokenizeDocuments, TokenizePairs, find_lost, written_columns
@@ -297,6 +297,7 @@ def _describe_fit(prepared: Preparation, made: list[StreamEstimate]) -> str:
             tokenizer_sha256=prepared.tokenizer.sha256,
             vocab_size=prepared.tokenizer.vocab_size,
             eos_id=prepared.tokenizer.eos_id,
+            last=last_manifest(config),
         )
     except InputError as error:
         return f"by these estimates the schedule does not fit: {error}"

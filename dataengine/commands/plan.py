@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from dataengine.schedule.idle import idle_streams
 from dataengine.schedule.manifest import Manifest, read_manifest
 from dataengine.schedule.rates import Settings, horizon_notes
 from dataengine.schedule.reader import PlanReader
-from dataengine.schedule.slots import Stage, count_drawn, parts_of
+from dataengine.schedule.slots import Stage
 from dataengine.schedule.stages import by_entry, entry_of, stage_rows
 from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url, where_it_would_be
@@ -43,6 +44,7 @@ _MOST_SHARDS = 1 << 18  # of a stream that is not built; more are counted as lar
 _MOST_LISTED = 100_000  # samples of a step whose ids are shown
 _VOCABULARY = 32_000  # tokens, if the tokenizer is not there: the paper's
 _PAIRS = 3  # of an entry that are shown: as many of the largest and of the smallest
+_PROBES = 200  # steps of a stage at which its drift is measured
 _UNKNOWN = "assumed"  # in place of the hashes of streams that are not built
 
 
@@ -121,11 +123,11 @@ def _plan_config(config: Config) -> Plan:
     manifest = read_manifest(experiment_url(config))
     if changed := build_differences(config, read_built_config(store, config.name), manifest):
         keys = ", ".join(second_name(one.key) for one in changed)
-        return _plan_unbuilt(config, store, f"was built with other settings ({keys})")
+        return _plan_unbuilt(config, store, f"was built with other settings ({keys})", manifest)
     return Plan(manifest, (), store, config)
 
 
-def _plan_unbuilt(config: Config, store: Store, reason: str) -> Plan:
+def _plan_unbuilt(config: Config, store: Store, reason: str, last: Manifest | None = None) -> Plan:
     """The plan that a build would make, as far as the store has the streams; else with the sizes that are stated."""
     stored = find_stored_streams(config, store)
     if any(config.all_streams[name].assume is None for name in stored.missing):
@@ -135,9 +137,9 @@ def _plan_unbuilt(config: Config, store: Store, reason: str) -> Plan:
     streams = {name: assumed[name] if name in assumed else stored.streams[name] for name in config.streams_in_use}
     origin = " and ".join([f"streams in {config.store}"] * bool(stored.streams) + ["assumed sizes"] * bool(assumed))
     if assumed or stored.tokenizer is None:
-        manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0)
+        manifest = make_manifest(config, streams, tokenizer_sha256=_UNKNOWN, vocab_size=0, eos_id=0, last=last)
     else:
-        manifest = make_built_manifest(config, streams, stored.tokenizer)
+        manifest = make_built_manifest(config, streams, stored.tokenizer, last)
     return Plan(
         manifest,
         assumed=tuple(assumed),
@@ -157,7 +159,7 @@ def stale_note(plan: Plan) -> str:
         stored = find_stored_streams(plan.config, plan.store)
         if stored.missing or stored.tokenizer is None:
             return f"{built}; a build may give another plan. {_reasons(stored.missing)}"
-        again = make_built_manifest(plan.config, stored.streams, stored.tokenizer)
+        again = make_built_manifest(plan.config, stored.streams, stored.tokenizer, plan.manifest)
     except InputError as error:
         return f"{built}; a build would fail: {error}"
     same = again.content == plan.manifest.content
@@ -223,7 +225,7 @@ def describe_plan(
     stages = [("stage", "from step", "steps", "predicted tokens", "mix", "drift", "learning rate")]
     for row in stage_rows(schedule):
         mix = " -> ".join(_mix(piece) for piece in (row.pieces[0], row.pieces[-1])[: len(row.pieces)])
-        drift = max(_drift(piece, manifest.lanes, manifest.batch_size) for piece in row.pieces)
+        drift = _drift(row.pieces, manifest.lanes, manifest.batch_size)
         tokens = row.steps * manifest.batch_size * manifest.seq_len
         rate = settings.describe(max(row.start, first), row.start + row.steps) if settings else ""
         stages.append((row.name, f"{row.start:,}", f"{row.steps:,}", f"{tokens:,}", mix, f"{drift:.1f}", rate))
@@ -389,16 +391,23 @@ def _mix(stage: Stage) -> str:
     return ", ".join(f"{name} {samples / total:.2%}" for name, samples in by_entry(stage.samples).items() if samples)
 
 
-def _drift(stage: Stage, lanes: int, batch_size: int, probes: int = 200) -> float:
-    """The largest deviation of a stream or an entry from its share, in samples, over some of the stage's steps."""
-    quotas = [part.quota // lanes for part in parts_of(stage.samples)]
-    total, worst = sum(quotas), 0.0
-    count = min(stage.length, probes)
-    for step in [stage.length * k // count for k in range(count + 1)]:
-        slots = step * batch_size // lanes
-        for count, quota in zip(count_drawn(quotas, slots), quotas, strict=True):
-            worst = max(worst, abs(count - slots * quota / total) * lanes)
-    return worst
+def _drift(pieces: Sequence[Stage], lanes: int, batch_size: int) -> float:
+    """The largest deviation of a stream or an entry from its share, in samples, over some steps of a stage."""
+    return max(_piece_drift(piece, lanes, batch_size, max(_PROBES // len(pieces), 2)) for piece in pieces)
+
+
+def _piece_drift(stage: Stage, lanes: int, batch_size: int, probes: int) -> float:
+    tree = stage.tree
+    probes, exact = min(stage.length, probes), stage.steps * batch_size * tree.whole[0] < 1 << 63
+    steps = [stage.length * k // probes for k in range(probes + 1)]
+    slots = np.array([step * batch_size // lanes for step in steps], dtype=np.int64 if exact else object)
+    counts = np.array(tree.count(slots))
+    quotas = np.array([[stage.samples[name]] for name in tree.names])
+    firsts = [next(group)[0] for _, group in groupby(enumerate(tree.names), lambda pair: entry_of(pair[1]))]
+    return max(
+        float(np.abs(drawn - slots * (quota / tree.whole[0])).max()) * lanes
+        for drawn, quota in ((counts, quotas), (np.add.reduceat(counts, firsts), np.add.reduceat(quotas, firsts)))
+    )
 
 
 def _bytes_read(stream: Stream, drawn: int, nodes: int, lanes: int) -> float:

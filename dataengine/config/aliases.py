@@ -15,12 +15,15 @@ ALIASES: dict[Loc, str] = {
     ("evaluate", "num_fewshot"): "shots",
     ("evaluate", "num_beams"): "beams",
 }
+_SECOND_NAMES = {loc[-1] for loc in ALIASES}
 # Name -> the values that are written under it -> those that are stored under the first name
 VALUES: dict[str, dict[str, object]] = {"targets": {"adjacent": True, "shuffled": False}}
 
 
 def first_name(loc: Loc) -> Loc:
     """The place of a key, or of an entry of its value, by the key's first name."""
+    if _SECOND_NAMES.isdisjoint(loc):
+        return loc
     pattern = ("streams", "STREAM", *loc[2:]) if loc[:1] == ("streams",) else loc
     depth = next((n for n in range(1, len(loc) + 1) if pattern[:n] in ALIASES), 0)
     return (*loc[: depth - 1], ALIASES[pattern[:depth]], *loc[depth:]) if depth else loc
@@ -39,7 +42,7 @@ def lines_of_first_names(lines: Mapping[Loc, str]) -> dict[Loc, str]:
     places = {}
     for loc, place in lines.items():
         first = first_name(loc)
-        other = [key for key, stored in zip(loc, first, strict=True) if key != stored]
+        other = [key for key, stored in zip(loc, first, strict=True) if key != stored] if first != loc else []
         places[first] = f"{place} (`{other[0]}`)" if other else place
     return places
 

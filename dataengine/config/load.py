@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,14 +54,27 @@ class Loaded:
 
 def load_with_places(path: str | Path, overrides: Sequence[str] = (), *, look: bool = False) -> Loaded:
     """`load_config`, with what set each key."""
-    values, lines = read_layers(Path(path), overrides)
-    _drop_nulls(values)
-    fill_in_pairs(values, lines, look=look)
     try:
-        return Loaded(Config.model_validate(values), values, lines)
+        with _without_collections():
+            values, lines = read_layers(Path(path), overrides)
+            _drop_nulls(values)
+            fill_in_pairs(values, lines, look=look)
+            return Loaded(Config.model_validate(values), values, lines)
     except ValidationError as error:
         problems = [describe_problem(problem, lines, str(path)) for problem in find_problems(error.errors())]
         raise InputError("\n".join(problems)) from None
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Collect no garbage: of thousands of streams there is none, and looking for it takes most of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def dump_config(config: Config) -> str:

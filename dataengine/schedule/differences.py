@@ -52,10 +52,12 @@ def _first_difference(a: Manifest, b: Manifest) -> int | None:
 
 
 def _alike(x: Stage, y: Stage) -> bool:
-    """Whether the mixes of two stages have the same ratio."""
+    """Whether the mixes of two stages have the same ratio, and their slots are dealt alike."""
     totals = sum(x.samples.values()), sum(y.samples.values())
     names = {*x.samples, *y.samples}
-    return all(x.samples.get(name, 0) * totals[1] == y.samples.get(name, 0) * totals[0] for name in names)
+    return x.balanced == y.balanced and all(
+        x.samples.get(name, 0) * totals[1] == y.samples.get(name, 0) * totals[0] for name in names
+    )
 
 
 def _summary(manifest: Manifest, step: int, what: str) -> str:

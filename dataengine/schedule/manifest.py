@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from operator import index
 from pathlib import Path
@@ -26,7 +26,9 @@ from dataengine.schedule.slots import Schedule, Stage
 from dataengine.storage.open import open_store
 from dataengine.storage.paths import is_url, where_it_would_be
 
-VERSION = 2
+VERSION = 3  # with a stage that a balanced tree deals
+_VERSION_OF_CHAINS = 2  # without one; such plans keep their plan_id
+_VERSIONS = (_VERSION_OF_CHAINS, VERSION)
 # What decides the order of samples, besides streams and stages
 ORDER_KEYS = ("tokenizer_sha256", "seq_len", "batch_size", "lanes", "seed", "shuffle_block")
 _SHOWN = 4  # differences, and streams of a stage, that a message lists
@@ -60,8 +62,12 @@ class Manifest:
     """The stages in integers."""
     parent: dict[str, Any] | None = None
     """plan_id and step of the run that this one forks from; null without one."""
-    version: int = VERSION
-    """Version of the format."""
+    version: int = 0
+    """Version of the format: 2 if no stage is `balanced`. It follows from the stages."""
+
+    def __post_init__(self) -> None:
+        balanced = any(stage.balanced for stage in self.stages)
+        object.__setattr__(self, "version", VERSION if balanced else _VERSION_OF_CHAINS)
 
     @property
     def store(self) -> str:
@@ -116,8 +122,12 @@ class Manifest:
             "samples": self.schedule.steps * self.batch_size,
             "tokens": self.schedule.steps * self.batch_size * self.seq_len,
         }
+        described = {
+            "streams": [_described(stream) for stream in self.streams],
+            "stages": [stage.described for stage in self.stages],
+        }
         return _canonical(
-            {**asdict(self), "streams": [_described(stream) for stream in self.streams], "totals": totals}
+            {**{field.name: getattr(self, field.name) for field in fields(self)}, **described, "totals": totals}
         )
 
     @cached_property
@@ -143,15 +153,21 @@ class Manifest:
             lengths = [min(stage.length, step - start) for stage in (old, new)]
             if start < step and (_ratio(old.samples) != _ratio(new.samples) or lengths[0] != lengths[1]):
                 found.append(f"stage '{old.name}' was {_words(old, new)} and is {_words(new, old)}")
+            elif start < step and old.balanced != new.balanced:
+                found.append(_another_rule(old, new))
         return _first(found) or ["the order of streams or stages has changed"]
 
     def prefix_sha256(self, step: int) -> str:
         """Hash of all that decides the samples of the steps before `step`. Later stages do not count.
 
-        Quotas of the same ratio give the same slots (`count_drawn`), so only the ratio counts, and a stage may grow.
+        Quotas of the same ratio give the same slots (`Stage.tree`), so only the ratio counts, and a stage may grow.
         """
         begun: list[dict[str, Any]] = [
-            {"mix": _ratio(stage.samples), "until": min(start + stage.length, step)}
+            {
+                "mix": _ratio(stage.samples),
+                "until": min(start + stage.length, step),
+                **({"balanced": True} if stage.balanced else {}),
+            }
             for stage, start in zip(self.stages, self.schedule.stage_starts, strict=True)
             if start < step
         ]
@@ -185,7 +201,7 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
         ) from None
     try:
         version = orjson.loads(content)["version"]
-        if version == VERSION:
+        if version in _VERSIONS:
             manifest = _MANIFEST.validate_json(content, strict=True)
             vars(manifest)["_store"] = _store_of(str(path), manifest.name)
             _check(manifest)
@@ -196,8 +212,9 @@ def read_manifest(path: Path | str, remedy: str = "Build again: dataengine build
         raise InputError(f"{path} is damaged: {words}. {remedy}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error}. {remedy}") from None
-    if version != VERSION:
-        raise InputError(f"{path} has version {version}, this program reads {VERSION}. {remedy}")
+    if version not in _VERSIONS:
+        known = " and ".join(map(str, _VERSIONS))
+        raise InputError(f"{path} has version {version}, this program reads {known}. {remedy}")
     if not intact:
         raise InputError(f"{path} has changed since it was written. {remedy}")
     return manifest
@@ -251,6 +268,12 @@ def _words(stage: Stage, other: Stage) -> str:
     """A stage in words; the streams that differ from the other stage come first."""
     counts = sorted(stage.samples.items(), key=lambda entry: other.samples.get(entry[0]) == entry[1])
     return f"{stage.length:,} steps of {', '.join(_first([f'{count:,} {name}' for name, count in counts]))}"
+
+
+def _another_rule(stage: Stage, now: Stage) -> str:
+    then, new = (f"a {'balanced tree' if one.balanced else 'chain'}" for one in (stage, now))
+    kept = " (a build keeps chains where the store has the earlier manifest.json)" if now.balanced else ""
+    return f"the slots of stage '{stage.name}' were dealt by {then} and are by {new}{kept}"
 
 
 def _first(words: list[str]) -> list[str]:

@@ -9,71 +9,18 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import cached_property
-from itertools import groupby
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
 from dataengine.arrays import Int64s
+from dataengine.schedule.floors import Tree
 
 MAX_RUN_SAMPLES = 1 << 62  # sample numbers, and sums of two of them, are int64
-_INT64 = (1 << 63) - 1
-
-
-def count_drawn(quotas: Sequence[int], num_samples: int) -> list[int]:
-    """Count what each stream supplies among the first `num_samples` samples of a stage.
-
-    Takes positive quotas, shape (num_streams,); returns counts of the same shape. They sum to exactly `num_samples`.
-    No count falls when `num_samples` grows, and at sum(quotas) the counts are the quotas. So the counts of one step are
-    the difference of two calls, without state. A count differs from its exact share by less than the number of streams.
-    """
-    counts, ahead, rest = [], num_samples, sum(quotas)
-    for quota in quotas:
-        passed_on = ahead * (rest - quota) // rest
-        counts.append(ahead - passed_on)
-        ahead, rest = passed_on, rest - quota
-    return counts
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a mix: a stream, or the streams of an entry for many pairs, such as bitext/en-zh and bitext/en-id."""
-
-    names: tuple[str, ...]
-    quotas: tuple[int, ...]  # positive
-
-    @property
-    def quota(self) -> int:
-        """The samples of all its streams."""
-        return sum(self.quotas)
-
-
-def parts_of(samples: Mapping[str, int]) -> list[Part]:
-    """The parts of a mix, from the samples of its streams in the order of their names, without those of 0.
-
-    The largest streams of an entry come first: the first of k streams keeps to its share within a sample.
-    """
-    used = [(name, count) for name, count in samples.items() if count]
-    parts = []
-    for _, group in groupby(used, key=lambda entry: entry[0].partition("/")[0]):
-        names, quotas = zip(*sorted(group, key=lambda entry: -entry[1]), strict=True)
-        parts.append(Part(names, quotas))
-    return parts
-
-
-def count_parts(parts: Sequence[Part], num_samples: int) -> dict[str, int]:
-    """What each stream supplies among the first `num_samples` samples of a stage.
-
-    `count_drawn` among the parts, and then among the streams of each. So a mix of a stream and an entry of thousands is
-    as even as one of two streams.
-    """
-    drawn: dict[str, int] = {}
-    for part, count in zip(parts, count_drawn([part.quota for part in parts], num_samples), strict=True):
-        drawn |= zip(part.names, count_drawn(part.quotas, count), strict=True)
-    return drawn
 
 
 def apportion(weights: Sequence[float | Fraction], total: int) -> list[int]:
@@ -87,7 +34,7 @@ def apportion(weights: Sequence[float | Fraction], total: int) -> list[int]:
     whole = sum(parts)
     counts = [total * part // whole for part in parts]
     remainders = [total * part % whole for part in parts]
-    order = sorted(range(len(parts)), key=lambda k: (-remainders[k], k))
+    order = sorted(range(len(parts)), key=remainders.__getitem__, reverse=True)  # equal ones stay in their order
     for k in order[: total - sum(counts)]:
         counts[k] += 1
     return counts
@@ -110,6 +57,9 @@ class Stage:
     """Samples to draw from each stream in these steps; they sum to steps x batch_size."""
     cut: int | None = None
     """Steps that are run if a fork leaves the stage early; else null."""
+    balanced: bool = False
+    """Whether a balanced tree deals the slots. If false, the key is left out, and a chain deals them: in stages of one
+    or two streams, for which both are the same, and in version 2."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "samples", dict(sorted(self.samples.items())))
@@ -118,6 +68,19 @@ class Stage:
     def length(self) -> int:
         """Steps that the run takes."""
         return self.steps if self.cut is None else self.cut
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The stage in a file. Dealt by a chain, it has no `balanced`, as in files of earlier versions."""
+        described = asdict(self)
+        if not self.balanced:
+            del described["balanced"]
+        return described
+
+    @property
+    def tree(self) -> Tree:
+        """The tree that deals the slots of each lane: quotas of the same ratio deal the same slots."""
+        return Tree.of(self.samples, balanced=self.balanced)
 
 
 @dataclass(frozen=True)
@@ -147,6 +110,9 @@ class Schedule:
                 raise ValueError(f"stage '{stage.name}': quotas must be multiples of {self.lanes} lanes")
         if (total := sum(stage.steps for stage in self.stages) * self.batch_size) > MAX_RUN_SAMPLES:
             raise ValueError(f"the stages hold {total:,} samples, more than {MAX_RUN_SAMPLES:,}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_dealt"}  # a cache cannot be pickled
 
     @cached_property
     def streams(self) -> tuple[str, ...]:
@@ -188,15 +154,27 @@ class Schedule:
         return tuple(s for s, start in zip(self.stages, self.stage_starts, strict=True) if start >= self.fork)
 
     @cached_property
-    def _drawn_before(self) -> list[dict[str, int]]:
-        """Samples that one lane draws from each stream before each stage."""
-        drawn = dict.fromkeys(self.streams, 0)
-        before = []
-        for index, stage in enumerate(self.stages):
-            before.append(dict(drawn))
-            for name, count in count_parts(self._lane_parts[index], stage.length * self.width).items():
-                drawn[name] += count
-        return before
+    def _dealt(self) -> Callable[[int], tuple[Tree, Int64s]]:
+        """The tree of a stage, by its index, and the number of each of its streams; those of a few stages are kept."""
+
+        def dealt(index: int) -> tuple[Tree, Int64s]:
+            tree = self.stages[index].tree
+            return tree, np.array([self._number_of[name] for name in tree.names], dtype=np.int64)
+
+        return lru_cache(maxsize=4)(dealt)
+
+    @cached_property
+    def _drawn_before(self) -> Int64s:
+        """Samples that one lane draws from each stream before each stage; shape (stages, num_streams)."""
+        drawn = np.zeros((len(self.stages), len(self.streams)), dtype=np.int64)
+        for index, stage in enumerate(self.stages[:-1]):
+            counts = {name: quota // self.lanes for name, quota in stage.samples.items()}
+            if stage.cut is not None:
+                tree, _ = self._dealt(index)
+                counts = dict(zip(tree.names, tree.count(stage.cut * self.width), strict=True))
+            drawn[index + 1] = drawn[index]
+            drawn[index + 1, [self._number_of[name] for name in counts]] += [*counts.values()]
+        return drawn
 
     @property
     def width(self) -> int:
@@ -212,11 +190,10 @@ class Schedule:
     def cursors(self, step: int) -> dict[str, int]:
         """Samples drawn from each stream, over all lanes, before `step`, which may be the end of the run."""
         index = self.stage_index(step) if step < self.steps else len(self.stages) - 1
-        lane_slots = (step - self.stage_starts[index]) * self.width
-        drawn = dict(self._drawn_before[index])
-        for name, count in count_parts(self._lane_parts[index], lane_slots).items():
-            drawn[name] += count
-        return {name: count * self.lanes for name, count in drawn.items()}
+        tree, numbers = self._dealt(index)
+        drawn = self._drawn_before[index].copy()
+        drawn[numbers] += tree.count((step - self.stage_starts[index]) * self.width)
+        return dict(zip(self.streams, (drawn * self.lanes).tolist(), strict=True))
 
     def counts(self, step: int) -> dict[str, int]:
         """Samples of each stream in the batch of `step`; they sum to batch_size."""
@@ -230,49 +207,7 @@ class Schedule:
         A lane has batch_size / lanes slots. Without `stop`, returns all from `start` on.
         """
         index = self.stage_index(step)
-        parts = self._lane_parts[index]
+        tree, numbers = self._dealt(index)
         first = (step - self.stage_starts[index]) * self.width + start
-        count = (self.width if stop is None else stop) - start
-        which, drawn = _rises([part.quota for part in parts], first, count)
-        numbers, cursors = np.empty_like(drawn), np.empty_like(drawn)
-        for k, part in enumerate(parts):
-            slots = which == k
-            if slots.any():
-                inner, of_stream = _rises(part.quotas, int(drawn[slots][0]), int(slots.sum()))
-                before = np.array([self._drawn_before[index][name] for name in part.names], dtype=np.int64)
-                own = np.array([self._number_of[name] for name in part.names], dtype=np.int64)
-                numbers[slots], cursors[slots] = own[inner], before[inner] + of_stream
-        return numbers, cursors
-
-    @cached_property
-    def _lane_parts(self) -> list[list[Part]]:
-        """The parts of each stage, with the quotas of one lane."""
-        return [parts_of({name: quota // self.lanes for name, quota in stage.samples.items()}) for stage in self.stages]
-
-
-def _rises(quotas: Sequence[int], first: int, count: int) -> tuple[Int64s, Int64s]:
-    """Which of the counts of `count_drawn` rises at `first` and the slots after it, and its value before."""
-    drawn = _count_drawn_from(quotas, first, count + 1)  # (streams, count + 1)
-    which = np.argmax(drawn[:, 1:] > drawn[:, :-1], axis=0)  # exactly one count rises at each slot
-    return which, drawn[which, np.arange(count)]
-
-
-def _count_drawn_from(quotas: Sequence[int], first: int, count: int) -> Int64s:
-    """`count_drawn` at `first` and the numbers after it, `count` in all; shape (num_streams, count).
-
-    Each floor is taken relative to the floor at `first`, which is exact in Python integers. So each product has one
-    factor below `count` and fits in int64; for huge stages, only a few numbers at a time do.
-    """
-    at_once = _INT64 // sum(quotas)
-    if count > at_once:
-        parts = [_count_drawn_from(quotas, first + k, min(at_once, count - k)) for k in range(0, count, at_once)]
-        return np.concatenate(parts, axis=1)
-    counts = np.empty((len(quotas), count), dtype=np.int64)
-    ahead, rest = first, sum(quotas)
-    more = np.arange(count, dtype=np.int64)  # added to `ahead`
-    for k, quota in enumerate(quotas):
-        passed_on, remainder = divmod(ahead * (rest - quota), rest)
-        more_passed_on = (remainder + more * (rest - quota)) // rest
-        counts[k] = (ahead - passed_on) + (more - more_passed_on)
-        ahead, more, rest = passed_on, more_passed_on, rest - quota
-    return counts
+        streams, drawn = tree.deal(first, (self.width if stop is None else stop) - start)
+        return numbers[streams], self._drawn_before[index][numbers[streams]] + drawn

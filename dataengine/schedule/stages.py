@@ -12,7 +12,8 @@ from types import MappingProxyType
 
 from dataengine.config.schema import BudgetConfig, StageConfig, fraction_sum
 from dataengine.errors import InputError, stream_key
-from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_parts, parts_of
+from dataengine.schedule.floors import Tree
+from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage, apportion
 
 _NO_WEIGHTS: Mapping[str, str] = MappingProxyType({})
 MAX_TOKENS = (1 << 63) - 1  # of a run; manifests hold 64-bit integers
@@ -42,6 +43,7 @@ def resolve_stages(
     budget: BudgetConfig | None = None,
     before: Sequence[Stage] = (),
     weights: Mapping[str, str] = _NO_WEIGHTS,
+    balanced: bool = True,
 ) -> tuple[Stage, ...]:
     """Turn stages into integers. They follow the stages `before` of a parent.
 
@@ -60,9 +62,11 @@ def resolve_stages(
     `weights` has the entries for many pairs: the streams of `bitext` are those of `streams` whose names begin with
     `bitext/`. In a mix, an entry gets what one stream would get. Its samples are then split among its streams by its
     weights (`by_size`, `by_size^0.3`), or by the word of the mix, again by largest remainder.
+
+    `balanced`: whether balanced trees deal the slots, or chains (`floors.py`).
     Raises InputError, with numbers, if a stream has too few samples.
     """
-    run = _Run(streams, batch_size, lanes, seq_len, budget_steps(budget, batch_size, seq_len), weights)
+    run = _Run(streams, batch_size, lanes, seq_len, budget_steps(budget, batch_size, seq_len), weights, balanced)
     lengths = run.stated_lengths(stages)
     length = sum(stage.length for stage in before)
     drawn: dict[int, list[Stage]] = {}
@@ -145,6 +149,8 @@ def _divide(shares: Sequence[tuple[Fraction, Mapping[str, int]]], samples: int) 
 
 
 def _split_by(weights: Mapping[str, int], samples: int) -> dict[str, int]:
+    if len(weights) == 1:
+        return dict.fromkeys(weights, samples)
     return dict(zip(weights, apportion([*weights.values()], samples), strict=True))
 
 
@@ -158,6 +164,7 @@ class _Run:
     seq_len: int
     budget: int | None  # steps
     weights: Mapping[str, str]  # of the entries
+    balanced: bool
 
     def __post_init__(self) -> None:
         self.members = {
@@ -245,10 +252,11 @@ class _Run:
     def _spread_over_pieces(self, entry: str, pieces: Sequence[dict[str, int]]) -> None:
         """Put the streams of an entry in its place, in the samples of the pieces of a ramp."""
         drawn = list(accumulate((quotas.pop(entry, 0) for quotas in pieces), initial=0))
-        whole = parts_of(_split_by(self._parts(entry), drawn[-1])) if drawn[-1] else []
-        counts = [count_parts(whole, count) if count else {} for count in drawn]
-        for quotas, (before, after) in zip(pieces, pairwise(counts), strict=True):
-            quotas |= {name: count - before.get(name, 0) for name, count in after.items()}
+        if not drawn[-1]:
+            return
+        tree = Tree.of(_split_by(self._parts(entry), drawn[-1]), balanced=self.balanced)
+        for quotas, (before, after) in zip(pieces, pairwise(map(tree.count, drawn)), strict=True):
+            quotas |= {name: high - low for name, low, high in zip(tree.names, before, after, strict=True)}
 
     def _parts(self, mixed: str, weight: float | str = "") -> dict[str, int]:
         """The streams that a name in a mix stands for, with weights by the mix's word for sizes, or by the entry's."""
@@ -304,7 +312,7 @@ class _Run:
             if quota > self.left[name]:
                 raise InputError(self._too_small(stage.name, name, quota))
             self.left[name] -= quota
-        return Stage(stage.name, steps, {name: quota * self.lanes for name, quota in quotas.items() if quota})
+        return _stage(stage.name, steps, {name: n * self.lanes for name, n in quotas.items()}, self.balanced)
 
     def _too_small(self, stage: str, name: str, quota: int) -> str:
         size, key = self.streams[name], stream_key(name)
@@ -396,10 +404,15 @@ def _insert(timeline: list[Stage], step: int, pieces: list[Stage], lanes: int) -
 
 def _split_stage(stage: Stage, steps: int, lanes: int) -> tuple[Stage, Stage]:
     """Split a stage after `steps` steps, with the samples that each part draws."""
-    quotas = {name: quota // lanes for name, quota in stage.samples.items()}
-    drawn = count_parts(parts_of(quotas), sum(quotas.values()) * steps // stage.length)
-    head = {name: count * lanes for name, count in drawn.items()}
-    tail = {name: count - head[name] for name, count in stage.samples.items()}
+    tree, slots = stage.tree, sum(stage.samples.values()) // lanes * steps // stage.length
+    head = {name: count * lanes for name, count in zip(tree.names, tree.count(slots), strict=True)}
+    tail = {name: count - head.get(name, 0) for name, count in stage.samples.items()}
     parts = ((steps, head), (stage.length - steps, tail))
-    first, second = (Stage(stage.name, length, {name: n for name, n in part.items() if n}) for length, part in parts)
+    first, second = (_stage(stage.name, length, part, stage.balanced) for length, part in parts)
     return first, second
+
+
+def _stage(name: str, steps: int, samples: Mapping[str, int], balanced: bool) -> Stage:
+    """A stage of the streams that give samples. For up to two, a balanced tree is a chain, and is not noted."""
+    used = {name: count for name, count in samples.items() if count}
+    return Stage(name, steps, used, balanced=balanced and len(used) > 2)

@@ -44,6 +44,13 @@ def test_the_slots_of_a_mix(steps: int, batch: int, quotas: tuple[int, int]) -> 
     assert "\n".join(lines) in PAGE
 
 
+def test_the_slots_of_three_streams() -> None:
+    made = schedule({"name": "s", "steps": 4, "mix": {"a": 1, "b": 1, "c": 2}}, streams={"a": 8, "b": 8, "c": 16})
+    assert made.stages[0].samples == {"a": 8, "b": 8, "c": 16}
+    cells = [f"{made.streams[number]} {cursor}" for number, cursor in zip(*made.lane_slots(0), strict=True)]
+    assert f"    step 0  {'  '.join(cells)}\n" in PAGE
+
+
 def test_fraction_rest_and_drain() -> None:
     start = {"name": "start", "fraction": 0.5, "mix": {"mono": 1}}
     end = {"name": "end", "rest": True, "mix": {"mono": 1, "en-zh": 1}}

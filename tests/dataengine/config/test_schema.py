@@ -434,6 +434,6 @@ def test_aliases_without_end_are_refused(tmp_path: Path) -> None:
         f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
     )
     path = write(tmp_path, "a.yaml", BASE + bomb)
-    assert message(path) == f"{path}, line 12: more than 100,000 values with all aliases expanded. Shorten it."
+    assert message(path) == f"{path}, line 13: more than 1,000,000 values with all aliases expanded. Shorten it."
     path = write(tmp_path, "b.yaml", BASE + "train: &t {wandb: *t}\n")
     assert message(path) == f"{path}, line 8: an anchor contains itself. Write it out."

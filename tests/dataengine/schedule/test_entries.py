@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from dataengine.config.schema import StageConfig
 from dataengine.errors import InputError
 from dataengine.schedule.idle import idle_streams
-from dataengine.schedule.slots import Schedule, Stage, count_drawn
+from dataengine.schedule.slots import Schedule, Stage
 from dataengine.schedule.stages import StreamSize, by_entry, resolve_stages, size_weight
+from tests.dataengine.schedule.plain_floors import balanced, count
 
 SIZES = {"mono": 1000, "bitext/de-en": 400, "bitext/en-zh": 100, "bitext/ceb-en": 4}
 ENTRIES = {"bitext": ("bitext/de-en", "bitext/en-zh", "bitext/ceb-en")}
@@ -83,7 +84,7 @@ def test_every_word_of_a_mix_takes_an_entry() -> None:
     (stage,) = resolve({"steps": 120, "mix": {"mono": "all", "bitext": "rest"}})
     assert by_entry(stage.samples) == {"mono": 1000, "bitext": 200}
     (stage,) = resolve({"drain": True, "mix": {"bitext": "by_size"}})
-    assert stage == Stage("stage0", 50, {"bitext/de-en": 397, "bitext/en-zh": 99, "bitext/ceb-en": 4})
+    assert stage == Stage("stage0", 50, {"bitext/de-en": 397, "bitext/en-zh": 99, "bitext/ceb-en": 4}, balanced=True)
     first, second = resolve({"steps": 20, "mix": {"bitext": 1}}, {"drain": True, "mix": {"bitext": "by_size"}})
     assert by_entry(first.samples) == {"bitext": 200}
     assert second.steps == 30
@@ -144,7 +145,7 @@ def test_slots_of_entries_are_those_of_two_counts(
     """Each slot is one stream's; cursors count up from 0; entries keep to their shares as streams would."""
     steps = sum(samples.values())
     samples = {name: count * batch * lanes for name, count in samples.items()}
-    schedule = Schedule(batch * lanes, lanes, (Stage("s", steps, samples),))
+    schedule = Schedule(batch * lanes, lanes, (Stage("s", steps, samples, balanced=True),))
     seen = dict.fromkeys(schedule.streams, 0)
     total = by_entry({name: count // lanes for name, count in samples.items()})
     for step in range(steps):
@@ -154,7 +155,8 @@ def test_slots_of_entries_are_those_of_two_counts(
             assert cursor == seen[name]
             seen[name] += 1
         assert {name: count * lanes for name, count in seen.items()} == schedule.cursors(step + 1)
-        exact = count_drawn([total[name] for name in sorted(total, key=lambda n: f"{n}/")], (step + 1) * batch)
+        quotas = [total[name] for name in sorted(total, key=lambda n: f"{n}/")]
+        exact = count(quotas, (step + 1) * batch, balanced)
         assert sorted(by_entry(seen).values()) == sorted(exact)
     assert schedule.cursors(steps) == samples
     step = data.draw(st.integers(0, steps - 1))

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dataengine.errors import InputError
@@ -55,7 +57,7 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has changed since it was written"):
         read_manifest(path)
     path.write_bytes(content.replace(b'"version":2', b'"version":9'))
-    with pytest.raises(InputError, match=r"has version 9, this program reads 2"):
+    with pytest.raises(InputError, match=r"has version 9, this program reads 2 and 3"):
         read_manifest(path)
 
 
@@ -120,3 +122,51 @@ def test_prefix_hash_changes_only_with_what_came_before() -> None:
     other = manifest((Stage("x", 5, {"b": 50}), STAGES[1]))
     assert other.prefix_sha256(1) != longer.prefix_sha256(1)
     assert other.prefix_sha256(0) == longer.prefix_sha256(0)
+
+
+def plan_of_version_2() -> Manifest:
+    """Stages of up to seven streams and pairs, in two lanes, with a ramp and a fork."""
+    names = ["a", "b", "c", "bitext/de-en", "bitext/en-zh", "bitext/fr-en", "d"]
+    shards = tuple(Shard(50, StoredFile(f"shard.{k:05d}.mds", 1000 + k, {"xxh64": f"{k:016x}"})) for k in range(6))
+    streams = tuple(Stream(name, f"streams/{name}-0", name[0] * 64, 300, 30_300, shards) for name in names)
+    stages = (
+        Stage("x", 9, {"a": 30, "b": 6, "c": 54, "d": 18}),
+        Stage("y", 7, {"a": 20, "bitext/de-en": 4, "bitext/en-zh": 30, "bitext/fr-en": 12, "d": 18}, cut=5),
+        Stage("y", 2, {"a": 12, "d": 12}),
+        Stage("z", 10, {name: 2 * (k + 1) for k, name in enumerate(names)} | {"d": 120 - 42}),
+    )
+    parent = {"plan_id": "p", "step": 14}
+    return manifest(stages, batch_size=12, lanes=2, streams=streams, parent=parent)
+
+
+def test_plans_of_version_2_keep_their_id_and_their_samples(tmp_path: Path) -> None:
+    """Golden: of the last program that wrote version 2."""
+    plan, path = plan_of_version_2(), tmp_path / "manifest.json"
+    path.write_bytes(plan.content)
+    assert (plan.version, read_manifest(path)) == (2, plan)
+    assert plan.plan_id == "ca87b0edb9d231b72a18a896da10e566cf50132f6df00371877cadaa6fa38cbb"
+    assert plan.prefix_sha256(20) == "39fe09640106e8e35fe81449c176dd3b8e5550032172f8bb5947b5bc94a32e2c"
+    ids = np.concatenate([plan.order.sample_ids(step) for step in range(26)]).astype("<i8")
+    assert hashlib.sha256(ids.tobytes()).hexdigest() == (
+        "e072996bf50f8bc9d4326688c341b9bc4e511af64a6bd5b962a3ddd45cd8c5fc"
+    )
+
+
+def test_plans_of_version_3_keep_their_id_and_their_samples(tmp_path: Path) -> None:
+    """Golden, of the same mixes."""
+    old, path = plan_of_version_2(), tmp_path / "manifest.json"
+    plan = replace(old, stages=tuple(replace(stage, balanced=len(stage.samples) > 2) for stage in old.stages))
+    path.write_bytes(plan.content)
+    assert (plan.version, read_manifest(path)) == (3, plan)
+    assert plan.plan_id == "b32245a1c03d877d7534f205ac56f96bab008eb1dccb28cb40b6d5dfe1ace869"
+    ids = np.concatenate([plan.order.sample_ids(step) for step in range(26)]).astype("<i8")
+    assert hashlib.sha256(ids.tobytes()).hexdigest() == (
+        "4cfbc597bb1e1a3e23e5ae6cc90f5e4d9dbb445cb79bd60e7b892648e785f677"
+    )
+
+
+def test_the_version_is_that_of_the_stages(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    path.write_bytes(plan_of_version_2().content.replace(b'"version":2', b'"version":3'))
+    with pytest.raises(InputError, match=r"has changed since it was written"):
+        read_manifest(path)

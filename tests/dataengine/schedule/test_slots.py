@@ -7,36 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage, apportion, count_drawn
+from dataengine.schedule.slots import MAX_RUN_SAMPLES, Schedule, Stage, apportion
+from tests.dataengine.schedule.plain_floors import balanced, chain, count
 
 sizes = st.one_of(st.integers(1, 250_000_000), st.integers(1, MAX_RUN_SAMPLES // 13))
 quotas = st.lists(sizes, min_size=1, max_size=12)
-
-
-@given(quotas, st.data())
-def test_counts_sum_to_the_slots_and_never_fall(quotas: list[int], data: st.DataObject) -> None:
-    slots = data.draw(st.integers(0, sum(quotas) - 1))
-    before, after = count_drawn(quotas, slots), count_drawn(quotas, slots + 1)
-    assert sum(before) == slots
-    assert sorted(b - a for a, b in zip(before, after, strict=True)) == [0] * (len(quotas) - 1) + [1]
-
-
-@given(quotas)
-def test_a_stage_ends_with_exactly_its_quotas(quotas: list[int]) -> None:
-    assert count_drawn(quotas, sum(quotas)) == quotas
-
-
-@given(quotas, st.data())
-def test_counts_stray_less_than_the_number_of_streams(quotas: list[int], data: st.DataObject) -> None:
-    total, slots = sum(quotas), data.draw(st.integers(0, sum(quotas)))
-    for count, quota in zip(count_drawn(quotas, slots), quotas, strict=True):
-        assert abs(count * total - slots * quota) < len(quotas) * total
-
-
-def test_counts_worked_by_hand() -> None:
-    # weights 3, 2, 1: the first stream takes ceil(n / 2), the second two thirds of the rest, rounded up
-    drawn = [count_drawn([3, 2, 1], n) for n in range(7)]
-    assert drawn == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [2, 1, 0], [2, 2, 0], [3, 2, 0], [3, 2, 1]]
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12), st.integers(0, 10**9))
@@ -62,7 +37,8 @@ def schedules(draw: st.DrawFn) -> Schedule:
         mixed = draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
         steps = draw(st.integers(1, 20))
         parts = apportion([draw(st.floats(0.01, 10)) for _ in mixed], steps * batch // lanes)
-        stages.append(Stage(f"stage{number}", steps, {n: p * lanes for n, p in zip(mixed, parts, strict=True)}))
+        samples = {n: p * lanes for n, p in zip(mixed, parts, strict=True)}
+        stages.append(Stage(f"stage{number}", steps, samples, balanced=draw(st.booleans())))
     return Schedule(batch, lanes, tuple(stages))
 
 
@@ -120,12 +96,15 @@ def test_slots_are_those_of_whole_numbers_at_any_size(quotas: list[int], width: 
     names = [f"s{k:02d}" for k in range(len(quotas))]
     steps = -(-sum(quotas) // width)
     quotas = [*quotas[:-1], quotas[-1] + steps * width - sum(quotas)]
-    schedule = Schedule(width, 1, (Stage("huge", steps, dict(zip(names, quotas, strict=True))),))
+    is_balanced = data.draw(st.booleans())
+    stage = Stage("huge", steps, dict(zip(names, quotas, strict=True)), balanced=is_balanced)
+    schedule = Schedule(width, 1, (stage,))
     step = data.draw(st.one_of(st.integers(0, steps - 1), st.integers(max(0, steps - 3), steps - 1)))
     start = data.draw(st.integers(0, width - 1))
     stop = data.draw(st.integers(start + 1, width))
     numbers, cursors = schedule.lane_slots(step, start, stop)
-    points = [count_drawn(quotas, step * width + slot) for slot in range(start, stop + 1)]
+    cut = balanced if is_balanced else chain
+    points = [count(quotas, step * width + slot, cut) for slot in range(start, stop + 1)]
     rises = [[b - a for a, b in zip(*pair, strict=True)].index(1) for pair in pairwise(points)]
     assert numbers.tolist() == rises
     assert cursors.tolist() == [points[k][stream] for k, stream in enumerate(rises)]
@@ -136,7 +115,7 @@ def test_a_stage_of_10_to_the_15_samples_is_exact_to_its_end() -> None:
     stage = Stage("huge", total // 500, {"x": 123_456_789_012_345, "y": total - 123_456_789_012_345})
     schedule = Schedule(500, 1, (stage,))
     last = schedule.steps - 1
-    exact = [count_drawn(list(stage.samples.values()), n) for n in (last * 500, total)]
+    exact = [count(list(stage.samples.values()), n, chain) for n in (last * 500, total)]
     assert schedule.counts(last) == {name: b - a for name, a, b in zip("xy", *exact, strict=True)}
     numbers, cursors = schedule.lane_slots(last)
     assert np.bincount(numbers, minlength=2).tolist() == list(schedule.counts(last).values())
