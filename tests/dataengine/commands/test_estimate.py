@@ -322,3 +322,15 @@ def test_a_dry_run_notes_evaluation_sets_that_are_not_there(
         main(["build", str(path), "--dry-run"])
     assert stop.value.code == 0
     assert "note: evaluate.dev.en-zh is none.tsv, which does not exist yet\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["800k", "800K", "1M"])
+def test_the_bytes_of_a_sample_are_written_as_other_counts(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(make_config()))
+    with pytest.raises(SystemExit) as stop:
+        main(["build", str(path), "--dry-run", "--sample", size])
+    assert stop.value.code == 0
+    assert "the schedule fits" in capsys.readouterr().out
