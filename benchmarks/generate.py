@@ -1,22 +1,23 @@
 """How fast sets are translated, against one `generate` call a sentence: `python benchmarks/generate.py [--full]`.
 
-Ours is the translation of an evaluation: batches by length, the common beginning of prompts computed once, finished
-rows removed. The peer is the obvious loop: tokenize a prompt, `generate`, decode, next. Both have the same model,
-prompts, search and library (transformers). A line counts as equal if both wrote the same text. Medians over turns.
+Ours is the translation of an evaluation: batches by length, the common beginning of prompts computed once, a prompt
+once for all its beams, finished sentences removed. The peer is the obvious loop: tokenize a prompt, `generate`, decode,
+next. Both have the same model, prompts, search and library (transformers). A line counts as equal if both wrote the
+same text. Figures are sentences per CPU-second, medians over turns.
 
-generate_cpu       greedy, zero-shot, the model of yamls/base/mini.yaml with weights that end most lines by themselves
-generate_beam_cpu  beam search with 5 beams
-generate_5shot_cpu greedy, 5 examples in the prompt
+generate_cpu        greedy, zero-shot, the model of yamls/base/mini.yaml with weights that end most lines by themselves
+generate_beam_cpu   beam search with 5 beams
+generate_5shot_cpu  greedy, 5 examples in the prompt
+*_equal             the share of equal lines, against all of them
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,9 +25,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from torch import Tensor  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 from transformers.utils import logging as transformers_log  # noqa: E402
 
+from benchmarks.rows import Row, cpu_seconds, medians, show  # noqa: E402
 from dataengine.text.pairs import translation_in  # noqa: E402
 from dataengine.text.tokenizers.base import Tokenizer  # noqa: E402
 from dataengine.text.tokenizers.load import load_tokenizer  # noqa: E402
@@ -34,6 +37,7 @@ from trainer.evaluation.decode import Decoding, EndOfLine, Translator, plan_batc
 from trainer.evaluation.prompts import Prompts, choose_shots, make_prompts  # noqa: E402
 
 BATCH_TOKENS = 16_384
+Way = Callable[[LlamaForCausalLM, Tokenizer, Prompts, Decoding], list[str]]
 ROWS = {"generate_cpu": (1, 0), "generate_beam_cpu": (5, 0), "generate_5shot_cpu": (1, 5)}  # beams, shots
 
 
@@ -49,17 +53,8 @@ def main() -> None:
     pairs = [(row["en"], row["zh"]) for row in rows]
     model = make_model(tokenizer)
     for name, (beams, shots) in ROWS.items():
-        found = measure(model, tokenizer, pairs, 3 if options.full else 1, beams, shots)
-        peer = f"transformers {transformers.__version__} generate, one by one"
-        if options.json:
-            values = {"ours": found["ours"], "unit": "sentences/s", "peer": peer, "peer_value": found["peer"]}
-            print(json.dumps({"benchmark": name, **values, "ratio": found["ours"] / found["peer"]}), flush=True)
-        else:
-            print(
-                f"{name:18} {found['ours']:7.1f} sentences/s  {peer} {found['peer']:6.2f}  "
-                f"{found['ours'] / found['peer']:5.1f}x  {found['equal']:.0%} of the lines equal",
-                flush=True,
-            )
+        for row in measure(name, model, tokenizer, pairs, 3 if options.full else 1, beams, shots):
+            show(row, as_json=options.json)
 
 
 def make_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
@@ -82,28 +77,36 @@ def make_model(tokenizer: Tokenizer) -> LlamaForCausalLM:
 
 
 def measure(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], turns: int, beams: int, shots: int
-) -> dict[str, float]:
-    """Sentences/s of both, and the share of equal lines."""
+    name: str,
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    pairs: Sequence[tuple[str, str]],
+    turns: int,
+    beams: int,
+    shots: int,
+) -> list[Row]:
+    """Sentences per CPU-second of both, and the share of equal lines."""
     decoding = Decoding(beams=beams, length_penalty=1.0, max_new_tokens=48, max_source_tokens=None, bos=False)
     sources = [source for source, _ in pairs]
     prompts = make_prompts(sources, choose_shots(pairs, sources, shots), ("English", "Chinese"), tokenizer, decoding)
-    times: dict[Callable[..., list[str]], list[float]] = {ours: [], peer: []}
-    lines: dict[Callable[..., list[str]], list[str]] = {}
     warm = Prompts(prompts.ids[:4], 0)
-    for way in times:
+    lines: dict[str, list[str]] = {}
+    for way in (ours, peer):
         way(model, tokenizer, warm, decoding)
-    for _ in range(turns):
-        for way, spent in times.items():
-            begun = time.perf_counter()
-            lines[way] = way(model, tokenizer, prompts, decoding)
-            spent.append(time.perf_counter() - begun)
-    equal = sum(one == other for one, other in zip(lines[ours], lines[peer], strict=True))
-    return {
-        "ours": len(pairs) / statistics.median(times[ours]),
-        "peer": len(pairs) / statistics.median(times[peer]),
-        "equal": equal / len(pairs),
-    }
+
+    def timed(way: Way) -> Mapping[str, float]:
+        begun = cpu_seconds()
+        lines[way.__name__] = way(model, tokenizer, prompts, decoding)
+        return {"s": cpu_seconds() - begun}
+
+    spent = medians(turns, {way.__name__: partial(timed, way) for way in (ours, peer)})
+    mine, theirs = spent["ours"]["s"], spent["peer"]["s"]
+    equal = sum(one == other for one, other in zip(lines["ours"], lines["peer"], strict=True)) / len(pairs)
+    version, count = f"transformers {transformers.__version__}, one by one", len(pairs)
+    return [
+        Row(name, count / mine, "sentences/CPU-s", version, count / theirs, theirs / mine, mine, theirs, turns),
+        Row(f"{name}_equal", equal, "of the lines", version, 1.0, equal, runs=turns),
+    ]
 
 
 def ours(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Prompts, decoding: Decoding) -> list[str]:
@@ -116,13 +119,17 @@ def ours(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Prompts, decodi
     return lines
 
 
+def ends_behind(ends: EndOfLine, start: int, tokens: Tensor, scores: object) -> Tensor:
+    """Which rows have a complete line behind the prompt."""
+    return ends(tokens[:, start:])
+
+
 @torch.inference_mode()
 def peer(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Prompts, decoding: Decoding) -> list[str]:
     """All lines, one at a time."""
-    stop = EndOfLine(tokenizer)
+    ends = EndOfLine(tokenizer)
     lines = []
     for ids in prompts.ids:
-        stop.start = len(ids)
         output = model.generate(
             input_ids=torch.tensor([ids]),
             attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -132,7 +139,7 @@ def peer(model: LlamaForCausalLM, tokenizer: Tokenizer, prompts: Prompts, decodi
             eos_token_id=tokenizer.eos_id,
             pad_token_id=tokenizer.eos_id,
             suppress_tokens=list(range(tokenizer.vocab_size, model.config.vocab_size)),
-            stopping_criteria=[stop],
+            stopping_criteria=[partial(ends_behind, ends, len(ids))],
         )
         new = output[0, len(ids) :].tolist()
         text = tokenizer.decode(new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new)

@@ -34,9 +34,9 @@ def run_build(options: argparse.Namespace) -> None:
         return run_finalize(options)
     config, workers = load_experiment(options, look=True)
     if options.dry_run:
-        sample = parse_count(options.sample_bytes or "4M")
+        sample = parse_count((options.sample_bytes or "4M").upper())
         if not isinstance(sample, int) or sample < 1:
-            raise InputError(f"--sample {options.sample_bytes} is not a number of bytes, such as 4M")
+            raise InputError(f"--sample {options.sample_bytes} is not a number of bytes, such as 800K, 4M or 1B")
         show(describe_estimate(prepare(config, open_store(config.store)), workers=workers, sample_bytes=sample))
         _note_missing_sets(config.evaluate)
         return

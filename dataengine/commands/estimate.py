@@ -44,7 +44,7 @@ _EXCERPT = 200  # characters of an unusable record
 
 @dataclass
 class StreamEstimate:
-    """Counts of a sample of a stream; the whole is `scale` times as much."""
+    """Counts of a sample of a stream, and estimates of the whole."""
 
     name: str
     bytes: int
@@ -59,11 +59,23 @@ class StreamEstimate:
     tokens: int = 0
     seconds: float = 0.0
     bytes_per_token: float = 0.0
+    weights: dict[int, float] = field(default_factory=dict)  # of a sampled part: records that one of it stands for
+    whole: Whole = field(default_factory=lambda: Whole())
 
     @property
     def scale(self) -> float:
-        """The whole over the sample."""
+        """The bytes of the whole over those of the sample."""
         return self.bytes / max(self.sampled_bytes, 1)
+
+
+@dataclass
+class Whole:
+    """Estimates of a whole stream: each sampled part counts for the bytes that it stands for."""
+
+    records: float = 0.0
+    kept: float = 0.0
+    tokens: float = 0.0
+    lost: dict[str, float] = field(default_factory=dict)  # unusable and dropped records by reason, without duplicates
 
 
 def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstimate:
@@ -74,18 +86,16 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
     made = StreamEstimate(plan.name, sum(part.size for part in plan.parts), max(part.size for part in plan.parts))
     tokenizer, dtype, bos_id = plan.format.load()
     written = written_columns(plan.languages, plan.directions, plan.sides)
-    places = list(range(len(plan.parts)))
-    if made.bytes > sample_bytes:
-        places = np.unique(np.linspace(0, len(plan.parts) - 1, _PLACES).round().astype(int)).tolist()
+    chosen = choose_places(plan.parts, sample_bytes)
     kept: list[tuple[int, Records]] = []  # number of the part, records
     keys = [np.empty(0, dedup.KEY)]
     notes: Notes = {}  # with the place of the first before its excerpt
     begun = time.perf_counter()
     total = min(sample_bytes, made.bytes)
     with tqdm(None, f"sampling {plan.name}", total, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
-        for place in places:
+        for place, (wanted, stands_for) in chosen.items():
             part = plan.parts[place]
-            wanted = sample_bytes // len(places) if made.bytes > sample_bytes else part.size
+            before_it = made.sampled_bytes, made.records, made.rejected + made.dropped
             for batch in _sample(plan, part, wanted, made, notes):
                 if plan.cleaning is not None:
                     codes = clean.check_records(batch, plan.cleaning)
@@ -103,6 +113,7 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
                     keys.append(clean.duplicate_keys(batch, plan.cleaning, numbers))
                 made.kept += len(batch.lines)
                 kept.append((place, batch))
+            _weigh(made, place, stands_for, *before_it)
             bar.update(min(made.sampled_bytes, sample_bytes) - bar.n)
     sampled = "in the sample, " if made.scale > 1 else ""
     for said, (count, _, first) in sorted(notes.items()):
@@ -117,10 +128,43 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
         joined = join_documents(made_of.tokens, made_of.lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
         tokens.append(joined[0])
         before[place] += len(batch.lines)
+        made.whole.kept += len(batch.lines) * made.weights[place]
+        made.whole.tokens += len(joined[0]) * made.weights[place]
     made.seconds = time.perf_counter() - begun
     made.tokens = sum(map(len, tokens))
     made.bytes_per_token = _stored_size(plan, np.concatenate(tokens))
     return made
+
+
+def choose_places(parts: Sequence[SourcePart], sample_bytes: int) -> dict[int, tuple[int, float]]:
+    """Parts to sample: the bytes to read of each, and the bytes that it stands for.
+
+    Each kind of file, such as plain or zstd, has its share of the sample. Within a kind, parts are taken at equal
+    distances in its bytes, so that a part of twice the size is taken twice as often, and each stands for as much.
+    """
+    sizes = np.array([part.size for part in parts], np.int64)
+    if (total := int(sizes.sum())) <= sample_bytes:
+        return {place: (part.size, float(part.size)) for place, part in enumerate(parts)}
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for place, part in enumerate(parts):
+        kinds.setdefault((part.format, Path(part.paths[0]).suffix), []).append(place)
+    chosen = {}
+    for places in kinds.values():
+        ends = np.cumsum(sizes[places])
+        points = (np.arange(_PLACES) + 0.5) / _PLACES * ends[-1]
+        taken, times = np.unique(np.searchsorted(ends, points, side="right"), return_counts=True)
+        for k, count in zip(taken.tolist(), times.tolist(), strict=True):
+            share = int(ends[-1]) * count / _PLACES
+            chosen[places[k]] = (max(int(sample_bytes * share / total), 1), share)
+    return dict(sorted(chosen.items()))
+
+
+def _weigh(made: StreamEstimate, place: int, stands_for: float, read: int, records: int, lost: Counter[str]) -> None:
+    """Add what was sampled of a part to the estimate of the whole; the last arguments are the counts before it."""
+    weight = made.weights[place] = stands_for / max(made.sampled_bytes - read, 1)
+    made.whole.records += (made.records - records) * weight
+    for reason, count in (made.rejected + made.dropped - lost).items():
+        made.whole.lost[reason] = made.whole.lost.get(reason, 0.0) + count * weight
 
 
 def _drop_duplicates(
@@ -231,17 +275,17 @@ def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
 def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int = SAMPLE_BYTES) -> str:
     """Tables of the estimates, and whether the streams suffice for the stages."""
     made = [estimate(plan, sample_bytes) for plan in prepared.streams.values()]
-    rows = [("stream", "bytes", "sampled", "records", "kept", "tokens", "disk", f"time, {workers} workers")]
+    rows = [("stream", "bytes", "sampled", "records", "kept", "tokens", "shards", f"time, {workers} workers")]
     for one in made:
         rows.append(
             (
                 one.name,
                 size_words(one.bytes),
                 f"{min(1 / one.scale, 1):.2%}",
-                f"{one.records * one.scale:,.0f}",
-                f"{one.kept * one.scale:,.0f}",
-                f"{one.tokens * one.scale:,.0f}",
-                size_words(one.tokens * one.scale * one.bytes_per_token),
+                f"{one.whole.records:,.0f}",
+                f"{one.whole.kept:,.0f}",
+                f"{one.whole.tokens:,.0f}",
+                size_words(one.whole.tokens * one.bytes_per_token),
                 _duration(one.seconds / max(one.sampled_bytes, 1) * max(one.bytes / workers, one.largest_part)),
             )
         )
@@ -254,15 +298,34 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
     for one in made:
         for reason, count in (*one.rejected.most_common(), *one.dropped.most_common()):
             word = "unusable" if reason in one.rejected else "dropped"
-            lines.append(f"{one.name}: {count / max(one.records, 1):.2%} {word}: {reason}")
-        if any(reason.startswith(("duplicate", "near")) for reason in one.dropped) and one.scale > 1:
-            lines.append(f"{one.name}: only duplicates within the sample are counted; the whole has more")
+            share = count / max(one.records, 1)
+            if reason in one.whole.lost:
+                share = one.whole.lost[reason] / one.whole.records
+            lines.append(f"{one.name}: {share:.2%} {word}: {reason}{_describe_duplicates(one, reason)}")
         if one.name in prepared.config.scores:
             lines.append(f"{one.name}: records that `scores` will drop are not counted")
     for name, labels in label_notes(prepared.streams, prepared.config).items():
         lines += [f"note: {words}" for words in labels]
         lines += [f"note: {words}" for one in made if one.name == name for words in one.notes]
     return "\n".join([*lines, "", _describe_fit(prepared, made)])
+
+
+def _describe_duplicates(made: StreamEstimate, reason: str) -> str:
+    if made.scale <= 1 or not reason.startswith(("duplicate", "near")):
+        return ""
+    lowest, highest = duplicate_range(made.dropped[reason], made.records, made.scale)
+    return f" of the sample; {lowest:.2%} to {highest:.2%} of the whole, of which the first figure is counted"
+
+
+def duplicate_range(dropped: int, records: int, scale: float) -> tuple[float, float]:
+    """The share of duplicates in the whole, which is `scale` times a sample of `records` with `dropped` duplicates.
+
+    A sample shows duplicates as they are where they are next to each other. If they are spread evenly, both of a pair
+    are in the sample with the square of the chance of one, so their share is `scale` times as large. The highest share
+    allows for chance: two standard deviations, and the 3 that 0 may stand for.
+    """
+    highest = (dropped + 2 * dropped**0.5 + 3) * scale
+    return dropped / max(records, 1), min(highest / max(records, 1), 1.0)
 
 
 def _refusal(plan: StreamPlan, made: StreamEstimate, max_bad_fraction: float) -> str | None:
@@ -273,7 +336,7 @@ def _refusal(plan: StreamPlan, made: StreamEstimate, max_bad_fraction: float) ->
         return describe_rejects(plan, made.records, made.rejected, max_bad_fraction, made.first_reject, sampled=sampled)
     if not made.kept:
         return nothing_kept(plan, dropped, bad, sampled)
-    tokens = int(made.tokens * made.scale)
+    tokens = int(made.whole.tokens)
     if tokens <= plan.format.seq_len:
         return too_few_tokens(plan, made.kept, dropped, tokens)
     return None
@@ -286,7 +349,7 @@ def _describe_fit(prepared: Preparation, made: list[StreamEstimate]) -> str:
         return "\n".join(f"the build would stop: {refusal}" for refusal in refusals if refusal)
     streams = {}
     for one in made:
-        samples = int(one.tokens * one.scale) // width
+        samples = int(one.whole.tokens) // width
         size = int(samples * width * one.bytes_per_token)
         shard = Shard(samples, StoredFile("", size, {}))
         streams[one.name] = Stream(one.name, "", "estimated", samples, samples * width, (shard,))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, PreTrainedModel
 
 from dataengine.text.pairs import LINES, translation_in
 from dataengine.text.tokenizers.base import Tokenizer
 from trainer.compat import with_cache
+from trainer.evaluation.beam_states import OwnStates, SharedStates
+from trainer.evaluation.beams import BeamSearch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +94,7 @@ class Translator:
         cache = DynamicCache(config=self._model.config)
         if shared:
             self._model(tokens[:1, :shared], logits_to_keep=1, **with_cache(cache))
-            cache.batch_repeat_interleave(len(prompts) * beams)
-        self._stop.start = tokens.shape[1]
+            cache.batch_repeat_interleave(len(prompts))
         search = self._greedy if beams == 1 else self._beam
         return search(tokens, mask, cache, shared)
 
@@ -122,23 +123,23 @@ class Translator:
         left = torch.arange(len(tokens))
         positions = mask.cumsum(dim=1) - 1
         ids, at, attended = tokens[:, shared:], positions[:, shared:].clamp(min=0), mask
-        prompt = tokens.shape[1]
+        new = tokens[:, :0]
         for count in range(1, self._decoding.max_new_tokens + 1):
             logits = self._model(
                 ids, attention_mask=attended, position_ids=at, logits_to_keep=1, **with_cache(cache)
             ).logits
             ids = logits[:, -1, : self._tokenizer.vocab_size].argmax(dim=1, keepdim=True)  # (rows, 1)
-            tokens = torch.cat([tokens, ids], dim=1)
-            ended = (tokens[:, prompt:] == self._tokenizer.eos_id).any(dim=1) | self._stop(tokens)
+            new = torch.cat([new, ids], dim=1)
+            ended = (new == self._tokenizer.eos_id).any(dim=1) | self._stop(new)
             last = count == self._decoding.max_new_tokens or bool(ended.all())
             if last or ended.sum() * 8 >= len(ended):  # copying the remaining rows costs about a step
-                for number, row in zip(left.tolist(), tokens[:, prompt:].tolist(), strict=True):
+                for number, row in zip(left.tolist(), new.tolist(), strict=True):
                     made[number] = row
                 if last:
                     break
                 keep = (~ended).nonzero()[:, 0]
-                left, tokens, mask, ids, at = (one[keep.to(one.device)] for one in (left, tokens, mask, ids, at))
-                cache.batch_select_indices(keep)
+                left, new, mask, ids, at = (one[keep.to(one.device)] for one in (left, new, mask, ids, at))
+                cache.reorder_cache(cast(torch.LongTensor, keep))
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             at = at[:, -1:] + 1
             # A mask of four dimensions is used unchanged in all layers: not for windows or eager attention.
@@ -146,23 +147,29 @@ class Translator:
         return made
 
     def _beam(self, tokens: Tensor, mask: Tensor, cache: DynamicCache, shared: int) -> list[list[int]]:
-        """Return the best beam of each row of (rows, length); the cache has the first columns of all beams."""
-        beams, eos = self._decoding.beams, self._tokenizer.eos_id
-        generate: Any = self._model.generate
-        output: Tensor = generate(
-            input_ids=tokens,
-            attention_mask=mask,
-            **with_cache(cache),
-            do_sample=False,
-            num_beams=beams,
-            length_penalty=self._decoding.length_penalty,
-            max_new_tokens=self._decoding.max_new_tokens,
-            eos_token_id=eos,
-            pad_token_id=eos,
-            suppress_tokens=list(range(self._tokenizer.vocab_size, self._model.config.vocab_size)) or None,
-            stopping_criteria=StoppingCriteriaList([self._stop]),
+        """Return the best new ids of each row of (rows, length); the cache has the first `shared` columns.
+
+        A prompt is computed once for all its beams, and a sentence that is done leaves the batch.
+        """
+        decoding, vocab_size = self._decoding, self._tokenizer.vocab_size
+        search = BeamSearch(
+            len(tokens),
+            beams=decoding.beams,
+            length_penalty=decoding.length_penalty,
+            max_length=decoding.max_new_tokens,
+            ends=lambda new: (new[:, -1] == self._tokenizer.eos_id) | self._stop(new),
+            device=tokens.device,
         )
-        return cast(list[list[int]], output[:, tokens.shape[1] :].tolist())
+        states = SharedStates(cache, mask) if self._plain else OwnStates(cache, mask)
+        positions = (mask.cumsum(dim=1) - 1)[:, shared:].clamp(min=0)
+        inputs = {"input_ids": tokens[:, shared:], "attention_mask": mask, "position_ids": positions}
+        while True:
+            logits = self._model(**inputs, logits_to_keep=states.width, **with_cache(cache)).logits.flatten(0, 1)
+            rows = search.advance(logits.float().log_softmax(dim=1)[:, :vocab_size])
+            if not len(rows):
+                return search.found
+            states.follow(rows, decoding.beams)
+            inputs = states.inputs(search.ids)
 
     def _read(self, row: Sequence[int], target_language: str) -> Completion:
         eos = self._tokenizer.eos_id
@@ -174,22 +181,21 @@ class Translator:
 _ENDED = re.compile(rf"\S.*\n|(\n[^\S\n]*){{{LINES}}}")  # the end of a line with text, or too many blank lines
 
 
-class EndOfLine(StoppingCriteria):
-    """Stop a sequence at a line break after text, or after LINES blank lines."""
+class EndOfLine:
+    """Whether a text ends: at a line break after text, or after LINES blank lines."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         texts = [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
         self._breaks = torch.tensor([text.count("\n") for text in texts])
         self._has_text = torch.tensor([bool(text.strip()) for text in texts])
         self._ends_text = torch.tensor([re.search(r"\S.*\n", text) is not None for text in texts])
-        self.start = 0  # length of the prompts
 
-    def __call__(self, input_ids: Tensor, scores: Tensor | None = None, **_: Any) -> Tensor:
-        """Return which sequences are done, shape (rows,)."""
-        if self._breaks.device != input_ids.device:
+    def __call__(self, new: Tensor) -> Tensor:
+        """Return which rows of the ids behind the prompts, shape (rows, length), are done; shape (rows,)."""
+        if self._breaks.device != new.device:
             for name in ("_breaks", "_has_text", "_ends_text"):
-                setattr(self, name, getattr(self, name).to(input_ids.device))
-        new = input_ids[:, self.start :].clamp(max=len(self._breaks) - 1)  # rows that pad the embedding
+                setattr(self, name, getattr(self, name).to(new.device))
+        new = new.clamp(max=len(self._breaks) - 1)  # rows that pad the embedding
         last, before = new[:, -1], new[:, :-1]
         after_text = (self._breaks[last] > 0) & self._has_text[before].any(dim=1)
         return after_text | self._ends_text[last] | (self._breaks[new].sum(dim=1) >= LINES)

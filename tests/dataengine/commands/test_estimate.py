@@ -12,15 +12,24 @@ from typing import Any
 import orjson
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataengine.build.build import build
 from dataengine.build.prepare import Preparation, prepare
 from dataengine.cli import main
-from dataengine.commands.estimate import StreamEstimate, describe_estimate, estimate
+from dataengine.commands.estimate import (
+    StreamEstimate,
+    choose_places,
+    describe_estimate,
+    duplicate_range,
+    estimate,
+)
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.records.lines import read_lines
+from dataengine.records.types import SourcePart
 from dataengine.storage.open import open_store
 from tests.conftest import DEMO, ConfigMaker, slow_but
 
@@ -73,6 +82,7 @@ def test_a_stream_that_is_sampled_whole_has_the_counts_of_its_build(
         made = estimates[built.stream.name]
         assert made.scale == 1
         assert (made.records, made.kept, made.tokens) == (built.records, built.kept, built.tokens)
+        assert (made.whole.records, made.whole.kept, made.whole.tokens) == (built.records, built.kept, built.tokens)
         assert (+made.dropped, +made.rejected) == (Counter(built.dropped), Counter(built.rejected))
         assert bool(built.dropped) == (built.stream.name != "all")
         size = sum(shard.stored.bytes for shard in built.stream.shards)
@@ -100,8 +110,8 @@ def test_a_stream_that_is_sampled_in_part_has_about_the_tokens_of_its_build(
     path.write_bytes(FORMS[suffix](content))
     made, records, tokens = estimate_and_build(make_config, path, 300_000, part_bytes=part_bytes)
     assert 0.7 * 300_000 < made.sampled_bytes < 1.1 * 300_000
-    assert made.tokens * made.scale == pytest.approx(tokens, rel=0.1)
-    assert made.records * made.scale == pytest.approx(records, rel=0.1 if words < 3000 else 0.3)  # of 150 documents
+    assert made.whole.tokens == pytest.approx(tokens, rel=0.1)
+    assert made.whole.records == pytest.approx(records, rel=0.1 if words < 3000 else 0.3)  # of 150 documents
 
 
 def test_a_tsv_is_sampled_by_the_columns_of_its_heading(make_config: ConfigMaker, tmp_path: Path) -> None:
@@ -119,7 +129,7 @@ def test_a_tsv_is_sampled_by_the_columns_of_its_heading(make_config: ConfigMaker
     made = estimate(plan, 100_000)
     assert made.scale > 5
     assert not made.rejected
-    assert made.tokens * made.scale == pytest.approx(built.tokens, rel=0.1)
+    assert made.whole.tokens == pytest.approx(built.tokens, rel=0.1)
 
 
 def test_parquet_is_sampled_by_what_was_read(make_config: ConfigMaker, tmp_path: Path) -> None:
@@ -132,8 +142,8 @@ def test_parquet_is_sampled_by_what_was_read(make_config: ConfigMaker, tmp_path:
     parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=1_000_000)
     made, records, tokens = estimate_and_build(make_config, path, 600_000)
     assert made.scale > 3
-    assert made.tokens * made.scale == pytest.approx(tokens, rel=0.1)
-    assert made.records * made.scale == pytest.approx(records, rel=0.1)
+    assert made.whole.tokens == pytest.approx(tokens, rel=0.1)
+    assert made.whole.records == pytest.approx(records, rel=0.1)
 
 
 def estimate_and_build(
@@ -147,6 +157,74 @@ def estimate_and_build(
     (plan,) = prepared(config).streams.values()
     (built,) = build(config, workers=2).streams
     return estimate(plan, sample), built.records, built.tokens
+
+
+def test_files_of_different_kinds_each_count_for_their_own_bytes(make_config: ConfigMaker, tmp_path: Path) -> None:
+    """Two plain files with short texts, three zstd ones with long texts and two gzip ones, of different sizes."""
+    files = [("a.jsonl", 300, 20), ("b.jsonl", 900, 20), ("a.jsonl.gz", 600, 60), ("b.jsonl.gz", 200, 60)]
+    files += [(f"{k}.jsonl.zst", 400 * (k + 1), 100) for k in range(3)]
+    records = 0
+    for name, kilobytes, words in files:
+        path = tmp_path / "sources" / name
+        path.parent.mkdir(exist_ok=True)
+        content = write_documents(path, kilobytes * 1000, words)
+        path.write_bytes(FORMS["." + name.partition(".")[2]](content))
+        records += content.count(b"\n")
+    config = make_config(
+        streams={"mono": {"documents": [str(tmp_path / "sources" / "*")]}},
+        stages=[{"name": "all", "steps": 4, "mix": {"mono": 1}}],
+        part_bytes=100_000,
+    )
+    (plan,) = prepared(config).streams.values()
+    (built,) = build(config).streams
+    made = estimate(plan, 400_000)
+    assert made.scale > 2
+    assert built.records == records
+    assert made.whole.records == pytest.approx(records, rel=0.05)
+    assert made.whole.tokens == pytest.approx(built.tokens, rel=0.05)
+    assert abs(made.records * made.scale / records - 1) > 0.05  # what one ratio for all would say
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(0, 1000), st.sampled_from(["plain", "zst", "gz"])), min_size=1, max_size=40),
+    sample=st.integers(1, 50_000),
+)
+def test_the_parts_sampled_stand_for_all_bytes_of_their_kind(sizes: list[tuple[int, str]], sample: int) -> None:
+    parts = [SourcePart((f"{k}.{kind}",), ("",), "jsonl", 0, size, size, "") for k, (size, kind) in enumerate(sizes)]
+    chosen = choose_places(parts, sample)
+    for kind in {kind for _, kind in sizes}:
+        whole = sum(size for size, its in sizes if its == kind)
+        stands_for = sum(share for place, (_, share) in chosen.items() if sizes[place][1] == kind)
+        assert stands_for == pytest.approx(whole)
+    if sum(size for size, _ in sizes) <= sample:
+        assert chosen == {k: (size, size) for k, (size, _) in enumerate(sizes)}
+
+
+@pytest.mark.parametrize("spread", [True, False])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.064, 0.3])
+def test_the_share_of_duplicates_is_within_the_range_stated(
+    make_config: ConfigMaker, tmp_path: Path, share: float, spread: bool
+) -> None:
+    """Copies are anywhere, or right behind the first."""
+    rng = random.Random(1)
+    texts = [[f"{k} {rng.random()}"] * (1 + (rng.random() < share / (1 - share))) for k in range(20_000)]
+    rows = [text for copies in texts for text in copies]
+    if spread:
+        rng.shuffle(rows)
+    path = tmp_path / "docs.jsonl"
+    path.write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in rows))
+    config = make_config(
+        streams={"mono": {"documents": [str(path)], "clean": {"dedup": ["text"]}}},
+        stages=[{"name": "all", "steps": 4, "mix": {"mono": 1}}],
+        part_bytes=50_000,
+    )
+    (plan,) = prepared(config).streams.values()
+    made = estimate(plan, path.stat().st_size // 10)
+    assert 8 < made.scale < 12
+    lowest, highest = duplicate_range(made.dropped["duplicate text"], made.records, made.scale)
+    truth = 1 - len(texts) / len(rows)
+    assert lowest * 0.8 <= truth <= highest
+    assert highest < truth * made.scale * 1.5 + 0.05
 
 
 def test_unusable_records_are_counted(make_config: ConfigMaker, tmp_path: Path) -> None:
@@ -244,3 +322,15 @@ def test_a_dry_run_notes_evaluation_sets_that_are_not_there(
         main(["build", str(path), "--dry-run"])
     assert stop.value.code == 0
     assert "note: evaluate.dev.en-zh is none.tsv, which does not exist yet\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["800k", "800K", "1M"])
+def test_the_bytes_of_a_sample_are_written_as_other_counts(
+    make_config: ConfigMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(make_config()))
+    with pytest.raises(SystemExit) as stop:
+        main(["build", str(path), "--dry-run", "--sample", size])
+    assert stop.value.code == 0
+    assert "the schedule fits" in capsys.readouterr().out

@@ -113,10 +113,9 @@ def test_generation_stops_at_the_end_of_the_first_line_with_text() -> None:
     stop = EndOfLine(TOKENIZER)
     newline = TOKENIZER.encode(["\n"])[0][-1]
     (word,) = TOKENIZER.encode(["World"])
-    stop.start = 1
 
     def done(*ids: int) -> bool:
-        (answer,) = stop(torch.tensor([[word[0], *ids]])).tolist()
+        (answer,) = stop(torch.tensor([ids])).tolist()
         return bool(answer)
 
     assert done(word[0], newline)

@@ -1,7 +1,11 @@
-"""Greedy search with pretrained models against a search without cache, batches and shared beginnings."""
+"""Searches with pretrained models.
+
+Greedy search against one without cache, batches and shared beginnings; beams against `generate` of transformers.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO
 from tests.tiny_base import tiny_config
-from trainer.evaluation.decode import Decoding, Translator
+from trainer.evaluation.decode import Decoding, EndOfLine, Translator
 
 TOKENIZER = load_tokenizer(DEMO / "tokenizer.model")
 GREEDY = Decoding(beams=1, length_penalty=1.0, max_new_tokens=6, max_source_tokens=None, bos=False)
@@ -48,3 +52,24 @@ def test_batches_with_a_shared_beginning_give_what_each_prompt_gives(kind: str) 
     for prompt, row in zip(prompts, found, strict=True):
         expected = searched(model, prompt)
         assert row[: len(expected)] == expected
+
+
+def ends_behind(ends: EndOfLine, start: int, ids: torch.Tensor, scores: object) -> torch.Tensor:
+    return ends(ids[:, start:])
+
+
+@pytest.mark.parametrize("kind", ["mistral, window", "qwen 3", "gemma 2", "gemma 3"])
+def test_beams_give_what_generate_gives_for_each_prompt(kind: str) -> None:
+    model = tiny_model(kind)
+    decoding = Decoding(beams=3, length_penalty=1.0, max_new_tokens=6, max_source_tokens=None, bos=False)
+    prompts = TOKENIZER.encode(["A pair of x", "A pair of y z and others, longer than that one", "A pair"])
+    found = Translator(model, TOKENIZER, decoding)._generate(prompts)
+    for prompt, row in zip(prompts, found, strict=True):
+        ends = partial(ends_behind, EndOfLine(TOKENIZER), len(prompt))
+        theirs = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), do_sample=False,
+            num_beams=3, max_new_tokens=6, eos_token_id=TOKENIZER.eos_id, pad_token_id=TOKENIZER.eos_id,
+            suppress_tokens=list(range(6000, 6016)),
+            stopping_criteria=[ends],
+        )[0, len(prompt) :].tolist()  # fmt: skip
+        assert row == theirs
