@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,13 +22,15 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from dataengine.build.units import Receipt, Unit, finished_receipts, run_unit
+from dataengine.build.units import Receipt, Unit, finished_receipts, run_unit, run_units
 from dataengine.errors import InputError
 from dataengine.storage.store import Store
 
 _progress: Synchronized[int]  # input bytes read by all workers; _start_worker sets it in each worker
 
-_IN_FLIGHT = 4  # Ray: tasks submitted for each processor
+_IN_FLIGHT = 4  # tasks submitted for each processor
+_TASK_BYTES = 64 << 20  # input of the units that a task runs, at most; a larger unit has a task of its own
+_TASK_UNITS = 256
 _POLL_SECONDS = 2.0
 
 
@@ -82,6 +84,32 @@ class _Progress:
             self._bar.set_postfix_str(f"{self._tokens / seconds / 1e6:.2f}M tokens/s", refresh=False)
 
 
+class _Tasks:
+    """Units left to run, the largest first, in tasks of several small ones.
+
+    The tasks become smaller towards the end, so that all processors end at about the same time.
+    """
+
+    def __init__(self, units: Sequence[Unit], left: Iterable[int]) -> None:
+        self._sizes = {k: units[k].input_bytes for k in left}
+        self._left = sorted(self._sizes, key=lambda k: self._sizes[k])
+        self._bytes = sum(self._sizes.values())
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def take(self, processors: int) -> list[int]:
+        """The numbers of the units of the next task; at least one must be left."""
+        shares = _IN_FLIGHT * processors
+        most, room = min(_TASK_UNITS, -(-len(self._left) // shares)), min(_TASK_BYTES, self._bytes // shares)
+        task: list[int] = []
+        while self._left and (not task or (len(task) < most and self._sizes[self._left[-1]] <= room)):
+            task.append(self._left.pop())
+            room -= self._sizes[task[-1]]
+            self._bytes -= self._sizes[task[-1]]
+        return task
+
+
 @dataclass(frozen=True)
 class LocalEngine:
     """Processes on this machine, the largest units first. With one worker, this process."""
@@ -90,39 +118,51 @@ class LocalEngine:
 
     def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
         receipts = finished_receipts(dict(enumerate(units)), store)
-        left = [k for k in range(len(units)) if k not in receipts]
+        left = _Tasks(units, (k for k in range(len(units)) if k not in receipts))
         if left:
             with _Progress(units, receipts, title) as progress:
-                largest_first = sorted(left, key=lambda k: -units[k].input_bytes)
+                alone = min(self.workers, len(left)) == 1
                 results = (
-                    ((k, run_unit(units[k], store, progress.read)) for k in largest_first)
-                    if min(self.workers, len(left)) == 1
-                    else self._pool(units, largest_first, store, progress)
+                    self._here(units, left, store, progress) if alone else self._pool(units, left, store, progress)
                 )
                 for k, receipt in results:
                     receipts[k] = receipt
                     progress.finished(receipt)
         return [receipts[k] for k in range(len(units))]
 
+    def _here(
+        self, units: Sequence[Unit], left: _Tasks, store: Store, progress: _Progress
+    ) -> Iterator[tuple[int, Receipt]]:
+        while left:
+            for k in left.take(1):
+                yield k, run_unit(units[k], store, progress.read)
+
     def _pool(
-        self, units: Sequence[Unit], order: Sequence[int], store: Store, progress: _Progress
+        self, units: Sequence[Unit], left: _Tasks, store: Store, progress: _Progress
     ) -> Iterator[tuple[int, Receipt]]:
         context = multiprocessing.get_context("spawn")
         counter: Synchronized[int] = context.Value("q", 0)
         reported = 0
-        workers = min(self.workers, len(order))
+        workers = min(self.workers, len(left))
+        in_flight: dict[Future[list[Receipt]], list[int]] = {}
+
+        def submit() -> None:
+            while left and len(in_flight) < _IN_FLIGHT * workers:
+                task = left.take(workers)
+                in_flight[pool.submit(_run_in_worker, [units[k] for k in task], store)] = task
+
         with ProcessPoolExecutor(workers, context, _start_worker, (counter, os.getpid())) as pool:
             with _ignoring_interrupts():  # workers inherit this until they have started
-                futures: dict[Future[Receipt], int] = {pool.submit(_run_in_worker, units[k], store): k for k in order}
-            waiting = set(futures)
+                submit()
             try:
-                while waiting:
-                    done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                while in_flight:
+                    done, _ = wait(in_flight, timeout=0.5, return_when=FIRST_COMPLETED)
                     read = counter.value
                     progress.read(read - reported)
                     reported = read
                     for future in done:
-                        yield futures[future], future.result()
+                        yield from zip(in_flight.pop(future), future.result(), strict=True)
+                    submit()
             except BaseException as error:  # also Ctrl-C: waiting units do not start, running ones leave nothing
                 for process in multiprocessing.active_children():
                     process.terminate()  # the pool then counts as broken, and has ended when this block is left
@@ -160,8 +200,8 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _run_in_worker(unit: Unit, store: Store) -> Receipt:
-    return run_unit(unit, store, _count_bytes)
+def _run_in_worker(units: Sequence[Unit], store: Store) -> list[Receipt]:
+    return run_units(units, store, _count_bytes)
 
 
 def _count_bytes(count: int) -> None:
@@ -180,23 +220,23 @@ class RayEngine:
 
     def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
         receipts = finished_receipts(dict(enumerate(units)), store)
-        left = sorted((k for k in range(len(units)) if k not in receipts), key=lambda k: units[k].input_bytes)
+        left = _Tasks(units, (k for k in range(len(units)) if k not in receipts))
         if left:
             ray = _connect(self.address)
-            task = ray.remote(num_cpus=1, max_retries=3)(run_unit)
-            in_flight: dict[Any, int] = {}
+            run = ray.remote(num_cpus=1, max_retries=3)(run_units)
+            in_flight: dict[Any, list[int]] = {}
             with _Progress(units, receipts, title) as progress:
                 while left or in_flight:
-                    room = max(1, int(_IN_FLIGHT * ray.cluster_resources().get("CPU", 1))) - len(in_flight)
-                    for _ in range(min(room, len(left))):
-                        k = left.pop()  # the largest first
-                        in_flight[task.remote(units[k], store)] = k
+                    processors = max(1, int(ray.cluster_resources().get("CPU", 1)))
+                    while left and len(in_flight) < _IN_FLIGHT * processors:
+                        task = left.take(processors)
+                        in_flight[run.remote([units[k] for k in task], store)] = task
                     done, _ = ray.wait(list(in_flight), num_returns=1, timeout=_POLL_SECONDS)
                     for reference in done:
-                        k = in_flight.pop(reference)
-                        receipts[k] = _result(ray, reference)
-                        progress.read(units[k].input_bytes)
-                        progress.finished(receipts[k])
+                        for k, receipt in zip(in_flight.pop(reference), _result(ray, reference), strict=True):
+                            receipts[k] = receipt
+                            progress.read(units[k].input_bytes)
+                            progress.finished(receipt)
         return [receipts[k] for k in range(len(units))]
 
 
@@ -230,7 +270,7 @@ def _check_address(address: str | None) -> None:
         ) from None
 
 
-def _result(ray: Any, reference: Any) -> Receipt:
+def _result(ray: Any, reference: Any) -> list[Receipt]:
     try:
         return ray.get(reference)  # type: ignore[no-any-return]
     except ray.exceptions.RayTaskError as error:

@@ -119,6 +119,11 @@ def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: N
     return receipt
 
 
+def run_units(units: Sequence[Unit], store: Store, on_progress: OnProgress = lambda count: None) -> list[Receipt]:
+    """Run units one after the other. If one fails, the earlier ones are finished."""
+    return [run_unit(unit, store, on_progress) for unit in units]
+
+
 @lru_cache(maxsize=1)
 def _keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next batch. Returning pages to the kernel and faulting them in again costs
