@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
@@ -22,7 +23,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from dataengine.build.units import Receipt, Unit, finished_receipts, run_unit, run_units
+from dataengine.build.units import THREADS, Receipt, Unit, finished_receipts, run_unit, run_units
 from dataengine.errors import InputError
 from dataengine.storage.store import Store
 
@@ -31,7 +32,8 @@ _progress: Synchronized[int]  # input bytes read by all workers; _start_worker s
 _IN_FLIGHT = 4  # tasks submitted for each processor
 _TASK_BYTES = 64 << 20  # input of the units that a task runs, at most; a larger unit has a task of its own
 _TASK_UNITS = 256
-_POLL_SECONDS = 2.0
+_POLL_SECONDS = 2.0  # of Ray
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # of a slice that waits for others
 
 
 class Engine(Protocol):
@@ -294,16 +296,41 @@ class SliceEngine:
 
     def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
         mine = [k for k in range(len(units)) if slice_of(k, self.slices) == self.slice]
-        LocalEngine(self.workers).run([units[k] for k in mine], store, title)
-        end = time.monotonic() + self.wait_seconds
-        receipts = finished_receipts(dict(enumerate(units)), store)
-        while len(receipts) < len(units):
-            if time.monotonic() > end:
+        made = LocalEngine(self.workers).run([units[k] for k in mine], store, title)
+        receipts = dict(zip(mine, made, strict=True))
+        begun = time.monotonic()
+        left = sorted({*range(len(units))} - receipts.keys(), key=lambda k: -units[k].input_bytes)
+        left = _ask(units, left, receipts, store, at_once=len(left))
+        while left:
+            waited = time.monotonic() - begun
+            if waited >= self.wait_seconds:
                 raise OthersNotDoneError(title, unfinished_slices(units, receipts, self.slices))
-            time.sleep(min(_POLL_SECONDS, max(0.0, end - time.monotonic())))
-            missing = {k: unit for k, unit in enumerate(units) if k not in receipts}
-            receipts |= finished_receipts(missing, store)
+            time.sleep(min(_pause(waited), self.wait_seconds - waited))
+            ended = time.monotonic() - begun >= self.wait_seconds
+            left = _ask(units, left, receipts, store, at_once=len(left) if ended else THREADS)
         return [receipts[k] for k in range(len(units))]
+
+
+def _ask(
+    units: Sequence[Unit], left: list[int], receipts: dict[int, Receipt], store: Store, *, at_once: int
+) -> list[int]:
+    """Add receipts of finished units, from the last of `left` on, until one of those asked for at once is unfinished.
+
+    Return those left. The last ones are the smallest, which finish last.
+    """
+    while left:
+        asked = left[-at_once:]
+        found = finished_receipts({k: units[k] for k in asked}, store)
+        receipts |= found
+        left = left[:-at_once] + [k for k in asked if k not in found]
+        if len(found) < len(asked):
+            break
+    return left
+
+
+def _pause(waited: float) -> float:
+    """The seconds until other slices are asked again: longer the longer they took, and random."""
+    return min(max(_SHORTEST_PAUSE_S, waited / 8), _LONGEST_PAUSE_S) * random.SystemRandom().uniform(0.75, 1.25)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class Store(ABC):
     def sizes(self, prefix: str) -> dict[str, int]:
         """Size in bytes of every file below a folder, by key, sorted by key."""
 
+    def sizes_if_few(self, prefix: str, requests: int) -> dict[str, int] | None:
+        """As `sizes`, if it takes at most this many requests; else None. On a disk, names are as cheap to look up."""
+        return None
+
     @abstractmethod
     def write(self, key: str, content: bytes) -> None:
         """Write or replace a file, whole or not at all. Raises InputError if it cannot be written."""

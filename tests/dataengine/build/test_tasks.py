@@ -1,8 +1,8 @@
-"""Small units run together in one task."""
+"""Small units run together in one task; finished ones are found with few requests."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.build.executors import _TASK_BYTES, _TASK_UNITS, LocalEngine, _Tasks
-from dataengine.build.units import OnProgress, Receipt, Unit, finished_receipts, run_units
+from dataengine.build.executors import _TASK_BYTES, _TASK_UNITS, LocalEngine, SliceEngine, _Tasks, slice_of
+from dataengine.build.units import THREADS, OnProgress, Receipt, Unit, finished_receipts, run_unit, run_units
 from dataengine.errors import InputError
+from dataengine.mds.types import Shard, StoredFile
 from dataengine.storage.local import LocalStore
+from dataengine.storage.open import open_store
 from dataengine.storage.store import AddFile, Store
+from tests.object_store import ObjectStore, object_store  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,64 @@ def test_a_failing_unit_leaves_the_results_of_those_before_it_in_its_task(tmp_pa
     with pytest.raises(InputError, match="unit 5 fails"):
         run_units([*units, Sized(5, 1, fails=True), Sized(6, 1)], store)
     assert [one.lines for one in finished_receipts(dict(enumerate(units)), store).values()] == list(range(5))
+
+
+@dataclass(frozen=True)
+class WithShard(Sized):
+    kind: ClassVar[str] = "with a shard"
+
+    def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
+        add("shard.00000.mds", bytes(self.size))
+        raw = StoredFile("shard.00000.mds", self.size, {})
+        return Receipt(lines=self.number, shards=[Shard(1, raw)])
+
+
+@pytest.mark.parametrize("count", [1, 40])  # asked for by name, and listed
+@pytest.mark.parametrize("damage", [b"", b"short", None])
+def test_a_look_finds_finished_units_and_damaged_shards(
+    object_store: ObjectStore,  # noqa: F811
+    tmp_path: Path,
+    count: int,
+    damage: bytes | None,
+) -> None:
+    units = dict(enumerate(WithShard(k, 10) for k in range(count)))
+    for store in (open_store(f"{object_store.url}/store"), LocalStore(str(tmp_path))):
+        assert finished_receipts(units, store) == {}
+        made = {k: run_unit(units[k], store) for k in range(0, count, 2)}
+        assert finished_receipts(units, store) == made
+        key = f"{units[0].folder}/shard.00000.mds"
+        store.remove(key) if damage is None else store.write(key, damage)
+        with pytest.raises(InputError, match=f"{key} is missing or damaged"):
+            finished_receipts(units, store)
+
+
+def test_a_bucket_lists_only_as_many_pages_as_it_may(object_store: ObjectStore) -> None:  # noqa: F811
+    store = open_store(f"{object_store.url}/store")
+    for k in range(3):
+        store.write(f"units/{k}/receipt.json", bytes(k))
+    assert store.sizes_if_few("units/", 0) is None
+    assert store.sizes_if_few("units/", 1) == store.sizes("units/") == {f"units/{k}/receipt.json": k for k in range(3)}
+
+
+@dataclass(frozen=True)
+class CountingStore(LocalStore):
+    """Counts the files that are asked for, and finishes all units while the waiting slice asks for the n-th."""
+
+    asked: list[str] = field(default_factory=list)
+    units: list[Sized] = field(default_factory=list)
+    finish_at: int = 0
+
+    def read(self, key: str) -> bytes:
+        self.asked.append(key)
+        if len(self.asked) == self.finish_at:
+            run_units(self.units, LocalStore(self.url))
+        return super().read(key)
+
+
+def test_a_waiting_slice_asks_again_for_a_few_units_only(tmp_path: Path) -> None:
+    units = [Sized(k, 1) for k in range(400)]
+    others = [unit for k, unit in enumerate(units) if slice_of(k, 2) == 1]
+    store = CountingStore(str(tmp_path), units=others, finish_at=400 + THREADS + 1)
+    receipts = SliceEngine(0, 2, 1, 60).run(units, store, "sized")
+    assert [one.lines for one in receipts] == list(range(400))
+    assert 600 <= len(store.asked) <= 600 + 4 * THREADS  # a look at all, twice at a few, and then each is found
