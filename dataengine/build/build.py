@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from dataengine.build.agreement import differences, read_built_config
-from dataengine.build.executors import Engine, LocalEngine
+from dataengine.build.executors import Engine, LocalEngine, SliceEngine
 from dataengine.build.experiment import experiment_url, make_built_manifest
 from dataengine.build.prepare import (
     Preparation,
     label_notes,
+    load_token_format,
     missing_streams,
     prepare,
     read_if_there,
@@ -31,6 +32,7 @@ from dataengine.build.prepare import (
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
 from dataengine.build.report import BuildReport, StreamReport, report_key
 from dataengine.build.rounds import run_rounds
+from dataengine.build.sources import share_hashes
 from dataengine.build.stream import make_stream
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
@@ -161,9 +163,11 @@ def _changed_languages(built: Config, config: Config) -> bool:
     )
 
 
-def work(config: Config, engine: Engine) -> None:
-    """Run the units of a build with an engine that takes a part of them. Publishes nothing."""
+def work(config: Config, engine: SliceEngine) -> None:
+    """Run a slice of the units of a build. Publishes nothing."""
     refuse_branches(config)
+    load_token_format(config)  # a wrong tokenizer is reported before slices wait for each other
+    share_hashes(config, engine, open_store(config.store))
     prepared = prepare(config, open_store(config.store))
     rounds = {name: make_stream(plan, config, prepared.store) for name, plan in missing_streams(prepared).items()}
     run_rounds(rounds, engine, prepared.store)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, Protocol
 
@@ -309,6 +309,13 @@ class SliceEngine:
             ended = time.monotonic() - begun >= self.wait_seconds
             left = _ask(units, left, receipts, store, at_once=len(left) if ended else THREADS)
         return [receipts[k] for k in range(len(units))]
+
+    def run_alone_after(self, patience_s: float, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
+        """As `run`, but do the units of other slices here if they are not done when this slice has waited so long."""
+        try:
+            return replace(self, wait_seconds=min(patience_s, self.wait_seconds)).run(units, store, title)
+        except OthersNotDoneError:
+            return LocalEngine(self.workers).run(units, store, title)
 
 
 def _ask(

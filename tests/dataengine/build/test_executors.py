@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,13 @@ import pytest
 from dataengine.build.agreement import read_built_config
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
+from dataengine.build.prepare import prepare, read_source_hashes
+from dataengine.build.sources import share_hashes
 from dataengine.errors import InputError
+from dataengine.records import splitting
 from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
+from dataengine.storage.paths import FoundFile
 from dataengine.storage.store import Store
 from tests.conftest import ROOT, ConfigMaker, slow_but, write_jsonl
 from tests.crashing_store import MOMENTS, CrashingStore
@@ -211,6 +216,62 @@ def test_slices_that_run_together_wait_for_each_other(
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     build(config, engine=FinishedEngine(2))
     assert tree(open_store(config.store)) == undisturbed
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], dict[str, int]]:
+    """How often each file was hashed since the last call, by any process that this one forks."""
+    log, hash_lines = tmp_path / "hashed", splitting.hash_lines
+
+    def logged(file: FoundFile, part_bytes: int) -> list[splitting.Span]:
+        with log.open("a") as lines:
+            lines.write(f"{Path(file.path).name}\n")
+        return hash_lines(file, part_bytes)
+
+    def take() -> dict[str, int]:
+        counts = Counter(log.read_text().split()) if log.exists() else Counter[str]()
+        log.unlink(missing_ok=True)
+        return dict(counts)
+
+    monkeypatch.setattr(splitting, "hash_lines", logged)
+    return take
+
+
+def test_slices_hash_each_source_once_and_notice_a_changed_one(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, hashed: Callable[[], dict[str, int]]
+) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    files = {path.name for path in corpora.iterdir() if path.name.startswith(("mono", "pairs", "crowd"))}
+    store = open_store(config.store)
+
+    def share(number: int, wait_seconds: float) -> None:
+        share_hashes(config, SliceEngine(number, 3, 1, wait_seconds), store)
+
+    children = list[int]()
+    for number in range(3):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                share(number, 60)
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert hashed() == dict.fromkeys(files, 1)
+    together = read_source_hashes(store)
+    prepare(config, store)
+    assert hashed() == {}
+    (corpora / "crowd.jsonl").write_text('{"text": "changed"}\n')
+    share(1, 0)  # it does not wait, and hashes what the others have not
+    share(0, 0)
+    assert hashed() == {"crowd.jsonl": 1}
+    store.remove("source_hashes.json")
+    prepare(config, store)
+    assert hashed() == dict.fromkeys(files, 1)
+    alone = read_source_hashes(store)
+    assert {key: alone[key] for key in together if "crowd" not in key} == {
+        key: value for key, value in together.items() if "crowd" not in key
+    }
 
 
 @pytest.fixture(scope="module")
