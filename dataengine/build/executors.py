@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from dataengine.build.units import THREADS, Receipt, Unit, finished_receipts, run_unit, run_units
+from dataengine.build.finished import THREADS, find_finished, remove_units
+from dataengine.build.units import Receipt, Unit, run_unit, run_units
 from dataengine.errors import InputError
 from dataengine.storage.store import Store
 
@@ -39,10 +40,11 @@ _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # of a slice that waits for oth
 class Engine(Protocol):
     """Where units run."""
 
-    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
         """Run the unfinished units of a round; return the receipts of all units in order.
 
-        The first error ends the run. Finished units stay, and the next build reuses them.
+        The first error ends the run. Finished units stay, and the next build reuses them. With `whole`, units whose
+        files for later units are removed count as unfinished.
         """
         ...
 
@@ -112,15 +114,21 @@ class _Tasks:
         return task
 
 
+def _begin(units: Sequence[Unit], store: Store, *, whole: bool) -> tuple[dict[int, Receipt], _Tasks]:
+    """The receipts of the finished units, and the units left to run, without what they left in the store."""
+    finished = find_finished(dict(enumerate(units)), store, whole=whole)
+    remove_units(finished.gone.values(), store)
+    return finished.receipts, _Tasks(units, (k for k in range(len(units)) if k not in finished.receipts))
+
+
 @dataclass(frozen=True)
 class LocalEngine:
     """Processes on this machine, the largest units first. With one worker, this process."""
 
     workers: int
 
-    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
-        receipts = finished_receipts(dict(enumerate(units)), store)
-        left = _Tasks(units, (k for k in range(len(units)) if k not in receipts))
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
+        receipts, left = _begin(units, store, whole=whole)
         if left:
             with _Progress(units, receipts, title) as progress:
                 alone = min(self.workers, len(left)) == 1
@@ -220,9 +228,8 @@ class RayEngine:
 
     address: str | None  # None: RAY_ADDRESS, or the cluster of this machine
 
-    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
-        receipts = finished_receipts(dict(enumerate(units)), store)
-        left = _Tasks(units, (k for k in range(len(units)) if k not in receipts))
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
+        receipts, left = _begin(units, store, whole=whole)
         if left:
             ray = _connect(self.address)
             run = ray.remote(num_cpus=1, max_retries=3)(run_units)
@@ -294,20 +301,20 @@ class SliceEngine:
     workers: int
     wait_seconds: float  # 0: do not wait
 
-    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
         mine = [k for k in range(len(units)) if slice_of(k, self.slices) == self.slice]
-        made = LocalEngine(self.workers).run([units[k] for k in mine], store, title)
+        made = LocalEngine(self.workers).run([units[k] for k in mine], store, title, whole=whole)
         receipts = dict(zip(mine, made, strict=True))
         begun = time.monotonic()
         left = sorted({*range(len(units))} - receipts.keys(), key=lambda k: -units[k].input_bytes)
-        left = _ask(units, left, receipts, store, at_once=len(left))
+        left = _ask(units, left, receipts, store, whole=whole)
         while left:
             waited = time.monotonic() - begun
             if waited >= self.wait_seconds:
                 raise OthersNotDoneError(title, unfinished_slices(units, receipts, self.slices))
             time.sleep(min(_pause(waited), self.wait_seconds - waited))
             ended = time.monotonic() - begun >= self.wait_seconds
-            left = _ask(units, left, receipts, store, at_once=len(left) if ended else THREADS)
+            left = _ask(units, left, receipts, store, whole=whole, at_once=len(left) if ended else THREADS)
         return [receipts[k] for k in range(len(units))]
 
     def run_alone_after(self, patience_s: float, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
@@ -319,15 +326,22 @@ class SliceEngine:
 
 
 def _ask(
-    units: Sequence[Unit], left: list[int], receipts: dict[int, Receipt], store: Store, *, at_once: int
+    units: Sequence[Unit],
+    left: list[int],
+    receipts: dict[int, Receipt],
+    store: Store,
+    *,
+    whole: bool,
+    at_once: int | None = None,
 ) -> list[int]:
     """Add receipts of finished units, from the last of `left` on, until one of those asked for at once is unfinished.
 
     Return those left. The last ones are the smallest, which finish last.
     """
+    at_once = at_once or max(len(left), 1)
     while left:
         asked = left[-at_once:]
-        found = finished_receipts({k: units[k] for k in asked}, store)
+        found = find_finished({k: units[k] for k in asked}, store, whole=whole).receipts
         receipts |= found
         left = left[:-at_once] + [k for k in asked if k not in found]
         if len(found) < len(asked):
@@ -346,8 +360,8 @@ class FinishedEngine:
 
     slices: int
 
-    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
-        receipts = finished_receipts(dict(enumerate(units)), store)
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
+        receipts = find_finished(dict(enumerate(units)), store, whole=whole).receipts
         if len(receipts) < len(units):
             raise OthersNotDoneError(title, unfinished_slices(units, receipts, self.slices))
         return [receipts[k] for k in range(len(units))]

@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
@@ -24,23 +23,33 @@ import orjson
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
-from dataengine.json_files import IF_SET, decode_hashed, encode_hashed, written_fields
+from dataengine.json_files import IF_SET, encode_hashed, written_fields
 from dataengine.mds.types import Shard
 from dataengine.records.parts import lines_before
 from dataengine.records.read import read_records
 from dataengine.records.types import Notes, RecordFormat, Records, Reject, SourcePart, add_notes
-from dataengine.storage.arrays import damaged_unit
 from dataengine.storage.store import AddFile, Store
 
 SCHEMA = 5  # increase it when the same input gives other bytes
-LAYOUT = 1  # of the files in units/; increase it when only they change, so that no stream is built again
+LAYOUT = 2  # of the files in units/; increase it when only they change, so that no stream is built again
 
-THREADS = 16  # that ask for units at a time
 _EARLY_RECORDS = 10_000  # a unit stops here if over half are unusable, as the keys or the format are wrong
 _REJECTS = 10_000  # unusable records that a unit writes; all are counted
 _EXCERPT = 200  # characters of an unusable record that are written
 
 OnProgress = Callable[[int], None]  # called with numbers of input bytes read
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a task are in a stream."""
+
+    folder: str
+    """Folder of the stream, relative to the store."""
+    first: int
+    """Number of the task's first shard there."""
+    task: int | None
+    """Number of its `documents.npy` there; null if it has none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,10 @@ class Receipt:
     """With `loss_on: target`, the tokens that count as labels."""
     templates: tuple[int, ...] = field(default=(), metadata=IF_SET)
     """Pairs written in each of several templates, in the order of the config."""
+    spent: bool = field(default=False, metadata=IF_SET)
+    """Whether the files that only later tasks read are removed. A build that needs them runs the task again."""
+    moved: Place | None = field(default=None, metadata=IF_SET)
+    """In a bucket, the stream that has the task's shards and `documents.npy`. They are no longer beside the receipt."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,12 @@ class Unit(ABC):
     """A unit of work. Subclasses add its inputs and `work`."""
 
     kind: ClassVar[str]
+    for_units: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of files that only later units read
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Fingerprints of the units whose `for_units` this one reads."""
+        return ()
 
     @property
     def fingerprint(self) -> str:
@@ -133,37 +152,6 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((-3, 1 << 25), (-1, 1 << 30), (-2, 1 << 26)):  # mmap and trim thresholds, top pad
             mallopt(parameter, value)
-
-
-def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Receipt]:
-    """The receipts of the finished units. Raises InputError if a finished unit is damaged.
-
-    Asks for each by name, unless a listing of all units takes fewer requests.
-    """
-    sizes = store.sizes_if_few("units/", max(len(units) - 1, 0) // THREADS)
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda unit: _finished_receipt(unit.folder, store, sizes), units.values())
-        return {k: receipt for k, receipt in zip(units, found, strict=True) if receipt is not None}
-
-
-def _finished_receipt(folder: str, store: Store, sizes: Mapping[str, int] | None) -> Receipt | None:
-    """The receipt of a unit; None if it is not finished. `sizes` are those of all units' files, if they are known."""
-    key = f"{folder}/receipt.json"
-    if sizes is not None and key not in sizes:
-        return None
-    try:
-        receipt = decode_hashed(Receipt, store.read(key))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise damaged_unit(store, key) from None
-    if receipt.shards:
-        there = store.sizes(f"{folder}/") if sizes is None else sizes
-        for shard in receipt.shards:
-            key = f"{folder}/{shard.stored.basename}"
-            if there.get(key) != shard.stored.bytes:
-                raise damaged_unit(store, key)
-    return receipt
 
 
 def unit_fingerprint(kind: str, identity: Mapping[str, Any]) -> str:

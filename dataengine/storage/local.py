@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,6 +88,15 @@ class LocalStore(Store):
                 shutil.rmtree(gone)
             else:
                 path.unlink(missing_ok=True)
+
+    def remove_files(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            with _writing(self.path(key)):
+                self.path(key).unlink(missing_ok=True)
+
+    @property
+    def copies_links(self) -> bool:
+        return False
 
     @contextmanager
     def new_folder(self, key: str, last: str) -> Iterator[AddFile]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -85,10 +85,12 @@ class S3Store(Store):
     def remove(self, prefix: str) -> None:
         """See `Store.remove`. Not atomic: a reader may see a part of the folder."""
         folder = prefix.rstrip("/")
-        keys = [*self.sizes(folder), *([folder] if folder and self.size(folder) is not None else [])]
+        self.remove_files([*self.sizes(folder), *([folder] if folder and self.size(folder) is not None else [])])
+
+    def remove_files(self, keys: Sequence[str]) -> None:
         client, request = s3_client.connect(self._url(""))
         bucket, root = request["Bucket"], request["Key"]
-        with s3_client.faults(self._url(prefix)):
+        with s3_client.faults(self._url(keys[0] if keys else "")):
             if not self.url.startswith("s3://"):  # they may not support deletion in batches
                 with ThreadPoolExecutor(FILES_IN_FLIGHT) as pool:
                     list(pool.map(lambda key: client.delete_object(Bucket=bucket, Key=root + key), keys))
@@ -98,9 +100,13 @@ class S3Store(Store):
                 errors = client.delete_objects(Bucket=bucket, Delete=batch).get("Errors", [])
                 if errors:
                     raise InputError(
-                        f"cannot remove {self._url(prefix)}: {errors[0].get('Code')}: {errors[0].get('Message')} "
+                        f"cannot remove {self._url(keys[first])}: {errors[0].get('Code')}: {errors[0].get('Message')} "
                         f"({len(errors)} objects). Check that these credentials may delete objects."
                     )
+
+    @property
+    def copies_links(self) -> bool:
+        return True
 
     @contextmanager
     def new_folder(self, key: str, last: str) -> Iterator[AddFile]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -57,6 +57,15 @@ class Store(ABC):
     @abstractmethod
     def remove(self, prefix: str) -> None:
         """Remove a file, or a folder with everything below it, if it exists."""
+
+    @abstractmethod
+    def remove_files(self, keys: Sequence[str]) -> None:
+        """Remove files, if they exist."""
+
+    @property
+    @abstractmethod
+    def copies_links(self) -> bool:
+        """Whether `link` makes a copy, which needs space of its own."""
 
     @abstractmethod
     def new_folder(self, key: str, last: str) -> AbstractContextManager[AddFile]:

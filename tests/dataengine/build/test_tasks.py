@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.build.executors import _TASK_BYTES, _TASK_UNITS, LocalEngine, SliceEngine, _Tasks, slice_of
-from dataengine.build.units import THREADS, OnProgress, Receipt, Unit, finished_receipts, run_unit, run_units
+from dataengine.build.finished import THREADS, finished_receipts
+from dataengine.build.units import OnProgress, Receipt, Unit, run_unit, run_units
 from dataengine.errors import InputError
 from dataengine.mds.types import Shard, StoredFile
 from dataengine.storage.local import LocalStore
