@@ -84,6 +84,9 @@ class CrashingStore(Store):
         self._reach("removed", keys[0] if keys else "", True)
         self.inner.remove_files(keys)
 
+    def freed_by(self, keys: Sequence[str]) -> int:
+        return self.inner.freed_by(keys)
+
     @property
     def copies_links(self) -> bool:
         return self.inner.copies_links

@@ -146,9 +146,11 @@ def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store) -> Non
     def move(one: tuple[Unit, Receipt, Place]) -> list[str]:
         unit, receipt, place = one
         store.write(f"{unit.folder}/receipt.json", encode_hashed(replace(receipt, moved=place)))
+        if receipt.moved is not None:  # into another stream, which may be removed
+            return []
         keys = shard_keys(unit.folder, receipt)
         return keys if place.task is None else [*keys, documents_key(unit.folder, receipt)]
 
-    left = [one for one in done if one[1].shards and one[1].moved is None]
+    left = [one for one in done if one[1].shards and one[1].moved != one[2]]
     with ThreadPoolExecutor(THREADS) as pool:
         store.remove_files([key for keys in pool.map(move, left) for key in keys])

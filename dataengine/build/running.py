@@ -52,7 +52,7 @@ def say_running(streams: Sequence[str], store: Store) -> Iterator[None]:
         ended.set()
         thread.join()
         with suppress(OSError, InputError):
-            store.remove_files([key])
+            store.remove(key)
 
 
 def running_builds(store: Store) -> list[Running]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dataengine.errors import InputError
@@ -93,6 +94,17 @@ class LocalStore(Store):
         for key in keys:
             with _writing(self.path(key)):
                 self.path(key).unlink(missing_ok=True)
+        for folder in {self.path(key).parent for key in keys}:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+    def freed_by(self, keys: Sequence[str]) -> int:
+        found = [self.path(key).stat() for key in keys]
+        names = Counter((status.st_dev, status.st_ino) for status in found)  # the names of a file that go
+        sizes = {
+            (one.st_dev, one.st_ino): one.st_size for one in found if names[one.st_dev, one.st_ino] == one.st_nlink
+        }
+        return sum(sizes.values())
 
     @property
     def copies_links(self) -> bool:

@@ -104,6 +104,10 @@ class S3Store(Store):
                         f"({len(errors)} objects). Check that these credentials may delete objects."
                     )
 
+    def freed_by(self, keys: Sequence[str]) -> int:
+        sizes = {folder: self.sizes(folder) for folder in {key.partition("/")[0] for key in keys}}
+        return sum(sizes[key.partition("/")[0]][key] for key in keys)
+
     @property
     def copies_links(self) -> bool:
         return True

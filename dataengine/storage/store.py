@@ -60,7 +60,11 @@ class Store(ABC):
 
     @abstractmethod
     def remove_files(self, keys: Sequence[str]) -> None:
-        """Remove files, if they exist."""
+        """Remove files, if they exist, and folders that are then empty."""
+
+    @abstractmethod
+    def freed_by(self, keys: Sequence[str]) -> int:
+        """The bytes that removing files frees."""
 
     @property
     @abstractmethod

@@ -23,6 +23,7 @@ from dataengine.build.agreement import read_built_config
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
 from dataengine.build.prepare import prepare, read_source_hashes
+from dataengine.build.running import say_running
 from dataengine.build.sources import share_hashes
 from dataengine.errors import InputError
 from dataengine.records import splitting
@@ -359,7 +360,15 @@ def test_a_worker_that_dies_is_reported(make_config: ConfigMaker, corpora: Path,
         build(config, workers=2, store=crash(store, "before a receipt", tmp_path))
 
 
+@pytest.fixture
+def another_build(tmp_path: Path) -> Iterator[None]:
+    """While another build runs in the store, no file of a unit is removed."""
+    with say_running(["streams/other-0123"], LocalStore(str(tmp_path / "store"))):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("another_build")
 @pytest.mark.parametrize(
     ("wanted", "undone"),
     [
