@@ -34,6 +34,7 @@ _IN_FLIGHT = 4  # tasks submitted for each processor
 _TASK_BYTES = 64 << 20  # input of the units that a task runs, at most; a larger unit has a task of its own
 _TASK_UNITS = 256
 _POLL_SECONDS = 2.0  # of Ray
+_RAY_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": loopback is this node's address, as Ray does on macOS
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # of a slice that waits for others
 
 
@@ -250,11 +251,13 @@ class RayEngine:
 
 
 def _connect(address: str | None) -> Any:
+    _check_address(address)
+    if _is_here_alone(address):
+        os.environ.setdefault(_RAY_LOOPBACK, "0")
     try:
         import ray
     except ImportError:
         raise InputError("--engine ray needs Ray: pip install 'dataengine[ray]'") from None
-    _check_address(address)
     if not ray.is_initialized():
         try:
             ray.init(address=address or "auto", log_to_driver=False, configure_logging=False)
@@ -268,15 +271,33 @@ def _connect(address: str | None) -> Any:
 
 def _check_address(address: str | None) -> None:
     """Fail at once if nothing listens at HOST:PORT. Ray would wait for minutes."""
-    host, _, port = (address or "").rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
+    if (place := _host_and_port(address)) is None:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection(place, timeout=5).close()
     except OSError as error:
         raise InputError(
             f"no Ray cluster at {address}: {error}. Start one (ray start --head) or correct --ray-address."
         ) from None
+
+
+def _host_and_port(address: str | None) -> tuple[str, int] | None:
+    host, _, port = (address or "").rpartition(":")
+    return (host, int(port)) if host and port.isdigit() and "/" not in host else None
+
+
+def _is_here_alone(address: str | None) -> bool:
+    """Whether a cluster listens on loopback only. Ray takes 127.0.0.1 for the machine's address in the network."""
+    if (place := _host_and_port(address)) is None or place[0] not in ("127.0.0.1", "localhost"):
+        return False
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as chosen:
+            chosen.connect(("8.8.8.8", 80))  # sends nothing; Ray finds the address in this way
+            outside = chosen.getsockname()[0]
+        socket.create_connection((outside, place[1]), timeout=5).close()
+    except OSError:
+        return True
+    return False
 
 
 def _result(ray: Any, reference: Any) -> list[Receipt]:

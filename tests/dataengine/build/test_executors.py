@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dataengine.build.agreement import read_built_config
@@ -25,6 +26,7 @@ from dataengine.build.executors import FinishedEngine, OthersNotDoneError, RayEn
 from dataengine.build.prepare import prepare, read_source_hashes
 from dataengine.build.running import say_running
 from dataengine.build.sources import share_hashes
+from dataengine.config.load import dump_config
 from dataengine.errors import InputError
 from dataengine.records import splitting
 from dataengine.storage.local import LocalStore
@@ -34,6 +36,8 @@ from dataengine.storage.store import Store
 from tests.conftest import ROOT, ConfigMaker, slow_but, write_jsonl
 from tests.crashing_store import MOMENTS, CrashingStore
 from tests.object_store import ObjectStore, object_store  # noqa: F401
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read at the import of Ray: its processes listen on loopback
 
 
 def cleaned(corpora: Path) -> dict[str, Any]:
@@ -277,16 +281,38 @@ def test_slices_hash_each_source_once_and_notice_a_changed_one(
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A Ray cluster of two nodes on this machine."""
+    """A Ray cluster of two nodes on this machine, which no other machine can reach."""
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
+    here = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+    made = Cluster(initialize_head=True, head_node_args={**here, "include_dashboard": False})
+    made.add_node(**here)
     ray.init(address=made.address, log_to_driver=False, configure_logging=False)
     yield made
     ray.shutdown()
     made.shutdown()
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_on_loopback_listens_to_this_machine_only_and_can_be_reached(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], cluster: Any
+) -> None:
+    listening = [
+        place.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        if "ray" in process.name() or "gcs" in process.name()
+        for place in process.net_connections("inet")
+        if place.status == psutil.CONN_LISTEN
+    ]
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-m", "dataengine", "build", str(tmp_path / "config.yaml"), "--engine", "ray"]
+    command += ["--ray-address", cluster.address]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    assert tree(open_store(config.store)) == undisturbed
 
 
 IN_UNITS = [moment for moment, (operation, _, _) in MOMENTS.items() if operation in ("folder", "add", "published")]
@@ -333,7 +359,7 @@ def test_a_ray_node_that_is_lost_changes_nothing(
 ) -> None:
     store = LocalStore(str(tmp_path / "store"))
     config = make_config(**cleaned(corpora), store=store.url)
-    lost = cluster.add_node(num_cpus=1)
+    lost = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
 
     @dataclass(frozen=True)
     class LosesANode(LocalStore):
