@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from dataengine.build.finished import THREADS, find_finished, remove_units
+from dataengine.build.finished import find_finished, remove_units
 from dataengine.build.units import Receipt, Unit, run_unit, run_units
 from dataengine.errors import InputError
 from dataengine.storage.store import Store
@@ -328,14 +328,14 @@ class SliceEngine:
         receipts = dict(zip(mine, made, strict=True))
         begun = time.monotonic()
         left = sorted({*range(len(units))} - receipts.keys(), key=lambda k: -units[k].input_bytes)
-        left = _ask(units, left, receipts, store, whole=whole)
+        left = _ask(units, left, receipts, store, whole=whole, at_once=max(len(left), 1))
         while left:
             waited = time.monotonic() - begun
             if waited >= self.wait_seconds:
                 raise OthersNotDoneError(title, unfinished_slices(units, receipts, self.slices))
             time.sleep(min(_pause(waited), self.wait_seconds - waited))
             ended = time.monotonic() - begun >= self.wait_seconds
-            left = _ask(units, left, receipts, store, whole=whole, at_once=len(left) if ended else THREADS)
+            left = _ask(units, left, receipts, store, whole=whole, at_once=len(left) if ended else 1)
         return [receipts[k] for k in range(len(units))]
 
     def run_alone_after(self, patience_s: float, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
@@ -353,13 +353,12 @@ def _ask(
     store: Store,
     *,
     whole: bool,
-    at_once: int | None = None,
+    at_once: int,
 ) -> list[int]:
     """Add receipts of finished units, from the last of `left` on, until one of those asked for at once is unfinished.
 
-    Return those left. The last ones are the smallest, which finish last.
+    Return those left. The last ones are the smallest, which finish last. Each time, twice as many are asked for.
     """
-    at_once = at_once or max(len(left), 1)
     while left:
         asked = left[-at_once:]
         found = find_finished({k: units[k] for k in asked}, store, whole=whole).receipts
@@ -367,6 +366,7 @@ def _ask(
         left = left[:-at_once] + [k for k in asked if k not in found]
         if len(found) < len(asked):
             break
+        at_once *= 2
     return left
 
 

@@ -127,15 +127,21 @@ def remove_units(units: Iterable[Unit], store: Store) -> None:
 
 def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
     """Remove the files of finished units that only later units read, and say so in their receipts first."""
+    left = [(unit, receipt) for unit, receipt in done if unit.for_units and not receipt.spent]
+    listed = store.sizes_if_few("units/", max(len(left) - 1, 0) // THREADS)
 
     def spend(one: tuple[Unit, Receipt]) -> list[str]:
         unit, receipt = one
-        keys = [key for key in store.sizes(f"{unit.folder}/") if key.rpartition("/")[2].startswith(unit.for_units)]
+        folder = f"{unit.folder}/"
+        sizes = store.sizes(folder) if listed is None else by_folder.get(folder, [])
+        keys = [key for key in sizes if key.removeprefix(folder).startswith(unit.for_units)]
         if keys:
-            store.write(f"{unit.folder}/receipt.json", encode_hashed(replace(receipt, spent=True)))
+            store.write(f"{folder}receipt.json", encode_hashed(replace(receipt, spent=True)))
         return keys
 
-    left = [(unit, receipt) for unit, receipt in done if unit.for_units and not receipt.spent]
+    by_folder: dict[str, list[str]] = {}
+    for key in listed or ():
+        by_folder.setdefault(key[: key.rindex("/") + 1], []).append(key)
     with ThreadPoolExecutor(THREADS) as pool:
         store.remove_files([key for keys in pool.map(spend, left) for key in keys])
 
