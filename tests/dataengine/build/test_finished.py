@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,9 +17,10 @@ import pytest
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, LocalEngine, OthersNotDoneError, SliceEngine
 from dataengine.build.prepare import prepare
-from dataengine.build.running import running_builds, say_running
+from dataengine.build.running import Running, running_builds, say_running
 from dataengine.build.units import Receipt, Unit
 from dataengine.config.schema import Config
+from dataengine.json_files import encode_hashed
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 from tests.conftest import ConfigMaker
@@ -111,6 +114,7 @@ def test_a_build_leaves_only_what_later_builds_reuse(
     assert set(engine.ran) == {"documents", "pairs", "merge"}
 
 
+@pytest.mark.slow
 def test_a_lost_stream_is_built_again_from_what_is_left(
     make_config: ConfigMaker, corpora: Path, new_store: Any
 ) -> None:
@@ -142,6 +146,7 @@ def test_a_build_removes_nothing_while_another_one_runs(
     assert kinds == {True, False}
 
 
+@pytest.mark.slow
 def test_a_slice_that_starts_late_finds_all_done(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
     config = make_config(**streams_of(corpora, "mono.*.jsonl", "pairs.*.jsonl"), store=str(tmp_path / "store"))
     store = open_store(config.store)
@@ -165,5 +170,21 @@ def test_a_slice_that_starts_late_finds_all_done(make_config: ConfigMaker, corpo
 
 
 def work_one(config: Config, number: int) -> None:
+    """Give a slice its turn."""
     with suppress(OthersNotDoneError):
         work(config, SliceEngine(number, 3, 1, 0))
+
+
+def test_a_build_that_was_killed_does_not_count_as_running(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    child = os.fork()
+    if child == 0:
+        with say_running(["streams/here"], store):
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert len(store.sizes("running/")) == 1
+    assert running_builds(store) == []
+    for name, age in (("just-now", 30.0), ("long-ago", 3600.0)):
+        said = Running((f"streams/{name}",), time.time() - age)
+        store.write(f"running/another-machine~1~{name}", encode_hashed(said))
+    assert [one.streams for one in running_builds(store)] == [("streams/just-now",)]
