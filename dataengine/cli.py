@@ -28,10 +28,12 @@ _CONFIGS = {
     "CONFIG": "the experiment's YAML file",
     "CONFIG|MANIFEST": "the experiment's YAML file, or a built manifest.json",
     "CONFIG|FOLDER": "the experiment's YAML file, or the folder or URL of one stream",
+    "STORE|CONFIG": "a store, or an experiment's YAML file",
     "NAME": "the experiment's name",
 }
 _REST = {
     "KEY=VALUE": "settings that replace the file's, such as batch_size=64",
+    "CONFIG|KEY=VALUE": "more experiments' YAML files, and settings that replace those of all of them",
     "PATH": "files, folders, globs or URLs",
 }
 

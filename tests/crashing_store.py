@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ MOMENTS = {
     "after a sorted run": ("add", ".bounds.npy", True),
     "before a receipt": ("add", "receipt.json", False),
     "after a unit is published": ("published", "units/", True),
+    "before a unit's runs go": ("removed", "/run.", False),
+    "while a unit's runs go": ("removed", "/run.", True),
     "before a decision": ("write", "keeps/", False),
     "after a decision": ("write", "keeps/", True),
     "before a stream's shard": ("link", ".mds", False),
@@ -75,6 +77,19 @@ class CrashingStore(Store):
 
     def remove(self, prefix: str) -> None:
         self.inner.remove(prefix)
+
+    def remove_files(self, keys: Sequence[str]) -> None:
+        self._reach("removed", keys[0] if keys else "", False)
+        self.inner.remove_files(keys[: len(keys) // 2])
+        self._reach("removed", keys[0] if keys else "", True)
+        self.inner.remove_files(keys)
+
+    def freed_by(self, keys: Sequence[str]) -> int:
+        return self.inner.freed_by(keys)
+
+    @property
+    def copies_links(self) -> bool:
+        return self.inner.copies_links
 
     def remove_leftovers(self, prefix: str) -> None:
         self.inner.remove_leftovers(prefix)

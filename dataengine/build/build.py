@@ -12,16 +12,21 @@ A stream passes through rounds of units (clean, compare, tokenize, shuffle). The
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 from dataengine.build.agreement import differences, read_built_config
-from dataengine.build.executors import Engine, LocalEngine
+from dataengine.build.executors import Engine, LocalEngine, SliceEngine, slice_of
 from dataengine.build.experiment import experiment_url, last_manifest, make_built_manifest
+from dataengine.build.finished import spend_units
 from dataengine.build.prepare import (
     Preparation,
+    StreamPlan,
     label_notes,
+    load_token_format,
     missing_streams,
     prepare,
     read_if_there,
@@ -31,7 +36,10 @@ from dataengine.build.prepare import (
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
 from dataengine.build.report import BuildReport, StreamReport, report_key
 from dataengine.build.rounds import run_rounds
+from dataengine.build.running import running_builds, say_running
+from dataengine.build.sources import share_hashes
 from dataengine.build.stream import make_stream
+from dataengine.build.units import Receipt, Unit
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
 from dataengine.config.streams import DocumentStream, PairStream
@@ -73,10 +81,8 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
         _note_losses(prepared, missing)
     labels = label_notes(missing, config)
     _print_notes(labels)
-    rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
-    packed = run_rounds(rounds, engine or LocalEngine(workers), store)
-    for name, plan in missing.items():
-        publish_stream(plan, packed[name], store)
+    if missing:
+        _make_streams(missing, config, engine or LocalEngine(workers), store)
     built = {name: read_built_stream(plan, store, new=name in missing) for name, plan in prepared.streams.items()}
     streams = {name: one.stream for name, one in built.items()}
     manifest = make_built_manifest(config, streams, prepared.tokenizer, last_manifest(config))
@@ -104,6 +110,33 @@ def build(config: Config, *, workers: int = 1, engine: Engine | None = None, sto
             try_write(store, report_key(config.name), _report(config, result).content)
         try_write(store, f"{folder}/config.yaml", dump_config(config).encode())
     return result
+
+
+def _make_streams(missing: Mapping[str, StreamPlan], config: Config, engine: Engine, store: Store) -> None:
+    """Run the units of streams and publish them. What nothing reads any more goes while the build runs."""
+    rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
+    folders = [plan.folder for plan in missing.values()]
+    with say_running(folders, store):
+        packed = run_rounds(rounds, engine, store, partial(_spend, folders=folders, store=store))
+        uses = Counter(unit.fingerprint for one in packed.values() for unit in {*one.units, *one.tails})
+        for name, plan in missing.items():
+            uses.subtract(unit.fingerprint for unit in {*packed[name].units, *packed[name].tails})
+            needed = {fingerprint for fingerprint, streams in uses.items() if streams}
+            publish_stream(plan, packed[name], store, needed=needed if _is_alone(folders, store) else None)
+
+
+def _spend(done: list[tuple[Unit, Receipt]], *, folders: Sequence[str], store: Store) -> None:
+    """Remove the files of units that only later units read, unless another build may read them."""
+    if done and _is_alone(folders, store):
+        try:
+            spend_units(done, store)
+        except InputError as error:
+            note(f"files that the build does not need any more stay: {str(error).partition('. ')[0]}")
+
+
+def _is_alone(folders: Sequence[str], store: Store) -> bool:
+    """Whether no build of other streams runs in the store."""
+    return all(sorted(other.streams) == sorted(folders) for other in running_builds(store))
 
 
 def _print_notes(notes: Mapping[str, Sequence[str]]) -> None:
@@ -161,12 +194,22 @@ def _changed_languages(built: Config, config: Config) -> bool:
     )
 
 
-def work(config: Config, engine: Engine) -> None:
-    """Run the units of a build with an engine that takes a part of them. Publishes nothing."""
+def work(config: Config, engine: SliceEngine) -> None:
+    """Run a slice of the units of a build. Publishes nothing."""
     refuse_branches(config)
+    load_token_format(config)  # a wrong tokenizer is reported before slices wait for each other
+    share_hashes(config, engine, open_store(config.store))
     prepared = prepare(config, open_store(config.store))
-    rounds = {name: make_stream(plan, config, prepared.store) for name, plan in missing_streams(prepared).items()}
-    run_rounds(rounds, engine, prepared.store)
+    store, missing = prepared.store, missing_streams(prepared)
+    folders = [plan.folder for plan in missing.values()]
+    rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
+
+    def spend(done: list[tuple[Unit, Receipt]]) -> None:
+        mine = [one for one in done if slice_of(int(one[0].fingerprint, 16), engine.slices) == engine.slice]
+        _spend(mine, folders=folders, store=store)
+
+    with say_running(folders, store):
+        run_rounds(rounds, engine, store, spend)
 
 
 def _named(config: Config, built: BuiltStream) -> dict[str, int]:

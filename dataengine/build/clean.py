@@ -179,6 +179,7 @@ class CleanRecords(Unit):
     """
 
     kind: ClassVar[str] = "clean"
+    for_units: ClassVar[tuple[str, ...]] = ("run.", "near.")
     part: SourcePart
     records: RecordFormat
     cleaning: Cleaning
@@ -238,6 +239,10 @@ class FindDuplicates(Unit):
     number: int
     ranges: int  # at most BUCKETS
     keys: int = field(metadata={"identity": False})  # an estimate, for progress
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(fingerprint for fingerprint, _ in self.runs)
 
     @property
     def input_bytes(self) -> int:

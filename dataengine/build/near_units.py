@@ -114,6 +114,10 @@ class _ReadsKeys(Unit):
     keys: int = field(metadata={"identity": False})  # an estimate, for progress
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(keys.fingerprint for keys in self.runs)
+
+    @property
     def input_bytes(self) -> int:
         return self.keys * self._dtype.itemsize
 
@@ -197,6 +201,10 @@ class _ReadsMembers(Unit):
     members: Members
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.cleaned,)
+
+    @property
     def input_bytes(self) -> int:
         return self.part.size
 
@@ -228,6 +236,8 @@ class _ReadsMembers(Unit):
 @dataclass(frozen=True)
 class _MakesKeys(_ReadsMembers):
     """A unit that makes keys of members. `kept` in its receipt is their number."""
+
+    for_units: ClassVar[tuple[str, ...]] = ("near.",)
 
     @abstractmethod
     def _keys(self, shingles: Shingles, records: Int64s) -> NDArray[Any]:
@@ -270,6 +280,7 @@ class GatherShingles(_ReadsMembers):
     beginning and hash of each group in both, shape (4, groups + 1) (`write_buckets`)."""
 
     kind: ClassVar[str] = "shingles"
+    for_units: ClassVar[tuple[str, ...]] = ("gathered.", "bounds.npy")
     groups: int
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
@@ -298,6 +309,10 @@ class CompareTexts(Unit):
     number: int
     threshold: float
     members: int = field(metadata={"identity": False})  # for progress
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(fingerprint for _, fingerprint in self.gathered)
 
     @property
     def input_bytes(self) -> int:

@@ -41,7 +41,7 @@ from dataengine.text.tokenizers.load import load_tokenizer, pin_tokenizer
 
 MERGE_TOKENS = 1 << 25  # tokens that a MergeRuns unit holds in memory, about
 TAIL_TOKENS = 1 << 26  # least tokens of a PackTails unit; the build itself packs fewer
-_HASHES = "source_hashes.json"
+HASHES = "source_hashes.json"
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def prepare(config: Config, store: Store, *, threads: int = 4) -> Preparation:
         found |= hashes
         _note_files_read_twice(name, streams[name].parts)
     if found.keys() - known.keys():
-        try_write(store, _HASHES, orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
+        try_write(store, HASHES, orjson.dumps({**known, **found}, option=orjson.OPT_INDENT_2))
     return Preparation(config, store, tokenizer, streams)
 
 
@@ -165,7 +165,7 @@ def refuse_branches(config: Config) -> None:
 def read_source_hashes(store: Store) -> dict[str, Any]:
     """The hashes of sources that earlier builds computed, by path and version; none from a damaged file."""
     with suppress(orjson.JSONDecodeError):
-        hashes = orjson.loads(read_if_there(store, _HASHES) or b"{}")
+        hashes = orjson.loads(read_if_there(store, HASHES) or b"{}")
         return hashes if isinstance(hashes, dict) else {}
     return {}
 
@@ -210,13 +210,8 @@ def plan_stream(
     stream = config.all_streams[name]
     records = record_format(stream)
     pairs = stream if isinstance(stream, PairStream) else None
-    by_code = dict(zip(stream.codes, stream.text_keys, strict=True))
-    paths = [
-        path if isinstance(path, str) else {key: path.get(code, "") for code, key in by_code.items()}
-        for path in stream.paths
-    ]
     parts, found = parts_module.plan_parts(
-        paths,
+        source_paths(stream),
         name,
         records,
         format=stream.format,
@@ -263,6 +258,15 @@ def _note_files_read_twice(stream: str, parts: Sequence[SourcePart]) -> None:
             others = ", ".join(dict.fromkeys(name for name in names if name != names[0]))
             also = f" (also as {others})" if others else ""
             note(f"stream '{stream}' reads {names[0]}{also} {len(names)} times")
+
+
+def source_paths(stream: Stream) -> list[str | dict[str, str]]:
+    """The patterns of a stream; of a Moses corpus by the keys of the texts."""
+    by_code = dict(zip(stream.codes, stream.text_keys, strict=True))
+    return [
+        path if isinstance(path, str) else {key: path.get(code, "") for code, key in by_code.items()}
+        for path in stream.paths
+    ]
 
 
 def record_format(stream: Stream) -> RecordFormat:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, islice
 
 import numpy as np
 
+from dataengine.build.finished import documents_key, move_units, shard_keys
 from dataengine.build.prepare import StreamPlan
 from dataengine.build.rejects import source_lines, too_few_tokens
 from dataengine.build.stream import Packed
-from dataengine.build.units import Receipt
+from dataengine.build.units import Place, Receipt, Unit
 from dataengine.errors import InputError
 from dataengine.mds import summary
-from dataengine.mds.types import Shard, Stream, shard_name, token_dtype
+from dataengine.mds.types import Shard, Stream, documents_name, token_dtype
 from dataengine.mds.writer import ShardWriter, encode_index
 from dataengine.storage.arrays import damaged_unit, encode_npy, is_intact_npy, read_all_npy, read_whole
 from dataengine.storage.store import Store
 from dataengine.text.packing import Packer, Tokens
 
 _THREADS = 16  # for reading, writing and linking files
+_MOVED_AT_ONCE = 64  # units
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,13 @@ class BuiltStream:
     new: bool
 
 
-def publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
-    """Assemble the shards of the units and of their joined tails into one stream. index.json comes last."""
+def publish_stream(plan: StreamPlan, packed: Packed, store: Store, *, needed: Collection[str] | None) -> None:
+    """Assemble the shards of the units and of their joined tails into one stream. index.json comes last.
+
+    In a bucket, the shards of units are then only in the stream, without those of `needed` (fingerprints; None: all).
+    """
     store.remove_leftovers(f"{plan.folder}/")
-    shards = _link_shards(plan, packed, store)
+    shards = _link_shards(plan, packed, store, needed)
     more, remainder = _pack_joined_tails(plan, packed, store, first=len(shards))
     shards += more
     if not shards and "/" not in plan.name:  # a pair of an entry may be too small for a sample: no stage draws from it
@@ -79,19 +84,31 @@ def publish_stream(plan: StreamPlan, packed: Packed, store: Store) -> None:
     store.write(f"{plan.folder}/index.json", index)
 
 
-def _link_shards(plan: StreamPlan, packed: Packed, store: Store) -> list[Shard]:
+def _link_shards(plan: StreamPlan, packed: Packed, store: Store, needed: Collection[str] | None) -> list[Shard]:
     """Link the shards and documents of all units into the stream; return the shards under their new names."""
-    links = [
-        (f"{unit.folder}/documents.npy", f"documents.{number:05d}.npy") for number, unit in enumerate(packed.units)
-    ]
     shards: list[Shard] = []
-    for unit, receipt in zip([*packed.units, *packed.tails], [*packed.receipts, *packed.tail_receipts], strict=True):
-        for shard in receipt.shards:
-            shards.append(_renamed(shard, len(shards)))
-            links.append((f"{unit.folder}/{shard.stored.basename}", shards[-1].stored.basename))
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}"), links):
-            pass
+    units = [*packed.units, *packed.tails]
+    receipts = [*packed.receipts, *packed.tail_receipts]
+    last = {unit.fingerprint: number for number, unit in enumerate(units)}  # equal files make equal units
+    for begin in range(0, len(units), _MOVED_AT_ONCE):
+        links: list[tuple[str, str]] = []
+        done: list[tuple[Unit, Receipt, Place]] = []
+        for number, unit in enumerate(units[begin : begin + _MOVED_AT_ONCE], begin):
+            task = number if number < len(packed.units) else None
+            receipt, place = receipts[number], Place(plan.folder, len(shards), task)
+            renamed = [shard.renamed(k) for k, shard in enumerate(receipt.shards, len(shards))]
+            names = [shard.stored.basename for shard in renamed]
+            links += zip(shard_keys(unit.folder, receipt), names, strict=True)
+            if task is not None:
+                links.append((documents_key(unit.folder, receipt), documents_name(task)))
+            shards += renamed
+            if last[unit.fingerprint] == number and needed is not None and unit.fingerprint not in needed:
+                done.append((unit, receipt, place))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for _ in pool.map(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}"), links):
+                pass
+        if store.copies_links:
+            move_units(done, store)
     return shards
 
 
@@ -147,7 +164,8 @@ def _link_checked(store: Store, source: str, key: str) -> None:
     """
     if source.endswith(".npy") and not is_intact_npy(read_whole(store, source)):
         raise damaged_unit(store, source)
-    store.link(source, key)
+    if source != key:  # the unit's files may be in the folder of this stream, if its index.json was lost
+        store.link(source, key)
 
 
 def find_segments(packed: Packed, width: int) -> tuple[tuple[int, int, int, int], ...]:
@@ -177,13 +195,6 @@ def find_segments(packed: Packed, width: int) -> tuple[tuple[int, int, int, int]
 def _count_tokens(receipt: Receipt, width: int) -> int:
     """The tokens in a unit's shards."""
     return width * sum(shard.samples for shard in receipt.shards)
-
-
-def _renamed(shard: Shard, number: int) -> Shard:
-    """A unit's shard with its number in the stream."""
-    name = shard_name(number)
-    packed = replace(shard.zip, basename=shard.zip.basename.replace(shard.raw.basename, name)) if shard.zip else None
-    return Shard(shard.samples, replace(shard.raw, basename=name), packed)
 
 
 def read_built_stream(plan: StreamPlan, store: Store, *, new: bool) -> BuiltStream:

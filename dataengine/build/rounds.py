@@ -16,11 +16,12 @@ It calls another one with `yield from`: `cleaned = yield from clean_stream(plan,
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from dataengine.build.executors import Engine
+from dataengine.build.finished import find_finished
 from dataengine.build.units import Receipt, Unit
 from dataengine.storage.store import Store
 
@@ -33,24 +34,73 @@ class Round:
 
     title: str
     units: Sequence[Unit]
+    earlier_done: bool = False  # whether nothing reads the `for_units` of the stream's earlier units any more
 
 
 Rounds = Generator[Round, list[Receipt], T]
 
 
-def run_rounds(streams: Mapping[str, Rounds[T]], engine: Engine, store: Store) -> dict[str, T]:
-    """Run the rounds of all streams together, turn by turn; return the result of each stream."""
+OnDone = Callable[[list[tuple[Unit, Receipt]]], None]
+
+
+def run_rounds(
+    streams: Mapping[str, Rounds[T]], engine: Engine, store: Store, on_done: OnDone = lambda done: None
+) -> dict[str, T]:
+    """Run the rounds of all streams together, turn by turn; return the result of each stream.
+
+    `on_done` gets the finished units whose `for_units` no stream reads any more.
+    """
     results: dict[str, T] = {}
     receipts: dict[str, list[Receipt] | None] = dict.fromkeys(streams)  # None: not started
+    seen = _Seen({name: {} for name in streams})
     while receipts:
         rounds: dict[str, Round] = {}
+        ended: list[str] = []
         for name, finished in receipts.items():
             try:
                 rounds[name] = next(streams[name]) if finished is None else streams[name].send(finished)
             except StopIteration as end:
                 results[name] = end.value
+                ended.append(name)
+        on_done(seen.take_done([*ended, *(name for name, one in rounds.items() if one.earlier_done)]))
+        for name, one in rounds.items():
+            seen.repeat_spent(name, one.units, engine, store)
         receipts = {**_run_together(rounds, engine, store)} if rounds else {}
+        for name, one in rounds.items():
+            seen.add(name, one.units, receipts[name] or [])
     return results
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The units of the streams so far, with their receipts, by stream and fingerprint."""
+
+    units: dict[str, dict[str, tuple[Unit, Receipt]]]
+
+    def add(self, stream: str, units: Sequence[Unit], receipts: Sequence[Receipt]) -> None:
+        self.units[stream] |= {unit.fingerprint: (unit, one) for unit, one in zip(units, receipts, strict=True)}
+
+    def take_done(self, streams: Sequence[str]) -> list[tuple[Unit, Receipt]]:
+        """Forget the units of some streams; return those that no other stream has."""
+        done: dict[str, tuple[Unit, Receipt]] = {}
+        for stream in streams:
+            done |= self.units[stream]
+            self.units[stream] = {}
+        others = {fingerprint for units in self.units.values() for fingerprint in units}
+        return [one for fingerprint, one in done.items() if fingerprint not in others]
+
+    def repeat_spent(
+        self, stream: str, units: Sequence[Unit], engine: Engine, store: Store, *, whole: bool = False
+    ) -> None:
+        """Run the units again that are spent, if an unfinished one of `units` reads them."""
+        known = self.units[stream]
+        names = dict.fromkeys(name for unit in units for name in unit.inputs if name in known)
+        sources = [known[name][0] for name in names]  # all of them, so that slices agree on their shares
+        if not any(known[name][1].spent for name in names):
+            return
+        if len(find_finished(dict(enumerate(units)), store, whole=whole).receipts) < len(units):
+            self.repeat_spent(stream, sources, engine, store, whole=True)
+            self.add(stream, sources, engine.run(sources, store, "repeating", whole=True))
 
 
 def _run_together(rounds: Mapping[str, Round], engine: Engine, store: Store) -> dict[str, list[Receipt]]:

@@ -116,7 +116,7 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     dropped = cleaned.count_dropped() if cleaned else Counter()
     keeps = cleaned.publish_keeps(store) if cleaned else [None] * len(plan.parts)
     units: Sequence[Unit] = plan.token_units(keeps)
-    receipts = yield Round("tokenizing", units)
+    receipts = yield Round("tokenizing", units, earlier_done=True)
     check_rejects(plan, receipts, units, config.max_bad_fraction, store)
     notes = _note_records(plan, receipts)
     if not plan.adjacent:
@@ -127,7 +127,7 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
         packed = _merge_units(plan, units, receipts)
         packed_receipts = yield Round("shuffling", packed)
     tails = _tail_units(packed, packed_receipts, plan.format)
-    tail_receipts = (yield Round("packing", tails)) if tails else []
+    tail_receipts = (yield Round("packing", tails, earlier_done=True)) if tails else []
     rejects = gather_rejects(plan.parts, units, receipts, store)
     return Packed(receipts, rejects, dict(dropped), packed, packed_receipts, tails, tail_receipts, notes)
 

@@ -153,6 +153,7 @@ class TokenizePairs(Unit):
     """
 
     kind: ClassVar[str] = "pairs"
+    for_units: ClassVar[tuple[str, ...]] = ("run.",)
     format: TokenFormat
     part: SourcePart
     records: RecordFormat
@@ -288,6 +289,10 @@ class MergeRuns(Unit):
     number: int
     ranges: int  # at most BUCKETS
     tokens: int = field(metadata={"identity": False})  # an estimate, for progress
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(fingerprint for fingerprint, _ in self.runs)
 
     @property
     def input_bytes(self) -> int:

@@ -13,7 +13,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import lru_cache
@@ -24,22 +23,33 @@ import orjson
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
-from dataengine.json_files import IF_SET, decode_hashed, encode_hashed, written_fields
+from dataengine.json_files import IF_SET, encode_hashed, written_fields
 from dataengine.mds.types import Shard
 from dataengine.records.parts import lines_before
 from dataengine.records.read import read_records
 from dataengine.records.types import Notes, RecordFormat, Records, Reject, SourcePart, add_notes
-from dataengine.storage.arrays import damaged_unit
 from dataengine.storage.store import AddFile, Store
 
 SCHEMA = 5  # increase it when the same input gives other bytes
-LAYOUT = 1  # of the files in units/; increase it when only they change, so that no stream is built again
+LAYOUT = 2  # of the files in units/; increase it when only they change, so that no stream is built again
 
 _EARLY_RECORDS = 10_000  # a unit stops here if over half are unusable, as the keys or the format are wrong
 _REJECTS = 10_000  # unusable records that a unit writes; all are counted
 _EXCERPT = 200  # characters of an unusable record that are written
 
 OnProgress = Callable[[int], None]  # called with numbers of input bytes read
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the files of a task are in a stream."""
+
+    folder: str
+    """Folder of the stream, relative to the store."""
+    first: int
+    """Number of the task's first shard there."""
+    task: int | None
+    """Number of its `documents.npy` there; null if it has none."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,10 @@ class Receipt:
     """With `loss_on: target`, the tokens that count as labels."""
     templates: tuple[int, ...] = field(default=(), metadata=IF_SET)
     """Pairs written in each of several templates, in the order of the config."""
+    spent: bool = field(default=False, metadata=IF_SET)
+    """Whether the files that only later tasks read are removed. A build that needs them runs the task again."""
+    moved: Place | None = field(default=None, metadata=IF_SET)
+    """In a bucket, the stream that has the task's shards and `documents.npy`. They are no longer beside the receipt."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,12 @@ class Unit(ABC):
     """A unit of work. Subclasses add its inputs and `work`."""
 
     kind: ClassVar[str]
+    for_units: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of files that only later units read
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Fingerprints of the units whose `for_units` this one reads."""
+        return ()
 
     @property
     def fingerprint(self) -> str:
@@ -119,6 +139,11 @@ def run_unit(unit: Unit, store: Store, on_progress: OnProgress = lambda count: N
     return receipt
 
 
+def run_units(units: Sequence[Unit], store: Store, on_progress: OnProgress = lambda count: None) -> list[Receipt]:
+    """Run units one after the other. If one fails, the earlier ones are finished."""
+    return [run_unit(unit, store, on_progress) for unit in units]
+
+
 @lru_cache(maxsize=1)
 def _keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next batch. Returning pages to the kernel and faulting them in again costs
@@ -127,29 +152,6 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for parameter, value in ((-3, 1 << 25), (-1, 1 << 30), (-2, 1 << 26)):  # mmap and trim thresholds, top pad
             mallopt(parameter, value)
-
-
-def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Receipt]:
-    """The receipts of the finished units. Raises InputError if a finished unit is damaged."""
-    if not units:
-        return {}
-    sizes = store.sizes("units/")
-    there = {k: unit for k, unit in units.items() if f"{unit.folder}/receipt.json" in sizes}
-
-    def read(k: int) -> Receipt:
-        key = f"{there[k].folder}/receipt.json"
-        try:
-            receipt = decode_hashed(Receipt, store.read(key))
-        except ValueError:
-            raise damaged_unit(store, key) from None
-        for shard in receipt.shards:
-            key = f"{there[k].folder}/{shard.stored.basename}"
-            if sizes.get(key) != shard.stored.bytes:
-                raise damaged_unit(store, key)
-        return receipt
-
-    with ThreadPoolExecutor(16) as pool:
-        return dict(zip(there, pool.map(read, there), strict=True))
 
 
 def unit_fingerprint(kind: str, identity: Mapping[str, Any]) -> str:

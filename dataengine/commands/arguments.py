@@ -238,6 +238,10 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="FILE", help="the YAML to write (default: yamls/NAME.yaml, or NAME.yaml)")
 
 
+def _add_prune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--yes", action="store_true", help="remove it (default: only list it)")
+
+
 def _misuse_of_init(options: argparse.Namespace) -> str:
     return "only one of --tokenizer and --vocab-size" if options.tokenizer and options.vocab_size else ""
 
@@ -362,6 +366,23 @@ COMMANDS = (
             "verify s3://bucket/store/streams/mono-0123456789ab",
         ),
         config="CONFIG|FOLDER",
+    ),
+    Command(
+        "prune",
+        "prune.run",
+        "remove what no experiment needs of a store",
+        "List, and with --yes remove, the streams, tasks and decisions of a store that nothing needs. Kept are the "
+        "streams that a manifest of the store names, and all that a build of the given experiments would reuse. Name "
+        "every experiment that you will build again; without any, all of units/ goes, and the next build of a changed "
+        "experiment takes longer. Scores, manifests and sources stay. Refuses while a build runs.",
+        (
+            "prune yamls/mini/uni_en_zh.yaml yamls/mini/no_parallel.yaml",
+            "prune s3://bucket/store --yes",
+        ),
+        _add_prune,
+        config="STORE|CONFIG",
+        rest="CONFIG|KEY=VALUE",
+        group=BUILD,
     ),
     Command(
         "export",

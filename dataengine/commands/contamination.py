@@ -19,11 +19,12 @@ import orjson
 from numpy.typing import NDArray
 
 from dataengine.build.executors import LocalEngine
+from dataengine.build.finished import finished_receipts
 from dataengine.build.prepare import StreamPlan, missing_streams, prepare
 from dataengine.build.rejects import source_lines
 from dataengine.build.rounds import Round, Rounds, run_rounds
 from dataengine.build.stream import clean_stream
-from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit, finished_receipts
+from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit
 from dataengine.characters import escape_controls
 from dataengine.cleaning.decontaminate import NGRAM_WORDS, SHORTEST_WORDS, EvaluationTexts
 from dataengine.cleaning.dedup import WORD_WEIGHT, hash_grams, normalize

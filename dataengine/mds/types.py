@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,12 @@ class Shard:
         """The file in the store."""
         return self.zip or self.raw
 
+    def renamed(self, number: int) -> Shard:
+        """The shard with the name that it has as number `number` of a stream."""
+        name = shard_name(number)
+        packed = replace(self.zip, basename=self.zip.basename.replace(self.raw.basename, name)) if self.zip else None
+        return Shard(self.samples, replace(self.raw, basename=name), packed)
+
 
 def hash_bytes(content: bytes, algorithm: str) -> str:
     """Hash in hex by streaming's name of the algorithm, such as xxh64 or sha256."""
@@ -76,6 +82,11 @@ def is_hash(algorithm: str) -> bool:
     except (AttributeError, TypeError, ValueError):
         return False
     return True
+
+
+def documents_name(task: int) -> str:
+    """File name of the provenance of a packed task."""
+    return f"documents.{task:05d}.npy"
 
 
 def shard_name(number: int) -> str:

@@ -38,11 +38,7 @@ def plan_parts(
     parts of a TSV or CSV have the columns that its heading names. Returns the parts, and what to remember. Without
     `hash_new`, raises InputError for a file that `hashes` does not have in its present version.
     """
-    groups = [
-        (MOSES if isinstance(path, Mapping) else format or _format_of(files[0].path, stream), files)
-        for path in paths
-        for files in _find(path, stream, form)
-    ]
+    groups = find_sources(paths, stream, form, format)
     parts: list[SourcePart] = []
     remembered: dict[str, Any] = {}
     with ThreadPoolExecutor(threads) as pool:
@@ -62,6 +58,22 @@ def plan_parts(
     return parts, dict(sorted(remembered.items()))
 
 
+def find_sources(
+    paths: Sequence[str | Mapping[str, str]], stream: str, form: RecordFormat, format: str | None
+) -> list[tuple[str, list[FoundFile]]]:
+    """The files that patterns name, each with its format; those of a Moses corpus together."""
+    return [
+        (MOSES if isinstance(path, Mapping) else format or _format_of(files[0].path, stream), files)
+        for path in paths
+        for files in _find(path, stream, form)
+    ]
+
+
+def hash_source(file: FoundFile, kind: str, form: RecordFormat, part_bytes: int) -> dict[str, Any]:
+    """What `plan_parts` remembers about a file."""
+    return _identify(file, kind, form, part_bytes, {}, True).remembered
+
+
 class _Identified(NamedTuple):
     """A file: its parts, the columns from its heading, and what to remember about it."""
 
@@ -73,14 +85,13 @@ class _Identified(NamedTuple):
 def _identify(
     file: FoundFile, kind: str, form: RecordFormat, part_bytes: int, hashes: Mapping[str, Any], hash_new: bool
 ) -> _Identified:
-    row = format_of(kind, form)
-    cut = part_bytes if row.splitter and not file.path.lower().endswith(archives.SUFFIXES) else 0
-    place = f"{_remembered_as(file)}|{kind}"
-    known = hashes.get(f"{place}|{cut}")
+    row, cut = format_of(kind, form), _cut_at(file, kind, form, part_bytes)
+    place, spans_place = f"{_version_of(file)}|{kind}", remembered_as(file, kind, form, part_bytes)
+    known = hashes.get(spans_place)
     if known is None and not hash_new:
         raise InputError(f"{file.path} is new, or has changed since it was last built")
     spans = [Span(*one) for one in known] if known else (row.splitter or LINES).split(file, cut)
-    remembered: dict[str, Any] = {f"{place}|{cut}": [list(span) for span in spans]}
+    remembered: dict[str, Any] = {spans_place: [list(span) for span in spans]}
     if row.columns is None:
         return _Identified(spans, (), remembered)
     line = hashes.get(f"{place}|first line")
@@ -91,7 +102,17 @@ def _identify(
     return _Identified(spans, columns, remembered)
 
 
-def _remembered_as(file: FoundFile) -> str:
+def _cut_at(file: FoundFile, kind: str, form: RecordFormat, part_bytes: int) -> int:
+    """The bytes of a file's parts, about; 0: it is one part."""
+    return part_bytes if format_of(kind, form).splitter and not file.path.lower().endswith(archives.SUFFIXES) else 0
+
+
+def remembered_as(file: FoundFile, kind: str, form: RecordFormat, part_bytes: int) -> str:
+    """The key by which the parts of a file are remembered: the file, its version, and how it is cut."""
+    return f"{_version_of(file)}|{kind}|{_cut_at(file, kind, form, part_bytes)}"
+
+
+def _version_of(file: FoundFile) -> str:
     """A file and its version: by content for files on the hub, so that another commit with the same file is known."""
     if is_hub(file.path):
         return f"hf://|{file.version}|{file.size}"

@@ -122,10 +122,8 @@ def remove_leftovers(folder: Path) -> None:
     under the same host name, are removed a day after the last write.
     """
     for path in folder.glob(f"{WRITING_PREFIX}*"):
-        owner, _, rest = path.name.removeprefix(WRITING_PREFIX).partition("~")
-        pid = rest.partition("~")[0]
-        ours = owner == _owner() and pid.isdecimal()
-        if not _alive(int(pid)) if ours else _last_write(path) < time.time() - _ABANDONED_S:
+        dead = is_dead(path.name.removeprefix(WRITING_PREFIX))
+        if dead is True or (dead is None and _last_write(path) < time.time() - _ABANDONED_S):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -134,7 +132,19 @@ def remove_leftovers(folder: Path) -> None:
 
 def temporary_path(path: Path) -> Path:
     """A temporary name beside `path`, which names the process that writes."""
-    return path.with_name(f"{WRITING_PREFIX}{_owner()}~{os.getpid()}~{uuid.uuid4().hex[:8]}-{path.name}")
+    return path.with_name(f"{WRITING_PREFIX}{owner_and_pid()}~{uuid.uuid4().hex[:8]}-{path.name}")
+
+
+def owner_and_pid() -> str:
+    """The beginning of a name that says which process chose it."""
+    return f"{_owner()}~{os.getpid()}"
+
+
+def is_dead(name: str) -> bool | None:
+    """Whether the process has ended whose `owner_and_pid` begins a name; None if it is of another machine."""
+    owner, _, rest = name.partition("~")
+    pid = rest.partition("~")[0]
+    return not _alive(int(pid)) if owner == _owner() and pid.isdecimal() else None
 
 
 def _owner() -> str:

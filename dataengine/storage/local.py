@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dataengine.errors import InputError
@@ -88,6 +89,26 @@ class LocalStore(Store):
                 shutil.rmtree(gone)
             else:
                 path.unlink(missing_ok=True)
+
+    def remove_files(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            with _writing(self.path(key)):
+                self.path(key).unlink(missing_ok=True)
+        for folder in {self.path(key).parent for key in keys}:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+    def freed_by(self, keys: Sequence[str]) -> int:
+        found = [self.path(key).stat() for key in keys]
+        names = Counter((status.st_dev, status.st_ino) for status in found)  # the names of a file that go
+        sizes = {
+            (one.st_dev, one.st_ino): one.st_size for one in found if names[one.st_dev, one.st_ino] == one.st_nlink
+        }
+        return sum(sizes.values())
+
+    @property
+    def copies_links(self) -> bool:
+        return False
 
     @contextmanager
     def new_folder(self, key: str, last: str) -> Iterator[AddFile]:

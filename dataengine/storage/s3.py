@@ -10,18 +10,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dataengine.errors import InputError, OutageError
 from dataengine.storage import s3_client
+from dataengine.storage.paths import FoundFile
 from dataengine.storage.retry import retry
 from dataengine.storage.store import FILES_IN_FLIGHT, AddFile, Store, write_in_background
 
+_PAGE = 1000  # objects that a request lists
 _PART = 64 << 20  # bytes; larger objects are uploaded in parts of this size
 _COPY = 1 << 30  # bytes of a part when copying; S3 copies up to 5 GB at once
 _CONFLICTS = 10  # attempts while the store reports another write in progress
@@ -49,8 +52,17 @@ class S3Store(Store):
             return None
 
     def sizes(self, prefix: str) -> dict[str, int]:
+        return self._sizes(self._list(prefix))
+
+    def sizes_if_few(self, prefix: str, requests: int) -> dict[str, int] | None:
+        found = list(islice(self._list(prefix), _PAGE * requests))
+        return self._sizes(found) if len(found) < _PAGE * requests else None
+
+    def _list(self, prefix: str) -> Iterator[FoundFile]:
         folder = prefix.rstrip("/")
-        found = s3_client.list_objects(self._url(f"{folder}/" if folder else ""))
+        return s3_client.list_objects(self._url(f"{folder}/" if folder else ""))
+
+    def _sizes(self, found: Iterable[FoundFile]) -> dict[str, int]:
         return dict(sorted((file.path.removeprefix(self._url("")), file.size) for file in found))
 
     def write(self, key: str, content: bytes) -> None:
@@ -73,10 +85,12 @@ class S3Store(Store):
     def remove(self, prefix: str) -> None:
         """See `Store.remove`. Not atomic: a reader may see a part of the folder."""
         folder = prefix.rstrip("/")
-        keys = [*self.sizes(folder), *([folder] if folder and self.size(folder) is not None else [])]
+        self.remove_files([*self.sizes(folder), *([folder] if folder and self.size(folder) is not None else [])])
+
+    def remove_files(self, keys: Sequence[str]) -> None:
         client, request = s3_client.connect(self._url(""))
         bucket, root = request["Bucket"], request["Key"]
-        with s3_client.faults(self._url(prefix)):
+        with s3_client.faults(self._url(keys[0] if keys else "")):
             if not self.url.startswith("s3://"):  # they may not support deletion in batches
                 with ThreadPoolExecutor(FILES_IN_FLIGHT) as pool:
                     list(pool.map(lambda key: client.delete_object(Bucket=bucket, Key=root + key), keys))
@@ -86,9 +100,17 @@ class S3Store(Store):
                 errors = client.delete_objects(Bucket=bucket, Delete=batch).get("Errors", [])
                 if errors:
                     raise InputError(
-                        f"cannot remove {self._url(prefix)}: {errors[0].get('Code')}: {errors[0].get('Message')} "
+                        f"cannot remove {self._url(keys[first])}: {errors[0].get('Code')}: {errors[0].get('Message')} "
                         f"({len(errors)} objects). Check that these credentials may delete objects."
                     )
+
+    def freed_by(self, keys: Sequence[str]) -> int:
+        sizes = {folder: self.sizes(folder) for folder in {key.partition("/")[0] for key in keys}}
+        return sum(sizes[key.partition("/")[0]][key] for key in keys)
+
+    @property
+    def copies_links(self) -> bool:
+        return True
 
     @contextmanager
     def new_folder(self, key: str, last: str) -> Iterator[AddFile]:

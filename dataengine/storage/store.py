@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -35,6 +35,10 @@ class Store(ABC):
     def sizes(self, prefix: str) -> dict[str, int]:
         """Size in bytes of every file below a folder, by key, sorted by key."""
 
+    def sizes_if_few(self, prefix: str, requests: int) -> dict[str, int] | None:
+        """As `sizes`, if it takes at most this many requests; else None. On a disk, names are as cheap to look up."""
+        return None
+
     @abstractmethod
     def write(self, key: str, content: bytes) -> None:
         """Write or replace a file, whole or not at all. Raises InputError if it cannot be written."""
@@ -53,6 +57,19 @@ class Store(ABC):
     @abstractmethod
     def remove(self, prefix: str) -> None:
         """Remove a file, or a folder with everything below it, if it exists."""
+
+    @abstractmethod
+    def remove_files(self, keys: Sequence[str]) -> None:
+        """Remove files, if they exist, and folders that are then empty."""
+
+    @abstractmethod
+    def freed_by(self, keys: Sequence[str]) -> int:
+        """The bytes that removing files frees."""
+
+    @property
+    @abstractmethod
+    def copies_links(self) -> bool:
+        """Whether `link` makes a copy, which needs space of its own."""
 
     @abstractmethod
     def new_folder(self, key: str, last: str) -> AbstractContextManager[AddFile]:

@@ -73,6 +73,11 @@ _STORE = (
         "dataengine.build.units.Receipt",
     ),
     File(
+        "running/OWNER~PID~ID",
+        "Written by a build while it runs, again each minute, and removed when it ends. JSON with a last key `xxh3`.",
+        "dataengine.build.running.Running",
+    ),
+    File(
         "source_hashes.json",
         "The hashes of local source files, with size, times and inode, so that unchanged files are not hashed again. "
         "You may remove it.",

@@ -157,8 +157,9 @@ def test_help_imports_no_library_and_has_an_example_that_can_be_typed(command: s
         options, rest = make_parser().parse_known_args(shlex.split(example.removeprefix("  dataengine ")))
         assert options.command == command
         assert all("=" in word and not word.startswith("-") for word in rest)
-        if options.config.endswith(".yaml"):
-            load_config(ROOT / options.config, [*options.overrides, *rest])
+        configs = [word for word in (options.config, *options.overrides) if word.endswith(".yaml")]
+        for path in configs:
+            load_config(ROOT / path, [word for word in (*options.overrides, *rest) if word not in configs])
 
 
 def test_all_commands_are_listed_once_in_groups() -> None:

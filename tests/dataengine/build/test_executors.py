@@ -11,23 +11,33 @@ import signal
 import subprocess
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dataengine.build.agreement import read_built_config
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
+from dataengine.build.prepare import prepare, read_source_hashes
+from dataengine.build.running import say_running
+from dataengine.build.sources import share_hashes
+from dataengine.config.load import dump_config
 from dataengine.errors import InputError
+from dataengine.records import splitting
 from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
+from dataengine.storage.paths import FoundFile
 from dataengine.storage.store import Store
 from tests.conftest import ROOT, ConfigMaker, slow_but, write_jsonl
 from tests.crashing_store import MOMENTS, CrashingStore
 from tests.object_store import ObjectStore, object_store  # noqa: F401
+
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read at the import of Ray: its processes listen on loopback
 
 
 def cleaned(corpora: Path) -> dict[str, Any]:
@@ -213,18 +223,96 @@ def test_slices_that_run_together_wait_for_each_other(
     assert tree(open_store(config.store)) == undisturbed
 
 
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], dict[str, int]]:
+    """How often each file was hashed since the last call, by any process that this one forks."""
+    log, hash_lines = tmp_path / "hashed", splitting.hash_lines
+
+    def logged(file: FoundFile, part_bytes: int) -> list[splitting.Span]:
+        with log.open("a") as lines:
+            lines.write(f"{Path(file.path).name}\n")
+        return hash_lines(file, part_bytes)
+
+    def take() -> dict[str, int]:
+        counts = Counter(log.read_text().split()) if log.exists() else Counter[str]()
+        log.unlink(missing_ok=True)
+        return dict(counts)
+
+    monkeypatch.setattr(splitting, "hash_lines", logged)
+    return take
+
+
+def test_slices_hash_each_source_once_and_notice_a_changed_one(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, hashed: Callable[[], dict[str, int]]
+) -> None:
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    files = {path.name for path in corpora.iterdir() if path.name.startswith(("mono", "pairs", "crowd"))}
+    store = open_store(config.store)
+
+    def share(number: int, wait_seconds: float) -> None:
+        share_hashes(config, SliceEngine(number, 3, 1, wait_seconds), store)
+
+    children = list[int]()
+    for number in range(3):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                share(number, 60)
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert hashed() == dict.fromkeys(files, 1)
+    together = read_source_hashes(store)
+    prepare(config, store)
+    assert hashed() == {}
+    (corpora / "crowd.jsonl").write_text('{"text": "changed"}\n')
+    share(1, 0)  # it does not wait, and hashes what the others have not
+    share(0, 0)
+    assert hashed() == {"crowd.jsonl": 1}
+    store.remove("source_hashes.json")
+    prepare(config, store)
+    assert hashed() == dict.fromkeys(files, 1)
+    alone = read_source_hashes(store)
+    assert {key: alone[key] for key in together if "crowd" not in key} == {
+        key: value for key, value in together.items() if "crowd" not in key
+    }
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A Ray cluster of two nodes on this machine."""
+    """A Ray cluster of two nodes on this machine, which no other machine can reach."""
     import ray
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    made.add_node(num_cpus=1)
+    here = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+    made = Cluster(initialize_head=True, head_node_args={**here, "include_dashboard": False})
+    made.add_node(**here)
     ray.init(address=made.address, log_to_driver=False, configure_logging=False)
     yield made
     ray.shutdown()
     made.shutdown()
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_on_loopback_listens_to_this_machine_only_and_can_be_reached(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, undisturbed: dict[str, str], cluster: Any
+) -> None:
+    listening = [
+        place.laddr.ip
+        for process in psutil.Process().children(recursive=True)
+        if "ray" in process.name() or "gcs" in process.name()
+        for place in process.net_connections("inet")
+        if place.status == psutil.CONN_LISTEN
+    ]
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    config = make_config(**cleaned(corpora), store=str(tmp_path / "store"))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-m", "dataengine", "build", str(tmp_path / "config.yaml"), "--engine", "ray"]
+    command += ["--ray-address", cluster.address]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
+    assert tree(open_store(config.store)) == undisturbed
 
 
 IN_UNITS = [moment for moment, (operation, _, _) in MOMENTS.items() if operation in ("folder", "add", "published")]
@@ -271,7 +359,7 @@ def test_a_ray_node_that_is_lost_changes_nothing(
 ) -> None:
     store = LocalStore(str(tmp_path / "store"))
     config = make_config(**cleaned(corpora), store=store.url)
-    lost = cluster.add_node(num_cpus=1)
+    lost = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
 
     @dataclass(frozen=True)
     class LosesANode(LocalStore):
@@ -298,7 +386,15 @@ def test_a_worker_that_dies_is_reported(make_config: ConfigMaker, corpora: Path,
         build(config, workers=2, store=crash(store, "before a receipt", tmp_path))
 
 
+@pytest.fixture
+def another_build(tmp_path: Path) -> Iterator[None]:
+    """While another build runs in the store, no file of a unit is removed."""
+    with say_running(["streams/other-0123"], LocalStore(str(tmp_path / "store"))):
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("another_build")
 @pytest.mark.parametrize(
     ("wanted", "undone"),
     [

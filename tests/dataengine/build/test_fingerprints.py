@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from dataengine.build import prepare
 from dataengine.build.build import BuildResult, build
 from dataengine.build.executors import LocalEngine
+from dataengine.build.running import say_running
 from dataengine.build.tokenize import MergeRuns, TokenFormat
 from dataengine.build.units import Receipt, Unit, fingerprint_of, identity_of
 from dataengine.commands import contamination
@@ -426,9 +427,9 @@ class Recording(LocalEngine):
 
     units: list[Unit] = []  # noqa: RUF012
 
-    def run(self, units: Any, store: Store, title: str) -> list[Receipt]:
+    def run(self, units: Any, store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
         self.units.extend(units)
-        return super().run(units, store, title)
+        return super().run(units, store, title, whole=whole)
 
 
 def test_what_is_not_part_of_an_identity_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +441,8 @@ def test_what_is_not_part_of_an_identity_changes_no_byte(tmp_path: Path, monkeyp
     path.write_text(yaml.safe_dump(experiment))
     config, engine = load_config(path), Recording(1)
     Recording.units.clear()
-    build(config, engine=engine)
+    with say_running(["streams/other-0123"], LocalStore(experiment["store"])):  # so that the files of units stay
+        build(config, engine=engine)
     monkeypatch.setattr(contamination, "LocalEngine", Recording)
     contamination.run_contamination(config, 1, 1)
     store = LocalStore(experiment["store"])

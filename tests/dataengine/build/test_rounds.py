@@ -36,7 +36,7 @@ class Engine:
 
     turns: list[tuple[str, list[int]]] = field(default_factory=list)
 
-    def run(self, units: Sequence[Unit], store: Store, title: str) -> list[Receipt]:
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
         numbers = [unit.number for unit in units if isinstance(unit, Count)]
         self.turns.append((title, numbers))
         return [Receipt(records=number) for number in numbers]

@@ -1,0 +1,162 @@
+"""Finished units in the store: find them with few requests, and remove what nothing reads any more.
+
+A unit's files go in two steps, each recorded in its receipt before the first file is removed, so that a build can be
+killed at any time:
+
+    spent   its `for_units`, such as sorted runs, once later units have read them. A unit that needs them once more
+            lets `rounds` run this one again
+    moved   its shards, once they are copied to a stream in a bucket. Another stream copies them from there. On a disk
+            they are hard links, which need no space, and stay
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from dataengine.build.units import Place, Receipt, Unit
+from dataengine.json_files import decode_hashed, encode_hashed
+from dataengine.mds.types import documents_name
+from dataengine.storage.arrays import damaged_unit
+from dataengine.storage.store import Store
+
+THREADS = 16  # that ask for units at a time
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Which units are finished: their receipts, and those that were, but whose files are gone."""
+
+    receipts: dict[int, Receipt]
+    gone: dict[int, Unit]
+
+
+def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Receipt]:
+    """The receipts of the finished units. Raises InputError if a finished unit is damaged."""
+    return find_finished(units, store).receipts
+
+
+def find_finished(units: Mapping[int, Unit], store: Store, *, whole: bool = False) -> Finished:
+    """The finished units. With `whole`, those are not finished whose files for later units are removed.
+
+    Asks for each by name, unless a listing of all units takes fewer requests. Raises InputError if one is damaged.
+    """
+    sizes = store.sizes_if_few("units/", max(len(units) - 1, 0) // THREADS)
+    streams: dict[str, Mapping[str, int]] = {}  # sizes in the folders of streams
+
+    def look(unit: Unit) -> tuple[Receipt | None, bool]:
+        receipt = _read_receipt(unit.folder, store, sizes)
+        if receipt is None:
+            return None, False
+        gone = (whole and receipt.spent) or not _has_shards(unit.folder, receipt, store, sizes, streams)
+        return receipt, gone
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = dict(zip(units, pool.map(look, units.values()), strict=True))
+    return Finished(
+        {k: receipt for k, (receipt, gone) in found.items() if receipt is not None and not gone},
+        {k: units[k] for k, (_, gone) in found.items() if gone},
+    )
+
+
+def _read_receipt(folder: str, store: Store, sizes: Mapping[str, int] | None) -> Receipt | None:
+    """The receipt of a unit, if there is one. `sizes` are those of all units' files, if they are known."""
+    key = f"{folder}/receipt.json"
+    if sizes is not None and key not in sizes:
+        return None
+    try:
+        return decode_hashed(Receipt, store.read(key))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise damaged_unit(store, key) from None
+
+
+def _has_shards(
+    folder: str,
+    receipt: Receipt,
+    store: Store,
+    sizes: Mapping[str, int] | None,
+    streams: dict[str, Mapping[str, int]],
+) -> bool:
+    """Whether the shards of a unit exist in their sizes. Raises InputError if one beside the receipt does not."""
+    if not receipt.shards:
+        return True
+    if receipt.moved is not None:
+        place = receipt.moved.folder
+        there = streams[place] = streams.get(place) or store.sizes(f"{place}/")
+        if receipt.moved.task is not None and documents_key(folder, receipt) not in there:
+            return False
+    else:
+        there = store.sizes(f"{folder}/") if sizes is None else sizes
+    for key, shard in zip(shard_keys(folder, receipt), receipt.shards, strict=True):
+        if there.get(key) != shard.stored.bytes:
+            if receipt.moved is not None:
+                return False
+            raise damaged_unit(store, key)
+    return True
+
+
+def shard_keys(folder: str, receipt: Receipt) -> list[str]:
+    """The keys of a unit's shards."""
+    if receipt.moved is None:
+        return [f"{folder}/{shard.stored.basename}" for shard in receipt.shards]
+    place = receipt.moved
+    moved = (shard.renamed(number) for number, shard in enumerate(receipt.shards, place.first))
+    return [f"{place.folder}/{shard.stored.basename}" for shard in moved]
+
+
+def documents_key(folder: str, receipt: Receipt) -> str:
+    """The key of a unit's `documents.npy`."""
+    place = receipt.moved
+    return f"{folder}/documents.npy" if place is None else f"{place.folder}/{documents_name(place.task or 0)}"
+
+
+def remove_units(units: Iterable[Unit], store: Store) -> None:
+    """Remove the folders of units, the receipts first."""
+
+    def remove(unit: Unit) -> None:
+        store.remove(f"{unit.folder}/receipt.json")
+        store.remove(unit.folder)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(remove, units):
+            pass
+
+
+def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
+    """Remove the files of finished units that only later units read, and say so in their receipts first."""
+    left = [(unit, receipt) for unit, receipt in done if unit.for_units and not receipt.spent]
+    listed = store.sizes_if_few("units/", max(len(left) - 1, 0) // THREADS)
+
+    def spend(one: tuple[Unit, Receipt]) -> list[str]:
+        unit, receipt = one
+        folder = f"{unit.folder}/"
+        sizes = store.sizes(folder) if listed is None else by_folder.get(folder, [])
+        keys = [key for key in sizes if key.removeprefix(folder).startswith(unit.for_units)]
+        if keys:
+            store.write(f"{folder}receipt.json", encode_hashed(replace(receipt, spent=True)))
+        return keys
+
+    by_folder: dict[str, list[str]] = {}
+    for key in listed or ():
+        by_folder.setdefault(key[: key.rindex("/") + 1], []).append(key)
+    with ThreadPoolExecutor(THREADS) as pool:
+        store.remove_files([key for keys in pool.map(spend, left) for key in keys])
+
+
+def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store) -> None:
+    """Remove the shards and documents of units of which a stream has copies, and say so in their receipts first."""
+
+    def move(one: tuple[Unit, Receipt, Place]) -> list[str]:
+        unit, receipt, place = one
+        store.write(f"{unit.folder}/receipt.json", encode_hashed(replace(receipt, moved=place)))
+        if receipt.moved is not None:  # into another stream, which may be removed
+            return []
+        keys = shard_keys(unit.folder, receipt)
+        return keys if place.task is None else [*keys, documents_key(unit.folder, receipt)]
+
+    left = [one for one in done if one[1].shards and one[1].moved != one[2]]
+    with ThreadPoolExecutor(THREADS) as pool:
+        store.remove_files([key for keys in pool.map(move, left) for key in keys])

@@ -1,0 +1,190 @@
+"""What a build removes of its units, and that later builds give the same bytes nevertheless."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataengine.build.build import build, work
+from dataengine.build.executors import FinishedEngine, LocalEngine, OthersNotDoneError, SliceEngine
+from dataengine.build.prepare import prepare
+from dataengine.build.running import Running, running_builds, say_running
+from dataengine.build.units import Receipt, Unit
+from dataengine.config.schema import Config
+from dataengine.json_files import encode_hashed
+from dataengine.storage.open import open_store
+from dataengine.storage.store import Store
+from tests.conftest import ConfigMaker
+from tests.dataengine.build.test_executors import tree
+from tests.object_store import ObjectStore, object_store  # noqa: F401
+
+GOES = re.compile(r"(run|near)\.\d+\.|gathered\.|bounds\.npy")
+
+
+@dataclass
+class Recording:
+    """Runs units here, and counts those that ran by their kinds."""
+
+    ran: Counter[str] = field(default_factory=Counter)
+
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
+        before = store.sizes("units/")
+        receipts = LocalEngine(1).run(units, store, title, whole=whole)
+        new = store.sizes("units/").keys() - before.keys()
+        self.ran.update(unit.kind for unit in units if f"{unit.folder}/receipt.json" in new or title == "repeating")
+        return receipts
+
+
+@pytest.fixture(params=["disk", pytest.param("bucket", marks=pytest.mark.slow)])
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """Makes URLs of new stores."""
+    root = request.getfixturevalue("object_store").url if request.param == "bucket" else str(tmp_path)
+    return lambda name: f"{root}/{name}"
+
+
+def streams_of(corpora: Path, documents: str, pairs: str) -> dict[str, Any]:
+    """A stream of documents, and two of pairs that share their cleaning."""
+    of_pairs = {"pairs": [str(corpora / pairs)], "clean": {"dedup": ["pair"], "near_dedup": 0.5}}
+    return {
+        "part_bytes": 20_000,
+        "samples_per_shard": 8,
+        "streams": {
+            "mono": {"documents": [str(corpora / documents)]},
+            "there": {**of_pairs, "directions": ["en-zh"]},
+            "back": {**of_pairs, "directions": ["zh-en"]},
+        },
+        "stages": [{"name": "all", "steps": 4, "mix": {"mono": 2, "there": 1, "back": 1}}],
+    }
+
+
+def whole_tree(config: Config, folder: Path) -> dict[str, str]:
+    """The files of a build from nothing."""
+    alone = config.model_copy(update={"store": str(folder)})
+    build(alone)
+    return tree(open_store(alone.store))
+
+
+def of_streams(found: dict[str, str], wanted: dict[str, str]) -> dict[str, str]:
+    """The files of the streams of another tree."""
+    folders = {key.split("/")[1] for key in wanted if key.startswith("streams/")}
+    return {key: value for key, value in found.items() if key.startswith("streams/") and key.split("/")[1] in folders}
+
+
+def test_a_build_leaves_only_what_later_builds_reuse(
+    make_config: ConfigMaker,
+    corpora: Path,
+    new_store: Any,
+    tmp_path: Path,
+) -> None:
+    first = make_config(**streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl"), store=new_store("store"))
+    store = open_store(first.store)
+    build(first)
+    left = store.sizes("")
+    names = {key.rpartition("/")[2] for key in left if key.startswith("units/")}
+    assert not [name for name in names if GOES.match(name)]
+    assert {"receipt.json", "dropped.npy", "groups.npy", "pairs.npy", "tail.npy"} <= names
+    assert running_builds(store) == []
+    if store.copies_links:
+        assert not [name for name in names if name.endswith(".mds")]
+        assert sum(left.values()) < 1.5 * sum(size for key, size in left.items() if key.startswith("streams/"))
+
+    engine = Recording()  # more sources: only the new documents are tokenized; keys and runs are made again
+    more = make_config(**streams_of(corpora, "mono.*.jsonl", "pairs.*.jsonl"), store=first.store)
+    build(more, engine=engine)
+    wanted = whole_tree(more, tmp_path / "alone")
+    assert of_streams(tree(store), wanted) == {key: one for key, one in wanted.items() if key.startswith("streams/")}
+    of_new = len([part for part in prepare(more, store).streams["mono"].parts if "mono.1" in part.paths[0]])
+    assert engine.ran["documents"] == of_new
+
+    engine = Recording()  # another form of the same records: nothing is cleaned again
+    build(
+        make_config(["seq_len=24"], **streams_of(corpora, "mono.*.jsonl", "pairs.*.jsonl"), store=first.store),
+        engine=engine,
+    )
+    assert engine.ran["pairs"] > 0
+    assert set(engine.ran) == {"documents", "pairs", "merge"}
+
+
+@pytest.mark.slow
+def test_a_lost_stream_is_built_again_from_what_is_left(
+    make_config: ConfigMaker, corpora: Path, new_store: Any
+) -> None:
+    config = make_config(**streams_of(corpora, "mono.*.jsonl", "pairs.*.jsonl"), store=new_store("store"))
+    store = open_store(config.store)
+    build(config)
+    wanted, merged = tree(store), [key for key in store.sizes("units/") if key.endswith("tail.npy")]
+    there = next(plan.folder for name, plan in prepare(config, store).streams.items() if name == "there")
+    for lost in (there, "streams", merged[0].rpartition("/")[0]):
+        store.remove(lost)
+        if lost.startswith("units/"):
+            store.remove("streams")
+        build(config)
+        assert tree(store) == wanted
+    store.remove_files([f"{there}/index.json"])
+    build(config)
+    assert tree(store) == wanted
+
+
+def test_a_build_removes_nothing_while_another_one_runs(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path
+) -> None:
+    config = make_config(**streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl"), store=str(tmp_path / "store"))
+    store = open_store(config.store)
+    with say_running(["streams/other-0123"], store):
+        build(config)
+        assert [one.streams for one in running_builds(store)] == [("streams/other-0123",)]
+    kinds = {GOES.match(key.rpartition("/")[2]) is not None for key in store.sizes("units/")}
+    assert kinds == {True, False}
+
+
+@pytest.mark.slow
+def test_a_slice_that_starts_late_finds_all_done(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+    config = make_config(**streams_of(corpora, "mono.*.jsonl", "pairs.*.jsonl"), store=str(tmp_path / "store"))
+    store = open_store(config.store)
+    while True:  # slices take turns, as in a job array of which one at a time may run
+        waiting = 0
+        for number in range(2):
+            try:
+                work(config, SliceEngine(number, 3, 1, 0))
+            except OthersNotDoneError as waits:
+                waiting += 1
+                if set(waits.left) == {2}:
+                    work_one(config, 2)
+        if not waiting:
+            break
+    work(config, SliceEngine(2, 3, 1, 0))
+    assert not [key for key in store.sizes("units/") if GOES.match(key.rpartition("/")[2])]
+    build(config, engine=FinishedEngine(3))
+    work(config, SliceEngine(1, 3, 1, 0))
+    wanted = whole_tree(config, tmp_path / "alone")
+    assert tree(store) == wanted
+
+
+def work_one(config: Config, number: int) -> None:
+    """Give a slice its turn."""
+    with suppress(OthersNotDoneError):
+        work(config, SliceEngine(number, 3, 1, 0))
+
+
+def test_a_build_that_was_killed_does_not_count_as_running(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    child = os.fork()
+    if child == 0:
+        with say_running(["streams/here"], store):
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert len(store.sizes("running/")) == 1
+    assert running_builds(store) == []
+    for name, age in (("just-now", 30.0), ("long-ago", 3600.0)):
+        said = Running((f"streams/{name}",), time.time() - age)
+        store.write(f"running/another-machine~1~{name}", encode_hashed(said))
+    assert [one.streams for one in running_builds(store)] == [("streams/just-now",)]
