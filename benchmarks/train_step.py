@@ -5,13 +5,16 @@ tracker, the loss-spike monitor and the log of every step. The peer is the same 
 microbatches in a bare loop with its tokens in memory. Both run in one process and take turns of several steps; medians
 over the turns. A ratio above 1 means that ours is faster. `checks` is the share of our step spent in checks and logs.
 
-step_cpu       the model of yamls/base/mini.yaml, fp32
-step_cuda_1b   TinyLlama 1.1B, bf16; skipped with a note where there is no CUDA device. Not run so far.
+step_cpu              the model of yamls/base/mini.yaml, fp32
+step_cuda_1b          TinyLlama 1.1B, bf16; skipped with a note where there is no CUDA device. Not run so far.
+checkpoints_cpu       the mini model with a checkpoint every 10 steps; the peer is the same run in turns without one
+checkpoint_stall_cpu  time that training waits for a checkpoint; the peer writes the same state in place
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -30,8 +33,10 @@ os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29476"}
 
 import torch  # noqa: E402
 from composer import Trainer  # noqa: E402
+from torch.distributed import checkpoint as dcp  # noqa: E402
 
 from benchmarks.gpu.check import SMALL  # noqa: E402
+from benchmarks.rows import Row, show  # noqa: E402
 from dataengine.build.build import build  # noqa: E402
 from dataengine.config.load import load_config  # noqa: E402
 from dataengine.config.schema import Config  # noqa: E402
@@ -49,6 +54,7 @@ from trainer.training.callbacks.gradients import ClipGradients  # noqa: E402
 from trainer.training.callbacks.make import make_callbacks  # noqa: E402
 from trainer.training.callbacks.protocol import Callback, State  # noqa: E402
 from trainer.training.callbacks.rng import RestoreRng  # noqa: E402
+from trainer.training.callbacks.save import SaveCheckpoints  # noqa: E402
 from trainer.training.callbacks.settings import OptimizerSettings  # noqa: E402
 from trainer.training.callbacks.stop import StopRequest  # noqa: E402
 from trainer.training.composer_adapter import Adapter, adapt  # noqa: E402
@@ -95,6 +101,30 @@ class Turns(Callback):
             self.peer_s.append((self.begun - now) / self.steps)
 
 
+@dataclass(eq=False)
+class Windows(Callback):
+    """Time `steps` steps that begin with a checkpoint, and as many without one, in turn."""
+
+    steps: int
+    save: SaveCheckpoints
+    with_s: list[float] = field(default_factory=list)
+    without_s: list[float] = field(default_factory=list)
+    stall_s: list[float] = field(default_factory=list)  # of the training, by a checkpoint
+    begun: float = 0.0
+
+    def batch_checkpoint(self, state: State) -> None:
+        """Save at the end of each second window; its time is in the next one."""
+        if state.step % self.steps:
+            return
+        now, window = time.perf_counter(), state.step // self.steps
+        if window > 2:  # the first windows warm up
+            (self.with_s if window % 2 else self.without_s).append(now - self.begun)
+        if window % 2 == 0:
+            self.save.save_now(state)
+            self.stall_s.append(time.perf_counter() - now)
+        self.begun = now
+
+
 def main() -> None:
     """Print the table, or JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -103,26 +133,67 @@ def main() -> None:
     options = parser.parse_args()
     turns, steps = (15, 20) if options.full else (5, 10)
     join_group(timeout_s=900)
-    for row, values in (("step_cpu", CPU), ("step_cuda_1b", CUDA)):
-        if (row == "step_cuda_1b") != torch.cuda.is_available():
-            print(
-                f"{row}: not run, because there is {'a' if torch.cuda.is_available() else 'no'} CUDA device", flush=True
-            )
+    for name, values in (("step_cpu", CPU), ("step_cuda_1b", CUDA)):
+        if (name == "step_cuda_1b") != torch.cuda.is_available():
+            there = "a" if torch.cuda.is_available() else "no"
+            print(f"{name}: not run, because there is {there} CUDA device", file=sys.stderr, flush=True)
             continue
-        with tempfile.TemporaryDirectory(prefix="step-") as folder:
-            found = measure(values, Path(folder), turns, steps)
-        if options.json:
-            line = {"benchmark": row, "ours": found["ours"], "unit": "tokens/s", "peer": "plain PyTorch loop"}
-            rest = {key: found[key] for key in ("checks", "mfu", "memory_gb")}
-            print(json.dumps({**line, "peer_value": found["peer"], "ratio": found["ours"] / found["peer"], **rest}))
-        else:
-            mfu = f", MFU {found['mfu']:.1%}" if found["mfu"] else ""
-            print(
-                f"{row:13} {found['ours']:10,.0f} tokens/s  plain PyTorch loop {found['peer']:10,.0f}  "
-                f"{found['ours'] / found['peer']:.3f}x  checks and logs {found['checks']:.2%}{mfu}, "
-                f"{found['memory_gb']:.2f} GB",
-                flush=True,
-            )
+        with _folder() as folder:
+            found = measure(values, folder, turns, steps)
+        show(_row(name, found["ours"], "tokens/s", "plain PyTorch loop", found["peer"]), as_json=options.json)
+        mfu = f", MFU {found['mfu']:.1%}" if found["mfu"] else ""
+        print(f"{name}: checks and logs {found['checks']:.2%}{mfu}, {found['memory_gb']:.2f} GB", file=sys.stderr)
+    if not torch.cuda.is_available():
+        with _folder() as folder:
+            found = measure_checkpoints(folder, turns)
+        peer = f"torch.distributed.checkpoint {torch.__version__}"
+        without = _row("checkpoints_cpu", found["with"], "tokens/s", "without checkpoints", found["without"])
+        stall = Row(
+            "checkpoint_stall_cpu", found["stall"], "ms", peer, found["in_place"], found["in_place"] / found["stall"]
+        )
+        for row in (without, stall):
+            show(row, as_json=options.json)
+
+
+def _row(name: str, ours: float, unit: str, peer: str, peer_value: float) -> Row:
+    return Row(name, ours, unit, peer, peer_value, ours / peer_value)
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A temporary folder; what a run in it prints goes to stderr."""
+    with tempfile.TemporaryDirectory(prefix="step-") as folder, contextlib.redirect_stdout(sys.stderr):
+        yield Path(folder)
+
+
+def measure_checkpoints(folder: Path, turns: int, steps: int = 10) -> dict[str, float]:
+    """Train with a checkpoint in each second window of steps; tokens/s of both, and ms that a checkpoint costs."""
+    values = {**CPU, "train": {**CPU["train"], "checkpoint_interval": 10**6, "keep_checkpoints": 1}}
+    _, manifest, _, trainer = prepare(values, folder, (2 * turns + 3) * steps)
+    save = next(found for found in map(_callback, trainer.state.callbacks) if isinstance(found, SaveCheckpoints))
+    watch = Windows(steps, save)
+    trainer.state.callbacks.insert(len(trainer.state.callbacks) - 2, adapt(watch))
+    try:
+        trainer.fit()
+        in_place = []
+        for turn in range(turns):
+            begun = time.perf_counter()
+            dcp.save({"state": trainer.state.state_dict()}, checkpoint_id=folder / f"in_place{turn}")
+            in_place.append(time.perf_counter() - begun)
+        trainer.close()
+    finally:
+        end_workers()
+    tokens = steps * manifest.batch_size * manifest.seq_len
+    return {
+        "with": tokens / statistics.median(watch.with_s),
+        "without": tokens / statistics.median(watch.without_s),
+        "stall": 1e3 * statistics.median(watch.stall_s),
+        "in_place": 1e3 * statistics.median(in_place),
+    }
+
+
+def _callback(adapter: object) -> object:
+    return getattr(adapter, "callback", None)
 
 
 def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dict[str, Any]:
