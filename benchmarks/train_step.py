@@ -5,13 +5,16 @@ tracker, the loss-spike monitor and the log of every step. The peer is the same 
 microbatches in a bare loop with its tokens in memory. Both run in one process and take turns of several steps; medians
 over the turns. `_checks` is the share of our step spent in checks and logs.
 
-step_cpu       the model of yamls/base/mini.yaml, fp32
-step_cuda_1b   TinyLlama 1.1B, bf16; skipped with a note where there is no CUDA device. Not run so far.
+step_cpu              the model of yamls/base/mini.yaml, fp32
+step_cuda_1b          TinyLlama 1.1B, bf16; skipped with a note where there is no CUDA device. Not run so far.
+checkpoints_cpu       the mini model with a checkpoint every 10 steps; the peer is the same run in turns without one
+checkpoint_stall_cpu  time that training waits for a checkpoint; the peer writes the same state in place
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -30,6 +33,7 @@ os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29476"}
 
 import torch  # noqa: E402
 from composer import Trainer  # noqa: E402
+from torch.distributed import checkpoint as dcp  # noqa: E402
 
 from benchmarks.gpu.check import SMALL  # noqa: E402
 from benchmarks.rows import Row, show, to_stderr  # noqa: E402
@@ -50,6 +54,7 @@ from trainer.training.callbacks.gradients import ClipGradients  # noqa: E402
 from trainer.training.callbacks.make import make_callbacks  # noqa: E402
 from trainer.training.callbacks.protocol import Callback, State  # noqa: E402
 from trainer.training.callbacks.rng import RestoreRng  # noqa: E402
+from trainer.training.callbacks.save import SaveCheckpoints  # noqa: E402
 from trainer.training.callbacks.settings import OptimizerSettings  # noqa: E402
 from trainer.training.callbacks.stop import StopRequest  # noqa: E402
 from trainer.training.composer_adapter import Adapter, adapt  # noqa: E402
@@ -96,6 +101,30 @@ class Turns(Callback):
             self.peer_s.append((self.begun - now) / self.steps)
 
 
+@dataclass(eq=False)
+class Windows(Callback):
+    """Time `steps` steps that begin with a checkpoint, and as many without one, in turn."""
+
+    steps: int
+    save: SaveCheckpoints
+    with_s: list[float] = field(default_factory=list)
+    without_s: list[float] = field(default_factory=list)
+    stall_s: list[float] = field(default_factory=list)  # of the training, by a checkpoint
+    begun: float = 0.0
+
+    def batch_checkpoint(self, state: State) -> None:
+        """Save at the end of each second window; its time is in the next one."""
+        if state.step % self.steps:
+            return
+        now, window = time.perf_counter(), state.step // self.steps
+        if window > 2:  # the first windows warm up
+            (self.with_s if window % 2 else self.without_s).append(now - self.begun)
+        if window % 2 == 0:
+            self.save.save_now(state)
+            self.stall_s.append(time.perf_counter() - now)
+        self.begun = now
+
+
 def main() -> None:
     """Print the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,6 +151,46 @@ def main() -> None:
         ]
         for one in found_rows:
             show(one, as_json=options.json)
+    if not torch.cuda.is_available():
+        with tempfile.TemporaryDirectory(prefix="step-") as folder, to_stderr():
+            found = measure_checkpoints(Path(folder), turns)
+        ours, without, stall, in_place = (found[name] for name in ("with", "without", "stall", "in_place"))
+        peer = f"torch.distributed.checkpoint {torch.__version__}"
+        for one in (
+            Row("checkpoints_cpu", ours, "tokens/s", "without checkpoints", without, ours / without, runs=turns),
+            Row("checkpoint_stall_cpu", stall, "ms", peer, in_place, in_place / stall, runs=turns),
+        ):
+            show(one, as_json=options.json)
+
+
+def measure_checkpoints(folder: Path, turns: int, steps: int = 10) -> dict[str, float]:
+    """Train with a checkpoint in each second window of steps; tokens/s of both, and ms that a checkpoint costs."""
+    values = {**CPU, "train": {**CPU["train"], "checkpoint_interval": 10**6, "keep_checkpoints": 1}}
+    _, manifest, _, trainer = prepare(values, folder, (2 * turns + 3) * steps)
+    save = next(found for found in map(_callback, trainer.state.callbacks) if isinstance(found, SaveCheckpoints))
+    watch = Windows(steps, save)
+    trainer.state.callbacks.insert(len(trainer.state.callbacks) - 2, adapt(watch))
+    try:
+        trainer.fit()
+        in_place = []
+        for turn in range(turns):
+            begun = time.perf_counter()
+            dcp.save({"state": trainer.state.state_dict()}, checkpoint_id=folder / f"in_place{turn}")
+            in_place.append(time.perf_counter() - begun)
+        trainer.close()
+    finally:
+        end_workers()
+    tokens = steps * manifest.batch_size * manifest.seq_len
+    return {
+        "with": tokens / statistics.median(watch.with_s),
+        "without": tokens / statistics.median(watch.without_s),
+        "stall": 1e3 * statistics.median(watch.stall_s),
+        "in_place": 1e3 * statistics.median(in_place),
+    }
+
+
+def _callback(adapter: object) -> object:
+    return getattr(adapter, "callback", None)
 
 
 def measure(values: dict[str, Any], folder: Path, turns: int, steps: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ if not __package__:  # by path: import the packages beside this folder; its own 
 from dataengine.commands.arguments import PROGRAMS
 from dataengine.errors import did_you_mean
 from trainer.run.arguments import PARSERS, parse
+from trainer.run.imports import begin_imports
 from trainer.run.interrupts import NOT_BEGUN, end_plainly
 
 # What a program prints if a signal ends it during its imports.
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown program {program}{did_you_mean(program, PARSERS)}")
     end_plainly(_STOPPED[program])
     parse(PARSERS[program](), arguments[1:])
+    if program == "train":
+        begin_imports()
     import_module(f"trainer.{program}").main(arguments[1:])
 
 

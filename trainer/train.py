@@ -22,6 +22,7 @@ from trainer.checkpoints.uploads import Uploader, resume_uploads
 from trainer.preflight.problems import Problem
 from trainer.run.arguments import parse, train_parser
 from trainer.run.folder import Run
+from trainer.run.imports import end_imports
 from trainer.run.interrupts import NOT_BEGUN, end_plainly
 from trainer.run.lock import hold, hold_bucket, holder_of
 from trainer.run.log_csv import gap_words, missing_steps, read_whole_rows
@@ -91,6 +92,7 @@ def train(load: Callable[[], Config]) -> None:
         log.info("%s: importing Composer, which takes a while", config.name)
         from trainer.training.session import run_session
 
+        end_imports()
         run_session(config, start.manifest, start.run, start.group.ranks, start.pulse, last=start.last)
 
 

@@ -151,6 +151,8 @@ def choose_places(parts: Sequence[SourcePart], sample_bytes: int) -> dict[int, t
     chosen = {}
     for places in kinds.values():
         ends = np.cumsum(sizes[places])
+        if not ends[-1]:
+            continue
         points = (np.arange(_PLACES) + 0.5) / _PLACES * ends[-1]
         taken, times = np.unique(np.searchsorted(ends, points, side="right"), return_counts=True)
         for k, count in zip(taken.tolist(), times.tolist(), strict=True):

@@ -167,7 +167,7 @@ def test_a_skipped_step_changes_neither_weights_nor_moments(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rows", [7, 9, 11])  # resumed from 6, 6 and 10 steps
+@pytest.mark.parametrize("rows", [7, 9, 11])  # the last checkpoint, after 6, 6 and 10 steps, may be unfinished
 def test_a_killed_run_repeats_the_decision(
     experiment: Experiment, skipping: tuple[int, Path, list[dict[str, str]]], rows: int
 ) -> None:

@@ -69,7 +69,7 @@ def test_from_the_hub_to_an_export(
     assert f"init.hf {NAME} means commit {COMMIT} now" in ranks.printed(straight)
     assert float(log[-1]["loss"]) < float(log[0]["loss"])
 
-    ranks.kill_at(ranks.start(path, killed), killed, 6)
+    ranks.kill_at(ranks.start(path, killed), killed, 8)
     model_hub.models.clear()  # the run needs no hub any more
     model_hub.always = 500
     shutil.rmtree(tmp_path / "hub_cache")

@@ -91,7 +91,7 @@ def test_a_crash_inside_the_second_stage_resumes_there(experiment: Experiment) -
     changes = ["name=second", STAGES, *SETTINGS, init, "train.checkpoint_interval=2"]
     build(load_config(experiment.config, changes), workers=1)
     whole = ranks.train(experiment.config, experiment.folder / "second_whole", *changes)
-    ranks.kill_at(ranks.start(experiment.config, out, *changes), out, 3)
+    ranks.kill_at(ranks.start(experiment.config, out, *changes), out, 5)
     log = ranks.train(experiment.config, out, *changes)
     assert "resuming from" in ranks.printed(out)
     assert exact(log) == exact(whole)

@@ -67,7 +67,7 @@ def test_checkpoints_fall_on_intervals_stage_ends_and_the_end(experiment: Experi
     assert all(len([name for name in c.files if name.endswith(".distcp")]) == 2 for c in found)
 
 
-@pytest.mark.parametrize("rows", slow_but([5, 9, 13], [9]))
+@pytest.mark.parametrize("rows", slow_but([7, 9, 13], [9]))
 def test_a_killed_run_resumes_bit_for_bit(experiment: Experiment, rows: int) -> None:
     out = experiment.folder / f"killed{rows}"
     ranks.kill_at(ranks.start(experiment.config, out), out, rows)

@@ -19,6 +19,7 @@ from dataengine.errors import InputError
 
 T = TypeVar("T")
 
+GROUP_TIMEOUT_S = 900.0  # of collectives, in addition to an outage; the pulse ends a hang sooner (STUCK_S)
 _TIMEOUT = timedelta(days=1)  # one rank scores while the others wait
 _FAREWELL = timedelta(minutes=1)
 _FAREWELL_OF_FAILED = timedelta(seconds=10)  # some ranks may have ended without one
@@ -96,7 +97,18 @@ class Collective(ABC):
 
 
 class ProcessGroup(Collective):
-    """Collectives over torch's process group, which Composer creates."""
+    """Collectives over torch's process group, which Composer creates, or over another one of all ranks."""
+
+    def __init__(self, ranks: Ranks, torch_group: Any = None) -> None:
+        super().__init__(ranks)
+        self.torch_group = torch_group  # None: the default one
+
+    def beside(self, outage_limit_s: float) -> ProcessGroup:
+        """Return a second group, for a thread. It communicates on the CPU. All ranks call this together."""
+        from torch import distributed
+
+        timeout = timedelta(seconds=outage_limit_s + GROUP_TIMEOUT_S)
+        return ProcessGroup(self.ranks, distributed.new_group(backend="gloo", timeout=timeout))
 
     def gather(self, value: T) -> list[T]:
         """Return the value of each rank, in the order of ranks, on every rank."""
@@ -105,7 +117,7 @@ class ProcessGroup(Collective):
         from torch import distributed
 
         values = [value] * self.ranks.world_size
-        distributed.all_gather_object(values, value)
+        distributed.all_gather_object(values, value, group=self.torch_group)
         return values
 
 

@@ -54,9 +54,13 @@ def check_finite(checkpoint: Checkpoint, share: int = 0, shares: int = 1) -> lis
 def _not_finite_here(tensors: Mapping[str, Tensor]) -> list[str]:
     parts = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in tensors.items()}
     parts = {name: part for name, part in parts.items() if part.is_floating_point() and part.numel()}
-    # One at a time: tensors may be on different devices (AdamW's step counts are).
-    largest = {name: torch.linalg.vector_norm(part, float("inf")) for name, part in parts.items()}
-    return [name for name, norm in largest.items() if not norm.isfinite()]
+    found: set[str] = set()
+    for device in dict.fromkeys(part.device for part in parts.values()):  # AdamW's step counts may be on another one
+        names = [name for name, part in parts.items() if part.device == device]
+        ends = [torch.stack(torch.aminmax(parts[name].detach())).double() for name in names]  # a NaN is both
+        finite = torch.stack(ends).isfinite().all(dim=1).tolist()  # the host waits once
+        found |= {name for name, good in zip(names, finite, strict=True) if not good}
+    return [name for name in parts if name in found]
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -16,11 +16,12 @@ from trainer.data.shared_memory import sweep
 from trainer.model.microbatch import choose_microbatch
 from trainer.preflight.describe import describe
 from trainer.run.folder import Run
-from trainer.run.ranks import ProcessGroup, Ranks, cannot_meet, count_ranks
+from trainer.run.ranks import GROUP_TIMEOUT_S, ProcessGroup, Ranks, cannot_meet, count_ranks
 from trainer.run.signals import asked_to_stop, end_at_once
 from trainer.training.callbacks.make import make_callbacks
 from trainer.training.callbacks.pulse import TellWhere
 from trainer.training.callbacks.rng import RestoreRng
+from trainer.training.callbacks.save import SaveCheckpoints
 from trainer.training.callbacks.stop import StopRequest
 from trainer.training.composer_trainer import join_group, make_trainer
 from trainer.training.determinism import make_deterministic
@@ -28,7 +29,7 @@ from trainer.training.pulse import Pulse
 from trainer.training.resume import Beginning, find_beginning, prepare_folder
 
 log = logging.getLogger(__name__)
-_GROUP_TIMEOUT_S = 900.0  # in addition to an outage; the pulse ends a hang sooner (STUCK_S)
+_LAST_SAVE_S = 60.0  # for a checkpoint that is being written when a rank fails
 
 
 def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, pulse: Pulse, *, last: int) -> None:
@@ -41,7 +42,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
         make_deterministic()
     # Before streaming, which would create its own group. The timeout must exceed the time a rank may wait for a bucket;
     # the pulse ends a run that hangs long before it.
-    timeout_s = config.train.outage_limit + _GROUP_TIMEOUT_S
+    timeout_s = config.train.outage_limit + GROUP_TIMEOUT_S
     try:
         join_group(timeout_s)
     except torch.distributed.DistError as error:
@@ -62,10 +63,11 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
         )
         resume_uploads(run, uploader, begin.resume, ranks.local_rank, ranks.local_world_size)
     rng, stop = RestoreRng(ranks.rank), StopRequest()
-    callbacks = [
-        TellWhere(pulse),
-        *make_callbacks(config, manifest, run, group, begin, settings, rng, last=last, uploader=uploader, stop=stop),
-    ]
+    callbacks = make_callbacks(
+        config, manifest, run, group, begin, settings, rng, last=last, uploader=uploader, stop=stop
+    )
+    save = next(callback for callback in callbacks if isinstance(callback, SaveCheckpoints))
+    callbacks = [TellWhere(pulse), *callbacks]
     trainer = make_trainer(config, manifest, run, group, begin, callbacks, rng, last=last, microbatch=microbatch)
     log.info("%s", describe(config, manifest, ranks.world_size, microbatch, settings=settings, first=begin.step))
     log.info(
@@ -84,7 +86,8 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
             stopping.alone = True
             trainer.close()
         except BaseException as error:
-            pulse.fail(error)  # before this rank's uploads, which may take a while
+            pulse.fail(error)  # before this rank's checkpoint and uploads, which may take a while
+            save.settle(_LAST_SAVE_S)
             raise
         finally:
             end_workers()

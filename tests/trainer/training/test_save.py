@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,17 @@ class FakeState:
     """What saving uses of a training's state: a step, and tensors of which each rank has its own."""
 
     def __init__(self, rank: int) -> None:
-        self.rank, self.step = rank, 0
-
-    def state_dict(self) -> dict[str, Any]:
         import torch
 
-        return {f"weight{self.rank}": torch.full((1000,), self.step + self.rank / 10)}
+        self.rank, self.step, self.weight = rank, 0, torch.zeros(1000)
+
+    def train(self, step: int) -> None:
+        """Change the weights in place, as an optimizer does, perhaps while those of the step before are written."""
+        self.step = step
+        self.weight.fill_(step + self.rank / 10)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {f"weight{self.rank}": self.weight, "lists": {"steps": [self.step]}}
 
 
 def remove_in_vain(remove: Callable[..., None]) -> Callable[..., None]:
@@ -43,6 +49,45 @@ def remove_in_vain(remove: Callable[..., None]) -> Callable[..., None]:
         remove(path, ignore_errors)
 
     return then
+
+
+def _compare_with_a_save_in_place(group: Any, state: Any, saved: Path, other: Path) -> None:
+    """The files of a checkpoint are those that PyTorch writes while the training waits."""
+    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
+    from trainer.training.callbacks.rng import gather_rng_states
+
+    content = {"state": state.state_dict(), "rng": gather_rng_states(group)}
+    if state.rank > 0:
+        content.pop("rng")
+    dcp.save(content, checkpoint_id=other, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
+    own = f"__{state.rank}_0.distcp"
+    assert (saved / own).read_bytes() == (other / own).read_bytes()
+    found, expected = (pickle.loads((folder / ".metadata").read_bytes()) for folder in (saved, other))
+    assert found.state_dict_metadata == expected.state_dict_metadata
+    assert found.storage_data == expected.storage_data
+
+
+def _fail_on_both_ranks(save: Any, state: Any, checkpoints: Path) -> None:
+    """A file is where the folder of checkpoints should be."""
+    import torch.distributed
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    torch.distributed.barrier()
+    if state.rank == 0:
+        checkpoints.rename(checkpoints.with_name("moved"))
+        checkpoints.touch()
+    torch.distributed.barrier()
+    state.train(6)
+    save.save_now(state)
+    with pytest.raises(CheckpointException, match=r"NotADirectory|FileExists"):
+        save.finish()
+    torch.distributed.barrier()
+    if state.rank == 0:
+        checkpoints.unlink()
+        checkpoints.with_name("moved").rename(checkpoints)
+    torch.distributed.barrier()
 
 
 def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment: dict[str, str]) -> None:
@@ -77,14 +122,26 @@ def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment:
     manifest: Any = SimpleNamespace(plan_id="plan")
     ledger = SimpleNamespace(digest="")
     group = ProcessGroup(Ranks.from_environment())
+    failed: list[bool] = []
     save = SaveCheckpoints(
-        group, run, manifest, {"hidden_size": 8}, [2, 4], 2, ledger=ledger, uploader=uploader, init={"a": 1}
+        group,
+        group.beside(60),
+        run,
+        manifest,
+        {"hidden_size": 8},
+        [2, 4],
+        2,
+        ledger=ledger,
+        failed=lambda: failed.append(True),
+        uploader=uploader,
+        init={"a": 1},
     )
     state: Any = FakeState(rank)
     save.fit_start(state)
     save.save_now(state)  # the step that training starts at
     for step in range(1, 6):
-        state.step, ledger.digest = step, f"digest {step}"
+        state.train(step)
+        ledger.digest = f"digest {step}"
         save.batch_checkpoint(state)
         if step >= 4:
             before = checkpoint_folder(run.folder, 4).joinpath("COMPLETE.json").stat().st_mtime_ns if step == 4 else 0
@@ -92,13 +149,22 @@ def save_as_rank(rank: int, port: int, url: str, caches: list[str], environment:
             if before:
                 assert checkpoint_folder(run.folder, 4).joinpath("COMPLETE.json").stat().st_mtime_ns == before
     if uploader is not None:
+        save.finish()
         uploader.wait(60)
         uploader.failure = "the bucket is gone" if rank == 1 else None
-        state.step = 6
+        state.train(6)
+        save.save_now(state)
         with pytest.raises(InputError, match="the bucket is gone"):  # on both ranks
-            save.save_now(state)
+            save.finish()
         uploader.failure = None
         uploader.wait(60)
+    else:
+        save.finish()
+        _compare_with_a_save_in_place(group, state, checkpoint_folder(run.folder, 5), Path(caches[0]))
+        assert not failed
+        _fail_on_both_ranks(save, state, run.folder / "checkpoints")
+        assert "of step 5, are finite" in save.newest()
+    assert failed == [True]
     torch.distributed.barrier()  # the group is left as it is: torch 2.7 may hang where it destroys one of gloo
 
 

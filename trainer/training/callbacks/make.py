@@ -10,7 +10,7 @@ from trainer.checkpoints.steps import planned_checkpoints
 from trainer.checkpoints.uploads import Uploader
 from trainer.model.device import device_peak
 from trainer.run.folder import Run
-from trainer.run.ranks import Collective
+from trainer.run.ranks import ProcessGroup
 from trainer.training.callbacks.gradients import ClipGradients
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
@@ -29,7 +29,7 @@ def make_callbacks(
     config: Config,
     manifest: Manifest,
     run: Run,
-    group: Collective,
+    group: ProcessGroup,
     begin: Beginning,
     settings: Settings,
     rng: RestoreRng,
@@ -51,12 +51,14 @@ def make_callbacks(
     step_log = StepLog(run.folder, manifest, ledger, clip, losses, speed, interval=config.train.log_interval, last=last)
     save = SaveCheckpoints(
         group,
+        group.beside(config.train.outage_limit),
         run,
         manifest,
         config.model.model_dump(mode="json"),
         planned_checkpoints(config, manifest),
         config.train.keep_checkpoints,
         ledger=ledger,
+        failed=stop.ask,
         uploader=uploader,
         init=begin.lineage,
     )

@@ -14,7 +14,7 @@ class StopRequest:
         self.agreed = False  # all ranks know of it
 
     def ask(self) -> None:
-        """Request the stop; safe in a signal handler."""
+        """Request the stop; safe in a signal handler and in a thread."""
         self.asked = True
 
 
@@ -28,4 +28,5 @@ class StopWhenAsked(Callback):
         """Save and stop, after all other events of the step."""
         if self._stop.agreed:
             self._save.save_now(state)
+            self._save.finish()
             state.stop()
