@@ -49,7 +49,7 @@ class ScheduledDataset(StreamingDataset):
         folders = [cache.index_folder(number) for number in range(len(manifest.streams))]
         with _adapted():
             super().__init__(
-                streams=[Stream(local=str(folder)) for folder in folders],  # the cache fetches shards, not streaming
+                streams=[_Stream(local=str(folder)) for folder in folders],
                 batch_size=manifest.batch_size // world_size,
                 num_canonical_nodes=manifest.lanes,  # fixed, so it does not depend on the first run's nodes
                 shuffle=False,
@@ -123,6 +123,17 @@ class ScheduledDataset(StreamingDataset):
             )
         own = ("epoch", "sample_in_epoch", "num_canonical_nodes", "shuffle_seed", "initial_physical_nodes")
         super().load_state_dict({key: obj[key] for key in own})
+
+
+class _Stream(Stream):
+    """A stream whose shards the cache fetches, not streaming."""
+
+    def set_up_local(self, shards: list[Any], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """Leave the folder alone.
+
+        Overridden: streaming lists it, and removes every shard that it did not decompress itself, which other runs
+        read, too.
+        """
 
 
 def worker_batches(

@@ -91,6 +91,18 @@ def test_the_loader_gives_the_plan_from_a_bucket(
         assert np.array_equal(batch["tokens"], [rows[k] for k in planned])
 
 
+def test_a_run_that_starts_leaves_the_cache_as_it_is(
+    object_store: ObjectStore, tmp_path: Path, manifest: Manifest
+) -> None:
+    """Streaming would remove the shards of compressed streams."""
+    cache = open_cache(object_store, tmp_path, manifest)
+    check_all(cache, all_rows(object_store, manifest), manifest)
+    held = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mds")}
+    assert len(held) == sum(len(stream.shards) for stream in manifest.streams)
+    ScheduledDataset(manifest, cache, world_size=1)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mds")} == held
+
+
 def test_processes_fetch_each_shard_once(
     make_config: ConfigMaker, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
