@@ -264,7 +264,7 @@ def write_stream(folder: Path, samples: int) -> None:
         sha256 = hashlib.sha256(index).hexdigest()
         stream = Stream("s", "stream", sha256, samples, samples * WIDTH, tuple(shards))
         stages = (Stage("all", samples // BATCH, {"s": samples}),)
-        manifest = Manifest("m", "", 32_000, 2, WIDTH - 1, BATCH, 1, 17, 8 * PER_SHARD, (stream,), stages)
+        manifest = Manifest("m", "", 32_000, 2, WIDTH - 1, BATCH, 1, 17, 2 * PER_SHARD, (stream,), stages)
         (store / "manifest.json").write_bytes(manifest.content)
 
 
