@@ -199,7 +199,7 @@ def read(folder: Path, size: int) -> Made:
         manifest = read_manifest(experiment_url(config))
         cache = ShardCache(open_store(config.store), folder / "cache", manifest, limit=None, outage_limit=1)
         dataset = ScheduledDataset(manifest, cache, world_size=1)
-        assert sum(1 for _ in dataset) == manifest.schedule.steps * 8
+        assert sum(1 for _ in dataset) == manifest.schedule.steps
 
     return work
 

@@ -14,7 +14,6 @@ checkpoint_stall_cpu  time that training waits for a checkpoint; the peer writes
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics

@@ -6,12 +6,10 @@ The arithmetic is implemented here, so results do not depend on the version of a
 from __future__ import annotations
 
 import hashlib
-import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dataengine.arrays import Int64s
+from dataengine.arrays import Int64s, UInt64s
 
 _ROUNDS = 4
 _MASK = (1 << 64) - 1
@@ -23,35 +21,47 @@ def derive_key(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def permute(index: Int64s, size: int, key: int) -> Int64s:
+def permute(index: Int64s, size: int | Int64s, key: int | UInt64s) -> Int64s:
     """Map positions in [0, size) one-to-one to positions in [0, size), by an alternating Feistel network.
 
     Positions form a grid of about sqrt(size) columns. Each round shifts the columns by a hash of the row, then the rows
-    by a hash of the column. The few positions that land beyond `size` are mapped again.
+    by a hash of the column. The few positions that land beyond `size` are mapped again. Sizes and keys may be those of
+    each position, so one call covers positions of many permutations.
     """
-    columns = math.isqrt(size - 1) + 1
-    rows = -(-size // columns)
     result = index.astype(np.uint64)
+    sizes = np.broadcast_to(np.asarray(size, np.int64).astype(np.uint64), result.shape)
+    keys = np.broadcast_to(np.asarray(key, np.uint64), result.shape)
+    columns = _root(sizes - np.uint64(1)) + np.uint64(1)
+    rows = (sizes + columns - np.uint64(1)) // columns
     walking = np.arange(len(result))
     while len(walking):
-        column, row = np.divmod(result[walking], np.uint64(rows))
+        column, row = np.divmod(result[walking], rows)
         for turn in range(_ROUNDS):
-            column = (column + _mix(row, key, 2 * turn) % np.uint64(columns)) % np.uint64(columns)
-            row = (row + _mix(column, key, 2 * turn + 1) % np.uint64(rows)) % np.uint64(rows)
-        result[walking] = column * np.uint64(rows) + row
-        walking = walking[result[walking] >= size]
+            column = (column + _mix(row, keys, 2 * turn) % columns) % columns
+            row = (row + _mix(column, keys, 2 * turn + 1) % rows) % rows
+        result[walking] = found = column * rows + row
+        beyond = found >= sizes
+        walking, sizes, keys, columns, rows = (each[beyond] for each in (walking, sizes, keys, columns, rows))
     return result.astype(np.int64)
 
 
-def hash_numbers(numbers: Int64s, key: int) -> NDArray[np.uint64]:
+def hash_numbers(numbers: Int64s, key: int) -> UInt64s:
     """A keyed 64-bit hash of each number. Different numbers have different hashes."""
-    return _mix(numbers.astype(np.uint64), key, 0)
+    return _mix(numbers.astype(np.uint64), np.array([key], np.uint64), 0)
 
 
-def _mix(value: NDArray[np.uint64], key: int, turn: int) -> NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea and Flood 2014), keyed."""
-    with np.errstate(over="ignore"):
-        bits = value + np.uint64((key + (turn + 1) * 0x9E3779B97F4A7C15) & _MASK)
-        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return bits ^ (bits >> np.uint64(31))
+def _root(numbers: UInt64s) -> UInt64s:
+    """The whole part of each square root. That of a float64 differs by at most 1 below 2^62."""
+    root: UInt64s = np.sqrt(numbers.astype(np.float64)).astype(np.uint64)
+    root -= root * root > numbers
+    root += (root + np.uint64(1)) ** 2 <= numbers
+    return root
+
+
+def _mix(value: UInt64s, key: UInt64s, turn: int) -> UInt64s:
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014), keyed. Arrays overflow without a word."""
+    bits: UInt64s = value + (key + np.uint64((turn + 1) * 0x9E3779B97F4A7C15 & _MASK))
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return bits

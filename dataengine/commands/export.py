@@ -135,8 +135,8 @@ def export(
 def _shards_of(manifest: Manifest, first: int, last: int, size: int) -> Iterator[NDArray[np.int64]]:
     """The sample ids of the steps, `size` at a time."""
     waiting = np.empty(0, np.int64)
-    for step in range(first, last):
-        waiting = np.concatenate([waiting, manifest.order.sample_ids(step)])
+    for ids in manifest.order.many(range(first, last)):
+        waiting = np.concatenate([waiting, ids.ravel()])
         while len(waiting) >= size:
             yield waiting[:size]
             waiting = waiting[size:]

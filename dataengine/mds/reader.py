@@ -21,6 +21,7 @@ from dataengine.storage.local import LocalStore
 from dataengine.storage.store import Store
 
 SHARDS_MAPPED = 256  # by each reader; a mapping needs an open file
+_ROWS_AT_ONCE = 32  # that are copied in one call
 _SHARDS_IN_MEMORY = 32  # of each stream, if they cannot be mapped; about 16 MB each
 
 OpenShard = Callable[[int, int], NDArray[Any]]  # (stream, its shard) -> its samples, as `view_shard` gives them
@@ -55,20 +56,32 @@ class SampleReader:
         kept = SHARDS_MAPPED if can_be_mapped(store, streams) else _SHARDS_IN_MEMORY * len(streams)
         return cls(streams, open_shard, width, dtype, kept=kept)
 
+    def find(self, sample_ids: Sequence[int] | Int64s) -> tuple[Int64s, Int64s]:
+        """Where samples are, for `gather` and `gather_mask`. Raises IndexError for an id without a sample."""
+        return self._map.find(sample_ids)
+
     def read(self, sample_ids: Sequence[int] | Int64s) -> Tokens:
         """Samples, shape (n,), as tokens, shape (n, width)."""
-        tokens = np.empty((len(sample_ids), self._width), self._dtype)
-        shards, rows = self._map.find(sample_ids)
-        for place, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
-            tokens[place] = self._shard(shard)[0][row]
-        return tokens
+        return self.gather(*self.find(sample_ids))
 
     def read_mask(self, sample_ids: Sequence[int] | Int64s) -> Bools | None:
         """Which tokens of samples, shape (n,), count as labels, shape (n, width). None if no stream has masks: all."""
+        return self.gather_mask(*self.find(sample_ids))
+
+    def gather(self, shards: Int64s, rows: Int64s) -> Tokens:
+        """The tokens of found samples, shape (n, width)."""
+        tokens = np.empty((len(shards), self._width), self._dtype)
+        places, shard = list(zip(shards.tolist(), rows.tolist(), strict=True)), self._shard
+        for k in range(0, len(places), _ROWS_AT_ONCE):  # their shards stay open
+            parts = [shard(number)[0][row] for number, row in places[k : k + _ROWS_AT_ONCE]]
+            np.concatenate(parts, out=tokens[k : k + _ROWS_AT_ONCE].reshape(-1))
+        return tokens
+
+    def gather_mask(self, shards: Int64s, rows: Int64s) -> Bools | None:
+        """The loss masks of found samples, shape (n, width)."""
         if not self._masked:
             return None
-        bits = np.full((len(sample_ids), -(-self._width // 8)), 0xFF, np.uint8)
-        shards, rows = self._map.find(sample_ids)
+        bits = np.full((len(shards), -(-self._width // 8)), 0xFF, np.uint8)
         for place, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
             if (masks := self._shard(shard)[1]) is not None:
                 bits[place] = masks[row]

@@ -61,8 +61,9 @@ def compare(manifest: Manifest, rows: Sequence[Mapping[str, str]], steps: int | 
     compared = min(end, planned, end if steps is None else steps)
     different = planned if end > planned and (steps is None or steps > planned) else None
     digest = ""
-    for step in tqdm(range(compared), desc="digests", unit="step", disable=None):
-        digest = next_digest(digest, step, manifest.order.sample_ids(step), skipped=step in skipped)
+    planned_ids = manifest.order.each(range(compared))
+    for step, ids in enumerate(tqdm(planned_ids, "digests", compared, unit="step", disable=None)):
+        digest = next_digest(digest, step, ids, skipped=step in skipped)
         if logged.get(step, digest) != digest:
             compared, different = step, step
             break

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -234,13 +234,13 @@ def _stray_from_the_plan() -> None:
     """Let this rank's loader give two samples of step 3 in each other's place."""
     from dataengine.schedule.reader import PlannedSamples, PlanReader
 
-    own = PlanReader.read
+    own = PlanReader.each
 
-    def exchanged(reader: PlanReader, step: int, start: int = 0, stop: int | None = None) -> PlannedSamples:
-        found = own(reader, step, start, stop)
-        return reader.read_ids(found.sample_ids[[1, 0, 2, 3]]) if step == 3 else found  # 4 of 2 ranks each
+    def exchanged(reader: PlanReader, steps: range, start: int, stop: int) -> Iterator[PlannedSamples]:
+        for step, found in zip(steps, own(reader, steps, start, stop), strict=True):
+            yield reader.read_ids(found.sample_ids[[1, 0, 2, 3]]) if step == 3 else found  # 4 of 2 ranks each
 
-    PlanReader.read = exchanged  # type: ignore[method-assign]
+    PlanReader.each = exchanged  # type: ignore[method-assign, assignment]
 
 
 def _die_before_the_first_step(module: Any) -> None:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import streaming.base.dataset as streaming_dataset
-import torch
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
 from streaming.base.constant import LOCALS
@@ -32,22 +31,25 @@ from dataengine.mds.writer import COLUMN, MASK
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.reader import PlannedSamples, PlanReader
 from dataengine.schedule.shard_cache import ShardCache
+from trainer.data.handover import Handover, to_tensors
 from trainer.run.signals import leave_signals_to_parent
+
+_AHEAD = 4  # batches that a worker reads before they are asked for
 
 
 class ScheduledDataset(StreamingDataset):
-    """The samples of a rank, step by step.
+    """The batches of a rank, step by step.
 
-    An item is {"tokens": (seq_len + 1,) in the shards' type, "stream": index in manifest.streams, "sample_id": id in
-    the order's numbering}, and if the plan has a loss mask, "loss_mask": (seq_len + 1,), true for tokens that count as
-    labels. Raises InputError if a stream is not the manifest's.
+    An item is a batch of b samples: {"tokens": (b, seq_len + 1) in the shards' type, "stream": (b,), indexes in
+    manifest.streams, "sample_id": (b,), ids in the order's numbering}, and if the plan has a loss mask, "loss_mask":
+    (b, seq_len + 1), true for tokens that count as labels. Raises InputError if a stream is not the manifest's.
     """
 
     def __init__(self, manifest: Manifest, cache: ShardCache, *, world_size: int) -> None:
         folders = [cache.index_folder(number) for number in range(len(manifest.streams))]
         with _adapted():
             super().__init__(
-                streams=[Stream(local=str(folder)) for folder in folders],  # the cache fetches shards, not streaming
+                streams=[_Stream(local=str(folder)) for folder in folders],
                 batch_size=manifest.batch_size // world_size,
                 num_canonical_nodes=manifest.lanes,  # fixed, so it does not depend on the first run's nodes
                 shuffle=False,
@@ -56,10 +58,10 @@ class ScheduledDataset(StreamingDataset):
         self.manifest = manifest
         self._reader = PlanReader(manifest, SampleReader(manifest.streams, cache.map, width, dtype))
         self.epoch_size = manifest.schedule.steps * manifest.batch_size
-        self.length = self.epoch_size // world_size
+        self.length = manifest.schedule.steps  # streaming counts samples
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield this worker's samples, from the step in the checkpoint.
+    def __iter__(self) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield this worker's batches, from the step in the checkpoint.
 
         Overridden: streaming has another order, and its iterator runs three prefetch threads and takes a node-wide lock
         for every sample. Here the loader's workers read ahead, and the node's `Prefetcher` downloads shards before.
@@ -78,12 +80,20 @@ class ScheduledDataset(StreamingDataset):
             worker=world.worker_of_rank,
             num_workers=world.workers_per_rank,
         )
-        for batch in batches:
-            yield from _items(batch)
+        yield from map(_columns, batches)
+
+    @property
+    def batch_form(self) -> np.dtype[Any]:
+        """The type of a batch, with a field per column."""
+        manifest, b, width = self.manifest, self.batch_size, self.manifest.seq_len + 1
+        columns: list[Any] = [(COLUMN, token_dtype(manifest.vocab_size), (b, width))]
+        columns += [("stream", np.int64, (b,)), ("sample_id", np.int64, (b,))]
+        columns += [(MASK, np.bool_, (b, width))] * any(stream.loss_mask for stream in manifest.streams)
+        return np.dtype(columns, align=True)
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """Return one sample by its id. Overridden: streaming does not hash the files that it reads."""
-        return next(_items(self._reader.read_ids(np.array([sample_id]))))
+        return {name: values[0] for name, values in _columns(self._reader.read_ids(np.array([sample_id]))).items()}
 
     def state_dict(self, num_samples: int, from_beginning: bool) -> dict[str, Any]:
         """Return the step and the identity of the data, as plain integers and strings for a checkpoint.
@@ -115,6 +125,17 @@ class ScheduledDataset(StreamingDataset):
         super().load_state_dict({key: obj[key] for key in own})
 
 
+class _Stream(Stream):
+    """A stream whose shards the cache fetches, not streaming."""
+
+    def set_up_local(self, shards: list[Any], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """Leave the folder alone.
+
+        Overridden: streaming lists it, and removes every shard that it did not decompress itself, which other runs
+        read, too.
+        """
+
+
 def worker_batches(
     manifest: Manifest,
     reader: PlanReader,
@@ -127,36 +148,42 @@ def worker_batches(
 ) -> Iterator[PlannedSamples]:
     """Yield the batches that one loader worker of a rank reads: the loader takes one from each worker in turn."""
     width = manifest.batch_size // world_size
-    for step in range(first_step + worker, manifest.schedule.steps, num_workers):
-        yield reader.read(step, rank * width, (rank + 1) * width)
+    steps = range(first_step + worker, manifest.schedule.steps, num_workers)
+    return reader.each(steps, rank * width, (rank + 1) * width)
 
 
 def make_loader(dataset: ScheduledDataset, num_workers: int) -> DataLoader[dict[str, NDArray[Any]]]:
-    """Return a loader of whole rank batches as arrays; `to_tensors` converts them.
+    """Return a loader of a rank's batches as tensors.
 
-    Workers send arrays through a pipe. Tensors would be sent as files in shared memory, three per batch, which takes
-    more than ten times as long.
+    A batch is {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64. If the plan has a loss mask, also
+    "loss_mask": (b, seq_len + 1), bool.
     """
-    return DataLoader(
-        dataset,
-        batch_size=dataset.batch_size,
-        num_workers=num_workers,
-        collate_fn=_collate,
-        worker_init_fn=leave_signals_to_parent,
-        prefetch_factor=4 if num_workers else None,
-        persistent_workers=bool(num_workers),
-    )
+    return _Loader(dataset, num_workers)
 
 
-def to_tensors(batch: dict[str, NDArray[Any]]) -> dict[str, torch.Tensor]:
-    """Convert a batch for the model: {"tokens": (b, seq_len + 1), "stream": (b,), "sample_id": (b,)}, int64.
+class _Loader(DataLoader[dict[str, NDArray[Any]]]):
+    """PyTorch's loader; what leaves it is converted at once. With workers, batches pass through a `Handover`."""
 
-    If the plan has a loss mask, also "loss_mask": (b, seq_len + 1), bool.
-    """
-    return {
-        key: torch.from_numpy(values if values.dtype == np.bool_ else values.astype(np.int64))
-        for key, values in batch.items()
-    }
+    def __init__(self, dataset: ScheduledDataset, num_workers: int) -> None:
+        convert: Callable[[Any], Any] = to_tensors
+        collate: Callable[[Any], Any] = _as_it_is
+        if num_workers:
+            handover = Handover(dataset.batch_form, workers=num_workers, ahead=_AHEAD)
+            convert, collate = handover.take, handover.put
+        super().__init__(
+            dataset,
+            batch_size=None,  # an item is a batch
+            num_workers=num_workers,
+            collate_fn=collate,
+            worker_init_fn=leave_signals_to_parent,
+            multiprocessing_context="fork" if num_workers else None,
+            prefetch_factor=_AHEAD if num_workers else None,
+            persistent_workers=bool(num_workers),
+        )
+        self._convert = convert
+
+    def __iter__(self) -> Any:
+        return map(self._convert, super().__iter__())
 
 
 def _identity(manifest: Manifest, step: int) -> dict[str, Any]:
@@ -170,20 +197,14 @@ def _identity(manifest: Manifest, step: int) -> dict[str, Any]:
     }
 
 
-def _items(batch: PlannedSamples) -> Iterator[dict[str, Any]]:
-    columns: dict[str, Any] = {
-        COLUMN: batch.tokens,
-        "stream": batch.streams.tolist(),
-        "sample_id": batch.sample_ids.tolist(),
-    }
-    if batch.loss_mask is not None:
-        columns[MASK] = batch.loss_mask
-    for row in zip(*columns.values(), strict=True):
-        yield dict(zip(columns, row, strict=True))
+def _columns(batch: PlannedSamples) -> dict[str, NDArray[Any]]:
+    columns: dict[str, NDArray[Any]] = {COLUMN: batch.tokens, "stream": batch.streams, "sample_id": batch.sample_ids}
+    return columns if batch.loss_mask is None else {**columns, MASK: batch.loss_mask}
 
 
-def _collate(items: list[dict[str, Any]]) -> dict[str, NDArray[Any]]:
-    return {key: np.stack([item[key] for item in items]) for key in items[0]}
+def _as_it_is(batch: Any) -> Any:
+    """Without it, the loader converts arrays to tensors."""
+    return batch
 
 
 def _own_prefix(locals_: list[str], remotes: list[str | None], world: World, retry: int = 100) -> tuple[int, Any]:

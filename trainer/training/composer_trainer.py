@@ -16,7 +16,7 @@ from dataengine.mds.writer import COLUMN, MASK
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.shard_cache import ShardCache
 from dataengine.storage.open import open_store
-from trainer.data.dataset import ScheduledDataset, make_loader, to_tensors
+from trainer.data.dataset import ScheduledDataset, make_loader
 from trainer.data.prefetch import Prefetcher
 from trainer.model.composer_model import TranslationModel, is_sharded, sharding
 from trainer.model.initial_weights import draw_weights
@@ -72,7 +72,6 @@ def make_trainer(
         model=model,
         train_dataloader=DataSpec(
             make_loader(dataset, config.train.loader_workers),
-            batch_transforms=to_tensors,
             get_num_tokens_in_batch=_count_tokens,
         ),
         optimizers=make_optimizer(model, config.train, fused=on_gpu),

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataengine.permutation import derive_key, hash_numbers, permute
+from dataengine.schedule import order
 from dataengine.schedule.order import RunOrder, StreamOrder
 from dataengine.schedule.slots import Schedule, Stage, apportion
 
@@ -27,6 +29,14 @@ def test_permute_is_that_of_whole_numbers_at_any_size(size: int, key: int, data:
     assert found == [_permute_one(position, size, key) for position in positions.tolist()]
     assert all(0 <= position < size for position in found)
     assert len(set(found)) == len(found)
+
+
+@given(st.lists(st.tuples(st.integers(1, 2**62), st.integers(0, 2**64 - 1), st.integers(0, 2**62)), max_size=30))
+def test_one_call_covers_positions_of_many_permutations(asked: list[tuple[int, int, int]]) -> None:
+    sizes, keys = ([row[k] for row in asked] for k in (0, 1))
+    places = [place % size for size, _, place in asked]
+    found = permute(np.array(places, np.int64), np.array(sizes, np.int64), np.array(keys, np.uint64))
+    assert found.tolist() == [_permute_one(*row) for row in zip(places, sizes, keys, strict=True)]
 
 
 def _permute_one(position: int, size: int, key: int) -> int:
@@ -74,8 +84,8 @@ def test_permutations_are_evenly_spread() -> None:
 
 
 def test_neighbours_do_not_stay_neighbours() -> None:
-    order = permute(np.arange(32_768), 32_768, 99)
-    assert np.mean(np.abs(np.diff(order)) < 100) < 0.02
+    found = permute(np.arange(32_768), 32_768, 99)
+    assert np.mean(np.abs(np.diff(found)) < 100) < 0.02
 
 
 shards = st.lists(st.integers(1, 40), min_size=1, max_size=8)
@@ -152,20 +162,20 @@ def runs(draw: st.DrawFn) -> RunOrder:
 
 @given(runs())
 def test_ranks_join_to_one_batch_for_every_world_size(run: RunOrder) -> None:
-    batch = run.schedule.batch_size
-    for step in range(run.schedule.steps):
-        whole = run.sample_ids(step)
-        counts = Counter(run.streams[number].name for number in run.stream_numbers(whole))
+    batch, steps = run.schedule.batch_size, range(run.schedule.steps)
+    whole = [run.sample_ids(step) for step in steps]
+    for step in steps:
+        counts = Counter(run.streams[number].name for number in run.stream_numbers(whole[step]))
         assert counts == Counter({n: c for n, c in run.schedule.counts(step).items() if c})
-        for world in [w for w in range(1, batch + 1) if batch % w == 0]:
-            width = batch // world
-            parts = [run.sample_ids(step, rank * width, (rank + 1) * width) for rank in range(world)]
-            assert np.concatenate(parts).tolist() == whole.tolist()
+    for world in [w for w in range(1, batch + 1) if batch % w == 0]:
+        width = batch // world
+        parts = [np.stack(list(run.each(steps, rank * width, (rank + 1) * width))) for rank in range(world)]
+        assert np.concatenate(parts, axis=1).tolist() == np.stack(whole).tolist()
 
 
 @given(runs())
 def test_no_sample_comes_twice_within_a_pass(run: RunOrder) -> None:
-    drawn = np.concatenate([run.sample_ids(step) for step in range(run.schedule.steps)])
+    drawn = np.concatenate(list(run.each(range(run.schedule.steps))))
     for number, stream in enumerate(run.streams):
         total = sum(stream.shard_samples)
         mine = drawn[run.stream_numbers(drawn) == number] - run.first_ids[number]
@@ -174,15 +184,66 @@ def test_no_sample_comes_twice_within_a_pass(run: RunOrder) -> None:
         assert mine.size == 0 or 0 <= mine.min() <= mine.max() < total
 
 
+def plain_lane(stream: StreamOrder, lane: int, epoch: int) -> list[int]:
+    """The positions of a lane in an epoch, one by one: the docstring of `StreamOrder` in lists of Python's integers."""
+    positions, shards = iter(range(sum(stream.shard_samples))), []
+    for samples in stream.shard_samples:
+        shards.append([next(positions) for _ in range(samples)])
+    places = [_permute_one(k, len(shards), derive_key(stream.seed, stream.name, "shards")) for k in range(len(shards))]
+    row = [(place, position) for place in places for position in shards[place]]
+    width = len(row) // stream.lanes
+    spans = [
+        [p for _, p in group] for _, group in groupby(row[lane * width : (lane + 1) * width], lambda pair: pair[0])
+    ]
+    key = derive_key(stream.seed, stream.name, "spans", lane, epoch)
+    unshuffled = [p for k in range(len(spans)) for p in spans[_permute_one(k, len(spans), key)]]
+    shuffled = []
+    for number, first in enumerate(range(0, width, stream.shuffle_block)):
+        block = unshuffled[first : first + stream.shuffle_block]
+        key = derive_key(stream.seed, stream.name, "block", lane, epoch, number)
+        shuffled += [block[_permute_one(k, len(block), key)] for k in range(len(block))]
+    return shuffled
+
+
+def plain_ids(run: RunOrder, step: int) -> list[int]:
+    """The sample ids of a step, slot by slot."""
+    found = []
+    for lane in range(run.schedule.lanes):
+        numbers, cursors = run.schedule.lane_slots(step)
+        for number, cursor in zip(numbers.tolist(), cursors.tolist(), strict=True):
+            (k,) = (k for k, s in enumerate(run.streams) if s.name == run.schedule.streams[number])
+            epoch, place = divmod(cursor, run.streams[k].lane_samples)
+            first = sum(sum(stream.shard_samples) for stream in run.streams[:k])
+            found.append(first + plain_lane(run.streams[k], lane, epoch)[place])
+    return found
+
+
+@settings(max_examples=40)
+@given(runs(), st.sampled_from([(1, 1), (16, 8), (1 << 13, 1 << 10)]), st.data())
+def test_many_steps_at_a_time_are_the_slots_of_each(
+    run: RunOrder, limits: tuple[int, int], data: st.DataObject
+) -> None:
+    """From any step, every n-th step, any slots; whole stages in a call, or parts of them, or single steps."""
+    wanted = {step: plain_ids(run, step) for step in range(run.schedule.steps)}
+    first, every = data.draw(st.integers(0, run.schedule.steps)), data.draw(st.integers(1, 5))
+    start = data.draw(st.integers(0, run.schedule.batch_size - 1))
+    stop = data.draw(st.integers(start + 1, run.schedule.batch_size))
+    steps = range(first, run.schedule.steps, every)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "_SAMPLES_AT_ONCE", limits[0])
+        patch.setattr(order, "_SLOTS_A_CALL", limits[1])
+        assert [ids.tolist() for ids in run.each(steps, start, stop)] == [wanted[s][start:stop] for s in steps]
+        assert [ids.tolist() for ids in run.each(steps[::-1])] == [wanted[step] for step in steps[::-1]]
+    assert [run.sample_ids(step, start, stop).tolist() for step in steps] == [wanted[s][start:stop] for s in steps]
+
+
 def test_64037_samples_on_16_ranks_come_once_and_the_rest_is_known() -> None:
     sizes = [4096] * 15 + [64_037 - 15 * 4096]
     steps = 64_037 // 64
     run = RunOrder.build(
         Schedule(64, 1, (Stage("all", steps, {"s": steps * 64}),)), {"s": sizes}, seed=1, shuffle_block=8192
     )
-    drawn = np.concatenate(
-        [run.sample_ids(step, rank * 4, (rank + 1) * 4) for step in range(steps) for rank in range(16)]
-    )
+    drawn = np.concatenate([ids for rank in range(16) for ids in run.each(range(steps), rank * 4, (rank + 1) * 4)])
     assert len(set(drawn.tolist())) == len(drawn) == 64_037 - 64_037 % 64
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 import secrets
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 from streaming import StreamingDataset
 from streaming.base.dataset import get_shm_prefix
 from streaming.base.shared import SharedMemory
 from streaming.base.spanner import Spanner
 from streaming.base.world import World
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dataengine.mds.reader import SampleReader
 from dataengine.schedule.manifest import Manifest
@@ -21,11 +25,13 @@ from dataengine.schedule.slots import Stage
 from tests.dataengine.mds.test_shard_map import streams_of
 from trainer.data import dataset
 from trainer.data.dataset import ScheduledDataset, worker_batches
+from trainer.data.handover import Handover
 
 STREAMS = tuple(streams_of([[40, 40, 40], [25, 25]]))
 STAGES = (Stage("a", 7, {"s0": 84}), Stage("b", 6, {"s0": 30, "s1": 42}))
 PLAN = Manifest("m", "", 1000, 2, 0, 12, 1, 17, 30, STREAMS, STAGES)
-READER = PlanReader(PLAN, SampleReader(STREAMS, lambda stream, shard: np.arange(40)[:, None], 1, np.dtype(np.uint16)))
+ROWS = np.arange(40, dtype=np.uint16)[:, None]
+READER = PlanReader(PLAN, SampleReader(STREAMS, lambda stream, shard: ROWS, 1, ROWS.dtype))
 
 
 @pytest.mark.parametrize("first_step", [0, 1, 6, 7, 12, 13])
@@ -43,6 +49,36 @@ def test_batches_of_a_rank_are_its_slots_of_each_step(first_step: int, world_siz
             turn, worker = divmod(step - first_step, num_workers)
             assert batches[worker][turn] == PLAN.order.sample_ids(step, rank * width, (rank + 1) * width).tolist()
         assert sum(map(len, batches)) == 13 - first_step
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (2, 1), (2, 4)])
+def test_a_place_keeps_its_batch_until_the_next_one_is_asked_for(workers: int, ahead: int) -> None:
+    """Even if the training process is slow to take it, and the workers have read all that they may."""
+    numbers = np.arange(24, dtype=np.uint16)
+    form = np.dtype([("tokens", np.uint16, (2, 3)), ("loss_mask", np.bool_, (2, 3))])
+    handover = Handover(form, workers=workers, ahead=ahead)
+
+    class Source(IterableDataset[dict[str, np.ndarray]]):
+        def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+            for number in numbers[get_worker_info().id :: workers]:
+                yield {"tokens": np.full((2, 3), number), "loss_mask": np.full((2, 3), number % 2 == 1)}
+
+    loader = DataLoader(
+        Source(),
+        None,
+        num_workers=workers,
+        collate_fn=handover.put,
+        multiprocessing_context="fork",
+        prefetch_factor=ahead,
+    )
+    seen = []
+    for place in loader:
+        time.sleep(0.02)
+        seen.append(handover.take(place))
+    for number, batch in zip(numbers.tolist(), seen, strict=True):
+        assert batch["tokens"].dtype == torch.int64
+        assert batch["tokens"].tolist() == [[number] * 3] * 2
+        assert batch["loss_mask"].tolist() == [[number % 2 == 1] * 3] * 2
 
 
 OVERRIDDEN = ["__iter__", "get_item", "state_dict", "load_state_dict"]

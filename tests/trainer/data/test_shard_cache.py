@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dataengine.build.build import build
 from dataengine.errors import InputError
@@ -70,17 +71,36 @@ def test_every_sample_is_what_the_store_has(object_store: ObjectStore, tmp_path:
     assert not list(tmp_path.rglob(".fetching-*"))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "first"), [(0, 0), (0, 3), (2, 0), (2, 3)])
 def test_the_loader_gives_the_plan_from_a_bucket(
-    object_store: ObjectStore, tmp_path: Path, manifest: Manifest, workers: int
+    object_store: ObjectStore, tmp_path: Path, manifest: Manifest, workers: int, first: int
 ) -> None:
     rows = all_rows(object_store, manifest)
     dataset = ScheduledDataset(manifest, open_cache(object_store, tmp_path, manifest), world_size=1)
-    for step, batch in enumerate(make_loader(dataset, workers)):
+    state = dataset.state_dict(first * manifest.batch_size, from_beginning=True)
+    dataset.load_state_dict({**state, "epoch": 0})  # as while a run trains
+    loader = make_loader(dataset, workers)
+    assert len(loader) == manifest.schedule.steps
+    batches = list(loader)
+    assert len(batches) == manifest.schedule.steps - first
+    for step, batch in enumerate(batches, first):
         planned = manifest.order.sample_ids(step)
+        assert batch["tokens"].dtype == batch["stream"].dtype == torch.int64
         assert np.array_equal(batch["sample_id"], planned)
+        assert np.array_equal(batch["stream"], manifest.order.stream_numbers(planned))
         assert np.array_equal(batch["tokens"], [rows[k] for k in planned])
-    assert step == manifest.schedule.steps - 1
+
+
+def test_a_run_that_starts_leaves_the_cache_as_it_is(
+    object_store: ObjectStore, tmp_path: Path, manifest: Manifest
+) -> None:
+    """Streaming would remove the shards of compressed streams."""
+    cache = open_cache(object_store, tmp_path, manifest)
+    check_all(cache, all_rows(object_store, manifest), manifest)
+    held = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mds")}
+    assert len(held) == sum(len(stream.shards) for stream in manifest.streams)
+    ScheduledDataset(manifest, cache, world_size=1)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mds")} == held
 
 
 def test_processes_fetch_each_shard_once(
