@@ -122,10 +122,10 @@ class TokenizeDocuments(Unit):
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         provenance, total, unknown, vanished = [], 0, 0, 0
         for batch in known_batches(reading, tokenizer, [0], _BATCH):
-            tokens, lengths = tokenizer.encode_flat(batch.texts[0])
-            lost = tokenizer.count_lost(batch.texts[0], tokens)
+            ids, lengths = tokenizer.encode_documents(batch.texts[0])
+            lost = tokenizer.count_lost(batch.texts[0], ids)
             unknown, vanished = unknown + lost[0], vanished + lost[1]
-            tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+            tokens, lengths = join_documents(ids, lengths, dtype, eos_id=None, bos_id=bos_id)
             total += len(tokens)
             writer.add(packer.add(tokens))
             provenance.append(make_provenance(0, batch.lines, lengths))
