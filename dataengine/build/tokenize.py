@@ -178,9 +178,7 @@ class TokenizePairs(Unit):
         total = counted = unknown = vanished = 0
         templates = [0] * len(self.templates)
         for lines, written in self._documents(self._batches(reading, tokenizer, store), tokenizer):
-            tokens, lengths = join_documents(
-                written.tokens, written.lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id
-            )
+            tokens, lengths = join_documents(written.tokens, written.lengths, dtype, eos_id=None, bos_id=bos_id)
             context = None
             if written.context is not None:
                 self._check_targets(lines, written)
@@ -252,10 +250,10 @@ class TokenizePairs(Unit):
                 yield [line for line in lines for _ in self.sides], written
             else:
                 paired = columns if self.adjacent else self._exchange(columns, number)
-                own = [k for k, line in enumerate(lines) if line]
+                own = np.flatnonzero(lines)
                 if len(own) < len(lines):
                     paired = {code: [column[k] for k in own] for code, column in paired.items()}
-                yield [lines[k] for k in own], writer.write(paired, number + np.array(own, np.int64))
+                yield [line for line in lines if line], writer.write(paired, number + own)
             number += len(lines)
 
     def _windows(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], Texts]]:

@@ -114,7 +114,7 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
     units = plan.token_units([None] * len(plan.parts))
     for place, batch in kept:
         made_of = _write(units[place], tokenizer, batch, before[place])
-        joined = join_documents(made_of.tokens, made_of.lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+        joined = join_documents(made_of.tokens, made_of.lengths, dtype, eos_id=None, bos_id=bos_id)
         tokens.append(joined[0])
         before[place] += len(batch.lines)
     made.seconds = time.perf_counter() - begun

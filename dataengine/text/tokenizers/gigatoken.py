@@ -42,11 +42,7 @@ def encode_ended(encode: Encode, texts: Sequence[str], eos_id: int) -> tuple[UIn
 
     None if that does not work: a text holds END, or gives EOS.
     """
-    ended = END.encode()
-    content = ended.join([*map(str.encode, texts), b""])
-    if content.count(ended) != len(texts):
-        return None
-    tokens = encode(content)
+    tokens = encode(END.encode().join([*map(str.encode, texts), b""]))
     ends = np.flatnonzero(tokens == eos_id)
     return (tokens, np.diff(ends, prepend=-1)) if len(ends) == len(texts) else None
 
