@@ -232,7 +232,8 @@ def _join(groups: Sequence[_Group], tokens: UInt32s, lengths: Int64s, count: int
 
 def _cut(form: Form, tokenizer: Tokenizer, bos: bool) -> list[_Segment]:
     """A form as segments, with an EOS at the end, and without a BOS that documents get anyway."""
-    parts, inner, end = list(form.parts), False, ("control", tokenizer.eos_id)
+    parts, inner = list(form.parts), False
+    end: Part = ("control", tokenizer.eos_id)
     if bos and parts[0] == ("control", tokenizer.bos_id):
         parts, inner = parts[1:], True
     if parts[-1] != end:
