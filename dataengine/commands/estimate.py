@@ -224,7 +224,7 @@ def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
     if form.compression is None or not len(rows):
         return float(sum(config["column_sizes"]) + 4) / width
     for first in range(0, len(rows), form.samples_per_shard):
-        size += len(compress(encode_shard(rows[first : first + form.samples_per_shard], config), form.compression))
+        size += len(compress(encode_shard([rows[first : first + form.samples_per_shard]], config), form.compression))
     return size / int(rows.size)
 
 
