@@ -1,8 +1,9 @@
 """Build once from JSON Lines and say how long it took: `python build_once.py CONTENDER JOB`, called by ../build.py.
 
 Runs in the interpreter of the contender, so that nothing but the standard library is imported above. JOB is JSON in the
-shape of Job. Prints {"seconds", "tokens"}: from files in the page cache to finished files, all imports of this process
-done; tokens with an EOS a document, counted after the clock has stopped.
+shape of Job. Prints {"seconds", "cpu", "tokens"}: from files in the page cache to finished files, all imports of this
+process done; CPU-seconds with those of its processes; tokens with an EOS a document, counted after the clock has
+stopped.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +51,16 @@ def main() -> None:
     build, count_tokens = CONTENDERS[sys.argv[1]](job)
     for path in job.documents + job.pairs:
         Path(path).read_bytes()  # into the page cache
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), cpu_seconds()
     build()
-    seconds = time.perf_counter() - begun
-    print(json.dumps({"seconds": seconds, "tokens": count_tokens()}))
+    seconds, cpu = time.perf_counter() - begun, cpu_seconds() - used
+    print(json.dumps({"seconds": seconds, "cpu": cpu, "tokens": count_tokens()}))
+
+
+def cpu_seconds() -> float:
+    """As in ../rows.py, which the interpreters of some contenders cannot import."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def ours(job: Job) -> Contender:
@@ -61,8 +70,11 @@ def ours(job: Job) -> Contender:
 
     from dataengine.build.build import build
     from dataengine.config.load import load_config
+    from dataengine.text.tokenizers.load import load_tokenizer
 
-    stream = {"pairs": job.pairs, "directions": ["en-zh"]} if job.pairs else {"documents": job.documents}
+    load_tokenizer(job.model)  # kept by the process for the build
+    load_tokenizer(job.model, engine="auto")
+    stream = {"pairs": job.pairs, "directions": ["en-zh", "zh-en"]} if job.pairs else {"documents": job.documents}
     Path(job.out).mkdir()
     experiment = Path(job.out) / "experiment.yaml"
     values = {
@@ -149,12 +161,8 @@ class _CountingTokenizer:
 
 
 def gigatoken(job: Job) -> Contender:
-    """The tokenizer alone, already loaded, on texts in memory, in its fastest way: one call per file."""
-    import awkward  # noqa: F401 (imported by the first call)
-    from gigatoken import Tokenizer
-
-    spec = json.loads(Path(job.tokenizer).read_text(encoding="utf-8"))
-    tokenizer = Tokenizer.from_json(json.dumps({**spec, "added_tokens": []}))
+    """The tokenizer alone, already loaded, on texts in memory: one call per file."""
+    tokenizer = _load_gigatoken(job)
     texts = [[record["text"] for record in _read(path)] for path in job.documents]
     counts: list[int] = []
 
@@ -162,6 +170,95 @@ def gigatoken(job: Job) -> Contender:
         return int(tokenizer.encode_batch(texts[number], parallel=False).layout.offsets.data[-1])
 
     return lambda: counts.extend(_each(encode, job)), lambda: sum(counts) + sum(map(len, texts))
+
+
+def bare(job: Job) -> Contender:
+    """A loop that could not be shorter: each line by orjson, a call of gigatoken for many texts, ids to one file.
+
+    Pairs become the same documents as in our build, in the order of their lines.
+    """
+    import numpy as np
+    import orjson
+
+    tokenizer, batch = _load_gigatoken(job), 8000
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    counts: list[int] = []
+    Path(job.out).mkdir()
+
+    def write(number: int) -> int:
+        total = 0
+        with open((job.pairs or job.documents)[number], "rb") as lines, open(f"{job.out}/{number}", "wb") as out:
+            while records := list(map(orjson.loads, islice(lines, batch))):
+                texts = _documents(records) if job.pairs else [record["text"] for record in records]
+                ids = np.asarray(tokenizer.encode_batch(texts, parallel=False).layout.content.data)
+                ids.astype(dtype).tofile(out)
+                total += len(ids) + len(texts)
+        return total
+
+    return lambda: counts.extend(_each(write, job)), lambda: sum(counts)
+
+
+def _documents(pairs: list[dict[str, str]]) -> list[str]:
+    """The texts of pairs, given after an even number of others: directions take turns."""
+    return [
+        f"Chinese: {pair['zh']}\nEnglish: {pair['en']}" if turn % 2 else f"English: {pair['en']}\nChinese: {pair['zh']}"
+        for turn, pair in enumerate(pairs)
+    ]
+
+
+def _load_gigatoken(job: Job) -> Any:
+    import awkward  # noqa: F401 (imported by the first call)
+    from gigatoken import Tokenizer
+
+    spec = json.loads(Path(job.tokenizer).read_text(encoding="utf-8"))
+    return Tokenizer.from_json(json.dumps({**spec, "added_tokens": []}))
+
+
+def tokenizers(job: Job) -> Contender:
+    """The fastest conventional loop, as of OLMo-core: encode_batch_fast, and numpy to one file."""
+    import numpy as np
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(job.tokenizer)
+    eos = tokenizer.token_to_id(EOS)
+    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+    counts: list[int] = []
+    Path(job.out).mkdir()
+
+    def write(number: int) -> int:
+        total, records = 0, _read(job.documents[number])
+        with open(f"{job.out}/{number}", "wb") as out:
+            while texts := [record["text"] for record in islice(records, 1000)]:
+                encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+                ids = np.concatenate([np.array([*one.ids, eos], dtype) for one in encoded])
+                ids.tofile(out)
+                total += len(ids)
+        return total
+
+    return lambda: counts.extend(_each(write, job)), lambda: sum(counts)
+
+
+def datasets(job: Job) -> Contender:
+    """load_dataset of JSON Lines, and map in batches with a tokenizer of transformers; its cache holds the ids."""
+    from datasets import disable_progress_bars, load_dataset
+    from transformers import PreTrainedTokenizerFast
+
+    disable_progress_bars()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=job.tokenizer, eos_token=EOS)
+    eos = tokenizer.eos_token_id
+    made: list[Any] = []
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"ids": [[*ids, eos] for ids in tokenizer(batch["text"], add_special_tokens=False)["input_ids"]]}
+
+    def build() -> None:
+        texts = load_dataset("json", data_files=job.documents, split="train", cache_dir=job.out)
+        made.append(texts.map(encode, batched=True, remove_columns="text", num_proc=job.workers, keep_in_memory=False))
+
+    def count_tokens() -> int:
+        return sum(len(chunk.flatten()) for chunk in made[0].data.column("ids").chunks)
+
+    return build, count_tokens
 
 
 def _each(work: Callable[[int], int], job: Job) -> list[int]:
@@ -189,7 +286,15 @@ def _read(path: str) -> Iterator[dict[str, str]]:
         yield from map(orjson.loads, file)
 
 
-CONTENDERS = {"ours": ours, "datatrove": datatrove, "llm-foundry": llm_foundry, "gigatoken": gigatoken}
+CONTENDERS = {
+    "ours": ours,
+    "bare": bare,
+    "gigatoken": gigatoken,
+    "tokenizers": tokenizers,
+    "datasets": datasets,
+    "datatrove": datatrove,
+    "llm-foundry": llm_foundry,
+}
 
 if __name__ == "__main__":
     main()

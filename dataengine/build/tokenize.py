@@ -122,10 +122,10 @@ class TokenizeDocuments(Unit):
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         provenance, total, unknown, vanished = [], 0, 0, 0
         for batch in known_batches(reading, tokenizer, [0], _BATCH):
-            tokens, lengths = tokenizer.encode_flat(batch.texts[0])
-            lost = tokenizer.count_lost(batch.texts[0], tokens)
+            ids, lengths = tokenizer.encode_documents(batch.texts[0])
+            lost = tokenizer.count_lost(batch.texts[0], ids)
             unknown, vanished = unknown + lost[0], vanished + lost[1]
-            tokens, lengths = join_documents(tokens, lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+            tokens, lengths = join_documents(ids, lengths, dtype, eos_id=None, bos_id=bos_id)
             total += len(tokens)
             writer.add(packer.add(tokens))
             provenance.append(make_provenance(0, batch.lines, lengths))
@@ -179,9 +179,7 @@ class TokenizePairs(Unit):
         total = counted = unknown = vanished = 0
         templates = [0] * len(self.templates)
         for lines, written in self._documents(self._batches(reading, tokenizer, store), tokenizer):
-            tokens, lengths = join_documents(
-                written.tokens, written.lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id
-            )
+            tokens, lengths = join_documents(written.tokens, written.lengths, dtype, eos_id=None, bos_id=bos_id)
             context = None
             if written.context is not None:
                 self._check_targets(lines, written)
@@ -253,10 +251,10 @@ class TokenizePairs(Unit):
                 yield [line for line in lines for _ in self.sides], written
             else:
                 paired = columns if self.adjacent else self._exchange(columns, number)
-                own = [k for k, line in enumerate(lines) if line]
+                own = np.flatnonzero(lines)
                 if len(own) < len(lines):
                     paired = {code: [column[k] for k in own] for code, column in paired.items()}
-                yield [lines[k] for k in own], writer.write(paired, number + np.array(own, np.int64))
+                yield [line for line in lines if line], writer.write(paired, number + own)
             number += len(lines)
 
     def _windows(self, batches: Iterator[tuple[list[int], Texts]]) -> Iterator[tuple[list[int], Texts]]:

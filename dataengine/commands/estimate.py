@@ -125,7 +125,7 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
     units = plan.token_units([None] * len(plan.parts))
     for place, batch in kept:
         made_of = _write(units[place], tokenizer, batch, before[place])
-        joined = join_documents(made_of.tokens, made_of.lengths, dtype, eos_id=tokenizer.eos_id, bos_id=bos_id)
+        joined = join_documents(made_of.tokens, made_of.lengths, dtype, eos_id=None, bos_id=bos_id)
         tokens.append(joined[0])
         before[place] += len(batch.lines)
         made.whole.kept += len(batch.lines) * made.weights[place]
@@ -270,7 +270,7 @@ def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
     if form.compression is None or not len(rows):
         return float(sum(config["column_sizes"]) + 4) / width
     for first in range(0, len(rows), form.samples_per_shard):
-        size += len(compress(encode_shard(rows[first : first + form.samples_per_shard], config), form.compression))
+        size += len(compress(encode_shard([rows[first : first + form.samples_per_shard]], config), form.compression))
     return size / int(rows.size)
 
 

@@ -69,36 +69,42 @@ def row_dtype(width: int, dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype([(name, kind.newbyteorder("<"), (size,)) for name, (size, kind) in _columns(width, dtype).items()])
 
 
-def encode_shard(samples: NDArray[Any], config: dict[str, Any]) -> bytes:
-    """The content of a shard with these samples, shape (num_samples, width)."""
+def encode_shard(parts: Sequence[NDArray[Any]], config: dict[str, Any]) -> bytes:
+    """The content of a shard with these samples, in parts of shape (num_samples, width)."""
     header = _dump(config)
-    count = len(samples)
+    count = sum(map(len, parts))
     first = 4 + 4 * (count + 1) + len(header)
     offsets = first + np.arange(count + 1, dtype=np.uint64) * sum(config["column_sizes"])
+    content = [_rows(samples).view(np.uint8).data for samples in parts if len(samples)]
+    return b"".join([np.uint32(count).tobytes(), offsets.astype("<u4").tobytes(), header, *content])
+
+
+def _rows(samples: NDArray[Any]) -> NDArray[Any]:
     if samples.dtype.names is None:
-        rows = np.ascontiguousarray(samples, samples.dtype.newbyteorder("<"))
-    else:
-        rows = np.empty(count, row_dtype(samples.shape[1], samples.dtype))
-        rows[COLUMN], rows[MASK] = samples["token"], np.packbits(samples["counts"], axis=1)
-    content = rows.view(np.uint8).data
-    return b"".join([np.uint32(count).tobytes(), offsets.astype("<u4").tobytes(), header, content])
+        return np.ascontiguousarray(samples, samples.dtype.newbyteorder("<"))
+    rows = np.empty(len(samples), row_dtype(samples.shape[1], samples.dtype))
+    rows[COLUMN], rows[MASK] = samples["token"], np.packbits(samples["counts"], axis=1)
+    return rows
 
 
 def write_shards(samples: NDArray[Any], add: AddFile, first: int, form: ShardFormat) -> list[Shard]:
     """Write samples, shape (num_samples, width), as shards numbered from `first`; the last may be short."""
-    config = form.config(samples.shape[1], samples.dtype)
-    shards: list[Shard] = []
-    for start in range(0, len(samples), form.samples_per_shard):
-        rows = samples[start : start + form.samples_per_shard]
-        content = encode_shard(rows, config)
-        raw = describe_file(shard_name(first + len(shards)), content, form.hashes)
-        packed = None
-        if form.compression:
-            content = compress(content, form.compression)
-            packed = describe_file(f"{raw.basename}.zstd", content, form.hashes)
-        shards.append(Shard(len(rows), raw, packed))
-        add(shards[-1].stored.basename, content)
-    return shards
+    return [
+        _write_shard([samples[start : start + form.samples_per_shard]], add, number, form)
+        for number, start in enumerate(range(0, len(samples), form.samples_per_shard), first)
+    ]
+
+
+def _write_shard(parts: Sequence[NDArray[Any]], add: AddFile, number: int, form: ShardFormat) -> Shard:
+    content = encode_shard(parts, form.config(parts[0].shape[1], parts[0].dtype))
+    raw = describe_file(shard_name(number), content, form.hashes)
+    packed = None
+    if form.compression:
+        content = compress(content, form.compression)
+        packed = describe_file(f"{raw.basename}.zstd", content, form.hashes)
+    shard = Shard(sum(map(len, parts)), raw, packed)
+    add(shard.stored.basename, content)
+    return shard
 
 
 def compress(content: bytes, compression: str) -> bytes:
@@ -124,8 +130,8 @@ class ShardWriter:
         """Take samples, shape (num_samples, width)."""
         self._waiting.append(samples)
         self._count += len(samples)
-        if self._count >= self._format.samples_per_shard:
-            self._write(self._count - self._count % self._format.samples_per_shard)
+        while self._count >= self._format.samples_per_shard:
+            self._write(self._format.samples_per_shard)
 
     @property
     def rest(self) -> list[NDArray[Any]]:
@@ -134,14 +140,19 @@ class ShardWriter:
 
     def finish(self) -> list[Shard]:
         """Write the remaining samples as a last, short shard, and return all shards."""
-        self._write(self._count)
+        if self._count:
+            self._write(self._count)
         return self.shards
 
     def _write(self, count: int) -> None:
-        if count:
-            joined = np.concatenate(self._waiting)
-            self._waiting, self._count = [joined[count:].copy()], len(joined) - count
-            self.shards += write_shards(joined[:count], self._add, self._first + len(self.shards), self._format)
+        """Write the first samples as a shard."""
+        ends = np.cumsum(list(map(len, self._waiting)))
+        last = int(np.searchsorted(ends, count))
+        part = self._waiting[last]
+        cut = len(part) - int(ends[last] - count)
+        parts, self._waiting = [*self._waiting[:last], part[:cut]], [part[cut:], *self._waiting[last + 1 :]]
+        self._count -= count
+        self.shards.append(_write_shard(parts, self._add, self._first + len(self.shards), self._format))
 
 
 def encode_index(shards: Sequence[Shard], config: dict[str, Any]) -> bytes:

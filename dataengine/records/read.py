@@ -45,7 +45,7 @@ def read_records(
             yield _take(held, first, first + size)
         if full:
             held = _take(held, full, None)
-            characters = sum(len(text) for column in held.texts for text in column)
+            characters = sum(sum(map(len, column)) for column in held.texts)
     if held.lines or held.rejects or held.notes:
         yield held
     return lines

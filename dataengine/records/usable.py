@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
@@ -33,7 +34,7 @@ def all_usable(columns: Sequence[list[Any]], labels: list[Any], before: int, for
 def _clean_column(texts: list[str], form: RecordFormat) -> list[str] | None:
     """The texts, normalized as the stream wants; None if one is empty or has a NUL."""
     if not form.one_line:  # texts may be long: check them without a copy
-        return texts if _all_show(texts) and not any("\0" in text for text in texts) else None
+        return texts if _all_show(texts) and not any(map(str.__contains__, texts, repeat("\0"))) else None
     stripped = list(map(str.strip, texts))
     if not _all_show(stripped):
         return None

@@ -34,13 +34,15 @@ class Packer:
 
 
 def join_documents(
-    tokens: NDArray[np.uint32], lengths: NDArray[np.int64], dtype: np.dtype[Any], *, eos_id: int, bos_id: int | None
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Put an EOS after each document (and a BOS before each if given).
+    tokens: Tokens, lengths: Int64s, dtype: np.dtype[Any], *, eos_id: int | None, bos_id: int | None
+) -> tuple[Tokens, Int64s]:
+    """Put an EOS after each document, and a BOS before each, where given.
 
     Takes the ids of all documents, joined, and their lengths; returns both with EOS and BOS counted.
     """
-    lengths = lengths + (1 if bos_id is None else 2)
+    if eos_id is None and bos_id is None:
+        return tokens.astype(dtype, copy=False), lengths
+    lengths = lengths + (eos_id is not None) + (bos_id is not None)
     ends = np.cumsum(lengths)
     joined = np.empty(int(lengths.sum()), dtype)
     is_text = np.ones(len(joined), np.bool_)

@@ -10,8 +10,8 @@ so no sentence becomes a control token. What no sentence is in is encoded once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass, field, replace
+from itertools import groupby, repeat
 
 import numpy as np
 
@@ -27,7 +27,7 @@ Columns = Mapping[str, Sequence[str]]  # the sentences of each language
 
 @dataclass(frozen=True)
 class Written:
-    """Documents: the ids of all, joined, without the EOS after each, and their lengths, shape (n,).
+    """Documents: the ids of all, joined, with an EOS after each, and their lengths, shape (n,).
 
     `context` is how many ids of each do not count as labels with `loss_on: target`, shape (n,); None if all count.
     `templates` is how many documents have each template. `unknown` and `vanished` are what the tokenizer lost.
@@ -45,23 +45,21 @@ class Written:
 
 def write_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Written:
     """Texts as documents."""
-    tokens, lengths = tokenizer.encode_flat(texts)
+    tokens, lengths = tokenizer.encode_documents(texts)
     unknown, vanished = tokenizer.count_lost(texts, tokens)
     return Written(tokens, lengths, unknown=unknown, vanished=vanished)
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A part of a form: constant ids, or a text around sentences.
+    """A part of a form: constant ids, or the parts of a text around sentences.
 
-    `text` has {0} for the source and {1} for the target, and `before` is its part before the target, None in segments
-    after that. `inner` texts follow a control token.
+    `before` are those before the target, None in segments after that. `inner` texts follow a control token.
     """
 
     ids: UInt32s | None = None
-    text: str = ""
-    before: str | None = None
-    before_varies: bool = False
+    text: tuple[Part, ...] = ()
+    before: tuple[Part, ...] | None = None
     inner: bool = False
 
 
@@ -83,8 +81,8 @@ class PairWriter:
     """Writes batches of pairs in the forms of their templates.
 
     Directions take turns by the numbers of pairs, and `key` decides the template of each. With `bos`, a BOS is put
-    before each document later, so that of a template is left out; so is its last EOS. `with_context` finds what does
-    not count with `loss_on: target`.
+    before each document later, so that of a template is left out. `with_context` finds what does not count with
+    `loss_on: target`.
     """
 
     def __init__(
@@ -110,6 +108,9 @@ class PairWriter:
         """Pairs, given the sentences of each language and the numbers of the pairs in their part, shape (n,)."""
         chosen = self._choose(numbers)
         groups = list(self._group(columns, chosen, numbers % len(self._directions)))
+        counts = tuple(np.bincount(chosen, minlength=len(self._untils)).tolist())
+        if not self._with_context and all(_is_one_text(group.segments) for group in groups):
+            return replace(write_texts(self._tokenizer, _in_order(groups, len(numbers))), templates=counts)
         tokens, lengths, texts = self._encode(groups)
         unknown, vanished = self._tokenizer.count_lost(texts, tokens[: int(lengths[: len(texts)].sum())])
         context, without_target = None, None
@@ -118,9 +119,8 @@ class PairWriter:
             for group in groups:
                 context[group.places], own[group.places] = self._count_context(group, tokens, lengths)
             without_target = next(iter(np.flatnonzero(own == 0).tolist()), None)
-        counts = np.bincount(chosen, minlength=len(self._untils))
         joined = _join(groups, tokens, lengths, len(numbers))
-        return Written(*joined, context, tuple(counts.tolist()), unknown, vanished, without_target)
+        return Written(*joined, context, counts, unknown, vanished, without_target)
 
     def _choose(self, numbers: Int64s) -> Int64s:
         """The template of each pair, shape (n,)."""
@@ -146,7 +146,7 @@ class PairWriter:
         for group in groups:
             for segment in group.segments:
                 if segment.ids is None:
-                    texts[segment.inner].extend(map(segment.text.format, group.sources, group.targets))
+                    texts[segment.inner].extend(_fill(segment.text, group))
         tokens, lengths = self._tokenizer.encode_flat(texts[0]) if texts[0] else _EMPTY
         pools, sizes = [tokens], [lengths]
         if texts[1]:
@@ -173,11 +173,11 @@ class PairWriter:
         place = next(place for place, segment in enumerate(group.segments) if segment.before is not None)
         segment, numbers = group.segments[place], group.numbers[place]
         encode = self._tokenizer.encode_inner if segment.inner else self._tokenizer.encode_flat
-        before = str(segment.before)
-        if segment.before_varies:
-            alone, sizes = encode(list(map(before.format, group.sources)))
+        assert segment.before is not None
+        if SOURCE in segment.before:
+            alone, sizes = encode(list(_fill(segment.before, group)))
         else:
-            alone, sizes = encode([before.format()])
+            alone, sizes = encode(["".join(str(text) for _, text in segment.before)])
             alone, sizes = np.tile(alone, len(numbers)), np.repeat(sizes, len(numbers))
         own = tokens[ends[numbers[0]] - lengths[numbers[0]] : ends[numbers[-1]]]
         prefixes = common_prefixes(own, lengths[numbers], alone, sizes)
@@ -189,13 +189,35 @@ _EMPTY = np.empty(0, np.uint32), np.empty(0, np.int64)
 
 
 def _take(column: Sequence[str], places: Int64s) -> Sequence[str]:
-    return column if len(places) == len(column) else [column[k] for k in places.tolist()]
+    return column if len(places) == len(column) else list(map(column.__getitem__, places.tolist()))
+
+
+def _is_one_text(segments: Sequence[_Segment]) -> bool:
+    """Whether a document is a text, and an EOS."""
+    first, *others = segments
+    return first.ids is None and not first.inner and len(others) == 1 and others[0].ids is not None
+
+
+def _in_order(groups: Sequence[_Group], count: int) -> list[str]:
+    """The texts of pairs that are one text each, in the order of the pairs."""
+    texts = [text for group in groups for text in _fill(group.segments[0].text, group)]
+    if len(groups) <= 1:
+        return texts
+    found = np.empty(count, np.int64)
+    found[np.concatenate([group.places for group in groups])] = np.arange(count)
+    return list(map(texts.__getitem__, found.tolist()))
+
+
+def _fill(parts: Sequence[Part], group: _Group) -> Iterator[str]:
+    """The text of each pair of a group."""
+    columns = {SOURCE: group.sources, TARGET: group.targets}
+    return map(
+        "".join, zip(*(columns[part] if part in columns else repeat(str(part[1])) for part in parts), strict=False)
+    )
 
 
 def _join(groups: Sequence[_Group], tokens: UInt32s, lengths: Int64s, count: int) -> tuple[UInt32s, Int64s]:
     """The ids of the documents in the order of their pairs, and the length of each."""
-    if len(groups) == 1 and len(groups[0].numbers) == 1:
-        return tokens, lengths
     sizes, segments = np.empty((2, count), np.int64)
     for group in groups:
         segments[group.places] = len(group.numbers)
@@ -209,12 +231,13 @@ def _join(groups: Sequence[_Group], tokens: UInt32s, lengths: Int64s, count: int
 
 
 def _cut(form: Form, tokenizer: Tokenizer, bos: bool) -> list[_Segment]:
-    """A form as segments, without a BOS and an EOS that documents get anyway."""
+    """A form as segments, with an EOS at the end, and without a BOS that documents get anyway."""
     parts, inner = list(form.parts), False
+    end: Part = ("control", tokenizer.eos_id)
     if bos and parts[0] == ("control", tokenizer.bos_id):
         parts, inner = parts[1:], True
-    if parts[-1] == ("control", tokenizer.eos_id):
-        parts = parts[:-1]
+    if parts[-1] != end:
+        parts.append(end)
     segments: list[_Segment] = []
     ids: list[int] = []  # waiting
     before_target = True
@@ -230,17 +253,9 @@ def _cut(form: Form, tokenizer: Tokenizer, bos: bool) -> list[_Segment]:
         else:
             encode = tokenizer.encode_inner if inner else tokenizer.encode_flat
             ids += encode(["".join(str(text) for _, text in own)])[0].tolist()
-    return [*segments, *[_Segment(np.array(ids, np.uint32))] * bool(ids)]
+    return [*segments, _Segment(np.array(ids, np.uint32))]
 
 
 def _text_segment(parts: list[Part], before_target: bool, inner: bool) -> _Segment:
-    if not before_target or TARGET not in parts:
-        return _Segment(text=_format(parts), inner=inner)
-    before = parts[: parts.index(TARGET)]
-    return _Segment(text=_format(parts), before=_format(before), before_varies=SOURCE in before, inner=inner)
-
-
-def _format(parts: Sequence[Part]) -> str:
-    """Parts as a format string."""
-    places = {SOURCE: "{0}", TARGET: "{1}"}
-    return "".join(places.get(part) or str(part[1]).replace("{", "{{").replace("}", "}}") for part in parts)
+    before = tuple(parts[: parts.index(TARGET)]) if before_target and TARGET in parts else None
+    return _Segment(text=tuple(parts), before=before, inner=inner)

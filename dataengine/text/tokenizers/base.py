@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
+from dataengine.text.packing import join_documents
 from dataengine.text.tokenizers.control_tokens import ControlIds
 
 
@@ -43,8 +44,12 @@ class Tokenizer(Protocol):
         """The ids of all texts, concatenated, and the number of ids of each text."""
         ...
 
+    def encode_documents(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The same with an EOS after each text, which its length counts."""
+        ...
+
     def encode_inner(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """The same for texts that follow a control token. Some tokenizers put a space before other texts only."""
+        """As `encode_flat`, for texts after a control token. Some tokenizers put a space before other texts only."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -57,7 +62,8 @@ class Tokenizer(Protocol):
         ...
 
     def count_lost(self, texts: Sequence[str], tokens: NDArray[np.uint32]) -> tuple[int, int]:
-        """The number of unknown tokens and of vanished characters (see lost_text), given texts and all their ids."""
+        """The number of unknown tokens and of vanished characters (see lost_text), given texts and all their ids, with
+        or without EOS."""
         ...
 
 
@@ -89,6 +95,12 @@ def check_batch(
             f"{tokenizer.engine} produces the control token {int(tokens[place])} for a text that begins with "
             f"{text[:80]!r}. {advice}."
         )
+
+
+def end_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """`encode_documents` by `encode_flat`."""
+    tokens, lengths = tokenizer.encode_flat(texts)
+    return join_documents(tokens, lengths, np.dtype(np.uint32), eos_id=tokenizer.eos_id, bos_id=None)
 
 
 def keeps_line_breaks(tokenizer: Tokenizer) -> bool:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 
@@ -29,7 +29,14 @@ from dataengine.storage.atomic import write_file
 from dataengine.storage.hub import nearest_name, parse_hub_path
 from dataengine.storage.paths import is_hub
 from dataengine.text.tokenizers.base import ReferenceTokenizer, Tokenizer
-from dataengine.text.tokenizers.gigatoken import GigatokenTokenizer, load_gigatoken
+from dataengine.text.tokenizers.gigatoken import (
+    END,
+    Encode,
+    GigatokenTokenizer,
+    encode_ended,
+    load_gigatoken,
+    mark_ends,
+)
 from dataengine.text.tokenizers.odd_texts import make_odd_texts
 from dataengine.text.tokenizers.reference import CHAT_NAME, CONFIG_NAME, load_reference, read_tokenizer_config
 
@@ -37,7 +44,7 @@ _NAMES = ("tokenizer.model", "tokenizer.json")
 _ON_HUB = ("tokenizer.json", "tokenizer.model")  # the first one is what transformers reads
 _MOST_LISTED = 8  # files of a folder, in an error
 _SELF_CHECK_TEXTS = 400
-_CHECK_VERSION = 2  # increase when the conversion or the check changes
+_CHECK_VERSION = 3  # increase when the conversion or the check changes
 
 
 def load_tokenizer(
@@ -159,9 +166,27 @@ def _load_fast(
     if differ:
         shown = min(differ, key=len)[:80]
         return _fallen_back(reference, f"gigatoken and {reference.engine} give other ids for texts like {shown!r}")
+    spec, encode = _with_ends(described, spec, encode, reference.eos_id, texts, expected)
     with suppress(OSError):
         write_file(known, spec)
     return GigatokenTokenizer(reference, spec, encode)
+
+
+def _with_ends(
+    described: dict[str, Any], spec: bytes, encode: Encode, eos_id: int, texts: list[str], expected: list[list[int]]
+) -> tuple[bytes, Encode]:
+    """The tokenizer that knows END, if many texts at once then have the expected ids; else the given one.
+
+    They have others if a tokenizer adds a space only before the first of several texts.
+    """
+    if END.encode() in spec:
+        return spec, encode
+    with suppress(RuntimeError, ValueError):
+        marked = orjson.dumps(mark_ends(described, eos_id))
+        found = encode_ended(encode_marked := load_gigatoken(marked), texts, eos_id)
+        if found is not None and found[0].tolist() == [token for ids in expected for token in (*ids, eos_id)]:
+            return marked, encode_marked
+    return spec, encode
 
 
 def _fallen_back(reference: ReferenceTokenizer, reason: str) -> ReferenceTokenizer:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dataengine.errors import InputError
 from dataengine.text.lost_text import LostText
-from dataengine.text.tokenizers.base import ControlToken, ReferenceTokenizer, check_batch
+from dataengine.text.tokenizers.base import ControlToken, ReferenceTokenizer, check_batch, end_documents
 from dataengine.text.tokenizers.control_tokens import (
     ControlIds,
     check_forging,
@@ -178,6 +178,9 @@ class _SentencePiece:
         check_batch(self, self._forbidden, texts, tokens, lengths)
         return tokens, lengths
 
+    def encode_documents(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        return end_documents(self, texts)
+
     def encode_inner(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         return self.encode_flat(texts)
 
@@ -189,7 +192,8 @@ class _SentencePiece:
 
     def count_lost(self, texts: Sequence[str], tokens: NDArray[np.uint32]) -> tuple[int, int]:
         # All text after normalization has an id, if only the unknown one.
-        return (int(np.count_nonzero(tokens == self._unk_id)) if self._lost else 0), 0
+        counts = self._lost is not None and self._unk_id not in self.controls
+        return (int(np.count_nonzero(tokens == self._unk_id)) if counts else 0), 0
 
     def describe(self) -> tuple[dict[str, Any], list[str]]:
         from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
@@ -320,6 +324,9 @@ class _HuggingFace:
         tokens, lengths = _flatten(self.encode(texts))
         check_batch(self, self._forbidden, texts, tokens, lengths)
         return tokens, lengths
+
+    def encode_documents(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        return end_documents(self, texts)
 
     def encode_inner(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         if not self.spaces_first:

@@ -193,7 +193,7 @@ def test_gigatoken_gives_the_ids_of_the_reference(paths: list[Path]) -> None:
             assert np.array_equal(tokens, expected)
 
 
-@given(st.lists(st.text(max_size=60), max_size=5))
+@given(st.lists(st.text(max_size=60) | st.sampled_from(["</s>", f"a{gigatoken.END}b"]), max_size=5))
 def test_encoding_flat_is_encoding_joined(texts: list[str]) -> None:
     expected = SENTENCEPIECE.encode(texts)
     assert GIGATOKEN.encode(texts) == expected
@@ -202,6 +202,10 @@ def test_encoding_flat_is_encoding_joined(texts: list[str]) -> None:
         assert (tokens.dtype.name, lengths.dtype.name) == ("uint32", "int64")
         assert tokens.tolist() == [token for ids in expected for token in ids]
         assert lengths.tolist() == [len(ids) for ids in expected]
+        tokens, lengths = tokenizer.encode_documents(texts)
+        assert tokens.dtype == np.uint32
+        assert tokens.tolist() == [token for ids in expected for token in (*ids, tokenizer.eos_id)]
+        assert lengths.tolist() == [len(ids) + 1 for ids in expected]
 
 
 def test_text_comes_back(paths: list[Path]) -> None:
@@ -275,13 +279,15 @@ def test_a_changed_file_is_loaded_again(byte_level_path: Path, tmp_path: Path) -
     assert after.encode(["ABC"]) == after.encode(["abc"])
 
 
-@pytest.fixture
-def wrong() -> gigatoken.GigatokenTokenizer:
+@pytest.fixture(params=["one by one", "at once"])
+def wrong(request: pytest.FixtureRequest) -> gigatoken.GigatokenTokenizer:
     """gigatoken without merges, in place of the demo's tokenizer: its ids of 𓀀 are right, those of "Hello" are not."""
     reference = reference_module._SentencePiece(DEMO / "tokenizer.model", (DEMO / "tokenizer.model").read_bytes(), None)
     spec, _ = reference.describe()
     spec["model"]["merges"] = []
-    content = json.dumps(spec).encode()
+    if request.param == "at once":
+        spec = gigatoken.mark_ends(spec, reference.eos_id)
+    content = json.dumps(spec, ensure_ascii=False).encode()
     return gigatoken.GigatokenTokenizer(reference, content, gigatoken.load_gigatoken(content))
 
 

@@ -91,7 +91,14 @@ def writer(
 
 
 def documents(written: Written) -> list[list[int]]:
-    return [ids.tolist() for ids in np.split(written.tokens, np.cumsum(written.lengths)[:-1])]
+    """The ids of each document, without its EOS."""
+    return [ids.tolist()[:-1] for ids in np.split(written.tokens, np.cumsum(written.lengths)[:-1])]
+
+
+@pytest.fixture(scope="module")
+def with_controls(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, OurTokenizer]:
+    path = write_tokenizer(tmp_path_factory.mktemp("tokenizer") / "t", "bytes", CHATML)
+    return path, load_tokenizer(path, engine="auto")
 
 
 def numbers(first: int, count: int) -> Any:
@@ -144,7 +151,7 @@ def test_ids_are_those_of_transformers(tmp_path: Path, kind: str, chat: str, str
         expected = theirs.apply_chat_template(
             [request, {"role": "assistant", "content": zh}], tokenize=True, return_dict=False
         )
-        # The EOS at the end of a document is put there when documents are joined.
+        # A document ends with EOS, also if the template does not.
         assert ids == (expected[:-1] if expected[-1] == ours.eos_id else expected)
 
 
@@ -188,7 +195,7 @@ def test_a_token_that_spans_the_border_counts(tokenizer: OurTokenizer) -> None:
     )
     assert written.context is not None
     assert written.context.tolist() == [12]
-    assert written.lengths.tolist() == [15]
+    assert written.lengths.tolist() == [16]
     assert tokenizer.decode(written.tokens[12:13].tolist()) == "H"
 
 
@@ -203,6 +210,29 @@ def test_gigatoken_gives_the_ids_of_the_reference(tmp_path: Path, name: str) -> 
     assert own.context is not None
     assert theirs.context is not None
     assert own.context.tolist() == theirs.context.tolist()
+
+
+@pytest.mark.parametrize("names", [["paper"], ["plain", "instruct"], ["paper", "chat"]])
+@given(
+    st.lists(st.tuples(st.text(max_size=9), st.sampled_from(["", "你好", "</s>", "{0}"])), max_size=9),
+    st.integers(0, 5),
+)
+def test_documents_are_the_same_whether_their_context_is_counted(
+    with_controls: tuple[Path, OurTokenizer], names: list[str], pairs: list[tuple[str, str]], first: int
+) -> None:
+    path, tokenizer = with_controls
+    made = templates(path, dict.fromkeys(names, 1)) or [paper_template(BOTH, LANGUAGES)]
+    columns = {"en": [en for en, _ in pairs], "zh": [zh for _, zh in pairs]}
+    counted, plainly = (
+        PairWriter(tokenizer, made, BOTH, key=7, bos=False, with_context=context).write(
+            columns, numbers(first, len(pairs))
+        )
+        for context in (True, False)
+    )
+    assert counted.tokens.tolist() == plainly.tokens.tolist()
+    assert counted.lengths.tolist() == plainly.lengths.tolist()
+    assert counted.templates == plainly.templates
+    assert plainly.context is None
 
 
 def test_templates_share_the_pairs_by_weight(tmp_path: Path) -> None:
