@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_threads(function: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
+def in_threads(function: Callable[[T], R], arguments: Iterable[T]) -> Generator[R, None, None]:
     """The results of a function that waits for a store, in order. Threads call it ahead, so that many requests wait at
     the same time; the results that are ready take the memory of at most _AHEAD."""
     waiting: deque[Future[R]] = deque()
