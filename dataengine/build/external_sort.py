@@ -47,8 +47,8 @@ class Form:
         values: NDArray[Any] = np.asarray(heads[self.by])
         if values.dtype.itemsize < 8:
             return values
-        numbers = np.repeat(np.arange(ranges), np.diff([BUCKETS * number // ranges for number in range(ranges + 1)]))
-        return np.asarray(numbers[values >> _KEY_SHIFT])
+        cuts = number_cuts([BUCKETS * number // ranges for number in range(ranges + 1)])
+        return np.asarray(cuts[values >> _KEY_SHIFT])
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,13 @@ def read_table(store: Store, sources: Sequence[Source], form: Form) -> Table:
         np.concatenate([np.empty(0, form.moved), *(table.heads for table in found)]),
         np.concatenate([np.empty(0, form.element or np.uint8), *(table.elements for table in found)]),
     )
+
+
+def number_cuts(starts: Sequence[int]) -> NDArray[Any]:
+    """For each number from the first of sorted starts to the last, the place of the latest start at or before it; in a
+    small dtype, which sorts fast."""
+    count = len(starts) - 1
+    return np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), np.diff(starts))
 
 
 def num_ranges(total: int, most: int) -> int:

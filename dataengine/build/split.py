@@ -20,12 +20,12 @@ from typing import ClassVar
 import numpy as np
 
 from dataengine.arrays import Int64s
-from dataengine.build.external_sort import Form, Source, Table, read_table, run_name, write_buckets
+from dataengine.build.external_sort import Form, Source, Table, number_cuts, read_table, run_name, write_buckets
 from dataengine.build.rounds import Round, Rounds
 from dataengine.build.units import Keep, OnProgress, Receipt, Unit
 from dataengine.storage.store import AddFile, Store
 
-SPLIT_BYTES = 1 << 27  # records of a SplitRuns unit, about; it takes three times this memory
+SPLIT_BYTES = 1 << 26  # records of a SplitRuns unit, about; it takes four times this memory
 _BLOCK = 1 << 17  # bytes that a request is worth: with 16 at a time and 20 ms each, 100 MB/s
 _MOST_FILES = 1024  # that a SplitRuns unit reads in the first step, so that many tiny ones are shared
 _FEW = 16  # groups; a unit reads so many places at once
@@ -71,8 +71,7 @@ class SplitRuns(Unit):
 
 def _by_bucket(table: Table, unit: SplitRuns) -> tuple[Table, Int64s]:
     """The records by bucket, otherwise in their order, and where each bucket begins."""
-    ranges = unit.form.ranges_of(table.heads, unit.ranges)
-    buckets = np.searchsorted(np.array(unit.starts[1:]), ranges, "right").astype(np.min_scalar_type(unit.buckets))
+    buckets = number_cuts(unit.starts)[unit.form.ranges_of(table.heads, unit.ranges) - unit.first]
     places = np.concatenate([[0], np.cumsum(np.bincount(buckets, minlength=unit.buckets))])
     return table.take(np.argsort(buckets, kind="stable"), unit.form), places
 

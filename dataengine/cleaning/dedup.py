@@ -264,7 +264,11 @@ def find_groups(keys: NDArray[Any]) -> NDArray[Any]:
 
     Takes 40 bytes of memory per key, beside the keys.
     """
-    order = _order_of_equal(keys["high"], keys["low"])
+    order = order_of_equal(keys["high"])
+    high, low = keys["high"][order], keys["low"][order]
+    if np.any(~_fresh(high) & _fresh(low)):  # only their high half is equal: rare
+        order = order[np.lexsort((low, high))]
+    del high, low
     fresh = _fresh(keys["high"][order]) | _fresh(keys["low"][order])  # starts a run of equal keys
     once = fresh | _fresh(keys["part"][order]) | _fresh(keys["record"][order])
     starts = np.flatnonzero(fresh)
@@ -278,14 +282,11 @@ def find_groups(keys: NDArray[Any]) -> NDArray[Any]:
     return found
 
 
-def _order_of_equal(high: UInt64s, low: UInt64s) -> Int64s:
-    """The places of hashes whose high half occurs twice or more, in the order of (high, low, place)."""
-    order: Int64s = np.argsort(high, kind="stable")
-    fresh = np.append(_fresh(high[order]), True)
-    order = order[~(fresh[:-1] & fresh[1:])]
-    if np.any(~_fresh(high[order]) & _fresh(low[order])):  # only their high half is equal: rare
-        order = order[np.lexsort((low[order], high[order]))]
-    return order
+def order_of_equal(hashes: UInt64s) -> Int64s:
+    """The places of hashes that occur twice or more, in the order of (hash, place)."""
+    order: Int64s = np.argsort(hashes, kind="stable")
+    fresh = np.append(_fresh(hashes[order]), True)
+    return np.asarray(order[~(fresh[:-1] & fresh[1:])])
 
 
 def _fresh(values: NDArray[Any]) -> Bools:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.arrays import Int64s, UInt32s, UInt64s, with_part
+from dataengine.cleaning.dedup import order_of_equal
 from dataengine.cleaning.minhash import (
     MINHASH_SEED,
     NEAR_KEY,
@@ -87,7 +88,8 @@ class Links:
 
 def link_records(keys: NDArray[Any]) -> Links:
     """The links in one range of the key space, given its keys: NEAR_KEY with the number of the `part`."""
-    hashes, ids, _ = _in_order(keys)
+    keys, ids = _in_order(keys)
+    hashes = keys["hash"]
     starts, sizes, run = _equal_runs(hashes)
     crowd = (sizes > CROWD)[run]
     place = np.arange(len(hashes)) - starts[run]
@@ -104,8 +106,8 @@ def link_alike(keys: NDArray[Any], threshold: float) -> UInt64s:
     """The components of records that share a key outside of crowds and have sketches as similar as those of twins.
 
     Takes the keys of one range: SKETCH_KEY with the number of the `part`. Returns them in the form of `connect`."""
-    hashes, ids, order = _in_order(keys)
-    sketches = keys["sketch"][order]
+    keys, ids = _in_order(keys)
+    hashes, sketches = keys["hash"], keys["sketch"]
     _, sizes, run = _equal_runs(hashes)
     differing = (1 - min(threshold + _CLEARLY, 1.0)) * 3 / 4  # share of rows; one in four agrees by chance
     most = PERMUTATIONS * differing + _DEVIATIONS * (PERMUTATIONS * differing * (1 - differing)) ** 0.5
@@ -124,15 +126,15 @@ def link_alike(keys: NDArray[Any], threshold: float) -> UInt64s:
     return connect(np.concatenate(pairs))
 
 
-def _in_order(keys: NDArray[Any]) -> tuple[UInt64s, UInt64s, Int64s]:
-    """The sorted hashes of keys; the ids of their records, in canonical order for equal hashes; and the order that
-    sorts them."""
-    order = np.argsort(keys["hash"], kind="stable")
-    hashes, ids = keys["hash"][order], ids_of(keys)[order]
+def _in_order(keys: NDArray[Any]) -> tuple[NDArray[Any], UInt64s]:
+    """The keys whose hash occurs twice or more, usually few, by hash; and the ids of their records, in canonical order
+    for equal hashes."""
+    keys = keys[order_of_equal(keys["hash"])]
+    hashes, ids = keys["hash"], ids_of(keys)
     if np.any((hashes[1:] == hashes[:-1]) & (ids[1:] < ids[:-1])):  # rare: most keys come in the order of records
-        again = np.lexsort((ids, hashes))
-        hashes, ids, order = hashes[again], ids[again], order[again]
-    return hashes, ids, order
+        order = np.lexsort((ids, hashes))
+        keys, ids = keys[order], ids[order]
+    return keys, ids
 
 
 def _equal_runs(hashes: UInt64s) -> tuple[Int64s, Int64s, Int64s]:
