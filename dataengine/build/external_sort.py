@@ -64,7 +64,7 @@ class Table:
         return Table(self.heads[order], self.elements if sizes is None else gather(self.elements, sizes, order))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where a unit finds records: a bucket in a file of another unit."""
 
@@ -186,7 +186,7 @@ def read_bucket(
             head, body = content[: 2 * row], memoryview(content)[2 * row :]
         else:
             head, body = store.read_range(key, bucket * row, (bucket + 2) * row), None
-        rows = np.frombuffer(head, "<i8").reshape(2, -1)
+        rows = np.frombuffer(head, "<i8").reshape(2, len(dtypes) + 2)
         if any(one[-1] != _hash(one[:-1].tobytes()) for one in rows):
             raise ValueError
         sizes = [dtype.itemsize for dtype in dtypes]
