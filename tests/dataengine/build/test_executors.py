@@ -351,8 +351,9 @@ def test_a_damaged_file_of_an_unfinished_build_is_named_or_changes_nothing(
             build(config, workers=1)
         assert tree(open_store(config.store)) == undisturbed
         undo()
-    # Missing files may be made again, and shingles are held of parts, too, that have no text to compare.
-    assert named >= (1 if wanted.endswith("held") else 3)
+    # Missing files may be made again, as decisions of another size are, and shingles are held of parts, too, that have
+    # no text to compare.
+    assert named >= (1 if wanted.endswith("held") or wanted.startswith("keeps/") else 3)
 
 
 def test_no_ray_cluster_is_reported_at_once(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
