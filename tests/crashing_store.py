@@ -16,7 +16,7 @@ MOMENTS = {
     "a unit begins": ("folder", "units/", False),
     "before a unit's first shard": ("add", ".mds", False),
     "after a unit's first shard": ("add", ".mds", True),
-    "after a sorted run": ("add", ".bounds.npy", True),
+    "after a run": ("add", "run.00000", True),
     "before a receipt": ("add", "receipt.json", False),
     "after a unit is published": ("published", "units/", True),
     "before a unit's runs go": ("removed", "/run.", False),

@@ -1,7 +1,7 @@
 """Which records of a stream are kept, and the reason for each dropped one.
 
-    part                -> CleanRecords   -> drops by rules, language and decontamination; sorted keys of the rest
-    keys of all parts   -> FindDuplicates (one per range of keys) -> records that share a key
+    part                -> CleanRecords   -> drops by rules, language and decontamination; keys of the rest
+    keys of all parts   -> `split`, FindDuplicates (one per range of keys) -> records that share a key
     near keys           -> near_units     -> near duplicates
     all, and scores     -> judged_alone, mark_duplicates, mark_twins, mark_low_scores -> a reason for each record
 
@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dataengine.build.external_sort import buckets_of, key_runs, num_ranges, read_runs
+from dataengine.build.external_sort import RUN_KEYS, Form, Runs, num_ranges, read_table, units_of
 from dataengine.build.near_units import NearRuns
+from dataengine.build.rounds import Round, Rounds
+from dataengine.build.split import Places, part_sources, split
 from dataengine.build.tokenize import TokenFormat, find_lost
 from dataengine.build.units import OnProgress, Reading, Receipt, Unit, identity_of, select, unit_fingerprint
 from dataengine.cleaning import dedup, score_cache
 from dataengine.errors import InputError
 from dataengine.records.types import RecordFormat, Records, SourcePart
-from dataengine.storage.arrays import encode_npy, read_npy
+from dataengine.storage.arrays import encode_npy, in_threads, read_all_npy
 from dataengine.storage.store import AddFile, Store
 from dataengine.text.tokenizers.base import Tokenizer
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 Codes = NDArray[np.uint8]  # reason of each record, 0 = kept
 
 DROPPED = np.dtype([("record", "<u4"), ("reason", "<u1")])
+KEYS = Form(dedup.KEY, "high")
 
 _BATCH = 4096
 RANGE_KEYS = 1 << 22  # keys of a FindDuplicates unit, about
@@ -197,7 +200,7 @@ class CleanRecords(Unit):
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         reading = Reading(self.part, self.records, on_progress)
-        keys = key_runs(add, "run", "high", dedup.sort_keys)
+        keys = Runs(add, "run", RUN_KEYS)
         near = None if self.cleaning.near_dedup is None else NearRuns(add, self.cleaning.near_dedup)
         codes = [np.empty(0, np.uint8)]
         hashes = {direction: [np.empty(0, score_cache.KEY)] for direction in self.cleaning.scores}
@@ -232,47 +235,51 @@ class CleanRecords(Unit):
 
 @dataclass(frozen=True)
 class FindDuplicates(Unit):
-    """Find the records of a stream that share a key, in one of `ranges` ranges."""
+    """Find the records of a stream that share a key, in one range of keys."""
 
     kind: ClassVar[str] = "duplicates"
-    runs: tuple[tuple[str, int], ...]  # fingerprint of a CleanRecords unit, its number of runs; in the stream's order
-    number: int
-    ranges: int  # at most BUCKETS
+    places: Places  # of keys, dtype KEYS, in the stream's order
     keys: int = field(metadata={"identity": False})  # an estimate, for progress
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return tuple(fingerprint for fingerprint, _ in self.runs)
+        return units_of(self.places)
 
     @property
     def input_bytes(self) -> int:
         return self.keys * dedup.KEY.itemsize
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
-        buckets = buckets_of(self.number, self.ranges)
-        parts = (read_runs(store, unit, "run", runs, {"keys": dedup.KEY}, buckets) for unit, runs in self.runs)
-        groups = dedup.find_groups([dedup.sort_keys(keys) for (keys,) in parts])
+        groups = dedup.find_groups(read_table(store, self.places, KEYS).heads)
         on_progress(self.input_bytes)
         add("groups.npy", encode_npy(groups))
         return Receipt()
 
 
-def duplicate_units(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) -> list[FindDuplicates]:
-    """The units that find the exact duplicates among the records of all parts."""
-    keys = len(units[0].cleaning.dedup) * sum(receipt.kept for receipt in receipts)
+def find_duplicates(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) -> Rounds[list[FindDuplicates]]:
+    """Rounds of units that find the exact duplicates among the records of all parts; returns the last units."""
+    kinds = len(units[0].cleaning.dedup)
+    keys = kinds * sum(receipt.kept for receipt in receipts)
     if not keys:
         return []
     ranges = num_ranges(keys, RANGE_KEYS)
-    runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
-    return [FindDuplicates(runs, number, ranges, keys // ranges) for number in range(ranges)]
+    runs = [
+        run
+        for part, (unit, receipt) in enumerate(zip(units, receipts, strict=True))
+        for run in part_sources(part, unit.fingerprint, "run", receipt.runs, receipt.kept * kinds * KEYS.moved.itemsize)
+    ]
+    places = yield from split("comparing", runs, KEYS, ranges)
+    comparing = [FindDuplicates(here, keys // ranges) for here in places]
+    yield Round("comparing", comparing)
+    return comparing
 
 
 def judged_alone(units: Sequence[CleanRecords], receipts: Sequence[Receipt], store: Store) -> list[Codes]:
     """The code of each usable record of each part, from the record alone."""
     judged = []
-    for unit, receipt in zip(units, receipts, strict=True):
+    all_dropped = read_all_npy(store, [f"{unit.folder}/dropped.npy" for unit in units])
+    for receipt, dropped in zip(receipts, all_dropped, strict=True):
         codes = np.zeros(receipt.kept + sum(receipt.dropped.values()), np.uint8)
-        dropped = read_npy(store, f"{unit.folder}/dropped.npy")
         codes[dropped["record"]] = dropped["reason"]
         judged.append(codes)
     return judged
@@ -280,7 +287,7 @@ def judged_alone(units: Sequence[CleanRecords], receipts: Sequence[Receipt], sto
 
 def mark_duplicates(judged: Sequence[Codes], comparing: Sequence[FindDuplicates], store: Store) -> None:
     """Mark the exact duplicates in the codes of all parts."""
-    parts, records, reasons = dedup.drop_later([read_npy(store, f"{unit.folder}/groups.npy") for unit in comparing])
+    parts, records, reasons = dedup.drop_later(read_all_npy(store, [f"{unit.folder}/groups.npy" for unit in comparing]))
     bounds = np.searchsorted(parts, np.arange(len(judged) + 1))
     for number, codes in enumerate(judged):
         here = slice(bounds[number], bounds[number + 1])
@@ -307,10 +314,11 @@ def mark_low_scores(
     cleaning = units[0].cleaning
     for direction, cache in caches.items():
         missing = total = 0
-        for unit, codes in zip(units, judged, strict=True):
-            hashes = read_npy(store, f"{unit.folder}/pairs.{direction}.npy")
+        all_hashes = read_all_npy(store, [f"{unit.folder}/pairs.{direction}.npy" for unit in units])
+        all_scores = in_threads(cache.load, [unit.part.digest for unit in units])
+        for codes, hashes, scores in zip(judged, all_hashes, all_scores, strict=True):
             alive = np.flatnonzero(codes == 0)
-            found_scores = score_cache.lookup(cache.load(unit.part.digest), hashes[alive])
+            found_scores = score_cache.lookup(scores, hashes[alive])
             missing, total = missing + int(np.isnan(found_scores).sum()), total + len(alive)
             codes[alive[found_scores < np.float32(cleaning.scores[direction])]] = cleaning.code(f"score {direction}")
         if missing:

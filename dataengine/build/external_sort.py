@@ -1,39 +1,110 @@
-"""An external sort: units write arrays as runs sorted by a random 64-bit key, and later units read ranges of them.
+"""Records of many parts, brought together by ranges of a key in bounded memory (`split` has the units that do so).
 
-A run has a file per array and a file of bounds. The bounds hold, for each of BUCKETS equal ranges of keys, the first
-element in each array and a hash of the elements. So a range of keys can be read and checked without the rest.
+A unit writes its records in files. A file has one bucket or more: a range of keys each, with the records in it and
+their elements (tokens, shingles) side by side. A head gives the place and a hash of each bucket. So one request reads a
+file with one bucket, and two read and check a bucket of many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dataengine.arrays import Int64s, UInt64s
-from dataengine.storage.arrays import damaged_unit, encode_npy, read_npy
+from dataengine.arrays import Int64s, with_part
+from dataengine.build.units import Keep
+from dataengine.storage.arrays import damaged_unit, in_threads
 from dataengine.storage.store import AddFile, Store
+from dataengine.text.packing import gather
 
-BUCKETS = 4096  # equal ranges of keys at which reading can begin
-RUN_KEYS = 1 << 21  # keys sorted at a time
+BUCKETS = 4096  # equal ranges of 64-bit keys at which a range can begin
+RUN_KEYS = 1 << 21  # keys of a run
+_KEY_SHIFT = np.uint64(64 - (BUCKETS - 1).bit_length())
 
 Bucketed = tuple[NDArray[Any], Int64s]  # an array; where each of its buckets begins, then its length
 
 
-def bucket_bounds(keys: UInt64s, buckets: int = BUCKETS) -> Int64s:
-    """Where each of `buckets` equal ranges of 64-bit keys begins in sorted keys, then the number of keys; shape
-    (buckets + 1,)."""
-    edges = np.array([(number << 64) // buckets for number in range(1, buckets)], np.uint64)
-    inner = np.searchsorted(np.ascontiguousarray(keys), edges)
-    return np.concatenate([[0], inner, [len(keys)]]).astype(np.int64)
+@dataclass(frozen=True)
+class Form:
+    """The form of records: their fields, the field that decides their range, and the elements that each may have."""
+
+    head: np.dtype[Any]  # as the units of parts write them
+    by: str  # a field: a 64-bit key, or (of fewer bits) the number of the range
+    sizes: str = ""  # a field: the number of the record's elements
+    element: np.dtype[Any] | None = None
+
+    @property
+    def moved(self) -> np.dtype[Any]:
+        """The fields with the number of the part."""
+        return with_part(np.empty(0, self.head), 0).dtype
+
+    def ranges_of(self, heads: NDArray[Any], ranges: int) -> NDArray[Any]:
+        """The range of each record, of `ranges`; shape (n,)."""
+        values: NDArray[Any] = np.asarray(heads[self.by])
+        if values.dtype.itemsize < 8:
+            return values
+        cuts = number_cuts([BUCKETS * number // ranges for number in range(ranges + 1)])
+        return np.asarray(cuts[values >> _KEY_SHIFT])
 
 
-def buckets_of(number: int, ranges: int) -> tuple[int, int]:
-    """The buckets of range `number` of `ranges`: the first, and one past the last."""
-    return BUCKETS * number // ranges, BUCKETS * (number + 1) // ranges
+@dataclass(frozen=True)
+class Table:
+    """n records, and their elements one after the other (none without a form for them)."""
+
+    heads: NDArray[Any]
+    elements: NDArray[Any]
+
+    def take(self, order: Int64s, form: Form) -> Table:
+        """The records in another order."""
+        sizes = self.heads[form.sizes].astype(np.int64) if form.sizes else None
+        return Table(self.heads[order], self.elements if sizes is None else gather(self.elements, sizes, order))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a unit finds records: a bucket in a file of another unit."""
+
+    unit: str  # its fingerprint
+    name: str
+    bucket: int = 0
+    buckets: int = 1
+    part: int | None = None  # the number of the records' part; None: the records have it
+    alive: Keep | None = None  # the records of the part that count; all, if None
+
+    def read(self, store: Store, form: Form) -> Table:
+        """The records, with the number of their part. Raises InputError if they are missing or damaged."""
+        dtypes = [form.moved if self.part is None else form.head, *([form.element] if form.element else [])]
+        arrays = read_bucket(store, f"units/{self.unit}/{self.name}", dtypes, self.bucket, self.buckets)
+        heads = arrays[0] if self.part is None else with_part(arrays[0], self.part)
+        if self.alive is not None:
+            bits, records = self.alive.read(store), heads["record"]
+            heads = heads[(bits[records >> 3] << (records & 7).astype(np.uint8)) & 0x80 > 0]
+        return Table(heads, arrays[1] if form.element else np.empty(0, np.uint8))
+
+
+def units_of(sources: Sequence[Source]) -> tuple[str, ...]:
+    """Fingerprints of the units that wrote the records."""
+    return tuple(dict.fromkeys(source.unit for source in sources))
+
+
+def read_table(store: Store, sources: Sequence[Source], form: Form) -> Table:
+    """The records of all sources, in their order. The memory is twice that of the records."""
+    found = list(in_threads(lambda source: source.read(store, form), sources))
+    return Table(
+        np.concatenate([np.empty(0, form.moved), *(table.heads for table in found)]),
+        np.concatenate([np.empty(0, form.element or np.uint8), *(table.elements for table in found)]),
+    )
+
+
+def number_cuts(starts: Sequence[int]) -> NDArray[Any]:
+    """For each number from the first of sorted starts to the last, the place of the latest start at or before it; in a
+    small dtype, which sorts fast."""
+    count = len(starts) - 1
+    return np.repeat(np.arange(count, dtype=np.min_scalar_type(count)), np.diff(starts))
 
 
 def num_ranges(total: int, most: int) -> int:
@@ -41,25 +112,22 @@ def num_ranges(total: int, most: int) -> int:
     return min(max(1, -(-total // most)), BUCKETS)
 
 
-class SortedRuns:
-    """Collect arrays and write them as sorted runs PREFIX.00000, PREFIX.00001, and so on.
+class Runs:
+    """Collect arrays (records, and perhaps their elements) and write them as runs PREFIX.00000, PREFIX.00001, and so
+    on: files with one bucket.
 
-    A run is written once the last array has `most` elements. `sort` turns the collected arrays into those of the run,
-    by the suffixes of their files.
+    A run is written once the last array has `most` elements, after a call of `before` with its name and arrays.
     """
 
-    def __init__(self, add: AddFile, prefix: str, most: int, sort: Callable[..., Mapping[str, Bucketed]]) -> None:
-        self._add, self._prefix, self._most, self._sort = add, prefix, most, sort
+    def __init__(
+        self, add: AddFile, prefix: str, most: int, before: Callable[..., None] = lambda name, *arrays: None
+    ) -> None:
+        self._add, self._prefix, self._most, self._before = add, prefix, most, before
         self._parts: list[tuple[NDArray[Any], ...]] = []
         self._waiting = self._runs = 0
 
-    @property
-    def name(self) -> str:
-        """Name of the current run."""
-        return f"{self._prefix}.{self._runs:05d}"
-
     def add(self, *arrays: NDArray[Any]) -> None:
-        """Add arrays, in the order of the parameters of `sort`."""
+        """Add arrays."""
         self._parts.append(arrays)
         self._waiting += len(arrays[-1])
         if self._waiting >= self._most:
@@ -72,86 +140,76 @@ class SortedRuns:
         return self._runs
 
     def _write(self) -> None:
-        arrays = self._sort(*map(np.concatenate, zip(*self._parts, strict=True)))
-        files = {f"{self.name}.{suffix}": array for suffix, array in arrays.items()}
-        write_buckets(self._add, f"{self.name}.bounds.npy", files)
-        self._runs, self._waiting, self._parts = self._runs + 1, 0, []
+        arrays = list(map(np.concatenate, zip(*self._parts, strict=True)))
+        self._parts = []
+        name = run_name(self._prefix, self._runs)
+        self._before(name, *arrays)
+        write_buckets(self._add, name, list(map(whole_bucket, arrays)))
+        self._runs, self._waiting = self._runs + 1, 0
 
 
-def key_runs(add: AddFile, prefix: str, column: str, sort: Callable[[NDArray[Any]], NDArray[Any]]) -> SortedRuns:
-    """Runs of keys only (one file, .keys): arrays of one dtype, in buckets by their `column`."""
-
-    def sort_keys(keys: NDArray[Any]) -> dict[str, Bucketed]:
-        ordered = sort(keys)
-        return {"keys": (ordered, bucket_bounds(ordered[column]))}
-
-    return SortedRuns(add, prefix, RUN_KEYS, sort_keys)
+def run_name(prefix: str, number: int) -> str:
+    """The file of a run."""
+    return f"{prefix}.{number:05d}"
 
 
-def read_runs(
-    store: Store,
-    fingerprint: str,
-    prefix: str,
-    runs: int,
-    dtypes: Mapping[str, np.dtype[Any]],
-    buckets: tuple[int, int],
-) -> list[NDArray[Any]]:
-    """Some buckets of the arrays that a unit wrote with `SortedRuns`, run after run.
+def whole_bucket(array: NDArray[Any]) -> Bucketed:
+    """An array in one bucket."""
+    return array, np.array([0, len(array)])
 
-    Takes the dtype of each array by its suffix, the first bucket and one past the last.
+
+def write_buckets(add: AddFile, name: str, arrays: Sequence[Bucketed]) -> None:
+    """Write arrays bucket by bucket, after a head of int64, shape (buckets + 1, arrays + 2).
+
+    A row of the head is where the bucket begins in each array, the hash of its bytes, and the hash of the row.
     """
-    found = [[np.empty(0, dtype)] for dtype in dtypes.values()]
-    for run in range(runs):
-        name = f"units/{fingerprint}/{prefix}.{run:05d}"
-        files = {f"{name}.{suffix}": dtype for suffix, dtype in dtypes.items()}
-        for parts, array in zip(found, read_buckets(store, f"{name}.bounds.npy", files, buckets), strict=True):
-            parts.append(array)
-    return [np.concatenate(parts) for parts in found]
+    begins = np.stack([places for _, places in arrays], axis=1)
+    head = np.zeros((len(begins), len(arrays) + 2), "<i8")
+    head[:, :-2] = begins
+    views = [np.ascontiguousarray(array).view(np.uint8).data for array, _ in arrays]
+    sizes = [array.itemsize for array, _ in arrays]
+    pieces: list[memoryview] = []
+    for bucket, (low, high) in enumerate(zip(begins[:-1].tolist(), begins[1:].tolist(), strict=True)):
+        here = [view[low[k] * size : high[k] * size] for k, (view, size) in enumerate(zip(views, sizes, strict=True))]
+        head[bucket, -2] = _hash(*here)
+        pieces += here
+    head[:, -1] = [_hash(row[:-1].tobytes()) for row in head]
+    add(name, b"".join([head.tobytes(), *pieces]))
 
 
-def write_buckets(add: AddFile, bounds: str, arrays: Mapping[str, Bucketed]) -> None:
-    """Write arrays as raw bytes, and a file of bounds, shape (2 * arrays, buckets + 1): first a row per array with the
-    beginnings of its buckets, then a row per array with their hashes."""
-    hashes = []
-    for name, (array, begins) in arrays.items():
-        content = array.tobytes()
-        hashes.append(_bucket_hashes(content, begins, array.itemsize))
-        add(name, content)
-    add(bounds, encode_npy(np.stack([*(begins for _, begins in arrays.values()), *hashes])))
-
-
-def read_buckets(
-    store: Store, bounds: str, dtypes: Mapping[str, np.dtype[Any]], buckets: tuple[int, int]
+def read_bucket(
+    store: Store, key: str, dtypes: Sequence[np.dtype[Any]], bucket: int = 0, buckets: int = 1
 ) -> list[NDArray[Any]]:
-    """Neighbouring buckets of the arrays that a unit wrote with `write_buckets`, given the dtype of each file.
+    """The arrays of a bucket of a file of `write_buckets`, given their dtypes and its number of buckets.
 
-    Raises InputError if a file is missing, or damaged in these buckets.
+    Raises InputError if the file is missing, or damaged in this bucket.
     """
-    low, high = buckets
-    rows = read_npy(store, bounds)[:, low : high + 1]
-    return [
-        _read_array(store, key, dtype, begins, hashes)
-        for (key, dtype), begins, hashes in zip(dtypes.items(), rows[: len(dtypes)], rows[len(dtypes) :], strict=True)
-    ]
-
-
-def _read_array(store: Store, key: str, dtype: np.dtype[Any], begins: Int64s, hashes: Int64s) -> NDArray[Any]:
-    first, last = int(begins[0]), int(begins[-1])
-    if first == last:
-        return np.empty(0, dtype)
+    row = 8 * (len(dtypes) + 2)
     try:
-        content = store.read_range(key, first * dtype.itemsize, last * dtype.itemsize)
-    except FileNotFoundError:
+        if buckets == 1:
+            content = store.read(key)
+            head, body = content[: 2 * row], memoryview(content)[2 * row :]
+        else:
+            head, body = store.read_range(key, bucket * row, (bucket + 2) * row), None
+        rows = np.frombuffer(head, "<i8").reshape(2, len(dtypes) + 2)
+        if any(one[-1] != _hash(one[:-1].tobytes()) for one in rows):
+            raise ValueError
+        sizes = [dtype.itemsize for dtype in dtypes]
+        low, high = ([place * size for place, size in zip(one, sizes, strict=False)] for one in rows.tolist())
+        if body is None:
+            first = (buckets + 1) * row + sum(low)
+            stop = first + sum(high) - sum(low)
+            body = memoryview(store.read_range(key, first, stop) if stop > first else b"")
+        if rows[0, -2] != _hash(body):
+            raise ValueError
+    except (FileNotFoundError, ValueError):
         raise damaged_unit(store, key) from None
-    if not np.array_equal(_bucket_hashes(content, begins - first, dtype.itemsize)[:-1], hashes[:-1]):
-        raise damaged_unit(store, key)
-    return np.frombuffer(content, dtype)
+    ends = np.cumsum(np.subtract(high, low)).tolist()
+    return [np.frombuffer(body[a:b], dtype) for a, b, dtype in zip([0, *ends], ends, dtypes, strict=False)]
 
 
-def _bucket_hashes(content: bytes, begins: Int64s, size: int) -> Int64s:
-    """A hash of each bucket, then a zero, for elements of `size` bytes; the shape of `begins`."""
-    hashes, view = np.zeros(len(begins), np.int64), memoryview(content)
-    for bucket in np.flatnonzero(np.diff(begins)).tolist():
-        part = view[int(begins[bucket]) * size : int(begins[bucket + 1]) * size]
-        hashes[bucket] = np.uint64(xxhash.xxh3_64_intdigest(part)).astype(np.int64)
-    return hashes
+def _hash(*pieces: bytes | memoryview) -> np.int64:
+    whole = xxhash.xxh3_64()
+    for piece in pieces:
+        whole.update(piece)
+    return np.uint64(whole.intdigest()).astype(np.int64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,25 +10,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.arrays import Int64s
+from dataengine.build.external_sort import Form, Source
 from dataengine.build.near_units import (
+    GATHERED,
+    KEYS,
     MEMBER,
+    SKETCHES,
     CompareTexts,
     FindLinks,
     GatherShingles,
     Members,
-    PartKeys,
     RowKeys,
     SketchKeys,
-    alike_units,
-    link_units,
+    find_alike,
+    find_links,
 )
 from dataengine.build.rounds import Round, Rounds
-from dataengine.build.units import Keep, Unit, publish_keep
+from dataengine.build.split import part_sources, split
+from dataengine.build.units import Unit, publish_keeps
 from dataengine.cleaning import near_duplicates
 from dataengine.cleaning.minhash import choose_bands
 from dataengine.cleaning.near_duplicates import TWIN, Candidates, Links
 from dataengine.records.types import RecordFormat, SourcePart
-from dataengine.storage.arrays import encode_npy, read_npy
+from dataengine.storage.arrays import encode_npy, read_all_npy
 from dataengine.storage.store import Store
 
 if TYPE_CHECKING:
@@ -50,9 +54,10 @@ class CleanedPart:
     kept: int  # records that this unit keeps; they have keys
     alive: NDArray[np.bool_]  # of its usable records, those that everything else keeps
 
-    def publish_alive(self, store: Store) -> Keep | None:
+    @property
+    def fewer_alive(self) -> NDArray[np.bool_] | None:
         """Which records are alive; None if all records with keys are."""
-        return publish_keep(self.alive, store) if np.count_nonzero(self.alive) < self.kept else None
+        return self.alive if np.count_nonzero(self.alive) < self.kept else None
 
 
 def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> Rounds[tuple[NDArray[Any], int]]:
@@ -62,44 +67,50 @@ def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> 
     they were compared with only some of these.
     """
     alive = sum(int(np.count_nonzero(part.alive)) for part in parts)
-    linking = link_units(
-        [PartKeys(k, part.fingerprint, part.runs, part.publish_alive(store)) for k, part in enumerate(parts)],
-        choose_bands(threshold)[0] * alive,
-    )
-    yield Round("comparing", linking)
+    bands = choose_bands(threshold)[0]
+    runs: list[tuple[Source, int]] = []
+    alive_keeps = publish_keeps((part.fewer_alive for part in parts), store)
+    for k, (part, keep) in enumerate(zip(parts, alive_keeps, strict=True)):
+        size = part.kept * bands * KEYS.moved.itemsize
+        runs += part_sources(k, part.fingerprint, "near", part.runs, size, keep)
+    linking = yield from find_links(runs, bands * alive)
     links = _gather_links(linking, store)
     components = links.pairs
     if len(links.crowded):
         rows: dict[int, Unit] = {
-            k: RowKeys(*_place(parts[k]), _publish(ids, store)) for k, ids in _by_part(links.crowded).items()
+            k: RowKeys(*_place(parts[k]), members) for k, members in _publish(links.crowded, store).items()
         }
-        keys, count = yield from _make_keys(rows)
-        rare = link_units(keys, count)
-        yield Round("comparing", rare)
+        rare = yield from find_links(*(yield from _make_keys(rows, KEYS)))
         components = near_duplicates.connect(np.concatenate([components, _gather_links(rare, store).pairs]))
     found = near_duplicates.find_candidates(links, components)
     if (large := found.sizes > near_duplicates.LARGE).any():
         sketches: dict[int, Unit] = {
-            k: SketchKeys(*_place(parts[k]), _publish(ids, store), threshold)
-            for k, ids in _by_part(found.ids[large]).items()
+            k: SketchKeys(*_place(parts[k]), members, threshold)
+            for k, members in _publish(found.ids[large], store).items()
         }
-        alike = alike_units(*(yield from _make_keys(sketches)), threshold)
-        yield Round("comparing", alike)
+        alike = yield from find_alike(*(yield from _make_keys(sketches, SKETCHES)), threshold)
         found = found.relink(large, _gather_pairs(alike, store))
     if not len(found.ids):
         return np.empty(0, TWIN), 0
     members, groups, cut = _group(found, _room(parts))
     gathering = {
-        k: GatherShingles(*_place(parts[k]), Members.publish(encode_npy(table), store), groups)
-        for k, table in members.items()
+        k: GatherShingles(*_place(parts[k]), published) for k, published in _publish_members(members, store).items()
     }
-    yield Round("comparing", list(gathering.values()))
-    gathered = tuple((k, unit.fingerprint) for k, unit in gathering.items())
-    sizes = np.bincount(np.concatenate([table["group"] for table in members.values()]), minlength=groups)
-    comparing = [CompareTexts(gathered, number, threshold, size) for number, size in enumerate(sizes.tolist()) if size]
+    receipts = yield Round("comparing", list(gathering.values()))
+    gathered = []
+    for (k, unit), receipt in zip(gathering.items(), receipts, strict=True):
+        size = receipt.kept * GATHERED.moved.itemsize + 8 * receipt.tokens
+        gathered += part_sources(k, unit.fingerprint, "gathered", receipt.runs, size)
+    first, *others = yield from split("comparing", gathered, GATHERED, groups)
+    sizes = np.bincount(np.concatenate([table["group"] for table in members.values()]), minlength=groups).tolist()
+    comparing = [
+        CompareTexts(first if sizes[0] else (), places, threshold, size)
+        for places, size in zip([(), *others], sizes, strict=True)
+        if size
+    ]
     yield Round("comparing", comparing)
-    overfull = np.unique(np.concatenate([cut, *(read_npy(store, f"{unit.folder}/overfull.npy") for unit in comparing)]))
-    twins = np.concatenate([read_npy(store, f"{unit.folder}/twins.npy") for unit in comparing])
+    overfull = np.unique(np.concatenate([cut, *_read_all(comparing, "overfull.npy", store)]))
+    twins = np.concatenate(list(_read_all(comparing, "twins.npy", store)))
     return twins[np.argsort(twins["record"])], len(overfull)
 
 
@@ -107,19 +118,26 @@ def _place(part: CleanedPart) -> tuple[SourcePart, RecordFormat, str, int]:
     return part.part, part.records, part.fingerprint, part.runs
 
 
-def _make_keys(units: Mapping[int, Unit]) -> Rounds[tuple[list[PartKeys], int]]:
-    """A round of units that make keys, by the numbers of their parts; returns the places and the number of keys."""
+def _make_keys(units: Mapping[int, Unit], form: Form) -> Rounds[tuple[list[tuple[Source, int]], int]]:
+    """A round of units that make keys, by the numbers of their parts; returns the runs and the number of keys."""
     receipts = yield Round("comparing", list(units.values()))
-    made = zip(units.items(), receipts, strict=True)
-    keys = [PartKeys(k, unit.fingerprint, receipt.near_runs, None) for (k, unit), receipt in made]
-    return keys, sum(receipt.kept for receipt in receipts)
+    runs = [
+        run
+        for (k, unit), receipt in zip(units.items(), receipts, strict=True)
+        for run in part_sources(k, unit.fingerprint, "near", receipt.near_runs, receipt.kept * form.moved.itemsize)
+    ]
+    return runs, sum(receipt.kept for receipt in receipts)
+
+
+def _read_all(units: Sequence[Unit], name: str, store: Store) -> Iterator[NDArray[Any]]:
+    """An array of each unit."""
+    return read_all_npy(store, [f"{unit.folder}/{name}" for unit in units])
 
 
 def _gather_pairs(units: Sequence[Unit], store: Store) -> UInt64s:
     """The pairs of all ranges, reduced to pairs of a record with the first of its component."""
     pairs = np.empty((0, 2), np.uint64)
-    for unit in units:
-        more = read_npy(store, f"{unit.folder}/pairs.npy")
+    for more in _read_all(units, "pairs.npy", store):
         if len(more):
             pairs = near_duplicates.connect(np.concatenate([pairs, more]))
     return pairs
@@ -128,9 +146,10 @@ def _gather_pairs(units: Sequence[Unit], store: Store) -> UInt64s:
 def _gather_links(units: Sequence[FindLinks], store: Store) -> Links:
     """The links of all ranges, with pairs as returned by `_gather_pairs`."""
     crowded, first = np.empty(0, np.uint64), np.empty(0, np.uint64)
-    for unit in units:
-        crowded = np.union1d(crowded, read_npy(store, f"{unit.folder}/crowded.npy"))
-        first = np.union1d(first, read_npy(store, f"{unit.folder}/representatives.npy"))
+    for more in _read_all(units, "crowded.npy", store):
+        crowded = np.union1d(crowded, more)
+    for more in _read_all(units, "representatives.npy", store):
+        first = np.union1d(first, more)
     return Links(_gather_pairs(units, store), crowded, first)
 
 
@@ -141,10 +160,18 @@ def _by_part(ids: UInt64s) -> dict[int, Int64s]:
     return dict(zip(numbers.astype(int).tolist(), np.split(records, begins[1:]), strict=True))
 
 
-def _publish(records: Int64s, store: Store) -> Members:
-    members = np.zeros(len(records), MEMBER)
-    members["record"] = records
-    return Members.publish(encode_npy(members), store)
+def _publish(ids: UInt64s, store: Store) -> dict[int, Members]:
+    """Publish records as members, by the numbers of their parts."""
+    members = {}
+    for number, records in _by_part(ids).items():
+        members[number] = np.zeros(len(records), MEMBER)
+        members[number]["record"] = records
+    return _publish_members(members, store)
+
+
+def _publish_members(members: Mapping[int, NDArray[Any]], store: Store) -> dict[int, Members]:
+    published = Members.publish(list(map(encode_npy, members.values())), store)
+    return dict(zip(members, published, strict=True))
 
 
 def _room(parts: Sequence[CleanedPart]) -> int:

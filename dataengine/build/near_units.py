@@ -5,6 +5,8 @@ keys of all parts    -> FindLinks (one per range of keys) -> pairs of kept recor
 crowds, if any       -> RowKeys (one per part) -> keys that no crowd shares -> FindLinks
 large components     -> SketchKeys (one per part) -> FindAlike (one per range of keys) -> smaller components
 components of pairs  -> GatherShingles (one per part) -> CompareTexts (one per group of components) -> twins
+
+`split` brings what the units of parts write to the units of ranges and groups.
 """
 
 from __future__ import annotations
@@ -18,33 +20,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.arrays import Int64s
-from dataengine.build.external_sort import buckets_of, key_runs, num_ranges, read_buckets, read_runs, write_buckets
-from dataengine.build.units import Keep, Named, OnProgress, Reading, Receipt, Unit
+from dataengine.build.external_sort import (
+    RUN_KEYS,
+    Form,
+    Runs,
+    Source,
+    Table,
+    num_ranges,
+    read_bucket,
+    read_table,
+    run_name,
+    units_of,
+    whole_bucket,
+    write_buckets,
+)
+from dataengine.build.rounds import Round, Rounds
+from dataengine.build.split import Places, split
+from dataengine.build.units import Named, OnProgress, Reading, Receipt, Unit
 from dataengine.cleaning import minhash, near_duplicates
 from dataengine.cleaning.minhash import NEAR_KEY, SKETCH_KEY, Shingles, sort_near_keys
-from dataengine.cleaning.near_duplicates import Texts, record_ids
+from dataengine.cleaning.near_duplicates import Texts
 from dataengine.records.types import RecordFormat, SourcePart
-from dataengine.storage.arrays import decode_npy, encode_npy, read_npy
+from dataengine.storage.arrays import decode_npy, encode_npy
 from dataengine.storage.store import AddFile, Store
 
 _BATCH = 4096
-_RUN_SHINGLES = 1 << 23  # shingles of a run kept for comparing (64 MiB); the other texts are read again
+_RUN_SHINGLES = 1 << 23  # shingles of a run (64 MiB); of a run of keys, the other texts are read again
 RANGE_KEYS = 1 << 22  # keys of a FindLinks unit, about
 # A record to compare: its number in the part, its group (0: the representatives) and its component.
 MEMBER = np.dtype([("record", "<u4"), ("group", "<u4"), ("component", "<u8"), ("crowded", "<u1"), ("size", "<u4")])
 _HELD = np.dtype([("record", "<u4"), ("size", "<u4")])  # a record whose shingles are kept, and their number
+KEYS, SKETCHES = Form(NEAR_KEY, "hash"), Form(SKETCH_KEY, "hash")
+GATHERED = Form(MEMBER, "group", "size", np.dtype("<u8"))  # with the shingles
 
 
 class NearRuns:
-    """Write the band keys of texts as `key_runs` named near, and the shingles of texts that share a key in a run.
+    """Write the band keys of texts as runs named near, and the shingles of texts that share a key in a run.
 
-    near.N.held.npy and near.N.shingles.npy hold the records of these texts and their shingles, up to _RUN_SHINGLES, so
-    that most texts need not be read again.
+    near.N.held holds the records of these texts and their shingles, up to _RUN_SHINGLES, so that most texts need not be
+    read again.
     """
 
     def __init__(self, add: AddFile, threshold: float) -> None:
         self._add, self._threshold = add, threshold
-        self._keys = key_runs(add, "near", "hash", self._sort)
+        self._keys = Runs(add, "near", RUN_KEYS, self._write_held)
         self._held: list[tuple[Int64s, Shingles]] = []
         self._shingles = 0
 
@@ -61,12 +80,6 @@ class NearRuns:
         """Write the last run; return the number of runs."""
         return self._keys.finish()
 
-    def _sort(self, keys: NDArray[Any]) -> NDArray[Any]:
-        """The sorted keys of a run; writes their shingles first."""
-        ordered = sort_near_keys(keys)
-        self._write_held(self._keys.name, ordered)
-        return ordered
-
     def _write_held(self, name: str, keys: NDArray[Any]) -> None:
         sharing = _with_shared_key(keys)
         chosen = [(records, shingles, np.isin(records, sharing)) for records, shingles in self._held]
@@ -74,61 +87,40 @@ class NearRuns:
         held = minhash.join([shingles.select(mask).distinct() for _, shingles, mask in chosen])
         table = np.empty(len(records), _HELD)
         table["record"], table["size"] = records, held.sizes
-        self._add(f"{name}.held.npy", encode_npy(table))
-        self._add(f"{name}.shingles.npy", encode_npy(held.hashes))
+        write_buckets(self._add, f"{name}.held", [whole_bucket(table), whole_bucket(held.hashes)])
         self._held, self._shingles = [], 0
 
 
 def _with_shared_key(keys: NDArray[Any]) -> Int64s:
-    """The records of sorted keys that share a key with another record."""
+    """The records of keys that share a key with another record."""
+    keys = sort_near_keys(keys)
     equal = (keys["hash"][1:] == keys["hash"][:-1]) & (keys["record"][1:] != keys["record"][:-1])
     records: Int64s = np.concatenate([keys["record"][1:][equal], keys["record"][:-1][equal]]).astype(np.int64)
     return np.unique(records)
 
 
 @dataclass(frozen=True)
-class PartKeys:
-    """The keys of a part's alive records."""
-
-    part: int  # its number
-    fingerprint: str  # of the unit that wrote them
-    runs: int
-    alive: Keep | None  # all, if None
-
-    def read(self, store: Store, dtype: np.dtype[Any], buckets: tuple[int, int]) -> NDArray[Any]:
-        """The sorted keys in buckets, from the first to one past the last."""
-        (keys,) = read_runs(store, self.fingerprint, "near", self.runs, {"keys": dtype}, buckets)
-        if self.alive is not None:
-            bits, records = self.alive.read(store), keys["record"]
-            keys = keys[(bits[records >> 3] << (records & 7).astype(np.uint8)) & 0x80 > 0]
-        return sort_near_keys(keys)
-
-
-@dataclass(frozen=True)
 class _ReadsKeys(Unit):
-    """A unit that compares the keys of all parts in one of `ranges` ranges."""
+    """A unit that compares the keys of all parts in one range."""
 
-    runs: tuple[PartKeys, ...]
-    number: int
-    ranges: int  # at most BUCKETS
+    places: Places  # of the keys, in the stream's order
     keys: int = field(metadata={"identity": False})  # an estimate, for progress
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return tuple(keys.fingerprint for keys in self.runs)
+        return units_of(self.places)
 
     @property
     def input_bytes(self) -> int:
-        return self.keys * self._dtype.itemsize
+        return self.keys * self.form.head.itemsize
 
     @property
     @abstractmethod
-    def _dtype(self) -> np.dtype[Any]:
+    def form(self) -> Form:
         """Of the keys."""
 
-    def _keys(self, store: Store, on_progress: OnProgress) -> list[tuple[int, NDArray[Any]]]:
-        buckets = buckets_of(self.number, self.ranges)
-        keys = [(keys.part, keys.read(store, self._dtype, buckets)) for keys in self.runs]
+    def _keys(self, store: Store, on_progress: OnProgress) -> NDArray[Any]:
+        keys = read_table(store, self.places, self.form).heads
         on_progress(self.input_bytes)
         return keys
 
@@ -140,8 +132,8 @@ class FindLinks(_ReadsKeys):
     kind: ClassVar[str] = "links"
 
     @property
-    def _dtype(self) -> np.dtype[Any]:
-        return NEAR_KEY
+    def form(self) -> Form:
+        return KEYS
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         links = near_duplicates.link_records(self._keys(store, on_progress))
@@ -159,24 +151,30 @@ class FindAlike(_ReadsKeys):
     threshold: float
 
     @property
-    def _dtype(self) -> np.dtype[Any]:
-        return SKETCH_KEY
+    def form(self) -> Form:
+        return SKETCHES
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         add("pairs.npy", encode_npy(near_duplicates.link_alike(self._keys(store, on_progress), self.threshold)))
         return Receipt()
 
 
-def link_units(runs: Sequence[PartKeys], keys: int) -> list[FindLinks]:
-    """The units that link the records of all parts by about `keys` keys."""
+def find_links(files: Sequence[tuple[Source, int]], keys: int) -> Rounds[list[FindLinks]]:
+    """Rounds of units that link records by about `keys` keys in files; returns the last ones."""
     ranges = num_ranges(keys, RANGE_KEYS)
-    return [FindLinks(tuple(runs), number, ranges, keys // ranges) for number in range(ranges)]
+    places = yield from split("comparing", files, KEYS, ranges)
+    units = [FindLinks(here, keys // ranges) for here in places]
+    yield Round("comparing", units)
+    return units
 
 
-def alike_units(runs: Sequence[PartKeys], keys: int, threshold: float) -> list[FindAlike]:
+def find_alike(files: Sequence[tuple[Source, int]], keys: int, threshold: float) -> Rounds[list[FindAlike]]:
     """The same for keys with sketches."""
     ranges = num_ranges(keys, RANGE_KEYS // 4)
-    return [FindAlike(tuple(runs), number, ranges, keys // ranges, threshold) for number in range(ranges)]
+    places = yield from split("comparing", files, SKETCHES, ranges)
+    units = [FindAlike(here, keys // ranges, threshold) for here in places]
+    yield Round("comparing", units)
+    return units
 
 
 @dataclass(frozen=True)
@@ -214,11 +212,11 @@ class _ReadsMembers(Unit):
         """Numbers of records and their distinct shingles, each member once, in any order."""
         left = set(members["record"].tolist())
         for run in range(self.runs):
-            name = f"units/{self.cleaned}/near.{run:05d}"
-            table = read_npy(store, f"{name}.held.npy")
+            name = f"units/{self.cleaned}/{run_name('near', run)}.held"
+            table, hashes = read_bucket(store, name, (_HELD, np.dtype("<u8")))
             wanted = np.isin(table["record"], members["record"])
             if wanted.any():
-                held = Shingles(read_npy(store, f"{name}.shingles.npy"), table["size"].astype(np.int64))
+                held = Shingles(hashes, table["size"].astype(np.int64))
                 yield table["record"][wanted].astype(np.int64), held.select(wanted)
                 left.difference_update(table["record"][wanted].tolist())
         if not left:
@@ -244,7 +242,7 @@ class _MakesKeys(_ReadsMembers):
         """Keys of some members."""
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
-        runs, keys = key_runs(add, "near", "hash", sort_near_keys), 0
+        runs, keys = Runs(add, "near", RUN_KEYS), 0
         for records, shingles in self._shingles(store, self.members.read(store), on_progress):
             made = self._keys(shingles, records)
             keys += len(made)
@@ -276,28 +274,21 @@ class SketchKeys(_MakesKeys):
 
 @dataclass(frozen=True)
 class GatherShingles(_ReadsMembers):
-    """Write the shingles of members group by group: gathered.members, gathered.shingles, and bounds.npy with the
-    beginning and hash of each group in both, shape (4, groups + 1) (`write_buckets`)."""
+    """Write the shingles of members in runs. `tokens` in its receipt is their number."""
 
     kind: ClassVar[str] = "shingles"
-    for_units: ClassVar[tuple[str, ...]] = ("gathered.", "bounds.npy")
-    groups: int
+    for_units: ClassVar[tuple[str, ...]] = ("gathered.",)
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         members = self.members.read(store)
-        found = list(self._shingles(store, members, on_progress))
-        records = np.concatenate([np.empty(0, np.int64), *(records for records, _ in found)])
-        shingles = minhash.join([shingles for _, shingles in found])
         members = members[np.argsort(members["record"], kind="stable")]
-        by_record = np.argsort(records, kind="stable")
-        members["size"] = shingles.sizes[by_record]
-        order = np.lexsort((members["record"], members["group"]))
-        members, ordered = members[order], shingles.take(by_record[order])
-        begins = np.searchsorted(members["group"], np.arange(self.groups + 1))
-        shingles_begin = np.concatenate([[0], ordered.ends])[begins]
-        arrays = {"gathered.members": (members, begins), "gathered.shingles": (ordered.hashes, shingles_begin)}
-        write_buckets(add, "bounds.npy", arrays)
-        return Receipt(kept=len(members))
+        runs, total = Runs(add, "gathered", _RUN_SHINGLES), 0
+        for records, shingles in self._shingles(store, members, on_progress):
+            found = members[np.searchsorted(members["record"], records)]
+            found["size"] = shingles.sizes
+            runs.add(found, shingles.hashes)
+            total += len(shingles.hashes)
+        return Receipt(kept=len(members), tokens=total, runs=runs.finish())
 
 
 @dataclass(frozen=True)
@@ -305,42 +296,32 @@ class CompareTexts(Unit):
     """Compare the texts of one group. Writes its twins, and the texts that are similar to a crowd of others."""
 
     kind: ClassVar[str] = "twins"
-    gathered: tuple[tuple[int, str], ...]  # number of a part, fingerprint of its GatherShingles unit
-    number: int
+    first: Places  # of the representatives
+    places: Places  # of the group; none for the representatives themselves
     threshold: float
     members: int = field(metadata={"identity": False})  # for progress
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return tuple(fingerprint for _, fingerprint in self.gathered)
+        return units_of((*self.first, *self.places))
 
     @property
     def input_bytes(self) -> int:
         return self.members
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
-        first = self._read(store, 0)
-        texts = self._read(store, self.number) if self.number else first.none()
+        first, texts = (_texts(read_table(store, places, GATHERED)) for places in (self.first, self.places))
         found, overfull = near_duplicates.compare(texts, first, self.threshold)
         on_progress(self.members)
-        own = texts if self.number else first  # the verdict on representatives is the same in every group
+        own = texts if self.places else first  # the verdict on representatives is the same in every group
         add("twins.npy", encode_npy(found[np.isin(found["record"], own.ids)]))
         add("overfull.npy", encode_npy(np.intersect1d(overfull, own.ids)))
         return Receipt(kept=len(own.ids))
 
-    def _read(self, store: Store, group: int) -> Texts:
-        members, hashes, ids = [np.empty(0, MEMBER)], [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
-        for part, fingerprint in self.gathered:
-            unit = f"units/{fingerprint}"
-            dtypes = {f"{unit}/gathered.members": MEMBER, f"{unit}/gathered.shingles": np.dtype(np.uint64)}
-            found, shingles = read_buckets(store, f"{unit}/bounds.npy", dtypes, (group, group + 1))
-            members.append(found)
-            hashes.append(shingles)
-            ids.append(record_ids(part, found["record"]))
-        whole = np.concatenate(members)
-        return Texts(
-            np.concatenate(ids),
-            whole["component"],
-            whole["crowded"] > 0,
-            Shingles(np.concatenate(hashes), whole["size"].astype(np.int64)),
-        )
+
+def _texts(table: Table) -> Texts:
+    """Texts in the order of their ids."""
+    table = table.take(np.lexsort((table.heads["record"], table.heads["part"])), GATHERED)
+    heads = table.heads
+    shingles = Shingles(table.elements, heads["size"].astype(np.int64))
+    return Texts(near_duplicates.ids_of(heads), heads["component"], heads["crowded"] > 0, shingles)

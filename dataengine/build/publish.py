@@ -20,11 +20,11 @@ from dataengine.errors import InputError
 from dataengine.mds import summary
 from dataengine.mds.types import Shard, Stream, documents_name, token_dtype
 from dataengine.mds.writer import ShardWriter, encode_index
-from dataengine.storage.arrays import damaged_unit, encode_npy, is_intact_npy, read_all_npy, read_whole
+from dataengine.storage.arrays import damaged_unit, encode_npy, in_threads, is_intact_npy, read_all_npy, read_whole
 from dataengine.storage.store import Store
 from dataengine.text.packing import Packer, Tokens
 
-_THREADS = 16  # for reading, writing and linking files
+_THREADS = 16  # for writing shards
 _MOVED_AT_ONCE = 64  # units
 
 
@@ -104,9 +104,8 @@ def _link_shards(plan: StreamPlan, packed: Packed, store: Store, needed: Collect
             shards += renamed
             if last[unit.fingerprint] == number and needed is not None and unit.fingerprint not in needed:
                 done.append((unit, receipt, place))
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for _ in pool.map(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}"), links):
-                pass
+        for _ in in_threads(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}"), links):
+            pass
         if store.copies_links:
             move_units(done, store)
     return shards
@@ -122,7 +121,7 @@ def _pack_joined_tails(plan: StreamPlan, packed: Packed, store: Store, *, first:
             plan.format.shards,
             first=first,
         )
-        for tail in read_all_npy(store, [f"{unit.folder}/tail.npy" for unit in packed.tails or packed.units], pool):
+        for tail in read_all_npy(store, [f"{unit.folder}/tail.npy" for unit in packed.tails or packed.units]):
             writer.add(packer.add(tail))
         shards = writer.finish()
         for write in writes:

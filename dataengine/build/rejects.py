@@ -12,7 +12,7 @@ from dataengine.json_files import decode_lines
 from dataengine.mds import summary
 from dataengine.mds.summary import SourceLines, SourceReject
 from dataengine.records.types import Reject, SourcePart
-from dataengine.storage.arrays import damaged_unit, read_whole
+from dataengine.storage.arrays import damaged_unit, in_threads, read_whole
 from dataengine.storage.store import Store
 from dataengine.text.lost_text import UNENCODABLE, UNKNOWN_TEXT
 
@@ -63,11 +63,13 @@ def gather_rejects(
     """
     counts = [sum(receipt.rejected.values()) for receipt in receipts]
     most = _even_limit(counts, REJECTS)
+    with_some = [number for number, count in enumerate(counts) if count]
+    places = source_lines(parts, receipts)
+    rejects = in_threads(lambda number: _unit_rejects(units[number], store)[:most], with_some)
     return [
-        SourceReject(lies.path, lies.line + reject.line - 1, reject.reason, reject.excerpt)
-        for unit, count, lies in zip(units, counts, source_lines(parts, receipts), strict=True)
-        if count
-        for reject in _unit_rejects(unit, store)[:most]
+        SourceReject(places[number].path, places[number].line + reject.line - 1, reject.reason, reject.excerpt)
+        for number, some in zip(with_some, rejects, strict=True)
+        for reject in some
     ]
 
 

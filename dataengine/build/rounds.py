@@ -16,7 +16,7 @@ It calls another one with `yield from`: `cleaned = yield from clean_stream(plan,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,7 +34,7 @@ class Round:
 
     title: str
     units: Sequence[Unit]
-    earlier_done: bool = False  # whether nothing reads the `for_units` of the stream's earlier units any more
+    earlier_done: bool = False  # whether only these units read the `for_units` of the stream's earlier ones from now on
 
 
 Rounds = Generator[Round, list[Receipt], T]
@@ -62,9 +62,14 @@ def run_rounds(
             except StopIteration as end:
                 results[name] = end.value
                 ended.append(name)
-        on_done(seen.take_done([*ended, *(name for name, one in rounds.items() if one.earlier_done)]))
         for name, one in rounds.items():
             seen.repeat_spent(name, one.units, engine, store)
+        read = {name: {key for unit in one.units for key in unit.inputs} for name, one in rounds.items()}
+        on_done(
+            seen.take_done(
+                {name: read.get(name, set()) for name in receipts if name in ended or rounds[name].earlier_done}
+            )
+        )
         receipts = {**_run_together(rounds, engine, store)} if rounds else {}
         for name, one in rounds.items():
             seen.add(name, one.units, receipts[name] or [])
@@ -80,12 +85,13 @@ class _Seen:
     def add(self, stream: str, units: Sequence[Unit], receipts: Sequence[Receipt]) -> None:
         self.units[stream] |= {unit.fingerprint: (unit, one) for unit, one in zip(units, receipts, strict=True)}
 
-    def take_done(self, streams: Sequence[str]) -> list[tuple[Unit, Receipt]]:
-        """Forget the units of some streams; return those that no other stream has."""
+    def take_done(self, streams: Mapping[str, Collection[str]]) -> list[tuple[Unit, Receipt]]:
+        """Forget the units of some streams, without the given ones; return those that no stream has any more."""
         done: dict[str, tuple[Unit, Receipt]] = {}
-        for stream in streams:
-            done |= self.units[stream]
-            self.units[stream] = {}
+        for stream, needed in streams.items():
+            units = self.units[stream]
+            done |= {name: one for name, one in units.items() if name not in needed}
+            self.units[stream] = {name: one for name, one in units.items() if name in needed}
         others = {fingerprint for units in self.units.values() for fingerprint in units}
         return [one for fingerprint, one in done.items() if fingerprint not in others]
 

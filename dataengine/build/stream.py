@@ -17,8 +17,9 @@ from dataengine.build.near_duplicates import CleanedPart, find_twins
 from dataengine.build.prepare import MERGE_TOKENS, TAIL_TOKENS, StreamPlan
 from dataengine.build.rejects import check_rejects, gather_rejects, nothing_kept, source_lines
 from dataengine.build.rounds import Round, Rounds
-from dataengine.build.tokenize import KeptPart, MergeRuns, PackTails, TokenFormat, TokenizePairs
-from dataengine.build.units import Keep, Receipt, Unit, describe_notes, publish_keep
+from dataengine.build.split import part_sources, split
+from dataengine.build.tokenize import KeptPart, MergeRuns, PackTails, TokenFormat, TokenizePairs, document_form
+from dataengine.build.units import Keep, Receipt, Unit, describe_notes, publish_keeps
 from dataengine.cleaning.near_duplicates import TWIN
 from dataengine.cleaning.score_cache import ScoreCache
 from dataengine.config.schema import Config
@@ -43,7 +44,7 @@ class Cleaned:
 
     def publish_keeps(self, store: Store) -> list[Keep | None]:
         """Write to the store which records of each part are kept."""
-        return [publish_keep(codes == 0, store) for codes in self.codes]
+        return publish_keeps((codes == 0 for codes in self.codes), store)
 
     def count_dropped(self) -> Counter[str]:
         """The number of records that each reason drops, in the order of the reasons."""
@@ -77,9 +78,7 @@ def clean_stream(
     if checks:
         check_rejects(plan, receipts, units, config.max_bad_fraction, store)
     _note_unknown_subsets(plan, plan.cleaning, receipts)
-    duplicates = clean.duplicate_units(units, receipts)
-    if duplicates:
-        yield Round("comparing", duplicates)
+    duplicates = yield from clean.find_duplicates(units, receipts)
     codes = clean.judged_alone(units, receipts, store)
     clean.mark_duplicates(codes, duplicates, store)
     twins = np.empty(0, TWIN)
@@ -124,8 +123,8 @@ def make_stream(plan: StreamPlan, config: Config, store: Store) -> Rounds[Packed
     _check_kept(plan, receipts, dropped)
     packed, packed_receipts = units, receipts
     if plan.languages:
-        packed = _merge_units(plan, units, receipts)
-        packed_receipts = yield Round("shuffling", packed)
+        packed = yield from _merge_units(plan, units, receipts)
+        packed_receipts = yield Round("shuffling", packed, earlier_done=True)
     tails = _tail_units(packed, packed_receipts, plan.format)
     tail_receipts = (yield Round("packing", tails, earlier_done=True)) if tails else []
     rejects = gather_rejects(plan.parts, units, receipts, store)
@@ -191,12 +190,18 @@ def _join_small_parts(plan: StreamPlan, units: Sequence[Unit], receipts: Sequenc
     return joined
 
 
-def _merge_units(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]) -> list[MergeRuns]:
-    """The units that shuffle the documents of all parts."""
-    tokens = sum(receipt.tokens for receipt in receipts)
+def _merge_units(plan: StreamPlan, units: Sequence[Unit], receipts: Sequence[Receipt]) -> Rounds[list[MergeRuns]]:
+    """Rounds of units that bring the documents of all parts together by their keys; returns those that pack them."""
+    tokens, form = sum(receipt.tokens for receipt in receipts), document_form(plan.format, plan.vocab_size)
+    assert form.element is not None
     ranges = num_ranges(tokens, MERGE_TOKENS)
-    runs = tuple((unit.fingerprint, receipt.runs) for unit, receipt in zip(units, receipts, strict=True))
-    return [MergeRuns(plan.format, runs, number, ranges, tokens // ranges) for number in range(ranges)]
+    runs = []
+    for part, (unit, receipt) in enumerate(zip(units, receipts, strict=True)):
+        documents = receipt.kept * max(len(plan.sides), 1)
+        size = documents * form.moved.itemsize + receipt.tokens * form.element.itemsize
+        runs += part_sources(part, unit.fingerprint, "run", receipt.runs, size)
+    places = yield from split("shuffling", runs, form, ranges)
+    return [MergeRuns(plan.format, here, tokens // ranges) for here in places]
 
 
 def _tail_units(units: Sequence[Unit], receipts: Sequence[Receipt], form: TokenFormat) -> list[PackTails]:

@@ -1,19 +1,18 @@
 """Units that turn the kept records of source parts into samples.
 
     documents part -> TokenizeDocuments -> shards + tail
-    pairs part     -> TokenizePairs     -> runs sorted by a random key
-    all runs       -> MergeRuns (one per range of keys) -> shards + tail
+    pairs part     -> TokenizePairs     -> runs of documents, each with a random key
+    all runs       -> `split`, MergeRuns (one per range of keys) -> shards + tail
     tails          -> PackTails (one per group of units) -> shards + tail
 
 The shards of a unit are full. Its tail is the rest, less than a shard, so many small files do not make small shards.
 
-The runs belong to an external merge sort, which shuffles pairs over all parts of a stream in bounded memory.
+The runs belong to an external sort, which shuffles pairs over all parts of a stream in bounded memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from dataengine import permutation
 from dataengine.arrays import Int64s
-from dataengine.build.external_sort import Bucketed, SortedRuns, bucket_bounds, buckets_of, read_runs
+from dataengine.build.external_sort import Form, Runs, Source, read_table, units_of
 from dataengine.build.units import Keep, OnProgress, Reading, Receipt, Unit, place_of
 from dataengine.errors import InputError
 from dataengine.json_files import IF_SET
@@ -34,7 +33,7 @@ from dataengine.storage.store import AddFile, Store
 from dataengine.text import pairs
 from dataengine.text.forms import Template, paper_template
 from dataengine.text.loss_mask import after_context
-from dataengine.text.packing import Packer, Tokens, gather, join_documents
+from dataengine.text.packing import Packer, join_documents
 from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.tokenizers.load import load_tokenizer
 from dataengine.text.writing import PairWriter, Written, write_texts
@@ -42,7 +41,6 @@ from dataengine.text.writing import PairWriter, Written, write_texts
 _BATCH = 1000  # texts per call of the tokenizer
 _WINDOW = 1 << 16  # pairs among which targets are exchanged
 _RUN_TOKENS = 1 << 23
-_READERS = 16  # threads
 
 # A document of a packed unit: the number of its part in the stream, its line there, its length with EOS (and BOS).
 PROVENANCE = np.dtype([("source", np.uint32), ("line", np.uint32), ("tokens", np.uint32)])
@@ -146,7 +144,7 @@ class KeptPart:
 
 @dataclass(frozen=True)
 class TokenizePairs(Unit):
-    """Tokenize one part of pairs into runs sorted by each document's random key.
+    """Tokenize one part of pairs into runs of documents, each with a random key.
 
     Shuffled targets (`adjacent` is false) come from the pairs of the parts `before`, this one and the parts `after`, as
     if they were one part. A part with too few pairs and without such neighbours gives no documents.
@@ -173,7 +171,7 @@ class TokenizePairs(Unit):
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         tokenizer, dtype, bos_id = self.format.load()
-        runs = SortedRuns(add, "run", _RUN_TOKENS, _sort_documents)
+        runs = Runs(add, "run", _RUN_TOKENS)
         key, number = self._key("pairs"), 0
         reading = _open(self.part, self.records, self.keep, store, on_progress)
         total = counted = unknown = vanished = 0
@@ -279,42 +277,35 @@ class TokenizePairs(Unit):
 
 @dataclass(frozen=True)
 class MergeRuns(Unit):
-    """Pack the documents with keys in one of `ranges` ranges, in the order of their keys."""
+    """Pack the documents with keys in one range, in the order of their keys."""
 
     kind: ClassVar[str] = "merge"
     format: TokenFormat
-    runs: tuple[tuple[str, int], ...]  # fingerprint of a TokenizePairs unit, its number of runs
-    number: int
-    ranges: int  # at most BUCKETS
+    places: tuple[Source, ...]  # of documents, in the stream's order
     tokens: int = field(metadata={"identity": False})  # an estimate, for progress
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return tuple(fingerprint for fingerprint, _ in self.runs)
+        return units_of(self.places)
 
     @property
     def input_bytes(self) -> int:
         return self.tokens
 
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
-        _, dtype, _ = self.format.load()
-        buckets = buckets_of(self.number, self.ranges)
-        marks = self.format.loss_on == "target"
-        dtypes = {"documents": _TARGET_DOCUMENT if marks else _DOCUMENT, "tokens": dtype}
-        parts = [read_runs(store, unit, "run", runs, dtypes, buckets) for unit, runs in self.runs]
-        documents = np.concatenate([part[0] for part in parts])
-        sources = np.repeat(np.arange(len(parts)), [len(part[0]) for part in parts])
-        by_key = np.argsort(documents["key"], kind="stable")
-        tokens = np.concatenate([part[1] for part in parts])
-        lengths = documents["tokens"].astype(np.int64)
-        ordered = gather(tokens, lengths, by_key)
-        if marks:
-            ordered = mark(ordered, after_context(lengths[by_key], documents["context"][by_key].astype(np.int64)))
-        provenance = make_provenance(sources, documents["line"], documents["tokens"])
+        tokenizer, _, _ = self.format.load()
+        form = document_form(self.format, tokenizer.vocab_size)
+        table = read_table(store, self.places, form)
+        table = table.take(np.argsort(table.heads["key"], kind="stable"), form)
+        documents, ordered = table.heads, table.elements
+        if self.format.loss_on == "target":
+            lengths, context = documents["tokens"].astype(np.int64), documents["context"].astype(np.int64)
+            ordered = mark(ordered, after_context(lengths, context))
         packer = Packer(self.format.width, ordered.dtype)
         writer = ShardWriter(add, self.format.shards)
         writer.add(packer.add(ordered))
-        add("documents.npy", encode_npy(provenance[by_key]))
+        provenance = make_provenance(documents["part"], documents["line"], documents["tokens"])
+        add("documents.npy", encode_npy(provenance))
         on_progress(self.tokens)
         return Receipt(tokens=len(ordered), tail=_add_tail(add, writer, packer), shards=writer.shards)
 
@@ -336,12 +327,10 @@ class PackTails(Unit):
         _, dtype, _ = self.format.load()
         packer = Packer(self.format.width, self.format.packed_dtype(dtype))
         writer = ShardWriter(add, self.format.shards)
-        with ThreadPoolExecutor(_READERS) as pool:  # thousands of small files, perhaps in a bucket
-            keys = [f"units/{unit}/tail.npy" for unit in self.units]
-            total = 0
-            for tail in read_all_npy(store, keys, pool):
-                total += len(tail)
-                writer.add(packer.add(tail))
+        total = 0
+        for tail in read_all_npy(store, [f"units/{unit}/tail.npy" for unit in self.units]):
+            total += len(tail)
+            writer.add(packer.add(tail))
         on_progress(self.tokens)
         return Receipt(tokens=total, tail=_add_tail(add, writer, packer), shards=writer.shards)
 
@@ -397,11 +386,7 @@ def _key_documents(first: int, lines: Sequence[int], lengths: Int64s, key: int, 
     return documents
 
 
-def _sort_documents(documents: NDArray[Any], tokens: Tokens) -> dict[str, Bucketed]:
-    """Documents and their joined tokens, both sorted by key."""
-    by_key = np.argsort(documents["key"], kind="stable")
-    ordered = documents[by_key]
-    begins = bucket_bounds(ordered["key"])
-    ends = np.concatenate([[0], np.cumsum(ordered["tokens"], dtype=np.int64)])
-    moved = gather(tokens, documents["tokens"].astype(np.int64), by_key)
-    return {"documents": (ordered, begins), "tokens": (moved, ends[begins])}
+def document_form(form: TokenFormat, vocab_size: int) -> Form:
+    """The form of documents in runs, and of their tokens."""
+    documents = _TARGET_DOCUMENT if form.loss_on == "target" else _DOCUMENT
+    return Form(documents, "key", "tokens", token_dtype(vocab_size))

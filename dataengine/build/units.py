@@ -12,10 +12,11 @@ import hashlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import accumulate
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -28,14 +29,16 @@ from dataengine.mds.types import Shard
 from dataengine.records.parts import lines_before
 from dataengine.records.read import read_records
 from dataengine.records.types import Notes, RecordFormat, Records, Reject, SourcePart, add_notes
+from dataengine.storage.arrays import in_threads
 from dataengine.storage.store import AddFile, Store
 
 SCHEMA = 5  # increase it when the same input gives other bytes
-LAYOUT = 2  # of the files in units/; increase it when only they change, so that no stream is built again
+LAYOUT = 3  # of the files in units/; increase it when only they change, so that no stream is built again
 
 _EARLY_RECORDS = 10_000  # a unit stops here if over half are unusable, as the keys or the format are wrong
 _REJECTS = 10_000  # unusable records that a unit writes; all are counted
 _EXCERPT = 200  # characters of an unusable record that are written
+_TOGETHER = 256  # parts whose decisions are in one file
 
 OnProgress = Callable[[int], None]  # called with numbers of input bytes read
 
@@ -71,9 +74,9 @@ class Receipt:
     tail: int = 0
     """Tokens after the task's last whole sample, in tail.npy."""
     runs: int = 0
-    """Sorted runs written; of a search for evaluation texts, records that hold one."""
+    """Files of keys or documents written; of a search for evaluation texts, records that hold one."""
     near_runs: int = 0
-    """Sorted runs of near-duplicate keys written."""
+    """Files of near-duplicate keys written."""
     shards: list[Shard] = field(default_factory=list)
     """The task's shards in order."""
     notes: Notes = field(default_factory=dict)
@@ -179,31 +182,39 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Named:
-    """A file of decisions on a part's records. Its name in the store is the hash of its content."""
+    """Decisions on a part's records: some bytes of a file with those of several parts, named by its content."""
 
     sha256: str
+    key: str = field(metadata={"identity": False})  # of the file
+    start: int = field(metadata={"identity": False})
+    size: int = field(metadata={"identity": False})
     suffix: ClassVar[str]
-
-    @property
-    def key(self) -> str:
-        """Its key in the store."""
-        return f"keeps/{self.sha256[:32]}.{self.suffix}"
 
     def read_bytes(self, store: Store) -> bytes:
         """Its content. Raises InputError if it is damaged."""
         with suppress(FileNotFoundError):
-            content = store.read(self.key)
+            content = store.read_range(self.key, self.start, self.start + self.size)
             if hashlib.sha256(content).hexdigest() == self.sha256:
                 return content
         raise InputError(f"{store.url}/{self.key} is missing or damaged. Remove the folder keeps and build again.")
 
     @classmethod
-    def publish(cls, content: bytes, store: Store) -> Self:
-        """Write content to the store, unless it is there."""
-        named = cls(hashlib.sha256(content).hexdigest())
-        if store.size(named.key) is None:
-            store.write(named.key, content)
-        return named
+    def publish(cls, contents: Sequence[bytes], store: Store) -> list[Self]:
+        """Write contents to the store, _TOGETHER in a file, unless they are there."""
+        files = [contents[first : first + _TOGETHER] for first in range(0, len(contents), _TOGETHER)]
+        return [one for published in in_threads(partial(cls._publish_file, store), files) for one in published]
+
+    @classmethod
+    def _publish_file(cls, store: Store, contents: Sequence[bytes]) -> list[Self]:
+        whole = b"".join(contents)
+        key = f"keeps/{hashlib.sha256(whole).hexdigest()[:32]}.{cls.suffix}"
+        if store.size(key) != len(whole):
+            store.write(key, whole)
+        starts = accumulate(map(len, contents), initial=0)
+        return [
+            cls(hashlib.sha256(content).hexdigest(), key, start, len(content))
+            for content, start in zip(contents, starts, strict=False)
+        ]
 
 
 @dataclass(frozen=True)
@@ -217,9 +228,12 @@ class Keep(Named):
         return np.frombuffer(self.read_bytes(store), np.uint8)
 
 
-def publish_keep(kept: NDArray[np.bool_], store: Store) -> Keep | None:
-    """Write the decision to the store. None if all records are kept: such a part counts as not cleaned."""
-    return None if kept.all() else Keep.publish(np.packbits(kept).tobytes(), store)
+def publish_keeps(kept: Iterable[NDArray[np.bool_] | None], store: Store) -> list[Keep | None]:
+    """Write the decisions on parts to the store. None if all records are kept, or without a decision: such a part
+    counts as not cleaned."""
+    bits = [None if one is None or one.all() else np.packbits(one).tobytes() for one in kept]
+    published = iter(Keep.publish([one for one in bits if one is not None], store))
+    return [None if one is None else next(published) for one in bits]
 
 
 class Reading:

@@ -1,9 +1,9 @@
 """Exact duplicates: keys that units compute for their records, and the reduce that finds every later occurrence.
 
-    texts, pairs -> keys (sorted, per unit) -> ranges of the key space -> groups of records with one key -> duplicates
+    texts, pairs -> keys (per part) -> ranges of the key space -> groups of records with one key -> duplicates
 
-A record is a duplicate if it shares a key with an earlier record that is kept. The canonical order is that of units,
-then that of records in a unit. So for every dropped text an equal one stays.
+A record is a duplicate if it shares a key with an earlier record that is kept. The canonical order is that of parts,
+then that of records in a part. So for every dropped text an equal one stays.
 
 Near duplicates are in `near_duplicates`, which shares `normalize` and `hash_grams`.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -23,15 +23,15 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dataengine.arrays import UInt32s, UInt64s
+from dataengine.arrays import Bools, Int64s, UInt32s, UInt64s
 from dataengine.characters import without_invisible
 from dataengine.permutation import hash_numbers
 
 # 24 bytes without padding, so equal keys are equal bytes. `high` and `low` are a 128-bit hash. `record` is the record's
-# number in its unit. `kind` names the hashed part of the record; the hash covers it, too, so keys of two kinds differ.
+# number in its part. `kind` names the hashed part of the record; the hash covers it, too, so keys of two kinds differ.
 KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("record", "<u4"), ("kind", "<u4")])
 # A record, and a group of records with the same key.
-GROUPED = np.dtype([("group", "<u4"), ("unit", "<u4"), ("record", "<u4"), ("kind", "<u4")])
+GROUPED = np.dtype([("group", "<u4"), ("part", "<u4"), ("record", "<u4"), ("kind", "<u4")])
 Keys = NDArray[np.void]  # of dtype KEY, shape (n,)
 _SEED = 17
 _NO_KIND = np.uint32(0xFFFFFFFF)
@@ -255,73 +255,95 @@ def _power_series(base: int, size: int) -> UInt64s:
 # --- The reduce ---
 
 
-def sort_keys(keys: Keys) -> Keys:
-    """The keys in the order of (high, low, record)."""
-    by_record = np.argsort(keys["record"], kind="stable")
-    ordered: Keys = keys[by_record[_hash_order(keys["high"][by_record], keys["low"][by_record])]]
-    return ordered
-
-
-def find_groups(parts: Sequence[Keys]) -> NDArray[Any]:
-    """The records that share a key, in one range of the key space, given its sorted keys from each unit, in order.
+def find_groups(keys: NDArray[Any]) -> NDArray[Any]:
+    """The records that share a key, in one range of the key space. Takes its keys, dtype KEY with the number of the
+    `part`; equal keys are in canonical order.
 
     Returns an entry per key of each such record, dtype GROUPED, shape (n,). Groups count from 0 and follow each other;
     each is in canonical order and has at least two records. A key that a record has twice is one entry.
+
+    Takes 40 bytes of memory per key, beside the keys.
     """
-    keys = np.concatenate([np.empty(0, KEY), *parts])
-    unit = np.repeat(np.arange(len(parts), dtype=np.uint32), [len(part) for part in parts])
-    order = _hash_order(keys["high"], keys["low"])  # equal keys stay in the order of (unit, record)
-    keys, unit = keys[order], unit[order]
-    fresh = np.ones(len(keys), bool)  # starts a run of equal keys
-    fresh[1:] = (keys["high"][1:] != keys["high"][:-1]) | (keys["low"][1:] != keys["low"][:-1])
-    once = fresh.copy()
-    once[1:] |= (unit[1:] != unit[:-1]) | (keys["record"][1:] != keys["record"][:-1])
-    group = np.cumsum(fresh) - 1
-    shared = np.bincount(group[once], minlength=1)[group] > 1 if len(group) else np.zeros(0, bool)
-    chosen = np.flatnonzero(once & shared)
-    found = np.empty(len(chosen), GROUPED)
-    found["group"] = np.unique(group[chosen], return_inverse=True)[1]
-    found["unit"], found["record"], found["kind"] = unit[chosen], keys["record"][chosen], keys["kind"][chosen]
+    order = order_of_equal(keys["high"])
+    high, low = keys["high"][order], keys["low"][order]
+    if np.any(~_fresh(high) & _fresh(low)):  # only their high half is equal: rare
+        order = order[np.lexsort((low, high))]
+    del high, low
+    fresh = _fresh(keys["high"][order]) | _fresh(keys["low"][order])  # starts a run of equal keys
+    once = fresh | _fresh(keys["part"][order]) | _fresh(keys["record"][order])
+    starts = np.flatnonzero(fresh)
+    shared = np.add.reduceat(once, starts, dtype=np.int64) > 1 if len(starts) else fresh
+    chosen = once & np.repeat(shared, np.diff(starts, append=len(order)))
+    order, fresh = order[chosen], fresh[chosen]
+    found = np.empty(len(order), GROUPED)
+    found["group"] = np.cumsum(fresh, dtype=np.uint32) - np.uint32(1)
+    for name in ("part", "record", "kind"):
+        found[name] = keys[name][order]
     return found
 
 
-def drop_later(parts: Sequence[NDArray[Any]]) -> tuple[UInt32s, UInt32s, UInt32s]:
+def order_of_equal(hashes: UInt64s) -> Int64s:
+    """The places of hashes that occur twice or more, in the order of (hash, place)."""
+    order: Int64s = np.argsort(hashes, kind="stable")
+    fresh = np.append(_fresh(hashes[order]), True)
+    return np.asarray(order[~(fresh[:-1] & fresh[1:])])
+
+
+def _fresh(values: NDArray[Any]) -> Bools:
+    """Where a value differs from the one before."""
+    fresh = np.ones(len(values), bool)
+    fresh[1:] = values[1:] != values[:-1]
+    return fresh
+
+
+def drop_later(ranges: Iterable[NDArray[Any]]) -> tuple[UInt32s, UInt32s, UInt32s]:
     """The duplicates among records in groups: entries of dtype GROUPED, as returned by `find_groups` for each range.
 
     Records are decided one after the other in canonical order: a record is dropped if it shares a group with an earlier
-    kept one. Returns the units, the numbers and the smallest kinds that cause the drops, each of shape (n,), in
-    canonical order.
+    kept one. Returns the parts, the numbers and the smallest kinds that cause the drops, each of shape (n,), in
+    canonical order. Takes 50 bytes of memory per entry.
     """
-    counts = [int(part["group"].max()) + 1 if len(part) else 0 for part in parts]
-    firsts = np.cumsum([0, *counts])[:-1]
-    group = np.concatenate(
-        [np.empty(0, np.int64), *(part["group"] + first for part, first in zip(parts, firsts, strict=True))]
-    )
-    entries = np.concatenate([np.empty(0, GROUPED), *parts])
-    ids, record = np.unique(entries["unit"].astype(np.uint64) << np.uint64(32) | entries["record"], return_inverse=True)
-    kind = entries["kind"]
-    order = np.lexsort((record, group))
-    group, record, kind = group[order], record[order], kind[order]
-    kept = _keep_first(group, record, len(ids))
+    all_ids, groups, kinds, count = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)], [np.empty(0, np.uint32)], 0
+    for entries in ranges:
+        all_ids.append(entries["part"].astype(np.uint64) << np.uint64(32) | entries["record"])
+        groups.append(entries["group"] + np.uint32(count))
+        kinds.append(entries["kind"][_fresh(entries["group"])])
+        count += len(kinds[-1])
+    ids, group, kind_of_group = np.concatenate(all_ids), np.concatenate(groups), np.concatenate(kinds)
+    del all_ids, groups
+    distinct = np.unique(ids)
+    if len(distinct) == len(ids):  # a record has one key, so the first of each group is kept
+        del distinct
+        later = ~_fresh(group)
+        ids, reason = ids[later], kind_of_group[group[later]]
+        order = np.argsort(ids)
+        return _halves(ids[order], reason[order])
+    record = np.searchsorted(distinct, ids).astype(np.uint32)
+    del ids
+    kept = _keep_first(group, record, len(distinct))
     # A group has at most one kept record; the records after it have a reason.
     behind = np.cumsum(kept[record]) > np.searchsorted(group[kept[record]], group)
     behind &= ~kept[record]
-    reason = np.full(len(ids), _NO_KIND, np.uint32)
-    np.minimum.at(reason, record[behind], kind[behind])
-    dropped = np.flatnonzero(~kept)
-    return (ids[dropped] >> np.uint64(32)).astype(np.uint32), ids[dropped].astype(np.uint32), reason[dropped]
+    reason = np.full(len(distinct), _NO_KIND, np.uint32)
+    np.minimum.at(reason, record[behind], kind_of_group[group[behind]])
+    return _halves(distinct[~kept], reason[~kept])
 
 
-def _keep_first(group: NDArray[np.int64], record: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+def _halves(ids: UInt64s, reasons: UInt32s) -> tuple[UInt32s, UInt32s, UInt32s]:
+    return (ids >> np.uint64(32)).astype(np.uint32), ids.astype(np.uint32), reasons
+
+
+def _keep_first(group: UInt32s, record: UInt32s, count: int) -> Bools:
     """Which of `count` records are kept, given the entries of groups sorted by group and record; shape (count,)."""
     kept, decided = np.zeros(count, bool), np.zeros(count, bool)
     for _ in range(_ROUNDS):
         if not len(group):
             return kept
-        first = np.ones(len(group), bool)
-        first[1:] = group[1:] != group[:-1]
-        leads = np.bincount(record, ~first, count) == 0  # comes first in all its groups
-        led = leads[record[first]][np.cumsum(first) - 1]  # in a group that such a record leads
+        first = _fresh(group)
+        leads = np.ones(count, bool)  # comes first in all its groups
+        leads[record[~first]] = False
+        sizes = np.diff(np.flatnonzero(np.append(first, True)))
+        led = np.repeat(leads[record[first]], sizes)  # in a group that such a record leads
         kept[record[led & first]] = True
         decided[record[led]] = True
         left = ~decided[record]
@@ -335,12 +357,3 @@ def _keep_first(group: NDArray[np.int64], record: NDArray[np.int64], count: int)
             kept[number] = True
             taken |= groups
     return kept
-
-
-def _hash_order(high: UInt64s, low: UInt64s) -> NDArray[np.int64]:
-    """`np.lexsort((low, high))`, but 10x faster unless two hashes share only their high half, which is rare."""
-    order: NDArray[np.int64] = np.argsort(high, kind="stable")
-    high_sorted, low_sorted = high[order], low[order]
-    if np.any((high_sorted[1:] == high_sorted[:-1]) & (low_sorted[1:] != low_sorted[:-1])):
-        order = np.lexsort((low, high))
-    return order

@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dataengine.arrays import Int64s, UInt32s, UInt64s
+from dataengine.arrays import Int64s, UInt32s, UInt64s, with_part
+from dataengine.cleaning.dedup import order_of_equal
 from dataengine.cleaning.minhash import (
     MINHASH_SEED,
     NEAR_KEY,
     PERMUTATIONS,
-    SKETCH_KEY,
     Shingles,
     band_hashes,
     band_keys,
@@ -39,7 +39,6 @@ from dataengine.cleaning.minhash import (
     row_hashes,
     sign,
     sketch_keys,
-    sort_near_keys,
 )
 from dataengine.permutation import hash_numbers
 
@@ -53,7 +52,7 @@ _CLEARLY, _DEVIATIONS = 0.05, 2.5  # sketches of texts this far above the thresh
 _MOST_PAIRS = 1 << 22  # in memory at a time
 _MARGIN = 0.05  # of many candidates, only those estimated at most this far below the threshold are compared
 _MOST_FIRST = 4  # most likely representatives of other components to compare
-# A removed record and its kept twin, by `record_ids`.
+# A removed record and its kept twin, by `ids_of`.
 TWIN = np.dtype([("record", "<u8"), ("kept", "<u8"), ("similarity", "<f4")])
 
 
@@ -72,9 +71,10 @@ def row_keys(shingles: Shingles, records: Int64s) -> NDArray[Any]:
     return np.concatenate(keys)
 
 
-def record_ids(part: int, records: NDArray[Any]) -> UInt64s:
-    """One number per record of a stream. It ascends in canonical order: part, then record in the part."""
-    return np.uint64(part << 32) | records.astype(np.uint64)
+def ids_of(records: NDArray[Any]) -> UInt64s:
+    """One number per record of a stream, given with the fields `part` and `record`. It ascends in canonical order."""
+    ids: UInt64s = records["part"].astype(np.uint64) << np.uint64(32) | records["record"]
+    return ids
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,10 @@ class Links:
     representatives: UInt64s  # ids of the first records of each crowd, sorted
 
 
-def link_records(parts: Sequence[tuple[int, NDArray[Any]]]) -> Links:
-    """The links in one range of the key space, given the numbers of parts, in order, and the sorted keys of each."""
-    hashes, ids, _ = _in_order(parts)
+def link_records(keys: NDArray[Any]) -> Links:
+    """The links in one range of the key space, given its keys: NEAR_KEY with the number of the `part`."""
+    keys, ids = _in_order(keys)
+    hashes = keys["hash"]
     starts, sizes, run = _equal_runs(hashes)
     crowd = (sizes > CROWD)[run]
     place = np.arange(len(hashes)) - starts[run]
@@ -101,12 +102,12 @@ def link_records(parts: Sequence[tuple[int, NDArray[Any]]]) -> Links:
     )
 
 
-def link_alike(parts: Sequence[tuple[int, NDArray[Any]]], threshold: float) -> UInt64s:
+def link_alike(keys: NDArray[Any], threshold: float) -> UInt64s:
     """The components of records that share a key outside of crowds and have sketches as similar as those of twins.
 
-    Takes the keys of one range, dtype SKETCH_KEY. Returns them in the form of `connect`."""
-    hashes, ids, order = _in_order(parts)
-    sketches = np.concatenate([np.empty(0, SKETCH_KEY), *(keys for _, keys in parts)])["sketch"][order]
+    Takes the keys of one range: SKETCH_KEY with the number of the `part`. Returns them in the form of `connect`."""
+    keys, ids = _in_order(keys)
+    hashes, sketches = keys["hash"], keys["sketch"]
     _, sizes, run = _equal_runs(hashes)
     differing = (1 - min(threshold + _CLEARLY, 1.0)) * 3 / 4  # share of rows; one in four agrees by chance
     most = PERMUTATIONS * differing + _DEVIATIONS * (PERMUTATIONS * differing * (1 - differing)) ** 0.5
@@ -125,13 +126,15 @@ def link_alike(parts: Sequence[tuple[int, NDArray[Any]]], threshold: float) -> U
     return connect(np.concatenate(pairs))
 
 
-def _in_order(parts: Sequence[tuple[int, NDArray[Any]]]) -> tuple[UInt64s, UInt64s, Int64s]:
-    """The sorted hashes of the keys of all parts; the ids of their records, in canonical order for equal hashes; and
-    the order that sorts them."""
-    hashes = np.concatenate([np.empty(0, np.uint64), *(keys["hash"] for _, keys in parts)])
-    ids = np.concatenate([np.empty(0, np.uint64), *(record_ids(part, keys["record"]) for part, keys in parts)])
-    order = np.argsort(hashes, kind="stable")  # each part is already in the order of records
-    return hashes[order], ids[order], order
+def _in_order(keys: NDArray[Any]) -> tuple[NDArray[Any], UInt64s]:
+    """The keys whose hash occurs twice or more, usually few, by hash; and the ids of their records, in canonical order
+    for equal hashes."""
+    keys = keys[order_of_equal(keys["hash"])]
+    hashes, ids = keys["hash"], ids_of(keys)
+    if np.any((hashes[1:] == hashes[:-1]) & (ids[1:] < ids[:-1])):  # rare: most keys come in the order of records
+        order = np.lexsort((ids, hashes))
+        keys, ids = keys[order], ids[order]
+    return keys, ids
 
 
 def _equal_runs(hashes: UInt64s) -> tuple[Int64s, Int64s, Int64s]:
@@ -303,15 +306,15 @@ def jaccard(one: UInt64s, other: UInt64s) -> float:
 def find_near_duplicates(texts: Sequence[str], threshold: float) -> NDArray[Any]:
     """The near duplicates among a few texts with ids from 0, dtype TWIN. The units do the same for a stream."""
     keys, records, shingles = band_keys(texts, threshold, np.arange(len(texts)))
-    links = link_records([(0, sort_near_keys(keys))])
+    links = link_records(with_part(keys, 0))
     ids = records.astype(np.uint64)
     crowded = np.isin(ids, links.crowded)
-    rare = link_records([(0, sort_near_keys(row_keys(shingles.select(crowded), records[crowded])))])
+    rare = link_records(with_part(row_keys(shingles.select(crowded), records[crowded]), 0))
     found = find_candidates(links, connect(np.concatenate([links.pairs, rare.pairs])))
     if (large := found.sizes > LARGE).any():
         chosen = np.isin(ids, found.ids[large])
         sketched = sketch_keys(shingles.select(chosen), records[chosen], threshold)
-        found = found.relink(large, link_alike([(0, sort_near_keys(sketched))], threshold))
+        found = found.relink(large, link_alike(with_part(sketched, 0), threshold))
 
     def texts_of(chosen: NDArray[np.bool_]) -> Texts:
         mine = shingles.select(np.isin(ids, found.ids[chosen])).distinct()

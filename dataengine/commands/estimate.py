@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from dataengine.arrays import with_part
 from dataengine.build import clean
 from dataengine.build.experiment import last_manifest, make_manifest
 from dataengine.build.prepare import Preparation, StreamPlan, label_notes
@@ -175,7 +176,7 @@ def _drop_duplicates(
     """Drop and count the records that have a key of an earlier record in the sample."""
     if not batches:
         return []
-    _, records, kinds = dedup.drop_later([dedup.find_groups([dedup.sort_keys(keys)])])
+    _, records, kinds = dedup.drop_later([dedup.find_groups(with_part(keys, 0))])
     made.dropped.update(by.reasons[kind - 1] for kind in kinds.tolist())
     fresh = np.ones(made.kept, bool)
     fresh[records] = False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
@@ -14,6 +16,28 @@ from numpy.typing import NDArray
 
 from dataengine.errors import DamagedError
 from dataengine.storage.store import Store
+
+_THREADS = 16
+_AHEAD = 64  # results that wait, at most
+_LOADING = threading.Lock()
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_threads(function: Callable[[T], R], arguments: Iterable[T]) -> Generator[R, None, None]:
+    """The results of a function that waits for a store, in order. Threads call it ahead, so that many requests wait at
+    the same time; the results that are ready take the memory of at most _AHEAD."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            for argument in arguments:
+                waiting.append(pool.submit(function, argument))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def damaged_unit(store: Store, key: str) -> DamagedError:
@@ -31,23 +55,16 @@ def read_whole(store: Store, key: str) -> bytes:
 
 
 def read_npy(store: Store, key: str) -> NDArray[Any]:
-    """Read an array of a task from an .npy file. Not for threads: see `decode_npy`.
-
-    Raises DamagedError if the file is missing or damaged.
-    """
-    return _decode(store, key, read_whole(store, key))
-
-
-def read_all_npy(store: Store, keys: Sequence[str], pool: Executor) -> Iterator[NDArray[Any]]:
-    """Read many such arrays, in order. `pool` fetches them; this thread decodes them."""
-    return map(partial(_decode, store), keys, pool.map(partial(read_whole, store), keys))
-
-
-def _decode(store: Store, key: str, content: bytes) -> NDArray[Any]:
+    """Read an array of a task from an .npy file. Raises DamagedError if the file is missing or damaged."""
     try:
-        return decode_npy(content)
+        return decode_npy(read_whole(store, key))
     except ValueError:
         raise damaged_unit(store, key) from None
+
+
+def read_all_npy(store: Store, keys: Iterable[str]) -> Iterator[NDArray[Any]]:
+    """Read many such arrays ahead, in order."""
+    return in_threads(partial(read_npy, store), keys)
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
@@ -65,9 +82,10 @@ def is_intact_npy(content: bytes) -> bool:
 def decode_npy(content: bytes) -> NDArray[Any]:
     """Decode the output of `encode_npy`. Raises ValueError if the content is damaged.
 
-    Call it from one thread at a time. numpy reads the header with `ast.literal_eval`; in Python 3.11, two calls at once
+    One thread at a time does so: numpy reads the header with `ast.literal_eval`, and in Python 3.11 two calls at once
     can fail (SystemError: AST constructor recursion depth mismatch; seen once, in a build).
     """
     if not is_intact_npy(content):
         raise ValueError("the hash at its end differs")
-    return np.load(io.BytesIO(content))  # type: ignore[no-any-return]
+    with _LOADING:
+        return np.load(io.BytesIO(content))  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from concurrent.futures import ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from dataengine.errors import InputError
-from dataengine.storage.arrays import decode_npy, encode_npy, read_all_npy, read_npy
+from dataengine.storage.arrays import decode_npy, encode_npy, in_threads, read_all_npy, read_npy
 from dataengine.storage.local import LocalStore
 
 ARRAYS = arrays.arrays(st.sampled_from(["<u8", "<u4", "u1", "<i8"]), arrays.array_shapes(max_dims=2, max_side=5))
@@ -44,11 +44,18 @@ def test_arrays_of_units_come_in_order_and_a_missing_or_damaged_one_is_named(tmp
     store, keys = LocalStore(str(tmp_path)), [f"units/u/{n}.npy" for n in range(40)]
     for n, key in enumerate(keys):
         store.write(key, encode_npy(np.array([n])))
-    with ThreadPoolExecutor(4) as pool:
-        assert [array.tolist() for array in read_all_npy(store, keys, pool)] == [[n] for n in range(40)]
-        store.write(keys[7], b"half")
-        with pytest.raises(InputError, match=r"units/u/7\.npy is missing or damaged\. Remove the folder units/u and"):
-            list(read_all_npy(store, keys, pool))
+    assert [array.tolist() for array in read_all_npy(store, keys)] == [[n] for n in range(40)]
+    store.write(keys[7], b"half")
+    with pytest.raises(InputError, match=r"units/u/7\.npy is missing or damaged\. Remove the folder units/u and"):
+        list(read_all_npy(store, keys))
     store.remove(keys[7])
     with pytest.raises(InputError, match=r"units/u/7\.npy is missing or damaged"):
         read_npy(store, keys[7])
+
+
+def test_threads_work_ahead_but_not_far() -> None:
+    begun: list[int] = []
+    results = in_threads(lambda number: begun.append(number) or number, count())  # type: ignore[func-returns-value]
+    assert list(islice(results, 10)) == list(range(10))
+    results.close()
+    assert len(begun) < 100
