@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +63,18 @@ class CountingStore(Store):
     def remove(self, prefix: str) -> None:
         self._count("remove", prefix)
         self.inner.remove(prefix)
+
+    def remove_files(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._count("remove", key)
+        self.inner.remove_files(keys)
+
+    def freed_by(self, keys: Sequence[str]) -> int:
+        return self.inner.freed_by(keys)
+
+    @property
+    def copies_links(self) -> bool:
+        return self.inner.copies_links
 
     def remove_leftovers(self, prefix: str) -> None:
         self.inner.remove_leftovers(prefix)
