@@ -79,7 +79,7 @@ class LanguageModel:
         self.labels = [word.decode() for word, _ in entries[words:]]
         self._tree = _Tree.build([count for _, count in entries[words:]])
         kept = reader.array("<i4", 2 * pruned).reshape(-1, 2)
-        self._words = WordRows(self.vocabulary, kept + np.array([0, words], np.int32), buckets, range(least, most + 1))
+        self._words = WordRows(self.vocabulary, kept[:, 0], kept[:, 1] + words, buckets, range(least, most + 1))
         assert self.vocabulary[0] == _END
         assert reader.take("?") == (True,)
         self._rows = reader.quantized()

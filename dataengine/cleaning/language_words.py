@@ -26,14 +26,14 @@ _BASE, _SEED = 0x9E3779B97F4A7C15, 29
 
 
 class WordRows:
-    """The rows of words in fastText's order, given the vocabulary, and the buckets of n-grams with their rows."""
+    """The rows of words in fastText's order, given the vocabulary, and the kept buckets of n-grams with their rows."""
 
-    def __init__(self, vocabulary: Sequence[str], kept: NDArray[np.int32], num_buckets: int, lengths: range) -> None:
+    def __init__(self, vocabulary: Sequence[str], buckets: Rows, rows: Rows, num_buckets: int, lengths: range) -> None:
         self._num_buckets, self._lengths = np.uint32(num_buckets), lengths
         self._is_kept = np.zeros(num_buckets, bool)
-        self._is_kept[kept[:, 0]] = True
-        order = np.argsort(kept[:, 0])
-        self._buckets, self._bucket_rows = kept[order, 0], kept[order, 1]
+        self._is_kept[buckets] = True
+        order = np.argsort(buckets)
+        self._buckets, self._bucket_rows = buckets[order], rows[order]
         codes, starts, _ = _split("\n".join([*vocabulary, ""]))
         hashes = _hash_words(codes, starts)
         self._vocabulary_rows = np.argsort(hashes).astype(np.int32)
