@@ -45,14 +45,13 @@ class CleanedPart:
 
     part: SourcePart
     records: RecordFormat
-    fingerprint: str  # of its CleanRecords unit
+    fingerprint: str  # of its NearKeys
     runs: int
-    kept: int  # records that this unit keeps; they have keys
     alive: NDArray[np.bool_]  # of its usable records, those that everything else keeps
 
     def publish_alive(self, store: Store) -> Keep | None:
-        """Which records are alive; None if all records with keys are."""
-        return publish_keep(self.alive, store) if np.count_nonzero(self.alive) < self.kept else None
+        """Which records are alive; None if all are."""
+        return publish_keep(self.alive, store)
 
 
 def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> Rounds[tuple[NDArray[Any], int]]:

@@ -1,6 +1,6 @@
 """Units that find the near duplicates of a stream of any size in bounded memory (see `near_duplicates`).
 
-texts of a part      -> CleanRecords -> runs of band keys, and the shingles of texts that share one in a run
+texts of a part      -> NearKeys -> runs of band keys, and the shingles of texts that share one in a run
 keys of all parts    -> FindLinks (one per range of keys) -> pairs of kept records that share a key; crowds
 crowds, if any       -> RowKeys (one per part) -> keys that no crowd shares -> FindLinks
 large components     -> SketchKeys (one per part) -> FindAlike (one per range of keys) -> smaller components
@@ -48,9 +48,9 @@ class NearRuns:
         self._held: list[tuple[Int64s, Shingles]] = []
         self._shingles = 0
 
-    def add(self, texts: Sequence[str], records: Int64s) -> None:
-        """Add texts and the numbers of their records, shape (n,)."""
-        keys, records, shingles = minhash.band_keys(texts, self._threshold, records)
+    def add(self, texts: Sequence[str], records: Int64s, *, normal: bool = False) -> None:
+        """Add texts and the numbers of their records, shape (n,). `normal`: the texts are normalized already."""
+        keys, records, shingles = minhash.band_keys(texts, self._threshold, records, normal=normal)
         if self._shingles <= _RUN_SHINGLES:
             self._held.append((records, shingles))
             self._shingles += len(shingles.hashes)
@@ -98,10 +98,16 @@ class PartKeys:
     def read(self, store: Store, dtype: np.dtype[Any], buckets: tuple[int, int]) -> NDArray[Any]:
         """The sorted keys in buckets, from the first to one past the last."""
         (keys,) = read_runs(store, self.fingerprint, "near", self.runs, {"keys": dtype}, buckets)
-        if self.alive is not None:
-            bits, records = self.alive.read(store), keys["record"]
-            keys = keys[(bits[records >> 3] << (records & 7).astype(np.uint8)) & 0x80 > 0]
-        return sort_near_keys(keys)
+        return sort_near_keys(alive_keys(keys, self.alive, store))
+
+
+def alive_keys(keys: NDArray[Any], alive: Keep | None, store: Store) -> NDArray[Any]:
+    """The keys of alive records; all, if None."""
+    if alive is None:
+        return keys
+    bits, records = alive.read(store), keys["record"]
+    chosen: NDArray[Any] = keys[(bits[records >> 3] << (records & 7).astype(np.uint8)) & 0x80 > 0]
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -192,8 +198,8 @@ class _ReadsMembers(Unit):
 
     part: SourcePart
     records: RecordFormat
-    cleaned: str  # fingerprint of the part's CleanRecords unit, which holds some of them
-    runs: int  # of that unit
+    measured: str  # fingerprint of the part's NearKeys, which hold some of them
+    runs: int  # of these
     members: Members
 
     @property
@@ -206,7 +212,7 @@ class _ReadsMembers(Unit):
         """Numbers of records and their distinct shingles, each member once, in any order."""
         left = set(members["record"].tolist())
         for run in range(self.runs):
-            name = f"units/{self.cleaned}/near.{run:05d}"
+            name = f"units/{self.measured}/near.{run:05d}"
             table = read_npy(store, f"{name}.held.npy")
             wanted = np.isin(table["record"], members["record"])
             if wanted.any():

@@ -33,7 +33,7 @@ from dataengine.storage.arrays import damaged_unit
 from dataengine.storage.store import AddFile, Store
 
 SCHEMA = 5  # increase it when the same input gives other bytes
-LAYOUT = 1  # of the files in units/; increase it when only they change, so that no stream is built again
+LAYOUT = 2  # of the files in units/; increase it when only they change, so that no stream is built again
 
 _EARLY_RECORDS = 10_000  # a unit stops here if over half are unusable, as the keys or the format are wrong
 _REJECTS = 10_000  # unusable records that a unit writes; all are counted
@@ -95,6 +95,11 @@ class Unit(ABC):
         return f"units/{self.fingerprint}"
 
     @property
+    def also(self) -> Sequence[str]:
+        """Folders of the store that it also leaves, each with a receipt."""
+        return ()
+
+    @property
     @abstractmethod
     def input_bytes(self) -> int:
         """Size of the input, for progress."""
@@ -134,7 +139,11 @@ def finished_receipts(units: Mapping[int, Unit], store: Store) -> dict[int, Rece
     if not units:
         return {}
     sizes = store.sizes("units/")
-    there = {k: unit for k, unit in units.items() if f"{unit.folder}/receipt.json" in sizes}
+    there = {
+        k: unit
+        for k, unit in units.items()
+        if all(f"{folder}/receipt.json" in sizes for folder in (unit.folder, *unit.also))
+    }
 
     def read(k: int) -> Receipt:
         key = f"{there[k].folder}/receipt.json"
