@@ -147,11 +147,12 @@ def _all_letters(texts: Sequence[str]) -> list[str | None]:
     shown = np.where(kinds == _SEPARATOR, ord(" "), codes).astype("<u4")
     shown[ends - 1] = ord("\n")
     found: list[str | None] = [*shown.tobytes().decode("utf-32-le", "surrogatepass").split("\n")[:-1]]
-    few = np.add.reduceat(kinds == _LETTER, ends - lengths, dtype=np.int64) < SHORTEST
+    letters = np.add.reduceat(kinds == _LETTER, ends - lengths, dtype=np.int64)
     odd = np.add.reduceat(kinds == _ODD, ends - lengths, dtype=np.int64) > 0
-    for number in np.flatnonzero(few | odd).tolist():
-        found[number] = _letters(texts[number])
-    return [letters.lower() if letters and letters.isupper() else letters for letters in found]
+    short = lengths - 1 + letters < SHORTEST  # even if all letters were wide
+    for number in np.flatnonzero((letters < SHORTEST) | odd).tolist():
+        found[number] = None if short[number] else _letters(texts[number])
+    return [line.lower() if line and line.isupper() else line for line in found]
 
 
 def _codes_of(text: str) -> UInt32s:

@@ -30,10 +30,10 @@ class WordRows:
 
     def __init__(self, vocabulary: Sequence[str], buckets: Rows, rows: Rows, num_buckets: int, lengths: range) -> None:
         self._num_buckets, self._lengths = np.uint32(num_buckets), lengths
-        self._is_kept = np.zeros(num_buckets, bool)
+        self._is_kept = np.zeros(num_buckets, bool)  # few are: this table fits the processor's cache, that of rows not
         self._is_kept[buckets] = True
-        order = np.argsort(buckets)
-        self._buckets, self._bucket_rows = buckets[order], rows[order]
+        self._bucket_rows = np.zeros(num_buckets, np.int32)
+        self._bucket_rows[buckets] = rows
         codes, starts, _ = _split("\n".join([*vocabulary, ""]))
         hashes = _hash_words(codes, starts)
         self._vocabulary_rows = np.argsort(hashes).astype(np.int32)
@@ -99,7 +99,8 @@ class WordRows:
         begins = ends - sizes
         padded = codes[np.repeat(starts - begins - 1, sizes) + np.arange(sizes.sum())]
         padded[begins], padded[ends - 1] = ord("<"), ord(">")
-        left = np.repeat(ends, sizes) - np.arange(len(padded))  # characters up to the end of the word
+        owners = np.repeat(np.arange(len(sizes)), sizes)
+        left = ends[owners] - np.arange(len(padded))  # characters up to the end of the word
         ranks = np.minimum(np.searchsorted(self._vocabulary, hashes), len(self._vocabulary) - 1)
         known = self._vocabulary[ranks] == hashes
         width = 1 + len(self._lengths)
@@ -108,11 +109,10 @@ class WordRows:
             places = np.flatnonzero(self._is_kept[buckets])
             places = places[left[places] >= self._lengths[column - 1]]
             orders.append(width * places + column)
-            rows.append(self._bucket_rows[np.searchsorted(self._buckets, buckets[places])])
+            rows.append(self._bucket_rows[buckets[places]])
         order = np.concatenate(orders)
-        by_place = np.argsort(order)
-        totals = np.searchsorted(order[by_place], width * ends)
-        return np.concatenate(rows)[by_place], np.diff(totals, prepend=0)
+        counts = np.bincount(owners[order // width], minlength=len(sizes))
+        return np.concatenate(rows)[np.argsort(order, kind="stable")], counts
 
     def _hash_grams(self, codes: UInt32s) -> list[UInt32s]:
         """For each length, the bucket of the n-gram that begins at each character."""
