@@ -1,78 +1,182 @@
-"""How fast the rules decide on pairs, against the same rules in plain Python: `python benchmarks/rules.py`.
+"""How fast cleaning decides, against the same decisions one by one: `python benchmarks/rules.py`.
 
-Both decide on the same pairs (a small file is repeated until 100,000 are reached) in batches of 1,000, as a build reads
-them, in one thread. Every decision must be equal. Pairs/s, median of runs in rotated order. The plain rules go pair by
-pair and stop at the first rule that drops it. Where a rule needs the text itself (links, markup, digits, repeats, equal
-sides), both call the same function: the plain rules on every pair, ours on the few candidates of the columns.
+Three rows: the rules for pairs; cleaning pairs (rules, language identification, keys of exact duplicates); and cleaning
+documents (the same, and MinHash keys of near duplicates). All decide on the same records, sentences of the length of
+news and documents, in batches as a build reads them, in one thread; small files are repeated. The peer takes one record
+after the other: plain Python rules, which stop at the first rule that drops a record, a call of fastText for each text,
+and rensa's MinHash. Every decision must be equal. Records per CPU second, median of runs in turn.
+
+Where a rule needs the text itself (links, markup, digits, repeats, equal sides), both call the same function: the plain
+rules on every pair, ours on the few candidates of the columns.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
-import statistics
 import sys
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import orjson
+import rensa
+import xxhash
 import zstandard
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.rows import Row, cpu_seconds, medians, show
+from dataengine.build.clean import Cleaning, judge
+from dataengine.build.measures import Texts, make_keys
 from dataengine.characters import without_invisible
+from dataengine.cleaning import language, minhash
+from dataengine.cleaning.dedup import normalize
 from dataengine.cleaning.rules.columns import fold
 from dataengine.cleaning.rules.digits import digits_differ, few_digits_in_common, without_arguments
+from dataengine.cleaning.rules.documents import DOCUMENT_RULES
 from dataengine.cleaning.rules.pairs import PAIR_RULES, TERMINALS, check_pairs, find_links, has_markup, repeats
 from dataengine.cleaning.rules.scripts import DENSE_SCRIPTS, script_ranges, scripts_of
-from dataengine.cleaning.rules.settings import PairRules
+from dataengine.cleaning.rules.settings import DocumentRules, PairRules
+from dataengine.records.types import Records
 
-BATCH = 1000
+BATCH = 4096
+LEAST_SCORE, SIMILARITY = 0.3, 0.8
+Columns = tuple[list[str], ...]
+Decide = Callable[[Columns], Sequence[int] | NDArray[np.uint8]]
 
 
 def main() -> None:
-    """Print the table, or a JSON line."""
+    """Print a row for each question."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", default="demo/data/en-zh.train.jsonl.zst", help=".jsonl.zst (default: %(default)s)")
     parser.add_argument("--languages", default="en-zh", help="keys of the pairs, source first (default: %(default)s)")
+    parser.add_argument("--least-words", type=int, default=10, help="of the source of a pair (default: %(default)s)")
+    parser.add_argument("--documents", default="demo/data/mono.en.jsonl.zst", help="English (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
     options = parser.parse_args()
-    source, target = options.languages.split("-")
-    with zstandard.open(options.pairs, "rb") as file:
-        pairs = [orjson.loads(line) for line in file.read().splitlines()]
-    pairs *= -(-100_000 // len(pairs))
-    sides = [pair[source] for pair in pairs], [pair[target] for pair in pairs]
-    methods: dict[str, Callable[..., Sequence[int] | NDArray[np.uint8]]] = {"ours": check_pairs, "plain": plain_pairs}
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    codes = tuple(options.languages.split("-"))
+    kept = [pair for pair in read(options.pairs) if len(pair[codes[0]].split()) >= options.least_words]
+    pairs = tuple([pair[code] for pair in kept * -(-40_000 // len(kept))] for code in codes)
+    records = read(options.documents)
+    documents = ([record["text"] for record in records * -(-4_000 // len(records))],)
+    fasttext = f"fasttext-predict {version('fasttext-predict')} a text"
+    found = compare("rules_pairs", "pairs/s", "plain Python", pairs, options, lambda sides: ours_rules(sides, codes),
+                    lambda sides: plain_pairs(*sides, codes, PairRules()))  # fmt: skip
+    compare("clean_pairs", "pairs/s", f"plain Python, {fasttext}", pairs, options, lambda sides: ours(sides, codes),
+            lambda sides: plainly(sides, codes))  # fmt: skip
+    peer = f"plain Python, {fasttext}, rensa {version('rensa')}"
+    compare("clean_documents", "documents/s", peer, documents, options, lambda texts: ours(texts, ("en",)),
+            lambda texts: plainly(texts, ("en",)))  # fmt: skip
+    if not options.json:
+        drops = np.bincount(found[: len(kept)], minlength=len(PAIR_RULES) + 1)[1:].tolist()
+        dropped = ", ".join(f"{name} {count}" for name, count in zip(PAIR_RULES, drops, strict=True) if count)
+        print(f"{len(kept):,} different pairs; dropped by rules: {dropped or 'none'}")
+
+
+def read(path: str) -> list[dict[str, str]]:
+    """The records of a file."""
+    with zstandard.open(path, "rb") as file:
+        return [orjson.loads(line) for line in file.read().splitlines()]
+
+
+def compare(
+    name: str, unit: str, peer: str, texts: Columns, options: argparse.Namespace, ours: Decide, theirs: Decide
+) -> NDArray[np.uint8]:
+    """Show a row; return the decisions, which are equal."""
     decisions: dict[str, NDArray[np.uint8]] = {}
-    for run in range(options.runs):
-        for name in sorted(methods, reverse=run % 2 == 1):
-            begun = time.perf_counter()
-            batches = [
-                methods[name](sides[0][k : k + BATCH], sides[1][k : k + BATCH], (source, target), PairRules())
-                for k in range(0, len(pairs), BATCH)
-            ]
-            seconds[name].append(time.perf_counter() - begun)
-            decisions[name] = np.concatenate([np.asarray(batch, np.uint8) for batch in batches])
-    ours, theirs = decisions["ours"], decisions["plain"]
-    assert np.array_equal(ours, theirs), f"decisions differ at pairs {np.flatnonzero(ours != theirs)[:10].tolist()}"
-    rates = {name: len(pairs) / statistics.median(seconds[name]) for name in methods}
-    ratio = rates["ours"] / rates["plain"]
-    if options.json:
-        row = {"benchmark": "rules", "ours": rates["ours"], "unit": "pairs/s", "peer": "the same rules in plain Python"}
-        print(json.dumps({**row, "peer_value": rates["plain"], "ratio": ratio}))
-        return
-    print(f"{'rules':12} {'ours':>10} {'plain Python':>13}  pairs/s")
-    print(f"{options.languages:12} {rates['ours']:10,.0f} {rates['plain']:13,.0f} {ratio:7.1f}x")
-    drops = np.bincount(ours, minlength=len(PAIR_RULES) + 1)[1:].tolist()
-    dropped = ", ".join(f"{name} {count}" for name, count in zip(PAIR_RULES, drops, strict=True) if count)
-    print(f"{len(pairs):,} pairs, decisions equal; dropped: {dropped or 'none'}")
+
+    def measure(who: str, decide: Decide) -> Callable[[], dict[str, float]]:
+        def run() -> dict[str, float]:
+            begun = cpu_seconds()
+            batches = [decide(tuple(column[k : k + BATCH] for column in texts)) for k in range(0, len(texts[0]), BATCH)]
+            used = cpu_seconds() - begun
+            decisions[who] = np.concatenate([np.asarray(batch, np.uint8) for batch in batches])
+            return {"seconds": used}
+
+        decide(tuple(column[:8] for column in texts))  # loads models and tables
+        return run
+
+    used = medians(options.runs, {"ours": measure("ours", ours), "peer": measure("peer", theirs)})
+    differ = np.flatnonzero(decisions["ours"] != decisions["peer"])
+    assert not len(differ), f"{name}: decisions differ at records {differ[:10].tolist()}"
+    mine, others = used["ours"]["seconds"], used["peer"]["seconds"]
+    count = len(texts[0])
+    row = Row(name, count / mine, unit, peer, count / others, others / mine, mine, others, options.runs)
+    show(row, as_json=options.json)
+    return decisions["ours"]
+
+
+def ours_rules(sides: Columns, languages: tuple[str, ...]) -> NDArray[np.uint8]:
+    """The rules for pairs."""
+    source, target = languages
+    return check_pairs(*sides, (source, target), PairRules())
+
+
+def ours(texts: Columns, languages: tuple[str, ...]) -> NDArray[np.uint8]:
+    """Rules, languages and keys as in a build."""
+    paired = len(texts) == 2
+    rules = PairRules() if paired else DocumentRules()
+    cleaning = Cleaning(
+        languages=languages,
+        rules=rules.model_dump(mode="json"),
+        min_language_score=LEAST_SCORE,
+        subsets=(),
+        dedup=("pair",) if paired else ("text",),
+        near_dedup=None if paired else SIMILARITY,
+        evaluation=None,
+        evaluation_paths=(),
+        scores={},
+        score_model=None,
+    )
+    batch = Records(list(range(len(texts[0]))), texts, [], [])
+    seen = Texts(batch)
+    make_keys(seen, cleaning.dedup, languages)
+    if not paired:
+        minhash.band_keys(seen.normal[0], SIMILARITY, seen.records, normal=True)
+    return judge(batch, cleaning)
+
+
+def plainly(texts: Columns, languages: tuple[str, ...]) -> list[int]:
+    """Rules, languages and keys, one record after the other."""
+    decided = []
+    for record in zip(*texts, strict=True):
+        paired = len(record) == 2
+        if paired:
+            dropped = plain_pair(*record, (languages[0], languages[1]), PairRules())
+        else:
+            dropped = plain_document(record[0], languages[0], DocumentRules())
+        for number, (text, code) in enumerate(zip(record, languages, strict=True)):
+            if not dropped and plain_score(text, code) < LEAST_SCORE:
+                rules = len(PAIR_RULES) if paired else len(DOCUMENT_RULES)
+                dropped = rules + number + 1
+        if not dropped:
+            whole = "\n".join(map(normalize, record))
+            xxhash.xxh3_128_digest(whole.encode())
+            if not paired:
+                words = re.findall(r"\w+", whole)
+                hasher = rensa.RMinHash(minhash.PERMUTATIONS, minhash.MINHASH_SEED)
+                hasher.update([" ".join(words[k : k + 5]) for k in range(max(len(words) - 4, 1))])
+                hasher.digest()
+        decided.append(dropped)
+    return decided
+
+
+def plain_score(text: str, code: str) -> float:
+    """The probability of a language, by a call of fastText; infinite for a text that is too short to judge."""
+    letters = language._letters(text)
+    if letters is None:
+        return float("inf")
+    labels, probabilities = language._load_model().predict(letters, k=-1, threshold=0.01)
+    accepted = {f"__label__{one}" for one in language.model_codes(code)}
+    return float(sum(p for label, p in zip(labels, probabilities, strict=True) if label in accepted))
 
 
 def plain_pairs(
@@ -138,6 +242,45 @@ def first_rule(source: str, target: str, languages: tuple[str, str], rules: Pair
     if share is not None and longest_in_common(source, target) > share * min(map(len, sides)):
         return "copied_text"
     return None
+
+
+def plain_document(text: str, language: str | None, rules: DocumentRules) -> int:
+    """`check_documents`, one document in plain Python."""
+    whole_length, text = len(text), without_invisible(text)
+    solid = "".join(text.split())
+    letters, dense, marks = count_letters(text)
+    own = count_letters_of(language or "", text)
+    broken = [c for c in solid if unicodedata.category(c) in ("Cc", "Co", "Cs") or c == "\ufffd"]
+    symbols = [c for c in solid if c in "#…" or (unicodedata.category(c)[0] == "S" and c != "\ufffd")]
+    words = text.split() if own is not None and language not in ("zh", "zh-TW", "ja", "th") else []
+    mean = len(solid) / len(words) if words else None
+    usual = {"ko": 3.5, "hi": 4.4, "fi": 8.6}.get(language or "", 5.3) / 5.3
+    lines = [line for line in text.split("\n") if line.strip()]
+    ending = sum(line.endswith(("...", "…")) for line in lines)
+    stripped = [line.strip() for line in lines]
+    again = sum(len("".join(line.split())) for k, line in enumerate(stripped) if line in stripped[:k])
+
+    def over(value: float, share: float | None, whole: float) -> bool:
+        return share is not None and value > share * whole
+
+    drops = [
+        (rules.min_characters is not None and len(text) < rules.min_characters)
+        or (rules.max_characters is not None and whole_length > rules.max_characters),
+        over(len(broken), rules.max_broken_share, len(solid)),
+        rules.min_letter_share is not None and letters + marks < rules.min_letter_share * (len(solid) + 2 * dense),
+        over(len(symbols), rules.max_symbol_share, len(solid)),
+        rules.min_script_share is not None and own is not None and own < rules.min_script_share * letters,
+        mean is not None
+        and (
+            (rules.min_word_length is not None and mean < rules.min_word_length * min(usual, 1))
+            or (rules.max_word_length is not None and mean > rules.max_word_length * max(usual, 1))
+        ),
+        ending > 1 and over(ending, rules.max_ellipsis_lines, len(lines)),
+        over(again, rules.max_repeated_lines, len(solid)),
+        rules.drop_curly_braces and "{" in text,
+        rules.drop_lorem_ipsum and "lorem ipsum" in text.lower(),
+    ]
+    return drops.index(True) + 1 if True in drops else 0
 
 
 def terminal_penalty(source: str, target: str) -> int:

@@ -1,7 +1,7 @@
 """Which records of a stream are kept, and the reason for each dropped one.
 
-    part                -> CleanRecords   -> drops by rules, language and decontamination; keys of the rest
-    keys of all parts   -> `split`, FindDuplicates (one per range of keys) -> records that share a key
+    part                -> CleanRecords   -> drops by rules, language and decontamination; measures of all records
+    keys of all parts   -> `split`, FindDuplicates (one per range of keys) -> kept records that share a key
     near keys           -> near_units     -> near duplicates
     all, and scores     -> judged_alone, mark_duplicates, mark_twins, mark_low_scores -> a reason for each record
 
@@ -10,29 +10,43 @@ A reason is a name such as "length_ratio" or "duplicate pair". Files hold it as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataengine.build.external_sort import RUN_KEYS, Form, Runs, num_ranges, read_table, units_of
-from dataengine.build.near_units import NearRuns
+from dataengine.arrays import Bools
+from dataengine.build.external_sort import Form, num_ranges, read_table, units_of
+from dataengine.build.measures import (
+    EvaluationHits,
+    ExactKeys,
+    LanguageScores,
+    LossyTokenizer,
+    NearKeys,
+    Texts,
+    find_evaluation_texts,
+    score_languages,
+)
 from dataengine.build.rounds import Round, Rounds
 from dataengine.build.split import Places, part_sources, split
-from dataengine.build.tokenize import TokenFormat, find_lost
-from dataengine.build.units import OnProgress, Reading, Receipt, Unit, identity_of, select, unit_fingerprint
+from dataengine.build.units import (
+    OnProgress,
+    Reading,
+    Receipt,
+    Unit,
+    identity_of,
+    publish_keeps,
+    select,
+    unit_fingerprint,
+)
 from dataengine.cleaning import dedup, score_cache
 from dataengine.errors import InputError
 from dataengine.records.types import RecordFormat, Records, SourcePart
 from dataengine.storage.arrays import encode_npy, in_threads, read_all_npy
 from dataengine.storage.store import AddFile, Store
-from dataengine.text.tokenizers.base import Tokenizer
-
-if TYPE_CHECKING:
-    from dataengine.cleaning.decontaminate import EvaluationTexts
 
 Codes = NDArray[np.uint8]  # reason of each record, 0 = kept
 
@@ -84,34 +98,45 @@ class Cleaning:
         return 1 + self.reasons.index(reason)
 
 
-def check_records(batch: Records, cleaning: Cleaning) -> Codes:
-    """The code of each record of a batch, from the record alone, shape (n,)."""
+def check_records(
+    batch: Records, cleaning: Cleaning, scores: NDArray[np.float32] | None, evaluated: Bools | None
+) -> Codes:
+    """The code of each record of a batch, from the record alone, shape (n,).
+
+    `scores` are those of its texts with a stated language, shape (n, languages); `evaluated` tells whether a record
+    contains an evaluation text, shape (n,). They are not None if the cleaning needs them.
+    """
     codes = np.zeros(len(batch.lines), np.uint8)
 
-    def drop(reason: str | None, found: NDArray[Any]) -> None:
-        """Set a reason (or numbers of rules, from 1) for the records that are still kept."""
-        alive = np.flatnonzero(codes == 0)
-        codes[alive] = np.where(found, cleaning.code(reason), 0) if reason else found
-
-    def texts() -> tuple[list[str], ...]:
-        return select(batch, codes == 0).texts
+    def drop(reason: str, found: NDArray[Any]) -> None:
+        """Set a reason for the records that are still kept."""
+        codes[(codes == 0) & found] = cleaning.code(reason)
 
     if cleaning.subsets:
         drop("subset", np.isin(np.array(batch.labels, object), cleaning.subsets))
     if cleaning.rules is not None:
-        first = _rules(cleaning, *texts())
-        drop(None, np.where(first, first + (1 if cleaning.subsets else 0), 0))
+        alive = codes == 0
+        first = _rules(cleaning, *select(batch, alive).texts)
+        codes[alive] = np.where(first, first + (1 if cleaning.subsets else 0), 0)
     if cleaning.min_language_score is not None:
-        from dataengine.cleaning.language import score_language
-
-        for column, code in enumerate(cleaning.languages):
-            if code:  # a text that is too short to judge has no score (nan) and stays
-                drop(f"language {code}", score_language(texts()[column], code) < cleaning.min_language_score)
+        assert scores is not None
+        stated = [code for code in cleaning.languages if code]
+        for column, code in enumerate(stated):  # a text that is too short to judge has no score (nan) and stays
+            drop(f"language {code}", scores[:, column] < cleaning.min_language_score)
     if cleaning.evaluation is not None:
-        evaluation = _evaluation_texts(cleaning.evaluation_paths, cleaning.evaluation)
-        found = [evaluation.contaminated(column) for column in texts()]
-        drop("evaluation text", np.logical_or.reduce(found))
+        assert evaluated is not None
+        drop("evaluation text", evaluated)
     return codes
+
+
+def judge(batch: Records, cleaning: Cleaning) -> Codes:
+    """`check_records` without a store."""
+    scores = evaluated = None
+    if cleaning.min_language_score is not None and any(cleaning.languages):
+        scores = score_languages(batch, cleaning.languages)
+    if cleaning.evaluation is not None:
+        evaluated = find_evaluation_texts(Texts(batch), cleaning.evaluation_paths, cleaning.evaluation)
+    return check_records(batch, cleaning, scores, evaluated)
 
 
 def _rules(cleaning: Cleaning, *texts: list[str]) -> Codes:
@@ -124,16 +149,6 @@ def _rules(cleaning: Cleaning, *texts: list[str]) -> Codes:
     return documents.check_documents(texts[0], cleaning.languages[0] or None, found)
 
 
-@lru_cache(maxsize=4)
-def _evaluation_texts(paths: tuple[str, ...], identity: str) -> EvaluationTexts:
-    from dataengine.cleaning.decontaminate import EvaluationTexts
-
-    texts = EvaluationTexts.load(paths)
-    if texts.identity != identity:
-        raise InputError("the evaluation texts of `decontaminate` changed during the build. Build again.")
-    return texts
-
-
 def evaluation_identity(paths: tuple[str, ...]) -> str:
     """The identity of the evaluation texts in fingerprints. Always reads the files again."""
     from dataengine.cleaning.decontaminate import EvaluationTexts
@@ -141,48 +156,14 @@ def evaluation_identity(paths: tuple[str, ...]) -> str:
     return EvaluationTexts.load(paths).identity
 
 
-def duplicate_keys(batch: Records, cleaning: Cleaning, records: NDArray[np.int64]) -> NDArray[Any]:
-    """The keys of records (their numbers, shape (n,)) that decide duplicates: dedup.KEY, shape (n times kinds,)."""
-    found = []
-    for kind in cleaning.dedup:
-        code = cleaning.code(f"duplicate {kind}")
-        if kind == "pair":
-            found.append(dedup.pair_keys(batch.texts[0], batch.texts[1], code, 0))
-        else:
-            column = 0 if kind == "text" else cleaning.languages.index(kind)
-            found.append(dedup.text_keys(batch.texts[column], code, 0))
-    keys: NDArray[Any] = np.concatenate(found)
-    keys["record"] = records[keys["record"]]
-    return keys
-
-
-def near_texts(batch: Records) -> list[str]:
-    """The texts compared for near duplicates: the texts of a record joined to one."""
-    return batch.texts[0] if len(batch.texts) == 1 else [" ".join(texts) for texts in zip(*batch.texts, strict=True)]
-
-
-@dataclass(frozen=True)
-class LossyTokenizer:
-    """A tokenizer that can lose whole texts. Such records are unusable, so no duplicate is dropped in favour of one."""
-
-    identity: str  # of the tokenizer, without what only decides how tokens are packed
-    columns: tuple[int, ...]  # texts of a record that are written
-    format: TokenFormat = field(metadata={"identity": False})
-
-    def load(self) -> Tokenizer:
-        """The tokenizer. Raises InputError if it changed."""
-        return self.format.load()[0]
-
-
 @dataclass(frozen=True)
 class CleanRecords(Unit):
-    """Judge the records of a part one by one, and write the keys for comparing the remaining ones.
+    """Judge the records of a part one by one, and measure them unless an earlier build did.
 
     Records that the tokenizer cannot use get no key.
     """
 
     kind: ClassVar[str] = "clean"
-    for_units: ClassVar[tuple[str, ...]] = ("run.", "near.")
     part: SourcePart
     records: RecordFormat
     cleaning: Cleaning
@@ -198,29 +179,64 @@ class CleanRecords(Unit):
     def input_bytes(self) -> int:
         return self.part.size
 
+    @property
+    def also(self) -> Sequence[str]:
+        """The folders of the measures that the cleaning needs."""
+        measures = (self._language_scores, self._evaluation_hits, *self._key_measures)
+        return [measure.folder for measure in measures if measure]
+
+    @property
+    def also_for_units(self) -> Sequence[str]:
+        """Near keys and their shingles. They are larger than all other measures, and cost less than these."""
+        return [self.near_keys.folder] if self.near_keys else []
+
+    @property
+    def _language_scores(self) -> LanguageScores | None:
+        languages = self.cleaning.languages
+        if self.cleaning.min_language_score is None or not any(languages):
+            return None
+        return LanguageScores(self.part, self.records, self._versions("unicode", "fasttext"), languages)
+
+    @property
+    def _evaluation_hits(self) -> EvaluationHits | None:
+        identity, paths = self.cleaning.evaluation, self.cleaning.evaluation_paths
+        if identity is None:
+            return None
+        return EvaluationHits(self.part, self.records, self._versions("unicode"), identity, paths)
+
+    @property
+    def exact_keys(self) -> ExactKeys | None:
+        """The keys for exact duplicates."""
+        compared, languages = self.cleaning.dedup, self.cleaning.languages
+        if not compared:
+            return None
+        return ExactKeys(self.part, self.records, self._versions("unicode"), self.lossy, languages, compared)
+
+    @property
+    def near_keys(self) -> NearKeys | None:
+        """The keys for near duplicates."""
+        threshold = self.cleaning.near_dedup
+        if threshold is None:
+            return None
+        return NearKeys(self.part, self.records, self._versions("unicode", "rensa"), self.lossy, threshold)
+
+    @property
+    def _key_measures(self) -> list[ExactKeys | NearKeys]:
+        return [measure for measure in (self.exact_keys, self.near_keys) if measure]
+
+    def _versions(self, *libraries: str) -> tuple[str, ...]:
+        return tuple(version for version in self.cleaning.versions if version.startswith(libraries))
+
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         reading = Reading(self.part, self.records, on_progress)
-        keys = Runs(add, "run", RUN_KEYS)
-        near = None if self.cleaning.near_dedup is None else NearRuns(add, self.cleaning.near_dedup)
         codes = [np.empty(0, np.uint8)]
         hashes = {direction: [np.empty(0, score_cache.KEY)] for direction in self.cleaning.scores}
-        tokenizer = self.lossy.load() if self.lossy else None
-        for batch in reading.batches(_BATCH):
-            first = reading.usable - len(batch.lines)
-            codes.append(check_records(batch, self.cleaning))
-            kept = codes[-1] == 0
-            if self.lossy and tokenizer and kept.any():
-                lost = find_lost(select(batch, kept), tokenizer, self.lossy.columns)
-                kept[kept] = [reason is None for reason in lost] if lost else True
-            if kept.any():
-                alive, numbers = select(batch, kept), first + np.flatnonzero(kept)
-                if self.cleaning.dedup:
-                    keys.add(duplicate_keys(alive, self.cleaning, numbers))
-                if near:
-                    near.add(near_texts(alive), numbers)
-            for direction, found in hashes.items():
-                source, target = (self.cleaning.languages.index(code) for code in direction.split("-"))
-                found.append(score_cache.hash_pairs(batch.texts[source], batch.texts[target]))
+        with self._measuring(store) as judge_texts:
+            for batch in reading.batches(_BATCH):
+                codes.append(judge_texts(batch, reading.usable - len(batch.lines)))
+                for direction, found in hashes.items():
+                    source, target = (self.cleaning.languages.index(code) for code in direction.split("-"))
+                    found.append(score_cache.hash_pairs(batch.texts[source], batch.texts[target]))
         judged = np.concatenate(codes)
         dropped = np.empty(np.count_nonzero(judged), DROPPED)
         dropped["record"], dropped["reason"] = np.flatnonzero(judged), judged[judged > 0]
@@ -229,8 +245,33 @@ class CleanRecords(Unit):
             add(f"pairs.{direction}.npy", encode_npy(np.concatenate(found)))
         counts = reading.finish(add)
         counts["kept"] -= len(dropped)
-        dropped_by = count_reasons(judged, self.cleaning)
-        return Receipt(**counts, dropped=dropped_by, runs=keys.finish(), near_runs=near.finish() if near else 0)
+        runs = self.exact_keys.receipt(store).runs if self.exact_keys else 0
+        near_runs = self.near_keys.receipt(store).near_runs if self.near_keys else 0
+        return Receipt(**counts, dropped=count_reasons(judged, self.cleaning), runs=runs, near_runs=near_runs)
+
+    @contextmanager
+    def _measuring(self, store: Store) -> Iterator[Callable[[Records, int], Codes]]:
+        """A function that judges each batch, given the number of its first record. It measures what is not in the
+        store; at the end that is in the store, too."""
+        with ExitStack() as stack:
+            scores, evaluated = (
+                stack.enter_context(measure.values(store)) if measure else _none
+                for measure in (self._language_scores, self._evaluation_hits)
+            )
+            keys = [stack.enter_context(measure.keys(store)) for measure in self._key_measures]
+            usable = self.lossy.filter() if self.lossy else None
+
+            def judge_texts(batch: Records, first: int) -> Codes:
+                texts = Texts(batch, first, usable)
+                for take in keys:
+                    take(texts)
+                return check_records(batch, self.cleaning, scores(texts), evaluated(texts))
+
+            yield judge_texts
+
+
+def _none(texts: Texts) -> None:
+    """The values of a measure that the cleaning does not need."""
 
 
 @dataclass(frozen=True)
@@ -256,17 +297,29 @@ class FindDuplicates(Unit):
         return Receipt()
 
 
-def find_duplicates(units: Sequence[CleanRecords], receipts: Sequence[Receipt]) -> Rounds[list[FindDuplicates]]:
-    """Rounds of units that find the exact duplicates among the records of all parts; returns the last units."""
+def find_duplicates(
+    units: Sequence[CleanRecords], receipts: Sequence[Receipt], judged: Sequence[Codes], store: Store
+) -> Rounds[list[FindDuplicates]]:
+    """Rounds of units that find the exact duplicates among the records of all parts that `judged` keeps; returns the
+    last units."""
     kinds = len(units[0].cleaning.dedup)
     keys = kinds * sum(receipt.kept for receipt in receipts)
     if not keys:
         return []
     ranges = num_ranges(keys, RANGE_KEYS)
+    keeps = publish_keeps((codes == 0 for codes in judged), store)
     runs = [
         run
-        for part, (unit, receipt) in enumerate(zip(units, receipts, strict=True))
-        for run in part_sources(part, unit.fingerprint, "run", receipt.runs, receipt.kept * kinds * KEYS.moved.itemsize)
+        for part, (unit, receipt, codes, alive) in enumerate(zip(units, receipts, judged, keeps, strict=True))
+        if unit.exact_keys
+        for run in part_sources(
+            part,
+            unit.exact_keys.fingerprint,
+            "run",
+            receipt.runs,
+            len(codes) * kinds * KEYS.moved.itemsize,
+            alive,
+        )
     ]
     places = yield from split("comparing", runs, KEYS, ranges)
     comparing = [FindDuplicates(here, keys // ranges) for here in places]
@@ -285,9 +338,13 @@ def judged_alone(units: Sequence[CleanRecords], receipts: Sequence[Receipt], sto
     return judged
 
 
-def mark_duplicates(judged: Sequence[Codes], comparing: Sequence[FindDuplicates], store: Store) -> None:
+def mark_duplicates(
+    judged: Sequence[Codes], comparing: Sequence[FindDuplicates], store: Store, cleaning: Cleaning
+) -> None:
     """Mark the exact duplicates in the codes of all parts."""
-    parts, records, reasons = dedup.drop_later(read_all_npy(store, [f"{unit.folder}/groups.npy" for unit in comparing]))
+    all_groups = read_all_npy(store, [f"{unit.folder}/groups.npy" for unit in comparing])
+    parts, records, kinds = dedup.drop_later(all_groups)
+    reasons = np.array([cleaning.code(f"duplicate {kind}") for kind in cleaning.dedup], np.uint8)[kinds]
     bounds = np.searchsorted(parts, np.arange(len(judged) + 1))
     for number, codes in enumerate(judged):
         here = slice(bounds[number], bounds[number + 1])

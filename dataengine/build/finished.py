@@ -3,8 +3,8 @@
 A unit's files go in two steps, each recorded in its receipt before the first file is removed, so that a build can be
 killed at any time:
 
-    spent   its `for_units`, such as sorted runs, once later units have read them. A unit that needs them once more
-            lets `rounds` run this one again
+    spent   its `for_units` and `also_for_units`, such as runs of documents and near keys, once later units have read
+            them. A unit that needs them once more lets `rounds` run this one again
     moved   its shards, once they are copied to a stream in a bucket. Another stream copies them from there. On a disk
             they are hard links, which need no space, and stay
 """
@@ -49,7 +49,11 @@ def find_finished(units: Mapping[int, Unit], store: Store, *, whole: bool = Fals
         receipt = _read_receipt(unit.folder, store, sizes)
         if receipt is None:
             return None, False
-        gone = (whole and receipt.spent) or not _has_shards(unit.folder, receipt, store, sizes, streams)
+        gone = (
+            (whole and receipt.spent)
+            or not all(_is_there(folder, store, sizes) for folder in unit.also if not _is_spent(folder, unit, receipt))
+            or not _has_shards(unit.folder, receipt, store, sizes, streams)
+        )
         return receipt, gone
 
     with ThreadPoolExecutor(THREADS) as pool:
@@ -71,6 +75,15 @@ def _read_receipt(folder: str, store: Store, sizes: Mapping[str, int] | None) ->
         return None
     except ValueError:
         raise damaged_unit(store, key) from None
+
+
+def _is_spent(folder: str, unit: Unit, receipt: Receipt) -> bool:
+    return receipt.spent and folder in unit.also_for_units
+
+
+def _is_there(folder: str, store: Store, sizes: Mapping[str, int] | None) -> bool:
+    key = f"{folder}/receipt.json"
+    return store.size(key) is not None if sizes is None else key in sizes
 
 
 def _has_shards(
@@ -115,19 +128,22 @@ def documents_key(folder: str, receipt: Receipt) -> str:
 
 def remove_units(units: Iterable[Unit], store: Store) -> None:
     """Remove the folders of units, the receipts first."""
+    _remove_folders([unit.folder for unit in units], store)
 
-    def remove(unit: Unit) -> None:
-        store.remove(f"{unit.folder}/receipt.json")
-        store.remove(unit.folder)
+
+def _remove_folders(folders: Iterable[str], store: Store) -> None:
+    def remove(folder: str) -> None:
+        store.remove(f"{folder}/receipt.json")
+        store.remove(folder)
 
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(remove, units):
+        for _ in pool.map(remove, dict.fromkeys(folders)):
             pass
 
 
 def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
     """Remove the files of finished units that only later units read, and say so in their receipts first."""
-    left = [(unit, receipt) for unit, receipt in done if unit.for_units and not receipt.spent]
+    left = [(unit, receipt) for unit, receipt in done if (unit.for_units or unit.also_for_units) and not receipt.spent]
     listed = store.sizes_if_few("units/", max(len(left) - 1, 0) // THREADS)
 
     def spend(one: tuple[Unit, Receipt]) -> list[str]:
@@ -135,7 +151,7 @@ def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
         folder = f"{unit.folder}/"
         sizes = store.sizes(folder) if listed is None else by_folder.get(folder, [])
         keys = [key for key in sizes if key.removeprefix(folder).startswith(unit.for_units)]
-        if keys:
+        if keys or unit.also_for_units:
             store.write(f"{folder}receipt.json", encode_hashed(replace(receipt, spent=True)))
         return keys
 
@@ -144,6 +160,7 @@ def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
         by_folder.setdefault(key[: key.rindex("/") + 1], []).append(key)
     with ThreadPoolExecutor(THREADS) as pool:
         store.remove_files([key for keys in pool.map(spend, left) for key in keys])
+    _remove_folders([folder for unit, _ in left for folder in unit.also_for_units], store)
 
 
 def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store) -> None:

@@ -49,15 +49,9 @@ class CleanedPart:
 
     part: SourcePart
     records: RecordFormat
-    fingerprint: str  # of its CleanRecords unit
+    fingerprint: str  # of its NearKeys
     runs: int
-    kept: int  # records that this unit keeps; they have keys
     alive: NDArray[np.bool_]  # of its usable records, those that everything else keeps
-
-    @property
-    def fewer_alive(self) -> NDArray[np.bool_] | None:
-        """Which records are alive; None if all records with keys are."""
-        return self.alive if np.count_nonzero(self.alive) < self.kept else None
 
 
 def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> Rounds[tuple[NDArray[Any], int]]:
@@ -69,9 +63,9 @@ def find_twins(parts: Sequence[CleanedPart], threshold: float, store: Store) -> 
     alive = sum(int(np.count_nonzero(part.alive)) for part in parts)
     bands = choose_bands(threshold)[0]
     runs: list[tuple[Source, int]] = []
-    alive_keeps = publish_keeps((part.fewer_alive for part in parts), store)
+    alive_keeps = publish_keeps((part.alive for part in parts), store)
     for k, (part, keep) in enumerate(zip(parts, alive_keeps, strict=True)):
-        size = part.kept * bands * KEYS.moved.itemsize
+        size = len(part.alive) * bands * KEYS.moved.itemsize
         runs += part_sources(k, part.fingerprint, "near", part.runs, size, keep)
     linking = yield from find_links(runs, bands * alive)
     links = _gather_links(linking, store)

@@ -1,6 +1,6 @@
 """Units that find the near duplicates of a stream of any size in bounded memory (see `near_duplicates`).
 
-texts of a part      -> CleanRecords -> runs of band keys, and the shingles of texts that share one in a run
+texts of a part      -> NearKeys -> runs of band keys, and the shingles of texts that share one in a run
 keys of all parts    -> FindLinks (one per range of keys) -> pairs of kept records that share a key; crowds
 crowds, if any       -> RowKeys (one per part) -> keys that no crowd shares -> FindLinks
 large components     -> SketchKeys (one per part) -> FindAlike (one per range of keys) -> smaller components
@@ -67,9 +67,9 @@ class NearRuns:
         self._held: list[tuple[Int64s, Shingles]] = []
         self._shingles = 0
 
-    def add(self, texts: Sequence[str], records: Int64s) -> None:
-        """Add texts and the numbers of their records, shape (n,)."""
-        keys, records, shingles = minhash.band_keys(texts, self._threshold, records)
+    def add(self, texts: Sequence[str], records: Int64s, *, normal: bool = False) -> None:
+        """Add texts and the numbers of their records, shape (n,). `normal`: the texts are normalized already."""
+        keys, records, shingles = minhash.band_keys(texts, self._threshold, records, normal=normal)
         if self._shingles <= _RUN_SHINGLES:
             self._held.append((records, shingles))
             self._shingles += len(shingles.hashes)
@@ -194,13 +194,13 @@ class _ReadsMembers(Unit):
 
     part: SourcePart
     records: RecordFormat
-    cleaned: str  # fingerprint of the part's CleanRecords unit, which holds some of them
-    runs: int  # of that unit
+    measured: str  # fingerprint of the part's NearKeys, which hold some of them
+    runs: int  # of these
     members: Members
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return (self.cleaned,)
+        return (self.measured,)
 
     @property
     def input_bytes(self) -> int:
@@ -212,7 +212,7 @@ class _ReadsMembers(Unit):
         """Numbers of records and their distinct shingles, each member once, in any order."""
         left = set(members["record"].tolist())
         for run in range(self.runs):
-            name = f"units/{self.cleaned}/{run_name('near', run)}.held"
+            name = f"units/{self.measured}/{run_name('near', run)}.held"
             table, hashes = read_bucket(store, name, (_HELD, np.dtype("<u8")))
             wanted = np.isin(table["record"], members["record"])
             if wanted.any():

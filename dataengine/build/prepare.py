@@ -14,9 +14,10 @@ from typing import Any
 import orjson
 
 from dataengine.build import clean as clean_module
-from dataengine.build.clean import Cleaning, CleanRecords, LossyTokenizer
+from dataengine.build.clean import Cleaning, CleanRecords
 from dataengine.build.external_sort import BUCKETS
 from dataengine.build.label_check import check_labels
+from dataengine.build.measures import LossyTokenizer
 from dataengine.build.tokenize import TokenFormat, TokenizeDocuments, TokenizePairs, written_columns
 from dataengine.build.units import SCHEMA, Keep, fingerprint_of, identity_of
 from dataengine.config.schema import Config

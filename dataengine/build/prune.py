@@ -79,7 +79,7 @@ def _needed_by(config: Config, store: Store) -> Iterator[str]:
     for plan in prepare(config, store).streams.values():
         yield plan.folder
         for unit in _reused_units(plan, config, store):
-            yield unit.folder
+            yield from (unit.folder, *unit.also)
             yield from _named_in(unit)
 
 

@@ -16,7 +16,7 @@ It calls another one with `yield from`: `cleaned = yield from clean_stream(plan,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -78,22 +78,26 @@ def run_rounds(
 
 @dataclass(frozen=True)
 class _Seen:
-    """The units of the streams so far, with their receipts, by stream and fingerprint."""
+    """The units of the streams so far, with their receipts, by stream and by each of their `names`."""
 
     units: dict[str, dict[str, tuple[Unit, Receipt]]]
 
     def add(self, stream: str, units: Sequence[Unit], receipts: Sequence[Receipt]) -> None:
-        self.units[stream] |= {unit.fingerprint: (unit, one) for unit, one in zip(units, receipts, strict=True)}
+        for unit, one in zip(units, receipts, strict=True):
+            self.units[stream] |= dict.fromkeys(unit.names, (unit, one))
 
-    def take_done(self, streams: Mapping[str, Collection[str]]) -> list[tuple[Unit, Receipt]]:
+    def take_done(self, streams: Mapping[str, set[str]]) -> list[tuple[Unit, Receipt]]:
         """Forget the units of some streams, without the given ones; return those that no stream has any more."""
         done: dict[str, tuple[Unit, Receipt]] = {}
         for stream, needed in streams.items():
-            units = self.units[stream]
-            done |= {name: one for name, one in units.items() if name not in needed}
-            self.units[stream] = {name: one for name, one in units.items() if name in needed}
-        others = {fingerprint for units in self.units.values() for fingerprint in units}
-        return [one for fingerprint, one in done.items() if fingerprint not in others]
+            units, self.units[stream] = self.units[stream], {}
+            for unit, receipt in units.values():
+                if not needed.isdisjoint(unit.names):
+                    self.add(stream, [unit], [receipt])
+                else:
+                    done[unit.fingerprint] = unit, receipt
+        others = {name for units in self.units.values() for name in units}
+        return [(unit, receipt) for unit, receipt in done.values() if others.isdisjoint(unit.names)]
 
     def repeat_spent(
         self, stream: str, units: Sequence[Unit], engine: Engine, store: Store, *, whole: bool = False
@@ -101,7 +105,8 @@ class _Seen:
         """Run the units again that are spent, if an unfinished one of `units` reads them."""
         known = self.units[stream]
         names = dict.fromkeys(name for unit in units for name in unit.inputs if name in known)
-        sources = [known[name][0] for name in names]  # all of them, so that slices agree on their shares
+        # all of them, so that slices agree on their shares
+        sources = list({known[name][0].fingerprint: known[name][0] for name in names}.values())
         if not any(known[name][1].spent for name in names):
             return
         if len(find_finished(dict(enumerate(units)), store, whole=whole).receipts) < len(units):

@@ -78,14 +78,15 @@ def clean_stream(
     if checks:
         check_rejects(plan, receipts, units, config.max_bad_fraction, store)
     _note_unknown_subsets(plan, plan.cleaning, receipts)
-    duplicates = yield from clean.find_duplicates(units, receipts)
     codes = clean.judged_alone(units, receipts, store)
-    clean.mark_duplicates(codes, duplicates, store)
+    duplicates = yield from clean.find_duplicates(units, receipts, codes, store)
+    clean.mark_duplicates(codes, duplicates, store, plan.cleaning)
     twins = np.empty(0, TWIN)
     if plan.cleaning.near_dedup is not None:
         parts = [
-            CleanedPart(unit.part, unit.records, unit.fingerprint, receipt.near_runs, receipt.kept, reasons == 0)
+            CleanedPart(unit.part, unit.records, unit.near_keys.fingerprint, receipt.near_runs, reasons == 0)
             for unit, receipt, reasons in zip(units, receipts, codes, strict=True)
+            if unit.near_keys
         ]
         twins, crowded = yield from find_twins(parts, plan.cleaning.near_dedup, store)
         clean.mark_twins(codes, twins, plan.cleaning)

