@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataengine.build import clean as cleaning
-from dataengine.build import tokenize
+from dataengine.build import measures, tokenize
 from dataengine.build.build import build
 from dataengine.build.publish import BuiltStream
 from dataengine.cleaning import dedup
@@ -324,7 +324,7 @@ def check_in_pieces(config: Config, part_bytes: int, sizes: Mapping[str, int]) -
     """Check a build of parts of a number of bytes, with small batches, runs and ranges if `sizes` says so."""
     with pytest.MonkeyPatch.context() as patch:
         for name, size in sizes.items():
-            patch.setattr(cleaning, name, size)
+            patch.setattr(measures if name == "RUN_KEYS" else cleaning, name, size)
         if sizes:
             patch.setattr(tokenize, "_BATCH", 3)
         check_build(config.model_copy(update={"part_bytes": part_bytes}))

@@ -102,7 +102,7 @@ def test_a_measure_that_was_removed_is_made_again(corpora: Path, tmp_path: Path,
     config = config_of(tmp_path, PAIRS, "store")
     build(config)
     whole = files(config, "streams"), files(config, "units")
-    for name in ("values.npy", "run.00000.keys", "near.00000.keys"):
+    for name in ("values.npy", "run.00000"):
         gone = next(Path(config.store, "units").rglob(name)).parent
         for folder in (gone, Path(config.store, "streams")):
             shutil.rmtree(folder)
@@ -119,4 +119,4 @@ def test_a_record_takes_few_bytes(tmp_path: Path) -> None:
     build(config)
     sizes = {Path(name).name: len(content) for name, content in files(config, "units").items()}
     assert sizes["values.npy"] == 8 * count + 136
-    assert sizes["run.00000.keys"] == 24 * count
+    assert sizes["run.00000"] == 24 * count + 48
