@@ -27,7 +27,8 @@ from benchmarks.rows import Row, line  # noqa: E402
 
 # Not here: spikes.py, which trains 73 models, and gpu_check.py, which needs a GPU
 PROGRAMS = (
-    "build", "rules", "near_duplicates", "order", "loader", "train_step", "generate", "memory", "limits", "leaks",
+    "build", "scale", "rules", "near_duplicates", "order", "loader", "train_step", "generate", "memory",
+    "limits", "leaks",
 )  # fmt: skip
 KEPT = ROOT / "docs" / "outputs" / "benchmarks.json"
 _PACKAGES = ("torch", "numpy", "transformers", "mosaicml", "mosaicml-streaming", "grain", "rensa", "gigatoken")

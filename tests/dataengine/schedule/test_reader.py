@@ -84,7 +84,7 @@ def test_many_steps_are_the_samples_of_each_read_one_by_one(manifest: Manifest, 
             masks = rng.random((about.samples, WIDTH)) < 0.5 if stream.loss_mask else np.full(tokens.shape, True)
             plain += zip([number] * about.samples, tokens.tolist(), masks.tolist(), strict=True)
             samples = mark(tokens, masks) if stream.loss_mask else tokens
-            content = encode_shard(samples, ShardFormat(20).config(WIDTH, samples.dtype))
+            content = encode_shard([samples], ShardFormat(20).config(WIDTH, samples.dtype))
             shards[number, shard] = view_shard(content, WIDTH, dtype, loss_mask=stream.loss_mask)
     reader = PlanReader(manifest, SampleReader(manifest.streams, lambda *place: shards[place], WIDTH, dtype, kept=kept))
     world = data.draw(st.sampled_from([w for w in range(1, 46) if manifest.batch_size % w == 0]))
