@@ -6,6 +6,7 @@ The arithmetic is implemented here, so results do not depend on the version of a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -17,8 +18,22 @@ _MASK = (1 << 64) - 1
 
 def derive_key(*parts: int | str) -> int:
     """A 64-bit key from a tuple of integers and names."""
-    text = "/".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(_digest(key_head(*parts)), "little")
+
+
+def key_head(*parts: int | str) -> str:
+    """The first parts of many keys, as text, for `derive_keys`."""
+    return "/".join(f"{type(part).__name__}:{part}" for part in parts)
+
+
+def derive_keys(heads: Iterable[str], use: str, numbers: Iterable[tuple[int, ...]]) -> UInt64s:
+    """The key `derive_key(*parts, use, *numbers)` of each head, made of such parts, and its numbers."""
+    texts = (f"{head}/str:{use}" + "/int:%d" * len(last) % last for head, last in zip(heads, numbers, strict=True))
+    return np.frombuffer(b"".join(map(_digest, texts)), "<u8").astype(np.uint64)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def permute(index: Int64s, size: int | Int64s, key: int | UInt64s) -> Int64s:

@@ -92,17 +92,18 @@ class Tree:
                 shares[group + 1] = shares[group] - shares[right]
         return counts
 
-    def deal(self, first: int, count: int) -> tuple[Int64s, Int64s]:
-        """Which stream supplies sample `first` of the stage and those after it, and what it has supplied before.
+    def deal(self, samples: Int64s) -> tuple[Int64s, Int64s]:
+        """Which stream supplies each of the samples of the stage, and what it has supplied before; shapes (n,).
 
-        Each sample goes down the tree: sample n of a group is sample n' of a half. Shapes (count,).
+        Each sample goes down the tree: sample n of a group is sample n' of a half.
         """
-        fits = (first + count) * self.whole[0] <= _INT64  # else products are Python's integers, exact and slower
+        last = int(samples.max(initial=0))
+        fits = (last + 1) * self.whole[0] <= _INT64  # else products are Python's integers, exact and slower
         whole, rest = (values if fits else values.astype(object) for values in (self._arrays[0], self._arrays[1]))
         right, stream = self._arrays[2:]
-        places: NDArray[Any] = np.arange(first, first + count, dtype=np.int64)
-        groups, slots = np.zeros(count, dtype=np.int64), np.arange(count)
-        streams, drawn = np.empty((2, count), dtype=np.int64)
+        places: NDArray[Any] = samples
+        groups, slots = np.zeros(len(samples), dtype=np.int64), np.arange(len(samples))
+        streams, drawn = np.empty((2, len(samples)), dtype=np.int64)
         while len(slots):
             ended = stream[groups] >= 0
             if ended.any():

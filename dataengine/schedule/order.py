@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import chain, groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from dataengine.arrays import Bools, Int64s
-from dataengine.permutation import derive_key, permute
+from dataengine.arrays import Bools, Int64s, UInt64s
+from dataengine.permutation import derive_keys, key_head, permute
 from dataengine.schedule.slots import Schedule
 
 _SAMPLES_AT_ONCE = 1 << 13  # whose places are found together: a call has a cost, and so has waiting for the first
-_LOOKED_AT = 1 << 22  # numbers in memory while slots are found: slots x streams
-_SLOTS_A_CALL = 1 << 10  # slots that take about as long as a call for one step
+_SAMPLES_A_STREAM = 16  # or as many of each stream on average: what is looked up for a stream has a cost
+_SPANS_AT_ONCE = 1 << 16  # that are cut together, about
+
+Row = Int64s  # permuted shards, shape (3, shards): the starts in the row, the ends, and the starts in the stream
+Spans = Int64s  # parts of shards in the order of a lane, shape (2, spans): the ends, and the shifts to the stream
+Lane = tuple[int, int, int]  # the number of a stream, a lane, an epoch
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class StreamOrder:
     shuffle_block: int
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "spans"}  # a cache cannot be pickled
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # what is kept stays behind
 
     @cached_property
     def lane_samples(self) -> int:
@@ -45,36 +51,26 @@ class StreamOrder:
         """Positions in the stream (shards in index order) of the samples at the cursors of a lane; shapes (n,)."""
         return _positions([self], np.zeros_like(cursors), np.full_like(cursors, lane), cursors)
 
-    def block(self, lane: int, epoch: int, number: int) -> tuple[int, int]:
-        """The samples of a shuffled block of a lane, and the key of its permutation."""
-        size = min(self.shuffle_block, self.lane_samples - number * self.shuffle_block)
-        return size, derive_key(self.seed, self.name, "block", lane, epoch, number)
+    @cached_property
+    def head(self) -> str:
+        """The first parts of the keys of its permutations."""
+        return key_head(self.seed, self.name)
 
     @cached_property
-    def _shard_row(self) -> tuple[Int64s, Int64s, Int64s]:
-        """The permuted shards: the start of each in the row, its end in the row, and its start in the stream."""
-        sizes = np.array(self.shard_samples, dtype=np.int64)
-        row = permute(np.arange(len(sizes), dtype=np.int64), len(sizes), derive_key(self.seed, self.name, "shards"))
-        ends = np.cumsum(sizes[row])
-        return ends - sizes[row], ends, (np.cumsum(sizes) - sizes)[row]
+    def row(self) -> list[Row]:
+        """The permuted shards; empty until they are wanted."""
+        return []
 
     @cached_property
-    def spans(self) -> Callable[[int, int], tuple[Int64s, Int64s]]:
-        """`_cut_spans` with a cache: a rank needs few lanes and one epoch at a time."""
-        return lru_cache(maxsize=2 * self.lanes)(self._cut_spans)
+    def kept(self) -> dict[tuple[int, int], Spans]:
+        """Spans of lanes in epochs, the last ones: a rank needs few lanes and one epoch at a time."""
+        return {}
 
-    def _cut_spans(self, lane: int, number: int) -> tuple[Int64s, Int64s]:
-        """Spans of a lane in an epoch, in order: their ends in the lane, and the shift from the lane to the stream."""
-        starts, ends, origins = self._shard_row
-        low, high = lane * self.lane_samples, (lane + 1) * self.lane_samples
-        inside = slice(int(np.searchsorted(ends, low, "right")), int(np.searchsorted(starts, high, "left")))
-        first = np.maximum(starts[inside], low)
-        sizes = np.minimum(ends[inside], high) - first
-        begins = origins[inside] + first - starts[inside]
-        key = derive_key(self.seed, self.name, "spans", lane, number)
-        order = permute(np.arange(len(sizes), dtype=np.int64), len(sizes), key)
-        lane_ends = np.cumsum(sizes[order])
-        return lane_ends, begins[order] - (lane_ends - sizes[order])
+    def keep(self, lane: int, epoch: int, spans: Spans) -> None:
+        """Keep the spans of a lane in an epoch, in place of the oldest."""
+        if len(self.kept) >= 2 * self.lanes:
+            del self.kept[next(iter(self.kept))]
+        self.kept[lane, epoch] = spans
 
 
 @dataclass(frozen=True)
@@ -129,40 +125,35 @@ class RunOrder:
 
         One by one they take up to 40 times as long.
         """
-        width, stop = self.schedule.width, self.schedule.batch_size if stop is None else stop
-        looked_at = width * steps.step * len(self.streams)  # to find the slots of one step
-        at_once = max(1, min(_SAMPLES_AT_ONCE // max(stop - start, 1), _LOOKED_AT // looked_at))
+        stop = self.schedule.batch_size if stop is None else stop
+        wanted = max(_SAMPLES_AT_ONCE, _SAMPLES_A_STREAM * len(self.streams))
+        at_once = max(1, wanted // max(stop - start, 1))
         for first in range(0, len(steps), at_once):
             yield self._ids_of(steps[first : first + at_once], start, stop)
 
     def _ids_of(self, steps: range, start: int, stop: int | None) -> Int64s:
         """`sample_ids` of several steps, shape (steps, stop - start)."""
-        width = self.schedule.width
         slots = np.arange(start, self.schedule.batch_size if stop is None else stop)
-        lanes, places = np.divmod(slots, width)
-        low, high = (int(places[0]), int(places[-1]) + 1) if len(slots) and lanes[0] == lanes[-1] else (0, width)
-        numbers, cursors = (column[:, places - low].ravel() for column in self._lane_slots(steps, low, high))
-        streams = self._numbers[numbers]
-        found = _positions(self.streams, streams, np.tile(lanes, len(steps)), cursors)
+        lanes, places = np.divmod(slots, self.schedule.width)
+        if len(lanes) and lanes[0] < lanes[-1]:  # all lanes have the same
+            numbers, cursors = (column[:, places] for column in self._lane_slots(steps, np.arange(self.schedule.width)))
+        else:
+            numbers, cursors = self._lane_slots(steps, places)
+        streams = self._numbers[numbers].ravel()
+        found = _positions(self.streams, streams, np.tile(lanes, len(steps)), cursors.ravel())
         found += self.first_ids[streams]
         return found.reshape(len(steps), len(slots))
 
-    def _lane_slots(self, steps: range, low: int, high: int) -> tuple[Int64s, Int64s]:
-        """`Schedule.lane_slots` of several steps, shape (steps, high - low) each."""
-        schedule, width, parts = self.schedule, self.schedule.width, []
-        while len(steps):
-            index = schedule.stage_index(steps[0])
-            end = schedule.stage_starts[index] + schedule.stages[index].length
-            inside = steps[: max(len(range(steps[0], end, steps.step)), 1)]  # backwards, one at a time
-            steps = steps[len(inside) :]
-            whole = (inside[-1] - inside[0]) * width + high  # slots of the lane, from the first step to the last
-            if whole <= _SLOTS_A_CALL * len(inside):
-                slots = schedule.lane_slots(inside[0], low, whole)
-                places = np.arange(high - low) + width * (np.array(inside) - inside[0])[:, None]
-                parts.append([column[places] for column in slots])
-            else:
-                parts += [[column[None] for column in schedule.lane_slots(step, low, high)] for step in inside]
-        numbers, cursors = parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+    def _lane_slots(self, steps: range, places: Int64s) -> tuple[Int64s, Int64s]:
+        """Stream numbers and lane cursors of places in a lane's part of each step; shapes (steps, places)."""
+        schedule = self.schedule
+        indexes = np.array([schedule.stage_index(step) for step in steps])
+        numbers, cursors = np.empty((2, len(steps), len(places)), dtype=np.int64)
+        for index in np.unique(indexes).tolist():
+            inside = np.flatnonzero(indexes == index)
+            samples = (np.array(steps)[inside] - schedule.stage_starts[index])[:, None] * schedule.width + places
+            dealt = schedule.deal(index, samples.ravel())
+            numbers[inside], cursors[inside] = (column.reshape(samples.shape) for column in dealt)
         return numbers, cursors
 
     def stream_numbers(self, sample_ids: Int64s) -> Int64s:
@@ -179,26 +170,104 @@ def _positions(streams: Sequence[StreamOrder], numbers: Int64s, lanes: Int64s, c
     order = np.lexsort((lanes, numbers))  # keeps the cursors of a lane in their order: in a run they rise
     numbers, lanes, cursors = numbers[order], lanes[order], cursors[order]
     begins = np.flatnonzero(_changes(numbers))
-    widths = [streams[number].lane_samples for number in numbers[begins].tolist()]
-    epochs, places = np.divmod(cursors, np.repeat(widths, _lengths(begins, len(order))))
-    blocks, offsets = np.divmod(places, streams[0].shuffle_block)
+    widths = np.array([streams[number].lane_samples for number in numbers[begins].tolist()], dtype=np.int64)
+    widths = np.repeat(widths, _lengths(begins, len(order)))
+    epochs, places = np.divmod(cursors, widths)
+    block = streams[0].shuffle_block
+    blocks, offsets = np.divmod(places, block)
     begins = np.flatnonzero(_changes(numbers) | _changes(lanes) | _changes(epochs) | _changes(blocks))
     groups = list(zip(*(column[begins].tolist() for column in (numbers, lanes, epochs, blocks)), strict=True))
-    sizes, keys = (
-        zip(*(streams[number].block(*place) for number, *place in groups), strict=True) if groups else ((), ())
-    )
+    keys = _keys(streams, "block", groups)
     lengths = _lengths(begins, len(order))
-    found = permute(
-        offsets, np.repeat(np.array(sizes, np.int64), lengths), np.repeat(np.array(keys, np.uint64), lengths)
-    )
+    found = permute(offsets, np.minimum(widths - blocks * block, block), np.repeat(keys, lengths))
     found += places - offsets
-    for (number, lane, epoch, _), first, length in zip(groups, begins.tolist(), lengths.tolist(), strict=True):
-        inside = found[first : first + length]
-        ends, shifts = streams[number].spans(lane, epoch)
-        inside += shifts[np.searchsorted(ends, inside, side="right")]
+    begins = np.flatnonzero(_changes(numbers) | _changes(lanes) | _changes(epochs))
+    wanted = list(zip(*(column[begins].tolist() for column in (numbers, lanes, epochs)), strict=True))
+    parts = zip(begins.tolist(), [*begins[1:].tolist(), len(order)], _spans(streams, wanted), strict=True)
+    for first, end, (ends, shifts) in parts:
+        inside = found[first:end]
+        inside += shifts[ends.searchsorted(inside, "right")]
     result = np.empty_like(found)
     result[order] = found
     return result
+
+
+def _spans(streams: Sequence[StreamOrder], wanted: Sequence[Lane]) -> Iterator[Spans]:
+    """The spans of lanes in epochs. Those that are not kept are cut together, about as many as _SPANS_AT_ONCE."""
+    spans = np.cumsum([len(streams[number].shard_samples) // streams[number].lanes + 1 for number, _, _ in wanted])
+    for _, grouped in groupby(zip((spans // _SPANS_AT_ONCE).tolist(), wanted, strict=True), key=itemgetter(0)):
+        part = [place for _, place in grouped]
+        found = {place: kept for place in part if (kept := streams[place[0]].kept.get(place[1:])) is not None}
+        missing = [place for place in part if place not in found]
+        for place, cut in zip(missing, _cut_spans(streams, missing), strict=True):
+            found[place] = cut
+            streams[place[0]].keep(*place[1:], cut)
+        yield from (found[place] for place in part)
+
+
+def _cut_spans(streams: Sequence[StreamOrder], places: Sequence[Lane]) -> Iterator[Spans]:
+    """Cut lanes out of the rows of their streams, and permute the spans of each for its epoch.
+
+    All rows are one long row here, so that an operation is one call for all lanes.
+    """
+    if not places:
+        return
+    row_of = {number: k for k, number in enumerate(dict.fromkeys(number for number, _, _ in places))}
+    rows = _find_rows([streams[number] for number in row_of])
+    samples = np.array([row[1, -1] for row in rows])
+    begins = np.cumsum(samples) - samples
+    starts, ends, origins = np.concatenate(rows, axis=1)
+    moved = np.repeat(begins, [row.shape[1] for row in rows])
+    starts, ends, shifts = starts + moved, ends + moved, origins - starts - moved
+    widths = np.array([streams[number].lane_samples for number, _, _ in places])
+    lows = begins[[row_of[number] for number, _, _ in places]] + widths * [lane for _, lane, _ in places]
+    first = np.searchsorted(ends, lows, "right")
+    counts = np.searchsorted(starts, lows + widths, "left") - first
+    order = _permuted(counts, _keys(streams, "spans", places))
+    shards = order + np.repeat(first - (np.cumsum(counts) - counts), counts)
+    span_starts = np.maximum(starts[shards], np.repeat(lows, counts))
+    sizes = np.minimum(ends[shards], np.repeat(lows + widths, counts)) - span_starts
+    lane_ends = _sums(sizes, counts)
+    yield from _split(np.stack([lane_ends, span_starts + shifts[shards] - (lane_ends - sizes)]), counts)
+
+
+def _find_rows(streams: Sequence[StreamOrder]) -> list[Row]:
+    """The permuted shards of streams, which keep them."""
+    missing = [stream for stream in streams if not stream.row]
+    counts = np.array([len(stream.shard_samples) for stream in missing], dtype=np.int64)
+    sizes = np.fromiter(chain.from_iterable(stream.shard_samples for stream in missing), np.int64, counts.sum())
+    order = _permuted(counts, derive_keys((stream.head for stream in missing), "shards", [()] * len(missing)))
+    ends, origins = _sums(sizes[order], counts), (_sums(sizes, counts) - sizes)[order]
+    rows = _split(np.stack([ends - sizes[order], ends, origins]), counts)
+    for stream, row in zip(missing, rows, strict=True):
+        stream.row.append(row)
+    return [stream.row[0] for stream in streams]
+
+
+def _keys(streams: Sequence[StreamOrder], use: str, places: Sequence[tuple[int, ...]]) -> UInt64s:
+    """A key for each place: the number of a stream, then the numbers that its key is made of."""
+    return derive_keys((streams[place[0]].head for place in places), use, (place[1:] for place in places))
+
+
+def _permuted(counts: Int64s, keys: UInt64s) -> Int64s:
+    """The numbers from 0, of which each group of `counts` is permuted by its key."""
+    begins = np.repeat(np.cumsum(counts) - counts, counts)
+    numbers = np.arange(len(begins)) - begins
+    return permute(numbers, np.repeat(counts, counts), np.repeat(keys, counts)) + begins
+
+
+def _sums(values: Int64s, counts: Int64s) -> Int64s:
+    """Sums of the values from the first of a group up to each."""
+    sums = np.cumsum(values)
+    before = np.concatenate([[0], sums])[np.cumsum(counts) - counts]
+    result: Int64s = sums - np.repeat(before, counts)
+    return result
+
+
+def _split(columns: Int64s, counts: Int64s) -> Iterator[Int64s]:
+    """The part of each group, as an array of its own: it does not keep the others in memory."""
+    edges = [0, *np.cumsum(counts).tolist()]
+    return (columns[:, first:end].copy() for first, end in pairwise(edges))
 
 
 def _changes(column: Int64s) -> Bools:

@@ -206,8 +206,11 @@ class Schedule:
 
         A lane has batch_size / lanes slots. Without `stop`, returns all from `start` on.
         """
-        index = self.stage_index(step)
+        first = (step - self.stage_starts[self.stage_index(step)]) * self.width
+        return self.deal(self.stage_index(step), first + np.arange(start, self.width if stop is None else stop))
+
+    def deal(self, index: int, samples: Int64s) -> tuple[Int64s, Int64s]:
+        """Stream number and lane cursor of samples that one lane draws in the stage of an index; shapes (n,)."""
         tree, numbers = self._dealt(index)
-        first = (step - self.stage_starts[index]) * self.width + start
-        streams, drawn = tree.deal(first, (self.width if stop is None else stop) - start)
+        streams, drawn = tree.deal(samples)
         return numbers[streams], self._drawn_before[index][numbers[streams]] + drawn

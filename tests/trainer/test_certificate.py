@@ -354,7 +354,7 @@ def test_the_verifiers_order_is_that_of_the_engine(
 def test_the_verifier_deals_stages_of_any_size(balanced: bool) -> None:
     samples = {"a/x": 10**17 + 7, "a/y": 5 * 10**17, "b": 10**18 + 1, "c": 3, "d": 10**9}
     stage, first = Stage("huge", 1, samples, balanced=balanced), sum(samples.values()) * 2 // 3
-    streams, cursors = stage.tree.deal(first, 300)
+    streams, cursors = stage.tree.deal(np.arange(first, first + 300))
     found: list[Any] = [None] * 300
     for name, slots, begin in VERIFIER["deal"](stage.described, first, 300):
         for cursor, slot in enumerate(slots.tolist(), start=begin):

@@ -46,7 +46,7 @@ def test_each_slot_goes_to_the_stream_whose_count_rises(
 ) -> None:
     """Against Python's integers, up to the largest run: also where a product of two sample counts leaves 64 bits."""
     tree, first = Tree.of(mix, balanced=is_balanced), data.draw(slots_of(mix))
-    streams, drawn = tree.deal(first, min(width, sum(mix.values()) - first))
+    streams, drawn = tree.deal(np.arange(first, min(first + width, sum(mix.values()))))
     for slot, (stream, place) in enumerate(zip(streams.tolist(), drawn.tolist(), strict=True)):
         before, after = (tree.count(first + slot + more) for more in (0, 1))
         assert place == before[stream]
@@ -119,7 +119,7 @@ def test_for_two_streams_the_rules_are_the_same(mix: dict[str, int]) -> None:
 def test_quotas_of_the_same_ratio_deal_the_same_slots(mix: dict[str, int], times: int, data: st.DataObject) -> None:
     mix = {name: max(1, quota // 12) for name, quota in mix.items()}
     longer, first = {name: quota * times for name, quota in mix.items()}, data.draw(slots_of(mix))
-    found = [Tree.of(one, balanced=True).deal(first, 50) for one in (mix, longer)]
+    found = [Tree.of(one, balanced=True).deal(np.arange(first, first + 50)) for one in (mix, longer)]
     assert [part.tolist() for part in found[0]] == [part.tolist() for part in found[1]]
 
 

@@ -219,11 +219,11 @@ def plain_ids(run: RunOrder, step: int) -> list[int]:
 
 
 @settings(max_examples=40)
-@given(runs(), st.sampled_from([(1, 1), (16, 8), (1 << 13, 1 << 10)]), st.data())
+@given(runs(), st.sampled_from([(1, 0, 1), (16, 1, 8), (1 << 13, 16, 1 << 16)]), st.data())
 def test_many_steps_at_a_time_are_the_slots_of_each(
-    run: RunOrder, limits: tuple[int, int], data: st.DataObject
+    run: RunOrder, limits: tuple[int, int, int], data: st.DataObject
 ) -> None:
-    """From any step, every n-th step, any slots; whole stages in a call, or parts of them, or single steps."""
+    """From any step, every n-th step, any slots; steps and spans one at a time, or some, or all."""
     wanted = {step: plain_ids(run, step) for step in range(run.schedule.steps)}
     first, every = data.draw(st.integers(0, run.schedule.steps)), data.draw(st.integers(1, 5))
     start = data.draw(st.integers(0, run.schedule.batch_size - 1))
@@ -231,7 +231,8 @@ def test_many_steps_at_a_time_are_the_slots_of_each(
     steps = range(first, run.schedule.steps, every)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order, "_SAMPLES_AT_ONCE", limits[0])
-        patch.setattr(order, "_SLOTS_A_CALL", limits[1])
+        patch.setattr(order, "_SAMPLES_A_STREAM", limits[1])
+        patch.setattr(order, "_SPANS_AT_ONCE", limits[2])
         assert [ids.tolist() for ids in run.each(steps, start, stop)] == [wanted[s][start:stop] for s in steps]
         assert [ids.tolist() for ids in run.each(steps[::-1])] == [wanted[step] for step in steps[::-1]]
     assert [run.sample_ids(step, start, stop).tolist() for step in steps] == [wanted[s][start:stop] for s in steps]
