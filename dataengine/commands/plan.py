@@ -15,7 +15,7 @@ from dataengine.build.experiment import experiment_url, make_built_manifest, mak
 from dataengine.build.stored import find_stored_streams
 from dataengine.commands.common import parse_steps, show
 from dataengine.config.aliases import second_name
-from dataengine.config.load import load_config
+from dataengine.config.load import load_config, without_collections
 from dataengine.config.schema import Config
 from dataengine.config.streams import AssumeConfig
 from dataengine.errors import InputError, note
@@ -48,6 +48,7 @@ _PROBES = 200  # steps of a stage at which its drift is measured
 _UNKNOWN = "assumed"  # in place of the hashes of streams that are not built
 
 
+@without_collections()
 def run(options: argparse.Namespace) -> None:
     """Show a plan, some of its steps, or the first difference between two plans."""
     plan = load_plan(options.config, options.overrides)

@@ -55,7 +55,7 @@ class Loaded:
 def load_with_places(path: str | Path, overrides: Sequence[str] = (), *, look: bool = False) -> Loaded:
     """`load_config`, with what set each key."""
     try:
-        with _without_collections():
+        with without_collections():
             values, lines = read_layers(Path(path), overrides)
             _drop_nulls(values)
             fill_in_pairs(values, lines, look=look)
@@ -66,8 +66,8 @@ def load_with_places(path: str | Path, overrides: Sequence[str] = (), *, look: b
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
-    """Collect no garbage: of thousands of streams there is none, and looking for it takes most of the time."""
+def without_collections() -> Iterator[None]:
+    """Collect no garbage: thousands of streams leave none, and to look for it takes much of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -380,12 +380,10 @@ class Config(Section):
 def _check_numbers(value: object, loc: Loc) -> None:
     """Refuse values anywhere in a config that JSON, paths or 64 bits cannot hold. Sections of other modules have no
     such check."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_numbers(inner, (*loc, key))
-    elif isinstance(value, list | tuple):
-        for number, inner in enumerate(value):
-            _check_numbers(inner, (*loc, number))
+    if isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            if inner:  # most are empty
+                _check_numbers(inner, (*loc, key))
     elif isinstance(value, str) and "\0" in value:
         raise PlacedError(loc, f"{dotted(loc)}: expected a text without the character NUL")
     elif isinstance(value, float) and not math.isfinite(value):
