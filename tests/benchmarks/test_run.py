@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import run
 from benchmarks.rows import Row, line, show
-from docs.generate.benchmarks import table
+from docs.generate.benchmarks import MEANINGS, table
 
 
 def program(*lines: str, code: int = 0) -> list[str]:
@@ -59,6 +59,7 @@ def test_a_failing_program_does_not_stop_the_rest(
     assert kept["machine"]["cores"] >= 1
     *_, last = table(kept)
     assert last == "| x | 2 | s | p 1.0 | 4 | 2.00x |  | 1 |"
+    assert [text for text in table(kept) if text in MEANINGS.values()] == [MEANINGS["loader"], MEANINGS["memory"]]
 
 
 def test_a_row_leaves_out_what_it_has_not(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,3 +70,7 @@ def test_a_row_leaves_out_what_it_has_not(capsys: pytest.CaptureFixture[str]) ->
 def test_every_program_is_run_or_named_as_left_out() -> None:
     found = {path.stem for path in (run.ROOT / "benchmarks").glob("*.py")}
     assert found - {"__init__", "rows", "run", "spikes", "gpu_check"} == set(run.PROGRAMS)
+
+
+def test_the_page_says_what_the_rows_of_each_program_mean() -> None:
+    assert set(MEANINGS) == set(run.PROGRAMS)
