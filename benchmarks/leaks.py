@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import psutil  # noqa: E402
 import yaml  # noqa: E402
 
-from benchmarks.rows import Row, cpu_seconds, show  # noqa: E402
+from benchmarks.rows import Row, cpu_seconds, medians, show  # noqa: E402
 
 DATA = ROOT / "demo" / "data"
 
@@ -34,9 +34,27 @@ def main() -> None:
     """Print the rows of both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="5,000 steps and 1 GB")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     steps, megabytes = (5_000, 1_000) if options.full else (300, 30)
+    works = {
+        "train": partial(train, steps, as_json=options.json),
+        "build": partial(build, megabytes, as_json=options.json),
+    }
+    for name, found in medians(options.runs, works).items():
+        cpu = found.pop("cpu")
+        for what, unit in (("memory", "MB"), ("files", "files"), ("threads", "threads")):
+            early, late = found[f"{what} before"], found[what]
+            peer = "most in the first half"
+            show(
+                Row(f"{name}_{what}", late, unit, peer, early, early / max(late, 1), cpu, runs=options.runs),
+                as_json=options.json,
+            )
+
+
+def train(steps: int, *, as_json: bool) -> dict[str, float]:
+    """Train."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = write_config(folder, steps)
@@ -45,27 +63,33 @@ def main() -> None:
                        "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
                        "MASTER_PORT": "29777"}  # fmt: skip
         log = folder / "run" / "log.csv"
-        watch(
+        return watch(
             "train",
             [sys.executable, "trainer/train.py", str(config)],
             lambda: log.read_bytes().count(b"\n") - 1 if log.is_file() else 0,
             steps,
             environment,
-            as_json=options.json,
+            as_json=as_json,
         )
+
+
+def build(megabytes: int, *, as_json: bool) -> dict[str, float]:
+    """Build."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         source = folder / "large.jsonl"
         write_source(source, megabytes)
         path = folder / "large.yaml"
         path.write_text(yaml.safe_dump({**settings(folder, "large"), "streams": {"mono": {"documents": [str(source)]}},
                                         "part_bytes": 8_000_000}))  # fmt: skip
         units = folder / "store" / "units"
-        watch(
+        return watch(
             "build",
             [sys.executable, "-m", "dataengine", "build", str(path), "--workers", "2"],
             lambda: len(list(units.glob("*/receipt.json"))),
             megabytes // 8,
             dict(os.environ),
-            as_json=options.json,
+            as_json=as_json,
         )
 
 
@@ -110,8 +134,8 @@ def write_source(path: Path, megabytes: int) -> None:
 
 def watch(
     name: str, command: list[str], done: Callable[[], int], total: int, environment: dict[str, str], *, as_json: bool
-) -> None:
-    """Run a command, look at each 10 % at what its processes hold, and print the rows."""
+) -> dict[str, float]:
+    """Run a command, and look at each 10 % at what its processes hold: most in the first half, and at the end."""
     begun, looks = cpu_seconds(), [(0.0, 0, 0)]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     tenths = [total * tenth // 10 for tenth in range(1, 11)]
@@ -131,11 +155,10 @@ def watch(
     if process.returncode:
         sys.exit(f"{' '.join(command)} failed with exit code {process.returncode}")
     half = looks[: 1 + len(looks) // 2]
-    for what, unit, early, late in zip(
-        ("memory", "files", "threads"), ("MB", "", ""), map(max, *half), looks[-1], strict=True
-    ):
-        row = Row(f"{name}_{what}", late, unit or what, "most in the first half", early, early / max(late, 1))
-        show(replace(row, cpu_seconds=cpu_seconds() - begun), as_json=as_json)
+    names, found = ("memory", "files", "threads"), {"cpu": cpu_seconds() - begun}
+    for what, early, late in zip(names, map(max, *half), looks[-1], strict=True):
+        found |= {f"{what} before": early, what: late}
+    return found
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
-from benchmarks.rows import Row, cpu_seconds, show, to_stderr  # noqa: E402
+from benchmarks.rows import Row, cpu_seconds, medians, show, to_stderr  # noqa: E402
 from dataengine.config.load import load_config  # noqa: E402
 from dataengine.hardware.memory import step_bytes as closed_form  # noqa: E402
 from dataengine.schedule.manifest import Manifest  # noqa: E402
@@ -39,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--whole", action="store_true", help="also run the models of all layers")
     parser.add_argument("--only", metavar="MODEL", help="1b, 3b or 7b")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each count (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     for name, ranks, microbatch, recompute in PLANS:
@@ -51,12 +54,19 @@ def main() -> None:
         closed = closed_form(config.model, manifest, microbatch, shard_ranks=ranks, recompute=recompute) / 1e9
         counts = {"3 and 4 layers": step_bytes} | ({"all layers": fake_step_bytes} if options.whole else {})
         for layers, count in counts.items():
+            work = partial(count, config.model, manifest, microbatch, shard_ranks=ranks, recompute=recompute)
             with to_stderr():
-                begun = cpu_seconds()
-                counted = count(config.model, manifest, microbatch, shard_ranks=ranks, recompute=recompute) / 1e9
+                found = medians(options.runs, {layers: partial(measure, work)})[layers]
             peer = f"torch {version('torch')}, {layers}"
-            row = Row(label, closed, "GB", peer, counted, counted / closed, 0.0, cpu_seconds() - begun)
+            ratio = found["gb"] / closed
+            row = Row(label, closed, "GB", peer, found["gb"], ratio, 0.0, found["cpu"], options.runs)
             show(row, as_json=options.json)
+
+
+def measure(count: Callable[[], int]) -> dict[str, float]:
+    """The GB that are counted, and the CPU-seconds that it takes."""
+    begun = cpu_seconds()
+    return {"gb": count() / 1e9, "cpu": cpu_seconds() - begun}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--template", type=int, metavar="N", help="only the growth with N texts of one template")
     parser.add_argument("--run", nargs=3, metavar=("FILE", "STORE", "WORKERS"), help=argparse.SUPPRESS)
+    parser.add_argument("--runs", type=int, default=3, help="runs of each contender (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     if options.run:
@@ -61,10 +63,10 @@ def main() -> None:
         if options.template:
             show_growth(Path(folder), options.template)
         else:
-            show_cases(Path(folder), as_json=options.json)
+            show_cases(Path(folder), options.runs, as_json=options.json)
 
 
-def show_cases(folder: Path, *, as_json: bool) -> None:
+def show_cases(folder: Path, runs: int, *, as_json: bool) -> None:
     """What is dropped in each case, for any number of workers and after a kill, and the cost: a table, or JSON rows."""
     heading = (
         "case,texts,dropped,falsely,missed at +0.05,at +0.1,keys only,in total,ratio,memory,peer: dropped,falsely,time"
@@ -73,7 +75,14 @@ def show_cases(folder: Path, *, as_json: bool) -> None:
     rensa_version = f"rensa {version('rensa')}"
     for name, texts in make_cases():
         path = write(folder / f"{name}.jsonl", texts)
-        found = run(path, folder / f"{name}.1", 1)
+        ours, peers = [], []
+        for turn in range(runs):
+            ours.append(run(path, folder / f"{name}.1.{turn}", 1))
+            peers.append(run_peer(texts))
+        found, (peer_gone, _) = ours[0], peers[0]
+        assert all(one["twins"] == found["twins"] for one in ours), "runs differ in what is dropped"
+        seconds, keys = (median([one[figure] for one in ours]) for figure in ("seconds", "keys"))
+        peer_seconds = median([used for _, used in peers])
         for workers in (2, 3):
             assert run(path, folder / f"{name}.{workers}", workers)["twins"] == found["twins"]
         assert run_killed(path, folder / f"{name}.killed")["twins"] == found["twins"], "a kill changed what is dropped"
@@ -81,20 +90,19 @@ def show_cases(folder: Path, *, as_json: bool) -> None:
         sets = [frozenset(found_set) for found_set in sets_of(texts)]
         falsely = sum(similarity(sets[record], sets[kept]) < THRESHOLD or kept in gone
                       for record, kept, _ in found["twins"])  # fmt: skip
-        peer_gone, peer_seconds = run_peer(texts)
         peer_falsely = count_false(peer_gone, sets)
         if as_json:
-            ours, label = found["seconds"], f"near_{name.replace(' ', '_')}"
-            show(
-                Row(label, ours, "s", rensa_version, peer_seconds, peer_seconds / ours, ours, peer_seconds),
-                as_json=True,
-            )
-            show(Row(f"{label}_falsely", falsely, "texts", rensa_version, peer_falsely), as_json=True)
+            label, ratio = f"near_{name.replace(' ', '_')}", peer_seconds / seconds
+            for row in (
+                Row(label, seconds, "s", rensa_version, peer_seconds, ratio, seconds, peer_seconds, runs),
+                Row(f"{label}_falsely", falsely, "texts", rensa_version, peer_falsely, runs=runs),
+            ):
+                show(row, as_json=True)
             continue
         rows.append(
             (
                 name, f"{len(texts):,}", f"{len(gone):,}", f"{falsely:,}", *missed(gone, sets),
-                f"{found['keys']:.1f} s", f"{found['seconds']:.1f} s", f"{found['seconds'] / found['keys']:.2f}",
+                f"{keys:.1f} s", f"{seconds:.1f} s", f"{seconds / keys:.2f}",
                 f"{found['megabytes']:,} MB", f"{len(peer_gone):,}", f"{peer_falsely:,}", f"{peer_seconds:.1f} s",
             )
         )  # fmt: skip
