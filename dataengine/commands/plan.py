@@ -402,7 +402,7 @@ def _piece_drift(stage: Stage, lanes: int, batch_size: int, probes: int) -> floa
     probes, exact = min(stage.length, probes), stage.steps * batch_size * tree.whole[0] < 1 << 63
     steps = [stage.length * k // probes for k in range(probes + 1)]
     slots = np.array([step * batch_size // lanes for step in steps], dtype=np.int64 if exact else object)
-    counts = np.array(tree.count(slots))
+    counts = tree.count_each(slots)
     quotas = np.array([[stage.samples[name]] for name in tree.names])
     firsts = [next(group)[0] for _, group in groupby(enumerate(tree.names), lambda pair: entry_of(pair[1]))]
     return max(

@@ -76,11 +76,8 @@ class Tree:
                 todo += [(row, cut, high, group), (row, low, cut, -1)]  # the left half is taken next
         return tree
 
-    def count(self, num_samples: Any) -> list[Any]:
-        """What each stream supplies among the first `num_samples` samples of the stage, in the order of `names`.
-
-        `num_samples`: a number, or an array of them, if their products with the quotas fit its type.
-        """
+    def count(self, num_samples: int) -> list[int]:
+        """What each stream supplies among the first `num_samples` samples of the stage, in the order of `names`."""
         counts, shares = [], [num_samples] * len(self.whole)
         for group, (whole, rest, right, stream) in enumerate(
             zip(self.whole, self.rest, self.right, self.stream, strict=True)
@@ -91,6 +88,23 @@ class Tree:
                 shares[right] = shares[group] * rest // whole
                 shares[group + 1] = shares[group] - shares[right]
         return counts
+
+    def count_each(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        """`count` for each of the numbers, if their products with the quotas fit its type; shape (streams, numbers).
+
+        All groups of a level are halved together.
+        """
+        whole, rest, right, stream = self._arrays
+        if numbers.dtype == object:
+            whole, rest = whole.astype(object), rest.astype(object)
+        shares = np.empty((len(whole), len(numbers)), dtype=numbers.dtype)
+        shares[0] = numbers
+        level = np.zeros(1, dtype=np.int64)
+        while len(level := level[stream[level] < 0]):
+            shares[right[level]] = shares[level] * rest[level, None] // whole[level, None]
+            shares[level + 1] = shares[level] - shares[right[level]]
+            level = np.concatenate([level + 1, right[level]])
+        return shares[stream >= 0]
 
     def deal(self, samples: Int64s) -> tuple[Int64s, Int64s]:
         """Which stream supplies each of the samples of the stage, and what it has supplied before; shapes (n,).

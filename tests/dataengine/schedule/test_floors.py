@@ -37,6 +37,8 @@ def test_counts_are_those_of_the_plain_rule(
 ) -> None:
     slots, tree = data.draw(slots_of(mix)), Tree.of(mix, balanced=is_balanced)
     assert dict(zip(tree.names, tree.count(slots), strict=True)) == count_mix(mix, slots, cut)
+    some = np.array([0, slots // 2, slots], dtype=object)
+    assert tree.count_each(some).T.tolist() == [tree.count(number) for number in some]
 
 
 @rules
