@@ -45,7 +45,7 @@ from dataengine.storage.arrays import decode_npy, encode_npy
 from dataengine.storage.store import AddFile, Store
 
 _BATCH = 4096
-_RUN_SHINGLES = 1 << 23  # shingles of a run (64 MiB); of a run of keys, the other texts are read again
+RUN_SHINGLES = 1 << 23  # shingles of a run (64 MiB); of a run of keys, the other texts are read again
 RANGE_KEYS = 1 << 22  # keys of a FindLinks unit, about
 # A record to compare: its number in the part, its group (0: the representatives) and its component.
 MEMBER = np.dtype([("record", "<u4"), ("group", "<u4"), ("component", "<u8"), ("crowded", "<u1"), ("size", "<u4")])
@@ -57,7 +57,7 @@ GATHERED = Form(MEMBER, "group", "size", np.dtype("<u8"))  # with the shingles
 class NearRuns:
     """Write the band keys of texts as runs named near, and the shingles of texts that share a key in a run.
 
-    near.N.held holds the records of these texts and their shingles, up to _RUN_SHINGLES, so that most texts need not be
+    near.N.held holds the records of these texts and their shingles, up to RUN_SHINGLES, so that most texts need not be
     read again.
     """
 
@@ -70,7 +70,7 @@ class NearRuns:
     def add(self, texts: Sequence[str], records: Int64s, *, normal: bool = False) -> None:
         """Add texts and the numbers of their records, shape (n,). `normal`: the texts are normalized already."""
         keys, records, shingles = minhash.band_keys(texts, self._threshold, records, normal=normal)
-        if self._shingles <= _RUN_SHINGLES:
+        if self._shingles <= RUN_SHINGLES:
             self._held.append((records, shingles))
             self._shingles += len(shingles.hashes)
         if len(keys):
@@ -81,7 +81,7 @@ class NearRuns:
         return self._keys.finish()
 
     def _write_held(self, name: str, keys: NDArray[Any]) -> None:
-        sharing = _with_shared_key(keys)
+        sharing = with_shared_key(keys)
         chosen = [(records, shingles, np.isin(records, sharing)) for records, shingles in self._held]
         records = np.concatenate([np.empty(0, np.int64), *(records[mask] for records, _, mask in chosen)])
         held = minhash.join([shingles.select(mask).distinct() for _, shingles, mask in chosen])
@@ -91,7 +91,7 @@ class NearRuns:
         self._held, self._shingles = [], 0
 
 
-def _with_shared_key(keys: NDArray[Any]) -> Int64s:
+def with_shared_key(keys: NDArray[Any]) -> Int64s:
     """The records of keys that share a key with another record."""
     keys = sort_near_keys(keys)
     equal = (keys["hash"][1:] == keys["hash"][:-1]) & (keys["record"][1:] != keys["record"][:-1])
@@ -282,7 +282,7 @@ class GatherShingles(_ReadsMembers):
     def work(self, store: Store, add: AddFile, on_progress: OnProgress) -> Receipt:
         members = self.members.read(store)
         members = members[np.argsort(members["record"], kind="stable")]
-        runs, total = Runs(add, "gathered", _RUN_SHINGLES), 0
+        runs, total = Runs(add, "gathered", RUN_SHINGLES), 0
         for records, shingles in self._shingles(store, members, on_progress):
             found = members[np.searchsorted(members["record"], records)]
             found["size"] = shingles.sizes

@@ -25,7 +25,7 @@ from dataengine.storage.store import Store
 from dataengine.text.packing import Packer, Tokens
 
 _THREADS = 16  # for writing shards
-_MOVED_AT_ONCE = 64  # units
+MOVED_AT_ONCE = 64  # units
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def _link_shards(plan: StreamPlan, packed: Packed, store: Store, needed: Collect
     units = [*packed.units, *packed.tails]
     receipts = [*packed.receipts, *packed.tail_receipts]
     last = {unit.fingerprint: number for number, unit in enumerate(units)}  # equal files make equal units
-    for begin in range(0, len(units), _MOVED_AT_ONCE):
+    for begin in range(0, len(units), MOVED_AT_ONCE):
         links: list[tuple[str, str]] = []
         done: list[tuple[Unit, Receipt, Place]] = []
-        for number, unit in enumerate(units[begin : begin + _MOVED_AT_ONCE], begin):
+        for number, unit in enumerate(units[begin : begin + MOVED_AT_ONCE], begin):
             task = number if number < len(packed.units) else None
             receipt, place = receipts[number], Place(plan.folder, len(shards), task)
             renamed = [shard.renamed(k) for k, shard in enumerate(receipt.shards, len(shards))]

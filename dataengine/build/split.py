@@ -36,7 +36,7 @@ from dataengine.storage.store import AddFile, Store
 
 SPLIT_BYTES = 1 << 26  # records of a SplitRuns unit, about; it takes four times this memory
 _BLOCK = 1 << 17  # bytes that a request is worth: with 16 at a time and 20 ms each, 100 MB/s
-_MOST_FILES = 1024  # that a SplitRuns unit reads in the first step, so that many tiny ones are shared
+MOST_FILES = 1024  # that a SplitRuns unit reads in the first step, so that many tiny ones are shared
 _FEW = 16  # groups; a unit reads so many places at once
 
 Places = tuple[Source, ...]
@@ -105,7 +105,7 @@ def split(title: str, files: Sequence[tuple[Source, int]], form: Form, ranges: i
         return [sources]
     groups = _group(files)
     size = sum(size for _, size in groups)
-    small = len(groups) > _FEW and size < _BLOCK * len(groups) * ranges
+    small = needs_two_steps(len(groups), size, ranges)
     coarse = isqrt(ranges) if small else ranges
     units = [SplitRuns(places, form, ranges, 0, ranges, coarse, size) for places, size in groups]
     yield Round(title, units)
@@ -127,11 +127,16 @@ def split(title: str, files: Sequence[tuple[Source, int]], form: Form, ranges: i
     return list(map(tuple, places))
 
 
+def needs_two_steps(groups: int, size: int, ranges: int) -> bool:
+    """Whether the requests of one step are too small."""
+    return groups > _FEW and size < _BLOCK * groups * ranges
+
+
 def _group(files: Sequence[tuple[Source, int]]) -> list[tuple[Places, int]]:
-    """Groups of neighbouring files, with about SPLIT_BYTES or _MOST_FILES each, and their bytes."""
+    """Groups of neighbouring files, with about SPLIT_BYTES or MOST_FILES each, and their bytes."""
     groups: list[tuple[list[Source], int]] = []
     for source, size in files:
-        if not groups or groups[-1][1] + size > SPLIT_BYTES or len(groups[-1][0]) >= _MOST_FILES:
+        if not groups or groups[-1][1] + size > SPLIT_BYTES or len(groups[-1][0]) >= MOST_FILES:
             groups.append(([], 0))
         groups[-1] = (groups[-1][0], groups[-1][1] + size)
         groups[-1][0].append(source)

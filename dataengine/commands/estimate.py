@@ -23,6 +23,8 @@ from dataengine.build.rejects import describe_rejects, nothing_kept, too_few_tok
 from dataengine.build.tokenize import TokenizeDocuments, TokenizePairs, find_lost, written_columns
 from dataengine.build.units import Reading, place_of, select
 from dataengine.cleaning import dedup, near_duplicates
+from dataengine.commands.estimate_disk import Counts, NearKeys, StreamDisk, measure_near, peak, stream_rounds
+from dataengine.commands.estimate_sample import Kind, PartSample, choose_places, kind_of, margin
 from dataengine.errors import InputError
 from dataengine.mds.types import Shard, StoredFile, Stream, mark
 from dataengine.mds.writer import compress, encode_shard
@@ -38,7 +40,6 @@ from dataengine.text.tokenizers.base import Tokenizer
 from dataengine.text.writing import Written, write_texts
 
 SAMPLE_BYTES = 4 * 10**6  # to read of each stream
-_PLACES = 8  # parts that a sample is taken from
 _BATCH = 500
 _EXCERPT = 200  # characters of an unusable record
 
@@ -49,7 +50,6 @@ class StreamEstimate:
 
     name: str
     bytes: int
-    largest_part: int  # bytes; one worker reads a part, so this bounds the time
     sampled_bytes: int = 0
     records: int = 0
     kept: int = 0
@@ -58,9 +58,10 @@ class StreamEstimate:
     dropped: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)  # on usable records
     tokens: int = 0
-    seconds: float = 0.0
     bytes_per_token: float = 0.0
-    weights: dict[int, float] = field(default_factory=dict)  # of a sampled part: records that one of it stands for
+    near: NearKeys = field(default_factory=NearKeys)
+    samples: dict[int, PartSample] = field(default_factory=dict)  # of each part that is sampled
+    num_parts: Counter[Kind] = field(default_factory=Counter)  # of the stream, by kind
     whole: Whole = field(default_factory=lambda: Whole())
 
     @property
@@ -77,6 +78,8 @@ class Whole:
     kept: float = 0.0
     tokens: float = 0.0
     lost: dict[str, float] = field(default_factory=dict)  # unusable and dropped records by reason, without duplicates
+    seconds: float = 0.0
+    longest: float = 0.0  # seconds that a single part takes; one worker reads a part
 
 
 def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstimate:
@@ -84,20 +87,25 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
 
     A sample that is the whole stream gives the counts of the build (but for scores, and exchanged targets).
     """
-    made = StreamEstimate(plan.name, sum(part.size for part in plan.parts), max(part.size for part in plan.parts))
+    made = StreamEstimate(plan.name, sum(part.size for part in plan.parts))
+    made.num_parts.update(map(kind_of, plan.parts))
     tokenizer, dtype, bos_id = plan.format.load()
     written = written_columns(plan.languages, plan.directions, plan.sides)
     chosen = choose_places(plan.parts, sample_bytes)
     kept: list[tuple[int, Records]] = []  # number of the part, records
     keys = [np.empty(0, dedup.KEY)]
+    near: list[str] = []  # usable texts
+    by_near = plan.cleaning.near_dedup if plan.cleaning else None
     notes: Notes = {}  # with the place of the first before its excerpt
-    begun = time.perf_counter()
     total = min(sample_bytes, made.bytes)
     with tqdm(None, f"sampling {plan.name}", total, unit="B", unit_scale=True, file=sys.stderr, disable=None) as bar:
         for place, (wanted, stands_for) in chosen.items():
-            part = plan.parts[place]
+            part, begun = plan.parts[place], time.perf_counter()
+            sample = made.samples[place] = PartSample(kind_of(part), part.size, stands_for)
             before_it = made.sampled_bytes, made.records, made.rejected + made.dropped
             for batch in _sample(plan, part, wanted, made, notes):
+                sample.texts.append(np.array([batch.lines, _sizes(batch)], np.int64).T)
+                near += measures.near_texts(batch) if by_near is not None else ()
                 if plan.cleaning is not None:
                     codes = clean.judge(batch, plan.cleaning)
                     made.dropped.update(clean.count_reasons(codes, plan.cleaning))
@@ -114,68 +122,75 @@ def estimate(plan: StreamPlan, sample_bytes: int = SAMPLE_BYTES) -> StreamEstima
                     keys.append(measures.make_keys(alive, plan.cleaning.dedup, plan.cleaning.languages))
                 made.kept += len(batch.lines)
                 kept.append((place, batch))
-            _weigh(made, place, stands_for, *before_it)
+            sample.seconds += time.perf_counter() - begun
+            _weigh(made, sample, *before_it)
             bar.update(min(made.sampled_bytes, sample_bytes) - bar.n)
     sampled = "in the sample, " if made.scale > 1 else ""
     for said, (count, _, first) in sorted(notes.items()):
         made.notes.append(f"stream '{plan.name}': {said} ({sampled}{count:,} times, first in {first})")
     if plan.cleaning is not None:
-        kept = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
+        begun = time.perf_counter()
+        kept, compared = _drop_duplicates(kept, np.concatenate(keys), plan.cleaning, made)
+        seconds = time.perf_counter() - begun
+        for sample in made.samples.values():
+            sample.seconds += seconds * sample.records / max(made.records, 1)
+        if by_near is not None:
+            made.near = measure_near(near, compared, by_near)
     tokens = [np.empty(0, dtype)]
     before: Counter[int] = Counter()  # pairs of a part, whose directions take turns
     units = plan.token_units([None] * len(plan.parts))
     for place, batch in kept:
+        begun, sample = time.perf_counter(), made.samples[place]
         made_of = _write(units[place], tokenizer, batch, before[place])
         joined = join_documents(made_of.tokens, made_of.lengths, dtype, eos_id=None, bos_id=bos_id)
         tokens.append(joined[0])
+        sample.seconds += time.perf_counter() - begun
         before[place] += len(batch.lines)
-        made.whole.kept += len(batch.lines) * made.weights[place]
-        made.whole.tokens += len(joined[0]) * made.weights[place]
-    made.seconds = time.perf_counter() - begun
+        made.whole.kept += len(batch.lines) * sample.weight
+        made.whole.tokens += len(joined[0]) * sample.weight
+        sample.tokens += len(joined[0])
+        lines = np.repeat(batch.lines, len(joined[1]) // max(len(batch.lines), 1))  # a side is a document
+        sample.written.append(np.stack([lines, joined[1]], axis=1))
+    _count_seconds(made, plan.parts)
     made.tokens = sum(map(len, tokens))
     made.bytes_per_token = _stored_size(plan, np.concatenate(tokens))
     return made
 
 
-def choose_places(parts: Sequence[SourcePart], sample_bytes: int) -> dict[int, tuple[int, float]]:
-    """Parts to sample: the bytes to read of each, and the bytes that it stands for.
-
-    Each kind of file, such as plain or zstd, has its share of the sample. Within a kind, parts are taken at equal
-    distances in its bytes, so that a part of twice the size is taken twice as often, and each stands for as much.
-    """
-    sizes = np.array([part.size for part in parts], np.int64)
-    if (total := int(sizes.sum())) <= sample_bytes:
-        return {place: (part.size, float(part.size)) for place, part in enumerate(parts)}
-    kinds: dict[tuple[str, str], list[int]] = {}
-    for place, part in enumerate(parts):
-        kinds.setdefault((part.format, Path(part.paths[0]).suffix), []).append(place)
-    chosen = {}
-    for places in kinds.values():
-        ends = np.cumsum(sizes[places])
-        if not ends[-1]:
-            continue
-        points = (np.arange(_PLACES) + 0.5) / _PLACES * ends[-1]
-        taken, times = np.unique(np.searchsorted(ends, points, side="right"), return_counts=True)
-        for k, count in zip(taken.tolist(), times.tolist(), strict=True):
-            share = int(ends[-1]) * count / _PLACES
-            chosen[places[k]] = (max(int(sample_bytes * share / total), 1), share)
-    return dict(sorted(chosen.items()))
+def _sizes(batch: Records) -> list[int]:
+    """The bytes of each record's texts."""
+    return [sum(len(text.encode(errors="replace")) for text in texts) for texts in zip(*batch.texts, strict=True)]
 
 
-def _weigh(made: StreamEstimate, place: int, stands_for: float, read: int, records: int, lost: Counter[str]) -> None:
+def _weigh(made: StreamEstimate, sample: PartSample, read: int, records: int, lost: Counter[str]) -> None:
     """Add what was sampled of a part to the estimate of the whole; the last arguments are the counts before it."""
-    weight = made.weights[place] = stands_for / max(made.sampled_bytes - read, 1)
-    made.whole.records += (made.records - records) * weight
+    sample.read, sample.records = made.sampled_bytes - read, made.records - records
+    made.whole.records += sample.records * sample.weight
     for reason, count in (made.rejected + made.dropped - lost).items():
-        made.whole.lost[reason] = made.whole.lost.get(reason, 0.0) + count * weight
+        made.whole.lost[reason] = made.whole.lost.get(reason, 0.0) + count * sample.weight
+
+
+def _count_seconds(made: StreamEstimate, parts: Sequence[SourcePart]) -> None:
+    """Estimate the seconds of the whole and of its longest part: each kind of file has its own speed."""
+    for kind in made.num_parts:
+        mine = [sample for sample in made.samples.values() if sample.kind == kind]
+        seconds = sum(sample.seconds * sample.weight for sample in mine)
+        largest = max(part.size for part in parts if kind_of(part) == kind)
+        made.whole.seconds += seconds
+        share = largest / max(sum(sample.stands_for for sample in mine), 1)
+        made.whole.longest = max(made.whole.longest, seconds * share)
 
 
 def _drop_duplicates(
     batches: list[tuple[int, Records]], keys: NDArray[Any], by: clean.Cleaning, made: StreamEstimate
-) -> list[tuple[int, Records]]:
-    """Drop and count the records that have a key of an earlier record in the sample."""
+) -> tuple[list[tuple[int, Records]], list[str]]:
+    """Drop and count the records that have a key of an earlier record in the sample.
+
+    Returns the others, and the texts that were compared to find near duplicates.
+    """
+    compared: list[str] = []
     if not batches:
-        return []
+        return [], compared
     _, records, kinds = dedup.drop_later([dedup.find_groups(with_part(keys, 0))])
     made.dropped.update(f"duplicate {by.dedup[kind]}" for kind in kinds.tolist())
     fresh = np.ones(made.kept, bool)
@@ -183,13 +198,15 @@ def _drop_duplicates(
     if by.near_dedup is not None:
         texts = [text for _, batch in batches for text in measures.near_texts(batch)]
         left = np.flatnonzero(fresh)
-        twins = near_duplicates.find_near_duplicates([texts[k] for k in left.tolist()], by.near_dedup)["record"]
+        compared = [texts[k] for k in left.tolist()]
+        twins = near_duplicates.find_near_duplicates(compared, by.near_dedup)["record"]
         made.dropped["near duplicate"] += len(twins)
         fresh[left[twins.astype(np.int64)]] = False
     made.dropped += Counter()  # removes reasons with a count of 0
     made.kept = int(fresh.sum())
     ends = np.cumsum([len(batch.lines) for _, batch in batches])[:-1]
-    return [(place, select(batch, k)) for (place, batch), k in zip(batches, np.split(fresh, ends), strict=True)]
+    left_of = zip(batches, np.split(fresh, ends), strict=True)
+    return [(place, select(batch, k)) for (place, batch), k in left_of], compared
 
 
 def _sample(plan: StreamPlan, part: SourcePart, wanted: int, made: StreamEstimate, notes: Notes) -> Iterator[Records]:
@@ -278,18 +295,21 @@ def _stored_size(plan: StreamPlan, tokens: NDArray[Any]) -> float:
 def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int = SAMPLE_BYTES) -> str:
     """Tables of the estimates, and whether the streams suffice for the stages."""
     made = [estimate(plan, sample_bytes) for plan in prepared.streams.values()]
-    rows = [("stream", "bytes", "sampled", "records", "kept", "tokens", "shards", f"time, {workers} workers")]
-    for one in made:
+    disk = [estimate_disk(plan, one) for plan, one in zip(prepared.streams.values(), made, strict=True)]
+    copies = prepared.store.copies_links
+    rows = [("stream", "bytes", "sampled", "records", "kept", "tokens", "shards", "disk", f"time, {workers} workers")]
+    for one, takes in zip(made, disk, strict=True):
         rows.append(
             (
                 one.name,
                 size_words(one.bytes),
                 f"{min(1 / one.scale, 1):.2%}",
-                f"{one.whole.records:,.0f}",
+                f"{one.whole.records:,.0f}{_describe_margin(one, tokens=False)}",
                 f"{one.whole.kept:,.0f}",
-                f"{one.whole.tokens:,.0f}",
+                f"{one.whole.tokens:,.0f}{_describe_margin(one, tokens=True)}",
                 size_words(one.whole.tokens * one.bytes_per_token),
-                _duration(one.seconds / max(one.sampled_bytes, 1) * max(one.bytes / workers, one.largest_part)),
+                size_words(takes.peak(copies=copies)),
+                _duration(max(one.whole.seconds / workers, one.whole.longest)),
             )
         )
     lines = [
@@ -297,6 +317,10 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
         f"({prepared.store.url}/source_hashes.json), which the build reuses",
         "",
         *table(rows),
+        f"disk: the most that shards and files of tasks take during the build; {size_words(peak(disk, copies=copies))} "
+        "in all",
+        *["±: where the whole lies nine times in ten, judging by how much the sampled parts differ"]
+        * any(one.scale > 1 for one in made),
     ]
     for one in made:
         for reason, count in (*one.rejected.most_common(), *one.dropped.most_common()):
@@ -311,6 +335,29 @@ def describe_estimate(prepared: Preparation, *, workers: int, sample_bytes: int 
         lines += [f"note: {words}" for words in labels]
         lines += [f"note: {words}" for one in made if one.name == name for words in one.notes]
     return "\n".join([*lines, "", _describe_fit(prepared, made)])
+
+
+def _describe_margin(made: StreamEstimate, *, tokens: bool) -> str:
+    """How far an estimate may be off; nothing if the sample is the whole."""
+    counted = made.whole.tokens if tokens else made.whole.records
+    off = margin(list(made.samples.values()), made.num_parts, tokens=tokens)
+    return f" ± {off / max(counted, 1):.1%}" if made.scale > 1 else ""
+
+
+def estimate_disk(plan: StreamPlan, made: StreamEstimate) -> StreamDisk:
+    """The disk that the build of a stream takes while it runs."""
+    whole = made.whole
+    duplicates = sum(count for reason, count in made.dropped.items() if reason.startswith("duplicate "))
+    counts = Counts(
+        usable=whole.records - sum(whole.lost.get(reason, 0.0) for reason in made.rejected),
+        alive=whole.records - sum(whole.lost.values()),
+        duplicates=duplicates / max(made.records, 1) * whole.records,
+        kept=whole.kept,
+        tokens=whole.tokens,
+        shards=whole.tokens * made.bytes_per_token,
+        near=made.near,
+    )
+    return stream_rounds(plan, counts)
 
 
 def _describe_duplicates(made: StreamEstimate, reason: str) -> str:

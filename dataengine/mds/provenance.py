@@ -123,8 +123,15 @@ class StreamProvenance:
         if not named.any():
             name = self.folder.rpartition("/")[2]
             raise InputError(f"{path} is not a source of {name}; they are {', '.join(self.sources)}")
+        holding = {
+            number
+            for number, source in enumerate(self._summary.sources)
+            if named[number] and source.line <= line < source.line + source.lines
+        }
         found = []
         for unit, start, inside, tokens in self._segments.tolist():
+            if self._summary.packed[unit] not in {None, *holding}:  # documents of another part
+                continue
             documents, ends = self._documents(unit)
             lines = self._first_lines[documents["source"]] + documents["line"] - 1
             for k in np.flatnonzero(named[documents["source"]] & (lines == line)).tolist():

@@ -69,7 +69,7 @@ def test_each_range_has_its_records_in_the_order_of_parts(
 ) -> None:
     store = LocalStore(str(tmp_path_factory.mktemp("store")))
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("SPLIT_BYTES", size), ("_MOST_FILES", files), ("_FEW", few)):
+        for name, value in (("SPLIT_BYTES", size), ("MOST_FILES", files), ("_FEW", few)):
             patch.setattr(split, name, value)
         if form is GROUPED:
             parts = [[number % ranges for number in numbers] for numbers in parts]

@@ -5,7 +5,8 @@ import gzip
 import lzma
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,22 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataengine.build import clean, near_units
+from dataengine.build import prepare as prepare_module
+from dataengine.build import publish as publish_module
+from dataengine.build import stream as stream_module
 from dataengine.build.build import build
 from dataengine.build.prepare import Preparation, prepare
 from dataengine.cli import main
 from dataengine.commands.estimate import (
     StreamEstimate,
-    choose_places,
     describe_estimate,
     duplicate_range,
     estimate,
+    estimate_disk,
 )
+from dataengine.commands.estimate_disk import peak
+from dataengine.commands.estimate_sample import choose_places, margin
 from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
@@ -32,6 +39,10 @@ from dataengine.records.lines import read_lines
 from dataengine.records.types import SourcePart
 from dataengine.storage.open import open_store
 from tests.conftest import DEMO, ConfigMaker, slow_but
+from tests.counting_store import CountingStore
+from tests.object_store import object_store
+
+__all__ = ["object_store"]
 
 
 def prepared(config: Config) -> Preparation:
@@ -183,6 +194,56 @@ def test_files_of_different_kinds_each_count_for_their_own_bytes(make_config: Co
     assert made.whole.records == pytest.approx(records, rel=0.05)
     assert made.whole.tokens == pytest.approx(built.tokens, rel=0.05)
     assert abs(made.records * made.scale / records - 1) > 0.05  # what one ratio for all would say
+    samples = list(made.samples.values())
+    assert made.whole.seconds == pytest.approx(sum(one.seconds * one.weight for one in samples))
+    assert max(one.seconds for one in samples) < made.whole.longest < made.whole.seconds
+
+
+def make_corpus(folder: Path, rng: random.Random) -> int:
+    """Some files of several kinds, each with texts of its own length, which some change on the way; their records."""
+    records = 0
+    for number in range(rng.randrange(1, 12)):
+        suffix = rng.choice([".jsonl", ".jsonl", ".jsonl.zst", ".jsonl.gz"])
+        words, drift = rng.randrange(30, 80), rng.choice([0, 0, 30])
+        rows = []
+        for place in range(rng.randrange(200, 700)):
+            count = rng.randrange(words // 2, words * 3 // 2) + drift * (place // 20 % 2)
+            rows.append(orjson.dumps({"text": " ".join(f"word{rng.randrange(3000)}" for _ in range(count))}) + b"\n")
+        (folder / f"{number}{suffix}").write_bytes(FORMS[suffix](b"".join(rows)))
+        records += len(rows)
+    return records
+
+
+@pytest.mark.slow
+def test_the_truth_lies_within_the_range_stated(make_config: ConfigMaker, tmp_path: Path) -> None:
+    inside: Counter[str] = Counter()
+    widths = []
+    for seed in range(20):
+        folder = tmp_path / f"corpus {seed}"
+        folder.mkdir()
+        records = make_corpus(folder, random.Random(seed))
+        config = make_config(
+            streams={"mono": {"documents": [f"{folder}/*"], "clean": {"document_rules": {"max_characters": 600}}}},
+            stages=[{"name": "all", "steps": 4, "mix": {"mono": 1}}],
+            part_bytes=30_000,
+        )
+        (plan,) = prepared(config).streams.values()
+        truth, made = estimate(plan, 10**9).whole, estimate(plan, sum(part.size for part in plan.parts) // 4)
+        assert truth.records == records
+        for name, off in (("records", False), ("tokens", True)):
+            width = margin(list(made.samples.values()), made.num_parts, tokens=off)
+            found, right = getattr(made.whole, name), getattr(truth, name)
+            inside[name] += abs(found - right) <= width
+            widths.append(width / right)
+    assert min(inside["records"], inside["tokens"]) >= 18
+    assert sorted(widths)[len(widths) // 2] < 0.25  # a range that says nothing would always be right
+
+
+def test_the_range_of_a_stream_that_is_sampled_whole_is_empty(make_config: ConfigMaker) -> None:
+    for plan in prepared(make_config()).streams.values():
+        made = estimate(plan)
+        assert made.samples
+        assert margin(list(made.samples.values()), made.num_parts, tokens=True) == 0
 
 
 @given(
@@ -334,3 +395,86 @@ def test_the_bytes_of_a_sample_are_written_as_other_counts(
         main(["build", str(path), "--dry-run", "--sample", size])
     assert stop.value.code == 0
     assert "the schedule fits" in capsys.readouterr().out
+
+
+@dataclass(frozen=True)
+class WatchedStore(CountingStore):
+    """Notes how large the store is before files are removed, which is when it is largest."""
+
+    most: list[int] = field(default_factory=lambda: [0])
+
+    def watch(self) -> None:
+        if (folder := Path(self.inner.url)).is_dir():  # a hard link takes no space
+            files = [path.stat() for path in folder.rglob("*") if path.is_file()]
+            size = sum({one.st_ino: one.st_size for one in files}.values())
+        else:
+            size = sum(self.inner.sizes("").values())
+        self.most[0] = max(self.most[0], size)
+
+    def remove_files(self, keys: Sequence[str]) -> None:
+        self.watch()
+        super().remove_files(keys)
+
+
+def write_near_copies(path: Path) -> None:
+    """Documents of which one in five is a near copy of an earlier one, and one in ten an exact copy."""
+    rng, texts = random.Random(3), []
+    for _ in range(2000):
+        copied = rng.random()
+        if texts and copied < 0.3:
+            texts.append(rng.choice(texts) + (" and more" if copied < 0.2 else ""))
+        else:
+            texts.append(" ".join(f"w{rng.randrange(30_000)}" for _ in range(80)))
+    path.write_bytes(b"".join(orjson.dumps({"text": text}) + b"\n" for text in texts))
+
+
+DISK_CASES: dict[str, dict[str, Any]] = {
+    "pairs": {"pairs": ["pairs.jsonl"], "directions": ["en-zh", "zh-en"]},
+    "documents": {"documents": ["docs.jsonl"], "clean": {"dedup": ["text"]}},
+    "pairs in a bucket": {"pairs": ["pairs.jsonl"], "directions": ["en-zh"], "clean": {"dedup": ["pair", "zh"]}},
+    "documents with near duplicates": {"documents": ["near.jsonl"], "clean": {"dedup": ["text"], "near_dedup": 0.7}},
+    "pairs and documents": {"pairs": ["pairs.jsonl"], "directions": ["en-zh"], "clean": {"near_dedup": 0.8}},
+}
+
+
+@pytest.mark.parametrize(
+    "case", ["documents", "pairs", *(pytest.param(name, marks=pytest.mark.slow) for name in list(DISK_CASES)[2:])]
+)
+def test_a_build_takes_the_disk_that_is_estimated(
+    case: str, make_config: ConfigMaker, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranges are small, so that all steps take place."""
+    for module in (prepare_module, stream_module):
+        monkeypatch.setattr(module, "MERGE_TOKENS", 30_000)
+    monkeypatch.setattr(clean, "RANGE_KEYS", 1000)
+    monkeypatch.setattr(near_units, "RANGE_KEYS", 10_000)
+    monkeypatch.setattr(publish_module, "MOVED_AT_ONCE", 2)
+    write_documents(tmp_path / "docs.jsonl", 1_000_000, 60)
+    write_near_copies(tmp_path / "near.jsonl")
+    rng = random.Random(5)
+    rows = [
+        {
+            "en": f"line {k} " * rng.randrange(2, 12),
+            "zh": "".join(rng.choices("的一是在不了有和人这中大", k=20)) + str(k),
+        }
+        for k in range(4000)
+    ]
+    (tmp_path / "pairs.jsonl").write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    streams = {"first": DISK_CASES[case]}
+    if case == "pairs and documents":
+        streams["second"] = DISK_CASES["documents with near duplicates"]
+    store = request.getfixturevalue("object_store").url if "bucket" in case else str(tmp_path / "store")
+    config = make_config(
+        streams=streams,
+        stages=[{"name": "all", "steps": 4, "mix": dict.fromkeys(streams, 1)}],
+        store=store,
+        part_bytes=100_000,
+        samples_per_shard=256,
+    )
+    ready = prepared(config)
+    takes = [estimate_disk(plan, estimate(plan)) for plan in ready.streams.values()]
+    watched = WatchedStore(config.store, open_store(config.store))
+    build(config, store=watched)
+    watched.watch()
+    assert peak(takes, copies=watched.copies_links) == pytest.approx(watched.most[0], rel=0.25)

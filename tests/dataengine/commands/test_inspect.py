@@ -22,11 +22,12 @@ from dataengine.config.load import dump_config
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.mds.reader import SampleReader
-from dataengine.mds.summary import read_rejects
+from dataengine.mds.summary import read_rejects, read_summary
 from dataengine.mds.types import token_dtype
 from dataengine.storage.open import open_store
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ConfigMaker, read_texts, write_jsonl
+from tests.counting_store import CountingStore
 
 
 @pytest.fixture
@@ -259,6 +260,28 @@ def test_a_line_is_found_in_the_samples_that_show_it(
         "mono: in no sample (see below)\nA line is in no sample if it is past the end of the file, blank, unusable, "
         "dropped by cleaning, or in the remainder, which fills no sample."
     )
+
+
+def test_a_line_of_documents_needs_as_many_requests_whatever_the_number_of_parts(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path
+) -> None:
+    found = []
+    for part_bytes in (10**9, 10_000, 2000):
+        config = make_config(
+            streams={"mono": {"documents": [str(corpora / "mono.*.jsonl")]}},
+            stages=[{"name": "all", "steps": 4, "mix": {"mono": 1}}],
+            part_bytes=part_bytes,
+            store=str(tmp_path / f"store {part_bytes}"),
+        )
+        manifest, store = build(config).manifest, open_store(config.store)
+        parts = len(read_summary(store, manifest.streams[0].remote).sources)
+        for line in (1, 33):
+            counting = CountingStore(store.url, store)
+            shown = inspect_samples.describe_line(manifest, counting, f"{corpora / 'mono.1.jsonl'}:{line}")
+            assert shown.startswith("mono: samples ")
+            found.append((parts, counting.requests.total()))
+    assert found[-1][0] > 5 * found[0][0]
+    assert len({requests for _, requests in found}) == 1
 
 
 def test_a_line_in_no_sample_is_explained(make_config: ConfigMaker, dirty: dict[str, Any], corpora: Path) -> None:
