@@ -13,7 +13,8 @@ build_en, build_zh, build_pairs   a stream of documents or pairs, against
                                   - the tokenizer alone on texts in memory
                                   - tokenizers.encode_batch_fast and numpy, datasets.map, datatrove, llm-foundry
 build_bpe128k                     English with byte-level BPE of 131,072 entries, against the first three
-build_scaling                     two workers against one, both over the same two files, in tokens per second
+build_scaling                     two workers against one, both over the same two files, in tokens per second; without
+                                  `--full` the text is short, and the start of the workers, half a second, decides
 build_checksums                   with SHA-256 and zstd on against without
 
 Short data are repeated, with a note, and in English every third word is changed: otherwise they favour ours, whose
@@ -46,8 +47,8 @@ ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".bench"
 DATATROVE, LLM_FOUNDRY, MISTRAL = "datatrove==0.10.1", "llm-foundry==0.22.0", "mistral-common==1.13.1"
 TEKKEN = PEERS / MISTRAL / "mistral_common" / "data" / "tekken_240911.json"
-QUICK, FULL = 10_000_000, 20_000_000  # bytes of text
-FAST = 4  # times as much for the fast contenders
+QUICK, FULL = 5_000_000, 20_000_000  # bytes of text
+FAST = 8  # times as much for the fast contenders
 SCALING = 1_200_000_000  # bytes, of build_scaling in full
 ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # else a worker of datatrove takes all cores
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--full",
         action="store_true",
-        help="all of the data, >= 20 MB, 3 rounds (default: 10 MB, for fast contenders 40 MB, 1 round)",
+        help="all of the data, >= 20 MB, 3 rounds (default: 5 MB, for fast contenders 40 MB, 1 round)",
     )
     parser.add_argument(
         "--data",
@@ -191,7 +192,7 @@ def build_scaling(bench: Bench, workers: int) -> list[dict[str, Contender]]:
     """Several workers against one."""
     workers = max(2, workers)
     # Enough that starting a process, half a second, does not hide what is measured.
-    corpus = make_corpus("en", bench, workers, SCALING if bench.full else QUICK)
+    corpus = make_corpus("en", bench, workers, SCALING if bench.full else FAST * QUICK)
     return [{"ours": Contender("ours", corpus, workers), "1 worker": Contender("ours", corpus, 1)}]
 
 

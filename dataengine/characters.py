@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 # Default_Ignorable_Code_Point of Unicode 15 (DerivedCoreProperties.txt): soft hyphen, zero-width space and joiners,
 # byte order mark, marks of writing direction, variation selectors, fillers, tags. They are invisible on their own.
@@ -11,6 +12,7 @@ _INVISIBLE = (
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _FIND_INVISIBLE = re.compile(f"[{_INVISIBLE}]+")
+_FIND_BLANK = re.compile(rf"[\s{_INVISIBLE}]")
 _FIND_VISIBLE = re.compile(rf"[^\s{_INVISIBLE}]")
 _FIND_CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -25,6 +27,11 @@ def without_invisible(text: str) -> str:
 def is_blank(text: str) -> bool:
     """Whether a text is empty or consists of white space and invisible characters."""
     return _FIND_VISIBLE.search(text) is None
+
+
+def all_visible(characters: Iterable[str]) -> bool:
+    """Whether none of these characters is white space or invisible."""
+    return _FIND_BLANK.search("".join(characters)) is None
 
 
 def one_line(text: str) -> str:

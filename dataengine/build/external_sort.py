@@ -61,7 +61,7 @@ class Table:
     def take(self, order: Int64s, form: Form) -> Table:
         """The records in another order."""
         sizes = self.heads[form.sizes].astype(np.int64) if form.sizes else None
-        return Table(self.heads[order], self.elements if sizes is None else gather(self.elements, sizes, order))
+        return Table(self.heads.take(order), self.elements if sizes is None else gather(self.elements, sizes, order))
 
 
 @dataclass(frozen=True, slots=True)

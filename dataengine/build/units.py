@@ -191,7 +191,8 @@ def identity_of(value: Any) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_plain(inner) for inner in value]
+        # A tokenizer may have thousands of control ids.
+        return list(value) if set(map(type, value)) <= {int, str} else [_plain(inner) for inner in value]
     return identity_of(value) if is_dataclass(value) else value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -42,6 +43,16 @@ def _getter(key: str) -> Callable[[Any], Any]:
     return get
 
 
+def _getter_of_all(keys: Sequence[str]) -> Callable[[Any], Any]:
+    """A function that gets the values of several keys as a tuple; for one key, its value."""
+    if len(keys) == 1:
+        return _getter(keys[0])
+    if not any("." in key for key in keys):
+        return itemgetter(*keys)
+    each = list(map(_getter, keys))
+    return lambda record: tuple(one(record) for one in each)
+
+
 @dataclass(frozen=True)
 class _JsonKeys:
     """Getters for the texts and the label of a JSON record, and the search for duplicate keys."""
@@ -49,13 +60,15 @@ class _JsonKeys:
     texts: tuple[Callable[[Any], Any], ...]
     label: Callable[[Any], Any] | None
     doubled: DoubledKeys
+    all: Callable[[Any], Any]  # of a record, a tuple of the texts and the label; of one text alone, that
+    count: int  # of texts and labels
 
     @staticmethod
     def of(form: RecordFormat) -> _JsonKeys:
         """The keys of a record format."""
         names = [*form.keys, *([form.label_key] if form.label_key else [])]
         label = _getter(form.label_key) if form.label_key else None
-        return _JsonKeys(tuple(map(_getter, form.keys)), label, DoubledKeys(names))
+        return _JsonKeys(tuple(map(_getter, form.keys)), label, DoubledKeys(names), _getter_of_all(names), len(names))
 
 
 def _parse_jsonl_at_once(
@@ -63,14 +76,22 @@ def _parse_jsonl_at_once(
 ) -> Records | None:
     """A block in which every line is a usable record; else None."""
     try:
-        values = list(map(orjson.loads, lines))  # type: ignore[arg-type]
-        columns = [list(map(one, values)) for one in keys.texts]
-        labels = list(map(keys.label, values)) if keys.label is not None else []
+        # Each record is freed before the next is parsed, so that its memory is still in the cache.
+        found = list(map(keys.all, map(orjson.loads, lines)))  # type: ignore[arg-type]
     except (ValueError, KeyError, TypeError):
         return None
     if keys.doubled.among(lines):  # type: ignore[arg-type]
         return None
-    return all_usable(columns, labels, before, form)
+    columns, texts = _transpose(found, keys.count), len(keys.texts)
+    return all_usable(columns[:texts], columns[texts] if keys.label is not None else [], before, form)
+
+
+def _transpose(rows: list[Any], count: int) -> list[list[Any]]:
+    """The `count` columns of rows; of one, the values are the rows."""
+    if count == 1:
+        return [rows]
+    values = list(chain.from_iterable(rows))
+    return [values[place::count] for place in range(count)]
 
 
 def _parse_jsonl_each(lines: Sequence[bytes | None], before: int, form: RecordFormat, keys: _JsonKeys) -> Records:

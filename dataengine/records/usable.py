@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from dataengine.characters import is_blank, line_feeds, one_line
+from dataengine.characters import all_visible, is_blank, line_feeds, one_line
 from dataengine.records.lines import LONGEST_LINE
 from dataengine.records.types import RecordFormat, Records, Reject, add_notes
 from dataengine.text.language_codes import base_language
@@ -23,18 +23,21 @@ def all_usable(columns: Sequence[list[Any]], labels: list[Any], before: int, for
     """All records, after `before` lines, if each is usable; else None. Equals adding each to a RecordBlock."""
     if form.line_breaks:
         columns = [[join_sentences(one, form, k) for one in column] for k, column in enumerate(columns)]
-    if any(set(map(type, column)) != {str} for column in (columns if not labels else [*columns, labels])):
+    try:
+        "".join(labels)
+        cleaned = [_clean_column(column, form) for column in columns]
+    except TypeError:
         return None
-    cleaned = [_clean_column(column, form) for column in columns]
     if any(column is None for column in cleaned):
         return None
     return Records(list(range(before + 1, before + len(columns[0]) + 1)), tuple(cleaned), labels, [])  # type: ignore[arg-type]
 
 
 def _clean_column(texts: list[str], form: RecordFormat) -> list[str] | None:
-    """The texts, normalized as the stream wants; None if one is empty or has a NUL."""
+    """The texts, normalized as the stream wants; None if one is empty or has a NUL. Raises TypeError if one is not a
+    string."""
     if not form.one_line:  # texts may be long: check them without a copy
-        return texts if _all_show(texts) and not any(map(str.__contains__, texts, repeat("\0"))) else None
+        return texts if not any(map(str.__contains__, texts, repeat("\0"))) and _all_show(texts) else None
     stripped = list(map(str.strip, texts))
     if not _all_show(stripped):
         return None
@@ -61,7 +64,7 @@ def join_sentences(value: Any, form: RecordFormat, column: int) -> Any:
 
 def _all_show(texts: list[str]) -> bool:
     """Whether no text is blank. Checks the few distinct first characters first, which nearly always decide."""
-    return all(texts) and (not any(map(is_blank, set(map(itemgetter(0), texts)))) or not any(map(is_blank, texts)))
+    return all(texts) and (all_visible(set(map(itemgetter(0), texts))) or not any(map(is_blank, texts)))
 
 
 def label_text(value: Any) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dataengine.arrays import Int64s
 
 Tokens = NDArray[Any]
-_GATHER = 1 << 20  # tokens moved at a time, to bound the memory for their indices
+_GATHER = 1 << 17  # tokens moved at a time; their indices fit in the cache
 
 
 class Packer:
@@ -63,6 +63,8 @@ def gather(tokens: Tokens, lengths: Int64s, new_order: Int64s) -> Tokens:
     while first < len(sizes):
         last = max(int(np.searchsorted(ends, at + _GATHER, "right")), first + 1)
         end = int(ends[last - 1])
-        moved[at:end] = tokens[np.repeat(shifts[first:last], sizes[first:last]) + np.arange(at, end)]
+        places = np.repeat(shifts[first:last], sizes[first:last])
+        places += np.arange(at, end)
+        moved[at:end] = tokens.take(places)
         first, at = last, end
     return moved

@@ -189,7 +189,16 @@ _EMPTY = np.empty(0, np.uint32), np.empty(0, np.int64)
 
 
 def _take(column: Sequence[str], places: Int64s) -> Sequence[str]:
-    return column if len(places) == len(column) else list(map(column.__getitem__, places.tolist()))
+    if len(places) == len(column):
+        return column
+    even = _evenly(places)
+    return list(map(column.__getitem__, places.tolist())) if even is None else column[even]
+
+
+def _evenly(places: Int64s) -> slice | None:
+    """The slice that has the same places, in order, as with two directions that take turns; None if there is none."""
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    return slice(int(places[0]), int(places[-1]) + 1, step) if (np.diff(places) == step).all() else None
 
 
 def _is_one_text(segments: Sequence[_Segment]) -> bool:
@@ -200,12 +209,15 @@ def _is_one_text(segments: Sequence[_Segment]) -> bool:
 
 def _in_order(groups: Sequence[_Group], count: int) -> list[str]:
     """The texts of pairs that are one text each, in the order of the pairs."""
-    texts = [text for group in groups for text in _fill(group.segments[0].text, group)]
-    if len(groups) <= 1:
-        return texts
-    found = np.empty(count, np.int64)
-    found[np.concatenate([group.places for group in groups])] = np.arange(count)
-    return list(map(texts.__getitem__, found.tolist()))
+    texts = [""] * count
+    for group in groups:
+        filled = _fill(group.segments[0].text, group)
+        if (even := _evenly(group.places)) is not None:
+            texts[even] = filled
+        else:
+            for place, text in zip(group.places.tolist(), filled, strict=True):
+                texts[place] = text
+    return texts
 
 
 def _fill(parts: Sequence[Part], group: _Group) -> Iterator[str]:

@@ -3,10 +3,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataengine.text.packing import Packer, Tokens
+from dataengine.text import packing
+from dataengine.text.packing import Packer, Tokens, gather
 
 UINT16 = np.dtype(np.uint16)
 
@@ -37,3 +39,14 @@ def test_cuts_do_not_depend_on_how_the_flow_arrives(tokens: list[int], cuts: lis
     flow = np.array(tokens, UINT16)
     pieces = np.split(flow, sorted(cut for cut in cuts if cut < len(flow)))
     assert pack([flow], width) == pack(pieces, width)
+
+
+@given(st.lists(st.lists(st.integers(0, 65535), max_size=9), min_size=1, max_size=20), st.data(), st.integers(1, 40))
+def test_documents_come_in_another_order_whole(documents: list[list[int]], data: st.DataObject, at_a_time: int) -> None:
+    order = data.draw(st.lists(st.integers(0, len(documents) - 1), max_size=30))
+    tokens = np.array([token for document in documents for token in document], UINT16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "_GATHER", at_a_time)
+        moved = gather(tokens, np.array(list(map(len, documents))), np.array(order, np.int64))
+    assert moved.dtype == UINT16
+    assert moved.tolist() == [token for number in order for token in documents[number]]
