@@ -31,8 +31,11 @@ class CountingStore(Store):
         time.sleep(self.delay_s)
 
     def read(self, key: str) -> bytes:
-        content = self.inner.read(key)
-        self._count("read", key, len(content))
+        content = b""
+        try:
+            content = self.inner.read(key)
+        finally:
+            self._count("read", key, len(content))
         return content
 
     def read_range(self, key: str, start: int, stop: int) -> bytes:
@@ -56,9 +59,9 @@ class CountingStore(Store):
     def write_from(self, key: str, path: Path) -> None:
         self.write(key, path.read_bytes())
 
-    def link(self, source: str, key: str) -> None:
+    def link(self, source: str, key: str, size: int | None = None) -> None:
         self._count("link", key)
-        self.inner.link(source, key)
+        self.inner.link(source, key, size)
 
     def remove(self, prefix: str) -> None:
         self._count("remove", prefix)

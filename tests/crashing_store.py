@@ -70,9 +70,9 @@ class CrashingStore(Store):
     def write_from(self, key: str, path: Path) -> None:
         self.write(key, path.read_bytes())
 
-    def link(self, source: str, key: str) -> None:
+    def link(self, source: str, key: str, size: int | None = None) -> None:
         self._reach("link", key, False)
-        self.inner.link(source, key)
+        self.inner.link(source, key, size)
         self._reach("link", key, True)
 
     def remove(self, prefix: str) -> None:

@@ -231,7 +231,8 @@ class CleanRecords(Unit):
         reading = Reading(self.part, self.records, on_progress)
         codes = [np.empty(0, np.uint8)]
         hashes = {direction: [np.empty(0, score_cache.KEY)] for direction in self.cleaning.scores}
-        with self._measuring(store) as judge_texts:
+        keys: list[Receipt] = []
+        with self._measuring(store, keys) as judge_texts:
             for batch in reading.batches(_BATCH):
                 codes.append(judge_texts(batch, reading.usable - len(batch.lines)))
                 for direction, found in hashes.items():
@@ -245,20 +246,20 @@ class CleanRecords(Unit):
             add(f"pairs.{direction}.npy", encode_npy(np.concatenate(found)))
         counts = reading.finish(add)
         counts["kept"] -= len(dropped)
-        runs = self.exact_keys.receipt(store).runs if self.exact_keys else 0
-        near_runs = self.near_keys.receipt(store).near_runs if self.near_keys else 0
-        return Receipt(**counts, dropped=count_reasons(judged, self.cleaning), runs=runs, near_runs=near_runs)
+        dropped_by = count_reasons(judged, self.cleaning)
+        runs, near_runs = sum(one.runs for one in keys), sum(one.near_runs for one in keys)
+        return Receipt(**counts, dropped=dropped_by, runs=runs, near_runs=near_runs)
 
     @contextmanager
-    def _measuring(self, store: Store) -> Iterator[Callable[[Records, int], Codes]]:
+    def _measuring(self, store: Store, receipts: list[Receipt]) -> Iterator[Callable[[Records, int], Codes]]:
         """A function that judges each batch, given the number of its first record. It measures what is not in the
-        store; at the end that is in the store, too."""
+        store; at the end that is in the store, too, and `receipts` has those of the keys."""
         with ExitStack() as stack:
             scores, evaluated = (
                 stack.enter_context(measure.values(store)) if measure else _none
                 for measure in (self._language_scores, self._evaluation_hits)
             )
-            keys = [stack.enter_context(measure.keys(store)) for measure in self._key_measures]
+            keys = [stack.enter_context(measure.keys(store, receipts)) for measure in self._key_measures]
             usable = self.lossy.filter() if self.lossy else None
 
             def judge_texts(batch: Records, first: int) -> Codes:

@@ -46,7 +46,7 @@ def find_finished(units: Mapping[int, Unit], store: Store, *, whole: bool = Fals
     streams: dict[str, Mapping[str, int]] = {}  # sizes in the folders of streams
 
     def look(unit: Unit) -> tuple[Receipt | None, bool]:
-        receipt = _read_receipt(unit.folder, store, sizes)
+        receipt = read_receipt(unit.folder, store, sizes)
         if receipt is None:
             return None, False
         gone = (
@@ -64,7 +64,7 @@ def find_finished(units: Mapping[int, Unit], store: Store, *, whole: bool = Fals
     )
 
 
-def _read_receipt(folder: str, store: Store, sizes: Mapping[str, int] | None) -> Receipt | None:
+def read_receipt(folder: str, store: Store, sizes: Mapping[str, int] | None = None) -> Receipt | None:
     """The receipt of a unit, if there is one. `sizes` are those of all units' files, if they are known."""
     key = f"{folder}/receipt.json"
     if sizes is not None and key not in sizes:
@@ -128,39 +128,45 @@ def documents_key(folder: str, receipt: Receipt) -> str:
 
 def remove_units(units: Iterable[Unit], store: Store) -> None:
     """Remove the folders of units, the receipts first."""
-    _remove_folders([unit.folder for unit in units], store)
+    _remove_files(
+        [key for keys in _list_folders([unit.folder for unit in units], store).values() for key in keys], store
+    )
 
 
-def _remove_folders(folders: Iterable[str], store: Store) -> None:
-    def remove(folder: str) -> None:
-        store.remove(f"{folder}/receipt.json")
-        store.remove(folder)
+def _list_folders(folders: Sequence[str], store: Store) -> dict[str, list[str]]:
+    """The keys of the files in each folder of units."""
+    found: dict[str, list[str]] = {folder: [] for folder in folders}
+    listed = store.sizes_if_few("units/", max(len(found) - 1, 0) // THREADS)
+    if listed is None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return dict(zip(found, pool.map(lambda folder: list(store.sizes(f"{folder}/")), found), strict=True))
+    for key in listed:
+        found.get(key.rpartition("/")[0], []).append(key)
+    return found
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(remove, dict.fromkeys(folders)):
-            pass
+
+def _remove_files(keys: Sequence[str], store: Store) -> None:
+    """Remove files of units, the receipts first: without one, the rest does not count."""
+    for receipts in (True, False):
+        if some := [key for key in keys if key.endswith("/receipt.json") == receipts]:
+            store.remove_files(some)
 
 
 def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
     """Remove the files of finished units that only later units read, and say so in their receipts first."""
     left = [(unit, receipt) for unit, receipt in done if (unit.for_units or unit.also_for_units) and not receipt.spent]
-    listed = store.sizes_if_few("units/", max(len(left) - 1, 0) // THREADS)
+    own = [unit.folder for unit, _ in left if unit.for_units]
+    listed = _list_folders([*own, *(folder for unit, _ in left for folder in unit.also_for_units)], store)
 
     def spend(one: tuple[Unit, Receipt]) -> list[str]:
         unit, receipt = one
-        folder = f"{unit.folder}/"
-        sizes = store.sizes(folder) if listed is None else by_folder.get(folder, [])
-        keys = [key for key in sizes if key.removeprefix(folder).startswith(unit.for_units)]
+        keys = [key for key in listed.get(unit.folder, []) if key.rpartition("/")[2].startswith(unit.for_units)]
         if keys or unit.also_for_units:
-            store.write(f"{folder}receipt.json", encode_hashed(replace(receipt, spent=True)))
-        return keys
+            store.write(f"{unit.folder}/receipt.json", encode_hashed(replace(receipt, spent=True)))
+        return keys + [key for folder in unit.also_for_units for key in listed[folder]]
 
-    by_folder: dict[str, list[str]] = {}
-    for key in listed or ():
-        by_folder.setdefault(key[: key.rindex("/") + 1], []).append(key)
     with ThreadPoolExecutor(THREADS) as pool:
-        store.remove_files([key for keys in pool.map(spend, left) for key in keys])
-    _remove_folders([folder for unit, _ in left for folder in unit.also_for_units], store)
+        _remove_files([key for keys in pool.map(spend, left) for key in keys], store)
 
 
 def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store) -> None:

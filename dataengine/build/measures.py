@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from dataengine.arrays import Bools, Int64s
 from dataengine.build.external_sort import RUN_KEYS, Runs
+from dataengine.build.finished import read_receipt
 from dataengine.build.near_units import NearRuns
 from dataengine.build.tokenize import TokenFormat, find_lost
 from dataengine.build.units import Receipt, identity_of, select, unit_fingerprint
 from dataengine.cleaning import dedup
 from dataengine.errors import InputError
-from dataengine.json_files import decode_hashed, encode_hashed
+from dataengine.json_files import encode_hashed
 from dataengine.records.types import RecordFormat, Records, SourcePart
-from dataengine.storage.arrays import damaged_unit, encode_npy, read_npy
+from dataengine.storage.arrays import encode_npy, read_npy
 from dataengine.storage.store import AddFile, Store
 
 if TYPE_CHECKING:
@@ -99,18 +100,6 @@ class Measure:
         """Key of its folder in the store."""
         return f"units/{self.fingerprint}"
 
-    def is_there(self, store: Store) -> bool:
-        """Whether it is in the store."""
-        return store.size(f"{self.folder}/{_RECEIPT}") is not None
-
-    def receipt(self, store: Store) -> Receipt:
-        """Its receipt. Raises InputError if it is damaged."""
-        key = f"{self.folder}/{_RECEIPT}"
-        try:
-            return decode_hashed(Receipt, store.read(key))
-        except ValueError:
-            raise damaged_unit(store, key) from None
-
     @contextmanager
     def _new_folder(self, store: Store, result: Callable[[], Receipt]) -> Iterator[AddFile]:
         with store.new_folder(self.folder, last=_RECEIPT) as add:
@@ -135,7 +124,7 @@ class ValueMeasure(Measure):
     def values(self, store: Store) -> Iterator[Callable[[Texts], NDArray[Any]]]:
         """A function for the values of the records of each batch. Values that are not in the store are written to it
         at the end."""
-        if self.is_there(store):
+        if store.size(f"{self.folder}/{_RECEIPT}") is not None:
             known = read_npy(store, f"{self.folder}/values.npy")
             yield lambda texts: known[texts.first : texts.first + len(texts.batch.lines)]
             return
@@ -217,15 +206,23 @@ class KeyMeasure(Measure):
         """A function that takes the texts of each batch, and one that writes the last run."""
 
     @contextmanager
-    def keys(self, store: Store) -> Iterator[Callable[[Texts], None]]:
-        """A function that takes each batch. Keys that are not in the store are written to it."""
-        if self.is_there(store):
+    def keys(self, store: Store, receipts: list[Receipt]) -> Iterator[Callable[[Texts], None]]:
+        """A function that takes each batch. Keys that are not in the store are written to it. At the end `receipts` has
+        their receipt, too."""
+        known = read_receipt(self.folder, store)
+        if known is not None:
             yield lambda texts: None
+            receipts.append(known)
             return
         finish: list[Callable[[], Receipt]] = []
-        with self._new_folder(store, lambda: finish[0]()) as add:
-            take, end = self._keys(add)
-            finish.append(end)
+
+        def end() -> Receipt:
+            receipts.append(finish[0]())
+            return receipts[-1]
+
+        with self._new_folder(store, end) as add:
+            take, last = self._keys(add)
+            finish.append(last)
             yield lambda texts: take(texts.usable) if texts.usable.batch.lines else None
 
 

@@ -91,20 +91,20 @@ def _link_shards(plan: StreamPlan, packed: Packed, store: Store, needed: Collect
     receipts = [*packed.receipts, *packed.tail_receipts]
     last = {unit.fingerprint: number for number, unit in enumerate(units)}  # equal files make equal units
     for begin in range(0, len(units), MOVED_AT_ONCE):
-        links: list[tuple[str, str]] = []
+        links: list[tuple[str, str, int | None]] = []
         done: list[tuple[Unit, Receipt, Place]] = []
         for number, unit in enumerate(units[begin : begin + MOVED_AT_ONCE], begin):
             task = number if number < len(packed.units) else None
             receipt, place = receipts[number], Place(plan.folder, len(shards), task)
             renamed = [shard.renamed(k) for k, shard in enumerate(receipt.shards, len(shards))]
-            names = [shard.stored.basename for shard in renamed]
-            links += zip(shard_keys(unit.folder, receipt), names, strict=True)
+            named = [(shard.stored.basename, shard.stored.bytes) for shard in renamed]
+            links += [(key, *one) for key, one in zip(shard_keys(unit.folder, receipt), named, strict=True)]
             if task is not None:
-                links.append((documents_key(unit.folder, receipt), documents_name(task)))
+                links.append((documents_key(unit.folder, receipt), documents_name(task), None))
             shards += renamed
             if last[unit.fingerprint] == number and needed is not None and unit.fingerprint not in needed:
                 done.append((unit, receipt, place))
-        for _ in in_threads(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}"), links):
+        for _ in in_threads(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}", link[2]), links):
             pass
         if store.copies_links:
             move_units(done, store)
@@ -156,15 +156,19 @@ def _summarize(
     )
 
 
-def _link_checked(store: Store, source: str, key: str) -> None:
-    """Link a file of a unit into a stream. Raises InputError if it is missing or, for an array, damaged.
+def _link_checked(store: Store, source: str, key: str, size: int | None) -> None:
+    """Link a file of a unit into a stream: a shard of this size, or an array (None). Raises InputError if it is missing
+    or, for an array, damaged.
 
     The sizes of shards are already compared with the receipts, and their hashes are in the index.
     """
-    if source.endswith(".npy") and not is_intact_npy(read_whole(store, source)):
-        raise damaged_unit(store, source)
+    if size is None:
+        content = read_whole(store, source)
+        if not is_intact_npy(content):
+            raise damaged_unit(store, source)
+        size = len(content)
     if source != key:  # the unit's files may be in the folder of this stream, if its index.json was lost
-        store.link(source, key)
+        store.link(source, key, size)
 
 
 def find_segments(packed: Packed, width: int) -> tuple[tuple[int, int, int, int], ...]:

@@ -68,7 +68,7 @@ class LocalStore(Store):
         with path.open("rb") as source, _writing(target), new_file(target) as file:
             shutil.copyfileobj(source, file, _BUFFER)
 
-    def link(self, source: str, key: str) -> None:
+    def link(self, source: str, key: str, size: int | None = None) -> None:
         """See `Store.link`. The name survives a power loss once another file is written to the folder."""
         path = self.path(key)
         temporary = temporary_path(path)

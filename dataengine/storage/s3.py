@@ -71,11 +71,11 @@ class S3Store(Store):
     def write_from(self, key: str, path: Path) -> None:
         self._upload(key, path, replace=True)
 
-    def link(self, source: str, key: str) -> None:
+    def link(self, source: str, key: str, size: int | None = None) -> None:
         """See `Store.link`. Copies inside the store; large objects in parts, which only s3:// needs and supports."""
         client, target = s3_client.connect(self._url(key))
         _, origin = s3_client.connect(self._url(source))
-        size = s3_client.stat_object(self._url(source)).size
+        size = s3_client.stat_object(self._url(source)).size if size is None else size
         with s3_client.faults(self._url(source)):
             if size <= _COPY or not self.url.startswith("s3://"):
                 client.copy_object(**target, CopySource=origin)

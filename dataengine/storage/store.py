@@ -51,8 +51,9 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def link(self, source: str, key: str) -> None:
-        """Give the content of `source` a second key, without reading it if possible."""
+    def link(self, source: str, key: str, size: int | None = None) -> None:
+        """Give the content of `source` a second key, without reading it if possible. In a bucket, a known size saves a
+        request."""
 
     @abstractmethod
     def remove(self, prefix: str) -> None:

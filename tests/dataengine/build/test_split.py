@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -167,3 +169,43 @@ def test_a_build_asks_as_often_for_each_part_of_many_and_gives_the_same_bytes(
                 asked[parts] = sum(store.requests.values())
         assert shards[0] == shards[-1]
     assert asked[24] < 3.4 * asked[8]
+
+
+def test_a_part_of_documents_takes_these_requests(make_config: ConfigMaker, tmp_path: Path) -> None:
+    """Those of docs/internals/scale.md, in a store with so many files that each unit is asked for by name."""
+    words, chance, asked = [f"w{number}" for number in range(500)], random.Random(5), []
+    cleaning = {"dedup": ["text"], "near_dedup": 0.7, "min_language_score": 1e-9}
+    for number in range(6):
+        write_jsonl(tmp_path / f"{number}.jsonl", [{"text": " ".join(chance.choices(words, k=25))} for _ in range(4)])
+    for parts in (3, 6):
+        inner = LocalStore(str(tmp_path / f"store-{parts}"))
+        store = CountingStore(inner.url, inner)
+        paths = [str(tmp_path / f"{number}.jsonl") for number in range(parts)]
+        build(
+            make_config(
+                store=inner.url,
+                streams={"mono": {"documents": paths, "language": "en", "clean": cleaning}},
+                stages=[{"name": "all", "steps": 1, "mix": {"mono": 1}}],
+                samples_per_shard=1000,
+            ),
+            store=store,
+        )
+        counted: Counter[tuple[str, str]] = Counter()
+        for (operation, name), times in store.requests.items():
+            if "~" not in name:  # it says that the build runs
+                counted[operation, re.sub(r"\d{5}", "N", name)] += times
+        asked.append(counted)
+    more = {key: times / 3 for key, times in (asked[1] - asked[0]).items()}
+    written = ("near.N", "near.N.held", "run.N", "values.npy", "dropped.npy", "documents.npy", "tail.npy")
+    assert more == {
+        **{("write", name): 1 for name in written},
+        **{("read", name): 1 for name in ("near.N", "run.N", "dropped.npy", "documents.npy", "tail.npy")},
+        ("write", "receipt.json"): 6,  # three measures, cleaning, the same when its near keys go, tokenizing
+        ("read", "receipt.json"): 4,  # of each unit, and of keys: none is there
+        ("size", "receipt.json"): 1,  # of the languages
+        ("list", ""): 1,  # the folder of the near keys
+        ("remove", "near.N"): 1,
+        ("remove", "near.N.held"): 1,
+        ("remove", "receipt.json"): 1,
+        ("link", "documents.N.npy"): 1,
+    }

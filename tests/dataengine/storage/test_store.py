@@ -271,6 +271,14 @@ def test_a_large_object_is_linked_in_parts(
     assert etag.strip('"').endswith("-2") == (size > 6)
 
 
+@pytest.mark.parametrize("size", [None, 6])
+def test_a_link_to_a_missing_object_says_so(object_store: ObjectStore, size: int | None) -> None:
+    store = open_store(object_store.url)
+    with pytest.raises(FileNotFoundError, match="a/b: no such object"):
+        store.link("a/b", "c/d", size)
+    assert store.sizes("") == {}
+
+
 def test_a_link_of_a_local_store_takes_no_room(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     store.write("a", CONTENT)
