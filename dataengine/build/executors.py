@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from dataengine.build.finished import find_finished, remove_units
+from dataengine.build.finished import find_finished, forget_units
 from dataengine.build.units import Receipt, Unit, run_unit, run_units
 from dataengine.errors import InputError
 from dataengine.storage.store import Store
@@ -116,9 +116,9 @@ class _Tasks:
 
 
 def _begin(units: Sequence[Unit], store: Store, *, whole: bool) -> tuple[dict[int, Receipt], _Tasks]:
-    """The receipts of the finished units, and the units left to run, without what they left in the store."""
+    """The receipts of the finished units, and the units left to run, without their receipts."""
     finished = find_finished(dict(enumerate(units)), store, whole=whole)
-    remove_units(finished.gone.values(), store)
+    forget_units(finished.gone.values(), store)
     return finished.receipts, _Tasks(units, (k for k in range(len(units)) if k not in finished.receipts))
 
 

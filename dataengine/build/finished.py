@@ -126,9 +126,9 @@ def documents_key(folder: str, receipt: Receipt) -> str:
     return f"{folder}/documents.npy" if place is None else f"{place.folder}/{documents_name(place.task or 0)}"
 
 
-def remove_units(units: Iterable[Unit], store: Store) -> None:
-    """Remove the folders of units, the receipts first."""
-    _remove_folders([unit.folder for unit in units], store)
+def forget_units(units: Iterable[Unit], store: Store) -> None:
+    """Remove the receipts of units, so that they run again. Other builds may read their files meanwhile."""
+    store.remove_files([f"{unit.folder}/receipt.json" for unit in units])
 
 
 def _remove_folders(folders: Iterable[str], store: Store) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from dataengine.build import executors
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, LocalEngine, OthersNotDoneError, SliceEngine
 from dataengine.build.prepare import prepare
@@ -188,3 +189,35 @@ def test_a_build_that_was_killed_does_not_count_as_running(tmp_path: Path) -> No
         said = Running((f"streams/{name}",), time.time() - age)
         store.write(f"running/another-machine~1~{name}", encode_hashed(said))
     assert [one.streams for one in running_builds(store)] == [("streams/just-now",)]
+
+
+def test_units_that_run_again_stay_readable(make_config: ConfigMaker, corpora: Path, new_store: Any) -> None:
+    """Two builds at once may both need files that an earlier one removed."""
+    config = make_config(**streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl"), store=new_store("store"))
+    store = open_store(config.store)
+    build(config)
+    wanted = tree(store)
+    before = {key: store.read(key) for key in store.sizes("units/") if key.endswith((".npy", "rejects.jsonl"))}
+    compared = {key.rpartition("/")[0] for key in before if key.endswith(("pairs.npy", "twins.npy"))}
+    for folder in (*compared, "streams"):
+        store.remove(folder)
+    left = {key for key in before if key.rpartition("/")[0] not in compared}
+    seen: Counter[str] = Counter()
+
+    class Reading(Recording):
+        def run(self, units: Sequence[Unit], store: Store, title: str, **how: Any) -> list[Receipt]:
+            begin = executors._begin
+
+            def begin_and_read(*some: Any, **how: Any) -> Any:
+                begun = begin(*some, **how)
+                seen[title] += len(begun[1])
+                assert {key: store.read(key) for key in left} == {key: before[key] for key in left}
+                return begun
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(executors, "_begin", begin_and_read)
+                return super().run(units, store, title, **how)
+
+    build(config, engine=Reading())
+    assert seen["repeating"] > 0
+    assert tree(store) == wanted
