@@ -49,9 +49,13 @@ def find_finished(units: Mapping[int, Unit], store: Store, *, whole: bool = Fals
         receipt = _read_receipt(unit.folder, store, sizes)
         if receipt is None:
             return None, False
+        lost = {folder for folder in unit.also if not _is_spent(folder, unit, receipt)}
+        lost = {folder for folder in lost if not _is_there(folder, store, sizes)}
+        if not lost.isdisjoint(unit.also_for_units):  # spent by a unit that shares them
+            receipt = replace(receipt, spent=True)
         gone = (
             (whole and receipt.spent)
-            or not all(_is_there(folder, store, sizes) for folder in unit.also if not _is_spent(folder, unit, receipt))
+            or not lost.issubset(unit.also_for_units)
             or not _has_shards(unit.folder, receipt, store, sizes, streams)
         )
         return receipt, gone

@@ -17,6 +17,7 @@ import pytest
 from dataengine.build import executors
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, LocalEngine, OthersNotDoneError, SliceEngine
+from dataengine.build.finished import find_finished
 from dataengine.build.prepare import prepare
 from dataengine.build.running import Running, running_builds, say_running
 from dataengine.build.units import Receipt, Unit
@@ -37,11 +38,10 @@ class Recording:
 
     ran: Counter[str] = field(default_factory=Counter)
 
-    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
-        before = store.sizes("units/")
-        receipts = LocalEngine(1).run(units, store, title, whole=whole)
-        new = store.sizes("units/").keys() - before.keys()
-        self.ran.update(unit.kind for unit in units if f"{unit.folder}/receipt.json" in new or title == "repeating")
+    def run(self, units: Sequence[Unit], store: Store, title: str, **how: Any) -> list[Receipt]:
+        found = find_finished(dict(enumerate(units)), store, whole="needed" in how).receipts
+        receipts = LocalEngine(1).run(units, store, title, **how)
+        self.ran.update(unit.kind for k, unit in enumerate(units) if k not in found)
         return receipts
 
 
@@ -220,4 +220,51 @@ def test_units_that_run_again_stay_readable(make_config: ConfigMaker, corpora: P
 
     build(config, engine=Reading())
     assert seen["repeating"] > 0
+    assert tree(store) == wanted
+
+
+def differing_streams(corpora: Path) -> dict[str, Any]:
+    """Two streams of pairs share the keys of near duplicates, but not the rules. One comes to tokenizing first."""
+    made = streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl")
+    there = made["streams"]["there"]
+    made["streams"]["back"] = there
+    made["streams"]["there"] = {**there, "clean": {"near_dedup": 0.5, "pair_rules": {"max_characters": 150}}}
+    return made
+
+
+def test_near_keys_that_streams_share_go_for_all(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+    config = make_config(**differing_streams(corpora), store=str(tmp_path / "store"))
+    build(config)
+    assert not [key for key in open_store(config.store).sizes("units/") if GOES.match(key.rpartition("/")[2])]
+    engine = Recording()
+    build(make_config(["seq_len=24"], **differing_streams(corpora), store=config.store), engine=engine)
+    assert set(engine.ran) == {"documents", "pairs", "merge"}
+
+
+def test_a_slice_that_waits_for_removed_files_goes_on_when_nothing_needs_them_any_more(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl")
+    del streams["streams"]["back"], streams["stages"][0]["mix"]["back"]
+    config = make_config(**{**streams, "part_bytes": 5_000}, store=str(tmp_path / "store"))
+    store = open_store(config.store)
+    build(config)
+    wanted = tree(store)
+    for key in store.sizes("units/"):
+        if key.endswith("crowded.npy"):  # of the one unit that reads the keys of near duplicates: the first slice's
+            store.remove(key.rpartition("/")[0])
+    store.remove("streams")
+    sleep, slept = time.sleep, []
+
+    def first_slice(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 1:
+            work(config, SliceEngine(0, 2, 1, 0))
+        sleep(0.01)
+
+    monkeypatch.setattr(executors, "_SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(executors.time, "sleep", first_slice)
+    work(config, SliceEngine(1, 2, 1, 2))
+    assert slept
+    build(config, engine=FinishedEngine(2))
     assert tree(store) == wanted
