@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from dataengine.build.running import Alone
 from dataengine.build.units import Place, Receipt, Unit
 from dataengine.json_files import decode_hashed, encode_hashed
 from dataengine.mds.types import documents_name
@@ -145,8 +146,11 @@ def _remove_folders(folders: Iterable[str], store: Store) -> None:
             pass
 
 
-def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
-    """Remove the files of finished units that only later units read, and say so in their receipts first."""
+def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store, alone: Alone = lambda: True) -> None:
+    """Remove the files of finished units that only later units read, and say so in their receipts first.
+
+    They stay if no build is `alone` any more.
+    """
     left = [(unit, receipt) for unit, receipt in done if (unit.for_units or unit.also_for_units) and not receipt.spent]
     listed = store.sizes_if_few("units/", max(len(left) - 1, 0) // THREADS)
 
@@ -163,12 +167,17 @@ def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
     for key in listed or ():
         by_folder.setdefault(key[: key.rindex("/") + 1], []).append(key)
     with ThreadPoolExecutor(THREADS) as pool:
-        store.remove_files([key for keys in pool.map(spend, left) for key in keys])
-    _remove_folders([folder for unit, _ in left for folder in unit.also_for_units], store)
+        unread = [key for keys in pool.map(spend, left) for key in keys]
+    if alone():
+        store.remove_files(unread)
+        _remove_folders([folder for unit, _ in left for folder in unit.also_for_units], store)
 
 
-def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store) -> None:
-    """Remove the shards and documents of units of which a stream has copies, and say so in their receipts first."""
+def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store, alone: Alone = lambda: True) -> None:
+    """Remove the shards and documents of units of which a stream has copies, and say so in their receipts first.
+
+    They stay if no build is `alone` any more.
+    """
 
     def move(one: tuple[Unit, Receipt, Place]) -> list[str]:
         unit, receipt, place = one
@@ -180,4 +189,6 @@ def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store) -> Non
 
     left = [one for one in done if one[1].shards and one[1].moved != one[2]]
     with ThreadPoolExecutor(THREADS) as pool:
-        store.remove_files([key for keys in pool.map(move, left) for key in keys])
+        copied = [key for keys in pool.map(move, left) for key in keys]
+    if alone():
+        store.remove_files(copied)

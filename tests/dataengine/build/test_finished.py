@@ -18,11 +18,13 @@ from dataengine.build import executors
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, LocalEngine, OthersNotDoneError, SliceEngine
 from dataengine.build.finished import find_finished
+from dataengine.build.near_units import FindLinks
 from dataengine.build.prepare import prepare
 from dataengine.build.running import Running, running_builds, say_running
 from dataengine.build.units import Receipt, Unit
 from dataengine.config.schema import Config
 from dataengine.json_files import encode_hashed
+from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 from tests.conftest import ConfigMaker
@@ -268,3 +270,43 @@ def test_a_slice_that_waits_for_removed_files_goes_on_when_nothing_needs_them_an
     assert slept
     build(config, engine=FinishedEngine(2))
     assert tree(store) == wanted
+
+
+def test_two_builds_of_one_config_at_once(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one does all while the first one is about to read keys."""
+    config = make_config(**differing_streams(corpora), store=str(tmp_path / "store"))
+    find, begun = FindLinks.work, []
+
+    def find_late(unit: FindLinks, *some: Any) -> Receipt:
+        begun.append(unit)
+        if len(begun) == 1:
+            build(config)
+        return find(unit, *some)
+
+    monkeypatch.setattr(FindLinks, "work", find_late)
+    build(config)
+    assert len(begun) > 1
+    assert tree(open_store(config.store)) == whole_tree(config, tmp_path / "alone")
+
+
+@dataclass(frozen=True)
+class StartingStore(LocalStore):
+    """Another build starts when the first receipt says that files go."""
+
+    def write(self, key: str, content: bytes) -> None:
+        super().write(key, content)
+        if b'"spent": true' in content and not self.sizes("running/elsewhere"):
+            said = Running(("streams/other-0123",), time.time())
+            super().write("running/elsewhere~1~x", encode_hashed(said))
+
+
+def test_files_stay_if_a_build_starts_while_they_are_about_to_go(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path
+) -> None:
+    config = make_config(**streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl"), store=str(tmp_path / "store"))
+    store = StartingStore(config.store)
+    build(config, store=store)
+    assert any('"spent": true' in store.read(key).decode() for key in store.sizes("units/") if key.endswith("pt.json"))
+    assert {key.rpartition("/")[2] for key in store.sizes("units/")} >= {"near.00000", "near.00000.held", "run.00000"}
