@@ -36,7 +36,7 @@ from dataengine.build.prepare import (
 from dataengine.build.publish import BuiltStream, publish_stream, read_built_stream
 from dataengine.build.report import BuildReport, StreamReport, report_key
 from dataengine.build.rounds import run_rounds
-from dataengine.build.running import running_builds, say_running
+from dataengine.build.running import Alone, say_running
 from dataengine.build.sources import share_hashes
 from dataengine.build.stream import make_stream
 from dataengine.build.units import Receipt, Unit
@@ -116,27 +116,22 @@ def _make_streams(missing: Mapping[str, StreamPlan], config: Config, engine: Eng
     """Run the units of streams and publish them. What nothing reads any more goes while the build runs."""
     rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
     folders = [plan.folder for plan in missing.values()]
-    with say_running(folders, store):
-        packed = run_rounds(rounds, engine, store, partial(_spend, folders=folders, store=store))
+    with say_running(folders, store) as alone:
+        packed = run_rounds(rounds, engine, store, partial(_spend, store=store, alone=alone))
         uses = Counter(unit.fingerprint for one in packed.values() for unit in {*one.units, *one.tails})
         for name, plan in missing.items():
             uses.subtract(unit.fingerprint for unit in {*packed[name].units, *packed[name].tails})
             needed = {fingerprint for fingerprint, streams in uses.items() if streams}
-            publish_stream(plan, packed[name], store, needed=needed if _is_alone(folders, store) else None)
+            publish_stream(plan, packed[name], store, needed=needed, alone=alone)
 
 
-def _spend(done: list[tuple[Unit, Receipt]], *, folders: Sequence[str], store: Store) -> None:
+def _spend(done: list[tuple[Unit, Receipt]], *, store: Store, alone: Alone) -> None:
     """Remove the files of units that only later units read, unless another build may read them."""
-    if done and _is_alone(folders, store):
+    if done and alone():
         try:
-            spend_units(done, store)
+            spend_units(done, store, alone)
         except InputError as error:
             note(f"files that the build does not need any more stay: {str(error).partition('. ')[0]}")
-
-
-def _is_alone(folders: Sequence[str], store: Store) -> bool:
-    """Whether no build of other streams runs in the store."""
-    return all(sorted(other.streams) == sorted(folders) for other in running_builds(store))
 
 
 def _print_notes(notes: Mapping[str, Sequence[str]]) -> None:
@@ -204,12 +199,12 @@ def work(config: Config, engine: SliceEngine) -> None:
     folders = [plan.folder for plan in missing.values()]
     rounds = {name: make_stream(plan, config, store) for name, plan in missing.items()}
 
-    def spend(done: list[tuple[Unit, Receipt]]) -> None:
+    def spend(done: list[tuple[Unit, Receipt]], alone: Alone) -> None:
         mine = [one for one in done if slice_of(int(one[0].fingerprint, 16), engine.slices) == engine.slice]
-        _spend(mine, folders=folders, store=store)
+        _spend(mine, store=store, alone=alone)
 
-    with say_running(folders, store):
-        run_rounds(rounds, engine, store, spend)
+    with say_running(folders, store, slices=engine.slices) as alone:
+        run_rounds(rounds, engine, store, partial(spend, alone=alone))
 
 
 def _named(config: Config, built: BuiltStream) -> dict[str, int]:

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from dataengine.build.finished import find_finished, remove_units
+from dataengine.build.finished import find_finished, forget_units
 from dataengine.build.units import Receipt, Unit, run_unit, run_units
 from dataengine.errors import InputError
 from dataengine.storage.store import Store
@@ -38,14 +38,17 @@ _RAY_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # "0": loopback is this nod
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0  # of a slice that waits for others
 
 
+Needed = Callable[[], bool]  # whether a unit still needs the files that earlier ones left for it
+
+
 class Engine(Protocol):
     """Where units run."""
 
-    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, needed: Needed | None = None) -> list[Receipt]:
         """Run the unfinished units of a round; return the receipts of all units in order.
 
-        The first error ends the run. Finished units stay, and the next build reuses them. With `whole`, units whose
-        files for later units are removed count as unfinished.
+        The first error ends the run. Finished units stay, and the next build reuses them. With `needed`, units whose
+        files for later units are removed count as unfinished, as long as it is true.
         """
         ...
 
@@ -116,9 +119,9 @@ class _Tasks:
 
 
 def _begin(units: Sequence[Unit], store: Store, *, whole: bool) -> tuple[dict[int, Receipt], _Tasks]:
-    """The receipts of the finished units, and the units left to run, without what they left in the store."""
+    """The receipts of the finished units, and the units left to run, without their receipts."""
     finished = find_finished(dict(enumerate(units)), store, whole=whole)
-    remove_units(finished.gone.values(), store)
+    forget_units(finished.gone.values(), store)
     return finished.receipts, _Tasks(units, (k for k in range(len(units)) if k not in finished.receipts))
 
 
@@ -128,8 +131,8 @@ class LocalEngine:
 
     workers: int
 
-    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
-        receipts, left = _begin(units, store, whole=whole)
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, needed: Needed | None = None) -> list[Receipt]:
+        receipts, left = _begin(units, store, whole=needed is not None)
         if left:
             with _Progress(units, receipts, title) as progress:
                 alone = min(self.workers, len(left)) == 1
@@ -229,8 +232,8 @@ class RayEngine:
 
     address: str | None  # None: RAY_ADDRESS, or the cluster of this machine
 
-    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
-        receipts, left = _begin(units, store, whole=whole)
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, needed: Needed | None = None) -> list[Receipt]:
+        receipts, left = _begin(units, store, whole=needed is not None)
         if left:
             ray = _connect(self.address)
             run = ray.remote(num_cpus=1, max_retries=3)(run_units)
@@ -322,14 +325,17 @@ class SliceEngine:
     workers: int
     wait_seconds: float  # 0: do not wait
 
-    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, needed: Needed | None = None) -> list[Receipt]:
         mine = [k for k in range(len(units)) if slice_of(k, self.slices) == self.slice]
-        made = LocalEngine(self.workers).run([units[k] for k in mine], store, title, whole=whole)
+        made = LocalEngine(self.workers).run([units[k] for k in mine], store, title, needed=needed)
         receipts = dict(zip(mine, made, strict=True))
-        begun = time.monotonic()
+        begun, waited = time.monotonic(), 0.0
         left = sorted({*range(len(units))} - receipts.keys(), key=lambda k: -units[k].input_bytes)
+        whole = needed is not None
         left = _ask(units, left, receipts, store, whole=whole, at_once=max(len(left), 1))
         while left:
+            if needed is not None and not needed():  # others had all, went on, and removed it again
+                return replace(self, wait_seconds=self.wait_seconds - waited).run(units, store, title)
             waited = time.monotonic() - begun
             if waited >= self.wait_seconds:
                 raise OthersNotDoneError(title, unfinished_slices(units, receipts, self.slices))
@@ -381,8 +387,8 @@ class FinishedEngine:
 
     slices: int
 
-    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
-        receipts = find_finished(dict(enumerate(units)), store, whole=whole).receipts
+    def run(self, units: Sequence[Unit], store: Store, title: str, *, needed: Needed | None = None) -> list[Receipt]:
+        receipts = find_finished(dict(enumerate(units)), store, whole=needed is not None).receipts
         if len(receipts) < len(units):
             raise OthersNotDoneError(title, unfinished_slices(units, receipts, self.slices))
         return [receipts[k] for k in range(len(units))]

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from dataengine.build.running import Alone
 from dataengine.build.units import Place, Receipt, Unit
 from dataengine.json_files import decode_hashed, encode_hashed
 from dataengine.mds.types import documents_name
@@ -49,9 +50,13 @@ def find_finished(units: Mapping[int, Unit], store: Store, *, whole: bool = Fals
         receipt = read_receipt(unit.folder, store, sizes)
         if receipt is None:
             return None, False
+        lost = {folder for folder in unit.also if not _is_spent(folder, unit, receipt)}
+        lost = {folder for folder in lost if not _is_there(folder, store, sizes)}
+        if not lost.isdisjoint(unit.also_for_units):  # spent by a unit that shares them
+            receipt = replace(receipt, spent=True)
         gone = (
             (whole and receipt.spent)
-            or not all(_is_there(folder, store, sizes) for folder in unit.also if not _is_spent(folder, unit, receipt))
+            or not lost.issubset(unit.also_for_units)
             or not _has_shards(unit.folder, receipt, store, sizes, streams)
         )
         return receipt, gone
@@ -126,11 +131,9 @@ def documents_key(folder: str, receipt: Receipt) -> str:
     return f"{folder}/documents.npy" if place is None else f"{place.folder}/{documents_name(place.task or 0)}"
 
 
-def remove_units(units: Iterable[Unit], store: Store) -> None:
-    """Remove the folders of units, the receipts first."""
-    _remove_files(
-        [key for keys in _list_folders([unit.folder for unit in units], store).values() for key in keys], store
-    )
+def forget_units(units: Iterable[Unit], store: Store) -> None:
+    """Remove the receipts of units, so that they run again. Other builds may read their files meanwhile."""
+    store.remove_files([f"{unit.folder}/receipt.json" for unit in units])
 
 
 def _list_folders(folders: Sequence[str], store: Store) -> dict[str, list[str]]:
@@ -152,8 +155,11 @@ def _remove_files(keys: Sequence[str], store: Store) -> None:
             store.remove_files(some)
 
 
-def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
-    """Remove the files of finished units that only later units read, and say so in their receipts first."""
+def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store, alone: Alone = lambda: True) -> None:
+    """Remove the files of finished units that only later units read, and say so in their receipts first.
+
+    They stay if no build is `alone` any more.
+    """
     left = [(unit, receipt) for unit, receipt in done if (unit.for_units or unit.also_for_units) and not receipt.spent]
     own = [unit.folder for unit, _ in left if unit.for_units]
     listed = _list_folders([*own, *(folder for unit, _ in left for folder in unit.also_for_units)], store)
@@ -166,11 +172,16 @@ def spend_units(done: Sequence[tuple[Unit, Receipt]], store: Store) -> None:
         return keys + [key for folder in unit.also_for_units for key in listed[folder]]
 
     with ThreadPoolExecutor(THREADS) as pool:
-        _remove_files([key for keys in pool.map(spend, left) for key in keys], store)
+        unread = [key for keys in pool.map(spend, left) for key in keys]
+    if alone():
+        _remove_files(unread, store)
 
 
-def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store) -> None:
-    """Remove the shards and documents of units of which a stream has copies, and say so in their receipts first."""
+def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store, alone: Alone = lambda: True) -> None:
+    """Remove the shards and documents of units of which a stream has copies, and say so in their receipts first.
+
+    They stay if no build is `alone` any more.
+    """
 
     def move(one: tuple[Unit, Receipt, Place]) -> list[str]:
         unit, receipt, place = one
@@ -182,4 +193,6 @@ def move_units(done: Sequence[tuple[Unit, Receipt, Place]], store: Store) -> Non
 
     left = [one for one in done if one[1].shards and one[1].moved != one[2]]
     with ThreadPoolExecutor(THREADS) as pool:
-        store.remove_files([key for keys in pool.map(move, left) for key in keys])
+        copied = [key for keys in pool.map(move, left) for key in keys]
+    if alone():
+        store.remove_files(copied)

@@ -14,7 +14,7 @@ from dataengine.build.finished import find_finished
 from dataengine.build.prepare import StreamPlan, prepare
 from dataengine.build.running import running_builds
 from dataengine.build.stream import make_stream
-from dataengine.build.units import Named, Unit
+from dataengine.build.units import Named, Receipt, Unit
 from dataengine.config.schema import Config
 from dataengine.errors import InputError
 from dataengine.schedule.manifest import read_manifest
@@ -40,9 +40,7 @@ class Unneeded:
 
 def find_unneeded(store: Store, configs: Sequence[Config]) -> Unneeded:
     """What no manifest of the store and none of the configs needs. Raises InputError while a build runs."""
-    if running := running_builds(store):
-        streams = ", ".join(sorted({name.rpartition("/")[2] for one in running for name in one.streams})) or "no stream"
-        raise InputError(f"a build runs in {store.url} ({streams}). Prune when it has ended.")
+    _refuse_running(store)
     needed = {*_named_by_manifests(store), *(key for config in configs for key in _needed_by(config, store))}
     files: dict[str, list[str]] = {}
     kept = dict.fromkeys(_FOLDERS, 0)
@@ -59,10 +57,17 @@ def find_unneeded(store: Store, configs: Sequence[Config]) -> Unneeded:
 
 
 def remove_unneeded(unneeded: Unneeded, store: Store) -> None:
-    """Remove it; first the files without which the others count as absent."""
+    """Remove it; first the files without which the others count as absent. Raises InputError while a build runs."""
+    _refuse_running(store)
     keys = [key for keys in unneeded.files.values() for key in keys]
     store.remove_files([key for key in keys if key.endswith(_FIRST)])
     store.remove_files([key for key in keys if not key.endswith(_FIRST)])
+
+
+def _refuse_running(store: Store) -> None:
+    if running := running_builds(store):
+        streams = ", ".join(sorted({name.rpartition("/")[2] for one in running for name in one.streams})) or "no stream"
+        raise InputError(f"a build runs in {store.url} ({streams}). Prune when it has ended.")
 
 
 def _named_by_manifests(store: Store) -> Iterator[str]:
@@ -78,19 +83,22 @@ def _needed_by(config: Config, store: Store) -> Iterator[str]:
         yield from (stream.remote for stream in read_manifest(f"{config.out}/manifest.json").streams)
     for plan in prepare(config, store).streams.values():
         yield plan.folder
-        for unit in _reused_units(plan, config, store):
+        for unit, receipt in _reused_units(plan, config, store):
             yield from (unit.folder, *unit.also)
             yield from _named_in(unit)
+            if receipt is not None and receipt.moved is not None:
+                yield receipt.moved.folder
 
 
-def _reused_units(plan: StreamPlan, config: Config, store: Store) -> Iterator[Unit]:
-    """The units of a stream up to the first round that is not finished."""
+def _reused_units(plan: StreamPlan, config: Config, store: Store) -> Iterator[tuple[Unit, Receipt | None]]:
+    """The units of a stream up to the first round that is not finished, and their receipts."""
     rounds = make_stream(plan, config, store)
     with suppress(StopIteration, InputError), redirect_stderr(io.StringIO()):  # a build says what is wrong
         one = next(rounds)
         while True:
-            yield from one.units
+            yield from ((unit, None) for unit in one.units)
             receipts = find_finished(dict(enumerate(one.units)), store).receipts
+            yield from ((one.units[k], receipt) for k, receipt in receipts.items())
             if len(receipts) < len(one.units):
                 return
             one = rounds.send([receipts[k] for k in range(len(one.units))])

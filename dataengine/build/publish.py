@@ -14,6 +14,7 @@ import numpy as np
 from dataengine.build.finished import documents_key, move_units, shard_keys
 from dataengine.build.prepare import StreamPlan
 from dataengine.build.rejects import source_lines, too_few_tokens
+from dataengine.build.running import Alone
 from dataengine.build.stream import Packed
 from dataengine.build.units import Place, Receipt, Unit
 from dataengine.errors import InputError
@@ -55,13 +56,14 @@ class BuiltStream:
     new: bool
 
 
-def publish_stream(plan: StreamPlan, packed: Packed, store: Store, *, needed: Collection[str] | None) -> None:
+def publish_stream(plan: StreamPlan, packed: Packed, store: Store, *, needed: Collection[str], alone: Alone) -> None:
     """Assemble the shards of the units and of their joined tails into one stream. index.json comes last.
 
-    In a bucket, the shards of units are then only in the stream, without those of `needed` (fingerprints; None: all).
+    In a bucket, the shards of units are then only in the stream, without those of `needed` (fingerprints), unless
+    another build may read them.
     """
     store.remove_leftovers(f"{plan.folder}/")
-    shards = _link_shards(plan, packed, store, needed)
+    shards = _link_shards(plan, packed, store, needed, alone)
     more, remainder = _pack_joined_tails(plan, packed, store, first=len(shards))
     shards += more
     if not shards and "/" not in plan.name:  # a pair of an entry may be too small for a sample: no stage draws from it
@@ -84,7 +86,7 @@ def publish_stream(plan: StreamPlan, packed: Packed, store: Store, *, needed: Co
     store.write(f"{plan.folder}/index.json", index)
 
 
-def _link_shards(plan: StreamPlan, packed: Packed, store: Store, needed: Collection[str] | None) -> list[Shard]:
+def _link_shards(plan: StreamPlan, packed: Packed, store: Store, needed: Collection[str], alone: Alone) -> list[Shard]:
     """Link the shards and documents of all units into the stream; return the shards under their new names."""
     shards: list[Shard] = []
     units = [*packed.units, *packed.tails]
@@ -102,12 +104,12 @@ def _link_shards(plan: StreamPlan, packed: Packed, store: Store, needed: Collect
             if task is not None:
                 links.append((documents_key(unit.folder, receipt), documents_name(task), None))
             shards += renamed
-            if last[unit.fingerprint] == number and needed is not None and unit.fingerprint not in needed:
+            if last[unit.fingerprint] == number and unit.fingerprint not in needed:
                 done.append((unit, receipt, place))
         for _ in in_threads(lambda link: _link_checked(store, link[0], f"{plan.folder}/{link[1]}", link[2]), links):
             pass
-        if store.copies_links:
-            move_units(done, store)
+        if store.copies_links and alone():
+            move_units(done, store, alone)
     return shards
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dataengine.build.executors import Engine
+from dataengine.build.executors import Engine, Needed
 from dataengine.build.finished import find_finished
 from dataengine.build.units import Receipt, Unit
 from dataengine.storage.store import Store
@@ -100,7 +100,7 @@ class _Seen:
         return [(unit, receipt) for unit, receipt in done.values() if others.isdisjoint(unit.names)]
 
     def repeat_spent(
-        self, stream: str, units: Sequence[Unit], engine: Engine, store: Store, *, whole: bool = False
+        self, stream: str, units: Sequence[Unit], engine: Engine, store: Store, *, needed: Needed | None = None
     ) -> None:
         """Run the units again that are spent, if an unfinished one of `units` reads them."""
         known = self.units[stream]
@@ -109,9 +109,14 @@ class _Seen:
         sources = list({known[name][0].fingerprint: known[name][0] for name in names}.values())
         if not any(known[name][1].spent for name in names):
             return
-        if len(find_finished(dict(enumerate(units)), store, whole=whole).receipts) < len(units):
-            self.repeat_spent(stream, sources, engine, store, whole=True)
-            self.add(stream, sources, engine.run(sources, store, "repeating", whole=True))
+
+        def unfinished() -> bool:
+            found = find_finished(dict(enumerate(units)), store, whole=needed is not None).receipts
+            return (needed is None or needed()) and len(found) < len(units)
+
+        if unfinished():
+            self.repeat_spent(stream, sources, engine, store, needed=unfinished)
+            self.add(stream, sources, engine.run(sources, store, "repeating", needed=unfinished))
 
 
 def _run_together(rounds: Mapping[str, Round], engine: Engine, store: Store) -> dict[str, list[Receipt]]:

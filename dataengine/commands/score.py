@@ -15,6 +15,7 @@ from tqdm import tqdm
 from dataengine.build.executors import LocalEngine
 from dataengine.build.prepare import StreamPlan, prepare
 from dataengine.build.rounds import run_rounds
+from dataengine.build.running import say_running
 from dataengine.build.stream import clean_stream
 from dataengine.build.units import Reading
 from dataengine.cleaning.score_cache import ScoreCache, score_part
@@ -88,11 +89,9 @@ def score_streams(
     prepared = prepare(config, open_store(config.store))
     store = prepared.store
     plans = {name: prepared.streams[name] for name in wanted}
-    cleaned = run_rounds(
-        {name: clean_stream(plan, config, store, with_scores=False) for name, plan in plans.items()},
-        LocalEngine(workers),
-        store,
-    )
+    rounds = {name: clean_stream(plan, config, store, with_scores=False) for name, plan in plans.items()}
+    with say_running([plan.folder for plan in plans.values()], store):
+        cleaned = run_rounds(rounds, LocalEngine(workers), store)
     rows = [("stream", "direction", "scored", "known before")]
     scorers: dict[str, _LateScorer] = {}  # streams usually share a model
     for name, plan in plans.items():

@@ -128,9 +128,8 @@ class LocalStore(Store):
                 yield add
             assert (temporary / last).exists(), f"{path}: no {last}"
             with _writing(path):
-                if path.is_dir() and not (path / last).exists():  # left by an interrupted copy, not by a build
-                    self.remove(key)
-                publish_folder(temporary, path)
+                # without its last file, it was left by an interrupted copy, or is made again while others read it
+                publish_folder(temporary, path, replace=path.is_dir() and not (path / last).exists())
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -430,9 +430,9 @@ class Recording(LocalEngine):
 
     units: list[Unit] = []  # noqa: RUF012
 
-    def run(self, units: Any, store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
+    def run(self, units: Any, store: Store, title: str, **how: Any) -> list[Receipt]:
         self.units.extend(units)
-        return super().run(units, store, title, whole=whole)
+        return super().run(units, store, title, **how)
 
 
 def test_what_is_not_part_of_an_identity_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,17 @@ from typing import Any
 
 import pytest
 
+from dataengine.build import executors
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, LocalEngine, OthersNotDoneError, SliceEngine
+from dataengine.build.finished import find_finished
+from dataengine.build.near_units import FindLinks
 from dataengine.build.prepare import prepare
 from dataengine.build.running import Running, running_builds, say_running
 from dataengine.build.units import Receipt, Unit
 from dataengine.config.schema import Config
 from dataengine.json_files import encode_hashed
+from dataengine.storage.local import LocalStore
 from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 from tests.conftest import ConfigMaker
@@ -36,11 +40,10 @@ class Recording:
 
     ran: Counter[str] = field(default_factory=Counter)
 
-    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
-        before = store.sizes("units/")
-        receipts = LocalEngine(1).run(units, store, title, whole=whole)
-        new = store.sizes("units/").keys() - before.keys()
-        self.ran.update(unit.kind for unit in units if f"{unit.folder}/receipt.json" in new or title == "repeating")
+    def run(self, units: Sequence[Unit], store: Store, title: str, **how: Any) -> list[Receipt]:
+        found = find_finished(dict(enumerate(units)), store, whole="needed" in how).receipts
+        receipts = LocalEngine(1).run(units, store, title, **how)
+        self.ran.update(unit.kind for k, unit in enumerate(units) if k not in found)
         return receipts
 
 
@@ -188,3 +191,122 @@ def test_a_build_that_was_killed_does_not_count_as_running(tmp_path: Path) -> No
         said = Running((f"streams/{name}",), time.time() - age)
         store.write(f"running/another-machine~1~{name}", encode_hashed(said))
     assert [one.streams for one in running_builds(store)] == [("streams/just-now",)]
+
+
+def test_units_that_run_again_stay_readable(make_config: ConfigMaker, corpora: Path, new_store: Any) -> None:
+    """Two builds at once may both need files that an earlier one removed."""
+    config = make_config(**streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl"), store=new_store("store"))
+    store = open_store(config.store)
+    build(config)
+    wanted = tree(store)
+    before = {key: store.read(key) for key in store.sizes("units/") if key.endswith((".npy", "rejects.jsonl"))}
+    compared = {key.rpartition("/")[0] for key in before if key.endswith(("pairs.npy", "twins.npy"))}
+    for folder in (*compared, "streams"):
+        store.remove(folder)
+    left = {key for key in before if key.rpartition("/")[0] not in compared}
+    seen: Counter[str] = Counter()
+
+    class Reading(Recording):
+        def run(self, units: Sequence[Unit], store: Store, title: str, **how: Any) -> list[Receipt]:
+            begin = executors._begin
+
+            def begin_and_read(*some: Any, **how: Any) -> Any:
+                begun = begin(*some, **how)
+                seen[title] += len(begun[1])
+                assert {key: store.read(key) for key in left} == {key: before[key] for key in left}
+                return begun
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(executors, "_begin", begin_and_read)
+                return super().run(units, store, title, **how)
+
+    build(config, engine=Reading())
+    assert seen["repeating"] > 0
+    assert tree(store) == wanted
+
+
+def differing_streams(corpora: Path) -> dict[str, Any]:
+    """Two streams of pairs share the keys of near duplicates, but not the rules. One comes to tokenizing first."""
+    made = streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl")
+    there = made["streams"]["there"]
+    made["streams"]["back"] = there
+    made["streams"]["there"] = {**there, "clean": {"near_dedup": 0.5, "pair_rules": {"max_characters": 150}}}
+    return made
+
+
+def test_near_keys_that_streams_share_go_for_all(make_config: ConfigMaker, corpora: Path, tmp_path: Path) -> None:
+    config = make_config(**differing_streams(corpora), store=str(tmp_path / "store"))
+    build(config)
+    assert not [key for key in open_store(config.store).sizes("units/") if GOES.match(key.rpartition("/")[2])]
+    engine = Recording()
+    build(make_config(["seq_len=24"], **differing_streams(corpora), store=config.store), engine=engine)
+    assert set(engine.ran) == {"documents", "pairs", "merge"}
+
+
+def test_a_slice_that_waits_for_removed_files_goes_on_when_nothing_needs_them_any_more(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl")
+    del streams["streams"]["back"], streams["stages"][0]["mix"]["back"]
+    config = make_config(**{**streams, "part_bytes": 5_000}, store=str(tmp_path / "store"))
+    store = open_store(config.store)
+    build(config)
+    wanted = tree(store)
+    for key in store.sizes("units/"):
+        if key.endswith("crowded.npy"):  # of the one unit that reads the keys of near duplicates: the first slice's
+            store.remove(key.rpartition("/")[0])
+    store.remove("streams")
+    sleep, slept = time.sleep, []
+
+    def first_slice(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 1:
+            work(config, SliceEngine(0, 2, 1, 0))
+        sleep(0.01)
+
+    monkeypatch.setattr(executors, "_SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(executors.time, "sleep", first_slice)
+    work(config, SliceEngine(1, 2, 1, 2))
+    assert slept
+    build(config, engine=FinishedEngine(2))
+    assert tree(store) == wanted
+
+
+def test_two_builds_of_one_config_at_once(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one does all while the first one is about to read keys."""
+    config = make_config(**differing_streams(corpora), store=str(tmp_path / "store"))
+    find, begun = FindLinks.work, []
+
+    def find_late(unit: FindLinks, *some: Any) -> Receipt:
+        begun.append(unit)
+        if len(begun) == 1:
+            build(config)
+        return find(unit, *some)
+
+    monkeypatch.setattr(FindLinks, "work", find_late)
+    build(config)
+    assert len(begun) > 1
+    assert tree(open_store(config.store)) == whole_tree(config, tmp_path / "alone")
+
+
+@dataclass(frozen=True)
+class StartingStore(LocalStore):
+    """Another build starts when the first receipt says that files go."""
+
+    def write(self, key: str, content: bytes) -> None:
+        super().write(key, content)
+        if b'"spent": true' in content and not self.sizes("running/elsewhere"):
+            said = Running(("streams/other-0123",), time.time())
+            super().write("running/elsewhere~1~x", encode_hashed(said))
+
+
+def test_files_stay_if_a_build_starts_while_they_are_about_to_go(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path
+) -> None:
+    config = make_config(**streams_of(corpora, "mono.0.jsonl", "pairs.0.jsonl"), store=str(tmp_path / "store"))
+    store = StartingStore(config.store)
+    build(config, store=store)
+    assert any('"spent": true' in store.read(key).decode() for key in store.sizes("units/") if key.endswith("pt.json"))
+    assert {key.rpartition("/")[2] for key in store.sizes("units/")} >= {"near.00000", "near.00000.held", "run.00000"}

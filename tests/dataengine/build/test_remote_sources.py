@@ -169,9 +169,9 @@ class MovingEngine:
     workers: int
     move: Callable[[], object]
 
-    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
+    def run(self, units: Sequence[Unit], store: Store, title: str, **how: Any) -> list[Receipt]:
         self.move()
-        return LocalEngine(self.workers).run(units, store, title, whole=whole)
+        return LocalEngine(self.workers).run(units, store, title, **how)
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +36,7 @@ class Engine:
 
     turns: list[tuple[str, list[int]]] = field(default_factory=list)
 
-    def run(self, units: Sequence[Unit], store: Store, title: str, *, whole: bool = False) -> list[Receipt]:
+    def run(self, units: Sequence[Unit], store: Store, title: str, **how: Any) -> list[Receipt]:
         numbers = [unit.number for unit in units if isinstance(unit, Count)]
         self.turns.append((title, numbers))
         return [Receipt(records=number) for number in numbers]

@@ -18,7 +18,8 @@ from dataengine.storage.open import open_store
 from dataengine.storage.store import Store
 from tests.conftest import ConfigMaker
 from tests.dataengine.build.test_executors import tree
-from tests.dataengine.build.test_finished import new_store, object_store, streams_of
+from tests.dataengine.build.test_finished import Recording, new_store, object_store, streams_of
+from tests.object_store import ObjectStore
 
 __all__ = ["new_store", "object_store"]
 
@@ -113,3 +114,23 @@ def test_pruning_refuses_while_a_build_runs_and_what_is_not_a_store(
     path.write_bytes(path.read_bytes()[:-9])
     prune(config.store, "--yes", code=2)  # what a damaged manifest needs is not known
     assert store.sizes("").keys() == before.keys()
+
+
+@pytest.mark.slow
+def test_pruning_keeps_the_stream_that_has_the_shards_of_reused_tasks(
+    make_config: ConfigMaker,
+    corpora: Path,
+    object_store: ObjectStore,
+    write: Callable[[Config], str],
+) -> None:
+    url = f"{object_store.url}/store"
+    documents = {"streams": {"mono": {"documents": [str(corpora / "mono.0.jsonl")]}},
+                 "stages": [{"name": "all", "steps": 2, "mix": {"mono": 1}}], "store": url}  # fmt: skip
+    build(make_config(**documents))
+    build(make_config(["seq_len=24"], **documents))  # the manifest names another stream now
+    documents["streams"] = {"mono": {"documents": [str(corpora / "mono.*.jsonl")]}}
+    more = make_config(**documents)
+    prune(write(more), "--yes")
+    engine = Recording()
+    build(more, engine=engine)
+    assert engine.ran["documents"] == 1
