@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future
 
 import torch
@@ -31,10 +32,15 @@ class Beside:
         threading.Thread(target=self._work, args=arguments, name="checkpoint", daemon=True).start()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait for the action, if there is one. Raises its error, once, or TimeoutError."""
-        if self._running is not None:
-            running, self._running = self._running, None
-            running.result(timeout_s)
+        """Wait for the action, if there is one. Raises its error, once, or TimeoutError.
+
+        A signal may raise here, such as that of a loader's worker that died: the action then still runs.
+        """
+        if (running := self._running) is not None:
+            if not futures.wait([running], timeout_s).done:
+                raise TimeoutError
+            self._running = None
+            running.result()
 
     def settle(self, timeout_s: float | None = None) -> None:
         """Wait for the action, and log its error: another one ends the training."""
