@@ -10,6 +10,8 @@ from concurrent.futures import Future
 
 import torch
 
+from dataengine.errors import describe_disk
+
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +51,8 @@ class Beside:
         except BaseException as error:  # torch.distributed.checkpoint's CheckpointException is not an Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            log.error("the last checkpoint was not finished: %s", str(error) or type(error).__name__)
+            words = describe_disk(error) or str(error) or type(error).__name__
+            log.error("the last checkpoint was not finished: %s", words)
 
     def _work(self, running: Future[None], action: Callable[[], None], device: int | None) -> None:
         try:

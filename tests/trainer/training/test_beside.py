@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 import time
@@ -49,11 +50,11 @@ def test_an_error_that_another_one_hides_is_logged(caplog: pytest.LogCaptureFixt
     beside = Beside(lambda: None)
 
     def fail() -> None:
-        raise OSError("the disk is gone")
+        raise WorseError("ranks: [0]\nTraceback") from OSError(errno.ENOSPC, "No space left on device", "run/a")
 
     beside.start(fail)
     beside.settle()
-    assert "the last checkpoint was not finished: the disk is gone" in caplog.text
+    assert "the last checkpoint was not finished: No space left on device: run/a. Finished" in caplog.text
     beside.start(lambda: time.sleep(0.2))
     beside.settle(0.01)
     assert "the last checkpoint was not finished: TimeoutError" in caplog.text
