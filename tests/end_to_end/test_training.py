@@ -157,7 +157,8 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(experiment: Experi
         f"steps. Restore {out}/checkpoints, or remove log.csv to start at step 0."
     )
     assert (out / "log.csv").read_bytes() == log
-    (out / "log.csv").write_bytes(b"".join(log.splitlines(keepends=True)[:5]))  # killed before the first was saved
+    rows = log.splitlines(keepends=True)[:7]  # killed while the first was written: only the second waits for it
+    (out / "log.csv").write_bytes(b"".join(rows))
     assert exact(ranks.train(experiment.config, out)) == exact(experiment.straight)
 
 
@@ -170,7 +171,7 @@ def test_steps_of_a_parent_are_none_of_a_lost_checkpoint(experiment: Experiment,
     child, run = config.model_copy(update=settings), open_run(str(tmp_path), "cache")
     log = (experiment.folder / "straight" / "log.csv").read_text().splitlines(keepends=True)
     (tmp_path / "config.yaml").write_text("damaged: [")
-    for steps, lost in ((10, False), (11, True)):  # the child's first checkpoint is due after 10
+    for steps, lost in ((12, False), (13, True)):  # the child's second checkpoint is due after 12
         (tmp_path / "log.csv").write_text("".join(log[: steps + 1]))
         assert bool(check_not_lost(child, experiment.manifest, run)) == lost
     assert check_not_lost(config, experiment.manifest, run)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future
 
 import torch
+
+from dataengine.errors import describe_disk
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +34,15 @@ class Beside:
         threading.Thread(target=self._work, args=arguments, name="checkpoint", daemon=True).start()
 
     def wait(self, timeout_s: float | None = None) -> None:
-        """Wait for the action, if there is one. Raises its error, once, or TimeoutError."""
-        if self._running is not None:
-            running, self._running = self._running, None
-            running.result(timeout_s)
+        """Wait for the action, if there is one. Raises its error, once, or TimeoutError.
+
+        A signal may raise here, such as that of a loader's worker that died: the action then still runs.
+        """
+        if (running := self._running) is not None:
+            if not futures.wait([running], timeout_s).done:
+                raise TimeoutError
+            self._running = None
+            running.result()
 
     def settle(self, timeout_s: float | None = None) -> None:
         """Wait for the action, and log its error: another one ends the training."""
@@ -43,7 +51,8 @@ class Beside:
         except BaseException as error:  # torch.distributed.checkpoint's CheckpointException is not an Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
-            log.error("the last checkpoint was not finished: %s", str(error) or type(error).__name__)
+            words = describe_disk(error) or str(error) or type(error).__name__
+            log.error("the last checkpoint was not finished: %s", words)
 
     def _work(self, running: Future[None], action: Callable[[], None], device: int | None) -> None:
         try:

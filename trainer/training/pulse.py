@@ -16,7 +16,7 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +124,7 @@ class Pulse:
         self._beating = threading.Lock()
         self._beaten = self._judged = self._awake = time.monotonic()
         self._heard: dict[int, tuple[bytes, float]] = {}  # each rank's last beat, and when it came
+        self.before_end: Callable[[], None] = lambda: None  # finishes what this rank began, when another one failed
         self.at("starting", may_wait=True)
 
     def at(self, doing: str, *, may_wait: bool = False) -> None:
@@ -213,9 +214,10 @@ class Pulse:
         if self._ended.wait(GRACE_S):
             return
         print(f"error: {words}", file=sys.stderr, flush=True)
-        for process in multiprocessing.active_children():
-            process.kill()
+        self.before_end()
         time.sleep(2 * BEAT_S if self._group.ranks.rank == 0 else 0)  # the store must live until all have read
+        for process in multiprocessing.active_children():  # last: torch raises in the main thread if a worker dies
+            process.kill()
         os._exit(code)
 
 

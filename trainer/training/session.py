@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import signal
 import warnings
+from functools import partial
 
 import torch
 
@@ -67,6 +68,7 @@ def run_session(config: Config, manifest: Manifest, run: Run, ranks: Ranks, puls
         config, manifest, run, group, begin, settings, rng, last=last, uploader=uploader, stop=stop
     )
     save = next(callback for callback in callbacks if isinstance(callback, SaveCheckpoints))
+    pulse.before_end = partial(save.settle, _LAST_SAVE_S)  # all ranks write it together
     callbacks = [TellWhere(pulse), *callbacks]
     trainer = make_trainer(config, manifest, run, group, begin, callbacks, rng, last=last, microbatch=microbatch)
     log.info("%s", describe(config, manifest, ranks.world_size, microbatch, settings=settings, first=begin.step))

@@ -178,9 +178,10 @@ def history_so_far(config: Config, run: Run, resume: Checkpoint | None) -> Histo
 
 
 def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem]:
-    """Return the problem of a run with logged steps beyond its first checkpoint, but without checkpoints.
+    """Return the problem of a run that must have saved a checkpoint, by its logged steps, but has none.
 
-    Not for buckets: there, checkpoints may arrive later than the log.
+    The first checkpoint is written beside the steps, and the second one waits for it: a run that was killed before the
+    second had perhaps none. Not for buckets: there, checkpoints may arrive later than the log.
     """
     if run.store is not None or not (run.folder / "log.csv").is_file():
         return []
@@ -188,13 +189,13 @@ def check_not_lost(config: Config, manifest: Manifest, run: Run) -> list[Problem
     before = config
     with suppress(InputError):  # the intervals may have been different; a damaged copy is replaced
         before = load_config(run.folder / "config.yaml")
-    first = next(iter(planned_checkpoints(before, manifest)), manifest.schedule.steps)
-    if not rows or int(rows[-1]["step"]) < first:
+    due = planned_checkpoints(before, manifest)[:2] or [manifest.schedule.steps]
+    if not rows or int(rows[-1]["step"]) < due[-1]:
         return []
     return [
         Problem(
             f"{run.folder} has no checkpoint, although its log.csv has steps up to {int(rows[-1]['step']):,} and the "
-            f"first checkpoint was due after {first:,} steps. Restore {run.folder}/checkpoints, or remove log.csv to "
+            f"first checkpoint was due after {due[0]:,} steps. Restore {run.folder}/checkpoints, or remove log.csv to "
             f"start at step {config.first_step:,}."
         )
     ]

@@ -113,10 +113,14 @@ def wait_for_a_bucket(group: Rendezvous, place: Path) -> None:
 
 def fail(group: Rendezvous, place: Path) -> None:
     with Pulse(group, outage_limit_s=0.0) as own:
-        own.at("training step 0", may_wait=True)
-        if group.ranks.rank == 2:
-            raise InputError("a shard is damaged")
-        group.gather(None)
+        fail_within(own, group)
+
+
+def fail_within(own: Pulse, group: Rendezvous) -> None:
+    own.at("training step 0", may_wait=True)
+    if group.ranks.rank == 2:
+        raise InputError("a shard is damaged")
+    group.gather(None)
 
 
 def crash(group: Rendezvous, place: Path) -> None:
@@ -164,6 +168,19 @@ def test_all_ranks_end_and_name_the_one(tmp_path: Path, course: Course, codes: l
     speaker = 0 if codes[0] >= 0 else 1
     assert words in printed[speaker]
     assert ("error: " in printed[speaker]) == bool(words)
+
+
+def fail_during_a_save(group: Rendezvous, place: Path) -> None:
+    with Pulse(group, outage_limit_s=0.0) as own:
+        own.before_end = (place / f"{group.ranks.rank}.saved").touch
+        fail_within(own, group)
+
+
+@pytest.mark.slow
+def test_the_others_finish_what_they_began_when_a_rank_fails(tmp_path: Path) -> None:
+    codes, printed = run(fail_during_a_save, tmp_path)
+    assert codes == [2, 2, 2], printed
+    assert sorted(path.name for path in tmp_path.glob("node0/*.saved")) == ["0.saved", "1.saved"]
 
 
 def take_steps(group: Rendezvous, place: Path) -> None:
