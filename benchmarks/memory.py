@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--whole", action="store_true", help="also run the models of all layers")
     parser.add_argument("--only", metavar="MODEL", help="1b, 3b or 7b")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each count (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=1, help="runs of each count, which is exact (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     for name, ranks, microbatch, recompute in PLANS:
