@@ -8,17 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from dataengine.storage.store import Store
+from tests.passing_store import PassingStore
 
 
 @dataclass(frozen=True)
-class CountingStore(Store):
+class CountingStore(PassingStore):
     """Passes everything on to `inner`. Counts requests and bytes by (operation, last part of the key)."""
 
-    inner: Store
     delay_s: float = 0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     moved: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -56,9 +54,6 @@ class CountingStore(Store):
         self._count("write", key, len(content))
         self.inner.write(key, content)
 
-    def write_from(self, key: str, path: Path) -> None:
-        self.write(key, path.read_bytes())
-
     def link(self, source: str, key: str, size: int | None = None) -> None:
         self._count("link", key)
         self.inner.link(source, key, size)
@@ -71,16 +66,6 @@ class CountingStore(Store):
         for key in keys:
             self._count("remove", key)
         self.inner.remove_files(keys)
-
-    def freed_by(self, keys: Sequence[str]) -> int:
-        return self.inner.freed_by(keys)
-
-    @property
-    def copies_links(self) -> bool:
-        return self.inner.copies_links
-
-    def remove_leftovers(self, prefix: str) -> None:
-        self.inner.remove_leftovers(prefix)
 
     @contextmanager
     def new_folder(self, key: str, last: str) -> Iterator[Callable[[str, bytes], None]]:

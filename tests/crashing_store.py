@@ -7,9 +7,8 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from dataengine.storage.store import Store
+from tests.passing_store import PassingStore
 
 # Each moment: what is done, a part of the file's key, and whether it is done before the process dies.
 MOMENTS = {
@@ -34,10 +33,9 @@ MOMENTS = {
 
 
 @dataclass(frozen=True)
-class CrashingStore(Store):
+class CrashingStore(PassingStore):
     """Passes everything on to `inner`; the first process to reach the moment dies by SIGKILL. `marker` is a file."""
 
-    inner: Store
     moment: str
     marker: str
 
@@ -50,49 +48,21 @@ class CrashingStore(Store):
                 return
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def read(self, key: str) -> bytes:
-        return self.inner.read(key)
-
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
-        return self.inner.read_range(key, start, stop)
-
-    def size(self, key: str) -> int | None:
-        return self.inner.size(key)
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        return self.inner.sizes(prefix)
-
     def write(self, key: str, content: bytes) -> None:
         self._reach("write", key, False)
         self.inner.write(key, content)
         self._reach("write", key, True)
-
-    def write_from(self, key: str, path: Path) -> None:
-        self.write(key, path.read_bytes())
 
     def link(self, source: str, key: str, size: int | None = None) -> None:
         self._reach("link", key, False)
         self.inner.link(source, key, size)
         self._reach("link", key, True)
 
-    def remove(self, prefix: str) -> None:
-        self.inner.remove(prefix)
-
     def remove_files(self, keys: Sequence[str]) -> None:
         self._reach("removed", keys[0] if keys else "", False)
         self.inner.remove_files(keys[: len(keys) // 2])
         self._reach("removed", keys[0] if keys else "", True)
         self.inner.remove_files(keys)
-
-    def freed_by(self, keys: Sequence[str]) -> int:
-        return self.inner.freed_by(keys)
-
-    @property
-    def copies_links(self) -> bool:
-        return self.inner.copies_links
-
-    def remove_leftovers(self, prefix: str) -> None:
-        self.inner.remove_leftovers(prefix)
 
     @contextmanager
     def new_folder(self, key: str, last: str) -> Iterator[Callable[[str, bytes], None]]:

@@ -39,6 +39,7 @@ from dataengine.schedule.manifest import read_manifest
 from dataengine.storage.open import open_store
 from dataengine.storage.store import AddFile, Store
 from tests.conftest import DEMO, small_experiment, write_corpora, write_jsonl
+from tests.passing_store import PassingStore
 
 _BUILDS = 6  # of a history, about
 _DEADLINE_S = 120
@@ -49,10 +50,9 @@ class WrongError(Exception):
 
 
 @dataclass(frozen=True)
-class DyingStore(Store):
+class DyingStore(PassingStore):
     """Passes everything on to `inner`; the process dies by SIGKILL at its `last` write or removal, or after it."""
 
-    inner: Store
     last: int
     after: bool
     done: list[int] = field(default_factory=lambda: [0])
@@ -69,18 +69,6 @@ class DyingStore(Store):
         if here:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def read(self, key: str) -> bytes:
-        return self.inner.read(key)
-
-    def read_range(self, key: str, start: int, stop: int) -> bytes:
-        return self.inner.read_range(key, start, stop)
-
-    def size(self, key: str) -> int | None:
-        return self.inner.size(key)
-
-    def sizes(self, prefix: str) -> dict[str, int]:
-        return self.inner.sizes(prefix)
-
     def sizes_if_few(self, prefix: str, requests: int) -> dict[str, int] | None:
         return self.inner.sizes_if_few(prefix, requests)
 
@@ -88,12 +76,9 @@ class DyingStore(Store):
         with self._step():
             self.inner.write(key, content)
 
-    def write_from(self, key: str, path: Path) -> None:
-        self.write(key, path.read_bytes())
-
-    def link(self, source: str, key: str) -> None:
+    def link(self, source: str, key: str, size: int | None = None) -> None:
         with self._step():
-            self.inner.link(source, key)
+            self.inner.link(source, key, size)
 
     def remove(self, prefix: str) -> None:
         with self._step():
@@ -103,16 +88,6 @@ class DyingStore(Store):
         for key in keys:
             with self._step():
                 self.inner.remove_files([key])
-
-    def freed_by(self, keys: Sequence[str]) -> int:
-        return self.inner.freed_by(keys)
-
-    @property
-    def copies_links(self) -> bool:
-        return self.inner.copies_links
-
-    def remove_leftovers(self, prefix: str) -> None:
-        self.inner.remove_leftovers(prefix)
 
     @contextmanager
     def new_folder(self, key: str, last: str) -> Iterator[AddFile]:
