@@ -21,7 +21,7 @@ from dataengine.build.external_sort import RUN_KEYS, Runs
 from dataengine.build.finished import read_receipt
 from dataengine.build.near_units import NearRuns
 from dataengine.build.tokenize import TokenFormat, find_lost
-from dataengine.build.units import Receipt, identity_of, select, unit_fingerprint
+from dataengine.build.units import Identified, Receipt, select
 from dataengine.cleaning import dedup
 from dataengine.errors import InputError
 from dataengine.json_files import encode_hashed
@@ -82,23 +82,12 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(Identified):
     """A measure of all usable records of a part, with all that decides its bytes."""
 
-    kind: ClassVar[str]
     part: SourcePart
     records: RecordFormat
     versions: tuple[str, ...]  # of the libraries that decide
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all that decides its bytes."""
-        return unit_fingerprint(self.kind, identity_of(self))
-
-    @property
-    def folder(self) -> str:
-        """Key of its folder in the store."""
-        return f"units/{self.fingerprint}"
 
     @contextmanager
     def _new_folder(self, store: Store, result: Callable[[], Receipt]) -> Iterator[AddFile]:

@@ -95,27 +95,32 @@ class Receipt:
     """In a bucket, the stream that has the task's shards and `documents.npy`. They are no longer beside the receipt."""
 
 
-@dataclass(frozen=True)
-class Unit(ABC):
-    """A unit of work. Subclasses add its inputs and `work`."""
+class Identified:
+    """What has a folder in units/, named by all that decides its bytes: a dataclass's fields."""
 
     kind: ClassVar[str]
-    for_units: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of files that only later units read
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The `names` of the units whose `for_units` and `also_for_units` this one reads."""
-        return ()
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides this unit's bytes."""
+        """Hash of all that decides its bytes."""
         return unit_fingerprint(self.kind, identity_of(self))
 
     @property
     def folder(self) -> str:
         """Key of its folder in the store."""
         return f"units/{self.fingerprint}"
+
+
+@dataclass(frozen=True)
+class Unit(Identified, ABC):
+    """A unit of work. Subclasses add its inputs and `work`."""
+
+    for_units: ClassVar[tuple[str, ...]] = ()  # beginnings of the names of files that only later units read
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The `names` of the units whose `for_units` and `also_for_units` this one reads."""
+        return ()
 
     @property
     def also(self) -> Sequence[str]:
