@@ -171,7 +171,7 @@ class LocalEngine:
             try:
                 while in_flight:
                     done, _ = wait(in_flight, timeout=0.5, return_when=FIRST_COMPLETED)
-                    read = counter.value
+                    read = counter.get_obj().value  # without its lock, which a worker may have held when it was killed
                     progress.read(read - reported)
                     reported = read
                     for future in done:

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from dataengine.build import executors
 from dataengine.build.agreement import read_built_config
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
@@ -34,7 +36,7 @@ from dataengine.storage.open import open_store
 from dataengine.storage.paths import FoundFile
 from dataengine.storage.store import Store
 from tests.conftest import ROOT, ConfigMaker, slow_but, write_jsonl
-from tests.crashing_store import MOMENTS, CrashingStore
+from tests.crashing_store import MOMENTS, CrashingStore, PassingStore
 from tests.object_store import ObjectStore, object_store  # noqa: F401
 
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read at the import of Ray: its processes listen on loopback
@@ -201,6 +203,31 @@ def test_slices_give_the_same_bytes(
     assert finished == slices
     build(config, engine=FinishedEngine(slices))
     assert tree(open_store(config.store)) == undisturbed
+
+
+class DiesWhileItCounts(PassingStore):
+    """Passes everything on; the first worker to begin a folder dies by SIGKILL while it holds the counter's lock."""
+
+    @contextmanager
+    def new_folder(self, key: str, last: str) -> Iterator[Callable[[str, bytes], None]]:
+        with suppress(FileExistsError):
+            os.close(os.open(Path(self.url, "died"), os.O_CREAT | os.O_EXCL))
+            executors._progress.get_lock().acquire()
+            os.kill(os.getpid(), signal.SIGKILL)
+        with self.inner.new_folder(key, last) as add:
+            yield add
+
+
+def test_a_worker_that_was_killed_while_it_counted_leaves_no_build_waiting(
+    make_config: ConfigMaker, corpora: Path, undisturbed: dict[str, str]
+) -> None:
+    config = make_config(**cleaned(corpora))
+    store = open_store(config.store)
+    Path(config.store).mkdir()
+    with pytest.raises(InputError, match="a worker process died, perhaps because memory ran out"):
+        build(config, workers=2, store=DiesWhileItCounts(store.url, store))
+    build(config, workers=2)
+    assert tree(store) == undisturbed
 
 
 @pytest.mark.slow
