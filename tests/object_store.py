@@ -26,6 +26,8 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_ports
+
 ACCESS_KEY, SECRET_KEY = "test-access-key-1234", "test-secret-key-of-usual-length-12345678"
 _START_TIMEOUT_S = 60
 _PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
@@ -92,7 +94,7 @@ class Server:
             json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": actions}]})
         )
         (self._folder / "data").mkdir()
-        self._ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+        self._ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
         self._log = stack.enter_context((self._folder / "log").open("wb"))
         self.start()
@@ -160,14 +162,6 @@ def _wait_for(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> Any
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-3000:]}") from None
             time.sleep(0.1)
-
-
-def _free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 Fault = Callable[[int, str, Mapping[str, str]], int | str | None]

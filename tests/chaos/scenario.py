@@ -34,6 +34,7 @@ from tests.conftest import DEMO, small_experiment, write_corpora
 from tests.end_to_end import ranks
 from tests.end_to_end.straight import exact
 from tests.object_store import ACCESS_KEY, SECRET_KEY, ObjectStore, faulty_proxy, new_bucket, server
+from tests.ports import free_port
 from trainer.run.log_csv import read_log
 
 DEADLINE_S = 180  # of a command; one that takes longer hangs
@@ -213,7 +214,7 @@ class Experiment:
             "evaluate": ("trainer.evaluate", [str(self.config), "--follow" if follow else "--all"], 1),
         }[stage]
         outputs = [printed if rank == 0 else Path(f"{printed}.{rank}") for rank in range(number)]
-        port = ranks.free_port()
+        port = free_port()
         environments = (
             [ranks.rank_environment(rank, number, port) for rank in range(number)]
             if stage == "train"

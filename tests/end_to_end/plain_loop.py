@@ -29,7 +29,8 @@ from dataengine.build.experiment import experiment_url
 from dataengine.config.load import load_config
 from dataengine.schedule.manifest import Manifest, read_manifest
 from dataengine.schedule.reader import Batch
-from tests.end_to_end.ranks import free_port, rank_environment
+from tests.end_to_end.ranks import rank_environment
+from tests.ports import free_port
 from trainer.checkpoints.steps import last_step
 from trainer.model.microbatch import choose_microbatch
 from trainer.model.optimizer import make_optimizer

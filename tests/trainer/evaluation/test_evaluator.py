@@ -28,6 +28,7 @@ from dataengine.schedule.manifest import Manifest
 from dataengine.text.pairs import translation_prompt
 from dataengine.text.tokenizers.load import load_tokenizer
 from tests.conftest import DEMO, ROOT, small_experiment
+from tests.ports import free_port
 from tests.tiny_comet import make_tiny_comet
 from tests.trainer.evaluation.test_reasoning import make_tasks
 from tests.trainer.evaluation.test_results import entry
@@ -267,7 +268,7 @@ def test_a_killed_evaluation_resumes_with_other_ranks_and_gives_the_same(
     process.wait()
     assert not (part.parent / "results.json").exists()
     kept = part.read_text("utf-8").count("\n{")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29531"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     done = subprocess.run([*launcher, *command[1:], *more], cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("BLEU") == 2  # one rank speaks

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataengine.errors import InputError, OutageError
-from tests.end_to_end.ranks import free_port, rank_environment
+from tests.end_to_end.ranks import rank_environment
+from tests.ports import free_port
 from trainer.run.ranks import Collective, ProcessGroup, Ranks, Rendezvous
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ class Threads(Collective):
 
 def on_threads(size: int, course: Callable[[Collective], T]) -> list[T]:
     """What a course returns on each of some ranks."""
-    barrier, given = threading.Barrier(size), [object()] * size
+    barrier, given = threading.Barrier(size, timeout=60), [object()] * size
     ranks = [Threads(Ranks(rank=rank, world_size=size), barrier, given) for rank in range(size)]
     with ThreadPoolExecutor(size) as threads:
         return list(threads.map(course, ranks))
@@ -120,9 +121,10 @@ def test_three_processes(run: Callable[[Ranks], list[object]]) -> None:
     processes = [FORK.Process(target=work, args=(rank_environment(rank, 3, port),)) for rank in range(3)]
     for process in processes:
         process.start()
-    results = dict(found.get() for _ in processes)
     for process in processes:
         process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    results = dict(found.get() for _ in processes)
     for rank in range(3):
         failed = [(OutageError, "b\nc"), (OutageError, "a")]
         assert results[rank] == [[0, 1, 2], rank, "of 0", *failed, [None, None, None]]

@@ -18,7 +18,8 @@ import pytest
 
 from dataengine.errors import InputError, run_command
 from tests.conftest import slow_but
-from tests.end_to_end.ranks import free_port, rank_environment
+from tests.end_to_end.ranks import rank_environment
+from tests.ports import free_port
 from trainer.preflight.places import check_one_folder
 from trainer.run.ranks import Ranks, Rendezvous
 from trainer.training import pulse
