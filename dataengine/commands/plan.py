@@ -239,6 +239,12 @@ def describe_plan(
     cursors = schedule.cursors(schedule.steps)
     rows = [("stream", "samples", "drawn", "tokens drawn", "share", "epochs", "never drawn", "read by a node")]
     entries = _by_entry(manifest.streams)
+    sizes = {stream.name: sum(shard.stored.bytes for shard in stream.shards) for stream in manifest.streams}
+    part = 1 / nodes if manifest.lanes % nodes == 0 else 1.0  # its lanes' part of the samples of the first epoch
+    read = {
+        stream.name: sizes[stream.name] * min(cursors.get(stream.name, 0) / max(stream.samples, 1), 1) * part
+        for stream in manifest.streams
+    }
     assumed = set(plan.assumed)
     for name, streams in entries.items():
         draws = [cursors.get(stream.name, 0) for stream in streams]
@@ -255,14 +261,13 @@ def describe_plan(
                 f"{drawn / (schedule.steps * manifest.batch_size):.2%}",
                 f"{drawn / max(samples, 1):.3f}",
                 f"{sum(max(stream.samples - count, 0) for stream, count in both):,}",
-                size_words(sum(_bytes_read(stream, count, nodes, manifest.lanes) for stream, count in both)),
+                size_words(sum(read[stream.name] for stream in streams)),
             )
         )
     lines += table(rows)
     lines += [line for name in entries for line in _pair_lines(name, entries[name], cursors)]
-    read = sum(_bytes_read(stream, cursors.get(stream.name, 0), nodes, manifest.lanes) for stream in manifest.streams)
-    cache = size_words(_cache(manifest, nodes))
-    lines += ["", f"each of {nodes} node(s) reads {size_words(read)} in total and needs at least {cache} of cache"]
+    whole, cache = size_words(sum(read.values())), size_words(_cache(manifest, nodes, sizes))
+    lines += ["", f"each of {nodes} node(s) reads {whole} in total and needs at least {cache} of cache"]
     if tokens_per_second:
         steps = _steps_to_train(plan)
         hours = steps * manifest.batch_size * manifest.seq_len / tokens_per_second / 3600
@@ -411,21 +416,17 @@ def _piece_drift(stage: Stage, lanes: int, batch_size: int, probes: int) -> floa
     )
 
 
-def _bytes_read(stream: Stream, drawn: int, nodes: int, lanes: int) -> float:
-    """Bytes of a stream that one node downloads: its lanes' part of the samples of the first epoch."""
-    part = 1 / nodes if lanes % nodes == 0 else 1.0
-    return sum(shard.stored.bytes for shard in stream.shards) * min(drawn / max(stream.samples, 1), 1) * part
+def _cache(manifest: Manifest, nodes: int, sizes: Mapping[str, int]) -> float:
+    """Bytes that hold two shuffle blocks (one read, one fetched ahead) of each stream of a stage and each lane.
 
-
-def _cache(manifest: Manifest, nodes: int) -> float:
-    """Bytes that hold two shuffle blocks (one read, one fetched ahead) of each stream of a stage and each lane."""
+    `sizes`: bytes of each stream in the store.
+    """
     lanes = -(-manifest.lanes // nodes)
     need = {
         stream.name: 2 * manifest.shuffle_block / stream.shards[0].samples * stream.shards[0].raw.bytes * lanes
         for stream in manifest.streams
     }
-    total = {stream.name: sum(shard.stored.bytes for shard in stream.shards) for stream in manifest.streams}
-    return max(sum(min(need[name], total[name]) for name in stage.samples) for stage in manifest.stages)
+    return max(sum(min(need[name], sizes[name]) for name in stage.samples) for stage in manifest.stages)
 
 
 def _sample_text(plan: Plan, number: int, sample_id: int, slot: int) -> list[str]:
