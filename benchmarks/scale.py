@@ -4,8 +4,8 @@ The pairs are real ones, varied: copy k of a pair has " (k)" behind both sides, 
 earlier one exactly. So the number of duplicates is known, and the build is wrong if it finds another. Cleaning applies
 all pair rules, searches duplicates and, with --language-id, identifies the languages of both sides.
 
-A row is a round of the build beside the same round at a tenth of the pairs: a ratio of 1 means that time grows with the
-input, not faster.
+A row is a round of the build, or the memory of all processes in it, beside the same round at a tenth of the pairs: a
+ratio of 1 means that time grows with the input, not faster, and memory not at all.
 """
 
 from __future__ import annotations
@@ -57,29 +57,38 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="scale-", dir=options.folder) as name:
         small = Scale(options, Path(name) / "small", options.pairs // 10).build()
         large = Scale(options, Path(name) / "large", options.pairs).build()
-        for before, after in zip(small, large, strict=True):
-            print_round(before, after, options)
+        known = {one.title: one for one in small}
+        for one in large:
+            print_round(known.get(one.title), one, options)
 
 
 def count_of(text: str) -> int:
     """A count, such as 10M."""
-    value = parse_count(text)
+    value = parse_count(text.upper())
     if not isinstance(value, int):
         raise argparse.ArgumentTypeError(f"{text} is not a count, such as 10M")
     return value
 
 
-def print_round(before: Round, after: Round, options: argparse.Namespace) -> None:
-    """Print what a round did in a second at both sizes."""
-    rates = [one.pairs / one.seconds for one in (before, after)]
+def print_round(before: Round | None, after: Round, options: argparse.Namespace) -> None:
+    """Print what a round did in a second, and the memory of all processes, at both sizes.
+
+    `before` is None for a round of large builds alone.
+    """
     words = f"scale_{after.title.replace(', ', '+').replace(' ', '_')}"
-    peer = f"{before.pairs:,} pairs, {options.workers} processes"
-    show(
-        Row(words, rates[1], "pairs/s", peer, rates[0], rates[1] / rates[0], after.cpu, before.cpu),
-        as_json=options.json,
-    )
+    rate, memory = after.pairs / after.seconds, after.memory / 2**20
+    rows = [Row(words, rate, "pairs/s", cpu_seconds=after.cpu), Row(f"{words}_mb", memory, "MB")]
+    if before is not None:
+        peer = f"{before.pairs:,} pairs, {options.workers} processes"
+        rate_before, memory_before = before.pairs / before.seconds, before.memory / 2**20
+        rows = [
+            Row(words, rate, "pairs/s", peer, rate_before, rate / rate_before, after.cpu, before.cpu),
+            Row(f"{words}_mb", memory, "MB", peer, memory_before, memory_before / memory if memory else None),
+        ]
+    for row in rows:
+        show(row, as_json=options.json)
     if not options.json:
-        print(f"  {after.units:,} units, {after.seconds:.1f} s, at most {after.memory / 2**20:,.0f} MB", flush=True)
+        print(f"  {after.units:,} units, {after.seconds:.1f} s", flush=True)
 
 
 @dataclass

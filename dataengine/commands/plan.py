@@ -240,9 +240,9 @@ def describe_plan(
     rows = [("stream", "samples", "drawn", "tokens drawn", "share", "epochs", "never drawn", "read by a node")]
     entries = _by_entry(manifest.streams)
     sizes = {stream.name: sum(shard.stored.bytes for shard in stream.shards) for stream in manifest.streams}
-    part = 1 / nodes if manifest.lanes % nodes == 0 else 1.0  # its lanes' part of the samples of the first epoch
+    lanes_part = 1 / nodes if manifest.lanes % nodes == 0 else 1.0  # its lanes' part of the samples of the first epoch
     read = {
-        stream.name: sizes[stream.name] * min(cursors.get(stream.name, 0) / max(stream.samples, 1), 1) * part
+        stream.name: sizes[stream.name] * min(cursors.get(stream.name, 0) / max(stream.samples, 1), 1) * lanes_part
         for stream in manifest.streams
     }
     assumed = set(plan.assumed)
