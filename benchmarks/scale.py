@@ -85,7 +85,7 @@ def print_round(before: Round | None, after: Round, options: argparse.Namespace)
             Row(words, rate, "pairs/s", peer, rate_before, rate / rate_before, after.cpu, before.cpu),
             Row(f"{words}_mb", memory, "MB", peer, memory_before, memory_before / memory if memory else None),
         ]
-    for row in rows:
+    for row in rows[: 2 if memory and rows[1].peer_value != 0 else 1]:  # a short round ends before it is looked at
         show(row, as_json=options.json)
     if not options.json:
         print(f"  {after.units:,} units, {after.seconds:.1f} s", flush=True)

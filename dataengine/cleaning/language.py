@@ -59,7 +59,7 @@ _MISTAKEN = {"ch": "zh", "tw": "zh", "mandarin": "zh", "kr": "ko"}  # codes that
 _NO_LETTERS = re.compile(
     r"[\x00-@\[-`{-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf×÷\u2000-\u200b\u200e-\u206f\u3000-\u3004\u3008-\u3020！-＠［-｀｛-･]+"
 )
-_SEPARATOR, _LETTER, _ODD = range(3)  # kinds of characters
+_SEPARATOR, _LETTER, _WIDE_LETTER, _ODD = range(4)  # kinds of characters: but for odd ones, letters that each counts as
 _JOINERS = re.compile("([\u200c\u200d])")
 _WIDE = re.compile(r"[\u3005\u3007\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
@@ -135,8 +135,8 @@ def same_language(code: str, language: str) -> bool:
 
 
 def _all_letters(texts: Sequence[str]) -> list[str | None]:
-    """`_letters` of each text, but several spaces may separate words. Only the few texts that are short or have an
-    invisible character are looked at one by one."""
+    """`_letters` of each text, but several spaces may separate words. Only the few texts with an invisible character
+    are looked at one by one."""
     if not texts:
         return []
     pieces = [text[:_CHARACTERS] for text in texts]
@@ -147,11 +147,11 @@ def _all_letters(texts: Sequence[str]) -> list[str | None]:
     shown = np.where(kinds == _SEPARATOR, ord(" "), codes).astype("<u4")
     shown[ends - 1] = ord("\n")
     found: list[str | None] = [*shown.tobytes().decode("utf-32-le", "surrogatepass").split("\n")[:-1]]
-    letters = np.add.reduceat(kinds == _LETTER, ends - lengths, dtype=np.int64)
-    odd = np.add.reduceat(kinds == _ODD, ends - lengths, dtype=np.int64) > 0
-    short = lengths - 1 + letters < SHORTEST  # even if all letters were wide
-    for number in np.flatnonzero((letters < SHORTEST) | odd).tolist():
-        found[number] = None if short[number] else _letters(texts[number])
+    words = (kinds > 0) & np.concatenate([[True], kinds[:-1] == 0])  # where one begins
+    letters, words = (np.add.reduceat(each, ends - lengths, dtype=np.int64) for each in (kinds, words))
+    odd = np.maximum.reduceat(kinds, ends - lengths) == _ODD
+    for number in np.flatnonzero((letters + words - 1 < SHORTEST) | odd).tolist():
+        found[number] = _letters(texts[number]) if odd[number] else None
     return [line.lower() if line and line.isupper() else line for line in found]
 
 
@@ -166,6 +166,7 @@ def _kinds() -> NDArray[np.uint8]:
     kinds = np.full(len(everything), _ODD, np.uint8)
     kinds[_codes_of(_visible(everything))] = _SEPARATOR
     kinds[_codes_of(_NO_LETTERS.sub("", _visible(everything)))] = _LETTER
+    kinds[_codes_of("".join(_WIDE.findall(_visible(everything))))] = _WIDE_LETTER
     kinds[0x1680] = _ODD  # the white space that `_NO_LETTERS` leaves
     return kinds
 

@@ -156,12 +156,13 @@ class S3Store(Store):
                 raise OutageError(f"{url}: the store keeps reporting another write in progress. Run again.") from None
 
     def _is_there(self, key: str, content: bytes | Path) -> bool:
-        """Whether an object exists. Raises RuntimeError if it has other content."""
+        """Whether an object exists. Raises InputError if it has other content."""
         equal = self._equals(key, content)
         if equal is False:
-            raise RuntimeError(
-                f"{self._url(key)} exists with other content: nondeterminism. The same input and settings gave "
-                "different bytes. Remove the object, and find out what differed between the two runs."
+            raise InputError(
+                f"{self._url(key)} exists with other content. It was damaged, or the same input and settings gave "
+                "different bytes (nondeterminism). Remove the object and run again; if this returns, find out what "
+                "differs between the two runs."
             )
         return equal is not None
 

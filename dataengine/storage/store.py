@@ -77,7 +77,7 @@ class Store(ABC):
         """Fill a folder by calls of (name, content). Once the file `last` exists, all files exist and are complete.
 
         After an error in the block, `last` does not exist. Files of earlier attempts stay. Raises InputError if a file
-        cannot be written, and RuntimeError if an object store already has other content under its name.
+        cannot be written, or an object store already has other content under its name.
         """
 
     @abstractmethod
