@@ -65,12 +65,17 @@ class Texts:
         """Each column of texts, normalized."""
         return tuple([dedup.normalize(text) for text in texts] for texts in self.batch.texts)
 
-    @cached_property
+    @property
     def usable(self) -> Texts:
         """The texts of the records that the tokenizer can use."""
+        return self._selected or self
+
+    @cached_property
+    def _selected(self) -> Texts | None:
+        """`usable`; None if it is all texts. Kept in itself, a batch would only go when Python looks for garbage."""
         kept = np.ones(len(self.batch.lines), bool) if self._usable is None else self._usable(self.batch)
         if kept.all():
-            return self
+            return None
         found = Texts(select(self.batch, kept), self.first)
         found.records = self.records[kept]
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import pickle
@@ -21,7 +22,7 @@ from typing import Any
 import psutil
 import pytest
 
-from dataengine.build import executors
+from dataengine.build import clean, executors, near_units, tokenize
 from dataengine.build.agreement import read_built_config
 from dataengine.build.build import build, work
 from dataengine.build.executors import FinishedEngine, OthersNotDoneError, RayEngine, SliceEngine
@@ -90,6 +91,30 @@ def undisturbed(
         build(config, workers=1)
         whole["tree"] = tree(open_store(config.store))
     return whole["tree"]
+
+
+def test_no_batch_waits_for_a_search_for_garbage(
+    make_config: ConfigMaker, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Units run without one, so what refers to itself would stay in memory until they end."""
+    settings = cleaned(corpora)
+    settings["streams"]["both"]["clean"] |= {"min_language_score": 0.01, "decontaminate": [str(corpora / "pairs.1.jsonl")]}
+    settings |= {"part_bytes": 1 << 20}
+    found = {}
+    for batch in (4096, 4096, 8):  # the first one fills caches
+        store = tmp_path / f"store{len(found)}"
+        for module in (clean, near_units, tokenize):
+            monkeypatch.setattr(module, "_BATCH", batch)
+        shutil.rmtree(store, ignore_errors=True)
+        config = make_config(**settings, store=str(store))
+        gc.collect()
+        gc.disable()
+        try:
+            build(config, workers=1)
+            found[batch] = gc.collect()
+        finally:
+            gc.enable()
+    assert found[8] < 1.2 * found[4096]
 
 
 def crash(store: Store, moment: str, folder: Path) -> CrashingStore:
