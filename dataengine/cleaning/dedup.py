@@ -71,8 +71,8 @@ def normalize(text: str) -> str:
             for wide, narrow in _FULL_WIDTH:  # 5x faster than `normalize`, and enough for most Chinese texts
                 text = text.replace(wide, narrow)
             if not unicodedata.is_normalized("NFKC", text):
-                text = _part_numbers(text)
-            text = without_invisible(unicodedata.normalize("NFKC", text))  # U+3164 and U+FFA0 become U+1160
+                text = unicodedata.normalize("NFKC", _part_numbers(text))
+                text = without_invisible(text)  # U+3164 and U+FFA0 become U+1160
     return " ".join(text.casefold().split())
 
 
