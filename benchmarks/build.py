@@ -47,6 +47,7 @@ ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".bench"
 DATATROVE, LLM_FOUNDRY, MISTRAL = "datatrove==0.10.1", "llm-foundry==0.22.0", "mistral-common==1.13.1"
 TEKKEN = PEERS / MISTRAL / "mistral_common" / "data" / "tekken_240911.json"
+_RUNS = 3
 QUICK, FULL = 5_000_000, 20_000_000  # bytes of text
 FAST = 8  # times as much for the fast contenders
 SCALING = 1_200_000_000  # bytes, of build_scaling in full
@@ -207,8 +208,7 @@ ROWS = {row.__name__: row for row in (build_en, build_zh, build_pairs, build_bpe
 
 def measure(name: str, contenders: Mapping[str, Contender], full: bool, bench: Bench) -> list[Row]:
     """A row for each contender but ours. Exits if one fails or counts a different number of tokens."""
-    runs = 3 if full else 1
-    found = medians(runs, {label: partial(build_once, one, bench) for label, one in contenders.items()})
+    found = medians(_RUNS, {label: partial(build_once, one, bench) for label, one in contenders.items()})
     tokens = {label: figures["tokens"] for label, figures in found.items()}
     if len(set(tokens.values())) > 1:
         sys.exit(f"token counts differ: {tokens}")
@@ -217,7 +217,7 @@ def measure(name: str, contenders: Mapping[str, Contender], full: bool, bench: B
     ours, cpu = rates["ours"], found["ours"]["cpu"]
     note(f"{name}: {tokens['ours']:,.0f} tokens by each")
     return [
-        Row(name, ours, unit, label, rate, ours / rate, cpu, found[label]["cpu"], runs)
+        Row(name, ours, unit, label, rate, ours / rate, cpu, found[label]["cpu"], _RUNS)
         for label, rate in rates.items()
         if label != "ours"
     ]

@@ -1,4 +1,4 @@
-"""How fast sets are translated, against one `generate` call a sentence: `python benchmarks/generate.py [--full]`.
+"""How fast sets are translated, against one `generate` call a sentence: `python benchmarks/generate.py`.
 
 Ours is the translation of an evaluation: batches by length, the common beginning of prompts computed once, a prompt
 once for all its beams, finished sentences removed. The peer is the obvious loop: tokenize a prompt, `generate`, decode,
@@ -38,13 +38,13 @@ from trainer.evaluation.prompts import Prompts, choose_shots, make_prompts  # no
 
 BATCH_TOKENS = 16_384
 Way = Callable[[LlamaForCausalLM, Tokenizer, Prompts, Decoding], list[str]]
+_TURNS = 3
 ROWS = {"generate_cpu": (1, 0), "generate_beam_cpu": (5, 0), "generate_5shot_cpu": (1, 5)}  # beams, shots
 
 
 def main() -> None:
     """Run the rows and print a table, or JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="three turns instead of one")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     transformers_log.set_verbosity_error()  # it would warn about prompts beyond the context
@@ -53,7 +53,7 @@ def main() -> None:
     pairs = [(row["en"], row["zh"]) for row in rows]
     model = make_model(tokenizer)
     for name, (beams, shots) in ROWS.items():
-        for row in measure(name, model, tokenizer, pairs, 3 if options.full else 1, beams, shots):
+        for row in measure(name, model, tokenizer, pairs, _TURNS, beams, shots):
             show(row, as_json=options.json)
 
 

@@ -5,7 +5,8 @@ earlier one exactly. So the number of duplicates is known, and the build is wron
 all pair rules, searches duplicates and, with --language-id, identifies the languages of both sides.
 
 A row is a round of the build, or the memory of all processes in it, beside the same round at a tenth of the pairs: a
-ratio of 1 means that time grows with the input, not faster, and memory not at all.
+ratio of 1 means that time grows with the input, not faster, and memory not at all. Up to a million pairs, rows are the
+medians of three builds.
 """
 
 from __future__ import annotations
@@ -55,11 +56,14 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="scale-", dir=options.folder) as name:
-        small = Scale(options, Path(name) / "small", options.pairs // 10).build()
-        large = Scale(options, Path(name) / "large", options.pairs).build()
+        runs = 3 if options.pairs <= PER_FILE else 1
+        small, large = (
+            take_medians([Scale(options, Path(name) / f"{size}-{k}", size).build() for k in range(runs)])
+            for size in (options.pairs // 10, options.pairs)
+        )
         known = {one.title: one for one in small}
         for one in large:
-            print_round(known.get(one.title), one, options)
+            print_round(known.get(one.title), one, options, runs)
 
 
 def count_of(text: str) -> int:
@@ -70,20 +74,25 @@ def count_of(text: str) -> int:
     return value
 
 
-def print_round(before: Round | None, after: Round, options: argparse.Namespace) -> None:
+def take_medians(builds: Sequence[Sequence[Round]]) -> list[Round]:
+    """Each round as it was in the build in which it took the median time."""
+    return [sorted(rounds, key=lambda one: one.seconds)[len(rounds) // 2] for rounds in zip(*builds, strict=True)]
+
+
+def print_round(before: Round | None, after: Round, options: argparse.Namespace, runs: int) -> None:
     """Print what a round did in a second, and the memory of all processes, at both sizes.
 
     `before` is None for a round of large builds alone.
     """
     words = f"scale_{after.title.replace(', ', '+').replace(' ', '_')}"
     rate, memory = after.pairs / after.seconds, after.memory / 2**20
-    rows = [Row(words, rate, "pairs/s", cpu_seconds=after.cpu), Row(f"{words}_mb", memory, "MB")]
+    rows = [Row(words, rate, "pairs/s", cpu_seconds=after.cpu, runs=runs), Row(f"{words}_mb", memory, "MB", runs=runs)]
     if before is not None:
         peer = f"{before.pairs:,} pairs, {options.workers} processes"
         rate_before, memory_before = before.pairs / before.seconds, before.memory / 2**20
         rows = [
-            Row(words, rate, "pairs/s", peer, rate_before, rate / rate_before, after.cpu, before.cpu),
-            Row(f"{words}_mb", memory, "MB", peer, memory_before, memory_before / memory if memory else None),
+            Row(words, rate, "pairs/s", peer, rate_before, rate / rate_before, after.cpu, before.cpu, runs),
+            Row(f"{words}_mb", memory, "MB", peer, memory_before, memory_before / max(memory, 1), runs=runs),
         ]
     for row in rows[: 2 if memory and rows[1].peer_value != 0 else 1]:  # a short round ends before it is looked at
         show(row, as_json=options.json)
