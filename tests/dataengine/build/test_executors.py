@@ -97,9 +97,9 @@ def test_no_batch_waits_for_a_search_for_garbage(
     make_config: ConfigMaker, corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Units run without one, so what refers to itself would stay in memory until they end."""
-    settings = cleaned(corpora)
-    settings["streams"]["both"]["clean"] |= {"min_language_score": 0.01, "decontaminate": [str(corpora / "pairs.1.jsonl")]}
-    settings |= {"part_bytes": 1 << 20}
+    settings = {**cleaned(corpora), "part_bytes": 1 << 20}
+    evaluation = [str(corpora / "pairs.1.jsonl")]
+    settings["streams"]["both"]["clean"] |= {"min_language_score": 0.01, "decontaminate": evaluation}
     found = {}
     for batch in (4096, 4096, 8):  # the first one fills caches
         store = tmp_path / f"store{len(found)}"
