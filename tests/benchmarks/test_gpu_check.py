@@ -203,6 +203,7 @@ def test_only_the_folder_of_an_earlier_check_is_replaced(tmp_path: Path) -> None
     assert list(gpu_check.empty_folder(tmp_path).iterdir()) == []
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.slow
 def test_the_whole_check_on_cpu(tmp_path: Path) -> None:
     out = tmp_path / "check.json"
