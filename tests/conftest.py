@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +28,10 @@ from dataengine.records.types import RecordFormat
 # No test fails because its machine is slow.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+# A forked process leaves alone what its parent has not cleaned up yet. Else it may find a process group of an earlier
+# test among the garbage, whose destructor waits for ever for threads that only the parent has.
+os.register_at_fork(after_in_child=gc.freeze)
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "demo" / "data"
