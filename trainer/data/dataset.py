@@ -9,6 +9,7 @@ other module may import streaming.
 from __future__ import annotations
 
 import contextlib
+import gc
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -175,7 +176,7 @@ class _Loader(DataLoader[dict[str, NDArray[Any]]]):
             batch_size=None,  # an item is a batch
             num_workers=num_workers,
             collate_fn=collate,
-            worker_init_fn=leave_signals_to_parent,
+            worker_init_fn=_begin_worker,
             multiprocessing_context="fork" if num_workers else None,
             prefetch_factor=_AHEAD if num_workers else None,
             persistent_workers=bool(num_workers),
@@ -200,6 +201,12 @@ def _identity(manifest: Manifest, step: int) -> dict[str, Any]:
 def _columns(batch: PlannedSamples) -> dict[str, NDArray[Any]]:
     columns: dict[str, NDArray[Any]] = {COLUMN: batch.tokens, "stream": batch.streams, "sample_id": batch.sample_ids}
     return columns if batch.loss_mask is None else {**columns, MASK: batch.loss_mask}
+
+
+def _begin_worker(worker: int) -> None:
+    """Leave alone what a worker inherits: the destructor of a process group waits for threads of its parent alone."""
+    gc.freeze()
+    leave_signals_to_parent(worker)
 
 
 def _as_it_is(batch: Any) -> Any:
