@@ -20,7 +20,7 @@ SIZES = ModelConfig(
 MANIFEST = Manifest("m", "t", 1000, 2, 16, 4, 1, 17, 8, (), (Stage("s", 1, {"x": 4}),))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")  # one destructor of gloo, which may hang, not one a test
 def mesh_of_one() -> Iterator[DeviceMesh]:
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
