@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch import Tensor
 
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage
 from tests.dataengine.mds.test_shard_map import streams_of
+from tests.groups import group_of_one
 from trainer.training.callbacks.ledger import SampleLedger
 from trainer.training.callbacks.losses import StreamLosses
 from trainer.training.callbacks.stop import StopRequest
@@ -23,10 +23,9 @@ PLAN = Manifest(
 
 
 @pytest.fixture(autouse=True)
-def group_of_one() -> Iterator[None]:
-    distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)  # gloo's destructor may hang
-    yield
-    distributed.destroy_process_group()
+def _group() -> Iterator[None]:
+    with group_of_one():
+        yield
 
 
 def step(mask: Tensor | None) -> StreamLosses:

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from dataengine.config.training import ModelConfig, TrainConfig
 from dataengine.schedule.manifest import Manifest
 from dataengine.schedule.slots import Stage
+from tests.groups import group_of_one
 from trainer.model.composer_model import build_model
 from trainer.training.recompute import pass_in_bf16
 
@@ -20,11 +20,10 @@ SIZES = ModelConfig(
 MANIFEST = Manifest("m", "t", 1000, 2, 16, 4, 1, 17, 8, (), (Stage("s", 1, {"x": 4}),))
 
 
-@pytest.fixture(scope="module")  # one destructor of gloo, which may hang, not one a test
+@pytest.fixture
 def mesh_of_one() -> Iterator[DeviceMesh]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    yield init_device_mesh("cpu", (1,))
-    distributed.destroy_process_group()
+    with group_of_one():
+        yield init_device_mesh("cpu", (1,))
 
 
 @pytest.mark.parametrize("recompute", [False, True])
